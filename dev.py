@@ -1,0 +1,119 @@
+#!/usr/bin/env python3
+"""One command for everything: `python3 dev.py demo`, `test`, `check` or `bench`.
+
+Needs Python 3.11 and nothing else. It makes `.venv` beside this file, installs into it when `pyproject.toml` has
+changed, and runs the command there; what follows the command is passed on, as in `python3 dev.py test -k outbox`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent
+VENV = ROOT / ".venv"
+SCRIPTS = VENV / ("Scripts" if os.name == "nt" else "bin")
+PYTHON = SCRIPTS / ("python.exe" if os.name == "nt" else "python")
+STAMP = VENV / "sqlmq-installed"
+
+COMMANDS = {
+    "demo": "show a queue at work, on SQLite in a temporary directory",
+    "test": "run the tests; pytest's options are understood",
+    "check": "run ruff, mypy and import-linter",
+    "bench": "run the benchmarks",
+}
+CHECKS = (
+    ("ruff", "check", "."),
+    ("ruff", "format", "--check", "."),
+    ("mypy",),
+    ("lint-imports",),
+)
+
+
+def run(*command: str | Path) -> int:
+    """Run *command* at the top of the checkout and return its exit code."""
+    sys.stdout.flush()
+    try:
+        return subprocess.run([str(word) for word in command], cwd=ROOT, check=False).returncode
+    except KeyboardInterrupt:
+        return 130
+
+
+def make_venv() -> None:
+    """Make `.venv`, anew if the one that is there does not run."""
+    if PYTHON.exists() and run(PYTHON, "-c", "import sys; sys.exit(sys.version_info < (3, 11))") == 0:
+        return
+    if VENV.exists():
+        print("dev.py: .venv does not work; making it anew")
+        shutil.rmtree(VENV)
+    if shutil.which("uv"):
+        if run("uv", "venv", "--quiet", "--python", sys.executable, VENV) != 0:
+            sys.exit("dev.py: `uv venv` failed, see above")
+        return
+    if run(sys.executable, "-m", "venv", VENV) != 0:
+        shutil.rmtree(VENV, ignore_errors=True)
+        sys.exit(
+            "dev.py: this Python cannot make a virtual environment (see above). On Debian and Ubuntu that is a package "
+            f"of its own: `sudo apt install python3.{sys.version_info.minor}-venv`. Or install uv."
+        )
+
+
+def install(extra: str) -> None:
+    """Install the checkout with *extra*, unless `.venv` has it already."""
+    python = subprocess.run([PYTHON, "-VV"], capture_output=True, check=True).stdout
+    facts = (ROOT / "pyproject.toml").read_bytes() + python + str(ROOT).encode()
+    fingerprint = hashlib.sha256(facts).hexdigest()
+    installed = STAMP.read_text(encoding="utf-8").split() if STAMP.exists() else []
+    if installed in ([fingerprint, "dev"], [fingerprint, extra or "-"]):
+        return
+    print("dev.py: installing into .venv, once ...")
+    STAMP.unlink(missing_ok=True)
+    has_pip = run(PYTHON, "-c", "import importlib.util as u, sys; sys.exit(u.find_spec('pip') is None)") == 0
+    pip: tuple[str | Path, ...] = (PYTHON, "-m", "pip") if has_pip else ("uv", "pip")
+    into: tuple[str | Path, ...] = () if has_pip else ("--python", PYTHON)
+    if run(*pip, "install", *into, "--quiet", "--editable", f".[{extra}]" if extra else ".") != 0:
+        sys.exit("dev.py: the installation failed, see above")
+    STAMP.write_text(f"{fingerprint} {extra or '-'}\n", encoding="utf-8")
+
+
+def check() -> int:
+    """Run every check, also after one has failed; return 0 when all passed."""
+    failed = []
+    for name, *arguments in CHECKS:
+        title = " ".join([name, *arguments])
+        print(f"\n== {title}")
+        if run(SCRIPTS / name, *arguments) != 0:
+            failed.append(title)
+    print(f"\ndev.py: failed: {', '.join(failed)}" if failed else "\ndev.py: all checks passed")
+    return 1 if failed else 0
+
+
+def main(arguments: list[str]) -> int:
+    """Prepare `.venv`, run the command, return its exit code."""
+    if sys.version_info < (3, 11):  # noqa: UP036 - whoever has an older one is told so, rather than shown a traceback
+        sys.exit("dev.py: Python 3.11 or newer is needed, this is " + sys.version.split()[0])
+    if not arguments or arguments[0] in {"-h", "--help"}:
+        print(__doc__, *(f"    {name:<6}  {explanation}" for name, explanation in COMMANDS.items()), sep="\n")
+        return 0
+    command, *passed_on = arguments
+    if command not in COMMANDS:
+        sys.exit(f"dev.py: there is no command {command!r}, only {', '.join(COMMANDS)}")
+    if command == "bench" and not (ROOT / "benchmarks" / "__main__.py").exists():
+        sys.exit("dev.py: this checkout has no benchmarks/__main__.py to run")
+    make_venv()
+    install("" if command == "demo" else "dev")
+    if command == "demo":
+        return run(SCRIPTS / "sqlmq", "demo", *passed_on)
+    if command == "test":
+        return run(PYTHON, "-m", "pytest", *passed_on)
+    if command == "bench":
+        return run(PYTHON, "-m", "benchmarks", *passed_on)
+    return check()
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
