@@ -1,0 +1,39 @@
+"""Every difference between databases, one module each; nothing else names a database.
+
+A new database is one module here and one line in the registry.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+from sqlmq.dialects.base import Batch, Dialect, LogRow, Position, without_secrets
+from sqlmq.errors import InvalidURLError
+
+if TYPE_CHECKING:
+    from sqlalchemy import Connection
+
+__all__ = ["Batch", "Dialect", "LogRow", "Position", "dialect_named", "dialect_of", "without_secrets"]
+
+# Imported when asked for: a program on SQLite needs no Postgres driver.
+_REGISTRY = {"postgresql": "Postgresql", "sqlite": "Sqlite"}
+
+
+def dialect_named(backend: str, schema: str | None) -> Dialect:
+    """The dialect for the database that SQLAlchemy calls *backend*."""
+    if backend not in _REGISTRY:
+        message = f"sqlmq works on {' and '.join(sorted(_REGISTRY))}, not on {backend!r}."
+        raise InvalidURLError(message)
+    try:
+        module = import_module(f"sqlmq.dialects.{backend}")
+    except ModuleNotFoundError as error:
+        message = f"The driver {error.name!r} is not installed. Install it with: pip install 'sqlmq[postgres]'"
+        raise InvalidURLError(message) from error
+    dialect: Dialect = getattr(module, _REGISTRY[backend])(schema)
+    return dialect
+
+
+def dialect_of(conn: Connection, schema: str | None) -> Dialect:
+    """The dialect for the database of *conn*."""
+    return dialect_named(conn.dialect.name, schema)

@@ -1,0 +1,138 @@
+"""What a database must be able to do for us, and what most of them do the same way.
+
+A dialect is the only place that knows which database it is on. It begins no transaction by itself: ``begin`` only says
+how a writing one has to begin.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING, ClassVar, NamedTuple
+
+from sqlmq.schema import tables
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from sqlalchemy import URL, ColumnElement, Connection, Engine, Insert, Table
+
+    from sqlmq.errors import SqlmqError
+    from sqlmq.message import Message
+
+
+class Batch(NamedTuple):
+    """Messages for one partition, in order."""
+
+    partition_id: int
+    messages: Sequence[Message]
+
+
+class Position(NamedTuple):
+    """Where to read on in one partition."""
+
+    partition_id: int
+    offset: int
+
+
+class LogRow(NamedTuple):
+    """A row of the log as the driver gives it, undecoded. The moment counts microseconds from 1970, UTC."""
+
+    partition_id: int
+    offset: int
+    key: bytes | None
+    value: bytes
+    headers_json: str | bytes | None
+    timestamp_us: int
+
+
+class Dialect(ABC):
+    """One database, and the schema our tables are in."""
+
+    name: ClassVar[str]
+    creates_schema_itself: ClassVar[bool] = False
+    """Whether the tables are made on first use, without being asked for."""
+    one_writer: ClassVar[bool] = False
+    """Whether the database has room for a single writing transaction at a time."""
+
+    has_change_token: ClassVar[bool] = False
+    """Whether ``change_token`` tells something."""
+
+    def __init__(self, schema: str | None) -> None:
+        self.schema = schema
+        self.tables = tables(schema)
+
+    @abstractmethod
+    def create_engine(self, url: URL) -> Engine:
+        """Make the engine for a URL of our own; never called for an engine that the user made."""
+
+    @abstractmethod
+    def check_engine(self, engine: Engine) -> None:
+        """Raise InvalidURLError if a user's engine has a driver that can't be used."""
+
+    @abstractmethod
+    def for_transactions(self, engine: Engine) -> Engine:
+        """The same pool, for transactions in which offsets can be numbered, whatever the defaults are."""
+
+    @abstractmethod
+    def for_single_statements(self, engine: Engine) -> Engine:
+        """The same pool, for single statements that need no BEGIN and COMMIT of their own."""
+
+    def begin(self, conn: Connection) -> None:  # noqa: B027 - most databases need nothing: SQLAlchemy begins
+        """Begin a writing transaction on *conn*, which is in none."""
+
+    def can_append_in_one_statement(self, conn: Connection) -> bool:
+        """Whether an append outside any transaction is one of its own, in one round trip."""
+        del conn
+        return False
+
+    @abstractmethod
+    def lock_schema(self, conn: Connection) -> None:
+        """Let one migration run at a time, until the transaction ends."""
+
+    @abstractmethod
+    def now(self) -> ColumnElement[object]:
+        """This moment by the database's clock, as it is stored."""
+
+    @abstractmethod
+    def age_seconds(self, moment: ColumnElement[object]) -> ColumnElement[float]:
+        """Seconds since *moment*, by the database's clock."""
+
+    @abstractmethod
+    def insert_new(self, table: Table, unique: Sequence[str]) -> Insert:
+        """An INSERT that leaves alone a row which is there already, by the columns *unique*."""
+
+    @abstractmethod
+    def append(self, conn: Connection, topic: str, batches: Sequence[Batch]) -> list[int]:
+        """Number the messages of *batches*, which are in order of ``partition_id``, and add them to the log.
+
+        Returns the offset of the first message of each batch. The partitions' rows are locked, in that order, until
+        the transaction ends. Raises UnknownTopicError if one of the partitions is gone.
+        """
+
+    @abstractmethod
+    def read(self, conn: Connection, positions: Sequence[Position], limit: int, max_bytes: int) -> list[LogRow]:
+        """Read up to *limit* rows, a fair part from each partition that has any, in order of offset in each.
+
+        Stops in each partition before its part of *max_bytes* of values is exceeded, but never before its first row.
+        """
+
+    def change_token(self, conn: Connection) -> int:
+        """A number that changes when another connection has written, read at next to no cost."""
+        raise NotImplementedError
+
+    @abstractmethod
+    def translate(self, error: Exception, where: str) -> SqlmqError | None:
+        """Our error for a driver's *error* at the database *where*; None if it is not the database's doing."""
+
+    @abstractmethod
+    def is_passing(self, error: Exception) -> bool:
+        """Whether a transaction that failed so may succeed if it is run again from its beginning."""
+
+    @abstractmethod
+    def is_disconnect(self, error: Exception) -> bool:
+        """Whether the connection broke without a last word from the server."""
+
+
+def without_secrets(url: URL) -> str:
+    """*url* as it may be shown: without password and query, which can hold one."""
+    return url._replace(password=None, query=type(url.query)()).render_as_string(hide_password=True)

@@ -1,0 +1,206 @@
+"""SQLite, embedded: one file, any number of threads and processes, one writer at a time.
+
+Our own transactions begin IMMEDIATE: one that reads first and writes later is refused at once when somebody else has
+written in between, without any waiting. https://www.sqlite.org/lang_transaction.html
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from typing import TYPE_CHECKING, ClassVar
+
+from sqlalchemy import ColumnElement, Float, StaticPool, create_engine, event, literal_column
+from sqlalchemy.dialects import sqlite
+from sqlalchemy.exc import DBAPIError
+
+from sqlmq.dialects.base import Batch, Dialect, LogRow, Position
+from sqlmq.errors import (
+    DatabaseBusyError,
+    DatabaseError,
+    DatabaseFullError,
+    DatabaseUnavailableError,
+    InvalidURLError,
+    PermissionDeniedError,
+    ReadOnlyDatabaseError,
+    SqlmqError,
+    UnknownTopicError,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from sqlalchemy import URL, Connection, Engine, Insert, Table
+
+_BUSY_TIMEOUT_SECONDS = 10
+
+NOW_US = "CAST((julianday('now') - 2440587.5) * 86400000000 AS INTEGER)"
+"""This moment in microseconds since 1970 (to a millisecond), in every SQLite since 3.8."""
+
+
+class Sqlite(Dialect):
+    """SQLite 3.35 and later."""
+
+    name: ClassVar[str] = "sqlite"
+    creates_schema_itself: ClassVar[bool] = True
+    one_writer: ClassVar[bool] = True
+    has_change_token: ClassVar[bool] = True
+
+    def __init__(self, schema: str | None) -> None:
+        if schema is not None:
+            message = "schema= is for Postgres; SQLite has none. Leave it out, or use another file."
+            raise InvalidURLError(message)
+        super().__init__(schema)
+
+    def create_engine(self, url: URL) -> Engine:
+        if (url.drivername.partition("+")[2] or "pysqlite") != "pysqlite":
+            message = f"On SQLite, sqlmq works with Python's own driver: sqlite:///file.db, not {url.drivername}://"
+            raise InvalidURLError(message)
+        in_memory = is_in_memory(url)
+        engine = create_engine(
+            url,
+            hide_parameters=True,
+            connect_args={"timeout": _BUSY_TIMEOUT_SECONDS, "check_same_thread": False},
+            # A database in memory is gone with its connection, and another connection is another database.
+            **({"poolclass": StaticPool} if in_memory else {"max_overflow": 15}),
+        )
+        event.listen(engine, "connect", _set_up_connection)
+        return engine
+
+    def check_engine(self, engine: Engine) -> None:
+        if engine.dialect.driver != "pysqlite":
+            message = f"On SQLite, sqlmq works with Python's own driver pysqlite, not {engine.dialect.driver!r}."
+            raise InvalidURLError(message)
+
+    def for_transactions(self, engine: Engine) -> Engine:
+        return engine
+
+    def for_single_statements(self, engine: Engine) -> Engine:
+        return engine
+
+    def begin(self, conn: Connection) -> None:
+        # A user's engine may have begun one by an event of its own; the append's UPDATE makes that the writer.
+        if not _connection(conn).in_transaction:
+            conn.exec_driver_sql("BEGIN IMMEDIATE")
+
+    def lock_schema(self, conn: Connection) -> None:
+        self.begin(conn)
+
+    def now(self) -> ColumnElement[object]:
+        return literal_column(NOW_US)
+
+    def age_seconds(self, moment: ColumnElement[object]) -> ColumnElement[float]:
+        return literal_column(f"({NOW_US}) / 1e6", Float) - moment / 1e6
+
+    def insert_new(self, table: Table, unique: Sequence[str]) -> Insert:
+        return sqlite.insert(table).on_conflict_do_nothing(index_elements=unique)
+
+    def append(self, conn: Connection, topic: str, batches: Sequence[Batch]) -> list[int]:
+        cursor = _connection(conn).cursor()
+        bases = []
+        for batch in batches:
+            # Changes nothing; makes this transaction the writer, so that what is read next stays true.
+            cursor.execute(
+                "UPDATE sqlmq_partition SET start_offset = start_offset WHERE id = ? AND topic_id IS NOT NULL",
+                (batch.partition_id,),
+            )
+            if cursor.rowcount == 0:
+                raise UnknownTopicError(topic)
+            cursor.execute(_BASE_SQL, (batch.partition_id,))
+            base: int = cursor.fetchone()[0]
+            cursor.executemany(
+                "INSERT INTO sqlmq_message (partition_id, msg_offset, key, value, headers) VALUES (?, ?, ?, ?, ?)",
+                [
+                    (batch.partition_id, offset, message.key, message.value, message.headers_json)
+                    for offset, message in enumerate(batch.messages, base)
+                ],
+            )
+            bases.append(base)
+        return bases
+
+    def read(self, conn: Connection, positions: Sequence[Position], limit: int, max_bytes: int) -> list[LogRow]:
+        cursor = _connection(conn).cursor()
+        ready = [position for position in positions if cursor.execute(_PROBE_SQL, position).fetchone()]
+        rows: list[LogRow] = []
+        for position in ready:
+            before = 0
+            for row in cursor.execute(_READ_SQL, (*position, max(1, limit // len(ready)))):
+                if before and before + len(row[3]) > max_bytes // len(ready):
+                    break
+                before += len(row[3])
+                rows.append(LogRow._make(row))
+        return rows
+
+    def change_token(self, conn: Connection) -> int:
+        number: int = _connection(conn).execute("PRAGMA data_version").fetchone()[0]
+        return number
+
+    def translate(self, error: Exception, where: str) -> SqlmqError | None:
+        driver_error = _driver_error(error)
+        if driver_error is None:
+            return None
+        kind, advice = _VERDICTS.get(_primary_code(driver_error), (DatabaseError, ""))
+        return kind(f"{where}: {driver_error}. {advice}".strip())
+
+    def is_passing(self, error: Exception) -> bool:
+        driver_error = _driver_error(error)
+        return driver_error is not None and _primary_code(driver_error) in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
+
+    def is_disconnect(self, error: Exception) -> bool:
+        del error
+        return False
+
+
+_BASE_SQL = """
+    SELECT max(p.start_offset, coalesce((
+        SELECT m.msg_offset + 1 FROM sqlmq_message m
+        WHERE m.partition_id = p.id AND m.msg_offset >= p.start_offset ORDER BY m.msg_offset DESC LIMIT 1
+    ), 0))
+    FROM sqlmq_partition p WHERE p.id = ?
+"""
+_PROBE_SQL = "SELECT 1 FROM sqlmq_message WHERE partition_id = ? AND msg_offset >= ? LIMIT 1"
+_READ_SQL = """
+    SELECT partition_id, msg_offset, key, value, headers, created_at FROM sqlmq_message
+    WHERE partition_id = ? AND msg_offset >= ? ORDER BY msg_offset LIMIT ?
+"""
+
+_VERDICTS: dict[int, tuple[type[DatabaseError], str]] = {
+    sqlite3.SQLITE_BUSY: (DatabaseBusyError, "Another transaction writes for too long; keep them short."),
+    sqlite3.SQLITE_LOCKED: (DatabaseBusyError, "Another transaction writes for too long; keep them short."),
+    sqlite3.SQLITE_FULL: (DatabaseFullError, "Make room on the disk."),
+    sqlite3.SQLITE_READONLY: (ReadOnlyDatabaseError, "Give the process the right to write the file and its directory."),
+    sqlite3.SQLITE_CANTOPEN: (DatabaseUnavailableError, "Does the directory exist, and may this process write to it?"),
+    sqlite3.SQLITE_PERM: (PermissionDeniedError, "Give the process the right to read and write the file."),
+    sqlite3.SQLITE_AUTH: (PermissionDeniedError, "Give the process the right to read and write the file."),
+    sqlite3.SQLITE_IOERR: (DatabaseUnavailableError, "The disk or file system failed."),
+    sqlite3.SQLITE_NOTADB: (DatabaseUnavailableError, "The file is not a SQLite database."),
+    sqlite3.SQLITE_CORRUPT: (DatabaseUnavailableError, "The file is damaged: see https://www.sqlite.org/recovery.html"),
+}
+
+
+def is_in_memory(url: URL) -> bool:
+    """Whether *url* names a database without a file."""
+    return url.database in (None, "", ":memory:") or "mode=memory" in (url.database or "")
+
+
+def _set_up_connection(connection: sqlite3.Connection, _record: object) -> None:
+    # Readers and the writer do not block each other in WAL. It stays with the file: set once, by whoever is first.
+    if connection.execute("PRAGMA journal_mode").fetchone()[0] not in ("wal", "memory"):
+        connection.execute("PRAGMA journal_mode = WAL")
+    # With NORMAL, a commit that was acknowledged can be lost with the power.
+    connection.execute("PRAGMA synchronous = FULL")
+
+
+def _connection(conn: Connection) -> sqlite3.Connection:
+    connection = conn.connection.driver_connection
+    assert isinstance(connection, sqlite3.Connection)  # noqa: S101 - what check_engine made sure of
+    return connection
+
+
+def _driver_error(error: Exception) -> sqlite3.Error | None:
+    origin = error.orig if isinstance(error, DBAPIError) else error
+    return origin if isinstance(origin, sqlite3.Error) else None
+
+
+def _primary_code(error: sqlite3.Error) -> int:
+    """The error's code without its extension. https://www.sqlite.org/rescode.html."""
+    return getattr(error, "sqlite_errorcode", 0) & 0xFF

@@ -1,0 +1,144 @@
+"""Making and changing the tables: the one chain of revisions in ``migrations/``.
+
+Run it with ``sqlmq db upgrade``, or from Python on a connection of your own, or inside a revision of your own::
+
+    def upgrade() -> None:
+        sqlmq.migrate.upgrade(op.get_bind())
+
+Nothing here begins or ends a transaction: that is the caller's.
+"""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import sqlalchemy as sa
+
+from sqlmq.dialects import dialect_of
+from sqlmq.errors import SchemaMissingError, SchemaTooNewError, SchemaTooOldError
+from sqlmq.schema import PREFIX, REVISION, VERSION_TABLE
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping
+    from typing import Literal
+
+    from alembic.runtime.migration import MigrationContext
+    from alembic.script import ScriptDirectory
+    from alembic.script.base import RevisionStep  # type: ignore[attr-defined]  # private in some versions
+    from sqlalchemy import Connection
+
+
+def upgrade(connection: Connection, *, schema: str | None = None, revision: str = REVISION) -> None:
+    """Bring the tables up to *revision*, inside the caller's transaction.
+
+    *schema* is made if it is not there. One of several that do this at once does it; the others wait, and find it done.
+    """
+    dialect = dialect_of(connection, schema)
+    dialect.lock_schema(connection)
+    if schema is not None and not sa.inspect(connection).has_schema(schema):
+        connection.execute(sa.schema.CreateSchema(schema))
+    if current(connection, schema=schema) == revision:
+        return
+    script = _script()
+    _run(connection, schema, lambda heads, _: script._upgrade_revs(revision, heads))  # type: ignore[arg-type]  # noqa: SLF001 - see _run
+
+
+def downgrade(connection: Connection, *, schema: str | None = None, revision: str = "base") -> None:
+    """Take the tables back to *revision*, inside the caller's transaction. ``base`` removes them, and what they hold."""
+    dialect_of(connection, schema).lock_schema(connection)
+    script = _script()
+    _run(connection, schema, lambda heads, _: script._downgrade_revs(revision, heads))  # type: ignore[arg-type]  # noqa: SLF001 - see _run
+
+
+def current(connection: Connection, *, schema: str | None = None) -> str | None:
+    """The revision the tables are at; None if there are none."""
+    if not sa.inspect(connection).has_table(VERSION_TABLE, schema=schema):
+        return None
+    version = sa.table(VERSION_TABLE, sa.column("version_num"), schema=schema)
+    found: str | None = connection.execute(sa.select(version.c.version_num)).scalar()
+    return found
+
+
+def check(connection: Connection, *, schema: str | None = None) -> None:
+    """Raise SchemaMissingError, SchemaTooOldError or SchemaTooNewError unless the tables are what this version needs."""
+    found = current(connection, schema=schema)
+    where = f"Schema {schema!r}" if schema else f"The database {connection.engine.url.database!r}"
+    if found is None:
+        raise SchemaMissingError(where)
+    if found < REVISION:
+        raise SchemaTooOldError(where, found, REVISION)
+    if found > REVISION:
+        raise SchemaTooNewError(where, found, REVISION)
+
+
+def sql(database: str, *, schema: str | None = None, start: str = "base", revision: str = REVISION) -> str:
+    """The statements that bring *database* ("postgresql" or "sqlite") from revision *start* to *revision*, as text."""
+    from alembic.runtime.migration import MigrationContext
+
+    script = _script()
+    text = io.StringIO()
+    context = MigrationContext.configure(
+        dialect_name=database,
+        opts=_options(schema)
+        | {
+            "as_sql": True,
+            "output_buffer": text,
+            "starting_rev": None if start == "base" else start,
+            "fn": lambda heads, _: script._upgrade_revs(revision, heads),  # noqa: SLF001 - see _run
+        },
+    )
+    with context.begin_transaction():
+        if schema is not None:
+            context.impl.static_output(f"{sa.schema.CreateSchema(schema, if_not_exists=True)};")
+        context.run_migrations(op=_operations(context), schema=schema)
+    return text.getvalue()
+
+
+def include_name(
+    name: str | None,
+    type_: Literal["schema", "table", "column", "index", "unique_constraint", "foreign_key_constraint"] | str,  # noqa: PYI051 - the hook's own type
+    parent_names: Mapping[str, str | None],
+) -> bool:
+    """Keep ``alembic revision --autogenerate`` from proposing to drop our tables.
+
+    Give it to ``context.configure(include_name=sqlmq.migrate.include_name)`` in your ``env.py``.
+    """
+    del parent_names
+    return not (type_ == "table" and name is not None and name.startswith(PREFIX))
+
+
+def _run(
+    connection: Connection,
+    schema: str | None,
+    steps: Callable[[tuple[str, ...], MigrationContext], Iterable[RevisionStep]],
+) -> None:
+    """Run revisions on *connection*.
+
+    alembic's own way to do that, its commands, reaches the revisions through module globals (``alembic.op``), which a
+    migration that is running around this one would not get back. So the two private functions that the commands call
+    are called here, and the operations handed to the revisions as a parameter.
+    """
+    from alembic.runtime.migration import MigrationContext
+
+    context = MigrationContext.configure(connection, opts=_options(schema) | {"fn": steps})
+    context.run_migrations(op=_operations(context), schema=schema)
+
+
+def _operations(context: MigrationContext) -> object:
+    from alembic.operations import Operations
+
+    return Operations(context)
+
+
+def _options(schema: str | None) -> dict[str, object]:
+    return {"version_table": VERSION_TABLE, "version_table_schema": schema}
+
+
+def _script() -> ScriptDirectory:
+    from alembic.script import ScriptDirectory
+
+    here = Path(__file__).parent
+    in_wheel, in_checkout = here / "_migrations", here.parent.parent / "migrations"
+    return ScriptDirectory(str(in_wheel if in_wheel.is_dir() else in_checkout))
