@@ -1,0 +1,103 @@
+"""A message queue that lives in the SQL database you already have.
+
+    MQ                          a database, its topics, and what is made from it            mq
+     ├── Producer               messages in                                                 producer, coalescer
+     └── Consumer               messages out, for a group                                   consumer, background
+          │
+    transactions                where they begin and end, and are tried again               database
+          │
+    verbs                       what one transaction does                                   flows
+          │
+    nouns                       the SQL, a module for each family of tables                 store
+          │
+    databases                   everything in which they differ                             dialects
+          │
+    plain values                decisions without SQL, clock or threads                     assignment, progress, ...
+
+Imports point down only. ``sqlmq.migrate`` makes the tables, ``sqlmq.cli`` is the command. docs/architecture.md walks a
+message through all of it.
+"""
+
+from importlib.metadata import version
+
+from sqlmq import migrate
+from sqlmq.consumer import Consumer
+from sqlmq.description import GroupDescription, GroupPartition, PartitionDescription, TopicDescription
+from sqlmq.errors import (
+    ClosedError,
+    ConsumerClosedError,
+    DatabaseBusyError,
+    DatabaseError,
+    DatabaseFullError,
+    DatabaseUnavailableError,
+    FencedError,
+    ForkedError,
+    InvalidGroupError,
+    InvalidMessageError,
+    InvalidPartitionError,
+    InvalidTopicError,
+    InvalidURLError,
+    IsolationError,
+    MessageTooLargeError,
+    MQClosedError,
+    OffsetGapError,
+    OutcomeUnknownError,
+    PermissionDeniedError,
+    ProducerClosedError,
+    ReadOnlyDatabaseError,
+    SchemaError,
+    SchemaMissingError,
+    SchemaTooNewError,
+    SchemaTooOldError,
+    SqlmqError,
+    TopicConflictError,
+    UnknownGroupError,
+    UnknownTopicError,
+)
+from sqlmq.message import Message, ProducerResult
+from sqlmq.mq import MQ
+from sqlmq.producer import Producer
+
+__version__ = version("sqlmq")
+
+__all__ = [
+    "MQ",
+    "ClosedError",
+    "Consumer",
+    "ConsumerClosedError",
+    "DatabaseBusyError",
+    "DatabaseError",
+    "DatabaseFullError",
+    "DatabaseUnavailableError",
+    "FencedError",
+    "ForkedError",
+    "GroupDescription",
+    "GroupPartition",
+    "InvalidGroupError",
+    "InvalidMessageError",
+    "InvalidPartitionError",
+    "InvalidTopicError",
+    "InvalidURLError",
+    "IsolationError",
+    "MQClosedError",
+    "Message",
+    "MessageTooLargeError",
+    "OffsetGapError",
+    "OutcomeUnknownError",
+    "PartitionDescription",
+    "PermissionDeniedError",
+    "Producer",
+    "ProducerClosedError",
+    "ProducerResult",
+    "ReadOnlyDatabaseError",
+    "SchemaError",
+    "SchemaMissingError",
+    "SchemaTooNewError",
+    "SchemaTooOldError",
+    "SqlmqError",
+    "TopicConflictError",
+    "TopicDescription",
+    "UnknownGroupError",
+    "UnknownTopicError",
+    "migrate",
+]

@@ -1,0 +1,30 @@
+"""Closing once, with the same result for everybody who closes."""
+
+from __future__ import annotations
+
+import threading
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+
+class Closing:
+    """Runs a ``close`` once. Every later call, from any thread, waits for the first and ends as it did."""
+
+    def __init__(self) -> None:
+        self._lock = threading.RLock()
+        self._done = False
+        self._error: Exception | None = None
+
+    def run(self, close: Callable[[], None]) -> None:
+        """Call *close* if nobody has yet; raise what it raised."""
+        with self._lock:
+            if not self._done:
+                self._done = True
+                try:
+                    close()
+                except Exception as error:  # noqa: BLE001 - kept, and raised to everybody who closes
+                    self._error = error
+        if self._error is not None:
+            raise self._error

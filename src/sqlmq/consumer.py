@@ -1,0 +1,364 @@
+"""Consumers: messages out of a group's partitions, and the group's positions moved on."""
+
+from __future__ import annotations
+
+import logging
+import os
+import random
+import threading
+import time
+from typing import TYPE_CHECKING, Literal, Self
+
+from sqlmq.closing import Closing
+from sqlmq.errors import (
+    ConsumerClosedError,
+    DatabaseBusyError,
+    DatabaseUnavailableError,
+    ForkedError,
+    SqlmqError,
+)
+from sqlmq.flows import consume
+from sqlmq.options import check_timeout
+from sqlmq.ownership import Joining, Ownership
+from sqlmq.timing import Deadline, backoff
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from types import TracebackType
+
+    from sqlmq.background import Background
+    from sqlmq.database import Database
+    from sqlmq.message import Message
+    from sqlmq.options import Options
+    from sqlmq.progress import Span
+
+log = logging.getLogger(__name__)
+
+Ack = Literal["after", "before"]
+"""When a message counts as done: after it was handled (at least once), or before it is handed out (at most once)."""
+
+_REFILL_SECONDS = 0.1
+"""How often partitions that have nothing read ahead are looked at while others have."""
+
+
+class Consumer:
+    """Reads one topic as a member of a group. Made by ``mq.consumer(topic, group_id)``; may be shared by threads.
+
+    The partitions of the topic are shared out between the group's consumers, each to one at a time, and the group's
+    position in each is kept. A message is done when the thread that got it asks for the next one, or calls ``commit``;
+    what was not done when a consumer went away is delivered again, to whoever has the partition then. Leaving a loop
+    by an exception, or by ``break``, finishes nothing.
+
+    Threads that share a consumer get different messages, side by side, of one partition too; for messages of a
+    partition to be handled in order, one at a time, give each thread a consumer of its own.
+    """
+
+    def __init__(
+        self, database: Database, background: Background, joining: Joining, options: Options, ack: Ack
+    ) -> None:
+        self._database = database
+        self._background = background
+        self._joining = joining
+        self._options = options
+        self._ack = ack
+        self._pid = os.getpid()
+        self._closing = Closing()
+        self._closed = False
+        # Held while the database is asked, so only briefly waited for; never while waiting for messages.
+        self._lock = threading.RLock()
+        self._ownership = Ownership(database, joining, options)
+        self._in_hand: dict[threading.Thread, list[Span]] = {}
+        self._asked_at = time.monotonic()
+        self._refill_at = 0.0
+        # Guards the two counters, and is never held for longer than it takes to count.
+        self._woken = threading.Condition()
+        self._wakeups = 0
+        self._waiters = 0
+        background.add(self)
+
+    @property
+    def topic(self) -> str:
+        """The name of the topic."""
+        return self._joining.topic.name
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether it was closed."""
+        return self._closed
+
+    @property
+    def group(self) -> str:
+        """The name of the group."""
+        return self._joining.group_name
+
+    @property
+    def name(self) -> str:
+        """How this member is called where members are listed."""
+        return self._joining.member_name
+
+    @property
+    def partitions(self) -> tuple[int, ...]:
+        """The numbers of the partitions it owns at this moment."""
+        with self._lock:
+            return tuple(sorted(progress.partition for progress in self._ownership.claimed.values()))
+
+    def consume(self, timeout: float | None = None) -> Message:
+        """Return the next message, and finish what this thread got before.
+
+        Waits up to *timeout* seconds, without one for ever; raises TimeoutError when nothing came, ConsumerClosedError
+        when the consumer is or becomes closed.
+        """
+        messages = self._ask(1, check_timeout(timeout))
+        if not messages:
+            message = f"No message came from topic {self.topic!r} within {timeout} seconds."
+            raise TimeoutError(message)
+        return messages[0]
+
+    def consume_chan(self) -> Iterator[Message]:
+        """Give one message after the other, each when the one before is done; ends when the consumer closes."""
+        while True:
+            try:
+                message = self.consume()
+            except ConsumerClosedError:
+                return
+            yield message
+
+    def __iter__(self) -> Iterator[Message]:
+        return self.consume_chan()
+
+    def poll(self, max_messages: int = 500, timeout: float | None = None) -> list[Message]:
+        """Return up to *max_messages*, as soon as there is one, and finish what this thread got before.
+
+        Each partition's messages come in order. Waits up to *timeout* seconds, without one for ever; an empty list
+        says that nothing came. ``timeout=0`` looks once.
+        """
+        if isinstance(max_messages, bool) or not isinstance(max_messages, int):
+            complaint = f"max_messages must be int, not {type(max_messages).__name__}."
+            raise TypeError(complaint)
+        if max_messages < 1:
+            complaint = f"max_messages must be 1 or more, not {max_messages}."
+            raise ValueError(complaint)
+        return self._ask(max_messages, check_timeout(timeout))
+
+    def commit(self) -> None:
+        """Finish what this thread got, and commit everything that is finished, now.
+
+        Raises FencedError if another consumer has taken one of the partitions over; what was finished of the others is
+        committed all the same.
+        """
+        with self._lock:
+            self._check_usable()
+            self._finish()
+            fenced = self._ownership.flush()
+        if fenced:
+            raise self._ownership.fenced(fenced)
+
+    def close(self) -> None:
+        """Commit what is finished, hand the partitions over and leave the group. A second call has the same result.
+
+        Whatever thread waits for a message gets ConsumerClosedError. What was handed out and not finished is delivered
+        again, to the next owner.
+        """
+        if self._pid == os.getpid():
+            self._closing.run(self._close)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        try:
+            self.close()
+        except SqlmqError:
+            if error is None:
+                raise
+            log.exception("Closing %r failed", self)
+
+    def __repr__(self) -> str:
+        return f"<Consumer {self.name!r} of {self.topic!r} in {self.group!r}{' (closed)' if self._closed else ''}>"
+
+    # What the background thread and other members of this process call.
+
+    @property
+    def member_id(self) -> int:
+        """The database's id of the member; another one after it was expelled and has joined again."""
+        return self._ownership.member_id
+
+    @property
+    def group_id(self) -> int:
+        """The database's id of the group."""
+        return self._ownership.group.id
+
+    @property
+    def topic_id(self) -> int:
+        """The database's id of the topic."""
+        return self._joining.topic.id
+
+    @property
+    def is_waiting(self) -> bool:
+        """Whether a thread waits for a message."""
+        return self._waiters > 0
+
+    def heard(self, began: float) -> None:
+        """The heartbeat that was sent at *began* has arrived."""
+        self._ownership.heard(began)
+
+    def expelled(self) -> None:
+        """The group no longer has this member: hand nothing out before joining again."""
+        self._ownership.expelled()
+
+    def wake(self) -> None:
+        """There may be new messages."""
+        with self._woken:
+            self._wakeups += 1
+            self._woken.notify_all()
+
+    def look_around(self) -> None:
+        """The group may have changed."""
+        self._ownership.look_around()
+        self.wake()
+
+    def tend(self) -> None:
+        """Commit what has waited long enough; give everything back if the application does not ask any more."""
+        if not self._lock.acquire(blocking=False):
+            return  # whoever has it tends to the consumer himself
+        try:
+            if self._closed:
+                return
+            self._ownership.flush_if_due()
+            idle_seconds = time.monotonic() - self._asked_at
+            if self._ownership.claimed and not self.is_waiting and idle_seconds > self._options.max_poll_seconds:
+                log.warning(
+                    "%r has not asked for messages for %.0f seconds (max_poll_seconds is %.0f): it gives its partitions "
+                    "back, and what it has not finished is delivered again.",
+                    self,
+                    idle_seconds,
+                    self._options.max_poll_seconds,
+                )
+                self._ownership.give_back()
+        except SqlmqError as error:
+            log.warning("%r: %s", self, error)
+        finally:
+            self._lock.release()
+
+    # The loop, and its steps, which hold the lock.
+
+    def _ask(self, at_most: int, timeout: float | None) -> list[Message]:
+        deadline = Deadline.after(timeout, time.monotonic())
+        with self._lock:
+            self._check_usable()
+            self._finish()
+        attempt = 0
+        while True:
+            seen = self._wakeups
+            with self._lock:
+                self._check_usable()
+                self._asked_at = time.monotonic()
+                messages = self._next_or_none(at_most, deadline)
+            now = time.monotonic()
+            if messages or deadline.passed(now):
+                return messages
+            is_woken = self._wait(min(self._pause(attempt), deadline.remaining(now)), seen)
+            attempt = 0 if is_woken else attempt + 1
+
+    def _next_or_none(self, at_most: int, deadline: Deadline) -> list[Message]:
+        """Whatever can be handed out now; nothing while the database is away, as long as there is time."""
+        try:
+            return self._next(at_most)
+        except (DatabaseUnavailableError, DatabaseBusyError) as error:
+            if deadline.passed(time.monotonic()):
+                raise
+            log.warning("%r goes on trying: %s", self, error)
+            return []
+
+    def _next(self, at_most: int) -> list[Message]:
+        self._give_up_dead_threads()
+        if self._ownership.ensure():
+            self._background.look_around(self.group_id, but=self)
+        self._ownership.flush_if_due()
+        self._refill(at_most)
+        return self._hand_out(at_most)
+
+    def _wait(self, seconds: float, seen: int) -> bool:
+        """Wait until somebody wakes this consumer, who may have done so since the count *seen*; return whether."""
+        with self._woken:
+            self._waiters += 1
+            self._background.nudge()
+            try:
+                return self._woken.wait_for(lambda: self._wakeups != seen, seconds)
+            finally:
+                self._waiters -= 1
+
+    def _pause(self, attempt: int) -> float:
+        options = self._options
+        return backoff(attempt, least=options.poll_min_seconds, most=options.poll_max_seconds, random=random.random())
+
+    def _finish(self) -> None:
+        """What this thread got before is done."""
+        for span in self._in_hand.pop(threading.current_thread(), ()):
+            span.progress.finish(span)
+
+    def _give_up_dead_threads(self) -> None:
+        """A thread that ended with messages in hand will not finish them: somebody else has to."""
+        for thread in [thread for thread in self._in_hand if not thread.is_alive()]:
+            log.warning(
+                "%r: thread %s ended without finishing its messages; they are delivered again.", self, thread.name
+            )
+            for span in self._in_hand.pop(thread):
+                span.progress.give_up(span)
+
+    def _refill(self, at_most: int) -> None:
+        """Read on in the partitions that have nothing read ahead."""
+        owned = self._ownership
+        active = [progress for id_, progress in owned.claimed.items() if id_ not in owned.leaving]
+        empty = [progress for progress in active if not progress.ahead]
+        now = time.monotonic()
+        if not empty or (len(empty) < len(active) and now < self._refill_at):
+            return
+        self._refill_at = now + _REFILL_SECONDS
+        limit = max(at_most, self._options.prefetch)
+        max_bytes = self._options.prefetch_bytes
+        found = self._database.read(
+            lambda conn: consume.fetch(conn, self._database.dialect, empty, limit=limit, max_bytes=max_bytes)
+        )
+        for partition_id, messages in found.items():
+            owned.claimed[partition_id].receive(messages)
+
+    def _hand_out(self, at_most: int) -> list[Message]:
+        owned = self._ownership
+        messages: list[Message] = []
+        spans: list[Span] = []
+        for partition_id, progress in list(owned.claimed.items()):
+            if len(messages) == at_most:
+                break
+            if not progress.ahead or partition_id in owned.leaving:
+                continue
+            given, span = progress.hand_out(at_most - len(messages))
+            messages.extend(given)
+            spans.append(span)
+            # To the end of the row: the next to ask gets another partition's.
+            owned.claimed[partition_id] = owned.claimed.pop(partition_id)
+        if self._ack == "before" and messages:
+            for span in spans:
+                span.progress.finish(span)
+            fenced = owned.flush()
+            return [message for message in messages if message.partition not in fenced]
+        if messages:
+            self._in_hand.setdefault(threading.current_thread(), []).extend(spans)
+        return messages
+
+    def _close(self) -> None:
+        self._closed = True
+        self.wake()
+        self._background.remove(self)
+        with self._lock:
+            self._ownership.leave()
+        self._background.look_around(self.group_id, but=self)
+
+    def _check_usable(self) -> None:
+        if self._pid != os.getpid():
+            what = f"This consumer of {self.topic!r}"
+            raise ForkedError(what)
+        if self._closed:
+            raise ConsumerClosedError(self.topic, self.group)

@@ -1,0 +1,253 @@
+"""The database of one MQ: its engine, and the only place where our own transactions begin and end.
+
+What runs inside one is a flow, a function of a Connection. Errors of the driver are translated here, and a transaction
+that failed for a passing reason before its COMMIT was sent is run again from the start.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import threading
+import weakref
+from typing import TYPE_CHECKING, NoReturn, TypeVar
+
+from sqlalchemy import URL, Engine, StaticPool, make_url
+from sqlalchemy import exc as sa_exc
+from tenacity import Retrying, retry_if_exception, stop_after_delay, wait_random_exponential
+
+from sqlmq import migrate
+from sqlmq.dialects import dialect_named, without_secrets
+from sqlmq.errors import DatabaseUnavailableError, ForkedError, InvalidURLError, OutcomeUnknownError, SqlmqError
+from sqlmq.schema import REVISION
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from sqlalchemy import Connection, Pool
+
+    from sqlmq.dialects import Dialect
+
+T = TypeVar("T")
+log = logging.getLogger(__name__)
+
+_RETRY_SECONDS = 5.0
+"""For how long a transaction is tried again. A server that restarts is back within that, usually."""
+
+
+class Database:
+    """An engine, the dialect for it, and transactions. May be shared by threads."""
+
+    def __init__(self, target: str | URL | Engine, schema: str | None) -> None:
+        self._owns_engine = not isinstance(target, Engine)
+        if isinstance(target, Engine):
+            self.dialect: Dialect = dialect_named(target.dialect.name, schema)
+            self.dialect.check_engine(target)
+            self.engine = target
+        else:
+            self.dialect, self.engine = _open(target, schema)
+        self.schema = schema
+        self.where = without_secrets(self.engine.url)
+        self._transactions = self.dialect.for_transactions(self.engine)
+        self._single_statements = self.dialect.for_single_statements(self.engine)
+        self._prepared = False
+        self._appends_in_one_statement = False
+        self._forked = False
+        self._make_locks()
+        _ALL.add(self)
+
+    def read(self, flow: Callable[[Connection], T]) -> T:
+        """Run *flow*, whose statements only read and need no common snapshot; tried again after a passing error."""
+        return self._retrying(lambda: self._read_once(flow))
+
+    def write(self, flow: Callable[[Connection], T]) -> T:
+        """Run *flow* in a transaction of its own and commit it; tried again after a passing error.
+
+        *flow* may run several times, each time on a database that saw nothing of the times before. Raises
+        OutcomeUnknownError, and tries no more, if the connection breaks while COMMIT is on its way.
+        """
+        return self._retrying(lambda: self._write_once(flow))
+
+    def append(self, flow: Callable[[Connection], T]) -> T:
+        """Run *flow*, which is one appending statement, in a transaction of its own: in one round trip where possible."""
+        return self._retrying(lambda: self._append_once(flow))
+
+    def prepare(self) -> None:
+        """Make sure, once, that the tables are there and the right ones."""
+        if self._forked:
+            what = "This MQ, and the engine it was given,"
+            raise ForkedError(what)
+        if self._prepared:
+            return
+        with self._preparing:
+            if not self._prepared:
+                self._retrying(self._prepare_once)
+                self._prepared = True
+
+    def close(self) -> None:
+        """Close the connections, if the engine is our own."""
+        if self._owns_engine and not self._forked:
+            self.engine.dispose()
+
+    def _prepare_once(self) -> None:
+        if self.dialect.creates_schema_itself:
+            with self._connect(self.engine) as conn:
+                found = migrate.current(conn, schema=self.schema)
+            if found is None or found < REVISION:
+                self._write_once(lambda conn: migrate.upgrade(conn, schema=self.schema), prepared=True)
+        with self._connect(self._single_statements) as conn, self._translating():
+            migrate.check(conn, schema=self.schema)
+            self._appends_in_one_statement = self.dialect.can_append_in_one_statement(conn)
+
+    def _read_once(self, flow: Callable[[Connection], T]) -> T:
+        self.prepare()
+        with self._in_turn(writing=False), self._connect(self._single_statements) as conn, self._translating():
+            return flow(conn)
+
+    def _write_once(self, flow: Callable[[Connection], T], *, prepared: bool = False) -> T:
+        if not prepared:
+            self.prepare()
+        with self._in_turn(writing=True), self._connect(self._transactions) as conn:
+            with self._translating():
+                self.dialect.begin(conn)
+                result = flow(conn)
+            with self._translating(committing=True):
+                conn.commit()
+            return result
+
+    def _append_once(self, flow: Callable[[Connection], T]) -> T:
+        self.prepare()
+        if not self._appends_in_one_statement:
+            return self._write_once(flow)
+        with self._connect(self._single_statements) as conn, self._translating(committing=True):
+            return flow(conn)
+
+    @contextlib.contextmanager
+    def _connect(self, engine: Engine) -> Iterator[Connection]:
+        with self._translating():
+            connection = engine.connect()
+        try:
+            yield connection
+        finally:
+            with self._translating():
+                connection.close()
+
+    @contextlib.contextmanager
+    def _in_turn(self, *, writing: bool) -> Iterator[None]:
+        """Let one thread at a time write where there is one writer, and do anything where there is one connection."""
+        if self.one_connection or (writing and self.dialect.one_writer):
+            with self._turn:
+                yield
+        else:
+            yield
+
+    @contextlib.contextmanager
+    def _translating(self, *, committing: bool = False) -> Iterator[None]:
+        try:
+            yield
+        except SqlmqError:
+            raise
+        except Exception as error:  # noqa: BLE001 - translated, or raised as it is
+            self._raise_translated(error, committing=committing)
+
+    def _raise_translated(self, error: Exception, *, committing: bool) -> NoReturn:
+        origin = error.orig if isinstance(error, sa_exc.DBAPIError) else None
+        # The driver's error is the cause, not SQLAlchemy's, which can carry statement and parameters.
+        cause = origin or error
+        if committing and self.dialect.is_disconnect(error):
+            message = (
+                f"{self.where}: the connection was lost while COMMIT was on its way; it may have taken effect or not. "
+                "Nothing is sent again: look in the log before you do."
+            )
+            raise OutcomeUnknownError(message) from cause
+        translated = self.dialect.translate(error, self.where)
+        if translated is None and isinstance(error, sa_exc.TimeoutError):
+            message = f"{self.where}: no connection of the pool came free in time. Give the engine a larger pool."
+            translated = DatabaseUnavailableError(message)
+        if translated is None:
+            raise error
+        raise translated from cause
+
+    def _retrying(self, attempt: Callable[[], T]) -> T:
+        try:
+            return attempt()
+        except SqlmqError as error:
+            if not self._is_passing(error):
+                raise
+        return Retrying(
+            retry=retry_if_exception(self._is_passing),
+            wait=wait_random_exponential(multiplier=0.05, max=1.0),
+            stop=stop_after_delay(_RETRY_SECONDS),
+            reraise=True,
+        )(attempt)
+
+    def _is_passing(self, error: BaseException) -> bool:
+        if isinstance(error, OutcomeUnknownError) or not isinstance(error, SqlmqError):
+            return False
+        cause = error.__cause__
+        passing = isinstance(cause, Exception) and self.dialect.is_passing(cause)
+        if passing:
+            log.warning("%s (trying again)", error)
+        return passing
+
+    def _make_locks(self) -> None:
+        self._turn = threading.RLock()
+        self._preparing = threading.RLock()
+
+    @property
+    def one_connection(self) -> bool:
+        """Whether all threads share a single connection, as they must on a database in memory."""
+        return isinstance(self.engine.pool, StaticPool)
+
+    def after_fork(self) -> None:
+        """In a forked child: leave the parent's connections alone, and open others when they are needed.
+
+        The connections of an engine that the user made are the user's to part with, and a database in memory has no
+        others: then whatever is tried next raises ForkedError.
+        """
+        self._make_locks()
+        if not self._owns_engine or self.one_connection:
+            self._forked = True
+            return
+        # Kept alive, because closing the copy of a SQLite connection can damage the file.
+        # https://www.sqlite.org/howtocorrupt.html#_carrying_an_open_database_connection_across_a_fork_
+        _ABANDONED.append(self.engine.pool)
+        self.engine.dispose(close=False)
+
+
+_ALL: weakref.WeakSet[Database] = weakref.WeakSet()
+_ABANDONED: list[Pool] = []
+
+
+def _after_fork() -> None:
+    for database in list(_ALL):
+        database.after_fork()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
+
+
+def _open(target: object, schema: str | None) -> tuple[Dialect, Engine]:
+    if not isinstance(target, str | URL):
+        message = f"MQ takes a database URL or a SQLAlchemy Engine, not {type(target).__name__}."
+        raise TypeError(message)
+    try:
+        url = make_url(target)
+    except sa_exc.ArgumentError:
+        message = (
+            "This is no database URL. It looks like sqlite:///file.db or postgresql://user:password@host/database; "
+            "special characters of a password are written as %40 and the like."
+        )
+        raise InvalidURLError(message) from None
+    if url.get_backend_name() == "postgres":
+        url = url.set(drivername=url.drivername.replace("postgres", "postgresql", 1))
+    dialect = dialect_named(url.get_backend_name(), schema)
+    try:
+        return dialect, dialect.create_engine(url)
+    except (sa_exc.ArgumentError, ModuleNotFoundError, TypeError, ValueError) as error:
+        if isinstance(error, SqlmqError):
+            raise
+        message = f"No engine can be made for {without_secrets(url)}: {error}"
+        raise InvalidURLError(message) from None

@@ -1,0 +1,69 @@
+"""Consuming: from positions to messages, and back to positions."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from sqlmq.dialects import Position
+from sqlmq.message import Message
+from sqlmq.store import groups, messages, offsets
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from sqlalchemy import Connection
+
+    from sqlmq.dialects import Dialect
+    from sqlmq.progress import PartitionProgress
+    from sqlmq.store.groups import Claim, Group
+
+PRUNE_EVERY = 1_000
+"""How many old positions of a partition are left before they are deleted."""
+
+
+def fetch(
+    conn: Connection, dialect: Dialect, progresses: Sequence[PartitionProgress], *, limit: int, max_bytes: int
+) -> dict[int, list[Message]]:
+    """Read on in all of *progresses* at once; return the messages by partition id. Takes no lock."""
+    by_id = {progress.partition_id: progress for progress in progresses}
+    wanted = [Position(progress.partition_id, progress.read_position) for progress in progresses]
+    found: dict[int, list[Message]] = {}
+    for row in messages.read(conn, dialect, wanted, limit=limit, max_bytes=max_bytes):
+        progress = by_id[row.partition_id]
+        found.setdefault(row.partition_id, []).append(
+            Message.arrived(
+                progress.topic,
+                progress.partition,
+                row.offset,
+                row.key,
+                row.value,
+                row.headers_json,
+                row.timestamp_us,
+            )
+        )
+    return found
+
+
+def commit(
+    conn: Connection,
+    dialect: Dialect,
+    group: Group,
+    member_id: int,
+    finished: Iterable[tuple[Claim, offsets.Commit]],
+) -> list[offsets.Commit]:
+    """Move the group on in those partitions that *member_id* still holds; return the commits that were written.
+
+    The claims are locked until the transaction ends, so nobody takes a partition over between the check and the
+    write. What is missing from the answer is fenced: somebody else owns it, and nothing was written.
+    """
+    finished = list(finished)
+    held = {claim.partition_id for claim in groups.lock(conn, dialect, group, member_id, [c for c, _ in finished])}
+    commits = [commit for _, commit in finished if commit.partition_id in held]
+    offsets.insert_all(conn, dialect, group, commits)
+    return commits
+
+
+def prune(conn: Connection, dialect: Dialect, group: Group, progresses: Iterable[PartitionProgress]) -> None:
+    """Delete the positions that *progresses* have left behind."""
+    for progress in progresses:
+        offsets.prune(conn, dialect, group, progress.partition_id, start=progress.pruned_to, end=progress.committed)

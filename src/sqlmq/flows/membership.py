@@ -1,0 +1,144 @@
+"""Membership: who is in a group, and which partitions each member reads."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+from sqlmq import assignment
+from sqlmq.errors import UnknownTopicError
+from sqlmq.flows.consume import commit
+from sqlmq.store import groups, messages, offsets, topics
+from sqlmq.store.groups import Claim
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from sqlalchemy import Connection
+
+    from sqlmq.dialects import Dialect
+    from sqlmq.options import Start
+    from sqlmq.store.groups import Group
+    from sqlmq.store.topics import Topic
+
+
+@dataclass(frozen=True, slots=True)
+class Survey:
+    """What a member sees of its group, and what it should do about it."""
+
+    mine: dict[int, Claim]
+    """The claims that are the member's by the database, by partition id."""
+    plan: assignment.Plan
+    was_waiting: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Taken:
+    """A partition that was just claimed, and the group's position in it."""
+
+    claim: Claim
+    position: int
+
+
+def join(
+    conn: Connection, dialect: Dialect, topic: Topic, group_name: str, start: Start, name: str, lease_seconds: float
+) -> tuple[Group, int]:
+    """Make the group if it is new, add a member to it, and return both; no partition is claimed yet.
+
+    A new group starts where *start* says, in all partitions at once, and keeps to it; for an old one it means nothing.
+    """
+    if not topics.hold(conn, dialect, topic):
+        raise UnknownTopicError(topic.name)
+    made = groups.create(conn, dialect, topic, group_name, start)
+    group = groups.get(conn, dialect, topic, group_name)
+    if made and start == "latest":
+        ends = {number: end for number, (_, end) in messages.bounds(conn, dialect, topic).items()}
+        offsets.start_at_end(conn, dialect, group, topic, ends)
+    groups.add_claims(conn, dialect, group, topic)
+    groups.remove_dead(conn, dialect, group)
+    return group, groups.add_member(conn, dialect, group, name, lease_seconds)
+
+
+def survey(conn: Connection, dialect: Dialect, group: Group, member_id: int, lease_seconds: float) -> Survey | None:
+    """Look at members and claims, and decide; None if *member_id* is not a live member any more. Only reads."""
+    members = groups.live_members(conn, dialect, group)
+    me = next((member for member in members if member.member_id == member_id), None)
+    if me is None:
+        return None
+    seen, epochs = groups.claims(conn, dialect, group)
+    mine = {claim.partition_id: epochs[claim.partition_id] for claim in seen if claim.owner_id == member_id}
+    return Survey(mine, assignment.plan(member_id, members, seen, lease_seconds), me.is_waiting)
+
+
+def change(
+    conn: Connection,
+    dialect: Dialect,
+    group: Group,
+    member_id: int,
+    seen: Survey,
+    *,
+    finished: Iterable[tuple[Claim, offsets.Commit]],
+    give: Sequence[Claim],
+) -> tuple[list[offsets.Commit], list[Taken]]:
+    """Commit *finished*, hand back *give*, claim what *seen* says is free; return the commits written and the claims.
+
+    The group's positions in the new claims are read under their locks: whoever had them has written his last commit.
+    """
+    written = commit(conn, dialect, group, member_id, finished)
+    groups.hand_back(conn, dialect, group, member_id, give)
+    plan = seen.plan
+    taken = groups.take(conn, dialect, group, member_id, plan.take, plan.take_at_most) if plan.take_at_most else []
+    where = offsets.positions(conn, dialect, group, [claim.partition_id for claim in taken])
+    is_waiting = len(seen.mine) - len(give) + len(taken) < plan.share
+    if is_waiting != seen.was_waiting:
+        groups.set_waiting(conn, dialect, member_id, is_waiting=is_waiting)
+    return written, [Taken(claim, where[claim.partition_id]) for claim in taken if claim.partition_id in where]
+
+
+class Ending(Protocol):
+    """A way to part with partitions: ``hand_back`` or ``leave``."""
+
+    def __call__(
+        self,
+        conn: Connection,
+        dialect: Dialect,
+        group: Group,
+        member_id: int,
+        *,
+        finished: Iterable[tuple[Claim, offsets.Commit]],
+        given: Iterable[Claim],
+    ) -> None:
+        """Part with *given*."""
+
+
+def hand_back(
+    conn: Connection,
+    dialect: Dialect,
+    group: Group,
+    member_id: int,
+    *,
+    finished: Iterable[tuple[Claim, offsets.Commit]],
+    given: Iterable[Claim],
+) -> None:
+    """Commit *finished* and leave the claims *given* for others."""
+    commit(conn, dialect, group, member_id, finished)
+    groups.hand_back(conn, dialect, group, member_id, given)
+
+
+def leave(
+    conn: Connection,
+    dialect: Dialect,
+    group: Group,
+    member_id: int,
+    *,
+    finished: Iterable[tuple[Claim, offsets.Commit]],
+    given: Iterable[Claim],
+) -> None:
+    """Commit *finished*, leave the claims *given* for others, and stop being a member."""
+    hand_back(conn, dialect, group, member_id, finished=finished, given=given)
+    groups.remove_member(conn, dialect, member_id)
+
+
+def heartbeat(conn: Connection, dialect: Dialect, member_ids: Sequence[int]) -> set[int]:
+    """Say that *member_ids* are alive; return those that are still members."""
+    return groups.beat(conn, dialect, member_ids)

@@ -1,0 +1,184 @@
+"""Messages, as they are given to a producer and as they arrive at a consumer.
+
+Both are one class. What only the log knows (topic, partition, offset, timestamp) is None until a message arrives.
+Headers and timestamp of an arrived message are decoded when they are asked for: most handlers ask for neither.
+"""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime, timedelta
+from types import MappingProxyType
+from typing import TYPE_CHECKING, NamedTuple
+
+from sqlmq.errors import InvalidMessageError, MessageTooLargeError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_NO_HEADERS: Mapping[str, str] = MappingProxyType({})
+
+
+class Message:
+    """A value, with an optional key and headers. It can't be changed once it is made.
+
+    *value* and *key* are bytes, any bytes; messages with the same key go to the same partition and stay in order, and
+    ``b""`` is a key. *headers* map text to text, for what is not the message itself: a content type, a trace.
+
+    Raises ``TypeError`` for anything but bytes or text where they belong, and InvalidMessageError for headers that a
+    database can't keep: NUL characters and lone surrogates.
+    """
+
+    # A frozen dataclass takes 2.6 microseconds to make, this takes half of one, and a consumer makes a great many.
+    __slots__ = ("_headers", "_headers_json", "_key", "_offset", "_partition", "_timestamp_us", "_topic", "_value")
+
+    _value: bytes
+    _key: bytes | None
+    _headers: Mapping[str, str] | None
+    _headers_json: str | bytes | None
+    _topic: str | None
+    _partition: int | None
+    _offset: int | None
+    _timestamp_us: int | None
+
+    def __init__(self, value: bytes, key: bytes | None = None, headers: Mapping[str, str] | None = None) -> None:
+        self._value = _as_bytes("value", value)
+        self._key = None if key is None else _as_bytes("key", key)
+        self._headers = MappingProxyType(dict(headers)) if headers else _NO_HEADERS
+        self._headers_json = _encode_headers(self._headers) if headers else None
+        self._topic = self._partition = self._offset = self._timestamp_us = None
+
+    @classmethod
+    def arrived(
+        cls,
+        topic: str,
+        partition: int,
+        offset: int,
+        key: bytes | None,
+        value: bytes,
+        headers_json: str | bytes | None,
+        timestamp_us: int,
+    ) -> Message:
+        """Make a message of a row of the log. *timestamp_us* counts microseconds from 1970, UTC."""
+        message = cls.__new__(cls)
+        message._value = value
+        message._key = key
+        message._headers = None
+        message._headers_json = headers_json
+        message._topic = topic
+        message._partition = partition
+        message._offset = offset
+        message._timestamp_us = timestamp_us
+        return message
+
+    @property
+    def value(self) -> bytes:
+        """The message itself."""
+        return self._value
+
+    @property
+    def key(self) -> bytes | None:
+        """What decides the partition, and with it the order; None if the message has no key."""
+        return self._key
+
+    @property
+    def headers(self) -> Mapping[str, str]:
+        """The headers, read only; empty if there are none."""
+        if self._headers is None:
+            raw = self._headers_json
+            self._headers = MappingProxyType(json.loads(raw)) if raw else _NO_HEADERS
+        return self._headers
+
+    @property
+    def topic(self) -> str | None:
+        """The topic it arrived from."""
+        return self._topic
+
+    @property
+    def partition(self) -> int | None:
+        """The number of the partition it arrived from."""
+        return self._partition
+
+    @property
+    def offset(self) -> int | None:
+        """Its place in the partition; the first is 0."""
+        return self._offset
+
+    @property
+    def timestamp(self) -> datetime | None:
+        """When its transaction began to write it, by the database's clock: aware, UTC."""
+        return None if self._timestamp_us is None else _EPOCH + timedelta(microseconds=self._timestamp_us)
+
+    @property
+    def headers_json(self) -> str | None:
+        """The headers as the JSON text that is stored; None if there are none."""
+        raw = self._headers_json
+        return raw.decode() if isinstance(raw, bytes) else raw
+
+    def check_size(self, max_message_bytes: int) -> None:
+        """Raise MessageTooLargeError if the value, the key or the headers exceed *max_message_bytes*."""
+        if len(self._value) > max_message_bytes:
+            raise MessageTooLargeError("value", len(self._value), max_message_bytes)
+        if self._key is not None and len(self._key) > max_message_bytes:
+            raise MessageTooLargeError("key", len(self._key), max_message_bytes)
+        if self._headers_json is not None and (size := len((self.headers_json or "").encode())) > max_message_bytes:
+            raise MessageTooLargeError("headers", size, max_message_bytes)
+
+    def __eq__(self, other: object) -> bool:
+        return self._facts() == other._facts() if isinstance(other, Message) else NotImplemented
+
+    def __hash__(self) -> int:
+        return hash((self._topic, self._partition, self._offset, self._key, self._value))
+
+    def __reduce__(self) -> tuple[object, ...]:
+        if self._offset is None:
+            return Message, (self._value, self._key, dict(self.headers))
+        arrived = (self._topic, self._partition, self._offset, self._key, self._value, self._headers_json)
+        return Message.arrived, (*arrived, self._timestamp_us)
+
+    def __repr__(self) -> str:
+        """Sizes stand for contents, so that a logged message gives nothing away."""
+        where = "" if self._offset is None else f"{self._topic}/{self._partition}@{self._offset} "
+        key = "no key" if self._key is None else f"key of {len(self._key)} bytes"
+        return f"<Message {where}{key}, value of {len(self._value)} bytes>"
+
+    def _facts(self) -> tuple[object, ...]:
+        place = (self._topic, self._partition, self._offset, self._timestamp_us)
+        return (self._value, self._key, self.headers, *place)
+
+
+class ProducerResult(NamedTuple):
+    """Where a message stands in the log, once its transaction has committed."""
+
+    topic: str
+    partition: int
+    offset: int
+
+
+def _as_bytes(part: str, given: object) -> bytes:
+    if isinstance(given, bytes):
+        return given
+    if isinstance(given, bytearray | memoryview):
+        return bytes(given)
+    hint = "; encode it, as in text.encode()" if isinstance(given, str) else ""
+    message = f"A message's {part} must be bytes, not {type(given).__name__}{hint}."
+    raise TypeError(message)
+
+
+def _encode_headers(headers: Mapping[str, object]) -> str:
+    for name, text in headers.items():
+        for what, given in (("name", name), ("value", text)):
+            if not isinstance(given, str):
+                message = f"A header's {what} must be str, not {type(given).__name__}: header {name!r}."
+                raise TypeError(message)
+            if "\x00" in given:
+                message = f"The {what} of header {name!r} has a NUL character, which Postgres can't keep in text."
+                raise InvalidMessageError(message)
+    encoded = json.dumps(dict(headers), ensure_ascii=False, separators=(",", ":"))
+    try:
+        encoded.encode()
+    except UnicodeEncodeError:
+        message = "The headers have a lone surrogate, which is no character and can't be stored. Repair the text first."
+        raise InvalidMessageError(message) from None
+    return encoded

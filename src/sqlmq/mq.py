@@ -1,0 +1,247 @@
+"""The MQ: one database, its topics, and the producers and consumers made from it."""
+
+from __future__ import annotations
+
+import os
+import socket
+import uuid
+from typing import TYPE_CHECKING, Self
+
+from sqlmq.background import Background
+from sqlmq.closing import Closing
+from sqlmq.consumer import Ack, Consumer
+from sqlmq.database import Database
+from sqlmq.errors import MQClosedError, UnknownTopicError
+from sqlmq.flows import manage
+from sqlmq.options import (
+    Options,
+    Start,
+    check_ack,
+    check_group,
+    check_partitioner,
+    check_partitions,
+    check_start,
+    check_topic,
+)
+from sqlmq.ownership import Joining
+from sqlmq.producer import Producer
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from types import TracebackType
+    from typing import TypeVar
+
+    from sqlalchemy import URL, Connection, Engine
+
+    from sqlmq.description import GroupDescription, TopicDescription
+    from sqlmq.dialects import Dialect
+    from sqlmq.store.topics import Topic
+
+    T = TypeVar("T")
+    Made = TypeVar("Made", Producer, Consumer)
+
+
+class MQ:
+    """A message queue in a SQL database. May be shared by threads.
+
+    *database* is a URL (``sqlite:///file.db``, ``postgresql://user:password@host/name``), a SQLAlchemy URL, or an
+    Engine, which is used as it is and never disposed. *schema* is where the tables are on Postgres, if not in the
+    connection's default schema. Nothing is connected to before it is needed; on SQLite the tables are made then.
+
+    - *create_topics*: make a topic that a producer or consumer names and that is not there; else UnknownTopicError.
+    - *default_partitions*: how many partitions a topic made that way gets.
+    - *max_message_bytes*: the largest value, key or headers a producer takes.
+    - *lease_seconds*: how long a consumer that is not heard of keeps its partitions.
+    - *max_poll_seconds*: after how long without asking for messages a consumer gives its partitions back.
+    - *commit_interval_seconds*: how long finished messages may wait to be committed together.
+    - *prefetch*, *prefetch_bytes*: how much a consumer reads ahead.
+    - *poll_min_seconds*, *poll_max_seconds*: how soon an idle consumer looks again, at first and in the end.
+
+    Raises InvalidURLError, and ``TypeError`` or ``ValueError`` for options that can't be.
+    """
+
+    def __init__(
+        self,
+        database: str | URL | Engine,
+        *,
+        schema: str | None = None,
+        create_topics: bool = True,
+        default_partitions: int = 3,
+        max_message_bytes: int = 1024 * 1024,
+        lease_seconds: float = 10.0,
+        max_poll_seconds: float = 300.0,
+        commit_interval_seconds: float = 0.2,
+        prefetch: int = 500,
+        prefetch_bytes: int = 8 * 1024 * 1024,
+        poll_min_seconds: float = 0.005,
+        poll_max_seconds: float = 1.0,
+    ) -> None:
+        self._options = Options(
+            create_topics=create_topics,
+            default_partitions=default_partitions,
+            max_message_bytes=max_message_bytes,
+            lease_seconds=lease_seconds,
+            max_poll_seconds=max_poll_seconds,
+            commit_interval_seconds=commit_interval_seconds,
+            prefetch=prefetch,
+            prefetch_bytes=prefetch_bytes,
+            poll_min_seconds=poll_min_seconds,
+            poll_max_seconds=poll_max_seconds,
+        )
+        self._database = Database(database, schema)
+        self._background = Background(self._database, lease_seconds=lease_seconds, tend_seconds=commit_interval_seconds)
+        self._made: list[Producer | Consumer] = []
+        self._closing = Closing()
+        self._closed = False
+
+    @property
+    def engine(self) -> Engine:
+        """The SQLAlchemy engine, the one given or our own."""
+        return self._database.engine
+
+    @property
+    def schema(self) -> str | None:
+        """The schema the tables are in; None for the connection's default."""
+        return self._database.schema
+
+    def create_topic(self, topic: str, partitions: int = 3, *, partitioner: str | None = None) -> bool:
+        """Make a topic with *partitions*, numbered from 0; return whether it was made.
+
+        One that is there already is no error, and stays as it is. *partitioner* decides which partition a key goes to:
+        ``murmur2`` (the default; as Kafka's Java client), ``fnv1a`` or ``crc32``. It is stored with the topic and can't
+        change; naming another one than the topic has raises TopicConflictError.
+        """
+        check_topic(topic)
+        check_partitions(partitions)
+        if partitioner is not None:
+            check_partitioner(partitioner)
+        return self._write(lambda conn, dialect: manage.create_topic(conn, dialect, topic, partitions, partitioner))
+
+    def delete_topics(self, *topics: str) -> list[str]:
+        """Delete *topics* with their messages and groups; return the names of those there were.
+
+        A topic that does not exist is no error. Producers and consumers of a deleted topic get UnknownTopicError. The
+        topics are gone at once; their messages are deleted after that, some thousands in each transaction.
+        """
+        names = [check_topic(topic) for topic in topics]
+        deleted = self._write(lambda conn, dialect: manage.delete_topics(conn, dialect, names))
+        while self._write(manage.purge):
+            pass
+        return deleted
+
+    def producer(self, topic: str) -> Producer:
+        """Make a producer for *topic*. A topic that does not exist is made, unless ``create_topics`` is off."""
+        found = self._find_or_create(topic)
+        return self._keep(
+            Producer(
+                self._database,
+                found,
+                max_message_bytes=self._options.max_message_bytes,
+                wake=self._background.wake,
+            )
+        )
+
+    def consumer(
+        self, topic: str, group_id: str, *, start: Start = "earliest", ack: Ack = "after", name: str | None = None
+    ) -> Consumer:
+        """Make a consumer that reads *topic* as a member of the group *group_id*.
+
+        Group and topic are made if they do not exist (the topic unless ``create_topics`` is off). *start* is where a
+        new group begins: ``earliest``, or ``latest``, behind what is there now; an old one goes on where it was.
+        ``ack="before"`` commits a message before it is handed out: at most once, instead of at least once. *name* is
+        what the member is called where members are listed; host and process by default.
+        """
+        check_group(group_id)
+        check_start(start)
+        check_ack(ack)
+        found = self._find_or_create(topic)
+        joining = Joining(found, group_id, start, name or _member_name())
+        return self._keep(Consumer(self._database, self._background, joining, self._options, ack))
+
+    def topics(self) -> list[str]:
+        """The names of all topics, in order."""
+        return self._read(manage.list_topics)
+
+    def describe_topic(self, topic: str) -> TopicDescription:
+        """A topic's partitions and groups as they are now. Raises UnknownTopicError."""
+        check_topic(topic)
+        return self._read(lambda conn, dialect: manage.describe_topic(conn, dialect, topic))
+
+    def groups(self, topic: str) -> list[str]:
+        """The names of a topic's groups, in order. Raises UnknownTopicError."""
+        check_topic(topic)
+        return self._read(lambda conn, dialect: manage.list_groups(conn, dialect, topic))
+
+    def describe_group(self, topic: str, group_id: str) -> GroupDescription:
+        """A group's position, lag and owner in each partition, as they are now.
+
+        Raises UnknownTopicError or UnknownGroupError.
+        """
+        check_topic(topic)
+        check_group(group_id)
+        return self._read(lambda conn, dialect: manage.describe_group(conn, dialect, topic, group_id))
+
+    def close(self) -> None:
+        """Close every producer and consumer made from this MQ, then the connections, unless the engine was given.
+
+        Errors of theirs come together in one ExceptionGroup. A second call has the same result.
+        """
+        self._closing.run(self._close)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        schema = f", schema {self.schema!r}" if self.schema else ""
+        return f"<MQ on {self._database.where}{schema}{' (closed)' if self._closed else ''}>"
+
+    def _close(self) -> None:
+        self._closed = True
+        errors: list[Exception] = []
+        for one in self._made:
+            try:
+                one.close()
+            except Exception as error:  # noqa: BLE001 - raised below, with the others
+                errors.append(error)
+        self._background.close()
+        self._database.close()
+        if errors:
+            message = "Closing the MQ failed in parts; everything else is closed."
+            raise ExceptionGroup(message, errors)
+
+    def _keep(self, made: Made) -> Made:
+        self._made = [one for one in self._made if not one.is_closed]
+        self._made.append(made)
+        return made
+
+    def _find_or_create(self, name: str) -> Topic:
+        check_topic(name)
+        try:
+            return self._read(lambda conn, dialect: manage.find_topic(conn, dialect, name))
+        except UnknownTopicError:
+            if not self._options.create_topics:
+                raise
+        self.create_topic(name, self._options.default_partitions)
+        return self._read(lambda conn, dialect: manage.find_topic(conn, dialect, name))
+
+    def _read(self, flow: Callable[[Connection, Dialect], T]) -> T:
+        self._check_open()
+        return self._database.read(lambda conn: flow(conn, self._database.dialect))
+
+    def _write(self, flow: Callable[[Connection, Dialect], T]) -> T:
+        self._check_open()
+        return self._database.write(lambda conn: flow(conn, self._database.dialect))
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise MQClosedError
+
+
+def _member_name() -> str:
+    """Tells hosts and processes apart for people, and members of one process for everybody."""
+    return f"{socket.gethostname()}:{os.getpid()}:{uuid.uuid4().hex[:8]}"

@@ -1,0 +1,137 @@
+"""What a user may set, with its unit, its default and its reason; checked when it is made."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, fields
+from typing import Literal
+
+from sqlmq.errors import InvalidGroupError, InvalidPartitionError, InvalidTopicError
+from sqlmq.partitioner import PARTITIONERS
+
+MAX_PARTITIONS = 10_000
+"""More would make every membership decision read as many claims."""
+
+_TOPIC = re.compile(r"[A-Za-z][A-Za-z0-9_.-]{0,48}[A-Za-z0-9]")
+_GROUP = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.:-]{0,99}")
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """How an MQ behaves. Every number of seconds may have a fraction."""
+
+    create_topics: bool = True
+    """Make a topic that a producer or consumer names and that does not exist; else that is an UnknownTopicError."""
+    default_partitions: int = 3
+    """How many partitions a topic made that way gets."""
+    max_message_bytes: int = 1024 * 1024
+    """The largest value, key or headers a producer takes."""
+    lease_seconds: float = 10.0
+    """How long a consumer that is not heard of keeps its partitions. A heartbeat goes out three times as often."""
+    max_poll_seconds: float = 300.0
+    """After how long without asking for messages a consumer gives its partitions back."""
+    commit_interval_seconds: float = 0.2
+    """How long finished messages may wait to be committed together. A crash delivers those again."""
+    prefetch: int = 500
+    """How many messages a consumer reads ahead, over all its partitions."""
+    prefetch_bytes: int = 8 * 1024 * 1024
+    """How many bytes of values it reads ahead; one message of each partition always fits."""
+    poll_min_seconds: float = 0.005
+    """How soon an idle consumer looks again at first."""
+    poll_max_seconds: float = 1.0
+    """How long it waits at most between two looks."""
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            number = getattr(self, field.name)
+            if field.type == "bool":
+                continue
+            if isinstance(number, bool) or not isinstance(number, int if field.type == "int" else (int, float)):
+                message = f"{field.name} must be {field.type}, not {type(number).__name__}."
+                raise TypeError(message)
+            if not 0 < number < float("inf"):
+                message = f"{field.name} must be more than 0 and finite, not {number}."
+                raise ValueError(message)
+        check_partitions(self.default_partitions)
+
+
+Start = Literal["earliest", "latest"]
+"""Where a new group begins: with the oldest message there is, or with the next one to come."""
+
+
+def check_topic(name: object) -> str:
+    """Return *name* if it can name a topic: 2 to 50 characters, see InvalidTopicError."""
+    if not isinstance(name, str):
+        message = f"A topic's name must be str, not {type(name).__name__}."
+        raise TypeError(message)
+    if not _TOPIC.fullmatch(name):
+        raise InvalidTopicError(name)
+    return name
+
+
+def check_group(name: object) -> str:
+    """Return *name* if it can name a group: 1 to 100 characters, see InvalidGroupError."""
+    if not isinstance(name, str):
+        message = f"A group's name must be str, not {type(name).__name__}."
+        raise TypeError(message)
+    if not _GROUP.fullmatch(name):
+        raise InvalidGroupError(name)
+    return name
+
+
+def check_partitions(count: object) -> int:
+    """Return *count* if a topic can have so many partitions."""
+    if isinstance(count, bool) or not isinstance(count, int):
+        message = f"A number of partitions must be int, not {type(count).__name__}."
+        raise TypeError(message)
+    if not 1 <= count <= MAX_PARTITIONS:
+        message = f"A topic has 1 to {MAX_PARTITIONS:,} partitions, not {count}."
+        raise InvalidPartitionError(message, partition=count)
+    return count
+
+
+def check_partition(topic: str, number: object, partitions: int) -> int:
+    """Return *number* if *topic*, which has *partitions* of them, has a partition with that number."""
+    if isinstance(number, bool) or not isinstance(number, int):
+        message = f"A partition is named by its number, an int, not {type(number).__name__}."
+        raise TypeError(message)
+    if not 0 <= number < partitions:
+        message = f"Topic {topic!r} has the partitions 0 to {partitions - 1}; there is no partition {number}."
+        raise InvalidPartitionError(message, partition=number)
+    return number
+
+
+def check_partitioner(name: object) -> str:
+    """Return *name* if it names a partitioner."""
+    if not isinstance(name, str) or name not in PARTITIONERS:
+        message = f"There is no partitioner {name!r}; there are {', '.join(sorted(PARTITIONERS))}."
+        raise ValueError(message)
+    return name
+
+
+def check_start(start: object) -> Start:
+    """Return *start* if a group can begin there."""
+    if start not in ("earliest", "latest"):
+        message = f"A group starts at 'earliest' or 'latest', not at {start!r}."
+        raise ValueError(message)
+    return start
+
+
+def check_ack(ack: object) -> None:
+    """Raise ValueError unless *ack* says when a message counts as done."""
+    if ack not in ("after", "before"):
+        message = f"ack is 'after' (at least once) or 'before' (at most once), not {ack!r}."
+        raise ValueError(message)
+
+
+def check_timeout(timeout: object) -> float | None:
+    """Return *timeout*, seconds from 0 up, or None for no end."""
+    if timeout is None:
+        return None
+    if isinstance(timeout, bool) or not isinstance(timeout, int | float):
+        message = f"timeout must be a number of seconds or None, not {type(timeout).__name__}."
+        raise TypeError(message)
+    if not timeout >= 0:
+        message = f"timeout must be 0 or more seconds, not {timeout}."
+        raise ValueError(message)
+    return float(timeout)

@@ -1,0 +1,230 @@
+"""What one consumer owns: its membership of a group, its partitions, and how far it has come in each.
+
+Not safe to share between threads: the consumer's lock guards it, but for ``heard`` and ``expelled``.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from typing import TYPE_CHECKING, NamedTuple
+
+from sqlmq.errors import FencedError
+from sqlmq.flows import consume, membership
+from sqlmq.progress import PartitionProgress
+from sqlmq.store.groups import Claim
+from sqlmq.store.offsets import Commit
+from sqlmq.timing import trusted_until
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from sqlmq.database import Database
+    from sqlmq.options import Options, Start
+    from sqlmq.store.groups import Group
+    from sqlmq.store.topics import Topic
+
+log = logging.getLogger(__name__)
+
+_SURVEY_MIN_SECONDS, _SURVEY_MAX_SECONDS = 0.05, 1.0
+"""How often to look at the group: when partitions are missing, and when all is well."""
+
+
+class Joining(NamedTuple):
+    """What a consumer joins with."""
+
+    topic: Topic
+    group_name: str
+    start: Start
+    member_name: str
+
+
+class Ownership:
+    """The partitions of one member. Joins the group when it is made; claims nothing before ``ensure``."""
+
+    def __init__(self, database: Database, joining: Joining, options: Options) -> None:
+        self._database = database
+        self._joining = joining
+        self._options = options
+        self.claimed: dict[int, PartitionProgress] = {}
+        """Progress by partition id."""
+        self.leaving: set[int] = set()
+        """Ids of partitions to hand back once nothing of them is in hand."""
+        self._flushed_at = time.monotonic()
+        self._survey_at = 0.0
+        self._has_said_idle = False
+        self.group: Group
+        self.member_id: int
+        self._join()
+
+    def heard(self, began: float) -> None:
+        """The heartbeat that was sent at *began* has arrived."""
+        self._trusted_until = trusted_until(began, self._options.lease_seconds)
+
+    def expelled(self) -> None:
+        """The group no longer has this member: nothing is certain before it has asked."""
+        self._trusted_until = 0.0
+
+    def look_around(self) -> None:
+        """The group may have changed."""
+        self._survey_at = 0.0
+
+    def ensure(self) -> bool:
+        """See to it that what is claimed here is claimed in the database; return whether claims have changed.
+
+        Asks only when it is time to: each second, more often while partitions are missing, and before anything else
+        when no heartbeat has arrived for nearly a lease.
+        """
+        now = time.monotonic()
+        if now >= self._trusted_until:
+            self._regain_trust(now)
+        return self._survey() if now >= self._survey_at else False
+
+    def flush_if_due(self) -> None:
+        """Commit what is finished, if the last time is long enough ago; log what is fenced."""
+        now = time.monotonic()
+        if now - self._flushed_at < self._options.commit_interval_seconds:
+            return
+        self._flushed_at = now
+        if fenced := self.flush():
+            log.warning("%s", self.fenced(fenced))
+
+    def flush(self) -> tuple[int, ...]:
+        """Commit what is finished; forget the partitions that are somebody else's by now, and return their numbers."""
+        finished = _finished(self.claimed.values())
+        if not finished:
+            return ()
+        written = self._database.write(
+            lambda conn: consume.commit(conn, self._database.dialect, self.group, self.member_id, finished)
+        )
+        return self._note_written(finished, written)
+
+    def give_back(self) -> None:
+        """Commit what is finished and hand everything back, but stay a member."""
+        self._end(membership.hand_back)
+
+    def leave(self) -> None:
+        """Commit what is finished, hand everything back and leave the group."""
+        self._end(membership.leave)
+
+    def fenced(self, numbers: tuple[int, ...]) -> FencedError:
+        """The error that says that the partitions *numbers* are somebody else's."""
+        return FencedError(self._joining.topic.name, self._joining.group_name, numbers)
+
+    def _join(self) -> None:
+        began = time.monotonic()
+        topic, group_name, start, name = self._joining
+        lease_seconds = self._options.lease_seconds
+        self.group, self.member_id = self._database.write(
+            lambda conn: membership.join(conn, self._database.dialect, topic, group_name, start, name, lease_seconds)
+        )
+        self.heard(began)
+
+    def _regain_trust(self, now: float) -> None:
+        for progress in self.claimed.values():
+            progress.drop_ahead()
+        alive = self._database.write(lambda conn: membership.heartbeat(conn, self._database.dialect, [self.member_id]))
+        if alive:
+            self.heard(now)
+        else:
+            log.warning("Member %s was not heard of for a lease; it joins again.", self._joining.member_name)
+            self._drop(self.claimed)
+            self._join()
+        self._survey_at = 0.0
+
+    def _survey(self) -> bool:
+        """Look at the group, and put right what differs: claims lost, too many or too few."""
+        seen = self._database.read(
+            lambda conn: membership.survey(
+                conn, self._database.dialect, self.group, self.member_id, self._options.lease_seconds
+            )
+        )
+        if seen is None:
+            self.expelled()
+            return False
+        lost = [id_ for id_, progress in self.claimed.items() if seen.mine.get(id_) != _claim(progress)]
+        if lost:
+            log.warning("%s", self.fenced(tuple(sorted(self.claimed[id_].partition for id_ in lost))))
+            self._drop(lost)
+        self.leaving = {id_ for id_ in seen.plan.release if id_ in self.claimed}
+        going = [id_ for id_ in self.leaving if self.claimed[id_].is_idle]
+        # A claim that the database knows of and this consumer does not is one whose COMMIT was not answered.
+        give = [claim for id_, claim in seen.mine.items() if id_ not in self.claimed or id_ in going]
+        owned = len(seen.mine) - len(give)
+        has_changed = bool(give or seen.plan.take_at_most) or seen.was_waiting != (owned < seen.plan.share)
+        if has_changed:
+            owned += self._change(seen, going, give)
+        self._say_if_idle(seen)
+        is_missing = owned < seen.plan.share or bool(self.leaving)
+        pause = _SURVEY_MIN_SECONDS if is_missing else min(_SURVEY_MAX_SECONDS, self._options.lease_seconds / 10)
+        self._survey_at = time.monotonic() + pause
+        return has_changed
+
+    def _change(self, seen: membership.Survey, going: list[int], give: list[Claim]) -> int:
+        finished = _finished(self.claimed[id_] for id_ in going)
+        written, taken = self._database.write(
+            lambda conn: membership.change(
+                conn, self._database.dialect, self.group, self.member_id, seen, finished=finished, give=give
+            )
+        )
+        self._note_written(finished, written)
+        self._drop(going)
+        numbers = {id_: number for number, id_ in enumerate(self._joining.topic.partition_ids)}
+        for new in taken:
+            id_ = new.claim.partition_id
+            self.claimed[id_] = PartitionProgress(
+                self._joining.topic.name, numbers[id_], id_, new.claim.epoch, new.position
+            )
+        log.debug("%s took %d partition(s), handed back %d", self._joining.member_name, len(taken), len(give))
+        return len(taken)
+
+    def _say_if_idle(self, seen: membership.Survey) -> None:
+        if seen.plan.share == 0 and not self._has_said_idle:
+            self._has_said_idle = True
+            log.info(
+                "Member %s gets no partition: group %r has more consumers than topic %r has partitions.",
+                self._joining.member_name,
+                self._joining.group_name,
+                self._joining.topic.name,
+            )
+
+    def _note_written(self, finished: list[tuple[Claim, Commit]], written: list[Commit]) -> tuple[int, ...]:
+        self._flushed_at = time.monotonic()
+        for commit in written:
+            self.claimed[commit.partition_id].committed = commit.offset
+        lost = {claim.partition_id for claim, _ in finished} - {commit.partition_id for commit in written}
+        numbers = tuple(sorted(self.claimed[id_].partition for id_ in lost))
+        self._drop(lost)
+        self._prune([p for p in self.claimed.values() if p.committed - p.pruned_to >= consume.PRUNE_EVERY])
+        return numbers
+
+    def _prune(self, overgrown: list[PartitionProgress]) -> None:
+        if overgrown:
+            self._database.write(lambda conn: consume.prune(conn, self._database.dialect, self.group, overgrown))
+        for progress in overgrown:
+            progress.pruned_to = progress.committed
+
+    def _end(self, flow: membership.Ending) -> None:
+        finished = _finished(self.claimed.values())
+        given = self._drop(self.claimed)
+        self._database.write(
+            lambda conn: flow(conn, self._database.dialect, self.group, self.member_id, finished=finished, given=given)
+        )
+
+    def _drop(self, partition_ids: Iterable[int]) -> list[Claim]:
+        """Forget partitions, whatever is in hand of them; return the claims there were."""
+        dropped = [self.claimed.pop(id_) for id_ in list(partition_ids) if id_ in self.claimed]
+        self.leaving -= {progress.partition_id for progress in dropped}
+        return [_claim(progress) for progress in dropped]
+
+
+def _claim(progress: PartitionProgress) -> Claim:
+    return Claim(progress.partition_id, progress.epoch)
+
+
+def _finished(progresses: Iterable[PartitionProgress]) -> list[tuple[Claim, Commit]]:
+    return [
+        (_claim(progress), Commit(progress.partition_id, progress.committable()))
+        for progress in progresses
+        if progress.has_uncommitted
+    ]

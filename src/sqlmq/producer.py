@@ -1,0 +1,144 @@
+"""Producers: messages in, places in the log out."""
+
+from __future__ import annotations
+
+import random
+from typing import TYPE_CHECKING, Self
+
+from sqlmq.closing import Closing
+from sqlmq.coalescer import Coalescer
+from sqlmq.errors import ProducerClosedError, UnknownTopicError
+from sqlmq.flows import manage, produce
+from sqlmq.flows.produce import Routed
+from sqlmq.message import Message, ProducerResult
+from sqlmq.options import check_partition, check_timeout
+from sqlmq.partitioner import Rotation
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+    from concurrent.futures import Future
+    from types import TracebackType
+
+    from sqlmq.database import Database
+    from sqlmq.store.topics import Topic
+
+
+class Producer:
+    """Appends messages to one topic. Made by ``mq.producer(topic)``; may be shared by threads, and by forked children.
+
+    A message with a key goes to the partition that its key decides; messages without one take turns. A call returns
+    when the message is committed. Calls that come while another one commits go together in the next transaction, so
+    many threads that share a producer are much faster than one producer each.
+    """
+
+    def __init__(
+        self, database: Database, topic: Topic, *, max_message_bytes: int, wake: Callable[[int], None]
+    ) -> None:
+        self._database = database
+        self._name = topic.name
+        self._topic: Topic | None = topic
+        self._max_message_bytes = max_message_bytes
+        self._wake = wake
+        self._rotation = Rotation(random.randrange(topic.partitions))
+        self._coalescer = Coalescer(self._append)
+        self._closing = Closing()
+        self._closed = False
+
+    @property
+    def topic(self) -> str:
+        """The name of the topic."""
+        return self._name
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether it was closed."""
+        return self._closed
+
+    def produce(self, message: Message, *, timeout: float | None = None) -> ProducerResult:
+        """Append *message* and return its place, once that is committed.
+
+        *timeout*, in seconds, bounds the wait: TimeoutError means that the message was not sent, OutcomeUnknownError
+        that it was on its way. Raises UnknownTopicError if the topic was deleted, MessageTooLargeError, and
+        DatabaseError when the database refuses; then nothing was written.
+        """
+        return self._coalescer.call(Routed(self._checked(message), None), check_timeout(timeout))
+
+    def produce_with_partition(
+        self, message: Message, partition: int, *, timeout: float | None = None
+    ) -> ProducerResult:
+        """Append *message* to the partition with the number *partition*, whatever its key; else as ``produce``.
+
+        Raises InvalidPartitionError if the topic has no such partition.
+        """
+        routed = Routed(self._checked(message), self._checked_partition(partition))
+        return self._coalescer.call(routed, check_timeout(timeout))
+
+    def submit(self, message: Message, partition: int | None = None) -> Future[ProducerResult]:
+        """Append *message* without waiting for it; the future has the place, or the error.
+
+        Messages submitted by one thread keep their order in each partition. ``close`` waits for all of them.
+        """
+        routed = Routed(self._checked(message), None if partition is None else self._checked_partition(partition))
+        return self._coalescer.submit(routed)
+
+    def produce_many(self, messages: Iterable[Message]) -> list[ProducerResult]:
+        """Append *messages* in one transaction, all or none, and return their places in the same order.
+
+        Those without a key go to one partition together.
+        """
+        self._check_open()
+        routed = [Routed(self._checked(message), None) for message in messages]
+        return self._append(routed) if routed else []
+
+    def close(self) -> None:
+        """Wait for what was submitted, then take no more. A second call has the same result."""
+        self._closing.run(self._close)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"<Producer of {self._name!r}{' (closed)' if self._closed else ''}>"
+
+    def _close(self) -> None:
+        self._closed = True
+        self._coalescer.close()
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise ProducerClosedError(self._name)
+
+    def _checked(self, message: object) -> Message:
+        self._check_open()
+        if not isinstance(message, Message):
+            complaint = f"A producer takes a sqlmq.Message, not {type(message).__name__}."
+            raise TypeError(complaint)
+        message.check_size(self._max_message_bytes)
+        return message
+
+    def _checked_partition(self, partition: int) -> int:
+        return check_partition(self._name, partition, self._current_topic().partitions)
+
+    def _append(self, routed: list[Routed]) -> list[ProducerResult]:
+        topic = self._current_topic()
+        run = self._database.append if produce.fits_one_statement(routed) else self._database.write
+        try:
+            results = run(lambda conn: produce.append(conn, self._database.dialect, topic, routed, self._rotation))
+        except UnknownTopicError:
+            # There may be a new topic of this name by the next call.
+            self._topic = None
+            raise
+        self._wake(topic.id)
+        return results
+
+    def _current_topic(self) -> Topic:
+        topic = self._topic
+        if topic is None:
+            topic = self._database.read(lambda conn: manage.find_topic(conn, self._database.dialect, self._name))
+            self._topic = topic
+        return topic

@@ -1,0 +1,51 @@
+"""The log itself: messages are appended to a partition's end and read from a position on."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from sqlalchemy import func, select
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from sqlalchemy import Connection
+
+    from sqlmq.dialects import Batch, Dialect, LogRow, Position
+    from sqlmq.store.topics import Topic
+
+
+def append(conn: Connection, dialect: Dialect, topic: str, batches: Sequence[Batch]) -> list[int]:
+    """Number the messages of *batches*, which are in order of ``partition_id``, and add them to the end of the log.
+
+    Returns the offset of the first message of each batch; the others of a batch follow without gaps. The partitions'
+    rows stay locked until the caller's transaction ends, so no message becomes readable before one with a smaller
+    offset. Raises UnknownTopicError if *topic* was deleted.
+    """
+    return dialect.append(conn, topic, batches)
+
+
+def read(
+    conn: Connection, dialect: Dialect, positions: Sequence[Position], *, limit: int, max_bytes: int
+) -> list[LogRow]:
+    """Read what stands at *positions* and after, a fair part of *limit* and *max_bytes* from each partition.
+
+    The rows of a partition come together and in order of offset. Takes no lock, and waits for nobody.
+    """
+    return dialect.read(conn, positions, limit, max_bytes)
+
+
+def bounds(conn: Connection, dialect: Dialect, topic: Topic) -> dict[int, tuple[int, int]]:
+    """For each partition of *topic*, by its number: the oldest offset kept, and the one the next message will get."""
+    p, m = dialect.tables.partition, dialect.tables.message
+    newest = (
+        select(m.c.msg_offset + 1)
+        .where(m.c.partition_id == p.c.id, m.c.msg_offset >= p.c.start_offset)
+        .order_by(m.c.msg_offset.desc())
+        .limit(1)
+        .scalar_subquery()
+    )
+    rows = conn.execute(
+        select(p.c.number, p.c.start_offset, func.coalesce(newest, p.c.start_offset)).where(p.c.topic_id == topic.id)
+    )
+    return {number: (start, end) for number, start, end in rows}

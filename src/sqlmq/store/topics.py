@@ -1,0 +1,120 @@
+"""Topics and their partitions."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from sqlalchemy import and_, delete, func, insert, select, update
+
+if TYPE_CHECKING:
+    from sqlalchemy import Connection
+
+    from sqlmq.dialects import Dialect
+
+
+@dataclass(frozen=True, slots=True)
+class Topic:
+    """A topic as it is stored."""
+
+    id: int
+    name: str
+    partitioner: str
+    partition_ids: tuple[int, ...]
+    """The id of each partition, by its number."""
+
+    @property
+    def partitions(self) -> int:
+        """How many partitions it has."""
+        return len(self.partition_ids)
+
+
+def find(conn: Connection, dialect: Dialect, name: str) -> Topic | None:
+    """The topic called *name*."""
+    t, p = dialect.tables.topic, dialect.tables.partition
+    rows = conn.execute(
+        select(t.c.id, t.c.partitioner, p.c.id.label("partition_id"))
+        .join(p, p.c.topic_id == t.c.id)
+        .where(t.c.name == name)
+        .order_by(p.c.number)
+    ).all()
+    return Topic(rows[0].id, name, rows[0].partitioner, tuple(row.partition_id for row in rows)) if rows else None
+
+
+def hold(conn: Connection, dialect: Dialect, topic: Topic) -> bool:
+    """Keep *topic* from being deleted until the transaction ends; return False if it is gone already."""
+    t = dialect.tables.topic
+    row = conn.execute(select(t.c.id).where(t.c.id == topic.id).with_for_update(read=True, key_share=True)).first()
+    return row is not None
+
+
+def names(conn: Connection, dialect: Dialect) -> list[str]:
+    """The names of all topics, in order."""
+    t = dialect.tables.topic
+    return list(conn.execute(select(t.c.name).order_by(t.c.name)).scalars())
+
+
+def create(conn: Connection, dialect: Dialect, name: str, partitions: int, partitioner: str) -> bool:
+    """Make a topic, unless there is one of that name; return whether it was made.
+
+    Waits for a transaction that is about to make the same.
+    """
+    t = dialect.tables.topic
+    row = {"name": name, "partitions": partitions, "partitioner": partitioner}
+    made = conn.execute(dialect.insert_new(t, ["name"]).values(row).returning(t.c.id)).scalar()
+    if made is None:
+        return False
+    numbers = [{"topic_id": made, "number": number} for number in range(partitions)]
+    conn.execute(insert(dialect.tables.partition), numbers)
+    return True
+
+
+def delete_all(conn: Connection, dialect: Dialect, topics: list[str]) -> list[str]:
+    """Take *topics*, those there are, out of use, with their groups; return their names.
+
+    Their partitions stay, without a topic, until ``purge`` has deleted the messages. Waits for producers that are about
+    to commit: the partitions are locked, in the order in which producers lock them.
+    """
+    t, p = dialect.tables.topic, dialect.tables.partition
+    found = conn.execute(select(t.c.id, t.c.name).where(t.c.name.in_(topics)).order_by(t.c.id).with_for_update()).all()
+    ids = [row.id for row in found]
+    conn.execute(select(p.c.id).where(p.c.topic_id.in_(ids)).order_by(p.c.id).with_for_update()).all()
+    _delete_groups(conn, dialect, ids)
+    conn.execute(delete(dialect.tables.staged).where(dialect.tables.staged.c.topic_id.in_(ids)))
+    conn.execute(update(p).where(p.c.topic_id.in_(ids)).values(topic_id=None))
+    conn.execute(delete(t).where(t.c.id.in_(ids)))
+    return [row.name for row in found]
+
+
+def purge(conn: Connection, dialect: Dialect, at_most: int) -> bool:
+    """Delete up to *at_most* messages of a partition whose topic is gone; return whether more is left to do.
+
+    Works on one that nobody else is working on.
+    """
+    p, m = dialect.tables.partition, dialect.tables.message
+    partition = conn.execute(
+        select(p.c.id, p.c.start_offset)
+        .where(p.c.topic_id.is_(None))
+        .order_by(p.c.id)
+        .limit(1)
+        .with_for_update(skip_locked=True)
+    ).first()
+    if partition is None:
+        return False
+    # Each search begins where the one before ended, and does not step over what that has deleted.
+    rest = and_(m.c.partition_id == partition.id, m.c.msg_offset >= partition.start_offset)
+    oldest = conn.execute(select(func.min(m.c.msg_offset)).where(rest)).scalar()
+    if oldest is None:
+        conn.execute(delete(p).where(p.c.id == partition.id))
+    else:
+        conn.execute(delete(m).where(rest, m.c.msg_offset < oldest + at_most))
+        conn.execute(update(p).where(p.c.id == partition.id).values(start_offset=oldest + at_most))
+    return True
+
+
+def _delete_groups(conn: Connection, dialect: Dialect, topic_ids: list[int]) -> None:
+    g = dialect.tables.group
+    group_ids = list(conn.execute(select(g.c.id).where(g.c.topic_id.in_(topic_ids))).scalars())
+    for table in (dialect.tables.claim, dialect.tables.group_offset, dialect.tables.parked, dialect.tables.member):
+        conn.execute(delete(table).where(table.c.group_id.in_(group_ids)))
+    conn.execute(delete(g).where(g.c.id.in_(group_ids)))
