@@ -278,7 +278,8 @@ class Consumer:
             self._background.look_around(self.group_id, but=self)
         self._ownership.flush_if_due()
         self._refill(at_most)
-        return self._hand_out(at_most)
+        # Looking may have taken long.
+        return self._hand_out(at_most) if self._ownership.is_trusted() else []
 
     def _wait(self, seconds: float, seen: int) -> bool:
         """Wait until somebody wakes this consumer, who may have done so since the count *seen*; return whether."""

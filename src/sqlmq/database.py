@@ -8,29 +8,43 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import os
 import threading
+import time
 import weakref
 from typing import TYPE_CHECKING, NoReturn, TypeVar
 
-from sqlalchemy import URL, Engine, StaticPool, make_url
+from sqlalchemy import URL, Engine, StaticPool, event, make_url
 from sqlalchemy import exc as sa_exc
 from tenacity import Retrying, retry_if_exception, stop_after_delay, wait_random_exponential
 
 from sqlmq import migrate
 from sqlmq.dialects import dialect_named, without_secrets
-from sqlmq.errors import DatabaseUnavailableError, ForkedError, InvalidURLError, OutcomeUnknownError, SqlmqError
+from sqlmq.errors import (
+    DatabaseUnavailableError,
+    ForkedError,
+    InvalidURLError,
+    OutcomeUnknownError,
+    ReadOnlyDatabaseError,
+    SqlmqError,
+)
 from sqlmq.schema import REVISION
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from sqlalchemy import Connection, Pool
+    from sqlalchemy.engine.interfaces import DBAPIConnection
+    from sqlalchemy.pool import ConnectionPoolEntry
 
     from sqlmq.dialects import Dialect
 
 T = TypeVar("T")
 log = logging.getLogger(__name__)
+
+_REST_SECONDS = 1.0
+"""After how long unused a connection is tested before it is used again."""
 
 _RETRY_SECONDS = 5.0
 """For how long a transaction is tried again. A server that restarts is back within that, usually."""
@@ -47,6 +61,8 @@ class Database:
             self.engine = target
         else:
             self.dialect, self.engine = _open(target, schema)
+            event.listen(self.engine, "checkin", _note_return)
+            event.listen(self.engine, "checkout", self._test_after_rest)
         self.schema = schema
         self.where = without_secrets(self.engine.url)
         self._transactions = self.dialect.for_transactions(self.engine)
@@ -59,6 +75,7 @@ class Database:
 
     def read(self, flow: Callable[[Connection], T]) -> T:
         """Run *flow*, whose statements only read and need no common snapshot; tried again after a passing error."""
+        self.prepare()
         return self._retrying(lambda: self._read_once(flow))
 
     def write(self, flow: Callable[[Connection], T]) -> T:
@@ -67,10 +84,12 @@ class Database:
         *flow* may run several times, each time on a database that saw nothing of the times before. Raises
         OutcomeUnknownError, and tries no more, if the connection breaks while COMMIT is on its way.
         """
+        self.prepare()
         return self._retrying(lambda: self._write_once(flow))
 
     def append(self, flow: Callable[[Connection], T]) -> T:
         """Run *flow*, which is one appending statement, in a transaction of its own: in one round trip where possible."""
+        self.prepare()
         return self._retrying(lambda: self._append_once(flow))
 
     def prepare(self) -> None:
@@ -95,19 +114,16 @@ class Database:
             with self._connect(self.engine) as conn:
                 found = migrate.current(conn, schema=self.schema)
             if found is None or found < REVISION:
-                self._write_once(lambda conn: migrate.upgrade(conn, schema=self.schema), prepared=True)
+                self._write_once(lambda conn: migrate.upgrade(conn, schema=self.schema))
         with self._connect(self._single_statements) as conn, self._translating():
             migrate.check(conn, schema=self.schema)
             self._appends_in_one_statement = self.dialect.can_append_in_one_statement(conn)
 
     def _read_once(self, flow: Callable[[Connection], T]) -> T:
-        self.prepare()
         with self._in_turn(writing=False), self._connect(self._single_statements) as conn, self._translating():
             return flow(conn)
 
-    def _write_once(self, flow: Callable[[Connection], T], *, prepared: bool = False) -> T:
-        if not prepared:
-            self.prepare()
+    def _write_once(self, flow: Callable[[Connection], T]) -> T:
         with self._in_turn(writing=True), self._connect(self._transactions) as conn:
             with self._translating():
                 self.dialect.begin(conn)
@@ -117,11 +133,22 @@ class Database:
             return result
 
     def _append_once(self, flow: Callable[[Connection], T]) -> T:
-        self.prepare()
         if not self._appends_in_one_statement:
             return self._write_once(flow)
         with self._connect(self._single_statements) as conn, self._translating(committing=True):
             return flow(conn)
+
+    def _test_after_rest(self, connection: DBAPIConnection, record: ConnectionPoolEntry, _proxy: object) -> None:
+        """Replace a connection that the server has closed while nobody used it, before it gets something to do.
+
+        What breaks in the middle of a COMMIT has an unknown outcome; what breaks here has a known one.
+        """
+        if time.monotonic() - record.info.get("returned_at", math.inf) < _REST_SECONDS:
+            return
+        try:
+            self.engine.dialect.do_ping(connection)
+        except self.engine.dialect.loaded_dbapi.Error as error:
+            raise sa_exc.DisconnectionError from error
 
     @contextlib.contextmanager
     def _connect(self, engine: Engine) -> Iterator[Connection]:
@@ -167,6 +194,9 @@ class Database:
             translated = DatabaseUnavailableError(message)
         if translated is None:
             raise error
+        if isinstance(translated, ReadOnlyDatabaseError) and self._owns_engine:
+            # After a failover the old primary may be a standby now; the next connections may reach the new one.
+            self.engine.dispose()
         raise translated from cause
 
     def _retrying(self, attempt: Callable[[], T]) -> T:
@@ -218,6 +248,10 @@ class Database:
 
 _ALL: weakref.WeakSet[Database] = weakref.WeakSet()
 _ABANDONED: list[Pool] = []
+
+
+def _note_return(_connection: object, record: ConnectionPoolEntry) -> None:
+    record.info["returned_at"] = time.monotonic()
 
 
 def _after_fork() -> None:

@@ -78,7 +78,17 @@ class Ownership:
         now = time.monotonic()
         if now >= self._trusted_until:
             self._regain_trust(now)
-        return self._survey() if now >= self._survey_at else False
+        if now < self._survey_at:
+            return False
+        seen = self._survey()
+        if seen is None:
+            self._regain_trust(now)
+            seen = self._survey()
+        return seen is not None and self._put_right(seen)
+
+    def is_trusted(self) -> bool:
+        """Whether what is claimed here can't be anybody else's yet."""
+        return time.monotonic() < self._trusted_until
 
     def flush_if_due(self) -> None:
         """Commit what is finished, if the last time is long enough ago; log what is fenced."""
@@ -127,21 +137,24 @@ class Ownership:
         if alive:
             self.heard(now)
         else:
-            log.warning("Member %s was not heard of for a lease; it joins again.", self._joining.member_name)
+            log.warning(
+                "Member %s is not in group %r any more; it joins again.",
+                self._joining.member_name,
+                self._joining.group_name,
+            )
             self._drop(self.claimed)
             self._join()
         self._survey_at = 0.0
 
-    def _survey(self) -> bool:
-        """Look at the group, and put right what differs: claims lost, too many or too few."""
-        seen = self._database.read(
+    def _survey(self) -> membership.Survey | None:
+        return self._database.read(
             lambda conn: membership.survey(
                 conn, self._database.dialect, self.group, self.member_id, self._options.lease_seconds
             )
         )
-        if seen is None:
-            self.expelled()
-            return False
+
+    def _put_right(self, seen: membership.Survey) -> bool:
+        """Mend what differs from what was *seen*: claims lost, too many or too few. Return whether claims changed."""
         lost = [id_ for id_, progress in self.claimed.items() if seen.mine.get(id_) != _claim(progress)]
         if lost:
             log.warning("%s", self.fenced(tuple(sorted(self.claimed[id_].partition for id_ in lost))))

@@ -70,10 +70,11 @@ class Postgresql(Dialect):
         # without reading values that are stored out of line.
         self._read_sql = f"""
             WITH ready AS MATERIALIZED (
-                SELECT p.id, p.position
-                FROM unnest(%b::bigint[], %b::bigint[]) AS p (id, position)
+                SELECT p.id, at.position
+                FROM unnest(%b::bigint[], %b::bigint[]) AS at (id, position)
+                JOIN {prefix}sqlmq_partition p ON p.id = at.id AND p.topic_id IS NOT NULL
                 WHERE EXISTS (
-                    SELECT FROM {prefix}sqlmq_message m WHERE m.partition_id = p.id AND m.msg_offset >= p.position
+                    SELECT FROM {prefix}sqlmq_message m WHERE m.partition_id = p.id AND m.msg_offset >= at.position
                 )
             )
             SELECT r.id, m.msg_offset, m.key, m.value, m.headers, m.created_at
@@ -165,7 +166,7 @@ class Postgresql(Dialect):
         if driver_error is None:
             return None
         said = _first_line(driver_error)
-        state = driver_error.sqlstate or ""
+        state = _state(driver_error)
         kind, advice = next(
             (verdict for prefix, verdict in _VERDICTS if state.startswith(prefix)),
             _CUT_OFF if self.is_disconnect(error) or not state else _OTHER,
@@ -176,14 +177,27 @@ class Postgresql(Dialect):
         driver_error = _driver_error(error)
         if driver_error is None:
             return False
-        return self.is_disconnect(error) or (driver_error.sqlstate or "").startswith(_PASSING)
+        return self.is_disconnect(error) or _state(driver_error).startswith(_PASSING)
 
     def is_disconnect(self, error: Exception) -> bool:
         driver_error = _driver_error(error)
-        return isinstance(driver_error, psycopg.OperationalError) and driver_error.sqlstate is None
+        return isinstance(driver_error, psycopg.OperationalError) and not _state(driver_error)
 
 
-_PASSING = ("40001", "40P01", "55P03", "53300", "57P01", "57P02", "57P03", "08", "25006")
+_PASSING = ("40001", "40P01", "55P03", "53300", "57P01", "57P02", "57P03", "08")
+
+_REFUSED_LOGINS = (
+    ("password authentication failed", "28P01"),
+    ("no password supplied", "28P01"),
+    ("no pg_hba.conf entry", "28000"),
+    ("authentication failed", "28000"),
+    ("is not permitted to log in", "28000"),
+    ("permission denied for database", "42501"),
+    ("too many connections", "53300"),
+    ("remaining connection slots", "53300"),
+    ("sorry, too many clients", "53300"),
+    ("the database system is", "57P03"),
+)
 
 _CUT_OFF = (DatabaseUnavailableError, "Is the server running, and reachable from here?")
 _OTHER = (DatabaseError, "")
@@ -216,6 +230,16 @@ def _wrong_driver(driver: str) -> str:
 def _driver_error(error: Exception) -> psycopg.Error | None:
     origin = error.orig if isinstance(error, DBAPIError) else error
     return origin if isinstance(origin, psycopg.Error) else None
+
+
+def _state(error: psycopg.Error) -> str:
+    """The SQLSTATE; for a refused login, of which libpq gives the text alone, guessed from that. Empty if unknown."""
+    if error.sqlstate:
+        return error.sqlstate
+    said = str(error)
+    if 'database "' in said and "does not exist" in said:
+        return "3D000"
+    return next((state for words, state in _REFUSED_LOGINS if words in said), "")
 
 
 def _sqlstate(error: Exception) -> str | None:

@@ -7,6 +7,7 @@ written in between, without any waiting. https://www.sqlite.org/lang_transaction
 from __future__ import annotations
 
 import sqlite3
+from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 from sqlalchemy import ColumnElement, Float, StaticPool, create_engine, event, literal_column
@@ -56,6 +57,8 @@ class Sqlite(Dialect):
             message = f"On SQLite, sqlmq works with Python's own driver: sqlite:///file.db, not {url.drivername}://"
             raise InvalidURLError(message)
         in_memory = is_in_memory(url)
+        if not in_memory and not (url.database or "").startswith("file:"):
+            url = url.set(database=str(Path(url.database or "").absolute()))
         engine = create_engine(
             url,
             hide_parameters=True,
@@ -157,7 +160,11 @@ _BASE_SQL = """
     ), 0))
     FROM sqlmq_partition p WHERE p.id = ?
 """
-_PROBE_SQL = "SELECT 1 FROM sqlmq_message WHERE partition_id = ? AND msg_offset >= ? LIMIT 1"
+# The messages of a deleted topic may be half gone.
+_PROBE_SQL = """
+    SELECT 1 FROM sqlmq_partition p JOIN sqlmq_message m ON m.partition_id = p.id
+    WHERE p.id = ? AND p.topic_id IS NOT NULL AND m.msg_offset >= ? LIMIT 1
+"""
 _READ_SQL = """
     SELECT partition_id, msg_offset, key, value, headers, created_at FROM sqlmq_message
     WHERE partition_id = ? AND msg_offset >= ? ORDER BY msg_offset LIMIT ?

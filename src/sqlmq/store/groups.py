@@ -98,15 +98,23 @@ def remove_member(conn: Connection, dialect: Dialect, member_id: int) -> None:
 
 
 def remove_dead(conn: Connection, dialect: Dialect, group: Group) -> None:
-    """Remove the members of *group* whose lease is over. One that lives on after all finds itself gone, and joins anew."""
-    m = dialect.tables.member
-    dead = (
-        select(m.c.id)
-        .where(m.c.group_id == group.id, ~_is_live(dialect))
-        .order_by(m.c.id)
-        .with_for_update(skip_locked=True)
-    )
-    conn.execute(delete(m).where(m.c.id.in_(dead.cte("dead").select())))
+    """Free the claims of members of *group* whose lease is over, and remove those members.
+
+    One that lives on after all finds itself gone, and joins anew. Rows that somebody else has locked are left for the
+    next time. Claims are locked before members, as everywhere.
+    """
+    c, m = dialect.tables.claim, dialect.tables.member
+    dead = select(m.c.id).where(m.c.group_id == group.id, ~_is_live(dialect))
+    orphaned = conn.execute(
+        select(c.c.partition_id, c.c.epoch)
+        .where(c.c.group_id == group.id, c.c.member_id.in_(dead))
+        .order_by(c.c.partition_id)
+        .with_for_update(key_share=True, skip_locked=True)
+    ).all()
+    _set_owner(conn, dialect, group, [Claim(row.partition_id, row.epoch) for row in orphaned], None)
+    ownerless = ~select(c.c.partition_id).where(c.c.group_id == group.id, c.c.member_id == m.c.id).exists()
+    locked = dead.where(ownerless).order_by(m.c.id).with_for_update(skip_locked=True).cte("locked")
+    conn.execute(delete(m).where(m.c.id.in_(select(locked.c.id))))
 
 
 def beat(conn: Connection, dialect: Dialect, member_ids: Sequence[int]) -> set[int]:
