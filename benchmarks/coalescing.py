@@ -77,12 +77,8 @@ def run(url: str, *, quick: bool) -> None:
                         worst[name].append(p99)
                 ratio = statistics.median(a / b for a, b in zip(rates["leader"], rates["flusher"], strict=True))
                 print(f"{callers:>3} callers: leader/flusher {ratio:.2f}", end="")
-                for name in rates:
-                    print(
-                        f" | {name} {statistics.median(rates[name]):,.0f}/s, p99 {statistics.median(worst[name]):.1f} ms",
-                        end="",
-                    )
-                print()
+                medians = {name: (statistics.median(rates[name]), statistics.median(worst[name])) for name in worst}
+                print("".join(f" | {name} {rate:,.0f}/s, p99 {p99:.1f} ms" for name, (rate, p99) in medians.items()))
         finally:
             flusher.close()
             leader.close()

@@ -168,9 +168,9 @@ class FencedError(SqlmqError):
         self.partitions = partitions
         listed = ", ".join(map(str, partitions))
         super().__init__(
-            f"Group {group!r} has given partition(s) {listed} of topic {topic!r} to another consumer, because this one "
-            "was not heard of for a lease. Messages it had not finished are delivered there again. If handlers or "
-            "pauses of this process are long, raise lease_seconds."
+            f"This consumer has lost partition(s) {listed} of topic {topic!r} in group {group!r}: it was not heard of for "
+            "a lease and another one took over, or the topic was deleted. What it had not finished is delivered again. "
+            "If pauses of this process are long, raise lease_seconds."
         )
 
 

@@ -66,16 +66,19 @@ class Postgresql(Dialect):
         self._append_sql = (
             f"SELECT {prefix}sqlmq_append(%b::bigint[], %b::integer[], %b::bytea[], %b::bytea[], %b::text[])"
         )
-        # `ready` is the one probe of an idle consumer: an index look-up for each partition. The window adds up sizes
-        # without reading values that are stored out of line.
+        # `ready` is the one probe of an idle consumer. ORDER BY and LIMIT make it an index look-up for each partition:
+        # an EXISTS may become a join that reads the whole log, and did. The window adds up sizes without reading
+        # values that are stored out of line.
         self._read_sql = f"""
             WITH ready AS MATERIALIZED (
                 SELECT p.id, at.position
                 FROM unnest(%b::bigint[], %b::bigint[]) AS at (id, position)
                 JOIN {prefix}sqlmq_partition p ON p.id = at.id AND p.topic_id IS NOT NULL
-                WHERE EXISTS (
-                    SELECT FROM {prefix}sqlmq_message m WHERE m.partition_id = p.id AND m.msg_offset >= at.position
-                )
+                CROSS JOIN LATERAL (
+                    SELECT FROM {prefix}sqlmq_message m
+                    WHERE m.partition_id = at.id AND m.msg_offset >= at.position
+                    ORDER BY m.msg_offset LIMIT 1
+                ) AS has_any
             )
             SELECT r.id, m.msg_offset, m.key, m.value, m.headers, m.created_at
             FROM ready r CROSS JOIN LATERAL (
@@ -158,7 +161,7 @@ class Postgresql(Dialect):
             cursor.execute(self._read_sql.encode(), (ids, offsets, limit, max_bytes))
             return [
                 LogRow(partition_id, offset, key, value, headers, moment + _POSTGRES_EPOCH_US)
-                for partition_id, offset, key, value, headers, moment in cursor
+                for partition_id, offset, key, value, headers, moment in cursor.fetchall()
             ]
 
     def translate(self, error: Exception, where: str) -> SqlmqError | None:

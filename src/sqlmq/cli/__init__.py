@@ -1,0 +1,112 @@
+"""The command ``sqlmq``: everything people type.
+
+    __init__            the command itself, and what its exit codes mean
+    database            sqlmq db ...            tables made, checked, printed as SQL
+    topics              sqlmq topics ...        made, listed, described, deleted
+    groups              sqlmq groups ...        positions, lag, owners
+    produce, consume    messages in and out, as lines, bytes or JSON
+    demo                the whole thing at work: demo_worker is what its processes run, demo_log what they note down,
+                        demo_view what is shown of it
+    settings            the options that every command has, and the queue they name
+    output              tables for people, JSON lines for programs: the only place that decides which
+    formats             how a consumed message is written
+    signals             Ctrl-C and SIGTERM, let in where nothing is half done
+
+A module here reads options, calls the library, and prints. What a command can do, the library can do without it.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from contextlib import suppress
+from signal import SIGINT
+from typing import Any
+
+import click
+
+from sqlmq.cli.consume import consume
+from sqlmq.cli.database import database
+from sqlmq.cli.demo import demo
+from sqlmq.cli.groups import groups
+from sqlmq.cli.produce import produce
+from sqlmq.cli.settings import Settings, database_options
+from sqlmq.cli.topics import topics
+from sqlmq.errors import SqlmqError
+
+
+class Commands(click.Group):
+    """Turns what went wrong into one clear line and an exit code."""
+
+    def invoke(self, ctx: click.Context) -> Any:  # noqa: ANN401 - click's own signature
+        """Run the command; whatever the library raises on purpose ends it with exit code 1."""
+        try:
+            result = super().invoke(ctx)
+            sys.stdout.flush()
+        except BrokenPipeError:
+            # Whoever read the output has what he wanted, as in `sqlmq topics list | head -1`.
+            _forget_stdout()
+            ctx.exit(0)
+        except KeyboardInterrupt as interrupt:
+            click.echo(err=True)
+            ctx.exit(128 + getattr(interrupt, "signal_number", SIGINT))
+        except SqlmqError as error:
+            raise _failure(ctx, str(error)) from error
+        except ExceptionGroup as group:
+            ours, others = group.split(SqlmqError)
+            if ours is None or others is not None:
+                raise
+            raise _failure(ctx, "\n".join(map(str, _leaves(ours)))) from group
+        return result
+
+
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(package_name="sqlmq", message="sqlmq %(version)s")
+@database_options
+def main() -> None:
+    """A message queue that lives in the SQL database you already have.
+
+    Topics have partitions, partitions have messages with offsets, and groups of consumers share the partitions and
+    remember how far they have come. `sqlmq demo` shows all of it in some seconds.
+
+    \b
+    Example:
+      echo hello | sqlmq produce greetings
+      sqlmq consume greetings --group readers --timeout 1
+      sqlmq groups describe readers
+
+    Options that every command has may stand before or after it.
+
+    \b
+    Exit codes:
+      0    it is done
+      1    it failed; one line on stderr says why (-v shows the traceback)
+      2    the command line is wrong
+      3    `db check`: the tables are missing, too old or too new
+      130  ended by Ctrl-C, after tidying up (143: by SIGTERM)
+    """
+
+
+for command in (consume, database, demo, groups, produce, topics):
+    main.add_command(command)
+
+
+def _failure(ctx: click.Context, message: str) -> click.ClickException:
+    if ctx.ensure_object(Settings).verbosity:
+        traceback.print_exc()
+    return click.ClickException(message)
+
+
+def _leaves(group: BaseExceptionGroup[BaseException]) -> list[BaseException]:
+    return [
+        leaf for one in group.exceptions for leaf in (_leaves(one) if isinstance(one, BaseExceptionGroup) else [one])
+    ]
+
+
+def _forget_stdout() -> None:
+    """Let nobody notice, not even the interpreter at its end, that there is no one to read what is still buffered."""
+    with suppress(OSError, ValueError):
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, sys.stdout.fileno())
+        os.close(nowhere)

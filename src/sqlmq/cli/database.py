@@ -1,0 +1,228 @@
+"""``sqlmq db``: the tables made, brought up to date, checked, removed, or printed as SQL."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+from alembic.util import CommandError
+from sqlalchemy import make_url
+from sqlalchemy.exc import ArgumentError, SQLAlchemyError
+
+from sqlmq import migrate
+from sqlmq.cli.output import json_option, line, say
+from sqlmq.cli.settings import Settings, database_options, pass_settings
+from sqlmq.database import Database
+from sqlmq.errors import SchemaError
+from sqlmq.schema import REVISION
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from sqlalchemy import Connection
+
+
+@click.group("db")
+@database_options
+def database() -> None:
+    """Make the tables and keep them up to date.
+
+    On SQLite that happens by itself. On Postgres it is a step of its own, so that you decide when, and by which role.
+
+    \b
+    Example:
+      sqlmq db upgrade --url postgresql://owner@host/app
+    """
+
+
+@database.command()
+@click.option("--to", "revision", default=REVISION, show_default=True, help="Revision to bring the tables to.")
+@json_option
+@database_options
+@pass_settings
+def upgrade(settings: Settings, revision: str, *, as_json: bool) -> None:
+    """Make the tables, or bring them up to date, in one transaction.
+
+    May be run any number of times, by several deployments at once too.
+
+    \b
+    Example:
+      sqlmq db upgrade
+      sqlmq --url postgresql://owner@host/app db upgrade --schema queue
+    """
+    with _transaction(settings) as connection:
+        before = migrate.current(connection, schema=settings.schema)
+        migrate.upgrade(connection, schema=settings.schema, revision=revision)
+        after = migrate.current(connection, schema=settings.schema)
+    sentence = f"Upgraded from {before or 'nothing'} to {after}." if before != after else f"Already at {after}."
+    say(sentence, {"before": before, "after": after}, as_json=as_json)
+
+
+@database.command()
+@click.option("--to", "revision", default="base", show_default=True, help="Revision to go back to; base removes all.")
+@click.option("--yes", is_flag=True, help="Do it without asking. Needed where there is no terminal to ask on.")
+@json_option
+@database_options
+@pass_settings
+def downgrade(settings: Settings, revision: str, *, yes: bool, as_json: bool) -> None:
+    """Take the tables back to an earlier revision, or remove them, with the messages in them.
+
+    \b
+    Example:
+      sqlmq db downgrade --to 0002
+      sqlmq db downgrade --yes
+    """
+    confirm(f"Go back to {revision}? What the newer tables hold is lost.", yes=yes)
+    with _transaction(settings) as connection:
+        before = migrate.current(connection, schema=settings.schema)
+        if before is not None:
+            migrate.downgrade(connection, schema=settings.schema, revision=revision)
+        after = migrate.current(connection, schema=settings.schema)
+    sentence = f"Downgraded from {before} to {after or 'nothing'}." if before else "There were no tables."
+    say(sentence, {"before": before, "after": after}, as_json=as_json)
+
+
+@database.command()
+@json_option
+@database_options
+@pass_settings
+def current(settings: Settings, *, as_json: bool) -> None:
+    """Print the revision the tables are at, and the one this version of sqlmq needs.
+
+    \b
+    Example:
+      sqlmq db current
+      sqlmq db current --json
+    """
+    with _connection(settings) as connection:
+        found = migrate.current(connection, schema=settings.schema) if connection else None
+    say(f"found {found or 'no tables'}, needed {REVISION}", {"found": found, "needed": REVISION}, as_json=as_json)
+
+
+@database.command()
+@json_option
+@database_options
+@pass_settings
+@click.pass_context
+def check(ctx: click.Context, settings: Settings, *, as_json: bool) -> None:
+    """Check that the tables are the ones this version of sqlmq works with; exit with 3 if not.
+
+    For a deployment's last step, or the first of an application's start. Changes nothing.
+
+    \b
+    Example:
+      sqlmq db check && systemctl restart app
+    """
+    problem: str | None = None
+    with _connection(settings) as connection:
+        found = migrate.current(connection, schema=settings.schema) if connection else None
+        if connection is None:
+            problem = "There is no such file yet. It is made, with the tables, on first use or by `sqlmq db upgrade`."
+        else:
+            try:
+                migrate.check(connection, schema=settings.schema)
+            except SchemaError as error:
+                problem = str(error)
+    if as_json:
+        click.echo(line({"ok": problem is None, "found": found, "needed": REVISION, "problem": problem}))
+    elif problem is None:
+        click.echo(f"The tables are at revision {found}, as they should be.")
+    else:
+        click.echo(problem, err=True)
+    ctx.exit(0 if problem is None else 3)
+
+
+@database.command()
+@click.option("--from", "start", default="base", show_default=True, help="Revision the tables are at; base for none.")
+@click.option("--to", "revision", default=REVISION, show_default=True, help="Revision to bring them to.")
+@click.option(
+    "--dialect",
+    type=click.Choice(["postgresql", "sqlite"]),
+    help="Database the statements are for; that of the URL if not given.",
+)
+@database_options
+@pass_settings
+def sql(settings: Settings, start: str, revision: str, dialect: str | None) -> None:
+    """Print the statements that `db upgrade` would run, without a database.
+
+    For those who let nobody but their own tools change a schema.
+
+    \b
+    Example:
+      sqlmq db sql --dialect postgresql --schema queue > sqlmq.sql
+      sqlmq db sql --dialect postgresql --from 0002
+    """
+    try:
+        name = dialect or make_url(settings.database_url()).get_backend_name().replace("postgres", "postgresql")
+    except ArgumentError:
+        raise click.UsageError("--url is no database URL; --dialect alone will do.") from None
+    name = name.replace("postgresqlql", "postgresql")
+    if name not in ("postgresql", "sqlite"):
+        raise click.UsageError(f"There are statements for postgresql and sqlite, not for {name}.")
+    with _unknown_revisions_explained():
+        text = migrate.sql(name, schema=settings.schema if name == "postgresql" else None, start=start, revision=revision)
+    click.echo(text, nl=False)
+
+
+def confirm(question: str, *, yes: bool) -> None:
+    """Ask *question* unless *yes*; end the command if the answer is no, or if there is nobody to ask."""
+    if yes:
+        return
+    if not click.get_text_stream("stdin").isatty():
+        raise click.UsageError("This deletes data, and there is no terminal to ask on. Say --yes if you mean it.")
+    click.confirm(question, abort=True, err=True)
+
+
+@contextmanager
+def _transaction(settings: Settings) -> Iterator[Connection]:
+    """A connection in a writing transaction, committed at the end, whatever state the tables are in."""
+    with _open(settings) as opened:
+        connection = opened.dialect.for_transactions(opened.engine).connect()
+        try:
+            opened.dialect.begin(connection)
+            yield connection
+            connection.commit()
+        finally:
+            connection.close()
+
+
+@contextmanager
+def _connection(settings: Settings) -> Iterator[Connection | None]:
+    """A connection to read on; None where connecting would make the file."""
+    with _open(settings) as opened:
+        file = opened.engine.url.database
+        if opened.dialect.creates_schema_itself and file and not file.startswith((":", "file:")):
+            if not Path(file).exists():
+                yield None
+                return
+        connection = opened.engine.connect()
+        try:
+            yield connection
+        finally:
+            connection.close()
+
+
+@contextmanager
+def _open(settings: Settings) -> Iterator[Database]:
+    """The database, its tables unchecked; what its driver raises inside the block is translated."""
+    opened = Database(settings.database_url(), settings.schema)
+    try:
+        with _unknown_revisions_explained():
+            yield opened
+    except SQLAlchemyError as error:
+        translated = opened.dialect.translate(error, opened.where)
+        if translated is None:
+            raise
+        raise translated from error
+    finally:
+        opened.close()
+
+
+@contextmanager
+def _unknown_revisions_explained() -> Iterator[None]:
+    try:
+        yield
+    except CommandError as error:
+        raise click.ClickException(f"{error}. `sqlmq db current` prints the revisions there are.") from None

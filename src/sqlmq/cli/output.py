@@ -1,0 +1,83 @@
+"""What commands print: tables for people, JSON lines for programs. Decided here and nowhere else."""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import TYPE_CHECKING
+
+import click
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+json_option = click.option(
+    "--json", "as_json", is_flag=True, help="Print JSON for programs: one object on each line, nothing else on stdout."
+)
+"""Adds ``--json``, which the command gets as *as_json*."""
+
+_WIDE = 10_000
+"""Columns, where there is no terminal whose width a table must fit."""
+
+
+def line(facts: Mapping[str, object]) -> str:
+    """*facts* as one line of JSON, without its newline."""
+    return json.dumps(facts, ensure_ascii=False, separators=(",", ":"))
+
+
+def show(rows: Iterable[Mapping[str, object]], columns: Sequence[str], *, as_json: bool, empty: str = "") -> None:
+    """Print *rows*: all they hold as JSON, or their *columns* as a table, or *empty* on stderr if there are none.
+
+    Numbers stand to the right, lists are joined by commas, None is a dash.
+    """
+    rows = list(rows)
+    if as_json:
+        for row in rows:
+            click.echo(line(row))
+    elif rows:
+        _table(rows, columns)
+    elif empty:
+        click.echo(empty, err=True)
+
+
+def say(sentence: str, facts: Mapping[str, object], *, as_json: bool) -> None:
+    """Print a result that is no list: a sentence for people, its *facts* for programs."""
+    click.echo(line(facts) if as_json else sentence)
+
+
+def count(number: int, noun: str) -> str:
+    """*number* with its noun, in the plural where that is due: ``1 message``, ``2,000 messages``."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+def printable(text: str) -> str:
+    """*text* without characters that would move the cursor or colour the screen."""
+    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
+
+
+def _table(rows: Sequence[Mapping[str, object]], columns: Sequence[str]) -> None:
+    # 50 ms that a program which asks for JSON need not wait.
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    is_terminal = sys.stdout.isatty()
+    table = Table(box=box.SIMPLE_HEAD if is_terminal else None, pad_edge=False, show_edge=False, header_style="bold")
+    for column in columns:
+        is_number = all(isinstance(row[column], int | None) for row in rows)
+        table.add_column(column.replace("_", " "), justify="right" if is_number else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*(Text(_cell(row[column])) for column in columns))
+    console = Console(file=sys.stdout, width=None if is_terminal else _WIDE, highlight=False)
+    console.print(table)
+
+
+def _cell(value: object) -> str:
+    if value is None:
+        return "-"
+    if isinstance(value, int) and not isinstance(value, bool):
+        return f"{value:,}"
+    if isinstance(value, list | tuple):
+        return ", ".join(map(_cell, value)) or "-"
+    return printable(str(value))
