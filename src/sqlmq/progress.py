@@ -94,7 +94,7 @@ class PartitionProgress:
 
     def committable(self) -> int:
         """The lowest offset that is not done: where a successor has to begin."""
-        return min((span.first for span in self._in_hand), default=self.next_offset)
+        return min(self.next_offset, *(span.first for span in self._in_hand)) if self._in_hand else self.next_offset
 
     @property
     def has_uncommitted(self) -> bool:

@@ -25,7 +25,9 @@ _AT_MOST = 100
 
 @click.command()
 @click.argument("topic")
-@click.option("-g", "--group", required=True, metavar="NAME", help="Group to read as; it remembers how far it has come.")
+@click.option(
+    "-g", "--group", required=True, metavar="NAME", help="Group to read as; it remembers how far it has come."
+)
 @click.option("-n", "--max", "at_most", type=click.IntRange(min=1), metavar="N", help="End after N messages.")
 @click.option(
     "--timeout",

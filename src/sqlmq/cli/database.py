@@ -155,14 +155,16 @@ def sql(settings: Settings, start: str, revision: str, dialect: str | None) -> N
       sqlmq db sql --dialect postgresql --from 0002
     """
     try:
-        name = dialect or make_url(settings.database_url()).get_backend_name().replace("postgres", "postgresql")
+        name = dialect or make_url(settings.database_url()).get_backend_name()
     except ArgumentError:
         raise click.UsageError("--url is no database URL; --dialect alone will do.") from None
-    name = name.replace("postgresqlql", "postgresql")
+    name = "postgresql" if name == "postgres" else name
     if name not in ("postgresql", "sqlite"):
         raise click.UsageError(f"There are statements for postgresql and sqlite, not for {name}.")
     with _unknown_revisions_explained():
-        text = migrate.sql(name, schema=settings.schema if name == "postgresql" else None, start=start, revision=revision)
+        text = migrate.sql(
+            name, schema=settings.schema if name == "postgresql" else None, start=start, revision=revision
+        )
     click.echo(text, nl=False)
 
 

@@ -50,10 +50,7 @@ def list_groups(settings: Settings, topic: str | None, *, as_json: bool) -> None
             for group in _groups(mq, name, must_exist=topic is not None)
             if (described := _described(mq, name, group))
         ]
-    rows = [
-        {"topic": one.topic, "group": one.name, "members": list(one.members), "lag": one.lag}
-        for one in found
-    ]
+    rows = [{"topic": one.topic, "group": one.name, "members": list(one.members), "lag": one.lag} for one in found]
     shown = rows if as_json else [row | {"members": len(one.members)} for row, one in zip(rows, found, strict=True)]
     empty = "There are no groups yet. A group is made by its first consumer: `sqlmq consume TOPIC --group NAME`."
     show(shown, ["topic", "group", "members", "lag"], as_json=as_json, empty=empty)
@@ -80,7 +77,9 @@ def describe(settings: Settings, group: str, topic: str | None, *, as_json: bool
         if topic is None:
             found = [one for name in mq.topics() if (one := _described(mq, name, group))]
             if not found:
-                raise click.ClickException(f"No topic has a group {group!r}. `sqlmq groups list` shows those there are.")
+                raise click.ClickException(
+                    f"No topic has a group {group!r}. `sqlmq groups list` shows those there are."
+                )
         else:
             found = [mq.describe_group(topic, group)]
     rows = [

@@ -197,8 +197,15 @@ class _Sender:
 
     def _note(self, results: Sequence[ProducerResult]) -> None:
         self.sent += len(results)
-        if self._as_json:
+        if not self._as_json:
+            return
+        try:
             click.echo("\n".join(line(result._asdict()) for result in results))
+        except BrokenPipeError:
+            # Elsewhere a reader who has gone has had enough; here the rest of the messages would be lost quietly.
+            raise click.ClickException(
+                "nobody reads the results any more; the rest of the lines was not sent."
+            ) from None
 
 
 def _parsed(headers: Sequence[str]) -> dict[str, str]:

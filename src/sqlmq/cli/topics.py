@@ -50,7 +50,11 @@ def create(settings: Settings, name: str, partitions: int, partitioner: str | No
         topic = mq.describe_topic(name)
     what = f"{count(len(topic.partitions), 'partition')}, keys placed by {topic.partitioner}"
     facts = {"topic": name, "created": made, "partitions": len(topic.partitions), "partitioner": topic.partitioner}
-    say(f"Created topic {name!r}: {what}." if made else f"Topic {name!r} is there already: {what}.", facts, as_json=as_json)
+    say(
+        f"Created topic {name!r}: {what}." if made else f"Topic {name!r} is there already: {what}.",
+        facts,
+        as_json=as_json,
+    )
 
 
 @topics.command("list")
