@@ -15,6 +15,7 @@ from sqlmq.errors import (
     DatabaseBusyError,
     DatabaseUnavailableError,
     ForkedError,
+    OutcomeUnknownError,
     SqlmqError,
 )
 from sqlmq.flows import consume
@@ -266,7 +267,7 @@ class Consumer:
         """Whatever can be handed out now; nothing while the database is away, as long as there is time."""
         try:
             return self._next(at_most)
-        except (DatabaseUnavailableError, DatabaseBusyError) as error:
+        except (DatabaseUnavailableError, DatabaseBusyError, OutcomeUnknownError) as error:
             if deadline.passed(time.monotonic()):
                 raise
             log.warning("%r goes on trying: %s", self, error)

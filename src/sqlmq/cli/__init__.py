@@ -31,7 +31,7 @@ from sqlmq.cli.database import database
 from sqlmq.cli.demo import demo
 from sqlmq.cli.groups import groups
 from sqlmq.cli.produce import produce
-from sqlmq.cli.settings import Settings, database_options
+from sqlmq.cli.settings import Settings, database_options, example
 from sqlmq.cli.topics import topics
 from sqlmq.errors import SqlmqError
 
@@ -61,7 +61,27 @@ class Commands(click.Group):
         return result
 
 
-@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+_EXIT_CODES = """
+
+\b
+Exit codes:
+  0    it is done
+  1    it failed; one line on stderr says why (-v shows the traceback)
+  2    the command line is wrong
+  3    `sqlmq db check`: the tables are missing, too old or too new
+  130  ended by Ctrl-C, after tidying up (143: by SIGTERM)"""
+
+
+@click.group(
+    cls=Commands,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    epilog=example(
+        "echo hello | sqlmq produce greetings",
+        "sqlmq consume greetings --group readers --timeout 1",
+        "sqlmq groups describe readers",
+    )
+    + _EXIT_CODES,
+)
 @click.version_option(package_name="sqlmq", message="sqlmq %(version)s")
 @database_options
 def main() -> None:
@@ -70,21 +90,7 @@ def main() -> None:
     Topics have partitions, partitions have messages with offsets, and groups of consumers share the partitions and
     remember how far they have come. `sqlmq demo` shows all of it in some seconds.
 
-    \b
-    Example:
-      echo hello | sqlmq produce greetings
-      sqlmq consume greetings --group readers --timeout 1
-      sqlmq groups describe readers
-
     Options that every command has may stand before or after it.
-
-    \b
-    Exit codes:
-      0    it is done
-      1    it failed; one line on stderr says why (-v shows the traceback)
-      2    the command line is wrong
-      3    `db check`: the tables are missing, too old or too new
-      130  ended by Ctrl-C, after tidying up (143: by SIGTERM)
     """
 
 

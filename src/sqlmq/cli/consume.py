@@ -12,7 +12,7 @@ import click
 
 from sqlmq.cli import formats
 from sqlmq.cli.output import count
-from sqlmq.cli.settings import Settings, database_options, pass_settings
+from sqlmq.cli.settings import Settings, database_options, example, pass_settings
 from sqlmq.cli.signals import Stop
 from sqlmq.errors import ConsumerClosedError, FencedError, SqlmqError
 
@@ -23,7 +23,13 @@ _AT_MOST = 100
 """Messages that are written and committed together: as many, at the most, come again after a `kill -9`."""
 
 
-@click.command()
+@click.command(
+    epilog=example(
+        "sqlmq consume orders --group billing",
+        "sqlmq consume orders --group audit --json --timeout 5 | jq .value",
+        r"sqlmq consume orders --group look --max 10 --format '%p@%o %k: %v\n'",
+    )
+)
 @click.argument("topic")
 @click.option(
     "-g", "--group", required=True, metavar="NAME", help="Group to read as; it remembers how far it has come."
@@ -76,12 +82,6 @@ def consume(
     written, and only then; what was not, because of a broken pipe or a signal, comes again next time.
 
     With --json, a key or value that is no UTF-8 stands in base64 as `key_base64` or `value_base64`.
-
-    \b
-    Example:
-      sqlmq consume orders --group billing
-      sqlmq consume orders --group audit --json --timeout 5 | jq .value
-      sqlmq consume orders --group look --max 10 --format '%p@%o %k: %v\\n'
     """
     writer = _writer(pattern, as_json=as_json, null_delimited=null_delimited, raw=raw)
     with settings.open() as mq:
@@ -144,7 +144,7 @@ def _close(consumer: Consumer) -> None:
 
 def _write(data: bytes) -> None:
     """Write *data* to stdout, past all buffers: what could not be written must not be tried again at the end."""
-    stream = click.get_binary_stream("stdout")
+    stream = sys.stdout.buffer
     raw = getattr(stream, "raw", None)
     if raw is None:
         stream.write(data)

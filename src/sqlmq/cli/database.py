@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
+import sys
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
-from alembic.util import CommandError
 from sqlalchemy import make_url
 from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 
 from sqlmq import migrate
 from sqlmq.cli.output import json_option, line, say
-from sqlmq.cli.settings import Settings, database_options, pass_settings
+from sqlmq.cli.settings import Settings, database_options, example, pass_settings
 from sqlmq.database import Database
 from sqlmq.errors import SchemaError
 from sqlmq.schema import REVISION
@@ -24,20 +24,18 @@ if TYPE_CHECKING:
     from sqlalchemy import Connection
 
 
-@click.group("db")
+@click.group("db", epilog=example("sqlmq db upgrade --url postgresql://owner@host/app"))
 @database_options
 def database() -> None:
     """Make the tables and keep them up to date.
 
     On SQLite that happens by itself. On Postgres it is a step of its own, so that you decide when, and by which role.
-
-    \b
-    Example:
-      sqlmq db upgrade --url postgresql://owner@host/app
     """
 
 
-@database.command()
+@database.command(
+    epilog=example("sqlmq db upgrade", "sqlmq --url postgresql://owner@host/app db upgrade --schema queue")
+)
 @click.option("--to", "revision", default=REVISION, show_default=True, help="Revision to bring the tables to.")
 @json_option
 @database_options
@@ -46,11 +44,6 @@ def upgrade(settings: Settings, revision: str, *, as_json: bool) -> None:
     """Make the tables, or bring them up to date, in one transaction.
 
     May be run any number of times, by several deployments at once too.
-
-    \b
-    Example:
-      sqlmq db upgrade
-      sqlmq --url postgresql://owner@host/app db upgrade --schema queue
     """
     with _transaction(settings) as connection:
         before = migrate.current(connection, schema=settings.schema)
@@ -60,20 +53,14 @@ def upgrade(settings: Settings, revision: str, *, as_json: bool) -> None:
     say(sentence, {"before": before, "after": after}, as_json=as_json)
 
 
-@database.command()
+@database.command(epilog=example("sqlmq db downgrade --to 0002", "sqlmq db downgrade --yes"))
 @click.option("--to", "revision", default="base", show_default=True, help="Revision to go back to; base removes all.")
 @click.option("--yes", is_flag=True, help="Do it without asking. Needed where there is no terminal to ask on.")
 @json_option
 @database_options
 @pass_settings
 def downgrade(settings: Settings, revision: str, *, yes: bool, as_json: bool) -> None:
-    """Take the tables back to an earlier revision, or remove them, with the messages in them.
-
-    \b
-    Example:
-      sqlmq db downgrade --to 0002
-      sqlmq db downgrade --yes
-    """
+    """Take the tables back to an earlier revision, or remove them, with the messages in them."""
     confirm(f"Go back to {revision}? What the newer tables hold is lost.", yes=yes)
     with _transaction(settings) as connection:
         before = migrate.current(connection, schema=settings.schema)
@@ -84,24 +71,18 @@ def downgrade(settings: Settings, revision: str, *, yes: bool, as_json: bool) ->
     say(sentence, {"before": before, "after": after}, as_json=as_json)
 
 
-@database.command()
+@database.command(epilog=example("sqlmq db current", "sqlmq db current --json"))
 @json_option
 @database_options
 @pass_settings
 def current(settings: Settings, *, as_json: bool) -> None:
-    """Print the revision the tables are at, and the one this version of sqlmq needs.
-
-    \b
-    Example:
-      sqlmq db current
-      sqlmq db current --json
-    """
+    """Print the revision the tables are at, and the one this version of sqlmq needs."""
     with _connection(settings) as connection:
         found = migrate.current(connection, schema=settings.schema) if connection else None
     say(f"found {found or 'no tables'}, needed {REVISION}", {"found": found, "needed": REVISION}, as_json=as_json)
 
 
-@database.command()
+@database.command(epilog=example("sqlmq db check && systemctl restart app"))
 @json_option
 @database_options
 @pass_settings
@@ -110,10 +91,6 @@ def check(ctx: click.Context, settings: Settings, *, as_json: bool) -> None:
     """Check that the tables are the ones this version of sqlmq works with; exit with 3 if not.
 
     For a deployment's last step, or the first of an application's start. Changes nothing.
-
-    \b
-    Example:
-      sqlmq db check && systemctl restart app
     """
     problem: str | None = None
     with _connection(settings) as connection:
@@ -134,7 +111,11 @@ def check(ctx: click.Context, settings: Settings, *, as_json: bool) -> None:
     ctx.exit(0 if problem is None else 3)
 
 
-@database.command()
+@database.command(
+    epilog=example(
+        "sqlmq db sql --dialect postgresql --schema queue > sqlmq.sql", "sqlmq db sql --dialect postgresql --from 0002"
+    )
+)
 @click.option("--from", "start", default="base", show_default=True, help="Revision the tables are at; base for none.")
 @click.option("--to", "revision", default=REVISION, show_default=True, help="Revision to bring them to.")
 @click.option(
@@ -148,11 +129,6 @@ def sql(settings: Settings, start: str, revision: str, dialect: str | None) -> N
     """Print the statements that `db upgrade` would run, without a database.
 
     For those who let nobody but their own tools change a schema.
-
-    \b
-    Example:
-      sqlmq db sql --dialect postgresql --schema queue > sqlmq.sql
-      sqlmq db sql --dialect postgresql --from 0002
     """
     try:
         name = dialect or make_url(settings.database_url()).get_backend_name()
@@ -172,7 +148,7 @@ def confirm(question: str, *, yes: bool) -> None:
     """Ask *question* unless *yes*; end the command if the answer is no, or if there is nobody to ask."""
     if yes:
         return
-    if not click.get_text_stream("stdin").isatty():
+    if not sys.stdin.isatty():
         raise click.UsageError("This deletes data, and there is no terminal to ask on. Say --yes if you mean it.")
     click.confirm(question, abort=True, err=True)
 
@@ -194,11 +170,11 @@ def _transaction(settings: Settings) -> Iterator[Connection]:
 def _connection(settings: Settings) -> Iterator[Connection | None]:
     """A connection to read on; None where connecting would make the file."""
     with _open(settings) as opened:
-        file = opened.engine.url.database
-        if opened.dialect.creates_schema_itself and file and not file.startswith((":", "file:")):
-            if not Path(file).exists():
-                yield None
-                return
+        file = opened.engine.url.database or ":memory:"
+        is_plain = opened.dialect.creates_schema_itself and not file.startswith((":", "file:"))
+        if is_plain and not Path(file).exists():
+            yield None
+            return
         connection = opened.engine.connect()
         try:
             yield connection
@@ -224,6 +200,8 @@ def _open(settings: Settings) -> Iterator[Database]:
 
 @contextmanager
 def _unknown_revisions_explained() -> Iterator[None]:
+    from alembic.util import CommandError  # 0.1 s that only these commands need
+
     try:
         yield
     except CommandError as error:

@@ -54,12 +54,12 @@ def as_json(message: Message) -> bytes:
 
 
 def formatted(pattern: str) -> Writer:
-    """Write a message as *pattern* says, which is kcat's: ``%t [%p] %o: %k = %v\\n``. Raises click.BadParameter."""
+    """Write a message as *pattern* says, which is kcat's: ``%t %p@%o %k=%v``. Raises click.BadParameter."""
     parts: list[Writer] = []
     for token in _TOKEN.finditer(pattern):
         if (field := token["field"]) is not None:
             if field not in _FIELDS:
-                raise click.BadParameter(f"%{field} means nothing. There are %{', %'.join(_FIELDS)}.")
+                raise click.BadParameter(f"%{field} means nothing; there are %{', %'.join(_FIELDS)}.", param_hint="--format")
             parts.append(_FIELDS[field])
         elif (escape := token["escape"]) is not None:
             if escape not in _ESCAPES:

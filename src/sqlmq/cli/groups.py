@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from sqlmq.cli.output import json_option, show
-from sqlmq.cli.settings import Settings, database_options, pass_settings
+from sqlmq.cli.settings import Settings, database_options, example, pass_settings
 from sqlmq.errors import UnknownGroupError, UnknownTopicError
 
 if TYPE_CHECKING:
@@ -16,19 +16,13 @@ if TYPE_CHECKING:
     from sqlmq.mq import MQ
 
 
-@click.group()
+@click.group(epilog=example("sqlmq groups list", "sqlmq groups describe billing --topic orders"))
 @database_options
 def groups() -> None:
-    """Show how far groups have come, and who reads what.
-
-    \b
-    Example:
-      sqlmq groups list
-      sqlmq groups describe billing --topic orders
-    """
+    """Show how far groups have come, and who reads what."""
 
 
-@groups.command("list")
+@groups.command("list", epilog=example("sqlmq groups list", "sqlmq groups list --topic orders --json"))
 @click.option("--topic", metavar="NAME", help="Only the groups of this topic.")
 @json_option
 @database_options
@@ -37,11 +31,6 @@ def list_groups(settings: Settings, topic: str | None, *, as_json: bool) -> None
     """List the groups of one topic, or of all, with their live members and their lag.
 
     Lag is the number of messages that the group has not finished.
-
-    \b
-    Example:
-      sqlmq groups list
-      sqlmq groups list --topic orders --json
     """
     with settings.open() as mq:
         found = [
@@ -56,7 +45,7 @@ def list_groups(settings: Settings, topic: str | None, *, as_json: bool) -> None
     show(shown, ["topic", "group", "members", "lag"], as_json=as_json, empty=empty)
 
 
-@groups.command()
+@groups.command(epilog=example("sqlmq groups describe billing --topic orders", "sqlmq groups describe billing --json"))
 @click.argument("group")
 @click.option("--topic", metavar="NAME", help="Topic that the group reads; all that it reads if not given.")
 @json_option
@@ -67,11 +56,6 @@ def describe(settings: Settings, group: str, topic: str | None, *, as_json: bool
 
     `position` is the offset it reads next, `end` the offset that the next message gets, `lag` the difference. A
     partition without an owner is read by nobody at this moment.
-
-    \b
-    Example:
-      sqlmq groups describe billing --topic orders
-      sqlmq groups describe billing --json
     """
     with settings.open() as mq:
         if topic is None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import sys
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -11,12 +10,13 @@ from typing import TYPE_CHECKING, BinaryIO, cast
 import click
 
 from sqlmq.cli.output import count, json_option, line
-from sqlmq.cli.settings import Settings, database_options, pass_settings
+from sqlmq.cli.settings import Settings, database_options, example, pass_settings
 from sqlmq.cli.signals import Stop
-from sqlmq.errors import MessageTooLargeError, SqlmqError
+from sqlmq.errors import SqlmqError
 from sqlmq.message import Message
 
 if TYPE_CHECKING:
+    import io
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from sqlmq.message import ProducerResult
@@ -27,7 +27,13 @@ _AT_MOST = 1_000
 _READ_BYTES = 256 * 1024
 
 
-@click.command()
+@click.command(
+    epilog=example(
+        "echo hello | sqlmq produce greetings",
+        "sqlmq produce orders --key-separator : --header source=import orders.txt",
+        "find . -name '*.json' -print0 | xargs -0 sqlmq produce documents --whole-files",
+    )
+)
 @click.argument("topic")
 @click.argument("files", nargs=-1, metavar="[FILE]...", type=click.Path(exists=True, dir_okay=False, allow_dash=True))
 @click.option("-k", "--key", metavar="KEY", help="Give every message this key.")
@@ -73,12 +79,6 @@ def produce(
     were not.
 
     With --json, prints topic, partition and offset of each message once it is committed.
-
-    \b
-    Example:
-      echo hello | sqlmq produce greetings
-      sqlmq produce orders --key-separator : --header source=import orders.txt
-      find . -name '*.json' -print0 | xargs -0 sqlmq produce documents --whole-files
     """
     if key is not None and key_separator is not None:
         raise click.UsageError("--key and --key-separator exclude each other.")
@@ -129,7 +129,7 @@ class _Cut:
         """The messages in the file *name*, as they arrive, some at a time; what is wrong is raised behind the rest."""
         number = 0
         with ExitStack() as closing:
-            stream = click.get_binary_stream("stdin") if name == "-" else closing.enter_context(Path(name).open("rb"))
+            stream = sys.stdin.buffer if name == "-" else closing.enter_context(Path(name).open("rb"))
             for lines in self._read(stream, stop, advance):
                 for first in range(0, len(lines), _AT_MOST):
                     messages: list[Message] = []
@@ -226,7 +226,7 @@ def _bytes(text: str) -> bytes:
 @contextmanager
 def _progress(files: Sequence[str]) -> Iterator[Callable[[int], None]]:
     """A progress bar over the bytes of *files*, on a terminal where nobody types the messages."""
-    is_typed = "-" in files and click.get_text_stream("stdin").isatty()
+    is_typed = "-" in files and sys.stdin.isatty()
     if is_typed or not sys.stderr.isatty():
         yield lambda _: None
         return

@@ -1,7 +1,7 @@
 """The options that every command has, and the queue that they name.
 
 They may stand anywhere on the command line: ``sqlmq --url U topics list`` is ``sqlmq topics list --url U``. What stands
-further right wins, and the command line wins over the environment.
+further right wins, and the command line wins over the environment. And the examples that every command's help ends with.
 """
 
 from __future__ import annotations
@@ -82,6 +82,11 @@ def database_options(command: AnyCommand) -> AnyCommand:
     ):
         command = option(command)
     return command
+
+
+def example(*commands: str) -> str:
+    """Return the end of a command's help; the backspace keeps click from joining its lines."""
+    return "\b\nExample:\n" + "\n".join(f"  {command}" for command in commands)
 
 
 def _keep(ctx: click.Context, option: click.Parameter, value: str | None) -> None:

@@ -8,24 +8,18 @@ import click
 
 from sqlmq.cli.database import confirm
 from sqlmq.cli.output import count, json_option, line, say, show
-from sqlmq.cli.settings import Settings, database_options, pass_settings
+from sqlmq.cli.settings import Settings, database_options, example, pass_settings
 from sqlmq.errors import UnknownTopicError
 from sqlmq.partitioner import PARTITIONERS
 
 
-@click.group()
+@click.group(epilog=example("sqlmq topics create orders --partitions 6", "sqlmq topics list"))
 @database_options
 def topics() -> None:
-    """Make, list, describe and delete topics.
-
-    \b
-    Example:
-      sqlmq topics create orders --partitions 6
-      sqlmq topics list
-    """
+    """Make, list, describe and delete topics."""
 
 
-@topics.command()
+@topics.command(epilog=example("sqlmq topics create orders --partitions 6"))
 @click.argument("name")
 @click.option("--partitions", type=int, default=3, show_default=True, help="How many; they are numbered from 0.")
 @click.option(
@@ -40,10 +34,6 @@ def create(settings: Settings, name: str, partitions: int, partitioner: str | No
     """Make the topic NAME. One that is there already stays as it is, and is no error.
 
     More partitions let more consumers of a group work side by side. Order is kept within a partition.
-
-    \b
-    Example:
-      sqlmq topics create orders --partitions 6
     """
     with settings.open() as mq:
         made = mq.create_topic(name, partitions, partitioner=partitioner)
@@ -57,18 +47,12 @@ def create(settings: Settings, name: str, partitions: int, partitioner: str | No
     )
 
 
-@topics.command("list")
+@topics.command("list", epilog=example("sqlmq topics list", "sqlmq topics list --json | jq -r .topic"))
 @json_option
 @database_options
 @pass_settings
 def list_topics(settings: Settings, *, as_json: bool) -> None:
-    """List all topics, with the messages they hold and the groups that read them.
-
-    \b
-    Example:
-      sqlmq topics list
-      sqlmq topics list --json | jq -r .topic
-    """
+    """List all topics, with the messages they hold and the groups that read them."""
     rows = []
     with settings.open() as mq:
         for name in mq.topics():
@@ -87,7 +71,7 @@ def list_topics(settings: Settings, *, as_json: bool) -> None:
     show(rows, ["topic", "partitions", "messages", "groups"], as_json=as_json, empty=empty)
 
 
-@topics.command()
+@topics.command(epilog=example("sqlmq topics describe orders"))
 @click.argument("name")
 @json_option
 @database_options
@@ -96,10 +80,6 @@ def describe(settings: Settings, name: str, *, as_json: bool) -> None:
     """Show the partitions of the topic NAME and the lag of its groups.
 
     `start` is the oldest offset kept, `end` the offset that the next message gets. With --json it is one object.
-
-    \b
-    Example:
-      sqlmq topics describe orders
     """
     with settings.open() as mq:
         topic = mq.describe_topic(name)
@@ -119,20 +99,14 @@ def describe(settings: Settings, name: str, *, as_json: bool) -> None:
     show(readers, ["group", "members", "lag"], as_json=False, empty="No group reads it yet.")
 
 
-@topics.command()
+@topics.command(epilog=example("sqlmq topics delete orders", "sqlmq topics delete orders invoices --yes"))
 @click.argument("names", nargs=-1, required=True, metavar="NAME...")
 @click.option("--yes", is_flag=True, help="Do it without asking. Needed where there is no terminal to ask on.")
 @json_option
 @database_options
 @pass_settings
 def delete(settings: Settings, names: tuple[str, ...], *, yes: bool, as_json: bool) -> None:
-    """Delete the topics NAME..., with their messages and groups. One that does not exist is no error.
-
-    \b
-    Example:
-      sqlmq topics delete orders
-      sqlmq topics delete orders invoices --yes
-    """
+    """Delete the topics NAME..., with their messages and groups. One that does not exist is no error."""
     confirm(f"Delete {', '.join(names)}, with all messages and groups?", yes=yes)
     with settings.open() as mq:
         deleted = mq.delete_topics(*names)

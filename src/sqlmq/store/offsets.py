@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
-from sqlalchemy import delete, func, insert, select
+from sqlalchemy import delete, func, select
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -28,13 +28,17 @@ class Commit(NamedTuple):
 
 
 def insert_all(conn: Connection, dialect: Dialect, group: Group, commits: Sequence[Commit]) -> None:
-    """Make *commits* the group's positions. The caller holds the claims' locks (``groups.lock``)."""
+    """Make *commits* the group's positions. The caller holds the claims' locks (``groups.lock``).
+
+    A commit that is there already was one whose answer got lost.
+    """
     rows = [
         {"group_id": group.id, "partition_id": commit.partition_id, "committed_offset": commit.offset}
         for commit in commits
     ]
     if rows:
-        conn.execute(insert(dialect.tables.group_offset), rows)
+        o = dialect.tables.group_offset
+        conn.execute(dialect.insert_new(o, ["group_id", "partition_id", "committed_offset"]), rows)
 
 
 def prune(conn: Connection, dialect: Dialect, group: Group, partition_id: int, *, start: int, end: int) -> None:
