@@ -65,7 +65,7 @@ def run(url: str, *, quick: bool) -> None:
     with MQ(url) as mq:
         producer = mq.producer(f"bench-{uuid.uuid4().hex[:8]}")
         flusher = Flusher(producer._append)  # noqa: SLF001 - what both send through
-        leader = Coalescer(producer._append)  # noqa: SLF001 - what both send through
+        leader = Coalescer(producer.topic, producer._append)  # noqa: SLF001 - what both send through
         try:
             for callers in CALLERS:
                 rates: dict[str, list[float]] = {"leader": [], "flusher": []}

@@ -15,7 +15,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from typing import TYPE_CHECKING
 
-from sqlmq.errors import OutcomeUnknownError
+from sqlmq.errors import OutcomeUnknownError, ProducerClosedError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -42,8 +42,10 @@ class _Waiting:
 class Coalescer:
     """Sends messages in as few transactions as there is time for. May be shared by threads."""
 
-    def __init__(self, append: Callable[[list[Routed]], list[ProducerResult]]) -> None:
+    def __init__(self, topic: str, append: Callable[[list[Routed]], list[ProducerResult]]) -> None:
+        self._topic = topic
         self._append = append
+        self._is_closed = False
         self._threads: ThreadPoolExecutor | None
         self._somebody_leads: bool
         self._start_over()
@@ -70,17 +72,20 @@ class Coalescer:
         return self._enter(routed, in_call=False).future
 
     def close(self) -> None:
-        """Wait until everything that was submitted is sent, or has failed."""
+        """Take nothing more, and wait until everything that was taken is sent, or has failed."""
         self._leave_fork()
-        with self._lock:
-            threads, self._threads = self._threads, None
-        if threads is not None:
-            threads.shutdown(wait=True)
+        with self._idle:
+            self._is_closed = True
+            self._idle.wait_for(lambda: not self._somebody_leads)
+        if self._threads is not None:
+            self._threads.shutdown()
 
     def _enter(self, routed: Routed, *, in_call: bool) -> _Waiting:
         self._leave_fork()
         waiting = _Waiting(routed, in_call=in_call)
-        with self._lock:
+        with self._idle:
+            if self._is_closed:
+                raise ProducerClosedError(self._topic)
             self._waiting.append(waiting)
             if not self._somebody_leads:
                 self._somebody_leads = True
@@ -95,12 +100,13 @@ class Coalescer:
         try:
             self._send()
         finally:
-            with self._lock:
+            with self._idle:
                 self._hand_on()
 
     def _hand_on(self) -> None:
         if not self._waiting:
             self._somebody_leads = False
+            self._idle.notify_all()
         elif (turn := self._waiting[0].turn) is not None:
             self._waiting[0].leads = True
             turn.set()
@@ -113,7 +119,7 @@ class Coalescer:
         self._threads.submit(self._lead)
 
     def _send(self) -> None:
-        with self._lock:
+        with self._idle:
             batch = [self._waiting.popleft() for _ in range(min(len(self._waiting), MOST_TOGETHER))]
         batch = [waiting for waiting in batch if waiting.future.set_running_or_notify_cancel()]
         if not batch:
@@ -163,7 +169,7 @@ class Coalescer:
     def _start_over(self) -> None:
         """In the beginning, and in a forked child: those who wait in the parent are the parent's to serve."""
         self._pid = os.getpid()
-        self._lock = threading.Lock()
+        self._idle = threading.Condition()
         self._waiting: deque[_Waiting] = deque()
         self._somebody_leads = False
         self._threads = None

@@ -46,6 +46,9 @@ log = logging.getLogger(__name__)
 _REST_SECONDS = 1.0
 """After how long unused a connection is tested before it is used again."""
 
+_CLOSE_SECONDS = 5.0
+"""For how long closing waits for transactions of other threads."""
+
 _RETRY_SECONDS = 5.0
 """For how long a transaction is tried again. A server that restarts is back within that, usually."""
 
@@ -105,7 +108,9 @@ class Database:
                 self._prepared = True
 
     def close(self) -> None:
-        """Close the connections, if the engine is our own."""
+        """Close the connections, if the engine is our own, once other threads' transactions are over."""
+        with self._unused:
+            self._unused.wait_for(lambda: self._in_use == 0, _CLOSE_SECONDS)
         if self._owns_engine and not self._forked:
             self.engine.dispose()
 
@@ -152,13 +157,20 @@ class Database:
 
     @contextlib.contextmanager
     def _connect(self, engine: Engine) -> Iterator[Connection]:
-        with self._translating():
-            connection = engine.connect()
+        with self._unused:
+            self._in_use += 1
         try:
-            yield connection
-        finally:
             with self._translating():
-                connection.close()
+                connection = engine.connect()
+            try:
+                yield connection
+            finally:
+                with self._translating():
+                    connection.close()
+        finally:
+            with self._unused:
+                self._in_use -= 1
+                self._unused.notify_all()
 
     @contextlib.contextmanager
     def _in_turn(self, *, writing: bool) -> Iterator[None]:
@@ -224,11 +236,26 @@ class Database:
     def _make_locks(self) -> None:
         self._turn = threading.RLock()
         self._preparing = threading.RLock()
+        self._unused = threading.Condition()
+        self._in_use = 0
 
     @property
     def one_connection(self) -> bool:
         """Whether all threads share a single connection, as they must on a database in memory."""
         return isinstance(self.engine.pool, StaticPool)
+
+    def before_fork(self) -> None:
+        """Let no other thread be in the middle of a write where a connection is a file of this process.
+
+        The child inherits what the process knows of its own locks on the file, and would wait for them for ever.
+        """
+        if self.dialect.one_writer:
+            self._turn.acquire()
+
+    def after_fork_in_parent(self) -> None:
+        """Go on as before."""
+        if self.dialect.one_writer:
+            self._turn.release()
 
     def after_fork(self) -> None:
         """In a forked child: leave the parent's connections alone, and open others when they are needed.
@@ -254,13 +281,29 @@ def _note_return(_connection: object, record: ConnectionPoolEntry) -> None:
     record.info["returned_at"] = time.monotonic()
 
 
-def _after_fork() -> None:
-    for database in list(_ALL):
+_FORKING: list[Database] = []
+
+
+def _before_fork() -> None:
+    _FORKING[:] = list(_ALL)
+    for database in _FORKING:
+        database.before_fork()
+
+
+def _after_fork_in_parent() -> None:
+    for database in _FORKING:
+        database.after_fork_in_parent()
+    _FORKING.clear()
+
+
+def _after_fork_in_child() -> None:
+    for database in _FORKING:
         database.after_fork()
+    _FORKING.clear()
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork)
+    os.register_at_fork(before=_before_fork, after_in_parent=_after_fork_in_parent, after_in_child=_after_fork_in_child)
 
 
 def _open(target: object, schema: str | None) -> tuple[Dialect, Engine]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import threading
 import uuid
 from typing import TYPE_CHECKING, Self
 
@@ -91,6 +92,7 @@ class MQ:
         self._database = Database(database, schema)
         self._background = Background(self._database, lease_seconds=lease_seconds, tend_seconds=commit_interval_seconds)
         self._made: list[Producer | Consumer] = []
+        self._keeping = threading.Lock()
         self._closing = Closing()
         self._closed = False
 
@@ -201,7 +203,8 @@ class MQ:
         return f"<MQ on {self._database.where}{schema}{' (closed)' if self._closed else ''}>"
 
     def _close(self) -> None:
-        self._closed = True
+        with self._keeping:
+            self._closed = True
         errors: list[Exception] = []
         for one in self._made:
             try:
@@ -215,9 +218,13 @@ class MQ:
             raise ExceptionGroup(message, errors)
 
     def _keep(self, made: Made) -> Made:
-        self._made = [one for one in self._made if not one.is_closed]
-        self._made.append(made)
-        return made
+        with self._keeping:
+            if not self._closed:
+                self._made = [one for one in self._made if not one.is_closed]
+                self._made.append(made)
+                return made
+        made.close()
+        raise MQClosedError
 
     def _find_or_create(self, name: str) -> Topic:
         check_topic(name)

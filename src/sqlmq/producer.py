@@ -40,7 +40,7 @@ class Producer:
         self._max_message_bytes = max_message_bytes
         self._wake = wake
         self._rotation = Rotation(random.randrange(topic.partitions))
-        self._coalescer = Coalescer(self._append)
+        self._coalescer = Coalescer(topic.name, self._append)
         self._closing = Closing()
         self._closed = False
 

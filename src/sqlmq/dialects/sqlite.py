@@ -10,7 +10,7 @@ import sqlite3
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
-from sqlalchemy import ColumnElement, Float, StaticPool, create_engine, event, literal_column
+from sqlalchemy import ColumnElement, Float, StaticPool, create_engine, event, literal_column, type_coerce
 from sqlalchemy.dialects import sqlite
 from sqlalchemy.exc import DBAPIError
 
@@ -92,7 +92,7 @@ class Sqlite(Dialect):
         return literal_column(NOW_US)
 
     def age_seconds(self, moment: ColumnElement[object]) -> ColumnElement[float]:
-        return literal_column(f"({NOW_US}) / 1e6", Float) - moment / 1e6
+        return type_coerce((literal_column(NOW_US) - type_coerce(moment, Float)) / 1e6, Float)
 
     def insert_new(self, table: Table, unique: Sequence[str]) -> Insert:
         return sqlite.insert(table).on_conflict_do_nothing(index_elements=unique)
