@@ -90,6 +90,14 @@ class Database:
         self.prepare()
         return self._retrying(lambda: self._write_once(flow))
 
+    def read_unprepared(self, flow: Callable[[Connection], T]) -> T:
+        """As ``read``, whatever tables there are: for looking at the schema itself."""
+        return self._retrying(lambda: self._read_once(flow))
+
+    def write_unprepared(self, flow: Callable[[Connection], T]) -> T:
+        """As ``write``, whatever tables there are: for migrations."""
+        return self._retrying(lambda: self._write_once(flow))
+
     def append(self, flow: Callable[[Connection], T]) -> T:
         """Run *flow*, which is one appending statement, in a transaction of its own: in one round trip where possible."""
         self.prepare()
@@ -217,6 +225,7 @@ class Database:
         except SqlmqError as error:
             if not self._is_passing(error):
                 raise
+            log.warning("%s (trying again for %.0f seconds)", error, _RETRY_SECONDS)
         return Retrying(
             retry=retry_if_exception(self._is_passing),
             wait=wait_random_exponential(multiplier=0.05, max=1.0),
@@ -228,10 +237,7 @@ class Database:
         if isinstance(error, OutcomeUnknownError) or not isinstance(error, SqlmqError):
             return False
         cause = error.__cause__
-        passing = isinstance(cause, Exception) and self.dialect.is_passing(cause)
-        if passing:
-            log.warning("%s (trying again)", error)
-        return passing
+        return isinstance(cause, Exception) and self.dialect.is_passing(cause)
 
     def _make_locks(self) -> None:
         self._turn = threading.RLock()

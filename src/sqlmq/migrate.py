@@ -81,6 +81,8 @@ def sql(database: str, *, schema: str | None = None, start: str = "base", revisi
     text = io.StringIO()
     context = MigrationContext.configure(
         dialect_name=database,
+        # Without a driver to halve them again, percent signs must not be doubled.
+        dialect_opts={"paramstyle": "named"},
         opts=_options(schema)
         | {
             "as_sql": True,

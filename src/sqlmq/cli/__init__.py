@@ -26,13 +26,14 @@ from typing import Any
 
 import click
 
-from sqlmq.cli.consume import consume
-from sqlmq.cli.database import database
-from sqlmq.cli.demo import demo
-from sqlmq.cli.groups import groups
-from sqlmq.cli.produce import produce
+# Under other names, so that `sqlmq.cli.consume` is the module and not the command in it.
+from sqlmq.cli.consume import consume as consume_command
+from sqlmq.cli.database import database as database_command
+from sqlmq.cli.demo import demo as demo_command
+from sqlmq.cli.groups import groups as groups_command
+from sqlmq.cli.produce import produce as produce_command
 from sqlmq.cli.settings import Settings, database_options, example
-from sqlmq.cli.topics import topics
+from sqlmq.cli.topics import topics as topics_command
 from sqlmq.errors import SqlmqError
 
 
@@ -94,7 +95,14 @@ def main() -> None:
     """
 
 
-for command in (consume, database, demo, groups, produce, topics):
+for command in (
+    consume_command,
+    database_command,
+    demo_command,
+    groups_command,
+    produce_command,
+    topics_command,
+):
     main.add_command(command)
 
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import select
 import sys
 import threading
-import time
 from contextlib import suppress
 from typing import TYPE_CHECKING, Literal
 
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
 
 _AT_MOST = 100
 """Messages that are written and committed together: as many, at the most, come again after a `kill -9`."""
+
+_PIPE_BYTES = getattr(select, "PIPE_BUF", 4096)
 
 
 @click.command(
@@ -121,8 +124,7 @@ def _run(consumer: Consumer, stop: Stop, writer: formats.Writer, at_most: int | 
                 break
             if stop.is_requested or not messages:
                 break
-            with stop.raising():
-                _write(b"".join(map(writer, messages)))
+            _write(b"".join(map(writer, messages)), stop)
             written += len(messages)
             _commit(consumer)
     finally:
@@ -142,18 +144,22 @@ def _close(consumer: Consumer) -> None:
         consumer.close()
 
 
-def _write(data: bytes) -> None:
-    """Write *data* to stdout, past all buffers: what could not be written must not be tried again at the end."""
-    stream = sys.stdout.buffer
-    raw = getattr(stream, "raw", None)
-    if raw is None:
-        stream.write(data)
-        stream.flush()
+def _write(data: bytes, stop: Stop) -> None:
+    """Write *data* to stdout, past all buffers: what could not be written must not be tried again at the end.
+
+    Lets a signal in only while it waits for a reader, so that it is certain what was written.
+    """
+    try:
+        descriptor = sys.stdout.fileno()
+    except OSError:
+        # No file, but something in this process that stands in for one.
+        sys.stdout.buffer.write(data)
+        sys.stdout.flush()
         return
     rest = memoryview(data)
     while rest:
-        written: int | None = raw.write(rest)
-        if written is None:
-            time.sleep(0.01)  # somebody made the terminal non-blocking, and it is full
-        else:
-            rest = rest[written:]
+        if os.name != "nt" and not select.select([], [descriptor], [], 0)[1]:
+            with stop.raising():
+                select.select([], [descriptor], [])
+        # So much never blocks once there is room for anything.
+        rest = rest[os.write(descriptor, rest[:_PIPE_BYTES]) :]

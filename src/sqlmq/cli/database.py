@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 from sqlalchemy import make_url
-from sqlalchemy.exc import ArgumentError, SQLAlchemyError
+from sqlalchemy.exc import ArgumentError
 
 from sqlmq import migrate
 from sqlmq.cli.output import json_option, line, say
@@ -45,10 +45,14 @@ def upgrade(settings: Settings, revision: str, *, as_json: bool) -> None:
 
     May be run any number of times, by several deployments at once too.
     """
-    with _transaction(settings) as connection:
+
+    def change(connection: Connection) -> tuple[str | None, str | None]:
         before = migrate.current(connection, schema=settings.schema)
         migrate.upgrade(connection, schema=settings.schema, revision=revision)
-        after = migrate.current(connection, schema=settings.schema)
+        return before, migrate.current(connection, schema=settings.schema)
+
+    with _open(settings) as opened:
+        before, after = opened.write_unprepared(change)
     sentence = f"Upgraded from {before or 'nothing'} to {after}." if before != after else f"Already at {after}."
     say(sentence, {"before": before, "after": after}, as_json=as_json)
 
@@ -62,11 +66,15 @@ def upgrade(settings: Settings, revision: str, *, as_json: bool) -> None:
 def downgrade(settings: Settings, revision: str, *, yes: bool, as_json: bool) -> None:
     """Take the tables back to an earlier revision, or remove them, with the messages in them."""
     confirm(f"Go back to {revision}? What the newer tables hold is lost.", yes=yes)
-    with _transaction(settings) as connection:
+
+    def change(connection: Connection) -> tuple[str | None, str | None]:
         before = migrate.current(connection, schema=settings.schema)
         if before is not None:
             migrate.downgrade(connection, schema=settings.schema, revision=revision)
-        after = migrate.current(connection, schema=settings.schema)
+        return before, migrate.current(connection, schema=settings.schema)
+
+    with _open(settings) as opened:
+        before, after = opened.write_unprepared(change)
     sentence = f"Downgraded from {before} to {after or 'nothing'}." if before else "There were no tables."
     say(sentence, {"before": before, "after": after}, as_json=as_json)
 
@@ -77,8 +85,8 @@ def downgrade(settings: Settings, revision: str, *, yes: bool, as_json: bool) ->
 @pass_settings
 def current(settings: Settings, *, as_json: bool) -> None:
     """Print the revision the tables are at, and the one this version of sqlmq needs."""
-    with _connection(settings) as connection:
-        found = migrate.current(connection, schema=settings.schema) if connection else None
+    with _open(settings) as opened:
+        found = _found(opened)
     say(f"found {found or 'no tables'}, needed {REVISION}", {"found": found, "needed": REVISION}, as_json=as_json)
 
 
@@ -93,13 +101,13 @@ def check(ctx: click.Context, settings: Settings, *, as_json: bool) -> None:
     For a deployment's last step, or the first of an application's start. Changes nothing.
     """
     problem: str | None = None
-    with _connection(settings) as connection:
-        found = migrate.current(connection, schema=settings.schema) if connection else None
-        if connection is None:
+    with _open(settings) as opened:
+        found = _found(opened)
+        if found is None and not _exists(opened):
             problem = "There is no such file yet. It is made, with the tables, on first use or by `sqlmq db upgrade`."
         else:
             try:
-                migrate.check(connection, schema=settings.schema)
+                opened.read_unprepared(lambda connection: migrate.check(connection, schema=opened.schema))
             except SchemaError as error:
                 problem = str(error)
     if as_json:
@@ -153,47 +161,25 @@ def confirm(question: str, *, yes: bool) -> None:
     click.confirm(question, abort=True, err=True)
 
 
-@contextmanager
-def _transaction(settings: Settings) -> Iterator[Connection]:
-    """A connection in a writing transaction, committed at the end, whatever state the tables are in."""
-    with _open(settings) as opened:
-        connection = opened.dialect.for_transactions(opened.engine).connect()
-        try:
-            opened.dialect.begin(connection)
-            yield connection
-            connection.commit()
-        finally:
-            connection.close()
+def _found(opened: Database) -> str | None:
+    """The revision the tables are at; asking does not make a file."""
+    if not _exists(opened):
+        return None
+    return opened.read_unprepared(lambda connection: migrate.current(connection, schema=opened.schema))
 
 
-@contextmanager
-def _connection(settings: Settings) -> Iterator[Connection | None]:
-    """A connection to read on; None where connecting would make the file."""
-    with _open(settings) as opened:
-        file = opened.engine.url.database or ":memory:"
-        is_plain = opened.dialect.creates_schema_itself and not file.startswith((":", "file:"))
-        if is_plain and not Path(file).exists():
-            yield None
-            return
-        connection = opened.engine.connect()
-        try:
-            yield connection
-        finally:
-            connection.close()
+def _exists(opened: Database) -> bool:
+    file = opened.engine.url.database or ":memory:"
+    is_plain_file = opened.dialect.creates_schema_itself and not file.startswith((":", "file:"))
+    return not is_plain_file or Path(file).exists()
 
 
 @contextmanager
 def _open(settings: Settings) -> Iterator[Database]:
-    """The database, its tables unchecked; what its driver raises inside the block is translated."""
     opened = Database(settings.database_url(), settings.schema)
     try:
         with _unknown_revisions_explained():
             yield opened
-    except SQLAlchemyError as error:
-        translated = opened.dialect.translate(error, opened.where)
-        if translated is None:
-            raise
-        raise translated from error
     finally:
         opened.close()
 

@@ -59,11 +59,14 @@ def formatted(pattern: str) -> Writer:
     for token in _TOKEN.finditer(pattern):
         if (field := token["field"]) is not None:
             if field not in _FIELDS:
-                raise click.BadParameter(f"%{field} means nothing; there are %{', %'.join(_FIELDS)}.", param_hint="--format")
+                raise click.BadParameter(
+                    f"%{field} means nothing; there are %{', %'.join(_FIELDS)}.", param_hint="--format"
+                )
             parts.append(_FIELDS[field])
         elif (escape := token["escape"]) is not None:
             if escape not in _ESCAPES:
-                raise click.BadParameter(f"\\{escape} means nothing. There are \\n, \\t, \\r, \\0, \\\\ and \\xFF.")
+                known = r"\n, \t, \r, \0, \\ and \xFF"
+                raise click.BadParameter(f"\\{escape} means nothing; there are {known}.", param_hint="--format")
             parts.append(_constant(_ESCAPES[escape]))
         elif (digits := token["hex"]) is not None:
             parts.append(_constant(bytes.fromhex(digits)))

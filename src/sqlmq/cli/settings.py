@@ -114,10 +114,15 @@ def _keep_verbosity(ctx: click.Context, _option: click.Parameter, value: int) ->
 
 
 class _ToStderr(logging.Handler):
-    """Writes to whatever stderr is at that moment, below a progress bar or in a test."""
+    """Writes to whatever stderr is at that moment; the same thing several times in a row only once."""
+
+    _last = ""
 
     def emit(self, record: logging.LogRecord) -> None:
         try:
-            click.echo(f"sqlmq: {self.format(record)}", err=True)
+            text = self.format(record)
+            if text != self._last:
+                self._last = text
+                click.echo(f"sqlmq: {text}", err=True)
         except Exception:  # noqa: BLE001 - as every handler does
             self.handleError(record)

@@ -1,0 +1,91 @@
+from __future__ import annotations
+
+import json
+import logging
+from typing import TYPE_CHECKING
+
+import pytest
+from click.testing import CliRunner
+
+from sqlmq.cli import main
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from tests.cli.conftest import Sqlmq
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("--url", "sqlite:///mine.db", "topics", "list"),
+        ("topics", "--url", "sqlite:///mine.db", "list"),
+        ("topics", "list", "--url", "sqlite:///mine.db"),
+        ("--url", "sqlite:///other.db", "topics", "list", "--url", "sqlite:///mine.db"),
+    ],
+)
+def test_the_database_may_be_named_before_and_after_the_command(here: Path, arguments: tuple[str, ...]) -> None:
+    result = CliRunner().invoke(main, arguments, env={"SQLMQ_URL": "sqlite:///environment.db"})
+
+    assert result.exit_code == 0, result.output
+    assert [file.name for file in here.glob("*.db")] == ["mine.db"]
+
+
+def test_the_environment_names_the_database_if_the_command_line_does_not(here: Path) -> None:
+    result = CliRunner().invoke(main, ["topics", "list"], env={"SQLMQ_URL": "sqlite:///environment.db"})
+
+    assert result.exit_code == 0
+    assert (here / "environment.db").exists()
+
+
+def test_without_a_url_a_file_is_used_and_named(here: Path) -> None:
+    result = CliRunner().invoke(main, ["topics", "create", "orders", "--json"])
+
+    assert (here / "sqlmq.db").exists()
+    assert "Using sqlite:///sqlmq.db" in result.stderr
+    assert json.loads(result.stdout)["created"]
+
+
+@pytest.mark.usefixtures("here")
+def test_an_error_is_one_line_on_stderr_and_exit_code_1() -> None:
+    result = CliRunner().invoke(main, ["--url", "sqlite:///q.db", "topics", "describe", "nope"])
+
+    assert result.exit_code == 1
+    assert result.stdout == ""
+    assert result.stderr == "Error: Topic 'nope' does not exist. Create it with `sqlmq topics create nope`.\n"
+
+
+@pytest.mark.usefixtures("here")
+def test_verbose_shows_the_traceback_of_an_error() -> None:
+    result = CliRunner().invoke(main, ["--url", "sqlite:///q.db", "topics", "describe", "nope", "-v"])
+
+    assert result.exit_code == 1
+    assert "Traceback" in result.stderr
+
+
+def test_a_wrong_command_line_is_exit_code_2() -> None:
+    assert CliRunner().invoke(main, ["topics", "create"]).exit_code == 2
+
+
+def test_logging_is_as_it_was_after_a_command(sqlmq: Sqlmq) -> None:
+    logger = logging.getLogger("sqlmq")
+    before = (logger.level, list(logger.handlers))
+
+    sqlmq("topics", "list", "-vv")
+
+    assert (logger.level, list(logger.handlers)) == before
+
+
+@pytest.mark.parametrize("url", ["postgresql://me:s3cret@127.0.0.1:1/app", "mysql://me:s3cret@host/app"])
+def test_a_database_that_cannot_be_used_is_an_error_without_its_password(url: str) -> None:
+    result = CliRunner().invoke(main, ["db", "upgrade", "--url", url])
+
+    assert result.exit_code == 1
+    assert "\nError: " in f"\n{result.stderr}"
+    assert "s3cret" not in result.output
