@@ -116,13 +116,21 @@ class Consumer:
         return messages[0]
 
     def consume_chan(self) -> Iterator[Message]:
-        """Give one message after the other, each when the one before is done; ends when the consumer closes."""
+        """Give one message after the other, each when the one before is done; ends when the consumer closes.
+
+        The message at which a loop was left, by an exception or by ``break``, is not done: ``commit`` finishes it all
+        the same, the next call that asks for messages brings it again.
+        """
         while True:
             try:
                 message = self.consume()
             except ConsumerClosedError:
                 return
-            yield message
+            try:
+                yield message
+            except GeneratorExit:
+                self._leave_in_hand()
+                raise
 
     def __iter__(self) -> Iterator[Message]:
         return self.consume_chan()
@@ -149,7 +157,8 @@ class Consumer:
         """
         with self._lock:
             self._check_usable()
-            self._finish()
+            for span in self._in_hand.pop(threading.current_thread(), ()):
+                span.progress.finish(span)
             fenced = self._ownership.flush()
         if fenced:
             raise self._ownership.fenced(fenced)
@@ -297,9 +306,17 @@ class Consumer:
         return backoff(attempt, least=options.poll_min_seconds, most=options.poll_max_seconds, random=random.random())
 
     def _finish(self) -> None:
-        """What this thread got before is done."""
+        """What this thread got before is done, but for the message at which it left a loop."""
         for span in self._in_hand.pop(threading.current_thread(), ()):
-            span.progress.finish(span)
+            if span.is_left:
+                span.progress.give_up(span)
+            else:
+                span.progress.finish(span)
+
+    def _leave_in_hand(self) -> None:
+        with self._lock:
+            for span in self._in_hand.get(threading.current_thread(), ()):
+                span.is_left = True
 
     def _give_up_dead_threads(self) -> None:
         """A thread that ended with messages in hand will not finish them: somebody else has to."""

@@ -23,6 +23,8 @@ class Span:
     progress: PartitionProgress
     first: int
     end: int
+    is_left: bool = False
+    """Whoever had them has left the loop in which he handled them, perhaps by an exception."""
 
 
 @dataclass(eq=False, slots=True)

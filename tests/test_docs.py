@@ -1,0 +1,305 @@
+"""What the documentation says, runs: code blocks, commands, links, and the reference.
+
+```python             run with the page's other blocks, in order, in an empty directory, where SQLite files may be
+```python postgres    run so against a Postgres of the page's own; DOCUMENTED_URL stands for it
+```sql postgres       run there, in a transaction; with `fails SQLSTATE` it has to be refused
+```sh sqlite          run by bash, SQLMQ_URL naming a file in that directory
+```sh postgres        run by bash, SQLMQ_URL naming that Postgres
+```sh                 not run; its `sqlmq` commands and options have to exist
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import click
+import pytest
+from sqlalchemy import Engine, create_engine
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.pool import NullPool
+
+import sqlmq
+from sqlmq import MQ, Consumer, GroupDescription, GroupPartition, PartitionDescription, Producer, TopicDescription
+from sqlmq.background import Keeper
+
+if TYPE_CHECKING:
+    from tests.conftest import DatabaseUnderTest
+
+ROOT = Path(__file__).parent.parent
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+DOCUMENTED_URL = re.compile(r"postgresql(\+psycopg)?://sqlmq:sqlmq@127\.0\.0\.1:5432/sqlmq")
+
+LINKING_PAGES = sorted({*PAGES, *(ROOT / "docs").rglob("*.md"), *ROOT.glob("*.md"), ROOT / "tests" / "README.md"})
+
+
+class Block(NamedTuple):
+    """A fenced block: its language, the words after that, where its text begins, and the text."""
+
+    language: str
+    words: list[str]
+    line: int
+    text: str
+
+    @property
+    def is_for_postgres(self) -> bool:
+        return "postgres" in self.words
+
+
+def blocks(page: Path) -> list[Block]:
+    text = page.read_text(encoding="utf-8")
+    return [
+        Block(found[1], found[2].split(), text[: found.start(3)].count("\n"), found[3])
+        for found in re.finditer(r"^```(\w+)([^\n]*)\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+    ]
+
+
+def name(page: Path) -> str:
+    return page.relative_to(ROOT).as_posix()
+
+
+def pages_with(*, postgres: bool) -> pytest.MarkDecorator:
+    runnable = {"python", "sh", "sql"}
+    found = [
+        page
+        for page in PAGES
+        if any(block.is_for_postgres == postgres and block.language in runnable for block in blocks(page))
+    ]
+    return pytest.mark.parametrize("page", found, ids=name)
+
+
+# --- Code runs ---
+
+
+def run_shell(block: Block, directory: Path, url: str) -> None:
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    result = subprocess.run(
+        ["bash", "-euo", "pipefail", "-c", block.text],
+        cwd=directory,
+        env={**os.environ, "PATH": path, "SQLMQ_URL": url},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    assert result.returncode == 0, f"line {block.line}: {result.stdout}{result.stderr}"
+
+
+def run_python(block: Block, page: Path, namespace: dict[str, Any], url: str | None) -> None:
+    text = block.text if url is None else DOCUMENTED_URL.sub(lambda _: url, block.text)
+    # Empty lines before, so that a traceback shows the page's own line.
+    exec(compile("\n" * block.line + text, page, "exec"), namespace)  # noqa: S102 - the page's own code
+
+
+def run_sql(block: Block, engine: Engine) -> None:
+    expected = block.words[block.words.index("fails") + 1] if "fails" in block.words else None
+    with engine.connect() as connection:
+        if expected is None:
+            connection.exec_driver_sql(block.text)
+            connection.commit()
+        else:
+            with pytest.raises(DBAPIError) as raised:
+                connection.exec_driver_sql(block.text)
+            assert getattr(raised.value.orig, "sqlstate", None) == expected
+
+
+def close_what_is_open(namespace: dict[str, Any]) -> None:
+    for value in namespace.values():
+        if isinstance(value, MQ):
+            value.close()
+
+
+@pages_with(postgres=False)
+def test_the_code_of_a_page_runs(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    namespace: dict[str, Any] = {"__name__": "page"}
+
+    try:
+        for block in blocks(page):
+            if block.language == "python" and not block.is_for_postgres:
+                run_python(block, page, namespace, None)
+            elif block.language == "sh" and "sqlite" in block.words:
+                run_shell(block, tmp_path, "sqlite:///shell.db")
+    finally:
+        close_what_is_open(namespace)
+
+
+@pytest.mark.parametrize("database", ["postgres"], indirect=True)
+@pages_with(postgres=True)
+def test_the_code_of_a_page_runs_on_postgres(page: Path, database: DatabaseUnderTest, tmp_path: Path) -> None:
+    namespace: dict[str, Any] = {"__name__": "page"}
+    engine = create_engine(database.url, poolclass=NullPool)
+
+    try:
+        for block in filter(lambda block: block.is_for_postgres, blocks(page)):
+            if block.language == "python":
+                run_python(block, page, namespace, database.url)
+            elif block.language == "sql":
+                run_sql(block, engine)
+            else:
+                run_shell(block, tmp_path, database.url)
+    finally:
+        close_what_is_open(namespace)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name)
+def test_every_block_says_what_it_is(page: Path) -> None:
+    known = {"python": {"postgres"}, "sql": {"postgres", "fails"}, "sh": {"sqlite", "postgres"}}
+
+    for block in blocks(page):
+        words = [word for word in block.words if not re.fullmatch(r"[0-9A-Z]{5}", word)]
+        assert set(words) <= known.get(block.language, set()), f"line {block.line}: {block.language} {block.words}"
+        assert block.language != "sql" or block.is_for_postgres, f"line {block.line}: SQL that is not run"
+
+
+# --- Commands exist ---
+
+
+def commands_in(page: Path) -> list[str]:
+    text = page.read_text(encoding="utf-8")
+    lines = [line for block in blocks(page) if block.language == "sh" for line in block.text.splitlines()]
+    prose = re.sub(r"^```.*?^```$", "", text, flags=re.MULTILINE | re.DOTALL)
+    lines += re.findall(r"`(sqlmq [^`]+)`", prose)
+    parts = [part.strip() for line in lines for part in re.split(r"\||&&|;", line)]
+    return [part for part in parts if part.startswith("sqlmq ")]
+
+
+def check_command(words: list[str]) -> None:
+    """Walk from the command `sqlmq` down *words*; fail at a command or option that is not there."""
+    from sqlmq.cli import main
+
+    command: click.Command = main
+    options = {name: option for option in main.params for name in option.opts}
+    remaining = iter(words)
+    for word in remaining:
+        if word.startswith("-"):
+            option_name, _, value = word.partition("=")
+            assert option_name in {*options, "--help", "-h"}, f"{command.name} has no option {option_name}"
+            option = options.get(option_name)
+            if isinstance(option, click.Option) and not option.is_flag and not option.count and not value:
+                next(remaining)
+        elif isinstance(command, click.Group):
+            assert word in command.commands, f"there is no command {word}"
+            command = command.commands[word]
+            options |= {name: option for option in command.params for name in option.opts}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name)
+def test_every_command_of_a_page_exists(page: Path) -> None:
+    for command in commands_in(page):
+        try:
+            check_command(shlex.split(command, comments=True)[1:])
+        except AssertionError as error:
+            pytest.fail(f"{command}: {error}")
+
+
+# --- Links lead somewhere ---
+
+
+def anchors(page: Path) -> set[str]:
+    text = re.sub(r"^```.*?^```$", "", page.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
+    titles = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
+@pytest.mark.parametrize("page", LINKING_PAGES, ids=name)
+def test_every_link_inside_the_project_leads_somewhere(page: Path) -> None:
+    text = re.sub(r"^```.*?^```$", "", page.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
+
+    for target in re.findall(r"\]\(([^)\s]+)\)", text):
+        if "://" in target:
+            continue
+        path, _, anchor = target.partition("#")
+        goal = page.parent / path if path else page
+        assert goal.exists(), f"{target} is not there"
+        assert not anchor or anchor in anchors(goal), f"{target} has no such heading"
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if page.parent.name == "docs"], ids=name)
+def test_every_page_is_reached_from_the_index(page: Path) -> None:
+    assert page.name == "index.md" or f"({page.name})" in (ROOT / "docs" / "index.md").read_text(encoding="utf-8")
+
+
+# --- Nothing is left out ---
+
+
+def test_the_readme_opens_with_the_two_commands() -> None:
+    lines = [line for line in (ROOT / "README.md").read_text(encoding="utf-8").splitlines() if line]
+    fence = lines.index("```sh")
+    opening = " ".join(lines[1:fence])
+
+    assert lines[0] == "# sqlmq"
+    assert opening.count(". ") == 0, "one sentence comes first"
+    assert opening.endswith(".")
+    assert [line.partition("#")[0].strip() for line in lines[fence + 1 : fence + 3]] == [
+        "python3 dev.py demo",
+        "python3 dev.py test",
+    ]
+
+
+def reference() -> str:
+    return (ROOT / "docs" / "api.md").read_text(encoding="utf-8")
+
+
+def test_the_reference_has_every_public_name() -> None:
+    assert [public for public in sqlmq.__all__ if not re.search(rf"`{public}\b", reference())] == []
+
+
+@pytest.mark.parametrize(("kind", "variable"), [(MQ, "mq"), (Producer, "producer"), (Consumer, "consumer")])
+def test_the_reference_has_every_method_with_its_parameters(kind: type, variable: str) -> None:
+    # What the background thread asks of a consumer is not the application's.
+    internal = {name for name in vars(Keeper) if kind is Consumer}
+    public = {name: member for name, member in vars(kind).items() if not name.startswith("_") and name not in internal}
+
+    for method, member in public.items():
+        found = re.search(rf"`{variable}\.{method}\b([^`]*)`", reference())
+        assert found, f"{variable}.{method} is missing"
+        if inspect.isfunction(member):
+            for parameter in list(inspect.signature(member).parameters)[1:]:
+                assert re.search(rf"\b{parameter}\b", found[1]), f"{variable}.{method}: {parameter} is missing"
+
+
+def test_the_reference_has_every_option() -> None:
+    options = [option for option in inspect.signature(MQ).parameters if option != "database"]
+
+    assert [option for option in options if f"| `{option}` |" not in reference()] == []
+
+
+@pytest.mark.parametrize("kind", [TopicDescription, PartitionDescription, GroupDescription, GroupPartition])
+def test_the_reference_has_what_descriptions_hold(kind: type) -> None:
+    row = next(line for line in reference().splitlines() if line.startswith(f"| `{kind.__name__}` |"))
+    held = {field.name for field in dataclasses.fields(kind)} | {
+        name for name, member in vars(kind).items() if isinstance(member, property)
+    }
+
+    assert {name for name in held if f"`{name}`" not in row} == set()
+
+
+def test_the_architecture_names_every_module() -> None:
+    package = ROOT / "src" / "sqlmq"
+    modules = {
+        ".".join(path.relative_to(package).with_suffix("").parts)
+        for path in package.rglob("*.py")
+        if path.name != "__init__.py" and path.parent.name != "cli"
+    } | {"cli"}
+    page = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    listed = set(re.findall(r"^\| `([\w.]+)` \|", page, re.MULTILINE))
+
+    assert listed == modules
+
+
+def test_the_functions_on_the_architectures_walks_exist() -> None:
+    source = "\n".join(path.read_text(encoding="utf-8") for path in (ROOT / "src" / "sqlmq").rglob("*.py"))
+    page = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    walks = re.findall(r"^## A message [^\n]+\n\n```\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
+    functions = {word.rsplit(".", 1)[1] for walk in walks for word in re.findall(r"\b[a-zA-Z]\w*(?:\.\w+)+", walk)}
+
+    assert len(walks) == 2
+    assert {function for function in functions if f"def {function}(" not in source} == set()
