@@ -46,7 +46,7 @@ def upgrade(op: Operations, schema: str | None) -> None:
         schema=schema,
         sqlite_autoincrement=True,
     )
-    op.create_index("ix_sqlmq_member_group_id", "sqlmq_member", ["group_id"], schema=schema)
+    op.create_index("sqlmq_member_group_id_idx", "sqlmq_member", ["group_id"], schema=schema)
     op.create_table(
         "sqlmq_claim",
         sa.Column("group_id", sa.BigInteger, nullable=False),

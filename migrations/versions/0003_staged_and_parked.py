@@ -37,7 +37,7 @@ def upgrade(op: Operations, schema: str | None) -> None:
         schema=schema,
         sqlite_autoincrement=True,
     )
-    op.create_index("ix_sqlmq_staged_deliver_at", "sqlmq_staged", ["deliver_at"], schema=schema)
+    op.create_index("sqlmq_staged_deliver_at_idx", "sqlmq_staged", ["deliver_at"], schema=schema)
     op.create_table(
         "sqlmq_parked",
         sa.Column("group_id", sa.BigInteger, nullable=False),
@@ -52,7 +52,7 @@ def upgrade(op: Operations, schema: str | None) -> None:
         sa.PrimaryKeyConstraint("group_id", "partition_id", "msg_offset", name="sqlmq_parked_pkey"),
         schema=schema,
     )
-    op.create_index("ix_sqlmq_parked_due_at", "sqlmq_parked", ["due_at"], schema=schema)
+    op.create_index("sqlmq_parked_due_at_idx", "sqlmq_parked", ["due_at"], schema=schema)
 
 
 def downgrade(op: Operations, schema: str | None) -> None:

@@ -62,7 +62,11 @@ class Coalescer:
         turn = waiting.turn
         assert turn is not None  # noqa: S101 - it is in a call
         if not waiting.leads:
-            turn.wait()
+            try:
+                turn.wait()
+            except BaseException:
+                self._withdraw(waiting)
+                raise
         if waiting.leads:
             self._lead()
         return waiting.future.result()
@@ -94,6 +98,14 @@ class Coalescer:
                 else:
                     self._lead_in_thread()
         return waiting
+
+    def _withdraw(self, waiting: _Waiting) -> None:
+        """A caller was interrupted: do not send for him, nor wait for him to lead."""
+        with self._idle:
+            if waiting in self._waiting:
+                self._waiting.remove(waiting)
+                if waiting.leads:
+                    self._hand_on()
 
     def _lead(self) -> None:
         """Take one batch through, then hand the lead on."""

@@ -20,7 +20,7 @@ from sqlalchemy import exc as sa_exc
 from tenacity import Retrying, retry_if_exception, stop_after_delay, wait_random_exponential
 
 from sqlmq import migrate
-from sqlmq.dialects import dialect_named, without_secrets
+from sqlmq.dialects import canonical, dialect_named, without_secrets
 from sqlmq.errors import (
     DatabaseUnavailableError,
     ForkedError,
@@ -324,8 +324,7 @@ def _open(target: object, schema: str | None) -> tuple[Dialect, Engine]:
             "special characters of a password are written as %40 and the like."
         )
         raise InvalidURLError(message) from None
-    if url.get_backend_name() == "postgres":
-        url = url.set(drivername=url.drivername.replace("postgres", "postgresql", 1))
+    url = canonical(url)
     dialect = dialect_named(url.get_backend_name(), schema)
     try:
         return dialect, dialect.create_engine(url)

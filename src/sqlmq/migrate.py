@@ -39,8 +39,11 @@ def upgrade(connection: Connection, *, schema: str | None = None, revision: str 
     dialect.lock_schema(connection)
     if schema is not None and not sa.inspect(connection).has_schema(schema):
         connection.execute(sa.schema.CreateSchema(schema))
-    if current(connection, schema=schema) == revision:
+    found = current(connection, schema=schema)
+    if found == revision:
         return
+    if found is not None and found > REVISION:
+        raise SchemaTooNewError(_where(connection, schema), found, REVISION)
     script = _script()
     _run(connection, schema, lambda heads, _: script._upgrade_revs(revision, heads))  # type: ignore[arg-type]  # noqa: SLF001 - see _run
 
@@ -64,7 +67,7 @@ def current(connection: Connection, *, schema: str | None = None) -> str | None:
 def check(connection: Connection, *, schema: str | None = None) -> None:
     """Raise SchemaMissingError, SchemaTooOldError or SchemaTooNewError unless the tables are what this version needs."""
     found = current(connection, schema=schema)
-    where = f"Schema {schema!r}" if schema else f"The database {connection.engine.url.database!r}"
+    where = _where(connection, schema)
     if found is None:
         raise SchemaMissingError(where)
     if found < REVISION:
@@ -109,6 +112,10 @@ def include_name(
     """
     del parent_names
     return not (type_ == "table" and name is not None and name.startswith(PREFIX))
+
+
+def _where(connection: Connection, schema: str | None) -> str:
+    return f"Schema {schema!r}" if schema else f"The database {connection.engine.url.database!r}"
 
 
 def _run(

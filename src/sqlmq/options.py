@@ -45,6 +45,9 @@ class Options:
         for field in fields(self):
             number = getattr(self, field.name)
             if field.type == "bool":
+                if not isinstance(number, bool):
+                    message = f"{field.name} must be bool, not {type(number).__name__}."
+                    raise TypeError(message)
                 continue
             if isinstance(number, bool) or not isinstance(number, int if field.type == "int" else (int, float)):
                 message = f"{field.name} must be {field.type}, not {type(number).__name__}."

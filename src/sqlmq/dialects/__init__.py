@@ -12,12 +12,13 @@ from sqlmq.dialects.base import Batch, Dialect, LogRow, Position, without_secret
 from sqlmq.errors import InvalidURLError
 
 if TYPE_CHECKING:
-    from sqlalchemy import Connection
+    from sqlalchemy import URL, Connection
 
-__all__ = ["Batch", "Dialect", "LogRow", "Position", "dialect_named", "dialect_of", "without_secrets"]
+__all__ = ["Batch", "Dialect", "LogRow", "Position", "canonical", "dialect_named", "dialect_of", "without_secrets"]
 
 # Imported when asked for: a program on SQLite needs no Postgres driver.
 _REGISTRY = {"postgresql": "Postgresql", "sqlite": "Sqlite"}
+_ALIASES = {"postgres": "postgresql"}
 
 
 def dialect_named(backend: str, schema: str | None) -> Dialect:
@@ -32,6 +33,12 @@ def dialect_named(backend: str, schema: str | None) -> Dialect:
         raise InvalidURLError(message) from error
     dialect: Dialect = getattr(module, _REGISTRY[backend])(schema)
     return dialect
+
+
+def canonical(url: URL) -> URL:
+    """*url* with the database's name as SQLAlchemy spells it: many say ``postgres://``."""
+    backend, plus, driver = url.drivername.partition("+")
+    return url.set(drivername=f"{_ALIASES.get(backend, backend)}{plus}{driver}")
 
 
 def dialect_of(conn: Connection, schema: str | None) -> Dialect:

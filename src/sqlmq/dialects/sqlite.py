@@ -81,6 +81,8 @@ class Sqlite(Dialect):
         return engine
 
     def begin(self, conn: Connection) -> None:
+        if not conn.in_transaction():
+            conn.begin()
         # A user's engine may have begun one by an event of its own; the append's UPDATE makes that the writer.
         if not _connection(conn).in_transaction:
             conn.exec_driver_sql("BEGIN IMMEDIATE")

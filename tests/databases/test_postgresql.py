@@ -1,0 +1,397 @@
+"""What is particular to Postgres: SQL as a producer, isolation levels, and connections that the server cuts off."""
+
+from __future__ import annotations
+
+import json
+import random
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING, Self
+
+import psycopg
+import pytest
+from sqlalchemy import Connection, NullPool, create_engine, text
+from sqlalchemy.exc import DBAPIError
+
+from sqlmq import MQ, Message, OutcomeUnknownError
+from sqlmq.partitioner import PARTITIONERS, partition_for_key
+
+if TYPE_CHECKING:
+    from sqlalchemy import PoolProxiedConnection
+
+    from tests.conftest import DatabaseUnderTest, MakeMQ
+
+ROOT = Path(__file__).parent.parent.parent
+POSTGRES = pytest.mark.parametrize("database", ["postgres"], indirect=True)
+EITHER = pytest.mark.parametrize("database", ["postgres", "postgres-schema"], indirect=True)
+
+
+def function(database: DatabaseUnderTest) -> str:
+    return f"{database.schema}.sqlmq_produce" if database.schema else "sqlmq_produce"
+
+
+def sqlstate(error: DBAPIError) -> str | None:
+    assert isinstance(error.orig, psycopg.Error)
+    return error.orig.sqlstate
+
+
+def hint(error: DBAPIError) -> str | None:
+    assert isinstance(error.orig, psycopg.Error)
+    return error.orig.diag.message_hint
+
+
+# SQL as a producer.
+
+
+@EITHER
+def test_sql_produces_text(mq: MQ, connection: Connection, database: DatabaseUnderTest) -> None:
+    mq.create_topic("orders", 3)
+
+    row = connection.execute(
+        text(f"SELECT * FROM {function(database)}('orders', 'customer 7', 'größer', '{{\"type\": \"paid\"}}')")
+    ).one()
+    connection.commit()
+
+    message = mq.consumer("orders", "billing").consume(timeout=10)
+    assert (message.key, message.value, message.headers) == (b"customer 7", "größer".encode(), {"type": "paid"})
+    assert (message.partition, message.offset) == (row.partition_number, row.message_offset)
+    assert row.partition_number == partition_for_key("murmur2", b"customer 7", 3)
+
+
+@EITHER
+def test_sql_produces_bytes_to_a_partition_of_its_choice(
+    mq: MQ, connection: Connection, database: DatabaseUnderTest
+) -> None:
+    mq.create_topic("orders", 3)
+
+    row = connection.execute(
+        text(f"SELECT * FROM {function(database)}('orders', NULL::bytea, '\\x00ff'::bytea, NULL, 2)")
+    ).one()
+    connection.commit()
+
+    assert tuple(row) == (2, 0)
+    message = mq.consumer("orders", "billing").consume(timeout=10)
+    assert (message.key, message.value, message.headers, message.partition) == (None, b"\x00\xff", {}, 2)
+
+
+@EITHER
+def test_untyped_literals_are_text(mq: MQ, connection: Connection, database: DatabaseUnderTest) -> None:
+    mq.create_topic("orders", 1)
+
+    connection.execute(text(f"SELECT {function(database)}('orders', NULL, '\\x41')"))
+    connection.commit()
+
+    assert mq.consumer("orders", "billing").consume(timeout=10).value == b"\\x41"
+
+
+@POSTGRES
+@pytest.mark.parametrize("form", ["NULL::bytea, NULL::bytea", "NULL::text, NULL::text", "'key', NULL"])
+def test_sql_cannot_produce_null(mq: MQ, connection: Connection, form: str) -> None:
+    mq.create_topic("orders", 1)
+
+    with pytest.raises(DBAPIError, match="value can't be NULL"):
+        connection.execute(text(f"SELECT sqlmq_produce('orders', {form})"))
+
+
+@POSTGRES
+@pytest.mark.parametrize("headers", ['{"a": 1}', '["a"]', '{"a": {"b": "c"}}', "null", '"text"'])
+def test_sql_cannot_produce_headers_that_python_could_not_read(mq: MQ, connection: Connection, headers: str) -> None:
+    mq.create_topic("orders", 1)
+
+    with pytest.raises(DBAPIError, match="headers must be a JSON object"):
+        connection.execute(text("SELECT sqlmq_produce('orders', 'k', 'v', CAST(:h AS jsonb))"), {"h": headers})
+
+
+@EITHER
+def test_an_unknown_topic_is_an_error_that_says_how_to_make_it(
+    mq: MQ, connection: Connection, database: DatabaseUnderTest
+) -> None:
+    assert mq.topics() == []
+
+    with pytest.raises(DBAPIError, match="topic 'no-such' does not exist") as raised:
+        connection.execute(text(f"SELECT {function(database)}('no-such', 'k', 'v')"))
+
+    assert sqlstate(raised.value) == "MQ002"
+    assert hint(raised.value) == "Create it with: sqlmq topics create no-such"
+
+
+@POSTGRES
+@pytest.mark.parametrize("partition", [-1, 3])
+def test_a_partition_that_the_topic_lacks_is_an_error(mq: MQ, connection: Connection, partition: int) -> None:
+    mq.create_topic("orders", 3)
+
+    with pytest.raises(DBAPIError, match=f"has the partitions 0 to 2; there is no partition {partition}"):
+        connection.execute(text("SELECT sqlmq_produce('orders', 'k', 'v', NULL, :p)"), {"p": partition})
+
+
+@POSTGRES
+@pytest.mark.parametrize("level", ["REPEATABLE READ", "SERIALIZABLE"])
+def test_sql_cannot_produce_in_a_transaction_that_does_not_see_the_newest_offset(
+    mq: MQ, connection: Connection, level: str
+) -> None:
+    mq.create_topic("orders", 1)
+    connection.execute(text(f"SET TRANSACTION ISOLATION LEVEL {level}"))
+
+    with pytest.raises(DBAPIError, match=level) as raised:
+        connection.execute(text("SELECT sqlmq_produce('orders', 'k', 'v')"))
+
+    assert sqlstate(raised.value) == "MQ001"
+    assert hint(raised.value) == "Produce in READ COMMITTED."
+
+
+@EITHER
+def test_a_trigger_produces_in_the_transaction_that_fired_it(
+    mq: MQ, connection: Connection, database: DatabaseUnderTest
+) -> None:
+    mq.create_topic("orders", 1)
+    for statement in (
+        "CREATE TABLE invoice (id integer PRIMARY KEY, total numeric)",
+        f"""CREATE FUNCTION tell() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+            PERFORM {function(database)}('orders', NEW.id::text, to_jsonb(NEW)::text);
+            RETURN NEW;
+        END $$""",
+        "CREATE TRIGGER tell AFTER INSERT ON invoice FOR EACH ROW EXECUTE FUNCTION tell()",
+    ):
+        connection.execute(text(statement))
+    connection.commit()
+
+    connection.execute(text("INSERT INTO invoice VALUES (1, 10), (2, 20)"))
+    connection.rollback()
+    connection.execute(text("INSERT INTO invoice VALUES (3, 30), (4, 40)"))
+    connection.commit()
+
+    messages = mq.consumer("orders", "billing").poll(timeout=10)
+    assert [(message.key, json.loads(message.value)) for message in messages] == [
+        (b"3", {"id": 3, "total": 30}),
+        (b"4", {"id": 4, "total": 40}),
+    ]
+    assert [message.offset for message in messages] == [0, 1]
+
+
+@POSTGRES
+def test_the_functions_find_their_tables_whatever_the_search_path_of_the_caller(mq: MQ, connection: Connection) -> None:
+    mq.create_topic("orders", 1)
+    connection.execute(text("CREATE SCHEMA elsewhere"))
+    # A table of the same name, which an unlucky search path would find first.
+    connection.execute(text("CREATE TABLE elsewhere.sqlmq_topic (id int, name text, partitions int, partitioner text)"))
+    connection.execute(text("SET LOCAL search_path = elsewhere"))
+
+    connection.execute(text("SELECT public.sqlmq_produce('orders', 'k', 'v')"))
+    connection.commit()
+
+    assert mq.describe_topic("orders").messages == 1
+
+
+@POSTGRES
+def test_python_and_sql_number_the_same_partition_together(mq: MQ, connection: Connection) -> None:
+    mq.create_topic("orders", 1)
+    producer = mq.producer("orders")
+
+    for count in range(6):
+        if count % 2:
+            assert producer.produce(Message(b"python")).offset == count
+        else:
+            found = connection.execute(text("SELECT message_offset FROM sqlmq_produce('orders', NULL, 'sql')"))
+            assert found.scalar_one() == count
+            connection.commit()
+
+
+# The partitioners in SQL.
+
+
+def partitions_in_sql(connection: Connection, name: str, keys: list[bytes], partitions: int) -> list[int]:
+    query = text(
+        "SELECT sqlmq_partition_for_key(:name, key, :partitions)"
+        " FROM unnest(CAST(:keys AS bytea[])) WITH ORDINALITY AS k (key, place) ORDER BY place"
+    )
+    rows = connection.execute(query, {"name": name, "keys": keys, "partitions": partitions})
+    return list(rows.scalars())
+
+
+@POSTGRES
+def test_sql_gives_the_published_hashes_and_partitions(connection: Connection) -> None:
+    published = json.loads((ROOT / "tests" / "unit" / "partition_vectors.json").read_text(encoding="utf-8"))["vectors"]
+    keys = [bytes.fromhex(vector["key_hex"]) for vector in published]
+
+    for name in PARTITIONERS:
+        hashes = connection.execute(
+            text(f"SELECT sqlmq_{name}(k) FROM unnest(CAST(:k AS bytea[])) WITH ORDINALITY AS u (k, n) ORDER BY n"),
+            {"k": keys},
+        ).scalars()
+        assert list(hashes) == [vector["hashes"][name] for vector in published]
+        for partitions in published[0]["partitions"][name]:
+            expected = [vector["partitions"][name][partitions] for vector in published]
+            assert partitions_in_sql(connection, name, keys, int(partitions)) == expected
+
+
+@POSTGRES
+@pytest.mark.parametrize("name", PARTITIONERS)
+def test_sql_and_python_send_any_key_to_the_same_partition(connection: Connection, name: str) -> None:
+    chosen = random.Random(11)
+    keys = [chosen.randbytes(length % 70) for length in range(500)]
+
+    for partitions in (1, 2, 3, 7, 12, 1000):
+        expected = [partition_for_key(name, key, partitions) for key in keys]
+        assert partitions_in_sql(connection, name, keys, partitions) == expected
+
+
+# Isolation levels that somebody else has chosen.
+
+
+@POSTGRES
+@pytest.mark.parametrize("level", ["repeatable read", "serializable"])
+@pytest.mark.parametrize("whose", ["DATABASE {database}", "ROLE {role} IN DATABASE {database}"])
+def test_a_default_isolation_level_does_not_keep_the_queue_from_working(
+    connection: Connection, make_mq: MakeMQ, level: str, whose: str
+) -> None:
+    role, name = connection.execute(text("SELECT quote_ident(current_user), current_database()")).one()
+    target = whose.format(database=name, role=role)
+    connection.execute(text(f"ALTER {target} SET default_transaction_isolation = '{level}'"))
+    connection.commit()
+    mq = make_mq()
+    with mq.engine.connect() as other:
+        assert other.execute(text("SHOW default_transaction_isolation")).scalar_one() == level
+    mq.create_topic("orders", 2)
+    producer = mq.producer("orders")
+
+    def produce(number: int) -> None:
+        producer.produce(Message(f"{number}".encode()))
+        producer.produce_many([Message(b"", key=f"{number}/{i}".encode()) for i in range(3)])
+
+    with ThreadPoolExecutor(4) as threads:
+        list(threads.map(produce, range(20)))
+
+    consumer = make_mq().consumer("orders", "billing")
+    got = 0
+    while messages := consumer.poll(timeout=1 if got == 80 else 10):
+        got += len(messages)
+        consumer.commit()
+    assert got == 80
+    assert mq.describe_group("orders", "billing").lag == 0
+    assert mq.delete_topics("orders") == ["orders"]
+
+
+# Connections that are cut off.
+
+
+def cut_all_off(url: str) -> int:
+    """End every other session of the database; return how many there were."""
+    engine = create_engine(url, poolclass=NullPool)
+    with engine.connect() as connection:
+        query = "SELECT pg_terminate_backend(pid, 10000) FROM pg_stat_activity WHERE datname = current_database()"
+        ended = connection.execute(text(f"{query} AND pid <> pg_backend_pid()")).all()
+    engine.dispose()
+    return len(ended)
+
+
+@POSTGRES
+@pytest.mark.faults
+def test_a_producer_does_not_notice_that_its_idle_connections_were_cut_off(mq: MQ, database: DatabaseUnderTest) -> None:
+    producer = mq.producer("orders")
+    for count in range(5):
+        producer.produce_with_partition(Message(b"before"), 0)
+        assert cut_all_off(database.url) >= 1
+
+        result = producer.produce_with_partition(Message(b"after"), 0)
+
+        assert result.offset == 2 * count + 1
+
+
+@POSTGRES
+@pytest.mark.faults
+def test_a_consumer_goes_on_after_its_connections_were_cut_off(make_mq: MakeMQ, database: DatabaseUnderTest) -> None:
+    consumer = make_mq().consumer("orders", "billing")
+    producer = make_mq().producer("orders")
+    for count in range(5):
+        producer.produce(Message(str(count).encode()))
+
+        assert consumer.consume(timeout=10).value == str(count).encode()
+
+        assert cut_all_off(database.url) >= 1
+    consumer.commit()
+
+
+class AnswerLost:
+    """Lets a COMMIT take effect and then breaks the connection, as a network does at the worst moment."""
+
+    def __init__(self, mq: MQ) -> None:
+        self.is_armed = False
+        self.lost = 0
+        self._dialect = mq.engine.dialect
+        self._commit = self._dialect.do_commit
+        self._patch = pytest.MonkeyPatch()
+
+    def __enter__(self) -> Self:
+        self._patch.setattr(self._dialect, "do_commit", self._do_commit)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._patch.undo()
+
+    def _do_commit(self, connection: PoolProxiedConnection) -> None:
+        self._commit(connection)
+        if self.is_armed:
+            self.is_armed = False
+            self.lost += 1
+            assert isinstance(connection.driver_connection, psycopg.Connection)
+            connection.driver_connection.close()
+            message = "server closed the connection unexpectedly"
+            raise psycopg.OperationalError(message)
+
+
+@POSTGRES
+@pytest.mark.faults
+def test_a_producer_says_that_it_does_not_know_when_the_answer_to_its_commit_is_lost(mq: MQ) -> None:
+    producer = mq.producer("orders")
+    # More than fits into one statement, which commits by itself.
+    messages = [Message(b"")] * 5_001
+    with AnswerLost(mq) as answer:
+        answer.is_armed = True
+
+        with pytest.raises(OutcomeUnknownError, match="may have taken effect or not"):
+            producer.produce_many(messages)
+
+    assert answer.lost == 1
+    assert mq.describe_topic("orders").messages == len(messages)
+    assert producer.produce(Message(b"next")).topic == "orders"
+
+
+@POSTGRES
+@pytest.mark.faults
+def test_a_consumer_goes_on_when_the_answer_to_the_commit_of_its_position_is_lost(make_mq: MakeMQ) -> None:
+    producer = make_mq().producer("orders")
+    # Each commit of a position is asked for; none comes by itself.
+    mq = make_mq(commit_interval_seconds=3600, lease_seconds=600)
+    consumer = mq.consumer("orders", "billing")
+    producer.produce_many([Message(b"first", key=b"k")])
+    assert consumer.consume(timeout=10).value == b"first"
+
+    with AnswerLost(mq) as answer:
+        answer.is_armed = True
+        with pytest.raises(OutcomeUnknownError):
+            consumer.commit()
+    consumer.commit()
+    producer.produce_many([Message(b"second", key=b"k")])
+
+    assert answer.lost == 1
+    assert consumer.consume(timeout=10).value == b"second"
+
+
+@POSTGRES
+@pytest.mark.faults
+def test_waiting_for_messages_survives_the_loss_of_an_answer_to_a_commit(make_mq: MakeMQ) -> None:
+    producer = make_mq().producer("orders")
+    mq = make_mq(commit_interval_seconds=0.001, lease_seconds=600)
+    consumer = mq.consumer("orders", "billing")
+    values = [str(count).encode() for count in range(500)]
+    producer.produce_many([Message(value, key=b"k") for value in values])
+
+    with AnswerLost(mq) as answer:
+        got: list[bytes] = []
+        while len(got) < len(values):
+            # Stays so until there is a commit.
+            answer.is_armed = answer.is_armed or len(got) % 50 == 49
+            got.append(consumer.consume(timeout=10).value)
+
+    assert answer.lost >= 1
+    assert got == values

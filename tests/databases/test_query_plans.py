@@ -1,0 +1,239 @@
+"""The hot statements find what they need by index, in tables that have grown.
+
+The library's own functions are run, and the statements they send are looked at: on SQLite the connection tells each of
+them; on Postgres the server counts sequential scans, inside our SQL functions too.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from sqlalchemy import Connection, Engine, NullPool, create_engine, event, text
+
+from sqlmq import Message
+from sqlmq.dialects import Dialect, Position, dialect_named
+from sqlmq.flows import consume, manage, membership, produce
+from sqlmq.flows.produce import Routed
+from sqlmq.partitioner import Rotation
+from sqlmq.progress import PartitionProgress
+from sqlmq.store import groups, messages, offsets
+from sqlmq.store.offsets import Commit
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from sqlmq import MQ
+    from tests.conftest import DatabaseUnderTest
+
+BIG_TABLES = ("sqlmq_message", "sqlmq_group_offset", "sqlmq_claim")
+MESSAGES = 5_000
+GROUPS = 150
+LEASE_SECONDS = 10.0
+
+
+class Grown:
+    """A queue that has been in use for a while: many messages, many positions, many groups."""
+
+    def __init__(self, engine: Engine, dialect: Dialect) -> None:
+        self.engine = engine
+        self.dialect = dialect
+        with engine.connect() as connection:
+            self.topic = manage.find_topic(connection, dialect, "orders")
+            self._fill(connection)
+            self.group, self.member_id = membership.join(
+                connection, dialect, self.topic, "billing", "earliest", "me", LEASE_SECONDS
+            )
+            seen = membership.survey(connection, dialect, self.group, self.member_id, LEASE_SECONDS)
+            assert seen is not None
+            _, self.taken = membership.change(
+                connection, dialect, self.group, self.member_id, seen, finished=[], give=[]
+            )
+            self.seen = seen
+            for taken in self.taken:
+                rows = [Commit(taken.claim.partition_id, offset) for offset in range(1, 2_000)]
+                offsets.insert_all(connection, dialect, self.group, rows)
+            connection.commit()
+            connection.execute(text("ANALYZE"))
+            connection.commit()
+
+    def _fill(self, connection: Connection) -> None:
+        tables = self.dialect.tables
+        for id_ in self.topic.partition_ids:
+            rows: list[dict[str, Any]] = [
+                {"partition_id": id_, "msg_offset": offset, "value": b"x" * 50} for offset in range(MESSAGES)
+            ]
+            connection.execute(tables.message.insert(), rows)
+        for number in range(GROUPS):
+            made = groups.create(connection, self.dialect, self.topic, f"group {number}", "earliest")
+            assert made
+            group = groups.get(connection, self.dialect, self.topic, f"group {number}")
+            groups.add_claims(connection, self.dialect, group, self.topic)
+            commits = [Commit(id_, offset) for id_ in self.topic.partition_ids for offset in range(10)]
+            offsets.insert_all(connection, self.dialect, group, commits)
+        connection.commit()
+
+    @property
+    def finished(self) -> list[tuple[groups.Claim, Commit]]:
+        return [(taken.claim, Commit(taken.claim.partition_id, 5_000)) for taken in self.taken]
+
+
+def append(grown: Grown, connection: Connection) -> None:
+    routed = [Routed(Message(b""), partition) for partition in range(grown.topic.partitions)]
+    results = produce.append(connection, grown.dialect, grown.topic, routed, Rotation(0))
+    assert {result.offset for result in results} == {MESSAGES}
+
+
+def read_the_middle_of_the_log(grown: Grown, connection: Connection) -> None:
+    wanted = [Position(id_, MESSAGES // 2) for id_ in grown.topic.partition_ids]
+    assert len(messages.read(connection, grown.dialect, wanted, limit=300, max_bytes=1 << 20)) == 300
+
+
+def look_at_the_end_of_the_log(grown: Grown, connection: Connection) -> None:
+    wanted = [Position(id_, MESSAGES) for id_ in grown.topic.partition_ids]
+    assert messages.read(connection, grown.dialect, wanted, limit=300, max_bytes=1 << 20) == []
+
+
+def find_positions(grown: Grown, connection: Connection) -> None:
+    found = offsets.positions(connection, grown.dialect, grown.group, grown.topic.partition_ids)
+    assert set(found.values()) == {1_999}
+
+
+def commit(grown: Grown, connection: Connection) -> None:
+    written = consume.commit(connection, grown.dialect, grown.group, grown.member_id, grown.finished)
+    assert len(written) == grown.topic.partitions
+
+
+def prune(grown: Grown, connection: Connection) -> None:
+    progresses = [
+        PartitionProgress("orders", number, id_, 1, 1_999) for number, id_ in enumerate(grown.topic.partition_ids)
+    ]
+    consume.prune(connection, grown.dialect, grown.group, progresses)
+
+
+def survey(grown: Grown, connection: Connection) -> None:
+    membership.survey(connection, grown.dialect, grown.group, grown.member_id, LEASE_SECONDS)
+
+
+def hand_back_and_claim(grown: Grown, connection: Connection) -> None:
+    given = [taken.claim for taken in grown.taken]
+    groups.hand_back(connection, grown.dialect, grown.group, grown.member_id, given)
+    ids = [claim.partition_id for claim in given]
+    taken = groups.take(connection, grown.dialect, grown.group, grown.member_id, ids, len(ids))
+    assert len(taken) == len(ids)
+
+
+def describe(grown: Grown, connection: Connection) -> None:
+    manage.describe_group(connection, grown.dialect, "orders", "billing")
+
+
+STEPS = (
+    append,
+    read_the_middle_of_the_log,
+    look_at_the_end_of_the_log,
+    find_positions,
+    commit,
+    prune,
+    survey,
+    hand_back_and_claim,
+    describe,
+)
+
+
+@pytest.fixture
+def grown(database: DatabaseUnderTest, mq: MQ) -> Iterator[Grown]:
+    mq.create_topic("orders", 3)
+    engine = create_engine(database.url, poolclass=NullPool)
+    yield Grown(engine, dialect_named(engine.dialect.name, database.schema))
+    engine.dispose()
+
+
+def scans(connection: Connection) -> dict[str, tuple[int, int]]:
+    """Sequential and index scans of the big tables so far."""
+    connection.execute(text("SELECT pg_stat_force_next_flush()"))
+    connection.commit()
+    rows = connection.execute(
+        text("SELECT relname, seq_scan, idx_scan FROM pg_stat_user_tables WHERE relname = ANY (:names)"),
+        {"names": list(BIG_TABLES)},
+    ).all()
+    connection.rollback()
+    return {row.relname: (row.seq_scan, row.idx_scan) for row in rows}
+
+
+def sequential_scans_in(plan: dict[str, Any]) -> list[str]:
+    mine = [plan["Relation Name"]] if plan["Node Type"] == "Seq Scan" else []
+    return mine + [name for part in plan.get("Plans", []) for name in sequential_scans_in(part)]
+
+
+@pytest.mark.parametrize("database", ["postgres", "postgres-schema"], indirect=True)
+def test_on_postgres_no_hot_statement_scans_a_big_table(grown: Grown) -> None:
+    found: dict[str, dict[str, tuple[int, int]]] = {}
+
+    with grown.engine.connect() as connection:
+        for step in STEPS:
+            before = scans(connection)
+            step(grown, connection)
+            connection.rollback()
+            after = scans(connection)
+            found[step.__name__] = {
+                name: (after[name][0] - before[name][0], after[name][1] - before[name][1]) for name in BIG_TABLES
+            }
+
+    assert {name: tables for name, tables in found.items() if any(seq for seq, _ in tables.values())} == {}
+    # The counting itself works: what was looked up was looked up by index.
+    for name, table in (
+        ("append", "sqlmq_message"),
+        ("commit", "sqlmq_claim"),
+        ("find_positions", "sqlmq_group_offset"),
+    ):
+        assert found[name][table][1] > 0
+
+
+@pytest.mark.parametrize("database", ["postgres"], indirect=True)
+def test_on_postgres_the_plans_of_the_statements_sent_name_no_sequential_scan_of_a_big_table(grown: Grown) -> None:
+    sent: list[tuple[str, Any]] = []
+    with grown.engine.connect() as connection:
+
+        @event.listens_for(connection, "before_cursor_execute")
+        def _remember(_conn: object, _cursor: object, statement: str, parameters: Any, *_rest: object) -> None:
+            sent.append((statement, parameters))
+
+        for step in (find_positions, commit, prune, survey, hand_back_and_claim):
+            step(grown, connection)
+            connection.rollback()
+        event.remove(connection, "before_cursor_execute", _remember)
+        plans = []
+        for statement, parameters in sent:
+            one = parameters[0] if isinstance(parameters, list) else parameters
+            (plan,) = connection.exec_driver_sql(f"EXPLAIN (FORMAT JSON) {statement}", one).scalar_one()
+            plans.append((statement, sequential_scans_in(plan["Plan"])))
+
+    assert len(plans) >= 8
+    assert [(sql, tables) for sql, tables in plans if set(tables) & set(BIG_TABLES)] == []
+
+
+@pytest.mark.parametrize("database", ["sqlite"], indirect=True)
+def test_on_sqlite_no_hot_statement_scans_a_big_table(grown: Grown) -> None:
+    plans: list[tuple[str, str, str]] = []
+
+    for step in STEPS:
+        sent: list[str] = []
+        with grown.engine.connect() as connection:
+            driver = connection.connection.driver_connection
+            assert isinstance(driver, sqlite3.Connection)
+            driver.set_trace_callback(sent.append)
+            step(grown, connection)
+            driver.set_trace_callback(None)
+            connection.rollback()
+            for statement in sent:
+                if statement.split()[0] in {"SELECT", "INSERT", "UPDATE", "DELETE", "WITH"}:
+                    explained = driver.execute(f"EXPLAIN QUERY PLAN {statement}").fetchall()
+                    plans.extend((step.__name__, row[3], statement) for row in explained)
+
+    named = {table: [plan for plan in plans if table in plan[2]] for table in BIG_TABLES}
+    assert all(named.values())
+    # "m" and "c" are what the statements call messages and claims.
+    scanned = [plan for plan in plans if plan[1].startswith("SCAN") and plan[1].split()[1] in (*BIG_TABLES, "m", "c")]
+    assert scanned == []
+    assert any("USING PRIMARY KEY" in detail for _, detail, _ in plans)

@@ -1,0 +1,199 @@
+"""What is particular to SQLite: the file, its journal, and how processes that share it hear of each other."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+from sqlalchemy import create_engine, event, inspect, text
+
+from sqlmq import MQ, InvalidURLError, Message
+from sqlmq.schema import REVISION, tables
+
+if TYPE_CHECKING:
+    from tests.conftest import DatabaseUnderTest, MakeMQ
+
+ROOT = Path(__file__).parent.parent.parent
+PATIENCE_SECONDS = 60.0
+
+pytestmark = pytest.mark.parametrize("database", ["sqlite"], indirect=True)
+
+FIRST_USE = """
+import sys, threading
+from sqlmq import MQ, Message
+url = sys.argv[1]
+print("ready", flush=True)
+sys.stdin.readline()
+together = threading.Barrier(4)
+failures = []
+def use():
+    try:
+        with MQ(url) as mq:
+            together.wait()
+            mq.producer("orders").produce(Message(b"first"))
+    except Exception as error:
+        failures.append(repr(error))
+threads = [threading.Thread(target=use) for _ in range(4)]
+for thread in threads: thread.start()
+for thread in threads: thread.join()
+sys.exit("; ".join(failures) or 0)
+"""
+PRODUCE_WHEN_TOLD = """
+import sys
+from sqlmq import MQ, Message
+with MQ(sys.argv[1]) as mq:
+    producer = mq.producer("orders")
+    print("ready", flush=True)
+    sys.stdin.readline()
+    producer.produce(Message(b"from another process"))
+"""
+
+
+def start(script: str, *arguments: str) -> subprocess.Popen[str]:
+    """Start *script* and return when it is ready."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", script, *arguments],
+        cwd=ROOT,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "ready\n"
+    return process
+
+
+def pragma(mq: MQ, name: str) -> object:
+    with mq.engine.connect() as connection:
+        return connection.execute(text(f"PRAGMA {name}")).scalar_one()
+
+
+def test_the_file_is_in_wal_mode_so_that_readers_and_the_writer_do_not_block_each_other(mq: MQ) -> None:
+    mq.create_topic("orders")
+
+    assert pragma(mq, "journal_mode") == "wal"
+
+
+def test_every_connection_syncs_at_each_commit_so_that_power_loss_takes_nothing_acknowledged(mq: MQ) -> None:
+    connections = [mq.engine.connect() for _ in range(5)]
+
+    levels = [connection.execute(text("PRAGMA synchronous")).scalar_one() for connection in connections]
+
+    for connection in connections:
+        connection.close()
+    assert levels == [2] * 5  # FULL
+
+
+def test_an_engine_of_the_application_keeps_its_settings(database: DatabaseUnderTest) -> None:
+    engine = create_engine(database.url)
+
+    with MQ(engine) as mq:
+        mq.producer("orders").produce(Message(b"1"))
+
+        assert pragma(mq, "journal_mode") == "delete"
+    with engine.connect() as connection:
+        assert connection.execute(text("SELECT count(*) FROM sqlmq_message")).scalar_one() == 1
+    engine.dispose()
+
+
+def test_an_engine_that_begins_transactions_by_an_event_of_its_own_can_be_used(database: DatabaseUnderTest) -> None:
+    engine = create_engine(database.url)
+    # https://docs.sqlalchemy.org/en/20/dialects/sqlite.html#pysqlite-serializable
+    event.listen(engine, "connect", lambda connection, _record: setattr(connection, "isolation_level", None))
+    event.listen(engine, "begin", lambda connection: connection.exec_driver_sql("BEGIN"))
+
+    with MQ(engine) as mq:
+        mq.producer("orders").produce(Message(b"1"))
+
+        assert mq.consumer("orders", "billing").consume(timeout=10).value == b"1"
+    engine.dispose()
+
+
+def test_a_reader_is_not_blocked_by_an_open_transaction_of_the_writer(make_mq: MakeMQ) -> None:
+    writing, reading = make_mq(), make_mq()
+    writing.producer("orders").produce(Message(b"1"))
+
+    with writing.engine.connect() as connection:
+        connection.exec_driver_sql("BEGIN IMMEDIATE")
+
+        assert reading.describe_topic("orders").messages == 1
+
+        connection.rollback()
+
+
+def test_the_tables_are_made_once_when_eight_threads_use_a_new_file_at_the_same_time(
+    make_mq: MakeMQ, database: DatabaseUnderTest
+) -> None:
+    together = threading.Barrier(8)
+    queues = [make_mq() for _ in range(8)]
+
+    def use(mq: MQ) -> bool:
+        together.wait()
+        return mq.create_topic("orders")
+
+    with ThreadPoolExecutor(8) as threads:
+        made = list(threads.map(use, queues))
+
+    assert sorted(made) == [False] * 7 + [True]
+    assert_that_there_is_one_schema(database)
+
+
+def test_the_tables_are_made_once_when_two_processes_use_a_new_file_at_the_same_time(
+    database: DatabaseUnderTest,
+) -> None:
+    processes = [start(FIRST_USE, database.url) for _ in range(2)]
+
+    for process in processes:
+        assert process.stdin is not None
+        process.stdin.write("go\n")
+        process.stdin.flush()
+    ends = [process.communicate(timeout=PATIENCE_SECONDS)[1] for process in processes]
+
+    assert ends == ["", ""]
+    assert [process.returncode for process in processes] == [0, 0]
+    assert_that_there_is_one_schema(database)
+    with MQ(database.url) as mq:
+        assert mq.describe_topic("orders").messages == 8
+
+
+def assert_that_there_is_one_schema(database: DatabaseUnderTest) -> None:
+    engine = create_engine(database.url)
+    with engine.connect() as connection:
+        found = set(inspect(connection).get_table_names())
+        revisions = list(connection.execute(text("SELECT version_num FROM sqlmq_version")).scalars())
+    engine.dispose()
+    assert found == {*tables(None).metadata.tables, "sqlmq_version"}
+    assert revisions == [REVISION]
+
+
+def test_a_waiting_consumer_hears_of_what_another_process_produces(
+    make_mq: MakeMQ, database: DatabaseUnderTest
+) -> None:
+    # By itself it would look again after a minute.
+    mq = make_mq(poll_min_seconds=60.0, poll_max_seconds=60.0)
+    consumer = mq.consumer("orders", "billing")
+    assert consumer.poll(timeout=0) == []
+    producing = start(PRODUCE_WHEN_TOLD, database.url)
+
+    with ThreadPoolExecutor(1) as thread:
+        waiting = thread.submit(consumer.consume, 40.0)
+        with consumer._woken:
+            consumer._woken.wait_for(lambda: consumer.is_waiting, 0.5)
+        assert producing.stdin is not None
+        producing.stdin.write("go\n")
+        _, errors = producing.communicate(timeout=PATIENCE_SECONDS)
+        message = waiting.result(PATIENCE_SECONDS)
+
+    assert errors == ""
+    assert message.value == b"from another process"
+
+
+def test_a_schema_is_refused_because_sqlite_has_none(database: DatabaseUnderTest) -> None:
+    with pytest.raises(InvalidURLError, match="SQLite has none"):
+        MQ(database.url, schema="elsewhere")

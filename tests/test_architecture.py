@@ -1,0 +1,180 @@
+"""Rules of the house that the linters can't say."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import inspect
+import pkgutil
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+import sqlmq
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+ROOT = Path(__file__).parent.parent
+SOURCE = ROOT / "src" / "sqlmq"
+MODULES = sorted(SOURCE.rglob("*.py"))
+MOST_LINES = 450
+DATABASES = {"postgresql", "postgres", "sqlite"}
+PUBLIC = [getattr(sqlmq, name) for name in sqlmq.__all__]
+CLASSES = [one for one in PUBLIC if inspect.isclass(one)]
+
+
+def name_of(path: Path) -> str:
+    return str(path.relative_to(ROOT))
+
+
+def tree(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
+def public_members(cls: type) -> Iterator[tuple[str, object]]:
+    """What *cls* itself defines for everybody: methods and properties, as functions."""
+    for name, member in vars(cls).items():
+        if name.startswith("_"):
+            continue
+        if isinstance(member, property):
+            yield f"{cls.__name__}.{name}", member.fget
+        elif isinstance(member, classmethod | staticmethod):
+            yield f"{cls.__name__}.{name}", member.__func__
+        elif inspect.isfunction(member):
+            yield f"{cls.__name__}.{name}", member
+
+
+MEMBERS = [member for cls in CLASSES for member in public_members(cls)]
+FUNCTIONS = [
+    *MEMBERS,
+    *((one.__name__, one) for one in PUBLIC if inspect.isfunction(one)),
+    *(
+        (f"migrate.{name}", one)
+        for name, one in vars(sqlmq.migrate).items()
+        if inspect.isfunction(one) and not name.startswith("_") and one.__module__ == "sqlmq.migrate"
+    ),
+]
+
+
+def test_everything_public_is_told_what_it_is() -> None:
+    silent = [name for name in sqlmq.__all__ if not (getattr(sqlmq, name).__doc__ or "").strip()]
+    # A dataclass without a docstring is given its signature as one.
+    generated = [one.__name__ for one in CLASSES if (one.__doc__ or "").startswith(f"{one.__name__}(")]
+
+    assert silent == []
+    assert generated in ([], ["ProducerResult"])
+
+
+def test_every_public_method_and_property_is_told_what_it_does() -> None:
+    assert [name for name, member in FUNCTIONS if not inspect.getdoc(member)] == []
+
+
+def test_every_public_function_has_complete_type_hints_without_any() -> None:
+    incomplete = []
+    for name, member in FUNCTIONS:
+        assert callable(member)
+        signature = inspect.signature(member)
+        hints = [parameter.annotation for key, parameter in signature.parameters.items() if key not in {"self", "cls"}]
+        hints.append(signature.return_annotation)
+        if any(hint is inspect.Signature.empty or hint == "Any" for hint in hints):
+            incomplete.append(name)
+
+    assert incomplete == []
+
+
+def test_the_public_names_are_in_order_and_each_comes_from_one_place() -> None:
+    assert len(set(sqlmq.__all__)) == len(sqlmq.__all__)
+    # Submodules that are public under their own name, and everything else that was imported by the package itself.
+    imported = {
+        alias.asname or alias.name
+        for node in tree(SOURCE / "__init__.py").body
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("sqlmq")
+        for alias in node.names
+    }
+    assert imported == set(sqlmq.__all__)
+
+
+def test_every_error_is_public() -> None:
+    errors = importlib.import_module("sqlmq.errors")
+    own = {name for name, one in vars(errors).items() if inspect.isclass(one) and issubclass(one, errors.SqlmqError)}
+
+    assert own <= set(sqlmq.__all__)
+
+
+def test_every_error_stands_in_the_tree_at_the_top_of_its_module() -> None:
+    errors = importlib.import_module("sqlmq.errors")
+    own = [name for name, one in vars(errors).items() if inspect.isclass(one) and issubclass(one, errors.SqlmqError)]
+
+    assert [name for name in own if name not in (errors.__doc__ or "")] == []
+
+
+# Variants of types are how SQLAlchemy is told what a table looks like elsewhere; commands name databases to people.
+@pytest.mark.parametrize(
+    "path", [path for path in MODULES if not {"dialects", "cli", "schema.py"} & set(path.parts)], ids=name_of
+)
+def test_only_dialects_know_which_database_it_is(path: Path) -> None:
+    named = [
+        f"line {node.lineno}: {node.value!r}"
+        for node in ast.walk(tree(path))
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and node.value.lower() in DATABASES
+    ]
+
+    assert named == []
+
+
+@pytest.mark.parametrize("path", MODULES, ids=name_of)
+def test_no_module_is_too_long_to_be_read(path: Path) -> None:
+    assert len(path.read_text(encoding="utf-8").splitlines()) <= MOST_LINES
+
+
+@pytest.mark.parametrize("path", MODULES, ids=name_of)
+def test_every_module_opens_by_saying_what_it_holds(path: Path) -> None:
+    assert ast.get_docstring(tree(path))
+
+
+def test_no_module_is_called_after_nothing_in_particular() -> None:
+    vague = {"utils", "util", "helpers", "helper", "common", "misc", "tools", "base_utils"}
+    everywhere = [*MODULES, *(ROOT / "tests").rglob("*.py"), *(ROOT / "migrations").rglob("*.py")]
+
+    assert [name_of(path) for path in everywhere if {path.stem, *path.relative_to(ROOT).parts} & vague] == []
+
+
+def test_every_module_can_be_imported_by_itself() -> None:
+    names = [module.name for module in pkgutil.walk_packages([str(SOURCE)], "sqlmq.") if "__main__" not in module.name]
+
+    for name in names:
+        assert importlib.import_module(name).__name__ == name
+
+
+def test_no_test_sleeps() -> None:
+    # The server that tests run on is started and stopped by polling it, and so is the fixture that looks at its sessions.
+    polling = {ROOT / "tests" / name for name in ("conftest.py", "postgres_server.py", "test_postgres_server.py")}
+    sleeping = [
+        f"{name_of(path)}:{node.lineno}"
+        for path in sorted((ROOT / "tests").rglob("*.py"))
+        if path not in polling
+        for node in ast.walk(tree(path))
+        if isinstance(node, ast.Attribute | ast.alias)
+        and (node.attr if isinstance(node, ast.Attribute) else node.name) == "sleep"
+    ]
+
+    assert sleeping == []
+
+
+def test_nothing_below_the_shells_begins_or_ends_a_transaction() -> None:
+    below = [path for path in MODULES if path.parent.name in {"flows", "store"} or path.name == "schema.py"]
+    ending = [
+        f"{name_of(path)}:{node.lineno}"
+        for path in below
+        for node in ast.walk(tree(path))
+        if isinstance(node, ast.Call)
+        and isinstance(node.func, ast.Attribute)
+        and isinstance(node.func.value, ast.Name)
+        and node.func.value.id in {"conn", "connection"}
+        and node.func.attr in {"begin", "begin_nested", "commit", "rollback"}
+    ]
+
+    assert below
+    assert ending == []

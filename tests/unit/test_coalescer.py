@@ -1,0 +1,336 @@
+"""The coalescer lets nobody wait for company, nobody be forgotten, and nobody pay for another batch."""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from concurrent.futures import Future
+from typing import TYPE_CHECKING
+
+import pytest
+
+from sqlmq.coalescer import MOST_TOGETHER, Coalescer
+from sqlmq.errors import OutcomeUnknownError
+from sqlmq.flows.produce import Routed
+from sqlmq.message import Message, ProducerResult
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+PATIENCE_SECONDS = 10.0
+
+
+def routed(value: bytes) -> Routed:
+    return Routed(Message(value), None)
+
+
+class Log:
+    """An append that waits for permission, and fails as it is told."""
+
+    def __init__(self) -> None:
+        self.batches: list[list[bytes]] = []
+        self.threads: list[threading.Thread] = []
+        self.failures: deque[BaseException | None] = deque()
+        self.may_go = threading.Event()
+        self.may_go.set()
+        self.has_begun = threading.Semaphore(0)
+        self._offset = 0
+
+    def append(self, messages: list[Routed]) -> list[ProducerResult]:
+        self.threads.append(threading.current_thread())
+        self.batches.append([one.message.value for one in messages])
+        self.has_begun.release()
+        assert self.may_go.wait(PATIENCE_SECONDS)
+        failure = self.failures.popleft() if self.failures else None
+        if failure is not None:
+            raise failure
+        first = self._offset
+        self._offset += len(messages)
+        return [ProducerResult("orders", 0, offset) for offset in range(first, self._offset)]
+
+    def wait_for_batch(self) -> None:
+        assert self.has_begun.acquire(timeout=PATIENCE_SECONDS)
+
+
+@pytest.fixture
+def log() -> Log:
+    return Log()
+
+
+@pytest.fixture
+def coalescer(log: Log) -> Iterator[Coalescer]:
+    made = Coalescer("orders", log.append)
+    yield made
+    log.may_go.set()
+    # Where a message is stranded, closing waits for it for ever.
+    closing = threading.Thread(target=made.close, daemon=True)
+    closing.start()
+    closing.join(PATIENCE_SECONDS)
+
+
+class Threads:
+    """Starts a thread for each call. One that is stranded fails its test, and does not keep the run from ending."""
+
+    def submit(self, call: Callable[..., ProducerResult], *arguments: object) -> Future[ProducerResult]:
+        future: Future[ProducerResult] = Future()
+
+        def run() -> None:
+            try:
+                future.set_result(call(*arguments))
+            except BaseException as error:  # noqa: BLE001 - whatever it is, the test looks at it
+                future.set_exception(error)
+
+        threading.Thread(target=run, daemon=True).start()
+        return future
+
+
+@pytest.fixture
+def threads() -> Threads:
+    return Threads()
+
+
+def until_waiting(coalescer: Coalescer, count: int) -> None:
+    """Return when *count* messages wait for the batch that is under way."""
+    look_again = threading.Event()
+    for _ in range(int(PATIENCE_SECONDS * 100)):
+        if len(coalescer._waiting) == count:
+            return
+        look_again.wait(0.01)
+    pytest.fail(f"{len(coalescer._waiting)} wait, not {count}")
+
+
+def call_behind(coalescer: Coalescer, threads: Threads, values: list[bytes]) -> list[Future[ProducerResult]]:
+    """Have *values* wait in calls, in this order, behind what is under way."""
+    calls = []
+    for value in values:
+        calls.append(threads.submit(coalescer.call, routed(value), None))
+        until_waiting(coalescer, len(calls))
+    return calls
+
+
+def test_a_lone_caller_sends_in_its_own_thread(coalescer: Coalescer, log: Log) -> None:
+    result = coalescer.call(routed(b"42"), None)
+
+    assert result == ("orders", 0, 0)
+    assert log.threads == [threading.current_thread()]
+
+
+def test_callers_one_after_the_other_each_send_alone(coalescer: Coalescer, log: Log) -> None:
+    for value in (b"0", b"1", b"2"):
+        coalescer.call(routed(value), None)
+
+    assert log.batches == [[b"0"], [b"1"], [b"2"]]
+
+
+def test_callers_that_come_during_a_batch_go_together_in_the_next(
+    coalescer: Coalescer, log: Log, threads: Threads
+) -> None:
+    log.may_go.clear()
+    first = threads.submit(coalescer.call, routed(b"first"), None)
+    log.wait_for_batch()
+    calls = call_behind(coalescer, threads, [b"0", b"1", b"2", b"3"])
+
+    log.may_go.set()
+
+    assert first.result(PATIENCE_SECONDS).offset == 0
+    assert [call.result(PATIENCE_SECONDS).offset for call in calls] == [1, 2, 3, 4]
+    assert log.batches == [[b"first"], [b"0", b"1", b"2", b"3"]]
+
+
+def test_the_lead_is_handed_to_one_that_waits(coalescer: Coalescer, log: Log, threads: Threads) -> None:
+    log.may_go.clear()
+    first = threads.submit(coalescer.call, routed(b"first"), None)
+    log.wait_for_batch()
+    calls = call_behind(coalescer, threads, [b"0", b"1"])
+
+    log.may_go.set()
+    for call in (first, *calls):
+        call.result(PATIENCE_SECONDS)
+
+    assert len(set(log.threads)) == 2
+
+
+def test_a_leader_returns_when_its_own_batch_is_done(coalescer: Coalescer, log: Log, threads: Threads) -> None:
+    log.may_go.clear()
+    first = threads.submit(coalescer.call, routed(b"first"), None)
+    log.wait_for_batch()
+    call_behind(coalescer, threads, [b"behind"])
+    may_begin, log.may_go = log.may_go, threading.Event()
+
+    may_begin.set()
+
+    assert first.result(PATIENCE_SECONDS).offset == 0
+
+
+def test_no_batch_has_more_than_the_most(coalescer: Coalescer, log: Log) -> None:
+    log.may_go.clear()
+    futures = [coalescer.submit(routed(b"first"))]
+    log.wait_for_batch()
+    futures += [coalescer.submit(routed(b"")) for _ in range(MOST_TOGETHER + 1)]
+
+    log.may_go.set()
+    results = [future.result(PATIENCE_SECONDS) for future in futures]
+
+    assert [len(batch) for batch in log.batches] == [1, MOST_TOGETHER, 1]
+    assert [result.offset for result in results] == list(range(MOST_TOGETHER + 2))
+
+
+def test_submitting_does_not_wait(coalescer: Coalescer, log: Log) -> None:
+    log.may_go.clear()
+
+    futures = [coalescer.submit(routed(b"%d" % i)) for i in range(3)]
+
+    assert not any(future.done() for future in futures)
+
+
+def test_an_error_reaches_all_of_its_batch_and_nobody_else(coalescer: Coalescer, log: Log, threads: Threads) -> None:
+    log.may_go.clear()
+    log.failures.extend([None, RuntimeError("refused"), None])
+    first = threads.submit(coalescer.call, routed(b"first"), None)
+    log.wait_for_batch()
+    calls = call_behind(coalescer, threads, [b"0", b"1"])
+
+    log.may_go.set()
+
+    assert first.result(PATIENCE_SECONDS).offset == 0
+    for call in calls:
+        with pytest.raises(RuntimeError, match="refused"):
+            call.result(PATIENCE_SECONDS)
+    assert coalescer.call(routed(b"after"), None).offset == 1
+
+
+def test_a_call_with_a_timeout_that_is_not_reached_returns_the_place(coalescer: Coalescer) -> None:
+    assert coalescer.call(routed(b"42"), PATIENCE_SECONDS) == ("orders", 0, 0)
+
+
+def test_a_call_whose_turn_does_not_come_in_time_is_never_sent(coalescer: Coalescer, log: Log) -> None:
+    log.may_go.clear()
+    first = coalescer.submit(routed(b"first"))
+    log.wait_for_batch()
+
+    with pytest.raises(TimeoutError, match="will not be"):
+        coalescer.call(routed(b"late"), 0.01)
+    log.may_go.set()
+    first.result(PATIENCE_SECONDS)
+    coalescer.call(routed(b"after"), None)
+
+    assert log.batches == [[b"first"], [b"after"]]
+
+
+def test_a_call_that_is_under_way_at_its_timeout_has_an_unknown_outcome(coalescer: Coalescer, log: Log) -> None:
+    log.may_go.clear()
+
+    # Long enough for the thread that sends to have begun.
+    with pytest.raises(OutcomeUnknownError):
+        coalescer.call(routed(b"42"), 1)
+    log.may_go.set()
+
+    assert coalescer.call(routed(b"after"), None).offset == 1
+
+
+def test_a_cancelled_message_is_left_out(coalescer: Coalescer, log: Log) -> None:
+    log.may_go.clear()
+    first = coalescer.submit(routed(b"first"))
+    log.wait_for_batch()
+    kept, cancelled = coalescer.submit(routed(b"kept")), coalescer.submit(routed(b"cancelled"))
+
+    assert cancelled.cancel()
+    log.may_go.set()
+
+    assert [first.result(PATIENCE_SECONDS).offset, kept.result(PATIENCE_SECONDS).offset] == [0, 1]
+    assert log.batches == [[b"first"], [b"kept"]]
+
+
+def test_those_behind_a_batch_of_cancelled_messages_are_sent(coalescer: Coalescer, log: Log) -> None:
+    log.may_go.clear()
+    first = coalescer.submit(routed(b"first"))
+    log.wait_for_batch()
+    assert coalescer.submit(routed(b"cancelled")).cancel()
+
+    log.may_go.set()
+    first.result(PATIENCE_SECONDS)
+
+    assert coalescer.submit(routed(b"after")).result(PATIENCE_SECONDS).offset == 1
+
+
+def test_an_interrupted_leader_strands_nobody(coalescer: Coalescer, log: Log, threads: Threads) -> None:
+    log.may_go.clear()
+    log.failures.append(KeyboardInterrupt())
+    leader = threads.submit(coalescer.call, routed(b"leader"), None)
+    log.wait_for_batch()
+    calls = call_behind(coalescer, threads, [b"0", b"1"])
+
+    log.may_go.set()
+
+    with pytest.raises(KeyboardInterrupt):
+        leader.result(PATIENCE_SECONDS)
+    assert [call.result(PATIENCE_SECONDS).offset for call in calls] == [0, 1]
+
+
+def test_those_in_the_batch_of_an_interrupted_leader_are_told_that_the_outcome_is_unknown(
+    coalescer: Coalescer, log: Log, threads: Threads
+) -> None:
+    log.may_go.clear()
+    log.failures.extend([None, KeyboardInterrupt()])
+    first = threads.submit(coalescer.call, routed(b"first"), None)
+    log.wait_for_batch()
+    leader, follower = call_behind(coalescer, threads, [b"leader", b"follower"])
+
+    log.may_go.set()
+    first.result(PATIENCE_SECONDS)
+
+    with pytest.raises(KeyboardInterrupt):
+        leader.result(PATIENCE_SECONDS)
+    with pytest.raises(OutcomeUnknownError):
+        follower.result(PATIENCE_SECONDS)
+
+
+def test_a_caller_that_is_interrupted_while_it_waits_strands_nobody(
+    coalescer: Coalescer, log: Log, threads: Threads, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Interrupted(threading.Event):
+        def wait(self, timeout: float | None = None) -> bool:
+            del timeout
+            raise KeyboardInterrupt
+
+    log.may_go.clear()
+    first = threads.submit(coalescer.call, routed(b"first"), None)
+    log.wait_for_batch()
+    with monkeypatch.context() as patched:
+        patched.setattr("sqlmq.coalescer.threading.Event", Interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            coalescer.call(routed(b"interrupted"), None)
+    behind = coalescer.submit(routed(b"behind"))
+
+    log.may_go.set()
+
+    first.result(PATIENCE_SECONDS)
+    assert behind.result(PATIENCE_SECONDS).topic == "orders"
+
+
+def test_close_waits_for_everything_that_was_submitted(coalescer: Coalescer, log: Log) -> None:
+    log.may_go.clear()
+    futures = [coalescer.submit(routed(b"first"))]
+    log.wait_for_batch()
+    futures += [coalescer.submit(routed(b"%d" % i)) for i in range(MOST_TOGETHER + 1)]
+    closing = threading.Thread(target=coalescer.close)
+    closing.start()
+
+    log.may_go.set()
+    closing.join(PATIENCE_SECONDS)
+
+    assert all(future.done() for future in futures)
+
+
+def test_closing_without_having_sent_anything_ends(coalescer: Coalescer) -> None:
+    coalescer.close()
+
+
+def test_many_threads_get_their_own_results(coalescer: Coalescer, log: Log, threads: Threads) -> None:
+    sent = [b"%d" % i for i in range(200)]
+
+    calls = [threads.submit(coalescer.call, routed(value), None) for value in sent]
+    results = [call.result(PATIENCE_SECONDS) for call in calls]
+
+    in_order = [value for batch in log.batches for value in batch]
+    assert [in_order[result.offset] for result in results] == sent

@@ -1,0 +1,143 @@
+"""Options and arguments are checked when they are given, by their type and by their range."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import FrozenInstanceError, fields
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sqlmq.errors import InvalidGroupError, InvalidPartitionError, InvalidTopicError
+from sqlmq.options import (
+    MAX_PARTITIONS,
+    Options,
+    check_ack,
+    check_group,
+    check_partition,
+    check_partitioner,
+    check_partitions,
+    check_start,
+    check_timeout,
+    check_topic,
+)
+
+NUMBERS = [field.name for field in fields(Options) if field.name != "create_topics"]
+WHOLE_NUMBERS = ["default_partitions", "max_message_bytes", "prefetch", "prefetch_bytes"]
+
+
+def test_the_defaults_are_good() -> None:
+    assert Options().lease_seconds == 10
+
+
+def test_options_cannot_be_changed() -> None:
+    options: Any = Options()
+
+    with pytest.raises(FrozenInstanceError):
+        options.prefetch = 1
+
+
+@pytest.mark.parametrize("name", NUMBERS)
+@pytest.mark.parametrize("number", [0, -1])
+def test_a_number_that_is_not_positive_is_refused_by_name(name: str, number: int) -> None:
+    options: dict[str, Any] = {name: number}
+
+    with pytest.raises(ValueError, match=name):
+        Options(**options)
+
+
+@pytest.mark.parametrize("name", sorted(set(NUMBERS) - set(WHOLE_NUMBERS)))
+@pytest.mark.parametrize("number", [math.nan, math.inf])
+def test_a_number_of_seconds_that_is_not_finite_is_refused_by_name(name: str, number: float) -> None:
+    options: dict[str, Any] = {name: number}
+
+    with pytest.raises(ValueError, match=name):
+        Options(**options)
+
+
+@pytest.mark.parametrize("name", NUMBERS)
+@pytest.mark.parametrize("given_", ["1", None, True, [1]], ids=repr)
+def test_what_is_no_number_is_refused_by_name(name: str, given_: object) -> None:
+    options: dict[str, Any] = {name: given_}
+
+    with pytest.raises(TypeError, match=name):
+        Options(**options)
+
+
+@pytest.mark.parametrize("name", WHOLE_NUMBERS)
+def test_a_fraction_of_what_is_counted_is_refused(name: str) -> None:
+    options: dict[str, Any] = {name: 1.5}
+
+    with pytest.raises(TypeError, match=name):
+        Options(**options)
+
+
+@pytest.mark.parametrize("given_", [None, "yes", 1], ids=repr)
+def test_a_switch_is_a_bool(given_: Any) -> None:
+    with pytest.raises(TypeError, match="create_topics"):
+        Options(create_topics=given_)
+
+
+@given(st.from_regex(r"[a-zA-Z][a-zA-Z0-9_.-]{0,48}[a-zA-Z0-9]", fullmatch=True))
+def test_a_name_by_the_rule_is_a_topic(name: str) -> None:
+    assert check_topic(name) == name
+
+
+@given(st.text())
+def test_any_text_is_a_topic_by_the_rule_or_refused(name: str) -> None:
+    letters = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
+    ends = letters + "0123456789"
+    good = 2 <= len(name) <= 50 and name[0] in letters and name[-1] in ends and set(name) <= set(ends + "_.-")
+
+    if good:
+        assert check_topic(name) == name
+    else:
+        with pytest.raises(InvalidTopicError):
+            check_topic(name)
+
+
+@pytest.mark.parametrize("name", ["", "_a", "a b", "a\n", "x" * 101])
+def test_a_bad_group_is_refused(name: str) -> None:
+    with pytest.raises(InvalidGroupError):
+        check_group(name)
+
+
+@given(st.integers(1, MAX_PARTITIONS).flatmap(lambda count: st.tuples(st.just(count), st.integers(0, count - 1))))
+def test_each_partition_of_a_topic_is_good(count_and_number: tuple[int, int]) -> None:
+    count, number = count_and_number
+
+    assert check_partitions(count) == count
+    assert check_partition("orders", number, count) == number
+
+
+@given(count=st.integers(1, MAX_PARTITIONS), number=st.integers())
+def test_any_other_partition_is_refused(count: int, number: int) -> None:
+    if 0 <= number < count:
+        return
+    with pytest.raises(InvalidPartitionError) as caught:
+        check_partition("orders", number, count)
+
+    assert caught.value.partition == number
+
+
+@pytest.mark.parametrize("timeout", [0, 0.5, 10, 1e9])
+def test_a_good_timeout_is_seconds(timeout: float) -> None:
+    assert check_timeout(timeout) == timeout
+
+
+def test_no_timeout_is_none() -> None:
+    assert check_timeout(None) is None
+
+
+@pytest.mark.parametrize("bad", [-1, math.nan, -math.inf])
+def test_a_timeout_before_now_is_refused(bad: float) -> None:
+    with pytest.raises(ValueError, match="timeout"):
+        check_timeout(bad)
+
+
+def test_choices_are_checked() -> None:
+    for check, bad in ((check_start, "now"), (check_ack, "now"), (check_partitioner, "random"), (check_ack, [])):
+        with pytest.raises(ValueError, match=r"now|random|after"):
+            check(bad)

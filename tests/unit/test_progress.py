@@ -1,0 +1,169 @@
+"""Progress hands out every offset in order, and never says that something is done which is not."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from sqlmq.errors import OffsetGapError
+from sqlmq.message import Message
+from sqlmq.progress import PartitionProgress, Span
+
+START = 5
+
+
+def log(start: int, end: int) -> list[Message]:
+    return [Message.arrived("orders", 0, offset, None, b"", None, 0) for offset in range(start, end)]
+
+
+def begun(messages: int = 0) -> PartitionProgress:
+    progress = PartitionProgress("orders", 0, 1, 1, START)
+    progress.receive(log(START, START + messages))
+    return progress
+
+
+def offsets(messages: list[Message]) -> list[int | None]:
+    return [message.offset for message in messages]
+
+
+def test_reading_begins_at_the_groups_position() -> None:
+    assert begun().read_position == START
+
+
+def test_messages_are_handed_out_in_order() -> None:
+    progress = begun(5)
+
+    assert [offsets(progress.hand_out(2)[0]) for _ in range(3)] == [[5, 6], [7, 8], [9]]
+
+
+def test_nothing_is_done_by_handing_it_out() -> None:
+    progress = begun(5)
+
+    progress.hand_out(3)
+
+    assert (progress.committable(), progress.has_uncommitted) == (START, False)
+
+
+def test_what_is_finished_can_be_committed() -> None:
+    progress = begun(5)
+    _, span = progress.hand_out(3)
+
+    progress.finish(span)
+
+    assert (progress.committable(), progress.has_uncommitted) == (START + 3, True)
+
+
+def test_what_is_finished_out_of_order_waits_for_what_is_not() -> None:
+    progress = begun(5)
+    (_, first), (_, second) = progress.hand_out(2), progress.hand_out(2)
+
+    progress.finish(second)
+    while_first_is_in_hand = progress.committable()
+    progress.finish(first)
+
+    assert (while_first_is_in_hand, progress.committable()) == (START, START + 4)
+
+
+def test_what_is_given_up_is_read_and_handed_out_again() -> None:
+    progress = begun(5)
+    _, span = progress.hand_out(2)
+
+    progress.give_up(span)
+    position = progress.read_position
+    progress.receive(log(position, START + 5))
+
+    assert position == START
+    assert offsets(progress.hand_out(1)[0]) == [START]
+
+
+def test_forgetting_what_was_read_ahead_reads_it_again() -> None:
+    progress = begun(5)
+    progress.hand_out(2)
+
+    progress.drop_ahead()
+
+    assert (progress.ahead, progress.read_position) == (0, START + 2)
+
+
+@pytest.mark.parametrize("start", [START - 1, START + 1, START + 100])
+def test_an_offset_that_is_not_the_next_is_an_error(start: int) -> None:
+    with pytest.raises(OffsetGapError) as caught:
+        begun().receive(log(start, start + 1))
+
+    assert (caught.value.expected, caught.value.found) == (START, start)
+
+
+def test_a_gap_in_the_middle_is_an_error_and_keeps_nothing() -> None:
+    progress = begun()
+
+    with pytest.raises(OffsetGapError):
+        progress.receive([*log(START, START + 2), *log(START + 3, START + 4)])
+
+    assert progress.ahead == 0
+
+
+class Model(RuleBasedStateMachine):
+    """Against a model that remembers for each offset whether somebody has finished it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.progress = begun()
+        self.spans: list[Span] = []
+        self.finished: set[int] = set()
+        self.end = START
+
+    @rule(count=st.integers(1, 5))
+    def read(self, count: int) -> None:
+        start = self.progress.read_position
+        self.end = max(self.end, start + count)
+        self.progress.receive(log(start, start + count))
+
+    @precondition(lambda self: self.progress.ahead)
+    @rule(at_most=st.integers(1, 5))
+    def hand_out(self, at_most: int) -> None:
+        expected = self.progress.next_offset
+        messages, span = self.progress.hand_out(at_most)
+        assert 1 <= len(messages) <= at_most
+        assert offsets(messages) == list(range(expected, expected + len(messages))) == list(range(span.first, span.end))
+        self.spans.append(span)
+
+    @precondition(lambda self: self.spans)
+    @rule(data=st.data())
+    def finish(self, data: st.DataObject) -> None:
+        span = self.spans.pop(data.draw(st.integers(0, len(self.spans) - 1)))
+        self.progress.finish(span)
+        self.finished.update(range(span.first, span.end))
+
+    @precondition(lambda self: self.spans)
+    @rule(data=st.data())
+    def give_up(self, data: st.DataObject) -> None:
+        self.progress.give_up(self.spans.pop(data.draw(st.integers(0, len(self.spans) - 1))))
+
+    @rule()
+    def drop_ahead(self) -> None:
+        self.progress.drop_ahead()
+
+    @rule()
+    def commit(self) -> None:
+        self.progress.committed = max(self.progress.committed, self.progress.committable())
+
+    @invariant()
+    def everything_below_the_commit_is_finished(self) -> None:
+        assert set(range(START, self.progress.committable())) <= self.finished
+        assert set(range(START, self.progress.committed)) <= self.finished
+
+    @invariant()
+    def everything_is_in_hand_or_ahead_or_finished_or_to_be_read(self) -> None:
+        held = {offset for span in self.spans for offset in range(span.first, span.end)}
+        assert set(range(START, self.progress.next_offset)) <= held | self.finished
+        assert self.progress.read_position == self.progress.next_offset + self.progress.ahead
+
+    @invariant()
+    def it_is_idle_exactly_when_nothing_is_in_hand(self) -> None:
+        assert self.progress.is_idle == (not self.spans)
+
+
+TestModel = Model.TestCase
+TestModel.settings = settings(max_examples=50, stateful_step_count=30, deadline=None)
