@@ -148,7 +148,7 @@ def test_the_migrations_make_the_tables_that_the_library_works_with(empty: Datab
 def test_the_comparison_would_notice_a_missing_index(empty: DatabaseUnderTest, engine: Engine) -> None:
     with engine.begin() as connection:
         migrate.upgrade(connection, schema=empty.schema)
-        connection.execute(text(f"DROP INDEX {prefix(engine, empty.schema)}ix_sqlmq_member_group_id"))
+        connection.execute(text(f"DROP INDEX {prefix(engine, empty.schema)}sqlmq_member_group_id_idx"))
 
     with engine.connect() as connection:
         context = MigrationContext.configure(connection, opts={"include_schemas": empty.schema is not None})

@@ -1,0 +1,859 @@
+"""What can't be done is refused before anything happens, with an error that says why and gives nothing away."""
+
+from __future__ import annotations
+
+import logging
+import math
+import traceback
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from sqlalchemy import NullPool, create_engine, event, inspect, make_url, text
+
+from sqlmq import (
+    MQ,
+    DatabaseError,
+    DatabaseFullError,
+    DatabaseUnavailableError,
+    InvalidGroupError,
+    InvalidMessageError,
+    InvalidPartitionError,
+    InvalidTopicError,
+    InvalidURLError,
+    Message,
+    MessageTooLargeError,
+    PermissionDeniedError,
+    ReadOnlyDatabaseError,
+    SchemaMissingError,
+    SchemaTooNewError,
+    SchemaTooOldError,
+    SqlmqError,
+    migrate,
+)
+from sqlmq.schema import VERSION_TABLE
+from tests.contract.waiting import PATIENCE_SECONDS, receive
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from sqlalchemy import Connection, Engine
+
+    from tests.conftest import DatabaseUnderTest, MakeMQ, PostgresDatabases
+
+sqlite_only = pytest.mark.parametrize("database", ["sqlite"], indirect=True)
+postgres_only = pytest.mark.parametrize("database", ["postgres", "postgres-schema"], indirect=True)
+
+CANARY = "canary-5f3a9c"
+
+INJECTIONS = [
+    "'; DROP TABLE sqlmq_message; --",
+    '"; DROP TABLE sqlmq_message; --',
+    "' OR '1'='1",
+    "1; SELECT pg_sleep(10)",
+    "\\'; DROP TABLE sqlmq_topic; --",
+    "$$; DROP TABLE sqlmq_topic; $$",
+    "%s %(name)s %% %b",
+    ":name ? $1 {0} {name}",
+    "/* */ UNION SELECT * FROM sqlmq_message",
+    "a\nb; DROP TABLE sqlmq_topic",
+    "sqlmq_topic'--",
+    "x'||(SELECT name FROM sqlmq_topic)||'",
+]
+each_injection = pytest.mark.parametrize("injection", INJECTIONS, ids=range(len(INJECTIONS)))
+
+NOT_TEXT: list[Any] = [None, 1, 1.5, True, b"orders", ["orders"], object()]
+NOT_A_NUMBER: list[Any] = ["1", b"1", [1], object(), True]
+
+
+@pytest.fixture
+def nowhere() -> Iterator[MQ]:
+    """A queue for calls that are refused before any database is asked, the same for all of them."""
+    with MQ("sqlite://") as mq:
+        yield mq
+
+
+def tables(connection: Connection, database: DatabaseUnderTest) -> set[str]:
+    return set(inspect(connection).get_table_names(schema=database.schema))
+
+
+def everything_said(error: BaseException) -> str:
+    """The traceback as text with all causes and contexts, and each of them by itself."""
+    said = ["".join(traceback.format_exception(error))]
+    seen: set[int] = set()
+    todo: list[BaseException | None] = [error]
+    while todo:
+        one = todo.pop()
+        if one is None or id(one) in seen:
+            continue
+        seen.add(id(one))
+        said += [repr(one), str(one), repr(one.args), repr(getattr(one, "__notes__", ""))]
+        todo += [one.__cause__, one.__context__]
+    return "\n".join(said)
+
+
+# --- Names ---
+
+
+@pytest.mark.parametrize("name", ["ab", "a1", "A.b_c-9", "x" * 50, "a..b", "a__b", "a--b", "select", "pg_class"])
+def test_a_good_topic_name_is_taken(nowhere: MQ, name: str) -> None:
+    nowhere.create_topic(name)
+
+    assert nowhere.topics() == [name]
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "",
+        "a",
+        "x" * 51,
+        "1a",
+        "_a",
+        "-a",
+        ".a",
+        "a_",
+        "a-",
+        "a.",
+        "a b",
+        " ab",
+        "ab ",
+        "ab\n",
+        "a/b",
+        "a\x00b",
+        "ä1",
+        "aä",
+        "a\ud800b",
+        "日本",
+        "٣٣",
+        "a٣",
+        "..",
+        "a:b",
+        "a%b",
+        *INJECTIONS,
+    ],
+    ids=ascii,
+)
+def test_a_bad_topic_name_is_refused_everywhere(nowhere: MQ, name: str) -> None:
+    for call in (nowhere.create_topic, nowhere.producer, nowhere.delete_topics, nowhere.describe_topic, nowhere.groups):
+        with pytest.raises(InvalidTopicError, match="2 to 50"):
+            call(name)
+    with pytest.raises(InvalidTopicError):
+        nowhere.consumer(name, "billing")
+
+    assert nowhere.topics() == []
+
+
+@pytest.mark.parametrize("name", NOT_TEXT, ids=lambda name: type(name).__name__)
+def test_a_topic_name_that_is_no_text_is_refused(nowhere: MQ, name: Any) -> None:
+    for call in (nowhere.create_topic, nowhere.producer, nowhere.delete_topics, nowhere.describe_topic, nowhere.groups):
+        with pytest.raises(TypeError, match="must be str"):
+            call(name)
+
+
+@pytest.mark.parametrize("name", ["b", "1", "B.c_d-9:x", "x" * 100])
+def test_a_good_group_name_is_taken(nowhere: MQ, name: str) -> None:
+    nowhere.consumer("orders", name)
+
+    assert nowhere.groups("orders") == [name]
+
+
+@pytest.mark.parametrize(
+    "name", ["", "x" * 101, "_a", " a", "a b", "a\n", "a\x00", "ä", "a\ud800", *INJECTIONS], ids=ascii
+)
+def test_a_bad_group_name_is_refused_before_anything_is_made(nowhere: MQ, name: str) -> None:
+    with pytest.raises(InvalidGroupError, match="1 to 100"):
+        nowhere.consumer("orders", name)
+
+    assert nowhere.topics() == []
+
+
+@pytest.mark.parametrize("name", NOT_TEXT, ids=lambda name: type(name).__name__)
+def test_a_group_name_that_is_no_text_is_refused(nowhere: MQ, name: Any) -> None:
+    with pytest.raises(TypeError, match="must be str"):
+        nowhere.consumer("orders", name)
+
+
+@pytest.mark.parametrize(
+    "option", [{"start": "Latest"}, {"start": 0}, {"start": None}, {"ack": "never"}, {"ack": None}], ids=str
+)
+def test_a_bad_choice_for_a_consumer_is_refused(nowhere: MQ, option: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=r"'earliest' or 'latest'|'after'"):
+        nowhere.consumer("orders", "billing", **option)
+
+
+@pytest.mark.parametrize("name", ["murmur3", "", "MURMUR2", 1, ["murmur2"], *INJECTIONS[:3]], ids=ascii)
+def test_an_unknown_partitioner_is_refused(nowhere: MQ, name: Any) -> None:
+    with pytest.raises(ValueError, match=r"no partitioner"):
+        nowhere.create_topic("orders", partitioner=name)
+
+    assert nowhere.topics() == []
+
+
+@pytest.mark.parametrize("name", ["x" * 201, "a\x00b", "a\ud800b", 1, b"name"], ids=ascii)
+def test_a_member_name_that_cannot_be_stored_is_refused_by_us(nowhere: MQ, name: Any) -> None:
+    with pytest.raises((SqlmqError, TypeError, ValueError)) as caught:
+        nowhere.consumer("orders", "billing", name=name)
+
+    assert not isinstance(caught.value, (DatabaseError, UnicodeError))
+
+
+# --- Numbers ---
+
+
+@pytest.mark.parametrize("partition", [-1, 3, 4, 2**31, 2**63, -(2**63), 2**200])
+def test_a_partition_the_topic_does_not_have_is_refused(mq: MQ, partition: int) -> None:
+    mq.create_topic("orders", 3)
+    producer = mq.producer("orders")
+
+    with pytest.raises(InvalidPartitionError, match="0 to 2"):
+        producer.produce_with_partition(Message(b""), partition)
+    with pytest.raises(InvalidPartitionError):
+        producer.submit(Message(b""), partition)
+
+    assert mq.describe_topic("orders").messages == 0
+
+
+@pytest.mark.parametrize("partition", [True, 1.0, "1", b"1", math.nan, [1]], ids=repr)
+def test_a_partition_that_is_no_int_is_refused(nowhere: MQ, partition: Any) -> None:
+    producer = nowhere.producer("orders")
+
+    with pytest.raises(TypeError, match="partition"):
+        producer.produce_with_partition(Message(b""), partition)
+    with pytest.raises(TypeError, match="partition"):
+        producer.submit(Message(b""), partition)
+
+
+def test_no_partition_is_none_of_them(nowhere: MQ) -> None:
+    none: Any = None
+
+    with pytest.raises(TypeError, match="partition"):
+        nowhere.producer("orders").produce_with_partition(Message(b""), none)
+
+
+@pytest.mark.parametrize("partitions", [0, -1, 10_001, 10**9, 2**63])
+def test_a_number_of_partitions_that_cannot_be_is_refused(nowhere: MQ, partitions: int) -> None:
+    with pytest.raises(InvalidPartitionError, match="1 to 10,000"):
+        nowhere.create_topic("orders", partitions)
+
+    assert nowhere.topics() == []
+
+
+@pytest.mark.parametrize("partitions", [None, True, 1.0, "3"], ids=repr)
+def test_a_number_of_partitions_that_is_no_int_is_refused(nowhere: MQ, partitions: Any) -> None:
+    with pytest.raises(TypeError, match="partitions"):
+        nowhere.create_topic("orders", partitions)
+
+
+@pytest.mark.parametrize("timeout", [-1, -0.001, math.nan, -math.inf])
+def test_a_timeout_that_cannot_be_is_refused(nowhere: MQ, timeout: float) -> None:
+    producer, consumer = nowhere.producer("orders"), nowhere.consumer("orders", "billing")
+
+    for call in (consumer.consume, lambda timeout: consumer.poll(timeout=timeout)):
+        with pytest.raises(ValueError, match="timeout"):
+            call(timeout)
+    with pytest.raises(ValueError, match="timeout"):
+        producer.produce(Message(b""), timeout=timeout)
+
+    assert nowhere.describe_topic("orders").messages == 0
+
+
+@pytest.mark.parametrize("timeout", NOT_A_NUMBER, ids=lambda timeout: type(timeout).__name__)
+def test_a_timeout_that_is_no_number_is_refused(nowhere: MQ, timeout: Any) -> None:
+    producer, consumer = nowhere.producer("orders"), nowhere.consumer("orders", "billing")
+
+    with pytest.raises(TypeError, match="timeout"):
+        consumer.consume(timeout)
+    with pytest.raises(TypeError, match="timeout"):
+        consumer.poll(timeout=timeout)
+    with pytest.raises(TypeError, match="timeout"):
+        producer.produce(Message(b""), timeout=timeout)
+
+
+@pytest.mark.parametrize("timeout", [math.inf, 1e300, 10**9])
+def test_a_timeout_of_ages_is_taken(mq: MQ, timeout: float) -> None:
+    producer, consumer = mq.producer("orders"), mq.consumer("orders", "billing")
+
+    producer.produce(Message(b"42"), timeout=timeout)
+
+    assert consumer.consume(timeout=timeout).value == b"42"
+
+
+@pytest.mark.parametrize("max_messages", [0, -1])
+def test_a_number_of_messages_that_cannot_be_is_refused(nowhere: MQ, max_messages: int) -> None:
+    with pytest.raises(ValueError, match="max_messages"):
+        nowhere.consumer("orders", "billing").poll(max_messages, timeout=0)
+
+
+@pytest.mark.parametrize("max_messages", [None, True, 1.0, "1"], ids=repr)
+def test_a_number_of_messages_that_is_no_int_is_refused(nowhere: MQ, max_messages: Any) -> None:
+    with pytest.raises(TypeError, match="max_messages"):
+        nowhere.consumer("orders", "billing").poll(max_messages, timeout=0)
+
+
+@pytest.mark.parametrize("max_messages", [2**31, 2**63, 2**70])
+def test_any_large_number_of_messages_can_be_asked_for(mq: MQ, max_messages: int) -> None:
+    mq.producer("orders").produce(Message(b"42"))
+
+    assert len(mq.consumer("orders", "billing").poll(max_messages, timeout=PATIENCE_SECONDS)) == 1
+
+
+# --- Messages ---
+
+
+@pytest.mark.parametrize("message", [None, b"42", "42", 42, {"value": b"42"}], ids=repr)
+def test_what_is_no_message_is_refused(nowhere: MQ, message: Any) -> None:
+    producer = nowhere.producer("orders")
+
+    for call in (producer.produce, producer.submit, lambda one: producer.produce_many([Message(b""), one])):
+        with pytest.raises(TypeError, match=r"sqlmq\.Message"):
+            call(message)
+
+    assert nowhere.describe_topic("orders").messages == 0
+
+
+@pytest.mark.parametrize("part", ["value", "key", "headers"])
+def test_a_part_of_exactly_the_allowed_size_is_taken(make_mq: MakeMQ, part: str) -> None:
+    mq = make_mq(max_message_bytes=1_000)
+    headers = {"h": "x" * (1_000 - len('{"h":""}'))}
+    message = {
+        "value": Message(bytes(1_000)),
+        "key": Message(b"", bytes(1_000)),
+        "headers": Message(b"", None, headers),
+    }
+
+    mq.producer("orders").produce(message[part])
+
+    assert mq.describe_topic("orders").messages == 1
+
+
+@pytest.mark.parametrize("part", ["value", "key", "headers"])
+def test_a_part_of_one_byte_too_many_is_refused_with_both_sizes(make_mq: MakeMQ, part: str) -> None:
+    mq = make_mq(max_message_bytes=1_000)
+    headers = {"h": "x" * (1_001 - len('{"h":""}'))}
+    message = {
+        "value": Message(bytes(1_001)),
+        "key": Message(b"", bytes(1_001)),
+        "headers": Message(b"", None, headers),
+    }
+    producer = mq.producer("orders")
+
+    for call in (producer.produce, producer.submit, lambda one: producer.produce_many([one])):
+        with pytest.raises(MessageTooLargeError, match=f"{part} has 1,001 bytes; max_message_bytes is 1,000") as caught:
+            call(message[part])
+        error = caught.value
+        assert (error.part, error.size_bytes, error.max_message_bytes) == (part, 1_001, 1_000)
+
+    assert mq.describe_topic("orders").messages == 0
+
+
+def test_headers_are_measured_in_bytes_not_in_characters(make_mq: MakeMQ) -> None:
+    producer = make_mq(max_message_bytes=1_000).producer("orders")
+
+    with pytest.raises(MessageTooLargeError):
+        producer.produce(Message(b"", headers={"h": "🐎" * 300}))
+
+
+def test_a_producer_goes_on_after_a_refused_message(mq: MQ) -> None:
+    mq.create_topic("orders", 1)
+    producer = mq.producer("orders")
+    with pytest.raises(MessageTooLargeError):
+        producer.produce(Message(bytes(2**20 + 1)))
+
+    assert producer.produce(Message(bytes(2**20))).offset == 0
+
+
+# --- SQL in text ---
+
+
+@each_injection
+def test_sql_in_a_message_is_stored_as_it_is(
+    mq: MQ, database: DatabaseUnderTest, connection: Connection, injection: str
+) -> None:
+    mq.topics()
+    before = tables(connection, database)
+
+    raw = injection.encode()
+    mq.producer("orders").produce(Message(raw, raw, {injection: injection}))
+    message = receive(mq.consumer("orders", "billing", name=injection), 1)[0]
+
+    assert (message.value, message.key, message.headers) == (raw, raw, {injection: injection})
+    assert mq.describe_group("orders", "billing").members == (injection,)
+    assert tables(connection, database) == before
+
+
+@each_injection
+def test_sql_in_a_name_changes_nothing(
+    mq: MQ, database: DatabaseUnderTest, connection: Connection, injection: str
+) -> None:
+    mq.create_topic("orders")
+    before = tables(connection, database)
+
+    with pytest.raises(InvalidTopicError):
+        mq.create_topic(injection)
+    with pytest.raises(InvalidGroupError):
+        mq.consumer("orders", injection)
+
+    assert (mq.topics(), mq.groups("orders")) == (["orders"], [])
+    assert tables(connection, database) == before
+
+
+@pytest.mark.parametrize("database", ["postgres"], indirect=True)
+@pytest.mark.parametrize("schema", [*INJECTIONS, "Upper Case", "ünï", "a.b", 'quo"te', "select"], ids=ascii)
+def test_a_schema_of_any_name_is_used_as_it_is(database: DatabaseUnderTest, engine: Engine, schema: str) -> None:
+    with engine.begin() as connection:
+        before = tables(connection, database)
+        migrate.upgrade(connection, schema=schema)
+
+    with MQ(database.url, schema=schema) as mq:
+        mq.producer("orders").produce(Message(b"42", b"k", {"a": "b"}))
+        with mq.consumer("orders", "billing") as consumer:
+            received = receive(consumer, 1)
+
+    with engine.connect() as connection:
+        assert tables(connection, database) == before
+        assert connection.execute(text("SELECT count(*) FROM sqlmq_topic")).scalar_one() == 0
+        assert schema in inspect(connection).get_schema_names()
+    assert received[0].value == b"42"
+
+
+@sqlite_only
+@pytest.mark.parametrize("schema", ["mq", "", INJECTIONS[0]], ids=ascii)
+def test_a_schema_on_sqlite_is_refused(database: DatabaseUnderTest, schema: str) -> None:
+    with pytest.raises(InvalidURLError, match="SQLite has none"):
+        MQ(database.url, schema=schema)
+
+
+@pytest.mark.parametrize("schema", ["", 1, b"mq", "a\x00b"], ids=repr)
+def test_a_schema_that_cannot_be_is_refused(schema: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sqlmq.database._RETRY_SECONDS", 0.1)
+
+    with pytest.raises((SqlmqError, TypeError, ValueError)):
+        MQ("postgresql://nobody@127.0.0.1:1/nothing", schema=schema).topics()
+
+
+# --- URLs ---
+
+
+@pytest.mark.parametrize(
+    ("url", "hint"),
+    [
+        ("", "no database URL"),
+        ("garbage", "no database URL"),
+        ("://", "no database URL"),
+        ("/tmp/queue.db", "no database URL"),  # noqa: S108 - nothing is made there
+        ("postgresql://host:port/name", "no database URL|No engine"),
+        ("mysql://user@host/name", "postgresql and sqlite, not on 'mysql'"),
+        ("oracle://user@host/name", "not on 'oracle'"),
+        ("nonsense://user@host/name", "not on 'nonsense'"),
+        ("postgresql+psycopg2://user@host/name", r"postgresql\+psycopg://"),
+        ("postgresql+asyncpg://user@host/name", r"postgresql\+psycopg://"),
+        ("sqlite+aiosqlite:///queue.db", "sqlite:///file.db"),
+        ("sqlite+pysqlcipher:///queue.db", "sqlite:///file.db"),
+    ],
+)
+def test_a_wrong_url_is_refused_with_a_hint(url: str, hint: str) -> None:
+    with pytest.raises(InvalidURLError, match=hint):
+        MQ(url)
+
+
+@pytest.mark.parametrize("url", [None, 1, b"sqlite://", ["sqlite://"], object()], ids=lambda url: type(url).__name__)
+def test_what_is_no_url_is_refused(url: Any) -> None:
+    with pytest.raises(TypeError, match="URL or a SQLAlchemy Engine"):
+        MQ(url)
+
+
+@pytest.mark.parametrize(
+    "option",
+    [
+        {"lease_seconds": 0},
+        {"lease_seconds": -1},
+        {"lease_seconds": math.nan},
+        {"lease_seconds": math.inf},
+        {"max_poll_seconds": 0},
+        {"commit_interval_seconds": -1},
+        {"prefetch": 0},
+        {"prefetch_bytes": 0},
+        {"max_message_bytes": 0},
+        {"default_partitions": 0},
+        {"default_partitions": 10**9},
+        {"poll_min_seconds": 0},
+    ],
+    ids=str,
+)
+def test_an_option_out_of_range_is_refused(option: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=r"must be more than 0|1 to 10,000"):
+        MQ("sqlite://", **option)
+
+
+@pytest.mark.parametrize(
+    "option",
+    [
+        {"lease_seconds": "10"},
+        {"lease_seconds": True},
+        {"prefetch": 1.5},
+        {"default_partitions": None},
+        {"prefetch": "9"},
+    ],
+    ids=str,
+)
+def test_an_option_of_the_wrong_type_is_refused(option: dict[str, Any]) -> None:
+    with pytest.raises(TypeError, match=next(iter(option))):
+        MQ("sqlite://", **option)
+
+
+def test_no_server_is_said_to_be_unavailable(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sqlmq.database._RETRY_SECONDS", 0.1)
+
+    with (
+        MQ("postgresql://nobody@127.0.0.1:1/nothing") as mq,
+        pytest.raises(DatabaseUnavailableError, match=r"127\.0\.0\.1"),
+    ):
+        mq.topics()
+
+
+def test_a_missing_database_is_said_to_be_missing(postgres_url: str) -> None:
+    url = make_url(postgres_url).set(database="sqlmq_no_such_database")
+
+    with MQ(url) as mq, pytest.raises(DatabaseUnavailableError, match="Create the database"):
+        mq.topics()
+
+
+def test_a_refused_login_says_so(postgres_url: str) -> None:
+    url = make_url(postgres_url).set(username="sqlmq_no_such_role", password=CANARY)
+
+    with MQ(url) as mq, pytest.raises(DatabaseError) as caught:
+        mq.topics()
+
+    assert isinstance(caught.value, PermissionDeniedError)
+
+
+def test_a_directory_is_no_sqlite_file(tmp_path: Path) -> None:
+    with MQ(f"sqlite:///{tmp_path}") as mq, pytest.raises(DatabaseUnavailableError, match="directory"):
+        mq.topics()
+
+
+def test_a_file_in_a_missing_directory_cannot_be_opened(tmp_path: Path) -> None:
+    with (
+        MQ(f"sqlite:///{tmp_path / 'missing' / 'queue.db'}") as mq,
+        pytest.raises(DatabaseUnavailableError, match="exist"),
+    ):
+        mq.topics()
+
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_that_is_no_database_is_refused_and_left_alone(tmp_path: Path) -> None:
+    path = tmp_path / "queue.db"
+    path.write_bytes(b"This is no database. " * 100)
+
+    with MQ(f"sqlite:///{path}") as mq, pytest.raises(DatabaseUnavailableError, match="not a database"):
+        mq.topics()
+
+    assert path.read_bytes() == b"This is no database. " * 100
+
+
+# --- Secrets ---
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        f"postgresql://user:{CANARY}@127.0.0.1:1/name",
+        f"postgresql://user:{CANARY}@host:port/name",
+        f"postgresql://user@127.0.0.1:1/name?password={CANARY}",
+        f"postgresql://user:{CANARY}@127.0.0.1:1/name?nonsense={CANARY}",
+        f"postgresql+psycopg2://user:{CANARY}@host/name",
+        f"mysql://user:{CANARY}@host/name",
+        f"user:{CANARY}@host/name",
+        f"sqlite+nonsense://user:{CANARY}@host/name",
+    ],
+)
+def test_no_error_repr_or_log_shows_the_password(
+    url: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sqlmq.database._RETRY_SECONDS", 0.1)
+    shown = []
+
+    def use() -> None:
+        with MQ(url) as mq:
+            shown.append(repr(mq))
+            mq.topics()
+
+    with caplog.at_level(logging.DEBUG, "sqlmq"), pytest.raises(SqlmqError) as caught:
+        use()
+
+    assert CANARY not in everything_said(caught.value)
+    assert CANARY not in caplog.text
+    assert CANARY not in "".join(shown)
+
+
+def test_a_wrong_password_is_not_shown(
+    postgres_url: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sqlmq.database._RETRY_SECONDS", 0.1)
+    url = make_url(postgres_url).set(username="sqlmq_no_such_role", password=CANARY)
+
+    with caplog.at_level(logging.DEBUG, "sqlmq"), pytest.raises(DatabaseError) as caught, MQ(url) as mq:
+        mq.topics()
+
+    assert CANARY not in everything_said(caught.value)
+    assert CANARY not in caplog.text
+
+
+def test_no_error_or_log_shows_what_is_in_a_message(
+    mq: MQ, database: DatabaseUnderTest, engine: Engine, caplog: pytest.LogCaptureFixture
+) -> None:
+    producer = mq.producer("orders")
+    prefix = f"{database.schema}." if database.schema else ""
+    with engine.begin() as connection:
+        if database.is_postgres:
+            connection.exec_driver_sql(f"ALTER TABLE {prefix}sqlmq_message ADD CHECK (length(value) < 10)")
+        else:
+            connection.exec_driver_sql(
+                "CREATE TRIGGER refuse BEFORE INSERT ON sqlmq_message BEGIN SELECT raise(ABORT, 'refused'); END"
+            )
+    message = Message(CANARY.encode(), CANARY.encode(), {CANARY: CANARY})
+
+    with caplog.at_level(logging.DEBUG, "sqlmq"), pytest.raises(DatabaseError) as caught:
+        producer.produce(message)
+
+    said = [str(caught.value), repr(message), caplog.text]
+    cause = caught.value.__cause__
+    assert cause is not None
+    assert CANARY not in "".join(said)
+    if not database.is_postgres:  # Postgres' own error, kept as the cause, shows the row in its details
+        assert CANARY not in everything_said(caught.value)
+
+
+def test_a_message_that_is_too_large_is_not_shown(mq: MQ) -> None:
+    with pytest.raises(MessageTooLargeError) as caught:
+        mq.producer("orders").produce(Message(CANARY.encode() * 100_000))
+
+    assert CANARY not in everything_said(caught.value)
+
+
+# --- Databases that refuse ---
+
+
+@sqlite_only
+def test_a_read_only_file_is_read_but_not_written(database: DatabaseUnderTest, mq: MQ) -> None:
+    mq.create_topic("orders", 1)
+    path = make_url(database.url).database
+
+    with MQ(f"sqlite:///file:{path}?mode=ro&uri=true") as reading:
+        assert reading.topics() == ["orders"]
+        producer = reading.producer("orders")
+        with pytest.raises(ReadOnlyDatabaseError):
+            producer.produce(Message(b"42"))
+        with pytest.raises(ReadOnlyDatabaseError):
+            reading.consumer("orders", "billing")
+
+    assert mq.describe_topic("orders").messages == 0
+
+
+@sqlite_only
+def test_an_engine_that_only_reads_is_read_but_not_written(database: DatabaseUnderTest, mq: MQ) -> None:
+    mq.create_topic("orders", 1)
+    engine = create_engine(database.url)
+    event.listen(engine, "connect", lambda connection, _: connection.execute("PRAGMA query_only = ON"))
+
+    with MQ(engine) as reading:
+        assert reading.topics() == ["orders"]
+        with pytest.raises(ReadOnlyDatabaseError):
+            reading.producer("orders").produce_many([Message(b"42")])
+    engine.dispose()
+
+    assert mq.describe_topic("orders").messages == 0
+
+
+@sqlite_only
+def test_a_full_disk_writes_nothing_and_producing_goes_on_when_there_is_room(database: DatabaseUnderTest) -> None:
+    engine = create_engine(database.url, poolclass=NullPool)
+    pages = [1_000_000]
+    event.listen(engine, "connect", lambda connection, _: connection.execute(f"PRAGMA max_page_count = {pages[0]}"))
+
+    with MQ(engine) as mq:
+        mq.create_topic("orders", 1)
+        producer = mq.producer("orders")
+        pages[0] = 60
+        with pytest.raises(DatabaseFullError, match="Make room"):
+            producer.produce_many([Message(bytes(10_000))] * 100)
+        while_full = mq.describe_topic("orders").messages
+        pages[0] = 1_000_000
+        result = producer.produce(Message(bytes(10_000)))
+
+    assert (while_full, result.offset) == (0, 0)
+
+
+class Roles:
+    """Makes roles on the Postgres server, for one database, and drops them."""
+
+    def __init__(self, databases: PostgresDatabases, database: DatabaseUnderTest, admin: Engine) -> None:
+        self._databases, self._database, self._admin = databases, database, admin
+        self._made: list[str] = []
+
+    def url(self, options: str = "", *, rights: bool) -> str:
+        """Make a role with *options* and give the database's URL for it."""
+        url = make_url(self._database.url)
+        name = f"role_{len(self._made)}_{url.database}"
+        schema = self._database.schema or "public"
+        with self._admin.begin() as connection:
+            connection.exec_driver_sql(f"CREATE ROLE {name} LOGIN PASSWORD '{CANARY}' {options}")
+            self._made.append(name)
+            if rights:
+                connection.exec_driver_sql(f"GRANT USAGE ON SCHEMA {schema} TO {name}")
+                connection.exec_driver_sql(f"GRANT ALL ON ALL TABLES IN SCHEMA {schema} TO {name}")
+        return url.set(username=name, password=CANARY).render_as_string(hide_password=False)
+
+    def execute(self, statement: str) -> None:
+        with self._admin.begin() as connection:
+            connection.exec_driver_sql(statement)
+
+    def drop(self) -> None:
+        with self._admin.begin() as connection:
+            for name in self._made:
+                connection.exec_driver_sql(f"DROP OWNED BY {name}")
+                connection.exec_driver_sql(f"DROP ROLE {name}")
+
+
+@pytest.fixture
+def roles(postgres_databases: PostgresDatabases, database: DatabaseUnderTest) -> Iterator[Roles]:
+    admin = create_engine(database.url, poolclass=NullPool)
+    made = Roles(postgres_databases, database, admin)
+    yield made
+    made.drop()
+
+
+@postgres_only
+def test_a_role_without_rights_is_told_so(database: DatabaseUnderTest, roles: Roles) -> None:
+    with (
+        MQ(roles.url(rights=False), schema=database.schema) as mq,
+        pytest.raises(PermissionDeniedError, match="Grant the role the right") as caught,
+    ):
+        mq.topics()
+
+    assert CANARY not in everything_said(caught.value)
+
+
+@postgres_only
+def test_a_role_that_may_only_read_can_not_produce(database: DatabaseUnderTest, roles: Roles, mq: MQ) -> None:
+    mq.create_topic("orders", 1)
+    url = roles.url(rights=True)
+    schema = database.schema or "public"
+    roles.execute(f"REVOKE INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA {schema} FROM {make_url(url).username}")
+
+    with MQ(url, schema=database.schema) as limited:
+        assert limited.topics() == ["orders"]
+        with pytest.raises(PermissionDeniedError):
+            limited.producer("orders").produce(Message(b"42"))
+
+    assert mq.describe_topic("orders").messages == 0
+
+
+@postgres_only
+def test_a_role_that_has_no_connection_left_is_told_so(
+    database: DatabaseUnderTest, roles: Roles, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sqlmq.database._RETRY_SECONDS", 0.1)
+    # Superusers have no limit, and are not limited.
+    url = roles.url("CONNECTION LIMIT 1", rights=True)
+    taken = create_engine(make_url(url).set(drivername="postgresql+psycopg"), poolclass=NullPool)
+
+    with taken.connect(), MQ(url, schema=database.schema) as mq, pytest.raises(DatabaseUnavailableError):
+        mq.topics()
+
+    with MQ(url, schema=database.schema) as mq:
+        assert mq.topics() == []
+
+
+@postgres_only
+def test_a_role_whose_transactions_only_read_is_told_so(
+    database: DatabaseUnderTest, roles: Roles, mq: MQ, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sqlmq.database._RETRY_SECONDS", 0.1)
+    mq.create_topic("orders", 1)
+    url = roles.url(rights=True)
+    roles.execute(f"ALTER ROLE {make_url(url).username} SET default_transaction_read_only = on")
+
+    with MQ(url, schema=database.schema) as limited:
+        assert limited.topics() == ["orders"]
+        with pytest.raises(ReadOnlyDatabaseError, match="primary"):
+            limited.producer("orders").produce(Message(b"42"))
+        with pytest.raises(ReadOnlyDatabaseError):
+            limited.create_topic("another")
+
+    assert mq.describe_topic("orders").messages == 0
+
+
+# --- Tables that are not there, or not ours ---
+
+
+def test_missing_tables_on_postgres_are_named_with_the_command_that_makes_them(
+    postgres_databases: PostgresDatabases,
+) -> None:
+    name = postgres_databases.create_empty()
+    try:
+        for schema in (None, "mq"):
+            with (
+                MQ(postgres_databases.url(name), schema=schema) as mq,
+                pytest.raises(SchemaMissingError, match="sqlmq db upgrade"),
+            ):
+                mq.topics()
+    finally:
+        postgres_databases.drop(name)
+
+
+def test_a_queue_goes_on_once_the_tables_are_there(postgres_databases: PostgresDatabases) -> None:
+    name = postgres_databases.create_empty()
+    engine = create_engine(postgres_databases.url(name), poolclass=NullPool)
+    try:
+        with MQ(postgres_databases.url(name)) as mq:
+            with pytest.raises(SchemaMissingError):
+                mq.topics()
+            with engine.begin() as connection:
+                migrate.upgrade(connection)
+            assert mq.topics() == []
+    finally:
+        postgres_databases.drop(name)
+
+
+def set_revision(engine: Engine, database: DatabaseUnderTest, revision: str) -> None:
+    prefix = f"{database.schema}." if database.schema else ""
+    with engine.begin() as connection:
+        connection.execute(text(f"UPDATE {prefix}{VERSION_TABLE} SET version_num = :revision"), {"revision": revision})
+
+
+@postgres_only
+def test_older_tables_on_postgres_are_named_with_the_command_that_brings_them_up(
+    database: DatabaseUnderTest, engine: Engine, make_mq: MakeMQ
+) -> None:
+    set_revision(engine, database, "0001")
+
+    with pytest.raises(SchemaTooOldError, match=r"revision 0001.*sqlmq db upgrade"):
+        make_mq().topics()
+
+
+def test_newer_tables_are_refused_and_left_alone(database: DatabaseUnderTest, engine: Engine, make_mq: MakeMQ) -> None:
+    make_mq().topics()
+    set_revision(engine, database, "9999")
+
+    with pytest.raises(SchemaTooNewError, match=r"revision 9999.*sqlmq db current"):
+        make_mq().create_topic("orders")
+
+    prefix = f"{database.schema}." if database.schema else ""
+    with engine.connect() as connection:
+        assert connection.execute(text(f"SELECT version_num FROM {prefix}{VERSION_TABLE}")).scalar_one() == "9999"
+        assert connection.execute(text(f"SELECT count(*) FROM {prefix}sqlmq_topic")).scalar_one() == 0
+
+
+# --- Headers that can't be stored ---
+
+
+@pytest.mark.parametrize("bad", ["\x00", "a\x00b", "\ud800", "a\udfffb"], ids=ascii)
+@pytest.mark.parametrize("where", ["name", "value"])
+def test_headers_no_database_can_keep_are_refused(bad: str, where: str) -> None:
+    headers = {bad: "x"} if where == "name" else {"x": bad}
+
+    with pytest.raises(InvalidMessageError, match=r"NUL|surrogate"):
+        Message(b"", headers=headers)

@@ -1,0 +1,75 @@
+"""Waiting in tests: for a condition or for messages, each with a deadline, never for a fixed time."""
+
+from __future__ import annotations
+
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, TypeVar
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from sqlmq import Consumer, Message
+
+T = TypeVar("T")
+
+PATIENCE_SECONDS = 30.0
+"""Far more than anything takes on a machine that is busy with other things."""
+
+
+def until(condition: Callable[[], bool], what: str, *, seconds: float = PATIENCE_SECONDS) -> None:
+    """Return as soon as *condition* holds; fail, naming *what* was waited for, when it does not come to that."""
+    deadline = time.monotonic() + seconds
+    look_again = threading.Event()
+    while not condition():
+        assert time.monotonic() < deadline, f"not within {seconds} seconds: {what}"
+        look_again.wait(0.01)
+
+
+def receive(consumer: Consumer, count: int, *, seconds: float = PATIENCE_SECONDS) -> list[Message]:
+    """Ask *consumer* until *count* messages have come. Those of the last answer stay unfinished."""
+    deadline = time.monotonic() + seconds
+    messages: list[Message] = []
+    while len(messages) < count:
+        assert time.monotonic() < deadline, f"{len(messages)} of {count} messages within {seconds} seconds"
+        messages += consumer.poll(count - len(messages), timeout=0.5)
+    return messages
+
+
+def finish(consumer: Consumer, count: int) -> list[Message]:
+    """Receive *count* messages and commit them."""
+    messages = receive(consumer, count)
+    consumer.commit()
+    return messages
+
+
+def values(messages: Iterable[Message]) -> list[bytes]:
+    return [message.value for message in messages]
+
+
+def settle(*consumers: Consumer) -> None:
+    """Let *consumers* of one group, which has no messages, ask in turn until the topic is shared out evenly."""
+
+    def is_shared_out() -> bool:
+        for consumer in consumers:
+            consumer.poll(timeout=0)
+        counts = [len(consumer.partitions) for consumer in consumers]
+        owned = [number for consumer in consumers for number in consumer.partitions]
+        partitions = len(consumers[0]._ownership._joining.topic.partition_ids)
+        return sorted(owned) == list(range(partitions)) and max(counts) - min(counts) <= 1
+
+    until(is_shared_out, "partitions shared out evenly")
+
+
+def at_once(actions: Iterable[Callable[[], T]]) -> list[T]:
+    """Run *actions* in a thread each, all starting together; return their results, or raise what the first raised."""
+    todo = list(actions)
+    barrier = threading.Barrier(len(todo))
+
+    def run(action: Callable[[], T]) -> T:
+        barrier.wait(PATIENCE_SECONDS)
+        return action()
+
+    with ThreadPoolExecutor(len(todo)) as threads:
+        return list(threads.map(run, todo))
