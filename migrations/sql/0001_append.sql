@@ -5,7 +5,7 @@
 -- many messages are its own. Gives the offset of the first message of each partition. Headers are JSON texts; an array
 -- that is NULL stands for NULLs.
 CREATE FUNCTION {schema}sqlmq_append(partition_ids bigint[], counts integer[], keys bytea[], vals bytea[], headers text[])
-RETURNS bigint[] LANGUAGE plpgsql{search_path} AS $$
+RETURNS bigint[] LANGUAGE plpgsql{search_path} AS $sqlmq$
 DECLARE
     bases bigint[] := ARRAY[]::bigint[];
     base bigint;
@@ -51,7 +51,7 @@ BEGIN
     END LOOP;
     RETURN bases;
 END
-$$;
+$sqlmq$;
 
 -- What anybody calls who writes SQL, triggers included:
 --     SELECT sqlmq_produce('orders', 'customer 7', 'paid');
@@ -65,7 +65,7 @@ CREATE FUNCTION {schema}sqlmq_produce(
     partition integer DEFAULT NULL,
     OUT partition_number integer,
     OUT message_offset bigint
-) LANGUAGE plpgsql{search_path} AS $$
+) LANGUAGE plpgsql{search_path} AS $sqlmq$
 DECLARE
     found_topic record;
     found_partition bigint;
@@ -102,7 +102,7 @@ BEGIN
         ARRAY[found_partition], ARRAY[1], ARRAY[key], ARRAY[value], ARRAY[nullif(headers, '{}')::text]
     ))[1];
 END
-$$;
+$sqlmq$;
 
 -- The same for text, which is stored in UTF-8.
 CREATE FUNCTION {schema}sqlmq_produce(
@@ -113,6 +113,6 @@ CREATE FUNCTION {schema}sqlmq_produce(
     partition integer DEFAULT NULL,
     OUT partition_number integer,
     OUT message_offset bigint
-) LANGUAGE sql{search_path} AS $$
+) LANGUAGE sql{search_path} AS $sqlmq$
     SELECT * FROM {schema}sqlmq_produce(topic, convert_to(key, 'UTF8'), convert_to(value, 'UTF8'), headers, partition)
-$$;
+$sqlmq$;

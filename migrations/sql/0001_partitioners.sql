@@ -3,7 +3,7 @@
 -- Shifts and bit operators have one precedence in Postgres and are read from the left, hence the parentheses.
 
 CREATE FUNCTION {schema}sqlmq_murmur2(data bytea) RETURNS integer
-LANGUAGE plpgsql IMMUTABLE STRICT PARALLEL SAFE AS $$
+LANGUAGE plpgsql IMMUTABLE STRICT PARALLEL SAFE AS $sqlmq$
 DECLARE
     multiplier CONSTANT bigint := 1540483477;  -- 0x5bd1e995
     mask CONSTANT bigint := 4294967295;
@@ -37,10 +37,10 @@ BEGIN
     END IF;
     RETURN value;
 END
-$$;
+$sqlmq$;
 
 CREATE FUNCTION {schema}sqlmq_fnv1a(data bytea) RETURNS bigint
-LANGUAGE plpgsql IMMUTABLE STRICT PARALLEL SAFE AS $$
+LANGUAGE plpgsql IMMUTABLE STRICT PARALLEL SAFE AS $sqlmq$
 DECLARE
     value bigint := 2166136261;  -- the offset basis, 0x811c9dc5
 BEGIN
@@ -49,10 +49,10 @@ BEGIN
     END LOOP;
     RETURN value;
 END
-$$;
+$sqlmq$;
 
 CREATE FUNCTION {schema}sqlmq_crc32(data bytea) RETURNS bigint
-LANGUAGE plpgsql IMMUTABLE STRICT PARALLEL SAFE AS $$
+LANGUAGE plpgsql IMMUTABLE STRICT PARALLEL SAFE AS $sqlmq$
 DECLARE
     -- The reflected polynomial 0xedb88320, four bits at a time.
     step CONSTANT bigint[] := ARRAY[
@@ -68,11 +68,11 @@ BEGIN
     END LOOP;
     RETURN value # 4294967295;
 END
-$$;
+$sqlmq$;
 
 -- NULL for a NULL key: any partition will do for it, and the producer chooses.
 CREATE FUNCTION {schema}sqlmq_partition_for_key(partitioner text, key bytea, partitions integer) RETURNS integer
-LANGUAGE plpgsql IMMUTABLE STRICT PARALLEL SAFE AS $$
+LANGUAGE plpgsql IMMUTABLE STRICT PARALLEL SAFE AS $sqlmq$
 BEGIN
     IF partitions < 1 THEN
         RAISE EXCEPTION USING
@@ -93,4 +93,4 @@ BEGIN
                 HINT = 'Choose one of murmur2, fnv1a, crc32.';
     END CASE;
 END
-$$;
+$sqlmq$;

@@ -70,7 +70,7 @@ def upgrade(op: Operations, schema: str | None) -> None:
 
 def downgrade(op: Operations, schema: str | None) -> None:
     if op.get_context().dialect.name == "postgresql":
-        prefix = _prefix(op, schema)
+        prefix = _prefix(schema)
         for signature in (
             "sqlmq_produce(text, text, text, jsonb, integer)",
             "sqlmq_produce(text, bytea, bytea, jsonb, integer)",
@@ -80,23 +80,22 @@ def downgrade(op: Operations, schema: str | None) -> None:
             "sqlmq_fnv1a(bytea)",
             "sqlmq_murmur2(bytea)",
         ):
-            op.execute(sa.DDL(f"DROP FUNCTION {prefix}{signature}"))
+            _execute(op, f"DROP FUNCTION {prefix}{signature}")
     for table in ("sqlmq_message", "sqlmq_partition", "sqlmq_topic"):
         op.drop_table(table, schema=schema)
 
 
 def _tune_messages(op: Operations, schema: str | None) -> None:
-    table = f"{_prefix(op, schema)}sqlmq_message"
+    table = f"{_prefix(schema)}sqlmq_message"
     # Truncating the end of the table takes a lock that stops everybody, and cancels queries on standbys.
-    op.execute(sa.DDL(f"ALTER TABLE {table} SET (vacuum_truncate = off, toast.vacuum_truncate = off)"))
+    _execute(op, f"ALTER TABLE {table} SET (vacuum_truncate = off, toast.vacuum_truncate = off)")
     # Writes JSON of 10 kB and more at two to three times the rate of the default. Not every server is built with it.
-    op.execute(
-        sa.DDL(
-            f"""DO $$ BEGIN
+    _execute(
+        op,
+        f"""DO $sqlmq$ BEGIN
     ALTER TABLE {table} ALTER COLUMN value SET COMPRESSION lz4;
 EXCEPTION WHEN feature_not_supported OR invalid_parameter_value OR syntax_error THEN NULL;
-END $$"""
-        )
+END $sqlmq$""",
     )
 
 
@@ -105,11 +104,15 @@ def _create_functions(op: Operations, schema: str | None) -> None:
     search_path = "" if schema else " SET search_path FROM CURRENT"
     for file in FUNCTIONS:
         text = (Path(__file__).parent.parent / "sql" / file).read_text(encoding="utf-8")
-        text = text.replace("{schema}", _prefix(op, schema)).replace("{search_path}", search_path)
-        for statement in text.split("$$;\n"):
+        text = text.replace("{schema}", _prefix(schema)).replace("{search_path}", search_path)
+        for statement in text.split("$sqlmq$;\n"):
             if "CREATE FUNCTION" in statement:
-                op.execute(sa.DDL((statement + "$$").replace("%", "%%")))
+                _execute(op, statement + "$sqlmq$")
 
 
-def _prefix(op: Operations, schema: str | None) -> str:
-    return f"{op.get_context().dialect.identifier_preparer.quote_schema(schema)}." if schema else ""
+def _execute(op: Operations, statement: str) -> None:
+    op.execute(sa.DDL(statement.replace("%", "%%")))
+
+
+def _prefix(schema: str | None) -> str:
+    return '"{}".'.format(schema.replace('"', '""')) if schema else ""

@@ -42,6 +42,10 @@ _REFILL_SECONDS = 0.1
 """How often partitions that have nothing read ahead are looked at while others have."""
 
 
+_FETCH_MESSAGES = 100_000
+"""How many messages one look reads at the most, however many are asked for."""
+
+
 class Consumer:
     """Reads one topic as a member of a group. Made by ``mq.consumer(topic, group_id)``; may be shared by threads.
 
@@ -152,8 +156,8 @@ class Consumer:
     def commit(self) -> None:
         """Finish what this thread got, and commit everything that is finished, now.
 
-        Raises FencedError if another consumer has taken one of the partitions over; what was finished of the others is
-        committed all the same.
+        Raises FencedError if another consumer has taken one of the partitions over, UnknownTopicError if the topic was
+        deleted; what was finished of other partitions is committed all the same.
         """
         with self._lock:
             self._check_usable()
@@ -161,6 +165,7 @@ class Consumer:
                 span.progress.finish(span)
             fenced = self._ownership.flush()
         if fenced:
+            self._ownership.check_topic()
             raise self._ownership.fenced(fenced)
 
     def close(self) -> None:
@@ -336,7 +341,7 @@ class Consumer:
         if not empty or (len(empty) < len(active) and now < self._refill_at):
             return
         self._refill_at = now + _REFILL_SECONDS
-        limit = max(at_most, self._options.prefetch)
+        limit = min(max(at_most, self._options.prefetch), _FETCH_MESSAGES)
         max_bytes = self._options.prefetch_bytes
         found = self._database.read(
             lambda conn: consume.fetch(conn, self._database.dialect, empty, limit=limit, max_bytes=max_bytes)

@@ -172,6 +172,10 @@ class Database:
                 connection = engine.connect()
             try:
                 yield connection
+            except ReadOnlyDatabaseError:
+                # After a failover the old primary may be a standby now; the next connection may reach the new one.
+                connection.invalidate()
+                raise
             finally:
                 with self._translating():
                     connection.close()
@@ -214,9 +218,6 @@ class Database:
             translated = DatabaseUnavailableError(message)
         if translated is None:
             raise error
-        if isinstance(translated, ReadOnlyDatabaseError) and self._owns_engine:
-            # After a failover the old primary may be a standby now; the next connections may reach the new one.
-            self.engine.dispose()
         raise translated from cause
 
     def _retrying(self, attempt: Callable[[], T]) -> T:
@@ -318,7 +319,7 @@ def _open(target: object, schema: str | None) -> tuple[Dialect, Engine]:
         raise TypeError(message)
     try:
         url = make_url(target)
-    except sa_exc.ArgumentError:
+    except (sa_exc.ArgumentError, ValueError):
         message = (
             "This is no database URL. It looks like sqlite:///file.db or postgresql://user:password@host/database; "
             "special characters of a password are written as %40 and the like."

@@ -19,8 +19,10 @@ from sqlmq.options import (
     Start,
     check_ack,
     check_group,
+    check_member_name,
     check_partitioner,
     check_partitions,
+    check_schema,
     check_start,
     check_topic,
 )
@@ -89,7 +91,7 @@ class MQ:
             poll_min_seconds=poll_min_seconds,
             poll_max_seconds=poll_max_seconds,
         )
-        self._database = Database(database, schema)
+        self._database = Database(database, check_schema(schema))
         self._background = Background(self._database, lease_seconds=lease_seconds, tend_seconds=commit_interval_seconds)
         self._made: list[Producer | Consumer] = []
         self._keeping = threading.Lock()
@@ -156,8 +158,10 @@ class MQ:
         check_group(group_id)
         check_start(start)
         check_ack(ack)
+        if name is not None:
+            check_member_name(name)
         found = self._find_or_create(topic)
-        joining = Joining(found, group_id, start, name or _member_name())
+        joining = Joining(found, group_id, start, _member_name() if name is None else name)
         return self._keep(Consumer(self._database, self._background, joining, self._options, ack))
 
     def topics(self) -> list[str]:

@@ -12,6 +12,9 @@ from sqlmq.partitioner import PARTITIONERS
 MAX_PARTITIONS = 10_000
 """More would make every membership decision read as many claims."""
 
+_MEMBER_NAME_LENGTH = 200
+_AGES_SECONDS = 1e9
+
 _TOPIC = re.compile(r"[A-Za-z][A-Za-z0-9_.-]{0,48}[A-Za-z0-9]")
 _GROUP = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.:-]{0,99}")
 
@@ -112,6 +115,30 @@ def check_partitioner(name: object) -> str:
     return name
 
 
+def check_member_name(name: object) -> str:
+    """Return *name* if a member can be called so: 1 to 200 characters, none of them NUL or half of one."""
+    if not isinstance(name, str):
+        message = f"A consumer's name must be str, not {type(name).__name__}."
+        raise TypeError(message)
+    if not 1 <= len(name) <= _MEMBER_NAME_LENGTH or any(c == "\x00" or "\ud800" <= c <= "\udfff" for c in name):
+        message = f"A consumer's name has 1 to {_MEMBER_NAME_LENGTH} characters, without NUL and lone surrogates."
+        raise ValueError(message)
+    return name
+
+
+def check_schema(name: object) -> str | None:
+    """Return *name* if a schema can be called so; None is the connection's default."""
+    if name is None:
+        return None
+    if not isinstance(name, str):
+        message = f"schema must be str or None, not {type(name).__name__}."
+        raise TypeError(message)
+    if "\x00" in name:
+        message = "A schema's name can't have a NUL character."
+        raise ValueError(message)
+    return name
+
+
 def check_start(start: object) -> Start:
     """Return *start* if a group can begin there."""
     if start not in ("earliest", "latest"):
@@ -128,7 +155,7 @@ def check_ack(ack: object) -> None:
 
 
 def check_timeout(timeout: object) -> float | None:
-    """Return *timeout*, seconds from 0 up, or None for no end."""
+    """Return *timeout*, seconds from 0 up, or None for no end, which is what 30 years are."""
     if timeout is None:
         return None
     if isinstance(timeout, bool) or not isinstance(timeout, int | float):
@@ -137,4 +164,4 @@ def check_timeout(timeout: object) -> float | None:
     if not timeout >= 0:
         message = f"timeout must be 0 or more seconds, not {timeout}."
         raise ValueError(message)
-    return float(timeout)
+    return float(timeout) if timeout <= _AGES_SECONDS else None

@@ -9,8 +9,8 @@ import logging
 import time
 from typing import TYPE_CHECKING, NamedTuple
 
-from sqlmq.errors import FencedError
-from sqlmq.flows import consume, membership
+from sqlmq.errors import FencedError, UnknownTopicError
+from sqlmq.flows import consume, manage, membership
 from sqlmq.progress import PartitionProgress
 from sqlmq.store.groups import Claim
 from sqlmq.store.offsets import Commit
@@ -120,6 +120,13 @@ class Ownership:
     def fenced(self, numbers: tuple[int, ...]) -> FencedError:
         """The error that says that the partitions *numbers* are somebody else's."""
         return FencedError(self._joining.topic.name, self._joining.group_name, numbers)
+
+    def check_topic(self) -> None:
+        """Raise UnknownTopicError if the topic was deleted, even if there is another one of that name."""
+        topic = self._joining.topic
+        found = self._database.read(lambda conn: manage.find_topic(conn, self._database.dialect, topic.name))
+        if found.id != topic.id:
+            raise UnknownTopicError(topic.name)
 
     def _join(self) -> None:
         began = time.monotonic()

@@ -352,7 +352,7 @@ def test_a_partition_is_not_handed_over_while_a_message_of_it_is_in_hand(mq: MQ)
         for _ in range(10):
             first.poll(timeout=0)
             assert second.poll(timeout=0.02) == []
-        threads.submit(first.poll, 1, 0).result(PATIENCE_SECONDS)
+        threads.submit(first.commit).result(PATIENCE_SECONDS)
         settle(first, second)
 
     assert len(held) == 6

@@ -61,6 +61,9 @@ class Postgresql(Dialect):
 
     def __init__(self, schema: str | None) -> None:
         super().__init__(schema)
+        if schema == "":
+            message = "schema must be a name; leave it out for the connection's default schema."
+            raise InvalidURLError(message)
         prefix = f'"{schema.replace(chr(34), chr(34) * 2)}".' if schema else ""
         prefix = prefix.replace("%", "%%")
         self._append_sql = (
