@@ -17,10 +17,8 @@ A module here reads options, calls the library, and prints. What a command can d
 
 from __future__ import annotations
 
-import os
 import sys
 import traceback
-from contextlib import suppress
 from signal import SIGINT
 from typing import Any
 
@@ -31,6 +29,7 @@ from sqlmq.cli.consume import consume as consume_command
 from sqlmq.cli.database import database as database_command
 from sqlmq.cli.demo import demo as demo_command
 from sqlmq.cli.groups import groups as groups_command
+from sqlmq.cli.output import forget_stdout
 from sqlmq.cli.produce import produce as produce_command
 from sqlmq.cli.settings import Settings, database_options, example
 from sqlmq.cli.topics import topics as topics_command
@@ -47,7 +46,7 @@ class Commands(click.Group):
             sys.stdout.flush()
         except BrokenPipeError:
             # Whoever read the output has what he wanted, as in `sqlmq topics list | head -1`.
-            _forget_stdout()
+            forget_stdout()
             ctx.exit(0)
         except KeyboardInterrupt as interrupt:
             click.echo(err=True)
@@ -116,11 +115,3 @@ def _leaves(group: BaseExceptionGroup[BaseException]) -> list[BaseException]:
     return [
         leaf for one in group.exceptions for leaf in (_leaves(one) if isinstance(one, BaseExceptionGroup) else [one])
     ]
-
-
-def _forget_stdout() -> None:
-    """Let nobody notice, not even the interpreter at its end, that there is no one to read what is still buffered."""
-    with suppress(OSError, ValueError):
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, sys.stdout.fileno())
-        os.close(nowhere)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, BinaryIO, cast
 
 import click
 
-from sqlmq.cli.output import count, json_option, line
+from sqlmq.cli.output import count, forget_stdout, json_option, line
 from sqlmq.cli.settings import Settings, database_options, example, pass_settings
 from sqlmq.cli.signals import Stop
 from sqlmq.errors import SqlmqError
@@ -203,6 +203,7 @@ class _Sender:
             click.echo("\n".join(line(result._asdict()) for result in results))
         except BrokenPipeError:
             # Elsewhere a reader who has gone has had enough; here the rest of the messages would be lost quietly.
+            forget_stdout()
             raise click.ClickException(
                 "nobody reads the results any more; the rest of the lines was not sent."
             ) from None
