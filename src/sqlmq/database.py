@@ -218,6 +218,8 @@ class Database:
             translated = DatabaseUnavailableError(message)
         if translated is None:
             raise error
+        if self.dialect.quotes_rows(cause):
+            raise translated from None
         raise translated from cause
 
     def _retrying(self, attempt: Callable[[], T]) -> T:

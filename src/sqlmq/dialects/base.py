@@ -124,6 +124,11 @@ class Dialect(ABC):
     def translate(self, error: Exception, where: str) -> SqlmqError | None:
         """Our error for a driver's *error* at the database *where*; None if it is not the database's doing."""
 
+    def quotes_rows(self, error: Exception) -> bool:
+        """Whether the driver's *error* can hold parts of a row, which belong in no log."""
+        del error
+        return False
+
     @abstractmethod
     def is_passing(self, error: Exception) -> bool:
         """Whether a transaction that failed so may succeed if it is run again from its beginning."""

@@ -179,6 +179,11 @@ class Postgresql(Dialect):
         )
         return kind(f"{where}: {said}. {advice}".strip())
 
+    def quotes_rows(self, error: Exception) -> bool:
+        # "Failing row contains (...)" of a constraint, "Token ... is invalid" of a value.
+        driver_error = _driver_error(error)
+        return driver_error is not None and _state(driver_error).startswith(("22", "23"))
+
     def is_passing(self, error: Exception) -> bool:
         driver_error = _driver_error(error)
         if driver_error is None:
