@@ -6,9 +6,9 @@ import argparse
 import tempfile
 from pathlib import Path
 
-from benchmarks import coalescing
+from benchmarks import coalescing, outbox
 
-BENCHMARKS = {"coalescing": coalescing.run}
+BENCHMARKS = {"coalescing": coalescing.run, "outbox": outbox.run}
 
 
 def main() -> None:

@@ -4,7 +4,7 @@
 -- What the library calls: one array element per message, in the order of their partitions, and for each partition how
 -- many messages are its own. Gives the offset of the first message of each partition. Headers are JSON texts; an array
 -- that is NULL stands for NULLs.
-CREATE FUNCTION {schema}sqlmq_append(partition_ids bigint[], counts integer[], keys bytea[], vals bytea[], headers text[])
+CREATE OR REPLACE FUNCTION {schema}sqlmq_append(partition_ids bigint[], counts integer[], keys bytea[], vals bytea[], headers text[])
 RETURNS bigint[] LANGUAGE plpgsql{search_path} AS $sqlmq$
 DECLARE
     bases bigint[] := ARRAY[]::bigint[];
@@ -57,7 +57,7 @@ $sqlmq$;
 --     SELECT sqlmq_produce('orders', 'customer 7', 'paid');
 --     SELECT * FROM sqlmq_produce('orders', NULL::bytea, '\x00ff'::bytea, jsonb_build_object('type', 'paid'), 2);
 -- The key decides the partition as it does in Python; without one it is any; or it is named.
-CREATE FUNCTION {schema}sqlmq_produce(
+CREATE OR REPLACE FUNCTION {schema}sqlmq_produce(
     topic text,
     key bytea,
     value bytea,
@@ -105,7 +105,7 @@ END
 $sqlmq$;
 
 -- The same for text, which is stored in UTF-8.
-CREATE FUNCTION {schema}sqlmq_produce(
+CREATE OR REPLACE FUNCTION {schema}sqlmq_produce(
     topic text,
     key text,
     value text,

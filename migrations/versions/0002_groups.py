@@ -18,7 +18,7 @@ ID = sa.BigInteger().with_variant(sa.Integer, "sqlite")
 MOMENT = sa.DateTime(timezone=True).with_variant(sa.BigInteger, "sqlite")
 
 
-def upgrade(op: Operations, schema: str | None) -> None:
+def upgrade(op: Operations, schema: str | None, **_: object) -> None:
     on_postgres = op.get_context().dialect.name == "postgresql"
     now = sa.text("now()" if on_postgres else "(CAST((julianday('now') - 2440587.5) * 86400000000 AS INTEGER))")
     op.create_table(
@@ -70,6 +70,6 @@ def upgrade(op: Operations, schema: str | None) -> None:
     )
 
 
-def downgrade(op: Operations, schema: str | None) -> None:
+def downgrade(op: Operations, schema: str | None, **_: object) -> None:
     for table in ("sqlmq_group_offset", "sqlmq_claim", "sqlmq_member", "sqlmq_group"):
         op.drop_table(table, schema=schema)

@@ -20,7 +20,7 @@ MOMENT = sa.DateTime(timezone=True).with_variant(sa.BigInteger, "sqlite")
 JSON = postgresql.JSONB().with_variant(sa.Text, "sqlite")
 
 
-def upgrade(op: Operations, schema: str | None) -> None:
+def upgrade(op: Operations, schema: str | None, **_: object) -> None:
     on_postgres = op.get_context().dialect.name == "postgresql"
     now = sa.text("now()" if on_postgres else "(CAST((julianday('now') - 2440587.5) * 86400000000 AS INTEGER))")
     op.create_table(
@@ -55,6 +55,6 @@ def upgrade(op: Operations, schema: str | None) -> None:
     op.create_index("sqlmq_parked_due_at_idx", "sqlmq_parked", ["due_at"], schema=schema)
 
 
-def downgrade(op: Operations, schema: str | None) -> None:
+def downgrade(op: Operations, schema: str | None, **_: object) -> None:
     for table in ("sqlmq_parked", "sqlmq_staged"):
         op.drop_table(table, schema=schema)

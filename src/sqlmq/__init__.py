@@ -1,8 +1,8 @@
 """A message queue that lives in the SQL database you already have.
 
     MQ                          a database, its topics, and what is made from it            mq
-     ├── Producer               messages in                                                 producer, coalescer
-     └── Consumer               messages out, for a group                                   consumer, background
+     ├── Producer               messages in                                                 producer, coalescer, outbox
+     └── Consumer               messages out, for a group                                   consumer, ownership
           │
     transactions                where they begin and end, and are tried again               database
           │
@@ -41,6 +41,7 @@ from sqlmq.errors import (
     MessageTooLargeError,
     MQClosedError,
     OffsetGapError,
+    OutboxError,
     OutcomeUnknownError,
     PermissionDeniedError,
     ProducerClosedError,
@@ -56,6 +57,7 @@ from sqlmq.errors import (
 )
 from sqlmq.message import Message, ProducerResult
 from sqlmq.mq import MQ
+from sqlmq.outbox import Publication
 from sqlmq.producer import Producer
 
 __version__ = version("sqlmq")
@@ -83,12 +85,14 @@ __all__ = [
     "Message",
     "MessageTooLargeError",
     "OffsetGapError",
+    "OutboxError",
     "OutcomeUnknownError",
     "PartitionDescription",
     "PermissionDeniedError",
     "Producer",
     "ProducerClosedError",
     "ProducerResult",
+    "Publication",
     "ReadOnlyDatabaseError",
     "SchemaError",
     "SchemaMissingError",

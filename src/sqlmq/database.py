@@ -115,6 +115,10 @@ class Database:
                 self._retrying(self._prepare_once)
                 self._prepared = True
 
+    def identity(self, *, fresh: bool) -> tuple[object, ...]:
+        """What tells the database from all others, as ``Dialect.identity`` does."""
+        return self.read(lambda conn: self.dialect.identity(conn, fresh=fresh))
+
     def close(self) -> None:
         """Close the connections, if the engine is our own, once other threads' transactions are over."""
         with self._unused:

@@ -16,6 +16,7 @@
      │    └── ConsumerClosedError
      ├── FencedError                                     somebody else owns the partition by now
      ├── OffsetGapError                                  the log lacks an offset it must have
+     ├── OutboxError                                     a session that can't carry a message
      ├── ForkedError                                     the object belongs to the parent process
      ├── SchemaError
      │    ├── SchemaMissingError
@@ -27,7 +28,7 @@
           ├── DatabaseFullError
           ├── ReadOnlyDatabaseError
           ├── PermissionDeniedError
-          ├── IsolationError                             the transaction can't number messages
+          ├── IsolationError                             the transaction can't see what it needs to
           └── OutcomeUnknownError                        cut off during COMMIT
 
 A wait that ends without a message raises the builtin ``TimeoutError``; a value of the wrong type, ``TypeError``.
@@ -187,6 +188,10 @@ class OffsetGapError(SqlmqError):
             " Rows of sqlmq_message were deleted by hand or lost with the disk. Nothing was skipped: find out what is "
             "missing before the group reads on."
         )
+
+
+class OutboxError(SqlmqError):
+    """The session given for a message has no transaction that the message could commit with. Nothing was published."""
 
 
 class ForkedError(SqlmqError):

@@ -72,6 +72,17 @@ class Message:
         message._timestamp_us = timestamp_us
         return message
 
+    @classmethod
+    def stored(cls, key: bytes | None, value: bytes, headers_json: str | bytes | None) -> Message:
+        """Make a message of a row that is not in the log: it was checked when it was first made."""
+        message = cls.__new__(cls)
+        message._value = value
+        message._key = key
+        message._headers = None
+        message._headers_json = headers_json
+        message._topic = message._partition = message._offset = message._timestamp_us = None
+        return message
+
     @property
     def value(self) -> bytes:
         """The message itself."""

@@ -11,6 +11,7 @@ Nothing here begins or ends a transaction: that is the caller's.
 from __future__ import annotations
 
 import io
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -97,7 +98,7 @@ def sql(database: str, *, schema: str | None = None, start: str = "base", revisi
     with context.begin_transaction():
         if schema is not None:
             context.impl.static_output(f"{sa.schema.CreateSchema(schema, if_not_exists=True)};")
-        context.run_migrations(op=_operations(context), schema=schema)
+        _run_revisions(context, schema)
     return text.getvalue()
 
 
@@ -132,13 +133,25 @@ def _run(
     from alembic.runtime.migration import MigrationContext
 
     context = MigrationContext.configure(connection, opts=_options(schema) | {"fn": steps})
-    context.run_migrations(op=_operations(context), schema=schema)
+    _run_revisions(context, schema)
 
 
-def _operations(context: MigrationContext) -> object:
+def _run_revisions(context: MigrationContext, schema: str | None) -> None:
+    """Run what *context* is set up for; each revision gets alembic's operations, the schema, and a way to run SQL files."""
     from alembic.operations import Operations
 
-    return Operations(context)
+    op = Operations(context)
+    # Without a schema of their own, the functions look for their tables where they were made, whoever calls them.
+    quoted = '"{}".'.format(schema.replace('"', '""')) if schema else ""
+    search_path = "" if schema else " SET search_path FROM CURRENT"
+
+    def run_sql(file: str) -> None:
+        text = (_directory() / "sql" / file).read_text(encoding="utf-8")
+        for statement in _STATEMENT.findall(text):
+            placed = statement.replace("{schema}", quoted).replace("{search_path}", search_path)
+            op.execute(sa.DDL(placed.replace("%", "%%")))  # type: ignore[no-untyped-call]
+
+    context.run_migrations(op=op, schema=schema, run_sql=run_sql)
 
 
 def _options(schema: str | None) -> dict[str, object]:
@@ -148,6 +161,14 @@ def _options(schema: str | None) -> dict[str, object]:
 def _script() -> ScriptDirectory:
     from alembic.script import ScriptDirectory
 
+    return ScriptDirectory(str(_directory()))
+
+
+def _directory() -> Path:
     here = Path(__file__).parent
     in_wheel, in_checkout = here / "_migrations", here.parent.parent / "migrations"
-    return ScriptDirectory(str(in_wheel if in_wheel.is_dir() else in_checkout))
+    return in_wheel if in_wheel.is_dir() else in_checkout
+
+
+# A statement with the comment before it; bodies are quoted by $sqlmq$, and have semicolons of their own.
+_STATEMENT = re.compile(r"\s*((?:--[^\n]*|\$sqlmq\$.*?\$sqlmq\$|[^;$])++);", re.DOTALL)

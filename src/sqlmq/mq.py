@@ -14,6 +14,7 @@ from sqlmq.consumer import Ack, Consumer
 from sqlmq.database import Database
 from sqlmq.errors import MQClosedError, UnknownTopicError
 from sqlmq.flows import manage
+from sqlmq.mover import Mover
 from sqlmq.options import (
     Options,
     Start,
@@ -93,6 +94,7 @@ class MQ:
         )
         self._database = Database(database, check_schema(schema))
         self._background = Background(self._database, lease_seconds=lease_seconds, tend_seconds=commit_interval_seconds)
+        self._mover = Mover(self._database, self._background.wake)
         self._made: list[Producer | Consumer] = []
         self._keeping = threading.Lock()
         self._closing = Closing()
@@ -142,6 +144,7 @@ class MQ:
                 found,
                 max_message_bytes=self._options.max_message_bytes,
                 wake=self._background.wake,
+                mover=self._mover,
             )
         )
 
@@ -162,6 +165,7 @@ class MQ:
             check_member_name(name)
         found = self._find_or_create(topic)
         joining = Joining(found, group_id, start, _member_name() if name is None else name)
+        self._mover.watch()
         return self._keep(Consumer(self._database, self._background, joining, self._options, ack))
 
     def topics(self) -> list[str]:
@@ -215,6 +219,7 @@ class MQ:
                 one.close()
             except Exception as error:  # noqa: BLE001 - raised below, with the others
                 errors.append(error)
+        self._mover.close()
         self._background.close()
         self._database.close()
         if errors:

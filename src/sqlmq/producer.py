@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import random
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Self, overload
 
+from sqlmq import outbox
 from sqlmq.closing import Closing
 from sqlmq.coalescer import Coalescer
 from sqlmq.errors import ProducerClosedError, UnknownTopicError
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from sqlmq.database import Database
+    from sqlmq.mover import Mover
+    from sqlmq.outbox import Publication, SessionLike
     from sqlmq.store.topics import Topic
 
 
@@ -32,7 +35,7 @@ class Producer:
     """
 
     def __init__(
-        self, database: Database, topic: Topic, *, max_message_bytes: int, wake: Callable[[int], None]
+        self, database: Database, topic: Topic, *, max_message_bytes: int, wake: Callable[[int], None], mover: Mover
     ) -> None:
         self._database = database
         self._name = topic.name
@@ -41,6 +44,7 @@ class Producer:
         self._wake = wake
         self._rotation = Rotation(random.randrange(topic.partitions))
         self._coalescer = Coalescer(topic.name, self._append)
+        self._source = outbox.Source(database, mover.follow, self._forget_topic)
         self._closing = Closing()
         self._closed = False
 
@@ -54,24 +58,44 @@ class Producer:
         """Whether it was closed."""
         return self._closed
 
-    def produce(self, message: Message, *, timeout: float | None = None) -> ProducerResult:
+    @overload
+    def produce(self, message: Message, *, timeout: float | None = None, session: None = None) -> ProducerResult: ...
+    @overload
+    def produce(self, message: Message, *, timeout: None = None, session: SessionLike) -> Publication: ...
+
+    def produce(
+        self, message: Message, *, timeout: float | None = None, session: SessionLike | None = None
+    ) -> ProducerResult | Publication:
         """Append *message* and return its place, once that is committed.
 
         *timeout*, in seconds, bounds the wait: TimeoutError means that the message was not sent, OutcomeUnknownError
         that it was on its way. Raises UnknownTopicError if the topic was deleted, MessageTooLargeError, and
         DatabaseError when the database refuses; then nothing was written.
+
+        With a *session* (a Session, scoped_session or Connection on the same database) the message is part of its
+        transaction instead: appended when that commits, never if it, or the savepoint around the call, is rolled back.
+        The partition is locked for the commit only. Messages of one transaction keep their order in each partition;
+        those without a key go to one partition. Raises OutboxError, at once, for a session that can't carry a message.
         """
-        return self._coalescer.call(Routed(self._checked(message), None), check_timeout(timeout))
+        return self._send(Routed(self._checked(message), None), timeout, session)
+
+    @overload
+    def produce_with_partition(
+        self, message: Message, partition: int, *, timeout: float | None = None, session: None = None
+    ) -> ProducerResult: ...
+    @overload
+    def produce_with_partition(
+        self, message: Message, partition: int, *, timeout: None = None, session: SessionLike
+    ) -> Publication: ...
 
     def produce_with_partition(
-        self, message: Message, partition: int, *, timeout: float | None = None
-    ) -> ProducerResult:
+        self, message: Message, partition: int, *, timeout: float | None = None, session: SessionLike | None = None
+    ) -> ProducerResult | Publication:
         """Append *message* to the partition with the number *partition*, whatever its key; else as ``produce``.
 
         Raises InvalidPartitionError if the topic has no such partition.
         """
-        routed = Routed(self._checked(message), self._checked_partition(partition))
-        return self._coalescer.call(routed, check_timeout(timeout))
+        return self._send(Routed(self._checked(message), self._checked_partition(partition)), timeout, session)
 
     def submit(self, message: Message, partition: int | None = None) -> Future[ProducerResult]:
         """Append *message* without waiting for it; the future has the place, or the error.
@@ -81,13 +105,22 @@ class Producer:
         routed = Routed(self._checked(message), None if partition is None else self._checked_partition(partition))
         return self._coalescer.submit(routed)
 
-    def produce_many(self, messages: Iterable[Message]) -> list[ProducerResult]:
+    @overload
+    def produce_many(self, messages: Iterable[Message], *, session: None = None) -> list[ProducerResult]: ...
+    @overload
+    def produce_many(self, messages: Iterable[Message], *, session: SessionLike) -> list[Publication]: ...
+
+    def produce_many(
+        self, messages: Iterable[Message], *, session: SessionLike | None = None
+    ) -> list[ProducerResult] | list[Publication]:
         """Append *messages* in one transaction, all or none, and return their places in the same order.
 
-        Those without a key go to one partition together.
+        Those without a key go to one partition together. With a *session*, as ``produce``: in its transaction.
         """
         self._check_open()
         routed = [Routed(self._checked(message), None) for message in messages]
+        if session is not None:
+            return self._publish(routed, session)
         return self._append(routed) if routed else []
 
     def close(self) -> None:
@@ -124,14 +157,25 @@ class Producer:
     def _checked_partition(self, partition: int) -> int:
         return check_partition(self._name, partition, self._current_topic().partitions)
 
+    def _send(self, routed: Routed, timeout: float | None, session: SessionLike | None) -> ProducerResult | Publication:
+        if session is None:
+            return self._coalescer.call(routed, check_timeout(timeout))
+        if timeout is not None:
+            complaint = "With session= there is nothing to wait for: the message goes when the transaction commits."
+            raise ValueError(complaint)
+        return self._publish([routed], session)[0]
+
+    def _publish(self, routed: list[Routed], session: SessionLike) -> list[Publication]:
+        return outbox.add(session, self._source, self._current_topic(), routed, self._rotation)
+
     def _append(self, routed: list[Routed]) -> list[ProducerResult]:
         topic = self._current_topic()
-        run = self._database.append if produce.fits_one_statement(routed) else self._database.write
+        placed = produce.place(topic, routed, self._rotation)
+        run = self._database.append if produce.fits_one_statement(placed) else self._database.write
         try:
-            results = run(lambda conn: produce.append(conn, self._database.dialect, topic, routed, self._rotation))
+            results = run(lambda conn: produce.append(conn, self._database.dialect, placed))
         except UnknownTopicError:
-            # There may be a new topic of this name by the next call.
-            self._topic = None
+            self._forget_topic()
             raise
         self._wake(topic.id)
         return results
@@ -142,3 +186,7 @@ class Producer:
             topic = self._database.read(lambda conn: manage.find_topic(conn, self._database.dialect, self._name))
             self._topic = topic
         return topic
+
+    def _forget_topic(self) -> None:
+        """There may be a new topic of this name by the next call."""
+        self._topic = None

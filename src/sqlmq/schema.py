@@ -28,7 +28,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects import postgresql
 
-REVISION = "0003"
+REVISION = "0004"
 """The newest revision in ``migrations/``, which this version works with."""
 
 VERSION_TABLE = "sqlmq_version"
@@ -142,13 +142,13 @@ def tables(schema: str | None) -> Tables:
             "sqlmq_staged",
             metadata,
             Column("id", Id, primary_key=True),
-            Column("topic_id", BigInteger, nullable=False),
-            Column("partition_number", Integer),
+            Column("partition_id", BigInteger, nullable=False),
             Column("key", LargeBinary),
             Column("value", LargeBinary, nullable=False),
             Column("headers", Json),
             Column("deliver_at", Moment, nullable=False),
             Column("created_at", Moment, nullable=False),
+            Index("sqlmq_staged_partition_id_deliver_at_id_idx", "partition_id", "deliver_at", "id"),
             Index("sqlmq_staged_deliver_at_idx", "deliver_at"),
         ),
         parked=Table(

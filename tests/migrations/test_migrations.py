@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sqlite3
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -247,8 +248,8 @@ def test_the_revisions_as_text_make_the_same_tables(empty: DatabaseUnderTest, en
 def test_the_text_from_an_older_revision_makes_only_what_is_missing(empty: DatabaseUnderTest) -> None:
     script = migrate.sql("postgresql" if empty.is_postgres else "sqlite", schema=empty.schema, start="0001")
 
-    assert "sqlmq_topic" not in script
-    assert "sqlmq_group_offset" in script
+    assert not re.search(r"CREATE TABLE \S*sqlmq_topic", script)
+    assert re.search(r"CREATE TABLE \S*sqlmq_group_offset", script)
     assert f"version_num='{REVISION}'" in script
 
 

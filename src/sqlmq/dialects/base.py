@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 class Batch(NamedTuple):
     """Messages for one partition, in order."""
 
+    topic: str
+    """The topic's name, for errors to tell."""
     partition_id: int
     messages: Sequence[Message]
 
@@ -85,6 +87,9 @@ class Dialect(ABC):
         del conn
         return False
 
+    def limit_lock_wait(self, conn: Connection, seconds: float) -> None:  # noqa: B027 - some have a limit of their own
+        """Have statements of this transaction fail, for a passing reason, that wait longer than that for a lock."""
+
     @abstractmethod
     def lock_schema(self, conn: Connection) -> None:
         """Let one migration run at a time, until the transaction ends."""
@@ -102,11 +107,29 @@ class Dialect(ABC):
         """An INSERT that leaves alone a row which is there already, by the columns *unique*."""
 
     @abstractmethod
-    def append(self, conn: Connection, topic: str, batches: Sequence[Batch]) -> list[int]:
+    def append(self, conn: Connection, batches: Sequence[Batch]) -> list[int]:
         """Number the messages of *batches*, which are in order of ``partition_id``, and add them to the log.
 
         Returns the offset of the first message of each batch. The partitions' rows are locked, in that order, until
         the transaction ends. Raises UnknownTopicError if one of the partitions is gone.
+        """
+
+    def publish(self, conn: Connection, batches: Sequence[Batch]) -> list[int] | None:
+        """As ``append``, in a transaction of any isolation level, on a connection of any driver.
+
+        Where the level does not let it see the newest offset, the messages are staged, without a lock; then None.
+        """
+        return self.append(conn, batches)
+
+    @abstractmethod
+    def is_autocommit(self, conn: Connection) -> bool:
+        """Whether *conn*, which SQLAlchemy takes to be in a transaction, commits each statement by itself."""
+
+    @abstractmethod
+    def identity(self, conn: Connection, *, fresh: bool) -> tuple[object, ...]:
+        """What tells the database of *conn* from all others, until its server starts again.
+
+        Unless it has to be *fresh*, the answer may be an old one for the same engine.
         """
 
     @abstractmethod

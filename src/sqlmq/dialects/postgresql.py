@@ -6,7 +6,9 @@ messages on, and a row read in binary half.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar
+import re
+from typing import TYPE_CHECKING, Any, ClassVar
+from weakref import WeakKeyDictionary
 
 import psycopg
 from psycopg.adapt import Loader
@@ -40,9 +42,16 @@ _CONNECT_TIMEOUT_SECONDS = 10
 _TCP_USER_TIMEOUT_MS = 30_000
 # 2000-01-01, from which Postgres counts, in microseconds after 1970-01-01.
 _POSTGRES_EPOCH_US = 946_684_800_000_000
-# SQLSTATEs that our own functions raise.
+# What our own functions raise: a SQLSTATE, and words that every driver hands on.
 _ISOLATION = "MQ001"
-_UNKNOWN_TOPIC = "MQ002"
+_UNKNOWN_PARTITION = re.compile(r"the topic of partition id (\d+) was deleted")
+# By driver; any other has the last. Binary where the driver leaves the choice.
+_PLACEHOLDERS = {
+    "psycopg": ("%b",) * 5,
+    "psycopg_async": ("%b",) * 5,
+    "asyncpg": ("$1", "$2", "$3", "$4", "$5"),
+    "": ("%s",) * 5,
+}
 
 
 class _JsonbLoader(Loader):
@@ -66,9 +75,9 @@ class Postgresql(Dialect):
             raise InvalidURLError(message)
         prefix = f'"{schema.replace(chr(34), chr(34) * 2)}".' if schema else ""
         prefix = prefix.replace("%", "%%")
-        self._append_sql = (
-            f"SELECT {prefix}sqlmq_append(%b::bigint[], %b::integer[], %b::bytea[], %b::bytea[], %b::text[])"
-        )
+        self._identities: WeakKeyDictionary[Engine, tuple[object, ...]] = WeakKeyDictionary()
+        self._append_sql = {driver: _call(f"{prefix}sqlmq_append", marks) for driver, marks in _PLACEHOLDERS.items()}
+        self._publish_sql = {driver: _call(f"{prefix}sqlmq_publish", marks) for driver, marks in _PLACEHOLDERS.items()}
         # `ready` is the one probe of an idle consumer. ORDER BY and LIMIT make it an index look-up for each partition:
         # an EXISTS may become a join that reads the whole log, and did. The window adds up sizes without reading
         # values that are stored out of line.
@@ -121,6 +130,9 @@ class Postgresql(Dialect):
         default: str = conn.exec_driver_sql("SHOW default_transaction_isolation").scalar_one()
         return default == "read committed"
 
+    def limit_lock_wait(self, conn: Connection, seconds: float) -> None:
+        conn.exec_driver_sql(f"SET LOCAL lock_timeout = {int(seconds * 1000)}")
+
     def lock_schema(self, conn: Connection) -> None:
         # The number is "sqlmq" in ASCII. Held until the transaction ends, so a pooler between does no harm.
         conn.exec_driver_sql("SELECT pg_advisory_xact_lock(495874403697)")
@@ -134,24 +146,23 @@ class Postgresql(Dialect):
     def insert_new(self, table: Table, unique: Sequence[str]) -> Insert:
         return postgresql.insert(table).on_conflict_do_nothing(index_elements=unique)
 
-    def append(self, conn: Connection, topic: str, batches: Sequence[Batch]) -> list[int]:
-        messages = batches[0].messages if len(batches) == 1 else [m for batch in batches for m in batch.messages]
-        keys = [message.key for message in messages]
-        headers = [message.headers_json for message in messages]
-        parameters = (
-            [batch.partition_id for batch in batches],
-            [len(batch.messages) for batch in batches],
-            keys if any(key is not None for key in keys) else None,
-            [message.value for message in messages],
-            headers if any(text is not None for text in headers) else None,
-        )
-        try:
-            bases: list[int] = conn.exec_driver_sql(self._append_sql, parameters).scalar_one()
-        except DBAPIError as error:
-            if _sqlstate(error) == _UNKNOWN_TOPIC:
-                raise UnknownTopicError(topic) from error.orig
-            raise
+    def append(self, conn: Connection, batches: Sequence[Batch]) -> list[int]:
+        bases = _number(conn, self._append_sql, batches)
+        assert bases is not None  # noqa: S101 - the function either appends or raises
         return bases
+
+    def publish(self, conn: Connection, batches: Sequence[Batch]) -> list[int] | None:
+        return _number(conn, self._publish_sql, batches)
+
+    def is_autocommit(self, conn: Connection) -> bool:
+        connection: Any = conn.connection.dbapi_connection
+        return conn.dialect.detect_autocommit_setting(connection)
+
+    def identity(self, conn: Connection, *, fresh: bool) -> tuple[object, ...]:
+        if fresh or conn.engine not in self._identities:
+            query = "SELECT current_database()::text, date_part('epoch', pg_postmaster_start_time())::text"
+            self._identities[conn.engine] = tuple(conn.exec_driver_sql(query).one())
+        return self._identities[conn.engine]
 
     def read(self, conn: Connection, positions: Sequence[Position], limit: int, max_bytes: int) -> list[LogRow]:
         connection = conn.connection.driver_connection
@@ -229,6 +240,40 @@ _VERDICTS: tuple[tuple[str, tuple[type[DatabaseError], str]], ...] = (
 )
 
 
+def _call(function: str, marks: Sequence[str]) -> str:
+    types = ("bigint[]", "integer[]", "bytea[]", "bytea[]", "text[]")
+    arguments = ", ".join(f"{mark}::{type_}" for mark, type_ in zip(marks, types, strict=True))
+    # Where the marks begin with a percent sign, others are doubled.
+    return (
+        f"SELECT {function}({arguments})"
+        if marks[0].startswith("%")
+        else f"SELECT {function.replace('%%', '%')}({arguments})"
+    )
+
+
+def _number(conn: Connection, sql: dict[str, str], batches: Sequence[Batch]) -> list[int] | None:
+    messages = batches[0].messages if len(batches) == 1 else [m for batch in batches for m in batch.messages]
+    keys = [message.key for message in messages]
+    headers = [message.headers_json for message in messages]
+    parameters = (
+        [batch.partition_id for batch in batches],
+        [len(batch.messages) for batch in batches],
+        keys if any(key is not None for key in keys) else None,
+        [message.value for message in messages],
+        headers if any(text is not None for text in headers) else None,
+    )
+    try:
+        bases: list[int] | None = conn.exec_driver_sql(sql.get(conn.dialect.driver, sql[""]), parameters).scalar_one()
+    except DBAPIError as error:
+        # The statement's parameters are messages, which belong in no log.
+        error.hide_parameters = True
+        if gone := _UNKNOWN_PARTITION.search(str(error.orig)):
+            topic = next(batch.topic for batch in batches if batch.partition_id == int(gone[1]))
+            raise UnknownTopicError(topic) from error.orig
+        raise
+    return bases
+
+
 def _asked_for(url: URL) -> dict[str, object]:
     """The user's own words for what we would set."""
     return {name: url.query[name] for name in ("connect_timeout", "tcp_user_timeout") if name in url.query}
@@ -251,11 +296,6 @@ def _state(error: psycopg.Error) -> str:
     if 'database "' in said and "does not exist" in said:
         return "3D000"
     return next((state for words, state in _REFUSED_LOGINS if words in said), "")
-
-
-def _sqlstate(error: Exception) -> str | None:
-    driver_error = _driver_error(error)
-    return driver_error.sqlstate if driver_error else None
 
 
 def _first_line(error: psycopg.Error) -> str:

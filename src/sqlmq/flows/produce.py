@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from sqlmq.dialects import Batch
 from sqlmq.message import ProducerResult
@@ -17,7 +17,6 @@ if TYPE_CHECKING:
 
     from sqlmq.dialects import Dialect
     from sqlmq.message import Message
-    from sqlmq.partitioner import Rotation
     from sqlmq.store.topics import Topic
 
 CHUNK_MESSAGES = 5_000
@@ -33,54 +32,105 @@ class Routed(NamedTuple):
     partition: int | None
 
 
-def append(
-    conn: Connection, dialect: Dialect, topic: Topic, routed: Sequence[Routed], rotation: Rotation
-) -> list[ProducerResult]:
-    """Give each message its partition, number them, and add them to the log; results are in the order of *routed*.
+class Placed(NamedTuple):
+    """A message, and the partition of a topic it goes to, by its number."""
 
-    Keyless messages go together, to the partition whose turn it is. The partitions' rows are locked in order of id
-    until the transaction ends, whatever the number of statements, so two producers can't wait for each other.
-    """
-    results: list[ProducerResult | None] = [None] * len(routed)
-    for chunk in chunks(topic, routed, rotation):
-        batches = [Batch(topic.partition_ids[number], [routed[i].message for i in places]) for number, places in chunk]
-        bases = messages.append(conn, dialect, topic.name, batches)
-        for (number, places), base in zip(chunk, bases, strict=True):
-            for offset, i in enumerate(places, base):
-                results[i] = ProducerResult(topic.name, number, offset)
-    return [result for result in results if result is not None]
+    topic: Topic
+    number: int
+    message: Message
+
+    @property
+    def partition_id(self) -> int:
+        """The database's id of the partition."""
+        return self.topic.partition_ids[self.number]
 
 
-def fits_one_statement(routed: Sequence[Routed]) -> bool:
-    """Whether ``append`` needs a single statement for *routed*."""
-    return len(routed) <= CHUNK_MESSAGES and sum(len(one.message.value) for one in routed) <= CHUNK_BYTES
+class Turn(Protocol):
+    """Chooses the partition for messages without a key."""
+
+    def next(self, partitions: int) -> int:
+        """The number of one of *partitions*."""
 
 
-def chunks(topic: Topic, routed: Sequence[Routed], rotation: Rotation) -> Iterable[list[tuple[int, list[int]]]]:
-    """Partition numbers with the places of their messages in *routed*, by rising partition id, cut into statements."""
+def place(topic: Topic, routed: Sequence[Routed], turn: Turn) -> list[Placed]:
+    """Give each message its partition. Those without a key go together, to the one whose turn it is."""
     keyless: int | None = None
-    places: dict[int, list[int]] = {}
-    for i, (message, partition) in enumerate(routed):
+    placed = []
+    for message, partition in routed:
         number = partition
         if number is not None:
             check_partition(topic.name, number, topic.partitions)
         elif message.key is not None:
             number = partition_for_key(topic.partitioner, message.key, topic.partitions)
         else:
-            keyless = number = rotation.next(topic.partitions) if keyless is None else keyless
-        places.setdefault(number, []).append(i)
+            keyless = number = turn.next(topic.partitions) if keyless is None else keyless
+        placed.append(Placed(topic, number, message))
+    return placed
 
-    chunk: list[tuple[int, list[int]]] = []
+
+def append(conn: Connection, dialect: Dialect, placed: Sequence[Placed]) -> list[ProducerResult]:
+    """Number the messages and add them to the log; results are in the order of *placed*.
+
+    The partitions' rows are locked in order of id until the transaction ends, whatever the number of statements and
+    topics, so two producers can't wait for each other.
+    """
+    results: list[ProducerResult | None] = [None] * len(placed)
+    for chunk in chunks(placed):
+        _note(results, chunk, placed, messages.append(conn, dialect, _batches(chunk, placed)))
+    return [result for result in results if result is not None]
+
+
+def publish(conn: Connection, dialect: Dialect, placed: Sequence[Placed]) -> list[ProducerResult | None]:
+    """As ``append``, in somebody else's transaction, of any isolation level; None for what is staged.
+
+    Staged messages keep their order in each partition, and are in the log once ``flows.stage.move`` has moved them.
+    """
+    results: list[ProducerResult | None] = [None] * len(placed)
+    for chunk in chunks(placed):
+        bases = messages.publish(conn, dialect, _batches(chunk, placed))
+        if bases is not None:
+            _note(results, chunk, placed, bases)
+    return results
+
+
+def fits_one_statement(placed: Sequence[Placed]) -> bool:
+    """Whether ``append`` needs a single statement for *placed*."""
+    return len(placed) <= CHUNK_MESSAGES and sum(len(one.message.value) for one in placed) <= CHUNK_BYTES
+
+
+def chunks(placed: Sequence[Placed]) -> Iterable[list[list[int]]]:
+    """The places in *placed* of each partition's messages, by rising partition id, cut into statements."""
+    places: dict[int, list[int]] = {}
+    for i, one in enumerate(placed):
+        places.setdefault(one.partition_id, []).append(i)
+
+    chunk: list[list[int]] = []
     count = size = 0
-    for number in sorted(places, key=lambda number: topic.partition_ids[number]):
+    for partition_id in sorted(places):
         part: list[int] = []
-        for i in places[number]:
-            length = len(routed[i].message.value)
+        for i in places[partition_id]:
+            length = len(placed[i].message.value)
             if count and (count == CHUNK_MESSAGES or size + length > CHUNK_BYTES):
-                yield [*chunk, (number, part)] if part else chunk
+                yield [*chunk, part] if part else chunk
                 chunk, part, count, size = [], [], 0, 0
             part.append(i)
             count += 1
             size += length
-        chunk.append((number, part))
-    yield chunk
+        chunk.append(part)
+    if chunk:
+        yield chunk
+
+
+def _batches(chunk: list[list[int]], placed: Sequence[Placed]) -> list[Batch]:
+    return [
+        Batch(placed[part[0]].topic.name, placed[part[0]].partition_id, [placed[i].message for i in part])
+        for part in chunk
+    ]
+
+
+def _note(
+    results: list[ProducerResult | None], chunk: list[list[int]], placed: Sequence[Placed], bases: Sequence[int]
+) -> None:
+    for part, base in zip(chunk, bases, strict=True):
+        for offset, i in enumerate(part, base):
+            results[i] = ProducerResult(placed[i].topic.name, placed[i].number, offset)

@@ -15,14 +15,19 @@ if TYPE_CHECKING:
     from sqlmq.store.topics import Topic
 
 
-def append(conn: Connection, dialect: Dialect, topic: str, batches: Sequence[Batch]) -> list[int]:
+def append(conn: Connection, dialect: Dialect, batches: Sequence[Batch]) -> list[int]:
     """Number the messages of *batches*, which are in order of ``partition_id``, and add them to the end of the log.
 
     Returns the offset of the first message of each batch; the others of a batch follow without gaps. The partitions'
     rows stay locked until the caller's transaction ends, so no message becomes readable before one with a smaller
-    offset. Raises UnknownTopicError if *topic* was deleted.
+    offset. Raises UnknownTopicError if a topic was deleted.
     """
-    return dialect.append(conn, topic, batches)
+    return dialect.append(conn, batches)
+
+
+def publish(conn: Connection, dialect: Dialect, batches: Sequence[Batch]) -> list[int] | None:
+    """As ``append``; but above READ COMMITTED, stage the messages instead, without a lock, and return None."""
+    return dialect.publish(conn, batches)
 
 
 def read(

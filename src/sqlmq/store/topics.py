@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 from sqlalchemy import and_, delete, func, insert, select, update
 
+from sqlmq.store import staged
+
 if TYPE_CHECKING:
     from sqlalchemy import Connection
 
@@ -48,6 +50,14 @@ def hold(conn: Connection, dialect: Dialect, topic: Topic) -> bool:
     return row is not None
 
 
+def lock_partition(conn: Connection, dialect: Dialect, partition_id: int) -> int | None:
+    """Lock a partition as an append does, until the transaction ends; return its topic's id, None if that is gone."""
+    p = dialect.tables.partition
+    row = select(p.c.topic_id).where(p.c.id == partition_id).with_for_update(key_share=True)
+    topic_id: int | None = conn.execute(row).scalar()
+    return topic_id
+
+
 def names(conn: Connection, dialect: Dialect) -> list[str]:
     """The names of all topics, in order."""
     t = dialect.tables.topic
@@ -78,9 +88,10 @@ def delete_all(conn: Connection, dialect: Dialect, topics: list[str]) -> list[st
     t, p = dialect.tables.topic, dialect.tables.partition
     found = conn.execute(select(t.c.id, t.c.name).where(t.c.name.in_(topics)).order_by(t.c.id).with_for_update()).all()
     ids = [row.id for row in found]
-    conn.execute(select(p.c.id).where(p.c.topic_id.in_(ids)).order_by(p.c.id).with_for_update()).all()
+    locked = select(p.c.id).where(p.c.topic_id.in_(ids)).order_by(p.c.id).with_for_update()
+    partition_ids = list(conn.execute(locked).scalars())
     _delete_groups(conn, dialect, ids)
-    conn.execute(delete(dialect.tables.staged).where(dialect.tables.staged.c.topic_id.in_(ids)))
+    staged.remove_all(conn, dialect, partition_ids)
     conn.execute(update(p).where(p.c.topic_id.in_(ids)).values(topic_id=None))
     conn.execute(delete(t).where(t.c.id.in_(ids)))
     return [row.name for row in found]

@@ -1,0 +1,290 @@
+"""Messages that wait for somebody else's transaction to commit, and are appended as its last act.
+
+What waits is kept beside the Connection, and SQLAlchemy's events of that Connection tell what becomes of it: so a
+Session, an AsyncSession and a Connection are served alike, and whatever else the application does at commit time is done
+by then. Nothing is written, and no lock taken, before the commit.
+"""
+
+from __future__ import annotations
+
+import threading
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias
+from weakref import WeakKeyDictionary, ref
+
+from sqlalchemy import Connection, TwoPhaseTransaction, event
+from sqlalchemy.exc import InvalidRequestError, UnboundExecutionError
+from sqlalchemy.orm import Session, scoped_session
+from sqlalchemy.sql.expression import SavepointClause
+
+from sqlmq.errors import OutboxError, UnknownTopicError
+from sqlmq.flows import produce
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Sequence
+
+    from sqlalchemy import Engine
+    from sqlalchemy.engine import RootTransaction
+
+    from sqlmq.database import Database
+    from sqlmq.flows.produce import Placed, Routed, Turn
+    from sqlmq.message import ProducerResult
+    from sqlmq.store.topics import Topic
+
+SessionLike: TypeAlias = "Session | scoped_session[Session] | Connection"
+"""Whatever stands for a transaction of the application's."""
+
+
+class Publication:
+    """A message that is published when the transaction it was given to commits, or never."""
+
+    __slots__ = ("_partition", "_result", "_topic")
+
+    def __init__(self, topic: str, partition: int) -> None:
+        self._topic = topic
+        self._partition = partition
+        self._result: ProducerResult | None = None
+
+    @property
+    def topic(self) -> str:
+        """The name of the topic."""
+        return self._topic
+
+    @property
+    def partition(self) -> int:
+        """The number of the partition it goes to."""
+        return self._partition
+
+    @property
+    def result(self) -> ProducerResult | None:
+        """Its place in the log, once the transaction has committed.
+
+        It stays None for a transaction above READ COMMITTED, which can't know it, and one that was rolled back.
+        """
+        return self._result
+
+    def __repr__(self) -> str:
+        where = "not in the log" if self._result is None else f"at offset {self._result.offset}"
+        return f"<Publication to {self._topic}/{self._partition}, {where}>"
+
+
+class Source(NamedTuple):
+    """The producer's side of a publication."""
+
+    database: Database
+    follow: Callable[[RootTransaction, set[int], bool], None]
+    """Is told of a transaction that is about to commit, the ids of its topics, and whether messages were staged."""
+    forget_topic: Callable[[], None]
+    """Is called when the topic turns out to be gone."""
+
+
+class _Waiting(NamedTuple):
+    source: Source
+    placed: Placed
+    publication: Publication
+
+
+class _Once:
+    """Messages without a key go to one partition in a transaction, so that they stay in order."""
+
+    def __init__(self, turn: Turn) -> None:
+        self._turn = turn
+        self._number: int | None = None
+
+    def next(self, partitions: int) -> int:
+        if self._number is None:
+            self._number = self._turn.next(partitions)
+        return self._number
+
+
+class _Outbox:
+    """What waits for the transaction of one Connection. It holds no reference to that, whose closing is the user's."""
+
+    def __init__(self, conn: Connection, transaction: RootTransaction) -> None:
+        self._start_over(transaction)
+        self._hears_twophase = self._hears_commit = False
+        # Each costs some 10 microseconds, for each Connection that publishes.
+        event.listen(conn, "before_execute", self._before_execute)
+        event.listen(conn, "rollback_savepoint", self._rollback_savepoint)
+        self._listen(conn, transaction)
+
+    def _listen(self, conn: Connection, transaction: RootTransaction) -> None:
+        if isinstance(transaction, TwoPhaseTransaction):
+            if not self._hears_twophase:
+                self._hears_twophase = True
+                event.listen(conn, "prepare_twophase", self._publish)
+                event.listen(conn, "commit_twophase", self._publish)
+                event.listen(conn, "rollback_twophase", self._forget)
+        elif not self._hears_commit:
+            self._hears_commit = True
+            event.listen(conn, "commit", self._publish)
+            event.listen(conn, "rollback", self._forget)
+
+    def _start_over(self, transaction: RootTransaction) -> None:
+        self._transaction = ref(transaction)
+        self.checked: list[Database] = []
+        self._waiting: list[_Waiting] = []
+        self._published: list[_Waiting] = []
+        # The savepoints of this transaction, those begun since the outbox is there, each with how much waited by then.
+        # Those that were released stay: nobody can roll back to them.
+        self._savepoints: list[tuple[str, int]] = []
+        self._turns: dict[int, _Once] = {}
+
+    def begin(self, conn: Connection, transaction: RootTransaction) -> None:
+        """Wait for *transaction* from now on, if it is another one."""
+        if self._transaction() is not transaction:
+            self._start_over(transaction)
+            self._listen(conn, transaction)
+
+    def add(self, source: Source, topic: Topic, routed: Sequence[Routed], turn: Turn) -> list[Publication]:
+        turn = self._turns.setdefault(topic.id, _Once(turn))
+        publications = []
+        for placed in produce.place(topic, routed, turn):
+            publication = Publication(topic.name, placed.number)
+            self._waiting.append(_Waiting(source, placed, publication))
+            publications.append(publication)
+        return publications
+
+    def _before_execute(self, conn: Connection, element: object, *_: object) -> None:
+        # The event `savepoint` comes before the savepoint has its name.
+        del conn
+        if isinstance(element, SavepointClause):
+            self._savepoints.append((element.ident, len(self._waiting)))
+
+    def _rollback_savepoint(self, conn: Connection, name: str, _context: object) -> None:
+        """What was added since the savepoint began is not to be published; that may be before the outbox was there."""
+        del conn
+        names = [known for known, _ in self._savepoints]
+        index = names.index(name) if name in names else 0
+        count = self._savepoints[index][1] if name in names else 0
+        del self._savepoints[index:]
+        del self._waiting[count:]
+
+    def _publish(self, conn: Connection, *_: object) -> None:
+        waiting, self._waiting = self._waiting, []
+        transaction = self._transaction()
+        if not waiting or transaction is None:
+            return
+        # In one order everywhere, so that two transactions can't wait for each other: by schema, then by partition id.
+        by_schema: dict[str, list[_Waiting]] = {}
+        for one in waiting:
+            by_schema.setdefault(one.source.database.schema or "", []).append(one)
+        for schema in sorted(by_schema):
+            self._publish_group(conn, transaction, by_schema[schema])
+
+    def _publish_group(self, conn: Connection, transaction: RootTransaction, group: list[_Waiting]) -> None:
+        dialect = group[0].source.database.dialect
+        try:
+            results = produce.publish(conn, dialect, [one.placed for one in group])
+        except UnknownTopicError as error:
+            for one in group:
+                if one.publication.topic == error.topic:
+                    one.source.forget_topic()
+            raise
+        for one, result in zip(group, results, strict=True):
+            one.publication._result = result  # noqa: SLF001 - set by nobody else
+        self._published += group
+        for database in {one.source.database for one in group}:
+            mine = [
+                (one, result) for one, result in zip(group, results, strict=True) if one.source.database is database
+            ]
+            topic_ids = {one.placed.topic.id for one, _ in mine}
+            mine[0][0].source.follow(transaction, topic_ids, any(result is None for _, result in mine))
+
+    def _forget(self, conn: Connection, *_: object) -> None:
+        del conn
+        for one in self._published:
+            one.publication._result = None  # noqa: SLF001 - set by nobody else
+        self._waiting.clear()
+        self._published.clear()
+        self._savepoints.clear()
+
+
+_outboxes: WeakKeyDictionary[Connection, _Outbox] = WeakKeyDictionary()
+_making = threading.Lock()
+
+
+def add(session: SessionLike, source: Source, topic: Topic, routed: Iterable[Routed], turn: Turn) -> list[Publication]:
+    """Have *routed* published when the transaction of *session* commits; it is begun if there is none.
+
+    Raises OutboxError if that transaction can't carry them.
+    """
+    conn = connection_of(session, source.database)
+    transaction = conn.get_transaction() or conn.begin()
+    with _making:
+        outbox = _outboxes.get(conn)
+        if outbox is None:
+            outbox = _outboxes[conn] = _Outbox(conn, transaction)
+    outbox.begin(conn, transaction)
+    if source.database not in outbox.checked:
+        _check(conn, source.database)
+        outbox.checked.append(source.database)
+    return outbox.add(source, topic, list(routed), turn)
+
+
+def connection_of(session: SessionLike, database: Database) -> Connection:
+    """The Connection that carries the transaction of *session*; raises OutboxError if there is none to be had."""
+    if isinstance(session, scoped_session):
+        session = session()
+    if isinstance(session, Session):
+        return _connection_of_session(session, database)
+    given: object = session
+    if not isinstance(given, Connection):
+        complaint = (
+            f"session must be a Session, a scoped_session or a Connection of SQLAlchemy's, not {type(given).__name__}"
+            "; AsyncSession and AsyncConnection are for an AsyncProducer."
+        )
+        raise TypeError(complaint)
+    if given.closed:
+        message = "This Connection is closed; the message was not published. Publish before you close it."
+        raise OutboxError(message)
+    return given
+
+
+def _connection_of_session(session: Session, database: Database) -> Connection:
+    try:
+        try:
+            bind: Engine | Connection | None = session.get_bind()
+        except UnboundExecutionError:
+            bind = None
+        if (bind is None or bind.engine is not database.engine) and database.engine in _binds(session):
+            return session.connection(bind_arguments={"bind": database.engine})
+        return session.connection()
+    except InvalidRequestError as error:
+        message = f"This Session can't carry a message, and it was not published: {error}"
+        raise OutboxError(message) from error
+
+
+def _binds(session: Session) -> Iterable[object]:
+    """The engines that a session was given for some of its classes or tables; SQLAlchemy has no name for them."""
+    binds: dict[object, object] = getattr(session, "_Session__binds", {})
+    return binds.values()
+
+
+def _check(conn: Connection, database: Database) -> None:
+    dialect = database.dialect
+    if database.one_connection:
+        message = (
+            "A database in memory has a single connection, on which the MQ's own transactions would end yours. "
+            "Use a file for the database."
+        )
+        raise OutboxError(message)
+    if conn.dialect.name != dialect.name or not _is_same_database(conn, database):
+        message = (
+            f"The session is on another database than the MQ ({database.where}), so nothing could commit with it. If it "
+            "has several, give session= the right one's Connection, session.connection(bind_arguments=...)."
+        )
+        raise OutboxError(message)
+    if dialect.is_autocommit(conn):
+        message = (
+            "The session is in AUTOCOMMIT, where each statement commits by itself, so nothing could commit with it. "
+            "Give it another isolation level, or leave session= out."
+        )
+        raise OutboxError(message)
+
+
+def _is_same_database(conn: Connection, database: Database) -> bool:
+    if conn.engine.pool is database.engine.pool:
+        return True
+    return any(
+        database.dialect.identity(conn, fresh=fresh) == database.identity(fresh=fresh) for fresh in (False, True)
+    )
