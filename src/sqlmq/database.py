@@ -73,6 +73,7 @@ class Database:
         self._prepared = False
         self._appends_in_one_statement = False
         self._forked = False
+        self._identity: tuple[object, ...] | None = None
         self._make_locks()
         _ALL.add(self)
 
@@ -116,8 +117,10 @@ class Database:
                 self._prepared = True
 
     def identity(self, *, fresh: bool) -> tuple[object, ...]:
-        """What tells the database from all others, as ``Dialect.identity`` does."""
-        return self.read(lambda conn: self.dialect.identity(conn, fresh=fresh))
+        """What tells the database from all others, as ``Dialect.identity`` does; asked once, unless it has to be *fresh*."""
+        if fresh or self._identity is None:
+            self._identity = self.read(lambda conn: self.dialect.identity(conn, fresh=fresh))
+        return self._identity
 
     def close(self) -> None:
         """Close the connections, if the engine is our own, once other threads' transactions are over."""

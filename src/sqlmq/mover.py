@@ -6,6 +6,7 @@ One thread per MQ, apart from the one that sends heartbeats: it waits for the lo
 from __future__ import annotations
 
 import logging
+import math
 import os
 import threading
 import time
@@ -52,6 +53,7 @@ class Mover:
         self._leave_fork()
         with self._changed:
             self._is_watching = True
+            self._look_at = 0.0
             self._run_thread()
 
     def follow(self, transaction: RootTransaction, topic_ids: set[int], has_staged: bool) -> None:
@@ -80,26 +82,22 @@ class Mover:
         self._changed.notify_all()
 
     def _run(self) -> None:
-        look_at = 0.0
         pause = _COMMIT_SECONDS
-        while not self._is_closing or any(not one.transaction.is_active for one in self._committing):
+        while True:
             over = self._take_over()
             for topic_id in {topic_id for one in over for topic_id in one.topic_ids}:
                 self._wake(topic_id)
             now = time.monotonic()
-            is_look_due = self._is_watching and now >= look_at
-            if is_look_due or any(one.has_staged for one in over):
-                look_at = now + _LOOK_SECONDS
-                self._move()
+            if now >= self._look_at or any(one.has_staged for one in over):
+                is_done = self._move()
+                with self._changed:
+                    self._look_at = math.inf if is_done and not self._is_watching else now + _LOOK_SECONDS
             pause = _COMMIT_SECONDS if over else min(2 * pause, _COMMIT_MOST_SECONDS)
             with self._changed:
-                if self._is_closing:
-                    continue
-                if self._committing:
-                    self._changed.wait(pause)
-                else:
-                    pause = _COMMIT_SECONDS
-                    self._changed.wait(max(0.0, look_at - time.monotonic()) if self._is_watching else None)
+                if self._is_closing and all(one.transaction.is_active for one in self._committing):
+                    return
+                seconds = max(0.0, self._look_at - time.monotonic())
+                self._changed.wait(min(seconds, pause if self._committing else threading.TIMEOUT_MAX))
 
     def _take_over(self) -> list[_Committing]:
         """What is over of what is followed. A transaction's flag is read from another thread; it changes once."""
@@ -108,15 +106,19 @@ class Mover:
             self._committing = [one for one in self._committing if one.transaction.is_active]
         return over
 
-    def _move(self) -> None:
+    def _move(self) -> bool:
+        """Move what is due; return False if that failed and has to be tried again."""
         try:
             for partition_id in self._database.read(lambda conn: stage.due(conn, self._database.dialect)):
                 self._move_all_of(partition_id)
         except SqlmqError as error:
             log.warning("Staged messages could not be moved into the log, and are tried again: %s", error)
+            return False
         except Exception:
             # A thread that dies here would leave what is staged behind, silently.
             log.exception("Moving staged messages failed, and is tried again")
+            return False
+        return True
 
     def _move_all_of(self, partition_id: int) -> None:
         while True:
@@ -140,5 +142,6 @@ class Mover:
         self._changed = threading.Condition()
         self._thread = None
         self._committing = []
+        self._look_at = math.inf
         self._is_watching = False
         self._is_closing = False

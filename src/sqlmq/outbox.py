@@ -161,8 +161,8 @@ class _Outbox:
 
     def _publish(self, conn: Connection, *_: object) -> None:
         waiting, self._waiting = self._waiting, []
-        transaction = self._transaction()
-        if not waiting or transaction is None:
+        transaction = conn.get_transaction()
+        if not waiting or transaction is None or transaction is not self._transaction():
             return
         # In one order everywhere, so that two transactions can't wait for each other: by schema, then by partition id.
         by_schema: dict[str, list[_Waiting]] = {}
