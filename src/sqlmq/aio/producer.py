@@ -1,0 +1,119 @@
+"""Producers for asyncio."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Self
+
+from sqlmq.coalescer import overdue
+from sqlmq.options import check_timeout
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from concurrent.futures import Future
+    from types import TracebackType
+
+    from sqlmq.aio.threads import Threads
+    from sqlmq.message import Message, ProducerResult
+    from sqlmq.producer import Producer
+
+
+class AsyncProducer:
+    """Appends messages to one topic. Made by ``await mq.producer(topic)``; may be shared by tasks.
+
+    As ``Producer``: calls that come while another one commits go together in the next transaction, so thousands of
+    tasks share few of them.
+    """
+
+    def __init__(self, sync: Producer, threads: Threads) -> None:
+        self._sync = sync
+        self._threads = threads
+
+    @property
+    def topic(self) -> str:
+        """The name of the topic."""
+        return self._sync.topic
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether it was closed."""
+        return self._sync.is_closed
+
+    async def produce(self, message: Message, *, timeout: float | None = None) -> ProducerResult:
+        """Append *message* and return its place, once that is committed.
+
+        *timeout*, in seconds, bounds the wait: TimeoutError means that the message was not sent, OutcomeUnknownError
+        that it was on its way. Cancelled, a message that still waits for its turn is withdrawn; one that is on its way
+        may be in the log or not. Errors are those of ``Producer.produce``.
+        """
+        seconds = check_timeout(timeout)
+        return await _arrival(await self._submit(message, None), seconds)
+
+    async def produce_with_partition(
+        self,
+        message: Message,
+        partition: int,
+        *,
+        timeout: float | None = None,
+    ) -> ProducerResult:
+        """Append *message* to the partition with the number *partition*, whatever its key; else as ``produce``.
+
+        Raises InvalidPartitionError if the topic has no such partition.
+        """
+        seconds = check_timeout(timeout)
+        return await _arrival(await self._submit(message, partition), seconds)
+
+    def submit(self, message: Message, partition: int | None = None) -> asyncio.Future[ProducerResult]:
+        """Append *message* without waiting for it; the future has the place, or the error.
+
+        Cancelling the future withdraws the message, if it still waits. Messages submitted by one task keep their order
+        in each partition. ``close`` waits for all of them. To be called where the event loop runs.
+        """
+        asyncio.get_running_loop()  # or nobody could tell the future; raised before anything is sent
+        if partition is None or self._knows_topic:
+            return asyncio.wrap_future(self._sync.submit(message, partition))
+        return asyncio.ensure_future(self.produce_with_partition(message, partition))
+
+    async def produce_many(self, messages: Iterable[Message]) -> list[ProducerResult]:
+        """Append *messages* in one transaction, all or none, and return their places in the same order.
+
+        Those without a key go to one partition together. Cancelled, all of them may be in the log, or none.
+        """
+        together = list(messages)
+        return await self._threads.run(lambda: self._sync.produce_many(together))
+
+    async def close(self) -> None:
+        """Wait for what was submitted, then take no more. A second call has the same result.
+
+        A task that is cancelled meanwhile ends when that is done.
+        """
+        await self._threads.run_apart(self._sync.close)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self._threads.run_apart(lambda: self._sync.__exit__(kind, error, traceback))
+
+    def __repr__(self) -> str:
+        return f"<Async{repr(self._sync)[1:]}"
+
+    @property
+    def _knows_topic(self) -> bool:
+        """Whether a partition can be checked without asking the database; not after the topic was deleted."""
+        return self._sync._topic is not None
+
+    async def _submit(self, message: Message, partition: int | None) -> Future[ProducerResult]:
+        if partition is None or self._knows_topic:
+            return self._sync.submit(message, partition)
+        return await self._threads.run(lambda: self._sync.submit(message, partition), lambda future: future.cancel())
+
+
+async def _arrival(future: Future[ProducerResult], seconds: float | None) -> ProducerResult:
+    try:
+        async with asyncio.timeout(seconds):
+            return await asyncio.wrap_future(future)
+    except TimeoutError:
+        return overdue(future, seconds)
