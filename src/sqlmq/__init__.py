@@ -2,7 +2,8 @@
 
     MQ                          a database, its topics, and what is made from it            mq
      ├── Producer               messages in                                                 producer, coalescer, outbox
-     └── Consumer               messages out, for a group                                   consumer, ownership
+     ├── Consumer               messages out, for a group                                   consumer, ownership
+     └── AsyncMQ, ...           the same, for asyncio                                       aio
           │
     transactions                where they begin and end, and are tried again               database
           │
@@ -21,6 +22,7 @@ message through all of it.
 from importlib.metadata import version
 
 from sqlmq import migrate
+from sqlmq.aio import AsyncConsumer, AsyncMQ, AsyncProducer
 from sqlmq.consumer import Consumer
 from sqlmq.description import GroupDescription, GroupPartition, PartitionDescription, TopicDescription
 from sqlmq.errors import (
@@ -64,6 +66,9 @@ __version__ = version("sqlmq")
 
 __all__ = [
     "MQ",
+    "AsyncConsumer",
+    "AsyncMQ",
+    "AsyncProducer",
     "ClosedError",
     "Consumer",
     "ConsumerClosedError",

@@ -164,15 +164,7 @@ class Coalescer:
         try:
             return waiting.future.result(timeout)
         except FutureTimeoutError:
-            if waiting.future.cancel():
-                message = f"The message was not sent within {timeout} seconds, and will not be."
-                raise TimeoutError(message) from None
-            if waiting.future.done():
-                return waiting.future.result()
-            message = (
-                f"The message was still on its way after {timeout} seconds: it may arrive or not. Look in the log."
-            )
-            raise OutcomeUnknownError(message) from None
+            return overdue(waiting.future, timeout)
 
     def _leave_fork(self) -> None:
         if self._pid != os.getpid():
@@ -185,3 +177,17 @@ class Coalescer:
         self._waiting: deque[_Waiting] = deque()
         self._somebody_leads = False
         self._threads = None
+
+
+def overdue(future: Future[ProducerResult], timeout: float | None) -> ProducerResult:
+    """The result of a submitted message for which somebody has waited *timeout* seconds and waits no longer.
+
+    TimeoutError: it was not sent, and will not be. OutcomeUnknownError: it is on its way.
+    """
+    if future.cancel():
+        message = f"The message was not sent within {timeout} seconds, and will not be."
+        raise TimeoutError(message) from None
+    if future.done():
+        return future.result()
+    message = f"The message was still on its way after {timeout} seconds: it may arrive or not. Look in the log."
+    raise OutcomeUnknownError(message) from None

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import random
 import threading
 import time
-from typing import TYPE_CHECKING, Literal, Self
+from typing import TYPE_CHECKING, Literal, Protocol, Self
 
 from sqlmq.closing import Closing
 from sqlmq.errors import (
@@ -19,12 +20,12 @@ from sqlmq.errors import (
     SqlmqError,
 )
 from sqlmq.flows import consume
-from sqlmq.options import check_timeout
+from sqlmq.options import check_max_messages, check_timeout
 from sqlmq.ownership import Joining, Ownership
 from sqlmq.timing import Deadline, backoff
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from types import TracebackType
 
     from sqlmq.background import Background
@@ -41,9 +42,21 @@ Ack = Literal["after", "before"]
 _REFILL_SECONDS = 0.1
 """How often partitions that have nothing read ahead are looked at while others have."""
 
-
 _FETCH_MESSAGES = 100_000
 """How many messages one look reads at the most, however many are asked for."""
+
+
+class Receiver(Protocol):
+    """Who gets messages and is to finish them: a thread, or a task. Equal to itself each time it asks."""
+
+    @property
+    def name(self) -> str:
+        """What it is called in the log."""
+
+    def is_alive(self) -> bool:
+        """Whether it can still finish what it got."""
+
+    def __hash__(self) -> int: ...
 
 
 class Consumer:
@@ -72,13 +85,14 @@ class Consumer:
         # Held while the database is asked, so only briefly waited for; never while waiting for messages.
         self._lock = threading.RLock()
         self._ownership = Ownership(database, joining, options)
-        self._in_hand: dict[threading.Thread, list[Span]] = {}
+        self._in_hand: dict[Receiver, list[Span]] = {}
         self._asked_at = time.monotonic()
         self._refill_at = 0.0
-        # Guards the two counters, and is never held for longer than it takes to count.
+        # Guards what follows, and is never held for longer than it takes to count.
         self._woken = threading.Condition()
         self._wakeups = 0
         self._waiters = 0
+        self._alarms: list[Callable[[], None]] = []
         background.add(self)
 
     @property
@@ -104,8 +118,7 @@ class Consumer:
     @property
     def partitions(self) -> tuple[int, ...]:
         """The numbers of the partitions it owns at this moment."""
-        with self._lock:
-            return tuple(sorted(progress.partition for progress in self._ownership.claimed.values()))
+        return self._ownership.numbers
 
     def consume(self, timeout: float | None = None) -> Message:
         """Return the next message, and finish what this thread got before.
@@ -113,11 +126,7 @@ class Consumer:
         Waits up to *timeout* seconds, without one for ever; raises TimeoutError when nothing came, ConsumerClosedError
         when the consumer is or becomes closed.
         """
-        messages = self._ask(1, check_timeout(timeout))
-        if not messages:
-            message = f"No message came from topic {self.topic!r} within {timeout} seconds."
-            raise TimeoutError(message)
-        return messages[0]
+        return self._only(self._ask(1, check_timeout(timeout)), timeout)
 
     def consume_chan(self) -> Iterator[Message]:
         """Give one message after the other, each when the one before is done; ends when the consumer closes.
@@ -133,7 +142,7 @@ class Consumer:
             try:
                 yield message
             except GeneratorExit:
-                self._leave_in_hand()
+                self._leave_in_hand(threading.current_thread())
                 raise
 
     def __iter__(self) -> Iterator[Message]:
@@ -145,13 +154,7 @@ class Consumer:
         Each partition's messages come in order. Waits up to *timeout* seconds, without one for ever; an empty list
         says that nothing came. ``timeout=0`` looks once.
         """
-        if isinstance(max_messages, bool) or not isinstance(max_messages, int):
-            complaint = f"max_messages must be int, not {type(max_messages).__name__}."
-            raise TypeError(complaint)
-        if max_messages < 1:
-            complaint = f"max_messages must be 1 or more, not {max_messages}."
-            raise ValueError(complaint)
-        return self._ask(max_messages, check_timeout(timeout))
+        return self._ask(check_max_messages(max_messages), check_timeout(timeout))
 
     def commit(self) -> None:
         """Finish what this thread got, and commit everything that is finished, now.
@@ -159,14 +162,7 @@ class Consumer:
         Raises FencedError if another consumer has taken one of the partitions over, UnknownTopicError if the topic was
         deleted; what was finished of other partitions is committed all the same.
         """
-        with self._lock:
-            self._check_usable()
-            for span in self._in_hand.pop(threading.current_thread(), ()):
-                span.progress.finish(span)
-            fenced = self._ownership.flush()
-        if fenced:
-            self._ownership.check_topic()
-            raise self._ownership.fenced(fenced)
+        self._commit(threading.current_thread())
 
     def close(self) -> None:
         """Commit what is finished, hand the partitions over and leave the group. A second call has the same result.
@@ -212,7 +208,7 @@ class Consumer:
 
     @property
     def is_waiting(self) -> bool:
-        """Whether a thread waits for a message."""
+        """Whether somebody waits for a message."""
         return self._waiters > 0
 
     def heard(self, began: float) -> None:
@@ -228,6 +224,8 @@ class Consumer:
         with self._woken:
             self._wakeups += 1
             self._woken.notify_all()
+            for alarm in self._alarms:
+                alarm()
 
     def look_around(self) -> None:
         """The group may have changed."""
@@ -257,44 +255,21 @@ class Consumer:
         finally:
             self._lock.release()
 
-    # The loop, and its steps, which hold the lock.
+    # The loop of a thread. A task has one of its own, with the same steps.
 
     def _ask(self, at_most: int, timeout: float | None) -> list[Message]:
+        receiver = threading.current_thread()
         deadline = Deadline.after(timeout, time.monotonic())
-        with self._lock:
-            self._check_usable()
-            self._finish()
+        self._finish(receiver)
         attempt = 0
         while True:
             seen = self._wakeups
-            with self._lock:
-                self._check_usable()
-                self._asked_at = time.monotonic()
-                messages = self._next_or_none(at_most, deadline)
+            messages = self._try(receiver, at_most, deadline)
             now = time.monotonic()
             if messages or deadline.passed(now):
                 return messages
             is_woken = self._wait(min(self._pause(attempt), deadline.remaining(now)), seen)
             attempt = 0 if is_woken else attempt + 1
-
-    def _next_or_none(self, at_most: int, deadline: Deadline) -> list[Message]:
-        """Whatever can be handed out now; nothing while the database is away, as long as there is time."""
-        try:
-            return self._next(at_most)
-        except (DatabaseUnavailableError, DatabaseBusyError, OutcomeUnknownError) as error:
-            if deadline.passed(time.monotonic()):
-                raise
-            log.warning("%r goes on trying: %s", self, error)
-            return []
-
-    def _next(self, at_most: int) -> list[Message]:
-        self._give_up_dead_threads()
-        if self._ownership.ensure():
-            self._background.look_around(self.group_id, but=self)
-        self._ownership.flush_if_due()
-        self._refill(at_most)
-        # Looking may have taken long.
-        return self._hand_out(at_most) if self._ownership.is_trusted() else []
 
     def _wait(self, seconds: float, seen: int) -> bool:
         """Wait until somebody wakes this consumer, who may have done so since the count *seen*; return whether."""
@@ -306,31 +281,100 @@ class Consumer:
             finally:
                 self._waiters -= 1
 
+    @contextlib.contextmanager
+    def _waiting(self, alarm: Callable[[], None] | None = None) -> Iterator[None]:
+        """Count somebody who waits by other means; *alarm* is called at each wake-up, by whatever thread wakes."""
+        alarms = [] if alarm is None else [alarm]
+        with self._woken:
+            self._waiters += 1
+            self._alarms.extend(alarms)
+        self._background.nudge()
+        try:
+            yield
+        finally:
+            with self._woken:
+                self._waiters -= 1
+                for one in alarms:
+                    self._alarms.remove(one)
+
     def _pause(self, attempt: int) -> float:
         options = self._options
         return backoff(attempt, least=options.poll_min_seconds, most=options.poll_max_seconds, random=random.random())
 
-    def _finish(self) -> None:
-        """What this thread got before is done, but for the message at which it left a loop."""
-        for span in self._in_hand.pop(threading.current_thread(), ()):
-            if span.is_left:
-                span.progress.give_up(span)
-            else:
-                span.progress.finish(span)
+    def _only(self, messages: list[Message], timeout: float | None) -> Message:
+        if not messages:
+            message = f"No message came from topic {self.topic!r} within {timeout} seconds."
+            raise TimeoutError(message)
+        return messages[0]
 
-    def _leave_in_hand(self) -> None:
+    # The steps: each takes the lock, asks the database once at the most, and waits for nothing else.
+
+    def _finish(self, receiver: Receiver) -> None:
+        """What *receiver* got before is done, but for the message at which it left a loop."""
         with self._lock:
-            for span in self._in_hand.get(threading.current_thread(), ()):
-                span.is_left = True
+            self._check_usable()
+            for span in self._in_hand.pop(receiver, ()):
+                if span.is_left:
+                    span.progress.give_up(span)
+                else:
+                    span.progress.finish(span)
 
-    def _give_up_dead_threads(self) -> None:
-        """A thread that ended with messages in hand will not finish them: somebody else has to."""
-        for thread in [thread for thread in self._in_hand if not thread.is_alive()]:
-            log.warning(
-                "%r: thread %s ended without finishing its messages; they are delivered again.", self, thread.name
-            )
-            for span in self._in_hand.pop(thread):
+    def _try(self, receiver: Receiver, at_most: int, deadline: Deadline) -> list[Message]:
+        """Give *receiver* up to *at_most* messages, if there are any at this moment."""
+        with self._lock:
+            self._check_usable()
+            self._asked_at = time.monotonic()
+            return self._next_or_none(receiver, at_most, deadline)
+
+    def _give_up(self, receiver: Receiver) -> None:
+        """What *receiver* got will not be finished: it comes again, to whoever asks."""
+        with self._lock:
+            for span in self._in_hand.pop(receiver, ()):
                 span.progress.give_up(span)
+
+    def _leave_in_hand(self, receiver: Receiver) -> None:
+        """*receiver* has left the loop in which it got its messages."""
+        # Without the lock, which may be held while the database is asked: nobody else touches what a receiver has.
+        for span in self._in_hand.get(receiver, ()):
+            span.is_left = True
+
+    def _commit(self, receiver: Receiver) -> None:
+        """Finish what *receiver* got, also where it left a loop, and commit whatever is finished."""
+        with self._lock:
+            self._check_usable()
+            for span in self._in_hand.pop(receiver, ()):
+                span.progress.finish(span)
+            fenced = self._ownership.flush()
+        if fenced:
+            self._ownership.check_topic()
+            raise self._ownership.fenced(fenced)
+
+    # What the steps do, with the lock held.
+
+    def _next_or_none(self, receiver: Receiver, at_most: int, deadline: Deadline) -> list[Message]:
+        """Whatever can be handed out now; nothing while the database is away, as long as there is time."""
+        try:
+            return self._next(receiver, at_most)
+        except (DatabaseUnavailableError, DatabaseBusyError, OutcomeUnknownError) as error:
+            if deadline.passed(time.monotonic()):
+                raise
+            log.warning("%r goes on trying: %s", self, error)
+            return []
+
+    def _next(self, receiver: Receiver, at_most: int) -> list[Message]:
+        self._give_up_dead()
+        if self._ownership.ensure():
+            self._background.look_around(self.group_id, but=self)
+        self._ownership.flush_if_due()
+        self._refill(at_most)
+        # Looking may have taken long.
+        return self._hand_out(receiver, at_most) if self._ownership.is_trusted() else []
+
+    def _give_up_dead(self) -> None:
+        """A thread or task that ended with messages in hand will not finish them: somebody else has to."""
+        for receiver in [receiver for receiver in self._in_hand if not receiver.is_alive()]:
+            log.warning("%r: %s ended without finishing its messages; they are delivered again.", self, receiver.name)
+            self._give_up(receiver)
 
     def _refill(self, at_most: int) -> None:
         """Read on in the partitions that have nothing read ahead."""
@@ -349,7 +393,7 @@ class Consumer:
         for partition_id, messages in found.items():
             owned.claimed[partition_id].receive(messages)
 
-    def _hand_out(self, at_most: int) -> list[Message]:
+    def _hand_out(self, receiver: Receiver, at_most: int) -> list[Message]:
         owned = self._ownership
         messages: list[Message] = []
         spans: list[Span] = []
@@ -369,7 +413,7 @@ class Consumer:
             fenced = owned.flush()
             return [message for message in messages if message.partition not in fenced]
         if messages:
-            self._in_hand.setdefault(threading.current_thread(), []).extend(spans)
+            self._in_hand.setdefault(receiver, []).extend(spans)
         return messages
 
     def _close(self) -> None:

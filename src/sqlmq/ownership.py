@@ -50,6 +50,8 @@ class Ownership:
         """Progress by partition id."""
         self.leaving: set[int] = set()
         """Ids of partitions to hand back once nothing of them is in hand."""
+        self.numbers: tuple[int, ...] = ()
+        """The numbers of the claimed partitions, in order. Alone here it may be read at any time, by any thread."""
         self._flushed_at = time.monotonic()
         self._survey_at = 0.0
         self._has_said_idle = False
@@ -195,6 +197,7 @@ class Ownership:
             self.claimed[id_] = PartitionProgress(
                 self._joining.topic.name, numbers[id_], id_, new.claim.epoch, new.position
             )
+        self._note_numbers()
         log.debug("%s took %d partition(s), handed back %d", self._joining.member_name, len(taken), len(give))
         return len(taken)
 
@@ -235,7 +238,11 @@ class Ownership:
         """Forget partitions, whatever is in hand of them; return the claims there were."""
         dropped = [self.claimed.pop(id_) for id_ in list(partition_ids) if id_ in self.claimed]
         self.leaving -= {progress.partition_id for progress in dropped}
+        self._note_numbers()
         return [_claim(progress) for progress in dropped]
+
+    def _note_numbers(self) -> None:
+        self.numbers = tuple(sorted(progress.partition for progress in self.claimed.values()))
 
 
 def _claim(progress: PartitionProgress) -> Claim:

@@ -12,7 +12,7 @@ from sqlmq.errors import ProducerClosedError, UnknownTopicError
 from sqlmq.flows import manage, produce
 from sqlmq.flows.produce import Routed
 from sqlmq.message import Message, ProducerResult
-from sqlmq.options import check_partition, check_timeout
+from sqlmq.options import check_no_timeout, check_partition, check_timeout
 from sqlmq.partitioner import Rotation
 
 if TYPE_CHECKING:
@@ -160,9 +160,7 @@ class Producer:
     def _send(self, routed: Routed, timeout: float | None, session: SessionLike | None) -> ProducerResult | Publication:
         if session is None:
             return self._coalescer.call(routed, check_timeout(timeout))
-        if timeout is not None:
-            complaint = "With session= there is nothing to wait for: the message goes when the transaction commits."
-            raise ValueError(complaint)
+        check_no_timeout(timeout)
         return self._publish([routed], session)[0]
 
     def _publish(self, routed: list[Routed], session: SessionLike) -> list[Publication]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
@@ -264,7 +265,7 @@ def test_a_zombies_close_changes_nothing(make_mq: MakeMQ) -> None:
     zombie.poll(3, timeout=PATIENCE_SECONDS)
     die(mq)
     successor.poll(1, timeout=PATIENCE_SECONDS)
-    zombie._finish()
+    zombie._finish(threading.current_thread())
 
     zombie.close()
 

@@ -14,7 +14,17 @@ from sqlmq.errors import InvalidURLError
 if TYPE_CHECKING:
     from sqlalchemy import URL, Connection
 
-__all__ = ["Batch", "Dialect", "LogRow", "Position", "canonical", "dialect_named", "dialect_of", "without_secrets"]
+__all__ = [
+    "Batch",
+    "Dialect",
+    "LogRow",
+    "Position",
+    "blocking",
+    "canonical",
+    "dialect_named",
+    "dialect_of",
+    "without_secrets",
+]
 
 # Imported when asked for: a program on SQLite needs no Postgres driver.
 _REGISTRY = {"postgresql": "Postgresql", "sqlite": "Sqlite"}
@@ -39,6 +49,22 @@ def canonical(url: URL) -> URL:
     """*url* with the database's name as SQLAlchemy spells it: many say ``postgres://``."""
     backend, plus, driver = url.drivername.partition("+")
     return url.set(drivername=f"{_ALIASES.get(backend, backend)}{plus}{driver}")
+
+
+def blocking(url: URL, *, is_made: bool) -> URL:
+    """*url*, which may name a driver for asyncio, with the driver that we use for the same database.
+
+    *is_made* says that there is an engine for it already. Raises InvalidURLError if that is the only one to see its
+    database.
+    """
+    url = canonical(url)
+    dialect = dialect_named(url.get_backend_name(), None)
+    if is_made and dialect.is_private(url):
+        message = (
+            "A database in memory is seen by its own engine alone. Use a file, or give the URL instead of the engine."
+        )
+        raise InvalidURLError(message)
+    return dialect.blocking_url(url)
 
 
 def dialect_of(conn: Connection, schema: str | None) -> Dialect:

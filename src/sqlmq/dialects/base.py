@@ -68,6 +68,15 @@ class Dialect(ABC):
         """Make the engine for a URL of our own; never called for an engine that the user made."""
 
     @abstractmethod
+    def blocking_url(self, url: URL) -> URL:
+        """*url* with the driver that we use, where it names one for asyncio; other drivers are left for us to refuse."""
+
+    def is_private(self, url: URL) -> bool:
+        """Whether nobody but the engine made from *url* sees what is in that database."""
+        del url
+        return False
+
+    @abstractmethod
     def check_engine(self, engine: Engine) -> None:
         """Raise InvalidURLError if a user's engine has a driver that can't be used."""
 

@@ -116,6 +116,18 @@ class Postgresql(Dialect):
             | _asked_for(url),
         )
 
+    def blocking_url(self, url: URL) -> URL:
+        driver = url.drivername.partition("+")[2]
+        if driver == "psycopg_async":
+            return url.set(drivername="postgresql+psycopg")
+        if driver != "asyncpg":
+            return url
+        query = {_ASYNCPG_SPELLINGS.get(name, name): value for name, value in url.query.items()}
+        return url.set(
+            drivername="postgresql+psycopg",
+            query={name: value for name, value in query.items() if not name.startswith("prepared_statement_")},
+        )
+
     def check_engine(self, engine: Engine) -> None:
         if engine.dialect.driver != "psycopg":
             raise InvalidURLError(_wrong_driver(engine.dialect.driver))
@@ -205,6 +217,9 @@ class Postgresql(Dialect):
         driver_error = _driver_error(error)
         return isinstance(driver_error, psycopg.OperationalError) and not _state(driver_error)
 
+
+# What asyncpg and SQLAlchemy's dialect for it call otherwise than libpq does.
+_ASYNCPG_SPELLINGS = {"ssl": "sslmode", "timeout": "connect_timeout"}
 
 _PASSING = ("40001", "40P01", "55P03", "53300", "57P01", "57P02", "57P03", "08")
 

@@ -69,6 +69,12 @@ class Sqlite(Dialect):
         event.listen(engine, "connect", _set_up_connection)
         return engine
 
+    def blocking_url(self, url: URL) -> URL:
+        return url.set(drivername="sqlite") if url.drivername == "sqlite+aiosqlite" else url
+
+    def is_private(self, url: URL) -> bool:
+        return is_in_memory(url)
+
     def check_engine(self, engine: Engine) -> None:
         if engine.dialect.driver != "pysqlite":
             message = f"On SQLite, sqlmq works with Python's own driver pysqlite, not {engine.dialect.driver!r}."

@@ -1,0 +1,277 @@
+"""Consumers for asyncio: the waiting is done in the event loop, so that it costs no thread; the rest is Consumer's."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import math
+import time
+import weakref
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Self
+
+from sqlmq.errors import ConsumerClosedError
+from sqlmq.options import check_max_messages, check_timeout
+from sqlmq.timing import Deadline
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+    from types import CodeType, TracebackType
+
+    from sqlmq.aio.threads import Threads
+    from sqlmq.consumer import Consumer
+    from sqlmq.message import Message
+
+
+class AsyncConsumer:
+    """Reads one topic as a member of a group. Made by ``await mq.consumer(topic, group_id)``; may be shared by tasks.
+
+    As ``Consumer``, with tasks for threads: a message is done when the task that got it asks for the next one, or calls
+    ``commit``. Leaving a loop by an exception, or by ``break``, finishes nothing, nor does the end of the task.
+
+    So the task that handles a message has to be the one that asks. ``asyncio.timeout`` bounds the wait, or ``timeout=``;
+    what makes a task of a single call, as ``asyncio.create_task(consumer.consume())``, is refused. Cancelled, a call gives
+    back what it may have got.
+    """
+
+    def __init__(self, sync: Consumer, threads: Threads) -> None:
+        self._sync = sync
+        self._threads = threads
+        # Whoever has the turn looks for messages; the others wait for the turn.
+        self._turns: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Lock] = weakref.WeakKeyDictionary()
+
+    @property
+    def topic(self) -> str:
+        """The name of the topic."""
+        return self._sync.topic
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether it was closed."""
+        return self._sync.is_closed
+
+    @property
+    def group(self) -> str:
+        """The name of the group."""
+        return self._sync.group
+
+    @property
+    def name(self) -> str:
+        """How this member is called where members are listed."""
+        return self._sync.name
+
+    @property
+    def partitions(self) -> tuple[int, ...]:
+        """The numbers of the partitions it owns at this moment."""
+        return self._sync.partitions
+
+    async def consume(self, timeout: float | None = None) -> Message:
+        """Return the next message, and finish what this task got before.
+
+        Waits up to *timeout* seconds, without one for ever; raises TimeoutError when nothing came, ConsumerClosedError
+        when the consumer is or becomes closed. Raises RuntimeError in a task of its own, which would end with the
+        message unfinished.
+        """
+        return self._sync._only(await self._ask(1, check_timeout(timeout)), timeout)
+
+    def consume_chan(self) -> AsyncIterator[Message]:
+        """Give one message after the other, each when the one before is done; ends when the consumer closes.
+
+        The message at which a loop was left, by an exception or by ``break``, is not done: ``commit`` finishes it all
+        the same, the next call that asks for messages brings it again.
+        """
+        return _Messages(self)
+
+    def __aiter__(self) -> AsyncIterator[Message]:
+        return self.consume_chan()
+
+    async def poll(self, max_messages: int = 500, timeout: float | None = None) -> list[Message]:
+        """Return up to *max_messages*, as soon as there is one, and finish what this task got before.
+
+        Each partition's messages come in order. Waits up to *timeout* seconds, without one for ever; an empty list
+        says that nothing came. ``timeout=0`` looks once. Raises RuntimeError in a task of its own.
+        """
+        return await self._ask(check_max_messages(max_messages), check_timeout(timeout))
+
+    async def commit(self) -> None:
+        """Finish what this task got, and commit everything that is finished, now.
+
+        Raises FencedError if another consumer has taken one of the partitions over, UnknownTopicError if the topic was
+        deleted; what was finished of other partitions is committed all the same. Raises RuntimeError in a task of its
+        own, which has got nothing. Cancelled, it has finished and committed, or neither.
+        """
+        receiver = self._receiver()
+        await self._threads.run(lambda: self._sync._commit(receiver))
+
+    async def close(self) -> None:
+        """Commit what is finished, hand the partitions over and leave the group. A second call has the same result.
+
+        Whatever task waits for a message gets ConsumerClosedError. What was handed out and not finished is delivered
+        again, to the next owner. A task that is cancelled meanwhile ends when the consumer is closed.
+        """
+        await self._threads.run_apart(self._sync.close)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self._threads.run_apart(lambda: self._sync.__exit__(kind, error, traceback))
+
+    def __repr__(self) -> str:
+        return f"<Async{repr(self._sync)[1:]}"
+
+    # The loop of a task: as that of a thread, with the steps in threads and the waiting in the event loop.
+
+    async def _ask(self, at_most: int, timeout: float | None) -> list[Message]:
+        receiver = self._receiver()
+        sync = self._sync
+        deadline = Deadline.after(timeout, time.monotonic())
+        turn = self._turns.setdefault(asyncio.get_running_loop(), asyncio.Lock())
+        has_turn = False
+        attempt = 0
+
+        def look() -> list[Message]:
+            return sync._try(receiver, at_most, deadline)
+
+        def finish_and_look() -> list[Message]:
+            sync._finish(receiver)
+            return look()
+
+        def give_back(_messages: list[Message]) -> None:
+            sync._give_up(receiver)
+
+        step = finish_and_look
+        try:
+            while True:
+                seen = sync._wakeups
+                messages = await self._threads.run(step, give_back)
+                step = look
+                now = time.monotonic()
+                if messages or deadline.passed(now):
+                    return messages
+                if not has_turn and turn.locked():
+                    with sync._waiting():
+                        has_turn = await _acquire(turn, deadline.remaining(now))
+                    continue  # whoever had the turn may have found more than he took
+                has_turn = has_turn or await turn.acquire()
+                is_woken = await self._wait(min(sync._pause(attempt), deadline.remaining(now)), seen)
+                attempt = 0 if is_woken else attempt + 1
+        finally:
+            if has_turn:
+                turn.release()
+
+    async def _wait(self, seconds: float, seen: int) -> bool:
+        """Wait until somebody wakes the consumer, who may have done so since the count *seen*; return whether."""
+        loop = asyncio.get_running_loop()
+        is_over = asyncio.Event()
+
+        def alarm() -> None:
+            # A loop that is closed has nobody to wake.
+            with contextlib.suppress(RuntimeError):
+                loop.call_soon_threadsafe(is_over.set)
+
+        with self._sync._waiting(alarm):
+            if self._sync._wakeups == seen:
+                timer = loop.call_later(seconds, is_over.set)
+                try:
+                    await is_over.wait()
+                finally:
+                    timer.cancel()
+        return self._sync._wakeups != seen
+
+    def _receiver(self) -> TaskReceiver:
+        """The task that asks. Raises RuntimeError if it was made of this call alone.
+
+        ``asyncio.wait_for`` before Python 3.12, ``create_task``, ``gather`` and ``asyncio.run`` make such tasks. They end
+        when the call returns, so what they got would be taken for abandoned and delivered again, at once and for ever.
+        """
+        task = asyncio.current_task()
+        assert task is not None  # noqa: S101 - a coroutine of asyncio's runs in one
+        running = task.get_coro()
+        # asyncio wraps an awaitable that is no coroutine, as that of anext() with a default, in a coroutine of its own.
+        is_alone = _code(running) in _CALLS or getattr(running, "__name__", "") == "_wrap_awaitable"
+        if is_alone and self._sync._ack == "after":
+            message = (
+                "This call runs as a task of its own, which ends with it: a message it got could not be finished. Await "
+                "it in the task that handles the messages, and bound the wait with timeout= or asyncio.timeout(), not "
+                "with asyncio.wait_for(), create_task() or gather()."
+            )
+            raise RuntimeError(message)
+        return TaskReceiver(task)
+
+
+@dataclass(frozen=True, slots=True)
+class TaskReceiver:
+    """A task that gets messages, as the core sees it."""
+
+    task: asyncio.Task[object]
+
+    @property
+    def name(self) -> str:
+        """The task's name."""
+        return f"task {self.task.get_name()}"
+
+    def is_alive(self) -> bool:
+        """Whether the task can go on."""
+        return not self.task.done() and not self.task.get_loop().is_closed()
+
+
+class _Messages:
+    """Iterates over a consumer's messages.
+
+    A class, not an asynchronous generator: when a loop is left by ``break`` or by an exception, such a generator learns
+    of it late, in a task of the event loop's, and by then the next call would have finished the message. An object is
+    dropped at once.
+    """
+
+    def __init__(self, consumer: AsyncConsumer) -> None:
+        self._consumer = consumer
+        self._given_to: TaskReceiver | None = None
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> Message:
+        self._given_to = None
+        try:
+            message = await self._consumer.consume()
+        except ConsumerClosedError:
+            raise StopAsyncIteration from None
+        self._given_to = self._consumer._receiver()
+        return message
+
+    async def aclose(self) -> None:
+        """Leave the message that was given last unfinished."""
+        self._leave()
+
+    def __del__(self) -> None:
+        self._leave()
+
+    def _leave(self) -> None:
+        receiver, self._given_to = self._given_to, None
+        if receiver is not None:
+            self._consumer._sync._leave_in_hand(receiver)
+
+
+def _code(coroutine: object) -> CodeType | None:
+    code: CodeType | None = getattr(coroutine, "cr_code", None)
+    return code
+
+
+_CALLS = {
+    AsyncConsumer.consume.__code__,
+    AsyncConsumer.poll.__code__,
+    AsyncConsumer.commit.__code__,
+    _Messages.__anext__.__code__,
+}
+
+
+async def _acquire(turn: asyncio.Lock, seconds: float) -> bool:
+    """Wait up to *seconds* for *turn*; return whether it came."""
+    try:
+        async with asyncio.timeout(None if math.isinf(seconds) else seconds):
+            return await turn.acquire()
+    except TimeoutError:
+        return False

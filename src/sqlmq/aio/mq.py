@@ -1,0 +1,156 @@
+"""The MQ for asyncio."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Self
+
+from sqlalchemy import URL, Engine, make_url
+from sqlalchemy.exc import ArgumentError
+
+from sqlmq.aio.consumer import AsyncConsumer
+from sqlmq.aio.producer import AsyncProducer
+from sqlmq.aio.threads import Threads
+from sqlmq.dialects import blocking
+from sqlmq.mq import MQ
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+    from sqlalchemy.ext.asyncio import AsyncEngine
+
+    from sqlmq.consumer import Ack
+    from sqlmq.description import GroupDescription, TopicDescription
+    from sqlmq.options import Start
+
+
+class AsyncMQ:
+    """A message queue in a SQL database, for asyncio. May be shared by tasks, and used from several event loops.
+
+    *database* and the options are those of ``MQ``. A URL may name a driver for asyncio as well, and *database* may be an
+    AsyncEngine: that is never altered nor disposed, and no connection is taken from it. Our own transactions run in
+    threads, on an engine of our own for its URL; what its ``connect_args`` and events do, its URL does not say, so give
+    an Engine where they matter.
+    """
+
+    def __init__(
+        self,
+        database: str | URL | Engine | AsyncEngine,
+        *,
+        schema: str | None = None,
+        create_topics: bool = True,
+        default_partitions: int = 3,
+        max_message_bytes: int = 1024 * 1024,
+        lease_seconds: float = 10.0,
+        max_poll_seconds: float = 300.0,
+        commit_interval_seconds: float = 0.2,
+        prefetch: int = 500,
+        prefetch_bytes: int = 8 * 1024 * 1024,
+        poll_min_seconds: float = 0.005,
+        poll_max_seconds: float = 1.0,
+    ) -> None:
+        self._sync = MQ(
+            _blocking(database),
+            schema=schema,
+            create_topics=create_topics,
+            default_partitions=default_partitions,
+            max_message_bytes=max_message_bytes,
+            lease_seconds=lease_seconds,
+            max_poll_seconds=max_poll_seconds,
+            commit_interval_seconds=commit_interval_seconds,
+            prefetch=prefetch,
+            prefetch_bytes=prefetch_bytes,
+            poll_min_seconds=poll_min_seconds,
+            poll_max_seconds=poll_max_seconds,
+        )
+        self._threads = Threads()
+
+    @property
+    def engine(self) -> Engine:
+        """The SQLAlchemy engine of our own transactions: the Engine given, or our own."""
+        return self._sync.engine
+
+    @property
+    def schema(self) -> str | None:
+        """The schema the tables are in; None for the connection's default."""
+        return self._sync.schema
+
+    async def create_topic(self, topic: str, partitions: int = 3, *, partitioner: str | None = None) -> bool:
+        """Make a topic with *partitions*, numbered from 0; return whether it was made. See ``MQ.create_topic``."""
+        return await self._threads.run(lambda: self._sync.create_topic(topic, partitions, partitioner=partitioner))
+
+    async def delete_topics(self, *topics: str) -> list[str]:
+        """Delete *topics* with their messages and groups; return the names of those there were.
+
+        See ``MQ.delete_topics``. A task that is cancelled meanwhile ends when they are deleted.
+        """
+        return await self._threads.run(lambda: self._sync.delete_topics(*topics))
+
+    async def producer(self, topic: str) -> AsyncProducer:
+        """Make a producer for *topic*. A topic that does not exist is made, unless ``create_topics`` is off."""
+        made = await self._threads.run(lambda: self._sync.producer(topic), lambda made: made.close())
+        return AsyncProducer(made, self._threads)
+
+    async def consumer(
+        self, topic: str, group_id: str, *, start: Start = "earliest", ack: Ack = "after", name: str | None = None
+    ) -> AsyncConsumer:
+        """Make a consumer that reads *topic* as a member of the group *group_id*. See ``MQ.consumer``."""
+        made = await self._threads.run(
+            lambda: self._sync.consumer(topic, group_id, start=start, ack=ack, name=name), lambda made: made.close()
+        )
+        return AsyncConsumer(made, self._threads)
+
+    async def topics(self) -> list[str]:
+        """The names of all topics, in order."""
+        return await self._threads.run(self._sync.topics)
+
+    async def describe_topic(self, topic: str) -> TopicDescription:
+        """A topic's partitions and groups as they are now. Raises UnknownTopicError."""
+        return await self._threads.run(lambda: self._sync.describe_topic(topic))
+
+    async def groups(self, topic: str) -> list[str]:
+        """The names of a topic's groups, in order. Raises UnknownTopicError."""
+        return await self._threads.run(lambda: self._sync.groups(topic))
+
+    async def describe_group(self, topic: str, group_id: str) -> GroupDescription:
+        """A group's position, lag and owner in each partition, as they are now.
+
+        Raises UnknownTopicError or UnknownGroupError.
+        """
+        return await self._threads.run(lambda: self._sync.describe_group(topic, group_id))
+
+    async def close(self) -> None:
+        """Close every producer and consumer made from this MQ, then the connections, unless an Engine was given.
+
+        Errors of theirs come together in one ExceptionGroup. A second call has the same result. A task that is cancelled
+        meanwhile ends when all is closed.
+        """
+        await self._threads.run_apart(self._close)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    def __repr__(self) -> str:
+        return f"<Async{repr(self._sync)[1:]}"
+
+    def _close(self) -> None:
+        try:
+            self._sync.close()
+        finally:
+            self._threads.shut_down()
+
+
+def _blocking(database: str | URL | Engine | AsyncEngine) -> str | URL | Engine:
+    """What an MQ is made from, for what an AsyncMQ is made from."""
+    if isinstance(database, str | URL):
+        try:
+            url = make_url(database)
+        except (ArgumentError, ValueError):
+            return database  # MQ says what is wrong with it
+        return blocking(url, is_made=False)
+    # Not isinstance: SQLAlchemy's asyncio part is for those to import who have an AsyncEngine.
+    return database if not hasattr(database, "sync_engine") else blocking(database.sync_engine.url, is_made=True)

@@ -1,0 +1,180 @@
+"""Producers for asyncio."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Self, TypeAlias, TypeVar, overload
+
+from sqlmq.coalescer import overdue
+from sqlmq.options import check_no_timeout, check_timeout
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+    from concurrent.futures import Future
+    from types import TracebackType
+
+    from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession, async_scoped_session
+
+    from sqlmq.aio.threads import Threads
+    from sqlmq.message import Message, ProducerResult
+    from sqlmq.outbox import Publication, SessionLike
+    from sqlmq.producer import Producer
+
+T = TypeVar("T")
+
+AsyncSessionLike: TypeAlias = "AsyncSession | async_scoped_session[AsyncSession] | AsyncConnection"
+"""Whatever stands for a transaction of the application's."""
+
+
+class AsyncProducer:
+    """Appends messages to one topic. Made by ``await mq.producer(topic)``; may be shared by tasks.
+
+    As ``Producer``: calls that come while another one commits go together in the next transaction, so thousands of
+    tasks share few of them.
+    """
+
+    def __init__(self, sync: Producer, threads: Threads) -> None:
+        self._sync = sync
+        self._threads = threads
+
+    @property
+    def topic(self) -> str:
+        """The name of the topic."""
+        return self._sync.topic
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether it was closed."""
+        return self._sync.is_closed
+
+    @overload
+    async def produce(
+        self, message: Message, *, timeout: float | None = None, session: None = None
+    ) -> ProducerResult: ...
+    @overload
+    async def produce(self, message: Message, *, timeout: None = None, session: AsyncSessionLike) -> Publication: ...
+
+    async def produce(
+        self, message: Message, *, timeout: float | None = None, session: AsyncSessionLike | None = None
+    ) -> ProducerResult | Publication:
+        """Append *message* and return its place, once that is committed.
+
+        *timeout*, in seconds, bounds the wait: TimeoutError means that the message was not sent, OutcomeUnknownError
+        that it was on its way. Cancelled, a message that still waits for its turn is withdrawn; one that is on its way
+        may be in the log or not. Errors are those of ``Producer.produce``.
+
+        With a *session* (an AsyncSession, async_scoped_session or AsyncConnection on the same database, whatever its
+        driver) the message is part of its transaction instead, as ``Producer.produce`` tells.
+        """
+        if session is not None:
+            check_no_timeout(timeout)
+            return await _in(session, lambda sync: self._sync.produce(message, session=sync))
+        seconds = check_timeout(timeout)
+        return await _arrival(await self._submit(message, None), seconds)
+
+    @overload
+    async def produce_with_partition(
+        self, message: Message, partition: int, *, timeout: float | None = None, session: None = None
+    ) -> ProducerResult: ...
+    @overload
+    async def produce_with_partition(
+        self, message: Message, partition: int, *, timeout: None = None, session: AsyncSessionLike
+    ) -> Publication: ...
+
+    async def produce_with_partition(
+        self,
+        message: Message,
+        partition: int,
+        *,
+        timeout: float | None = None,
+        session: AsyncSessionLike | None = None,
+    ) -> ProducerResult | Publication:
+        """Append *message* to the partition with the number *partition*, whatever its key; else as ``produce``.
+
+        Raises InvalidPartitionError if the topic has no such partition.
+        """
+        if session is not None:
+            check_no_timeout(timeout)
+            return await _in(session, lambda sync: self._sync.produce_with_partition(message, partition, session=sync))
+        seconds = check_timeout(timeout)
+        return await _arrival(await self._submit(message, partition), seconds)
+
+    def submit(self, message: Message, partition: int | None = None) -> asyncio.Future[ProducerResult]:
+        """Append *message* without waiting for it; the future has the place, or the error.
+
+        Cancelling the future withdraws the message, if it still waits. Messages submitted by one task keep their order
+        in each partition. ``close`` waits for all of them. To be called where the event loop runs.
+        """
+        asyncio.get_running_loop()  # or nobody could tell the future; raised before anything is sent
+        if partition is None or self._knows_topic:
+            return asyncio.wrap_future(self._sync.submit(message, partition))
+        return asyncio.ensure_future(self.produce_with_partition(message, partition))
+
+    @overload
+    async def produce_many(self, messages: Iterable[Message], *, session: None = None) -> list[ProducerResult]: ...
+    @overload
+    async def produce_many(self, messages: Iterable[Message], *, session: AsyncSessionLike) -> list[Publication]: ...
+
+    async def produce_many(
+        self, messages: Iterable[Message], *, session: AsyncSessionLike | None = None
+    ) -> list[ProducerResult] | list[Publication]:
+        """Append *messages* in one transaction, all or none, and return their places in the same order.
+
+        Those without a key go to one partition together. Cancelled, all of them may be in the log, or none. With a
+        *session*, as ``produce``: in its transaction.
+        """
+        together = list(messages)
+        if session is not None:
+            return await _in(session, lambda sync: self._sync.produce_many(together, session=sync))
+        return await self._threads.run(lambda: self._sync.produce_many(together))
+
+    async def close(self) -> None:
+        """Wait for what was submitted, then take no more. A second call has the same result.
+
+        A task that is cancelled meanwhile ends when that is done.
+        """
+        await self._threads.run_apart(self._sync.close)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self._threads.run_apart(lambda: self._sync.__exit__(kind, error, traceback))
+
+    def __repr__(self) -> str:
+        return f"<Async{repr(self._sync)[1:]}"
+
+    @property
+    def _knows_topic(self) -> bool:
+        """Whether a partition can be checked without asking the database; not after the topic was deleted."""
+        return self._sync._topic is not None
+
+    async def _submit(self, message: Message, partition: int | None) -> Future[ProducerResult]:
+        if partition is None or self._knows_topic:
+            return self._sync.submit(message, partition)
+        return await self._threads.run(lambda: self._sync.submit(message, partition), lambda future: future.cancel())
+
+
+async def _arrival(future: Future[ProducerResult], seconds: float | None) -> ProducerResult:
+    try:
+        async with asyncio.timeout(seconds):
+            return await asyncio.wrap_future(future)
+    except TimeoutError:
+        return overdue(future, seconds)
+
+
+async def _in(session: AsyncSessionLike, work: Callable[[SessionLike], T]) -> T:
+    """Run *work* with the synchronous session or connection that *session* stands before, on its driver."""
+    # Here, because those who have no such session need not have what SQLAlchemy needs for it.
+    from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession, async_scoped_session
+
+    given: object = session() if isinstance(session, async_scoped_session) else session
+    if not isinstance(given, AsyncSession | AsyncConnection):
+        complaint = (
+            "session must be an AsyncSession, an async_scoped_session or an AsyncConnection of SQLAlchemy's, not "
+            f"{type(given).__name__}; Session and Connection are for a Producer."
+        )
+        raise TypeError(complaint)
+    return await given.run_sync(work)
