@@ -51,12 +51,14 @@ from sqlmq.errors import (
     SchemaTooOldError,
     SqlmqError,
     TopicConflictError,
+    TransactionError,
     UnknownGroupError,
     UnknownTopicError,
 )
 from sqlmq.message import Message, ProducerResult
 from sqlmq.mq import MQ
 from sqlmq.producer import Producer
+from sqlmq.transaction import Transaction
 
 __version__ = version("sqlmq")
 
@@ -97,6 +99,8 @@ __all__ = [
     "SqlmqError",
     "TopicConflictError",
     "TopicDescription",
+    "Transaction",
+    "TransactionError",
     "UnknownGroupError",
     "UnknownTopicError",
     "migrate",

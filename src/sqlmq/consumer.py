@@ -19,9 +19,10 @@ from sqlmq.errors import (
     SqlmqError,
 )
 from sqlmq.flows import consume
-from sqlmq.options import check_timeout
+from sqlmq.options import check_max_messages, check_timeout
 from sqlmq.ownership import Joining, Ownership
 from sqlmq.timing import Deadline, backoff
+from sqlmq.transaction import Host, Transaction, Transactions
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
     from sqlmq.message import Message
     from sqlmq.options import Options
     from sqlmq.progress import Span
+    from sqlmq.store.groups import Group
+    from sqlmq.transaction import SessionSource
 
 log = logging.getLogger(__name__)
 
@@ -72,6 +75,7 @@ class Consumer:
         # Held while the database is asked, so only briefly waited for; never while waiting for messages.
         self._lock = threading.RLock()
         self._ownership = Ownership(database, joining, options)
+        self._transactions = Transactions(database, joining.topic, options)
         self._in_hand: dict[threading.Thread, list[Span]] = {}
         self._asked_at = time.monotonic()
         self._refill_at = 0.0
@@ -145,13 +149,31 @@ class Consumer:
         Each partition's messages come in order. Waits up to *timeout* seconds, without one for ever; an empty list
         says that nothing came. ``timeout=0`` looks once.
         """
-        if isinstance(max_messages, bool) or not isinstance(max_messages, int):
-            complaint = f"max_messages must be int, not {type(max_messages).__name__}."
-            raise TypeError(complaint)
-        if max_messages < 1:
-            complaint = f"max_messages must be 1 or more, not {max_messages}."
-            raise ValueError(complaint)
-        return self._ask(max_messages, check_timeout(timeout))
+        return self._ask(check_max_messages(max_messages), check_timeout(timeout))
+
+    def transaction(
+        self, max_messages: int = 100, timeout: float | None = None, session: SessionSource | None = None
+    ) -> Transaction:
+        """Take messages, and do with them what takes effect together with the group's position, or not at all.
+
+        To be used as ``with consumer.transaction() as tx:``. Up to *max_messages* of one partition, in order, are in
+        ``tx.messages``; what is done with ``tx.session`` or ``tx.connection`` commits with the position when the block
+        is left, and is rolled back with it when the block is left by an exception. Waits for messages up to *timeout*
+        seconds, without one for ever; if none came, ``tx.messages`` is empty. *session* is a sessionmaker, a Session, a
+        scoped_session or a Connection on the same database, in no transaction; by default one of the MQ's engine.
+
+        The partition is this transaction's own as long as it is open, and free as soon as its connection ends. What
+        this consumer has claimed by ``poll`` or ``consume`` is finished and given back first.
+
+        Raises TransactionError, IsolationError for a session above READ COMMITTED, OutcomeUnknownError.
+        """
+        return Transaction(
+            self._transactions,
+            Host(prepare=self._prepare_transaction, wait=self._wait_again, wake=self._wake_others),
+            check_max_messages(max_messages),
+            check_timeout(timeout),
+            session,
+        )
 
     def commit(self) -> None:
         """Finish what this thread got, and commit everything that is finished, now.
@@ -175,6 +197,7 @@ class Consumer:
         again, to the next owner.
         """
         if self._pid == os.getpid():
+            self._database.check_may_write()
             self._closing.run(self._close)
 
     def __enter__(self) -> Self:
@@ -309,6 +332,27 @@ class Consumer:
     def _pause(self, attempt: int) -> float:
         options = self._options
         return backoff(attempt, least=options.poll_min_seconds, most=options.poll_max_seconds, random=random.random())
+
+    # What its transactions need of a consumer.
+
+    def _prepare_transaction(self) -> tuple[Group, int]:
+        """Have no claims by lease, and still be a member; the group, and the count of wake-ups so far."""
+        with self._lock:
+            self._check_usable()
+            seen = self._wakeups
+            self._asked_at = time.monotonic()
+            self._finish()
+            if self._ownership.claimed:
+                self._ownership.give_back()
+                self._background.look_around(self.group_id, but=self)
+            self._ownership.stay()
+            return self._ownership.group, seen
+
+    def _wait_again(self, attempt: int, deadline: Deadline, seen: int) -> bool:
+        return self._wait(min(self._pause(attempt), deadline.remaining(time.monotonic())), seen)
+
+    def _wake_others(self) -> None:
+        self._background.wake(self.topic_id)
 
     def _finish(self) -> None:
         """What this thread got before is done, but for the message at which it left a loop."""

@@ -16,6 +16,7 @@
      │    └── ConsumerClosedError
      ├── FencedError                                     somebody else owns the partition by now
      ├── OffsetGapError                                  the log lacks an offset it must have
+     ├── TransactionError                                a transaction that can't be used so, or was ended too early
      ├── ForkedError                                     the object belongs to the parent process
      ├── SchemaError
      │    ├── SchemaMissingError
@@ -187,6 +188,10 @@ class OffsetGapError(SqlmqError):
             " Rows of sqlmq_message were deleted by hand or lost with the disk. Nothing was skipped: find out what is "
             "missing before the group reads on."
         )
+
+
+class TransactionError(SqlmqError):
+    """A transaction can't be used as it was asked for, or was ended by somebody else. No position was moved."""
 
 
 class ForkedError(SqlmqError):

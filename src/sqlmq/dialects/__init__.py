@@ -8,13 +8,23 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-from sqlmq.dialects.base import Batch, Dialect, LogRow, Position, without_secrets
+from sqlmq.dialects.base import Batch, Dialect, Held, LogRow, Position, without_secrets
 from sqlmq.errors import InvalidURLError
 
 if TYPE_CHECKING:
     from sqlalchemy import URL, Connection
 
-__all__ = ["Batch", "Dialect", "LogRow", "Position", "canonical", "dialect_named", "dialect_of", "without_secrets"]
+__all__ = [
+    "Batch",
+    "Dialect",
+    "Held",
+    "LogRow",
+    "Position",
+    "canonical",
+    "dialect_named",
+    "dialect_of",
+    "without_secrets",
+]
 
 # Imported when asked for: a program on SQLite needs no Postgres driver.
 _REGISTRY = {"postgresql": "Postgresql", "sqlite": "Sqlite"}
