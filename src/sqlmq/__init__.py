@@ -54,6 +54,7 @@ from sqlmq.errors import (
     SchemaTooOldError,
     SqlmqError,
     TopicConflictError,
+    TransactionError,
     UnknownGroupError,
     UnknownTopicError,
 )
@@ -61,6 +62,7 @@ from sqlmq.message import Message, ProducerResult
 from sqlmq.mq import MQ
 from sqlmq.outbox import Publication
 from sqlmq.producer import Producer
+from sqlmq.transaction import Transaction
 
 __version__ = version("sqlmq")
 
@@ -106,6 +108,8 @@ __all__ = [
     "SqlmqError",
     "TopicConflictError",
     "TopicDescription",
+    "Transaction",
+    "TransactionError",
     "UnknownGroupError",
     "UnknownTopicError",
     "migrate",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import os
 import random
@@ -23,9 +22,11 @@ from sqlmq.flows import consume
 from sqlmq.options import check_max_messages, check_timeout
 from sqlmq.ownership import Joining, Ownership
 from sqlmq.timing import Deadline, backoff
+from sqlmq.transaction import Host, Transaction, Transactions
+from sqlmq.waking import Wakeups
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
     from types import TracebackType
 
     from sqlmq.background import Background
@@ -33,6 +34,8 @@ if TYPE_CHECKING:
     from sqlmq.message import Message
     from sqlmq.options import Options
     from sqlmq.progress import Span
+    from sqlmq.store.groups import Group
+    from sqlmq.transaction import SessionSource
 
 log = logging.getLogger(__name__)
 
@@ -85,14 +88,11 @@ class Consumer:
         # Held while the database is asked, so only briefly waited for; never while waiting for messages.
         self._lock = threading.RLock()
         self._ownership = Ownership(database, joining, options)
+        self._transactions = Transactions(database, joining.topic, options)
         self._in_hand: dict[Receiver, list[Span]] = {}
         self._asked_at = time.monotonic()
         self._refill_at = 0.0
-        # Guards what follows, and is never held for longer than it takes to count.
-        self._woken = threading.Condition()
-        self._wakeups = 0
-        self._waiters = 0
-        self._alarms: list[Callable[[], None]] = []
+        self._wakeups = Wakeups(background.nudge)
         background.add(self)
 
     @property
@@ -156,6 +156,26 @@ class Consumer:
         """
         return self._ask(check_max_messages(max_messages), check_timeout(timeout))
 
+    def transaction(
+        self, max_messages: int = 100, timeout: float | None = None, session: SessionSource | None = None
+    ) -> Transaction:
+        """Take messages, and do with them what takes effect together with the group's position, or not at all.
+
+        To be used as ``with consumer.transaction() as tx:``. Up to *max_messages* of one partition, in order, are in
+        ``tx.messages``; what is done with ``tx.session`` or ``tx.connection`` commits with the position when the block
+        is left, and is rolled back with it when the block is left by an exception. Waits for messages up to *timeout*
+        seconds, without one for ever; if none came, ``tx.messages`` is empty. *session* is a sessionmaker, a Session, a
+        scoped_session or a Connection on the same database, in no transaction; by default one of the MQ's engine.
+
+        The partition is this transaction's own as long as it is open, and free as soon as its connection ends. What
+        this consumer has claimed by ``poll`` or ``consume`` is finished and given back first.
+
+        Raises TransactionError, IsolationError for a session above READ COMMITTED, OutcomeUnknownError.
+        """
+        check_max_messages(max_messages)
+        host = Host(lambda: self._prepare_transaction(threading.current_thread()), self._wait, self._wake_others)
+        return Transaction(self._transactions, host, max_messages, check_timeout(timeout), session)
+
     def commit(self) -> None:
         """Finish what this thread got, and commit everything that is finished, now.
 
@@ -171,6 +191,7 @@ class Consumer:
         again, to the next owner.
         """
         if self._pid == os.getpid():
+            self._database.check_may_write()
             self._closing.run(self._close)
 
     def __enter__(self) -> Self:
@@ -209,7 +230,7 @@ class Consumer:
     @property
     def is_waiting(self) -> bool:
         """Whether somebody waits for a message."""
-        return self._waiters > 0
+        return self._wakeups.waiters > 0
 
     def heard(self, began: float) -> None:
         """The heartbeat that was sent at *began* has arrived."""
@@ -221,11 +242,7 @@ class Consumer:
 
     def wake(self) -> None:
         """There may be new messages."""
-        with self._woken:
-            self._wakeups += 1
-            self._woken.notify_all()
-            for alarm in self._alarms:
-                alarm()
+        self._wakeups.wake()
 
     def look_around(self) -> None:
         """The group may have changed."""
@@ -263,39 +280,17 @@ class Consumer:
         self._finish(receiver)
         attempt = 0
         while True:
-            seen = self._wakeups
+            seen = self._wakeups.count
             messages = self._try(receiver, at_most, deadline)
             now = time.monotonic()
             if messages or deadline.passed(now):
                 return messages
-            is_woken = self._wait(min(self._pause(attempt), deadline.remaining(now)), seen)
+            is_woken = self._wait(attempt, deadline, seen)
             attempt = 0 if is_woken else attempt + 1
 
-    def _wait(self, seconds: float, seen: int) -> bool:
-        """Wait until somebody wakes this consumer, who may have done so since the count *seen*; return whether."""
-        with self._woken:
-            self._waiters += 1
-            self._background.nudge()
-            try:
-                return self._woken.wait_for(lambda: self._wakeups != seen, seconds)
-            finally:
-                self._waiters -= 1
-
-    @contextlib.contextmanager
-    def _waiting(self, alarm: Callable[[], None] | None = None) -> Iterator[None]:
-        """Count somebody who waits by other means; *alarm* is called at each wake-up, by whatever thread wakes."""
-        alarms = [] if alarm is None else [alarm]
-        with self._woken:
-            self._waiters += 1
-            self._alarms.extend(alarms)
-        self._background.nudge()
-        try:
-            yield
-        finally:
-            with self._woken:
-                self._waiters -= 1
-                for one in alarms:
-                    self._alarms.remove(one)
+    def _wait(self, attempt: int, deadline: Deadline, seen: int) -> bool:
+        """Wait after *attempt*, which found nothing, until a wake-up since the count *seen*; return whether."""
+        return self._wakeups.wait(min(self._pause(attempt), deadline.remaining(time.monotonic())), seen)
 
     def _pause(self, attempt: int) -> float:
         options = self._options
@@ -306,6 +301,23 @@ class Consumer:
             message = f"No message came from topic {self.topic!r} within {timeout} seconds."
             raise TimeoutError(message)
         return messages[0]
+
+    # What its transactions need of a consumer.
+
+    def _prepare_transaction(self, receiver: Receiver) -> tuple[Group, int]:
+        """Have no claims by lease, and still be a member; the group, and the count of wake-ups so far."""
+        with self._lock:
+            seen = self._wakeups.count
+            self._finish(receiver)
+            self._asked_at = time.monotonic()
+            if self._ownership.claimed:
+                self._ownership.give_back()
+                self._background.look_around(self.group_id, but=self)
+            self._ownership.stay()
+            return self._ownership.group, seen
+
+    def _wake_others(self) -> None:
+        self._background.wake(self.topic_id)
 
     # The steps: each takes the lock, asks the database once at the most, and waits for nothing else.
 

@@ -22,12 +22,14 @@ from tenacity import Retrying, retry_if_exception, stop_after_delay, wait_random
 from sqlmq import migrate
 from sqlmq.dialects import canonical, dialect_named, without_secrets
 from sqlmq.errors import (
+    DatabaseBusyError,
     DatabaseUnavailableError,
     ForkedError,
     InvalidURLError,
     OutcomeUnknownError,
     ReadOnlyDatabaseError,
     SqlmqError,
+    TransactionError,
 )
 from sqlmq.schema import REVISION
 
@@ -48,6 +50,9 @@ _REST_SECONDS = 1.0
 
 _CLOSE_SECONDS = 5.0
 """For how long closing waits for transactions of other threads."""
+
+_BLOCK_SECONDS = 10.0
+"""For how long a thread waits for a block of another one: as long as for another process, by the busy timeout."""
 
 _RETRY_SECONDS = 5.0
 """For how long a transaction is tried again. A server that restarts is back within that, usually."""
@@ -104,6 +109,55 @@ class Database:
         self.prepare()
         return self._retrying(lambda: self._append_once(flow))
 
+    @contextlib.contextmanager
+    def block(self) -> Iterator[None]:
+        """Let this thread alone write, where there is one writer, for as long as a transaction of the application's lasts.
+
+        Raises DatabaseBusyError when a block of another thread does not end, TransactionError inside one of this thread.
+        """
+        self.prepare()
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(self._in_turn(writing=True))
+            me = threading.get_ident()
+            with self._unused:
+                self._in_use += 1
+                self._in_block.append(me)
+            try:
+                yield
+            finally:
+                with self._unused:
+                    self._in_use -= 1
+                    self._in_block.remove(me)
+                    self._unused.notify_all()
+
+    def connect(self) -> contextlib.AbstractContextManager[Connection]:
+        """A connection for a block, in no transaction yet, in which positions can be read once they are locked."""
+        return self._connect(self._transactions)
+
+    def check_may_write(self) -> None:
+        """Raise TransactionError if this thread, inside a block, would wait for itself."""
+        if (self.one_connection or self.dialect.one_writer) and self._is_in_block():
+            raise TransactionError(_IN_BLOCK)
+
+    def check_outside_block(self, what: str) -> None:
+        """Raise TransactionError if this thread is inside a block, which has to end before anybody can do *what*."""
+        if self._is_in_block():
+            message = f"This thread is inside a block of consumer.transaction(); leave it before you {what}."
+            raise TransactionError(message)
+
+    def _is_in_block(self) -> bool:
+        return threading.get_ident() in self._in_block
+
+    @contextlib.contextmanager
+    def translating(self, *, committing: bool = False) -> Iterator[None]:
+        """Raise our errors for the driver's; OutcomeUnknownError if the connection breaks while *committing*."""
+        try:
+            yield
+        except SqlmqError:
+            raise
+        except Exception as error:  # noqa: BLE001 - translated, or raised as it is
+            self._raise_translated(error, committing=committing)
+
     def prepare(self) -> None:
         """Make sure, once, that the tables are there and the right ones."""
         if self._forked:
@@ -135,27 +189,27 @@ class Database:
                 found = migrate.current(conn, schema=self.schema)
             if found is None or found < REVISION:
                 self._write_once(lambda conn: migrate.upgrade(conn, schema=self.schema))
-        with self._connect(self._single_statements) as conn, self._translating():
+        with self._connect(self._single_statements) as conn, self.translating():
             migrate.check(conn, schema=self.schema)
             self._appends_in_one_statement = self.dialect.can_append_in_one_statement(conn)
 
     def _read_once(self, flow: Callable[[Connection], T]) -> T:
-        with self._in_turn(writing=False), self._connect(self._single_statements) as conn, self._translating():
+        with self._in_turn(writing=False), self._connect(self._single_statements) as conn, self.translating():
             return flow(conn)
 
     def _write_once(self, flow: Callable[[Connection], T]) -> T:
         with self._in_turn(writing=True), self._connect(self._transactions) as conn:
-            with self._translating():
+            with self.translating():
                 self.dialect.begin(conn)
                 result = flow(conn)
-            with self._translating(committing=True):
+            with self.translating(committing=True):
                 conn.commit()
             return result
 
     def _append_once(self, flow: Callable[[Connection], T]) -> T:
         if not self._appends_in_one_statement:
             return self._write_once(flow)
-        with self._connect(self._single_statements) as conn, self._translating(committing=True):
+        with self._connect(self._single_statements) as conn, self.translating(committing=True):
             return flow(conn)
 
     def _test_after_rest(self, connection: DBAPIConnection, record: ConnectionPoolEntry, _proxy: object) -> None:
@@ -175,7 +229,7 @@ class Database:
         with self._unused:
             self._in_use += 1
         try:
-            with self._translating():
+            with self.translating():
                 connection = engine.connect()
             try:
                 yield connection
@@ -184,7 +238,7 @@ class Database:
                 connection.invalidate()
                 raise
             finally:
-                with self._translating():
+                with self.translating():
                     connection.close()
         finally:
             with self._unused:
@@ -194,20 +248,17 @@ class Database:
     @contextlib.contextmanager
     def _in_turn(self, *, writing: bool) -> Iterator[None]:
         """Let one thread at a time write where there is one writer, and do anything where there is one connection."""
-        if self.one_connection or (writing and self.dialect.one_writer):
-            with self._turn:
-                yield
-        else:
+        if not (self.one_connection or (writing and self.dialect.one_writer)):
             yield
-
-    @contextlib.contextmanager
-    def _translating(self, *, committing: bool = False) -> Iterator[None]:
+            return
+        self.check_may_write()
+        while not self._turn.acquire(timeout=_BLOCK_SECONDS):
+            if self._in_block:
+                raise DatabaseBusyError(_BLOCKED)
         try:
             yield
-        except SqlmqError:
-            raise
-        except Exception as error:  # noqa: BLE001 - translated, or raised as it is
-            self._raise_translated(error, committing=committing)
+        finally:
+            self._turn.release()
 
     def _raise_translated(self, error: Exception, *, committing: bool) -> NoReturn:
         origin = error.orig if isinstance(error, sa_exc.DBAPIError) else None
@@ -254,6 +305,8 @@ class Database:
         self._preparing = threading.RLock()
         self._unused = threading.Condition()
         self._in_use = 0
+        # The threads that are inside a block, each as often as it is in one.
+        self._in_block: list[int] = []
 
     @property
     def one_connection(self) -> bool:
@@ -288,6 +341,15 @@ class Database:
         _ABANDONED.append(self.engine.pool)
         self.engine.dispose(close=False)
 
+
+_IN_BLOCK = (
+    "This thread is inside a block of consumer.transaction(), which holds the database's only writer: it would wait for "
+    "itself. Give session=tx.session, to be part of the block's transaction, or do it after the block."
+)
+_BLOCKED = (
+    f"A block of consumer.transaction() in another thread has held the database's only writer for {_BLOCK_SECONDS:.0f} "
+    "seconds. Keep what is done inside it short."
+)
 
 _ALL: weakref.WeakSet[Database] = weakref.WeakSet()
 _ABANDONED: list[Pool] = []

@@ -17,6 +17,7 @@
      ├── FencedError                                     somebody else owns the partition by now
      ├── OffsetGapError                                  the log lacks an offset it must have
      ├── OutboxError                                     a session that can't carry a message
+     ├── TransactionError                                a transaction that can't be used so, or was ended too early
      ├── ForkedError                                     the object belongs to the parent process
      ├── SchemaError
      │    ├── SchemaMissingError
@@ -192,6 +193,10 @@ class OffsetGapError(SqlmqError):
 
 class OutboxError(SqlmqError):
     """The session given for a message has no transaction that the message could commit with. Nothing was published."""
+
+
+class TransactionError(SqlmqError):
+    """A transaction can't be used as it was asked for, or was ended by somebody else. No position was moved."""
 
 
 class ForkedError(SqlmqError):

@@ -130,6 +130,7 @@ class MQ:
         topics are gone at once; their messages are deleted after that, some thousands in each transaction.
         """
         names = [check_topic(topic) for topic in topics]
+        self._database.check_outside_block("delete topics")
         deleted = self._write(lambda conn, dialect: manage.delete_topics(conn, dialect, names))
         while self._write(manage.purge):
             pass
@@ -196,6 +197,7 @@ class MQ:
 
         Errors of theirs come together in one ExceptionGroup. A second call has the same result.
         """
+        self._database.check_outside_block("close its MQ")
         self._closing.run(self._close)
 
     def __enter__(self) -> Self:

@@ -154,6 +154,17 @@ def check_ack(ack: object) -> None:
         raise ValueError(message)
 
 
+def check_max_messages(count: object) -> int:
+    """Return *count* if so many messages can be asked for."""
+    if isinstance(count, bool) or not isinstance(count, int):
+        message = f"max_messages must be int, not {type(count).__name__}."
+        raise TypeError(message)
+    if count < 1:
+        message = f"max_messages must be 1 or more, not {count}."
+        raise ValueError(message)
+    return count
+
+
 def check_timeout(timeout: object) -> float | None:
     """Return *timeout*, seconds from 0 up, or None for no end, which is what 30 years are."""
     if timeout is None:
@@ -165,17 +176,6 @@ def check_timeout(timeout: object) -> float | None:
         message = f"timeout must be 0 or more seconds, not {timeout}."
         raise ValueError(message)
     return float(timeout) if timeout <= _AGES_SECONDS else None
-
-
-def check_max_messages(count: object) -> int:
-    """Return *count* if so many messages can be asked for at once."""
-    if isinstance(count, bool) or not isinstance(count, int):
-        message = f"max_messages must be int, not {type(count).__name__}."
-        raise TypeError(message)
-    if count < 1:
-        message = f"max_messages must be 1 or more, not {count}."
-        raise ValueError(message)
-    return count
 
 
 def check_no_timeout(timeout: object) -> None:

@@ -88,6 +88,12 @@ class Ownership:
             seen = self._survey()
         return seen is not None and self._put_right(seen)
 
+    def stay(self) -> None:
+        """Be a member, again if need be, without claiming anything."""
+        now = time.monotonic()
+        if now >= self._trusted_until:
+            self._regain_trust(now)
+
     def is_trusted(self) -> bool:
         """Whether what is claimed here can't be anybody else's yet."""
         return time.monotonic() < self._trusted_until

@@ -148,6 +148,7 @@ class Producer:
 
     def _checked(self, message: object) -> Message:
         self._check_open()
+        self._database.check_may_write()
         if not isinstance(message, Message):
             complaint = f"A producer takes a sqlmq.Message, not {type(message).__name__}."
             raise TypeError(complaint)

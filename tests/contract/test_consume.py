@@ -270,7 +270,7 @@ def test_a_thread_that_waits_for_a_message_is_told_of_the_close(
 
     with ThreadPoolExecutor(2) as threads:
         waiting: list[Future[Any]] = [threads.submit(consumer.consume), threads.submit(consumer.poll)]
-        until(lambda: consumer._waiters == 2, "both threads to wait")
+        until(lambda: consumer._wakeups.waiters == 2, "both threads to wait")
         (mq if closed == "mq" else consumer).close()
 
         for call in waiting:

@@ -183,8 +183,8 @@ def test_a_waiting_consumer_hears_of_what_another_process_produces(
 
     with ThreadPoolExecutor(1) as thread:
         waiting = thread.submit(consumer.consume, 40.0)
-        with consumer._woken:
-            consumer._woken.wait_for(lambda: consumer.is_waiting, 0.5)
+        with consumer._wakeups._woken:
+            consumer._wakeups._woken.wait_for(lambda: consumer.is_waiting, 0.5)
         assert producing.stdin is not None
         producing.stdin.write("go\n")
         _, errors = producing.communicate(timeout=PATIENCE_SECONDS)

@@ -145,14 +145,14 @@ class AsyncConsumer:
         step = finish_and_look
         try:
             while True:
-                seen = sync._wakeups
+                seen = sync._wakeups.count
                 messages = await self._threads.run(step, give_back)
                 step = look
                 now = time.monotonic()
                 if messages or deadline.passed(now):
                     return messages
                 if not has_turn and turn.locked():
-                    with sync._waiting():
+                    with sync._wakeups.awaited():
                         has_turn = await _acquire(turn, deadline.remaining(now))
                     continue  # whoever had the turn may have found more than he took
                 has_turn = has_turn or await turn.acquire()
@@ -172,14 +172,15 @@ class AsyncConsumer:
             with contextlib.suppress(RuntimeError):
                 loop.call_soon_threadsafe(is_over.set)
 
-        with self._sync._waiting(alarm):
-            if self._sync._wakeups == seen:
+        wakeups = self._sync._wakeups
+        with wakeups.awaited(alarm):
+            if wakeups.count == seen:
                 timer = loop.call_later(seconds, is_over.set)
                 try:
                     await is_over.wait()
                 finally:
                     timer.cancel()
-        return self._sync._wakeups != seen
+        return wakeups.count != seen
 
     def _receiver(self) -> TaskReceiver:
         """The task that asks. Raises RuntimeError if it was made of this call alone.

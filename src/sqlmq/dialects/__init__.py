@@ -8,7 +8,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-from sqlmq.dialects.base import Batch, Dialect, LogRow, Position, without_secrets
+from sqlmq.dialects.base import Batch, Dialect, Held, LogRow, Position, without_secrets
 from sqlmq.errors import InvalidURLError
 
 if TYPE_CHECKING:
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Batch",
     "Dialect",
+    "Held",
     "LogRow",
     "Position",
     "blocking",

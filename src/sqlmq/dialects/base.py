@@ -7,14 +7,14 @@ how a writing one has to begin.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from sqlmq.schema import tables
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from sqlalchemy import URL, ColumnElement, Connection, Engine, Insert, Table
+    from sqlalchemy import URL, ColumnElement, Connection, Engine, Insert, Row, Select, Table
 
     from sqlmq.errors import SqlmqError
     from sqlmq.message import Message
@@ -45,6 +45,13 @@ class LogRow(NamedTuple):
     value: bytes
     headers_json: str | bytes | None
     timestamp_us: int
+
+
+class Held(NamedTuple):
+    """The row that ``hold`` has locked, if there was one, and what tells its transaction from a later one."""
+
+    row: Row[Any] | None
+    token: str | None
 
 
 class Dialect(ABC):
@@ -91,6 +98,28 @@ class Dialect(ABC):
     def begin(self, conn: Connection) -> None:  # noqa: B027 - most databases need nothing: SQLAlchemy begins
         """Begin a writing transaction on *conn*, which is in none."""
 
+    @abstractmethod
+    def is_autocommit(self, conn: Connection) -> bool:
+        """Whether *conn*, which SQLAlchemy takes to be in a transaction, commits each statement by itself."""
+
+    @abstractmethod
+    def hold(self, conn: Connection, wanted: Select[Any], *, quiet_seconds: float, vanished_seconds: float) -> Held:
+        """Run *wanted*, which locks a row, in a transaction that the server ends when nobody is behind it any more.
+
+        That is when its owner sends nothing for *quiet_seconds*, or can't be reached for *vanished_seconds*; a lower
+        limit that is there already stays. The limits end with the transaction. Raises IsolationError, with nothing
+        locked, if later statements would not see what was committed before the lock was there.
+        """
+
+    @abstractmethod
+    def is_held(self, token: str | None) -> ColumnElement[bool]:
+        """Whether a statement runs in the very transaction in which ``hold`` gave *token*."""
+
+    def let_go(self, conn: Connection) -> bool:
+        """Be done with ``hold``, right before COMMIT; return whether the transaction was still the same."""
+        del conn
+        return True
+
     def can_append_in_one_statement(self, conn: Connection) -> bool:
         """Whether an append outside any transaction is one of its own, in one round trip."""
         del conn
@@ -129,10 +158,6 @@ class Dialect(ABC):
         Where the level does not let it see the newest offset, the messages are staged, without a lock; then None.
         """
         return self.append(conn, batches)
-
-    @abstractmethod
-    def is_autocommit(self, conn: Connection) -> bool:
-        """Whether *conn*, which SQLAlchemy takes to be in a transaction, commits each statement by itself."""
 
     @abstractmethod
     def identity(self, conn: Connection, *, fresh: bool) -> tuple[object, ...]:

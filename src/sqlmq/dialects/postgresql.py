@@ -14,11 +14,11 @@ import psycopg
 from psycopg.adapt import Loader
 from psycopg.pq import Format
 from psycopg.types.numeric import Int8BinaryLoader
-from sqlalchemy import ColumnElement, DateTime, Float, create_engine, func
+from sqlalchemy import ColumnElement, DateTime, Float, String, create_engine, func, literal_column, select, text, true
 from sqlalchemy.dialects import postgresql
 from sqlalchemy.exc import DBAPIError
 
-from sqlmq.dialects.base import Batch, Dialect, LogRow, Position
+from sqlmq.dialects.base import Batch, Dialect, Held, LogRow, Position
 from sqlmq.errors import (
     DatabaseBusyError,
     DatabaseError,
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from psycopg.abc import Buffer
-    from sqlalchemy import URL, Connection, Engine, Insert, Table
+    from sqlalchemy import URL, Connection, Engine, Insert, Select, Table
 
 _CONNECT_TIMEOUT_SECONDS = 10
 _TCP_USER_TIMEOUT_MS = 30_000
@@ -104,6 +104,15 @@ class Postgresql(Dialect):
             ORDER BY r.id, m.msg_offset
         """
 
+        # As a text of SQLAlchemy's, in which a colon begins a parameter.
+        pieces = self._read_sql.replace("m.headers, m.created_at", _PORTABLE_COLUMNS).replace("%%", "%").split("%b::")
+        names = ["ids", "offsets", "at_most", "max_bytes"]
+        kinds = ["bigint[]", "bigint[]", "bigint", "bigint"]
+        self._portable_read_sql = pieces[0].replace(":", "\\:") + "".join(
+            f"CAST(:{name} AS {kind})" + piece.removeprefix(kind).replace(":", "\\:")
+            for name, kind, piece in zip(names, kinds, pieces[1:], strict=True)
+        )
+
     def create_engine(self, url: URL) -> Engine:
         driver = url.drivername.partition("+")[2] or "psycopg"
         if driver != "psycopg":
@@ -138,6 +147,34 @@ class Postgresql(Dialect):
     def for_single_statements(self, engine: Engine) -> Engine:
         return engine.execution_options(isolation_level="AUTOCOMMIT")
 
+    def is_autocommit(self, conn: Connection) -> bool:
+        connection = conn.connection.dbapi_connection
+        return connection is not None and conn.dialect.detect_autocommit_setting(connection)
+
+    def hold(self, conn: Connection, wanted: Select[Any], *, quiet_seconds: float, vanished_seconds: float) -> Held:
+        first = wanted.lateral("first")
+        nothing = select(literal_column("1").label("one")).subquery("nothing")
+        limits = _limits(quiet_seconds, vanished_seconds, conn.dialect.server_version_info or ())
+        row = conn.execute(
+            select(
+                literal_column("current_setting('transaction_isolation')", String).label("isolation"),
+                literal_column(_TRANSACTION_ID, String).label("token"),
+                first,
+                *(literal_column(limit, String) for limit in limits),
+            ).select_from(nothing.outerjoin(first, true()))
+        ).one()
+        if row.isolation not in ("read committed", "read uncommitted"):
+            message = (
+                f"The transaction is {row.isolation.upper()}, in which it would see an old position of the group. Use "
+                "READ COMMITTED, as in sessionmaker(engine.execution_options(isolation_level='READ COMMITTED'))."
+            )
+            raise IsolationError(message)
+        # The columns of *wanted* are null when there was no row: its first is a key.
+        return Held(None if row[2] is None else row, row.token)
+
+    def is_held(self, token: str | None) -> ColumnElement[bool]:
+        return literal_column(_TRANSACTION_ID, String) == token
+
     def can_append_in_one_statement(self, conn: Connection) -> bool:
         default: str = conn.exec_driver_sql("SHOW default_transaction_isolation").scalar_one()
         return default == "read committed"
@@ -166,10 +203,6 @@ class Postgresql(Dialect):
     def publish(self, conn: Connection, batches: Sequence[Batch]) -> list[int] | None:
         return _number(conn, self._publish_sql, batches)
 
-    def is_autocommit(self, conn: Connection) -> bool:
-        connection: Any = conn.connection.dbapi_connection
-        return conn.dialect.detect_autocommit_setting(connection)
-
     def identity(self, conn: Connection, *, fresh: bool) -> tuple[object, ...]:
         if fresh or conn.engine not in self._identities:
             query = "SELECT current_database()::text, date_part('epoch', pg_postmaster_start_time())::text"
@@ -178,7 +211,8 @@ class Postgresql(Dialect):
 
     def read(self, conn: Connection, positions: Sequence[Position], limit: int, max_bytes: int) -> list[LogRow]:
         connection = conn.connection.driver_connection
-        assert isinstance(connection, psycopg.Connection)  # noqa: S101 - what check_engine made sure of
+        if not isinstance(connection, psycopg.Connection):
+            return self._read_by_any_driver(conn, positions, limit, max_bytes)
         with connection.cursor(binary=True) as cursor:
             cursor.adapters.register_loader("jsonb", _JsonbLoader)
             # A timestamp as a number: making a datetime of each is half the cost of a read.
@@ -189,6 +223,16 @@ class Postgresql(Dialect):
                 LogRow(partition_id, offset, key, value, headers, moment + _POSTGRES_EPOCH_US)
                 for partition_id, offset, key, value, headers, moment in cursor.fetchall()
             ]
+
+    def _read_by_any_driver(
+        self, conn: Connection, positions: Sequence[Position], limit: int, max_bytes: int
+    ) -> list[LogRow]:
+        """As ``read``, in the session of a user whose driver is for asyncio, or another one."""
+        ids, offsets = [p.partition_id for p in positions], [p.offset for p in positions]
+        rows = conn.execute(
+            text(self._portable_read_sql), {"ids": ids, "offsets": offsets, "at_most": limit, "max_bytes": max_bytes}
+        )
+        return [LogRow(id_, offset, key, value, headers, us) for id_, offset, key, value, headers, us in rows]
 
     def translate(self, error: Exception, where: str) -> SqlmqError | None:
         driver_error = _driver_error(error)
@@ -221,6 +265,42 @@ class Postgresql(Dialect):
 # What asyncpg and SQLAlchemy's dialect for it call otherwise than libpq does.
 _ASYNCPG_SPELLINGS = {"ssl": "sslmode", "timeout": "connect_timeout"}
 
+# Of the outermost transaction, given once the row is locked; a later transaction has another.
+_TRANSACTION_ID = "CAST(pg_current_xact_id_if_assigned() AS text)"
+
+_PORTABLE_COLUMNS = "CAST(m.headers AS text), CAST(extract(epoch FROM m.created_at) * 1000000 AS bigint)"
+
+_MOST_MS = 2**31 - 1
+
+
+def _limits(quiet_seconds: float, vanished_seconds: float, version: tuple[Any, ...]) -> list[str]:
+    """What sets, for one transaction, how long the server waits for a client that is quiet or gone.
+
+    A server that sees nothing of a vanished host would keep the transaction, and its lock, for two hours.
+    https://www.postgresql.org/docs/current/runtime-config-connection.html#GUC-TCP-KEEPALIVES-IDLE
+    """
+    quiet_ms = min(_MOST_MS, max(1, int(quiet_seconds * 1000)))
+    vanished_ms = min(_MOST_MS, max(1000, int(vanished_seconds * 1000)))
+    probes = 3
+    # These two are shown with a unit, like '5min', and the others as bare numbers.
+    quiet = ["idle_in_transaction_session_timeout", *(["transaction_timeout"] if version >= (17,) else [])]
+    limits = [(name, f"CAST(current_setting('{name}') AS interval)", f"interval '{quiet_ms}ms'") for name in quiet]
+    vanished = {
+        "tcp_keepalives_idle": max(1, vanished_ms // 2000),
+        "tcp_keepalives_interval": max(1, vanished_ms // 2000 // probes),
+        "tcp_keepalives_count": probes,
+        "tcp_user_timeout": vanished_ms,
+    }
+    limits += [(name, f"CAST(current_setting('{name}') AS bigint)", str(most)) for name, most in vanished.items()]
+    values = {name: str(quiet_ms) for name in quiet} | {name: str(most) for name, most in vanished.items()}
+    return [
+        f"set_config('{name}', CASE WHEN {now} > {off} AND {now} <= {most} THEN current_setting('{name}') "
+        f"ELSE '{values[name]}' END, true)"
+        for name, now, most in limits
+        for off in ["interval '0'" if name in quiet else "0"]
+    ]
+
+
 _PASSING = ("40001", "40P01", "55P03", "53300", "57P01", "57P02", "57P03", "08")
 
 _REFUSED_LOGINS = (
@@ -237,9 +317,12 @@ _REFUSED_LOGINS = (
 )
 
 _CUT_OFF = (DatabaseUnavailableError, "Is the server running, and reachable from here?")
+_TOO_LONG = "The transaction took too long, or was quiet for too long: nothing of it was written. See max_poll_seconds."
 _OTHER = (DatabaseError, "")
 _VERDICTS: tuple[tuple[str, tuple[type[DatabaseError], str]], ...] = (
     (_ISOLATION, (IsolationError, "Use READ COMMITTED for transactions that produce.")),
+    ("25P03", (DatabaseUnavailableError, _TOO_LONG)),
+    ("25P04", (DatabaseUnavailableError, _TOO_LONG)),
     ("28", (PermissionDeniedError, "Check user and password of the URL, and the server's pg_hba.conf.")),
     ("3D000", (DatabaseUnavailableError, "Create the database, or correct its name in the URL.")),
     ("42501", (PermissionDeniedError, "Grant the role the right, or connect as another one.")),

@@ -10,11 +10,11 @@ import sqlite3
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from sqlalchemy import ColumnElement, Float, StaticPool, create_engine, event, literal_column, type_coerce
+from sqlalchemy import ColumnElement, Float, StaticPool, create_engine, event, literal_column, true, type_coerce
 from sqlalchemy.dialects import sqlite
 from sqlalchemy.exc import DBAPIError
 
-from sqlmq.dialects.base import Batch, Dialect, LogRow, Position
+from sqlmq.dialects.base import Batch, Dialect, Held, LogRow, Position
 from sqlmq.errors import (
     DatabaseBusyError,
     DatabaseError,
@@ -30,7 +30,8 @@ from sqlmq.errors import (
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from sqlalchemy import URL, Connection, Engine, Insert, Table
+    from sqlalchemy import URL, Connection, Engine, Insert, Select, Table
+    from sqlalchemy.engine.interfaces import DBAPIConnection
 
 _BUSY_TIMEOUT_SECONDS = 10
 
@@ -90,8 +91,36 @@ class Sqlite(Dialect):
         if not conn.in_transaction():
             conn.begin()
         # A user's engine may have begun one by an event of its own; the append's UPDATE makes that the writer.
-        if not _connection(conn).in_transaction:
+        if not _in_transaction(conn):
             conn.exec_driver_sql("BEGIN IMMEDIATE")
+
+    def is_autocommit(self, conn: Connection) -> bool:
+        # Many engines put the driver into autocommit, and begin by an event. https://docs.sqlalchemy.org/en/20/dialects/sqlite.html
+        asked_for = conn.get_execution_options().get("isolation_level") == "AUTOCOMMIT"
+        set_up = conn.dialect.detect_autocommit_setting(_dbapi_connection(conn)) and not _in_transaction(conn)
+        return asked_for or set_up
+
+    def hold(self, conn: Connection, wanted: Select[Any], *, quiet_seconds: float, vanished_seconds: float) -> Held:
+        # Whoever has the file locked is a process of this machine: its locks end with it, and no limit is needed.
+        del quiet_seconds, vanished_seconds
+        # Changes nothing; makes a transaction that began as a reader the writer, while it has read nothing.
+        conn.exec_driver_sql("UPDATE sqlmq_claim SET epoch = epoch WHERE group_id = -1")
+        conn.exec_driver_sql(f"SAVEPOINT {_HELD}")
+        return Held(conn.execute(wanted).first(), None)
+
+    def is_held(self, token: str | None) -> ColumnElement[bool]:
+        del token
+        return true()
+
+    def let_go(self, conn: Connection) -> bool:
+        # Gone if the transaction was ended, by a statement of the user's or, on a full disk, by SQLite itself.
+        try:
+            conn.exec_driver_sql(f"RELEASE {_HELD}")
+        except DBAPIError as error:
+            if "no such savepoint" in str(error.orig):
+                return False
+            raise
+        return True
 
     def lock_schema(self, conn: Connection) -> None:
         self.begin(conn)
@@ -122,11 +151,6 @@ class Sqlite(Dialect):
             bases.append(base)
         return bases
 
-    def is_autocommit(self, conn: Connection) -> bool:
-        # Without Python's own BEGIN, an event of the engine's may have sent one: that is a documented recipe.
-        connection: Any = conn.connection.dbapi_connection
-        return conn.dialect.detect_autocommit_setting(connection) and not connection.in_transaction
-
     def identity(self, conn: Connection, *, fresh: bool) -> tuple[object, ...]:
         del fresh
         files = conn.exec_driver_sql("PRAGMA database_list").all()
@@ -135,16 +159,23 @@ class Sqlite(Dialect):
         return ("file", str(Path(path).resolve())) if path else ("memory", id(conn.connection.driver_connection))
 
     def read(self, conn: Connection, positions: Sequence[Position], limit: int, max_bytes: int) -> list[LogRow]:
-        cursor = _connection(conn).cursor()
-        ready = [position for position in positions if cursor.execute(_PROBE_SQL, position).fetchone()]
+        # Of the pool's connection, not the driver's: this runs on drivers for asyncio too.
+        cursor = conn.connection.cursor()
+        ready = []
+        for position in positions:
+            cursor.execute(_PROBE_SQL, position)
+            if cursor.fetchone():
+                ready.append(position)
         rows: list[LogRow] = []
         for position in ready:
             before = 0
-            for row in cursor.execute(_READ_SQL, (*position, max(1, limit // len(ready)))):
+            cursor.execute(_READ_SQL, (*position, max(1, limit // len(ready))))
+            while (row := cursor.fetchone()) is not None:
                 if before and before + len(row[3]) > max_bytes // len(ready):
                     break
                 before += len(row[3])
                 rows.append(LogRow._make(row))
+        cursor.close()
         return rows
 
     def change_token(self, conn: Connection) -> int:
@@ -166,6 +197,8 @@ class Sqlite(Dialect):
         del error
         return False
 
+
+_HELD = "sqlmq_held"
 
 _LOCK_SQL = "UPDATE sqlmq_partition SET start_offset = start_offset WHERE id = ? AND topic_id IS NOT NULL"
 _BASE_SQL = """
@@ -210,6 +243,17 @@ def _set_up_connection(connection: sqlite3.Connection, _record: object) -> None:
         connection.execute("PRAGMA journal_mode = WAL")
     # With NORMAL, a commit that was acknowledged can be lost with the power.
     connection.execute("PRAGMA synchronous = FULL")
+
+
+def _in_transaction(conn: Connection) -> bool:
+    connection: Any = conn.connection.driver_connection  # of sqlite3, or of aiosqlite
+    return bool(connection.in_transaction)
+
+
+def _dbapi_connection(conn: Connection) -> DBAPIConnection:
+    connection = conn.connection.dbapi_connection
+    assert connection is not None  # noqa: S101 - a connection in use has one
+    return connection
 
 
 def _connection(conn: Connection) -> sqlite3.Connection:

@@ -98,7 +98,7 @@ def remove_member(conn: Connection, dialect: Dialect, member_id: int) -> None:
 
 
 def remove_dead(conn: Connection, dialect: Dialect, group: Group) -> None:
-    """Free the claims of members of *group* whose lease is over, and remove those members.
+    """Free the claims of *group* that no live member has, and remove the members whose lease is over.
 
     One that lives on after all finds itself gone, and joins anew. Rows that somebody else has locked are left for the
     next time. Claims are locked before members, as everywhere.
@@ -107,7 +107,7 @@ def remove_dead(conn: Connection, dialect: Dialect, group: Group) -> None:
     dead = select(m.c.id).where(m.c.group_id == group.id, ~_is_live(dialect))
     orphaned = conn.execute(
         select(c.c.partition_id, c.c.epoch)
-        .where(c.c.group_id == group.id, c.c.member_id.in_(dead))
+        .where(c.c.group_id == group.id, c.c.member_id.is_not(None), ~has_live_owner(dialect))
         .order_by(c.c.partition_id)
         .with_for_update(key_share=True, skip_locked=True)
     ).all()
@@ -185,11 +185,11 @@ def take(
     Passes over what somebody else is claiming or committing at this moment. The claims' rows stay locked until the
     transaction ends.
     """
-    c, m = dialect.tables.claim, dialect.tables.member
-    alive = select(m.c.id).where(m.c.id == c.c.member_id, _is_live(dialect)).exists()
+    c = dialect.tables.claim
+    is_free = or_(c.c.member_id.is_(None), ~has_live_owner(dialect))
     free = conn.execute(
         select(c.c.partition_id, c.c.epoch)
-        .where(c.c.group_id == group.id, c.c.partition_id.in_(partition_ids), or_(c.c.member_id.is_(None), ~alive))
+        .where(c.c.group_id == group.id, c.c.partition_id.in_(partition_ids), is_free)
         .order_by(c.c.partition_id)
         .limit(at_most)
         .with_for_update(key_share=True, skip_locked=True, of=c)
@@ -229,6 +229,12 @@ def _set_owner(
     if rows:
         where = and_(c.c.group_id == group.id, c.c.partition_id == bindparam("p"))
         conn.execute(update(c).where(where).values(changed_at=dialect.now()), rows)
+
+
+def has_live_owner(dialect: Dialect) -> ColumnElement[bool]:
+    """Whether a claim of the enclosing statement belongs to a member whose lease is not over."""
+    c, m = dialect.tables.claim, dialect.tables.member
+    return select(m.c.id).where(m.c.id == c.c.member_id, _is_live(dialect)).exists()
 
 
 def _is_live(dialect: Dialect) -> ColumnElement[bool]:

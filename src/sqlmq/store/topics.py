@@ -82,15 +82,23 @@ def create(conn: Connection, dialect: Dialect, name: str, partitions: int, parti
 def delete_all(conn: Connection, dialect: Dialect, topics: list[str]) -> list[str]:
     """Take *topics*, those there are, out of use, with their groups; return their names.
 
-    Their partitions stay, without a topic, until ``purge`` has deleted the messages. Waits for producers that are about
-    to commit: the partitions are locked, in the order in which producers lock them.
+    Their partitions stay, without a topic, until ``purge`` has deleted the messages. Waits for whoever holds a claim,
+    and for producers that are about to commit: claims, members and partitions are locked as everybody locks them, claims
+    before partitions, because a transaction that holds a claim may be about to produce.
     """
-    t, p = dialect.tables.topic, dialect.tables.partition
+    t, p, g = dialect.tables.topic, dialect.tables.partition, dialect.tables.group
+    c, m = dialect.tables.claim, dialect.tables.member
     found = conn.execute(select(t.c.id, t.c.name).where(t.c.name.in_(topics)).order_by(t.c.id).with_for_update()).all()
     ids = [row.id for row in found]
-    locked = select(p.c.id).where(p.c.topic_id.in_(ids)).order_by(p.c.id).with_for_update()
-    partition_ids = list(conn.execute(locked).scalars())
-    _delete_groups(conn, dialect, ids)
+    group_ids = list(conn.execute(select(g.c.id).where(g.c.topic_id.in_(ids))).scalars())
+    partition_ids: list[int] = []
+    for key, where in (
+        (c.c.partition_id, c.c.group_id.in_(group_ids)),
+        (m.c.id, m.c.group_id.in_(group_ids)),
+        (p.c.id, p.c.topic_id.in_(ids)),
+    ):
+        partition_ids = list(conn.execute(select(key).where(where).order_by(key).with_for_update()).scalars())
+    _delete_groups(conn, dialect, group_ids)
     staged.remove_all(conn, dialect, partition_ids)
     conn.execute(update(p).where(p.c.topic_id.in_(ids)).values(topic_id=None))
     conn.execute(delete(t).where(t.c.id.in_(ids)))
@@ -123,9 +131,8 @@ def purge(conn: Connection, dialect: Dialect, at_most: int) -> bool:
     return True
 
 
-def _delete_groups(conn: Connection, dialect: Dialect, topic_ids: list[int]) -> None:
+def _delete_groups(conn: Connection, dialect: Dialect, group_ids: list[int]) -> None:
     g = dialect.tables.group
-    group_ids = list(conn.execute(select(g.c.id).where(g.c.topic_id.in_(topic_ids))).scalars())
     for table in (dialect.tables.claim, dialect.tables.group_offset, dialect.tables.parked, dialect.tables.member):
         conn.execute(delete(table).where(table.c.group_id.in_(group_ids)))
     conn.execute(delete(g).where(g.c.id.in_(group_ids)))

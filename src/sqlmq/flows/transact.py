@@ -1,0 +1,133 @@
+"""Transacting: messages are taken and done with in one transaction, which the application's effects are part of.
+
+The lock of the claim's row is what makes the partition this transaction's own. It ends with the transaction, and with
+the connection: nobody has to be missed for a lease before somebody else may go on.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+from sqlmq.dialects import Position
+from sqlmq.errors import FencedError, OffsetGapError, TransactionError, UnknownTopicError
+from sqlmq.flows.consume import PRUNE_EVERY
+from sqlmq.message import Message
+from sqlmq.store import groups, holds, messages, offsets
+from sqlmq.store.offsets import Commit
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from sqlalchemy import Connection
+
+    from sqlmq.dialects import Dialect
+    from sqlmq.store.groups import Claim, Group
+    from sqlmq.store.holds import Look
+    from sqlmq.store.topics import Topic
+
+ENDED = (
+    "The transaction was ended inside the block of consumer.transaction(), by a commit, a rollback or a failed flush. The "
+    "group's position was not moved: the messages come again. Leave the block to commit, leave it by an exception to "
+    "roll back, and use session.begin_nested() for a part that may fail."
+)
+
+
+class Limits(NamedTuple):
+    """How much a transaction takes, and how long it may be left alone."""
+
+    max_messages: int
+    max_bytes: int
+    quiet_seconds: float
+    vanished_seconds: float
+
+
+class Taken(NamedTuple):
+    """A partition that the transaction holds, and what it reads there: from *start* up to, not including, *end*."""
+
+    claim: Claim
+    token: str | None
+    start: int
+    messages: list[Message]
+
+    @property
+    def end(self) -> int:
+        """Where the group goes on when this is done."""
+        return self.start + len(self.messages)
+
+
+def look(conn: Connection, dialect: Dialect, topic: Topic, group: Group) -> Look:
+    """Look, without any lock, whether there may be something to take. Raises UnknownTopicError if the topic is gone."""
+    found = holds.look(conn, dialect, group)
+    if found is None:
+        raise UnknownTopicError(topic.name)
+    return found
+
+
+def free_dead(conn: Connection, dialect: Dialect, group: Group) -> None:
+    """Take their partitions from members whose lease is over, and remove those members.
+
+    In a transaction of its own: a member that lives on after all finds itself gone at once, rather than wait for
+    whoever goes on with its partitions.
+    """
+    groups.remove_dead(conn, dialect, group)
+
+
+def take(
+    conn: Connection, dialect: Dialect, topic: Topic, group: Group, limits: Limits, last: Sequence[int]
+) -> Taken | None:
+    """Lock a partition that nobody has, and read on in it; None if there is none, or nothing in it after all.
+
+    Raises IsolationError if the transaction could not see the group's newest position, OffsetGapError.
+    """
+    claim, held = holds.hold(
+        conn,
+        dialect,
+        group,
+        last=last,
+        quiet_seconds=limits.quiet_seconds,
+        vanished_seconds=limits.vanished_seconds,
+    )
+    if claim is None:
+        return None
+    # A statement later than the lock: whoever had it has committed his position by now.
+    start = offsets.positions(conn, dialect, group, [claim.partition_id]).get(claim.partition_id)
+    if start is None:
+        return None
+    rows = messages.read(
+        conn,
+        dialect,
+        [Position(claim.partition_id, start)],
+        limit=limits.max_messages,
+        max_bytes=limits.max_bytes,
+    )
+    number = topic.partition_ids.index(claim.partition_id)
+    for expected, row in enumerate(rows, start):
+        if row.offset != expected:
+            raise OffsetGapError(topic.name, number, expected=expected, found=row.offset)
+    arrived = [
+        Message.arrived(topic.name, number, row.offset, row.key, row.value, row.headers_json, row.timestamp_us)
+        for row in rows
+    ]
+    return Taken(claim, held.token, start, arrived) if arrived else None
+
+
+def finish(conn: Connection, dialect: Dialect, topic: Topic, group: Group, taken: Taken) -> None:
+    """Move the group on behind what was *taken*; the last statement before COMMIT.
+
+    Raises TransactionError if the transaction is not the one it was taken in, FencedError if the partition is not as it
+    was left: then nothing may be committed.
+    """
+    id_ = taken.claim.partition_id
+    moved = holds.move_on(
+        conn, dialect, group, taken.claim, taken.token, start=taken.start, commit=Commit(id_, taken.end)
+    )
+    if not moved:
+        if not holds.is_held(conn, dialect, taken.token):
+            raise TransactionError(ENDED)
+        raise FencedError(topic.name, group.name, (topic.partition_ids.index(id_),))
+    # A window of positions is deleted whenever the next one is reached, by whoever reaches it: what was before is gone.
+    window = taken.start // PRUNE_EVERY
+    if taken.end // PRUNE_EVERY > window:
+        offsets.prune(conn, dialect, group, id_, start=window * PRUNE_EVERY, end=taken.end)
+    if not dialect.let_go(conn):
+        raise TransactionError(ENDED)
