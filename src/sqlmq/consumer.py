@@ -169,7 +169,7 @@ class Consumer:
         """
         return Transaction(
             self._transactions,
-            Host(prepare=self._prepare_transaction, wait=self._wait_again, wake=self._wake_others),
+            Host(self._count_wakeups, self._give_back_all, self._wait_again, self._wake_others),
             check_max_messages(max_messages),
             check_timeout(timeout),
             session,
@@ -335,18 +335,21 @@ class Consumer:
 
     # What its transactions need of a consumer.
 
-    def _prepare_transaction(self) -> tuple[Group, int]:
-        """Have no claims by lease, and still be a member; the group, and the count of wake-ups so far."""
+    def _count_wakeups(self) -> int:
+        self._check_usable()
+        return self._wakeups
+
+    def _give_back_all(self) -> Group:
+        """Have no claims by lease, but be a member; return the group."""
         with self._lock:
             self._check_usable()
-            seen = self._wakeups
             self._asked_at = time.monotonic()
             self._finish()
             if self._ownership.claimed:
                 self._ownership.give_back()
                 self._background.look_around(self.group_id, but=self)
             self._ownership.stay()
-            return self._ownership.group, seen
+            return self._ownership.group
 
     def _wait_again(self, attempt: int, deadline: Deadline, seen: int) -> bool:
         return self._wait(min(self._pause(attempt), deadline.remaining(time.monotonic())), seen)

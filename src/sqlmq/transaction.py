@@ -52,10 +52,12 @@ log = logging.getLogger(__name__)
 class Host(NamedTuple):
     """What a transaction needs of its consumer."""
 
-    prepare: Callable[[], tuple[Group, int]]
-    """Check that it can be used; return its group, and a number that changes when it is woken."""
+    wakeups: Callable[[], int]
+    """Check that it can be used; return how often it was woken."""
+    prepare: Callable[[], Group]
+    """Give back what was claimed by lease, and return its group."""
     wait: Callable[[int, Deadline, int], bool]
-    """Wait after an attempt that found nothing, until woken after that number; return whether."""
+    """Wait after so many attempts that found nothing, until woken once more than so often; return whether."""
     wake: Callable[[], None]
     """Wake the consumers of this process that wait."""
 
@@ -114,6 +116,7 @@ class Block:
         self._shared = shared
         self._database = shared.database
         self._group = group
+        self._given: Session | Connection | None = None
         self._owner: SessionTransaction | None = None
         self._root: RootTransaction | None = None
         self.is_done = False
@@ -123,6 +126,7 @@ class Block:
 
     def begin(self, given: Session | Connection) -> None:
         """Begin a transaction on what is *given*, which is in none, as one that will write."""
+        self._given = given
         with self._database.translating():
             if isinstance(given, Session):
                 self.session = given
@@ -180,15 +184,14 @@ class Block:
 
     def undo(self) -> None:
         """Roll back, unless it was committed, and leave what was given as it was."""
-        if self.is_done or self._root is None:
+        if self.is_done or self._given is None:
             return
         try:
-            if self._owner is not None:
-                self.session.rollback()
-            else:
+            if self._owner is None and self._root is not None:
                 self.session.close()
-                if (current := self.connection.get_transaction()) is not None:
-                    current.rollback()
+            # What was begun, or whatever the application has begun since.
+            if self._given.in_transaction():
+                self._given.rollback()
         except Exception as error:  # noqa: BLE001 - why the block failed says more, and the server rolls back anyway
             log.debug("Rolling back failed: %s", error)
 
@@ -265,8 +268,8 @@ class Transaction:
             given = self._open(stack)
             attempt = 0
             while True:
-                group, seen = self._host.prepare()
-                if self._attempt(group, given, deadline, stack):
+                seen = self._host.wakeups()
+                if self._attempt(given, deadline, stack):
                     break
                 is_woken = self._host.wait(attempt, deadline, seen)
                 attempt = 0 if is_woken else attempt + 1
@@ -277,6 +280,8 @@ class Transaction:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         if self._pid != os.getpid():
+            # For ever: a connection that is dropped is reset, and this one is the parent's.
+            _ABANDONED.append(self)
             what = "This transaction"
             raise ForkedError(what)
         block = self._entered
@@ -321,17 +326,14 @@ class Transaction:
             stack.callback(made.close)
             given = made
         _check_free(given)
-        engine = _engine(given)
-        if engine.dialect.name != self._database.dialect.name:
+        if _engine(given).dialect.name != self._database.dialect.name:
             raise TransactionError(_OTHER_DATABASE)
-        if not self._shared.is_known(engine):
-            self._check_database(given)
-            self._shared.know(engine)
         return given
 
-    def _check_database(self, given: Session | Connection) -> None:
-        """Raise TransactionError unless what is *given* leads to the group's own tables."""
-        group, _ = self._host.prepare()
+    def _check_database(self, group: Group, given: Session | Connection | None) -> None:
+        """Raise TransactionError unless what is *given* leads to the group's own tables; asked once for each engine."""
+        if given is None or self._shared.is_known(_engine(given)):
+            return
         ours = self._database.read(lambda conn: holds.identity(conn, self._database.dialect, group))
         block = Block(self._shared, group)
         with self._database.block(), contextlib.ExitStack() as stack:
@@ -346,13 +348,14 @@ class Transaction:
                 raise TransactionError(_OTHER_DATABASE) from error.__cause__
         if theirs is None or theirs != ours:
             raise TransactionError(_OTHER_DATABASE)
+        self._shared.know(_engine(given))
 
-    def _attempt(
-        self, group: Group, given: Session | Connection | None, deadline: Deadline, ending: contextlib.ExitStack
-    ) -> bool:
+    def _attempt(self, given: Session | Connection | None, deadline: Deadline, ending: contextlib.ExitStack) -> bool:
         """Take messages, or begin without any if it is time; return whether the block may begin."""
         is_last = deadline.passed(time.monotonic())
         try:
+            group = self._host.prepare()
+            self._check_database(group, given)
             if not self._is_worthwhile(group) and not is_last:
                 return False
             return self._begin(group, given, ending, is_last=is_last)
@@ -386,6 +389,8 @@ class Transaction:
             ending.push(stack.pop_all())
         return True
 
+
+_ABANDONED: list[Transaction] = []
 
 _OTHER_DATABASE = (
     "session= leads to another database than the MQ, or to other tables. The group's position can only commit together "
