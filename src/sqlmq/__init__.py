@@ -22,7 +22,7 @@ message through all of it.
 from importlib.metadata import version
 
 from sqlmq import migrate
-from sqlmq.aio import AsyncConsumer, AsyncMQ, AsyncProducer
+from sqlmq.aio import AsyncConsumer, AsyncMQ, AsyncProducer, AsyncTransaction
 from sqlmq.consumer import Consumer
 from sqlmq.description import GroupDescription, GroupPartition, PartitionDescription, TopicDescription
 from sqlmq.errors import (
@@ -71,6 +71,7 @@ __all__ = [
     "AsyncConsumer",
     "AsyncMQ",
     "AsyncProducer",
+    "AsyncTransaction",
     "ClosedError",
     "Consumer",
     "ConsumerClosedError",

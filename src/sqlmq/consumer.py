@@ -9,6 +9,7 @@ import threading
 import time
 from typing import TYPE_CHECKING, Literal, Protocol, Self
 
+from sqlmq.block import Transactions
 from sqlmq.closing import Closing
 from sqlmq.errors import (
     ConsumerClosedError,
@@ -22,7 +23,7 @@ from sqlmq.flows import consume
 from sqlmq.options import check_max_messages, check_timeout
 from sqlmq.ownership import Joining, Ownership
 from sqlmq.timing import Deadline, backoff
-from sqlmq.transaction import Host, Transaction, Transactions
+from sqlmq.transaction import Host, Transaction
 from sqlmq.waking import Wakeups
 
 if TYPE_CHECKING:
@@ -173,7 +174,9 @@ class Consumer:
         Raises TransactionError, IsolationError for a session above READ COMMITTED, OutcomeUnknownError.
         """
         check_max_messages(max_messages)
-        host = Host(lambda: self._prepare_transaction(threading.current_thread()), self._wait, self._wake_others)
+        host = Host(
+            self._count_wakeups, lambda: self._give_back_all(threading.current_thread()), self._wait, self._wake_others
+        )
         return Transaction(self._transactions, host, max_messages, check_timeout(timeout), session)
 
     def commit(self) -> None:
@@ -304,17 +307,20 @@ class Consumer:
 
     # What its transactions need of a consumer.
 
-    def _prepare_transaction(self, receiver: Receiver) -> tuple[Group, int]:
-        """Have no claims by lease, and still be a member; the group, and the count of wake-ups so far."""
+    def _count_wakeups(self) -> int:
+        self._check_usable()
+        return self._wakeups.count
+
+    def _give_back_all(self, receiver: Receiver) -> Group:
+        """Finish what *receiver* got, and have no claims by lease, but be a member; return the group."""
         with self._lock:
-            seen = self._wakeups.count
             self._finish(receiver)
             self._asked_at = time.monotonic()
             if self._ownership.claimed:
                 self._ownership.give_back()
                 self._background.look_around(self.group_id, but=self)
             self._ownership.stay()
-            return self._ownership.group, seen
+            return self._ownership.group
 
     def _wake_others(self) -> None:
         self._background.wake(self.topic_id)

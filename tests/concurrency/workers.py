@@ -38,8 +38,8 @@ class Place:
     schema: str | None = None
     lease_seconds: float = 2.0
 
-    def open(self) -> MQ:
-        return MQ(self.url, schema=self.schema, lease_seconds=self.lease_seconds, poll_max_seconds=0.2)
+    def open(self, **options: Any) -> MQ:
+        return MQ(self.url, schema=self.schema, lease_seconds=self.lease_seconds, poll_max_seconds=0.2, **options)
 
 
 class Journal:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 import threading
 import time
 from collections import Counter
@@ -22,6 +23,7 @@ from sqlmq import (
     DatabaseError,
     DatabaseUnavailableError,
     FencedError,
+    ForkedError,
     IsolationError,
     Message,
     TransactionError,
@@ -202,11 +204,14 @@ def test_the_session_keeps_objects_and_savepoints_until_the_end(mq: MQ, effects:
     assert (effects.there(), positions(mq)) == ([(0, 0), (7, 7)], [1])
 
 
-def test_a_savepoint_left_open_is_kept(mq: MQ, effects: Effects) -> None:
+@pytest.mark.parametrize("own_session", [False, True])
+@pytest.mark.parametrize("of", ["session", "connection"])
+def test_a_savepoint_left_open_is_kept(mq: MQ, engine: Engine, effects: Effects, of: str, *, own_session: bool) -> None:
     send(mq, 1)
+    source = sessionmaker(engine) if own_session else None
 
-    with mq.consumer("orders", "billing").transaction(timeout=PATIENCE_SECONDS) as tx:
-        tx.session.begin_nested()
+    with mq.consumer("orders", "billing").transaction(timeout=PATIENCE_SECONDS, session=source) as tx:
+        getattr(tx, of).begin_nested()
         effects.have(tx)
 
     assert (effects.there(), positions(mq)) == ([(0, 0)], [1])
@@ -227,6 +232,56 @@ def test_old_positions_are_deleted(mq: MQ, engine: Engine, database: DatabaseUnd
             connection.execute(text(f"SELECT committed_offset FROM {prefix}sqlmq_group_offset ORDER BY 1")).scalars()
         )
     assert kept == [2_000, 2_100, 2_200, 2_300, 2_400, 2_500]
+
+
+@pytest.mark.parametrize("kind", ["sessionmaker", "Session"])
+def test_a_database_that_can_not_be_reached_leaves_a_session_free_for_another_try(
+    mq: MQ, engine: Engine, effects: Effects, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    places = send(mq, 2)
+    consumer = mq.consumer("orders", "billing")
+    session = Session(engine)
+    source: Any = session if kind == "Session" else sessionmaker(engine)
+    with consumer.transaction(1, timeout=0, session=source) as tx:
+        effects.have(tx)
+    begin, refusals = mq._database.dialect.begin, iter([True])
+
+    def refuse(connection: Connection) -> None:
+        if next(refusals, False):
+            message = "not now"
+            raise DatabaseUnavailableError(message)
+        begin(connection)
+
+    monkeypatch.setattr(mq._database.dialect, "begin", refuse)
+    with pytest.raises(DatabaseUnavailableError), consumer.transaction(timeout=0, session=source):
+        pass
+    assert not session.in_transaction()
+    with consumer.transaction(timeout=PATIENCE_SECONDS, session=source) as tx:
+        effects.have(tx)
+    session.close()
+
+    assert effects.there() == places
+
+
+@pytest.mark.parametrize("kind", [None, "sessionmaker"])
+def test_a_passing_error_before_the_block_is_tried_again(
+    mq: MQ, engine: Engine, effects: Effects, monkeypatch: pytest.MonkeyPatch, kind: str | None
+) -> None:
+    places = send(mq, 1)
+    consumer = mq.consumer("orders", "billing")
+    begin, refusals = mq._database.dialect.begin, iter([True, True, True])
+
+    def refuse(connection: Connection) -> None:
+        if next(refusals, False):
+            message = "not now"
+            raise DatabaseUnavailableError(message)
+        begin(connection)
+
+    monkeypatch.setattr(mq._database.dialect, "begin", refuse)
+    with consumer.transaction(timeout=PATIENCE_SECONDS, session=sessionmaker(engine) if kind else None) as tx:
+        effects.have(tx)
+
+    assert effects.there() == places
 
 
 # --- Waiting ---
@@ -1065,6 +1120,29 @@ def test_deleting_a_topic_waits_for_a_transaction_that_produces_to_it(mq: MQ, en
         assert deleting.result(PATIENCE_SECONDS) == ["orders"]
 
     assert effects.there() == places
+
+
+# --- Forks ---
+
+
+@pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork on this system")
+def test_a_forked_child_can_not_leave_the_block_and_does_not_touch_it(mq: MQ, effects: Effects) -> None:
+    places = send(mq, 2)
+
+    with mq.consumer("orders", "billing").transaction(timeout=PATIENCE_SECONDS) as tx:
+        effects.have(tx)
+        child = os.fork()
+        if child == 0:
+            refused = 1
+            try:
+                tx.__exit__(None, None, None)
+            except ForkedError:
+                refused = 0
+            os._exit(refused)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+    assert (effects.there(), positions(mq)) == (places, [2])
 
 
 # --- The conditions of the last statement ---

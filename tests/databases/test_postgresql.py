@@ -379,6 +379,24 @@ def test_a_consumer_goes_on_when_the_answer_to_the_commit_of_its_position_is_los
 
 @POSTGRES
 @pytest.mark.faults
+def test_a_transaction_goes_on_where_the_truth_is_when_the_answer_to_its_commit_is_lost(mq: MQ) -> None:
+    mq.producer("orders").produce_many([Message(b"first", key=b"k"), Message(b"second", key=b"k")])
+    consumer = mq.consumer("orders", "billing")
+
+    with AnswerLost(mq) as answer:
+        tx = consumer.transaction(1, timeout=10).__enter__()
+        assert [message.value for message in tx] == [b"first"]
+        answer.is_armed = True
+        with pytest.raises(OutcomeUnknownError):
+            tx.__exit__(None, None, None)
+
+    assert answer.lost == 1
+    with consumer.transaction(1, timeout=10) as tx:
+        assert [message.value for message in tx] == [b"second"]
+
+
+@POSTGRES
+@pytest.mark.faults
 def test_waiting_for_messages_survives_the_loss_of_an_answer_to_a_commit(make_mq: MakeMQ) -> None:
     producer = make_mq().producer("orders")
     mq = make_mq(commit_interval_seconds=0.001, lease_seconds=600)

@@ -14,7 +14,7 @@ from sqlalchemy import Connection, Engine, NullPool, create_engine, event, text
 
 from sqlmq import Message
 from sqlmq.dialects import Dialect, Position, dialect_named
-from sqlmq.flows import consume, manage, membership, produce
+from sqlmq.flows import consume, manage, membership, produce, transact
 from sqlmq.flows.produce import Routed
 from sqlmq.partitioner import Rotation
 from sqlmq.progress import PartitionProgress
@@ -128,6 +128,25 @@ def describe(grown: Grown, connection: Connection) -> None:
     manage.describe_group(connection, grown.dialect, "orders", "billing")
 
 
+def look(grown: Grown, connection: Connection) -> None:
+    given = [taken.claim for taken in grown.taken]
+    groups.hand_back(connection, grown.dialect, grown.group, grown.member_id, given)
+    assert transact.look(connection, grown.dialect, grown.topic, grown.group).has_messages
+
+
+def transact_once(grown: Grown, connection: Connection) -> None:
+    given = [taken.claim for taken in grown.taken]
+    groups.hand_back(connection, grown.dialect, grown.group, grown.member_id, given)
+    grown.dialect.begin(connection)
+    limits = transact.Limits(2_000, 1 << 20, 300.0, LEASE_SECONDS)
+    last = grown.topic.partition_ids[:1]
+    taken = transact.take(connection, grown.dialect, grown.topic, grown.group, limits, last)
+    assert taken is not None
+    assert (len(taken.messages), taken.start) == (2_000, 1_999)
+    assert taken.claim.partition_id == grown.topic.partition_ids[1]
+    transact.finish(connection, grown.dialect, grown.topic, grown.group, taken)
+
+
 STEPS = (
     append,
     read_the_middle_of_the_log,
@@ -137,6 +156,8 @@ STEPS = (
     prune,
     survey,
     hand_back_and_claim,
+    look,
+    transact_once,
     describe,
 )
 
@@ -199,7 +220,7 @@ def test_on_postgres_the_plans_of_the_statements_sent_name_no_sequential_scan_of
         def _remember(_conn: object, _cursor: object, statement: str, parameters: Any, *_rest: object) -> None:
             sent.append((statement, parameters))
 
-        for step in (find_positions, commit, prune, survey, hand_back_and_claim):
+        for step in (find_positions, commit, prune, survey, hand_back_and_claim, look, transact_once):
             step(grown, connection)
             connection.rollback()
         event.remove(connection, "before_cursor_execute", _remember)
@@ -237,3 +258,39 @@ def test_on_sqlite_no_hot_statement_scans_a_big_table(grown: Grown) -> None:
     scanned = [plan for plan in plans if plan[1].startswith("SCAN") and plan[1].split()[1] in (*BIG_TABLES, "m", "c")]
     assert scanned == []
     assert any("USING PRIMARY KEY" in detail for _, detail, _ in plans)
+
+
+@pytest.mark.parametrize("database", ["postgres"], indirect=True)
+def test_on_postgres_a_transaction_reads_a_few_pages_of_a_hundred_thousand_messages(grown: Grown) -> None:
+    statements: list[tuple[str, Any]] = []
+    with grown.engine.connect() as connection:
+        for id_ in grown.topic.partition_ids:
+            connection.execute(
+                text(
+                    "INSERT INTO sqlmq_message (partition_id, msg_offset, value)"
+                    " SELECT :id, n, 'x' FROM generate_series(:first, 100000) n"
+                ),
+                {"id": id_, "first": MESSAGES},
+            )
+        connection.commit()
+        connection.execute(text("ANALYZE"))
+        connection.commit()
+        given = [taken.claim for taken in grown.taken]
+        groups.hand_back(connection, grown.dialect, grown.group, grown.member_id, given)
+
+        @event.listens_for(connection, "before_cursor_execute")
+        def _remember(_conn: object, _cursor: object, statement: str, parameters: Any, *_rest: object) -> None:
+            statements.append((statement, parameters))
+
+        transact.look(connection, grown.dialect, grown.topic, grown.group)
+        limits = transact.Limits(100, 1 << 20, 300.0, LEASE_SECONDS)
+        transact.take(connection, grown.dialect, grown.topic, grown.group, limits, ())
+        event.remove(connection, "before_cursor_execute", _remember)
+        pages = []
+        for statement, parameters in statements:
+            explain = f"EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) {statement}"
+            (plan,) = connection.exec_driver_sql(explain, parameters).scalar_one()
+            pages.append(plan["Plan"]["Shared Hit Blocks"] + plan["Plan"]["Shared Read Blocks"])
+
+    assert len(pages) == 3
+    assert max(pages) < 150

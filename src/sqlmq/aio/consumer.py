@@ -10,15 +10,19 @@ import weakref
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Self
 
+from sqlmq.aio.transaction import AsyncTransaction
 from sqlmq.errors import ConsumerClosedError
 from sqlmq.options import check_max_messages, check_timeout
 from sqlmq.timing import Deadline
+from sqlmq.transaction import Host
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
     from types import CodeType, TracebackType
 
+    from sqlmq.aio.engines import Engines
     from sqlmq.aio.threads import Threads
+    from sqlmq.aio.transaction import AsyncSessionSource
     from sqlmq.consumer import Consumer
     from sqlmq.message import Message
 
@@ -34,9 +38,10 @@ class AsyncConsumer:
     back what it may have got.
     """
 
-    def __init__(self, sync: Consumer, threads: Threads) -> None:
+    def __init__(self, sync: Consumer, threads: Threads, engines: Engines) -> None:
         self._sync = sync
         self._threads = threads
+        self._engines = engines
         # Whoever has the turn looks for messages; the others wait for the turn.
         self._turns: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Lock] = weakref.WeakKeyDictionary()
 
@@ -92,6 +97,31 @@ class AsyncConsumer:
         says that nothing came. ``timeout=0`` looks once. Raises RuntimeError in a task of its own.
         """
         return await self._ask(check_max_messages(max_messages), check_timeout(timeout))
+
+    def transaction(
+        self, max_messages: int = 100, timeout: float | None = None, session: AsyncSessionSource | None = None
+    ) -> AsyncTransaction:
+        """Take messages, and do with them what takes effect together with the group's position, or not at all.
+
+        To be used as ``async with consumer.transaction() as tx:``; ``tx.session`` is an AsyncSession, ``tx.connection``
+        an AsyncConnection. *session* is an async_sessionmaker, an AsyncSession, an async_scoped_session or an
+        AsyncConnection; by default one of an engine for asyncio on the MQ's database. All else is as in
+        ``Consumer.transaction``.
+        """
+        check_max_messages(max_messages)
+        sync = self._sync
+        task = TaskReceiver(_current_task())
+        host = Host(sync._count_wakeups, lambda: sync._give_back_all(task), sync._wait, sync._wake_others)
+        return AsyncTransaction(
+            sync._transactions,
+            host,
+            self._wait_after,
+            self._threads,
+            self._engines,
+            max_messages,
+            check_timeout(timeout),
+            session,
+        )
 
     async def commit(self) -> None:
         """Finish what this task got, and commit everything that is finished, now.
@@ -156,14 +186,15 @@ class AsyncConsumer:
                         has_turn = await _acquire(turn, deadline.remaining(now))
                     continue  # whoever had the turn may have found more than he took
                 has_turn = has_turn or await turn.acquire()
-                is_woken = await self._wait(min(sync._pause(attempt), deadline.remaining(now)), seen)
+                is_woken = await self._wait_after(attempt, deadline, seen)
                 attempt = 0 if is_woken else attempt + 1
         finally:
             if has_turn:
                 turn.release()
 
-    async def _wait(self, seconds: float, seen: int) -> bool:
-        """Wait until somebody wakes the consumer, who may have done so since the count *seen*; return whether."""
+    async def _wait_after(self, attempt: int, deadline: Deadline, seen: int) -> bool:
+        """Wait after *attempt*, which found nothing, until a wake-up since the count *seen*; return whether."""
+        seconds = min(self._sync._pause(attempt), deadline.remaining(time.monotonic()))
         loop = asyncio.get_running_loop()
         is_over = asyncio.Event()
 
@@ -188,8 +219,7 @@ class AsyncConsumer:
         ``asyncio.wait_for`` before Python 3.12, ``create_task``, ``gather`` and ``asyncio.run`` make such tasks. They end
         when the call returns, so what they got would be taken for abandoned and delivered again, at once and for ever.
         """
-        task = asyncio.current_task()
-        assert task is not None  # noqa: S101 - a coroutine of asyncio's runs in one
+        task = _current_task()
         running = task.get_coro()
         # asyncio wraps an awaitable that is no coroutine, as that of anext() with a default, in a coroutine of its own.
         is_alone = _code(running) in _CALLS or getattr(running, "__name__", "") == "_wrap_awaitable"
@@ -267,6 +297,14 @@ _CALLS = {
     AsyncConsumer.commit.__code__,
     _Messages.__anext__.__code__,
 }
+
+
+def _current_task() -> asyncio.Task[object]:
+    task = asyncio.current_task()
+    if task is None:
+        message = "A consumer for asyncio is used inside a task."
+        raise RuntimeError(message)
+    return task
 
 
 async def _acquire(turn: asyncio.Lock, seconds: float) -> bool:

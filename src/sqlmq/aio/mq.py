@@ -8,8 +8,9 @@ from sqlalchemy import URL, Engine, make_url
 from sqlalchemy.exc import ArgumentError
 
 from sqlmq.aio.consumer import AsyncConsumer
+from sqlmq.aio.engines import Engines
 from sqlmq.aio.producer import AsyncProducer
-from sqlmq.aio.threads import Threads
+from sqlmq.aio.threads import Threads, to_the_end
 from sqlmq.dialects import blocking
 from sqlmq.mq import MQ
 
@@ -63,6 +64,8 @@ class AsyncMQ:
             poll_max_seconds=poll_max_seconds,
         )
         self._threads = Threads()
+        given = database if not isinstance(database, str | URL | Engine) else None
+        self._engines = Engines(self._sync._database, given, may_make=not isinstance(database, Engine))
 
     @property
     def engine(self) -> Engine:
@@ -97,7 +100,7 @@ class AsyncMQ:
         made = await self._threads.run(
             lambda: self._sync.consumer(topic, group_id, start=start, ack=ack, name=name), lambda made: made.close()
         )
-        return AsyncConsumer(made, self._threads)
+        return AsyncConsumer(made, self._threads, self._engines)
 
     async def topics(self) -> list[str]:
         """The names of all topics, in order."""
@@ -124,7 +127,10 @@ class AsyncMQ:
         Errors of theirs come together in one ExceptionGroup. A second call has the same result. A task that is cancelled
         meanwhile ends when all is closed.
         """
-        await self._threads.run_apart(self._close)
+        try:
+            await self._threads.run_apart(self._close)
+        finally:
+            await to_the_end(self._engines.dispose())
 
     async def __aenter__(self) -> Self:
         return self

@@ -16,7 +16,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING, TypeVar
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Coroutine
 
 T = TypeVar("T")
 
@@ -79,6 +79,20 @@ class Threads:
         """In the beginning, and in a forked child, which inherits no thread."""
         self._pid = os.getpid()
         self._executor = ThreadPoolExecutor(_MOST_THREADS, thread_name_prefix="sqlmq-aio")
+
+
+async def to_the_end(work: Coroutine[object, object, T]) -> T:
+    """Await *work* to its end, however often the task is cancelled meanwhile; then that cancellation is raised."""
+    ended = asyncio.ensure_future(work)
+    interruption: asyncio.CancelledError | None = None
+    while not ended.done():
+        try:
+            await asyncio.wait([ended])
+        except asyncio.CancelledError as error:
+            interruption = interruption or error
+    if interruption is not None:
+        raise interruption from ended.exception()
+    return ended.result()
 
 
 async def _end(future: Future[T], *, may_cancel: bool) -> asyncio.CancelledError | None:

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from sqlalchemy import URL, ColumnElement, Connection, Engine, Insert, Row, Select, Table
+    from sqlalchemy.ext.asyncio import AsyncEngine
 
     from sqlmq.errors import SqlmqError
     from sqlmq.message import Message
@@ -73,6 +74,10 @@ class Dialect(ABC):
     @abstractmethod
     def create_engine(self, url: URL) -> Engine:
         """Make the engine for a URL of our own; never called for an engine that the user made."""
+
+    @abstractmethod
+    def create_async_engine(self, url: URL) -> AsyncEngine:
+        """Make an engine for asyncio, for the URL of an engine of our own."""
 
     @abstractmethod
     def blocking_url(self, url: URL) -> URL:

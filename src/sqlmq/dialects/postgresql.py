@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 
     from psycopg.abc import Buffer
     from sqlalchemy import URL, Connection, Engine, Insert, Select, Table
+    from sqlalchemy.ext.asyncio import AsyncEngine
 
 _CONNECT_TIMEOUT_SECONDS = 10
 _TCP_USER_TIMEOUT_MS = 30_000
@@ -117,13 +118,12 @@ class Postgresql(Dialect):
         driver = url.drivername.partition("+")[2] or "psycopg"
         if driver != "psycopg":
             raise InvalidURLError(_wrong_driver(driver))
-        return create_engine(
-            url.set(drivername="postgresql+psycopg"),
-            hide_parameters=True,
-            max_overflow=15,
-            connect_args={"connect_timeout": _CONNECT_TIMEOUT_SECONDS, "tcp_user_timeout": _TCP_USER_TIMEOUT_MS}
-            | _asked_for(url),
-        )
+        return create_engine(url.set(drivername="postgresql+psycopg"), **_engine_options(url))
+
+    def create_async_engine(self, url: URL) -> AsyncEngine:
+        from sqlalchemy.ext.asyncio import create_async_engine
+
+        return create_async_engine(url.set(drivername="postgresql+psycopg"), **_engine_options(url))
 
     def blocking_url(self, url: URL) -> URL:
         driver = url.drivername.partition("+")[2]
@@ -372,9 +372,11 @@ def _number(conn: Connection, sql: dict[str, str], batches: Sequence[Batch]) -> 
     return bases
 
 
-def _asked_for(url: URL) -> dict[str, object]:
-    """The user's own words for what we would set."""
-    return {name: url.query[name] for name in ("connect_timeout", "tcp_user_timeout") if name in url.query}
+def _engine_options(url: URL) -> dict[str, Any]:
+    timeouts = {"connect_timeout": _CONNECT_TIMEOUT_SECONDS, "tcp_user_timeout": _TCP_USER_TIMEOUT_MS}
+    # The user's own words for what we would set.
+    asked_for = {name: url.query[name] for name in timeouts if name in url.query}
+    return {"hide_parameters": True, "max_overflow": 15, "connect_args": timeouts | asked_for}
 
 
 def _wrong_driver(driver: str) -> str:

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
     from sqlalchemy import URL, Connection, Engine, Insert, Select, Table
     from sqlalchemy.engine.interfaces import DBAPIConnection
+    from sqlalchemy.ext.asyncio import AsyncEngine
 
 _BUSY_TIMEOUT_SECONDS = 10
 
@@ -68,6 +69,18 @@ class Sqlite(Dialect):
             **({"poolclass": StaticPool} if in_memory else {"max_overflow": 15}),
         )
         event.listen(engine, "connect", _set_up_connection)
+        return engine
+
+    def create_async_engine(self, url: URL) -> AsyncEngine:
+        from sqlalchemy.ext.asyncio import create_async_engine
+
+        engine = create_async_engine(
+            url.set(drivername="sqlite+aiosqlite"),
+            hide_parameters=True,
+            connect_args={"timeout": _BUSY_TIMEOUT_SECONDS},
+            max_overflow=15,
+        )
+        event.listen(engine.sync_engine, "connect", _set_up_connection)
         return engine
 
     def blocking_url(self, url: URL) -> URL:
@@ -237,12 +250,15 @@ def is_in_memory(url: URL) -> bool:
     return url.database in (None, "", ":memory:") or "mode=memory" in (url.database or "")
 
 
-def _set_up_connection(connection: sqlite3.Connection, _record: object) -> None:
+def _set_up_connection(connection: DBAPIConnection, _record: object) -> None:
+    cursor = connection.cursor()
     # Readers and the writer do not block each other in WAL. It stays with the file: set once, by whoever is first.
-    if connection.execute("PRAGMA journal_mode").fetchone()[0] not in ("wal", "memory"):
-        connection.execute("PRAGMA journal_mode = WAL")
+    cursor.execute("PRAGMA journal_mode")
+    if cursor.fetchone() not in (("wal",), ("memory",)):
+        cursor.execute("PRAGMA journal_mode = WAL")
     # With NORMAL, a commit that was acknowledged can be lost with the power.
-    connection.execute("PRAGMA synchronous = FULL")
+    cursor.execute("PRAGMA synchronous = FULL")
+    cursor.close()
 
 
 def _in_transaction(conn: Connection) -> bool:

@@ -34,11 +34,15 @@ class Look(NamedTuple):
 def look(conn: Connection, dialect: Dialect, group: Group) -> Look | None:
     """Look whether something may be there to be held; None if *group* is gone."""
     c, g = dialect.tables.claim, dialect.tables.group
-    orphaned = and_(c.c.group_id == g.c.id, c.c.member_id.is_not(None), ~has_live_owner(dialect))
+    # Not EXISTS, and in order: without that Postgres may read the claims of all groups to find one of this.
+    free = _free(dialect, group).with_only_columns(c.c.partition_id)
+    orphaned = select(c.c.partition_id).where(
+        c.c.group_id == group.id, c.c.member_id.is_not(None), ~has_live_owner(dialect)
+    )
     row = conn.execute(
         select(
-            _free(dialect, group).with_only_columns(_partition_id(dialect)).limit(1).scalar_subquery().is_not(None),
-            select(c.c.partition_id).where(orphaned).exists(),
+            free.order_by(c.c.partition_id).limit(1).scalar_subquery().is_not(None),
+            orphaned.order_by(c.c.partition_id).limit(1).scalar_subquery().is_not(None),
         ).where(g.c.id == group.id)
     ).first()
     return None if row is None else Look(row[0], row[1])
@@ -129,10 +133,6 @@ def _free(dialect: Dialect, group: Group) -> Select[Any]:
         .join(p, and_(p.c.id == c.c.partition_id, p.c.topic_id.is_not(None)))
         .where(c.c.group_id == group.id, c.c.member_id.is_(None), next_offset.is_not(None))
     )
-
-
-def _partition_id(dialect: Dialect) -> ColumnElement[int]:
-    return dialect.tables.claim.c.partition_id
 
 
 def _position(dialect: Dialect) -> ColumnElement[int]:

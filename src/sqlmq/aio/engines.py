@@ -1,0 +1,53 @@
+"""Engines for asyncio, for transactions that are the application's as well as ours."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+from weakref import WeakKeyDictionary
+
+from sqlmq.errors import TransactionError
+
+if TYPE_CHECKING:
+    from sqlalchemy.ext.asyncio import AsyncEngine
+
+    from sqlmq.database import Database
+
+
+class Engines:
+    """The AsyncEngine that was given, or one of our own for each event loop: their connections are bound to it."""
+
+    def __init__(self, database: Database, given: AsyncEngine | None, *, may_make: bool) -> None:
+        self._database = database
+        self._given = None if given is None else self._for_transactions(given)
+        self._may_make = may_make
+        self._made: WeakKeyDictionary[asyncio.AbstractEventLoop, AsyncEngine] = WeakKeyDictionary()
+
+    def get(self) -> AsyncEngine:
+        """The engine for the running loop. Raises TransactionError if there is none to be had."""
+        if self._given is not None:
+            return self._given
+        if not self._may_make or self._database.one_connection:
+            message = (
+                "This AsyncMQ was made from an Engine, or on a database in memory, which an event loop's driver can't "
+                "share. Give session=, an async_sessionmaker for instance, or make it from the URL of a file or server."
+            )
+            raise TransactionError(message)
+        loop = asyncio.get_running_loop()
+        engine = self._made.get(loop)
+        if engine is None:
+            made = self._database.dialect.create_async_engine(self._database.engine.url)
+            engine = self._made[loop] = self._for_transactions(made)
+        return engine
+
+    def _for_transactions(self, engine: AsyncEngine) -> AsyncEngine:
+        return type(engine)(self._database.dialect.for_transactions(engine.sync_engine))
+
+    async def dispose(self) -> None:
+        """Close the connections of our own; those of a loop that does not run here are left to it."""
+        for loop, engine in list(self._made.items()):
+            if loop is asyncio.get_running_loop():
+                await engine.dispose()
+            else:
+                engine.sync_engine.dispose(close=False)
+        self._made.clear()

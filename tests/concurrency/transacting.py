@@ -1,0 +1,116 @@
+"""Consumers that handle messages in transactions, for processes that die at any step, stop, or are killed.
+
+Effects are rows without a unique key, so that one that happened twice is seen, and a counter.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import threading
+import time
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy import event, text
+
+from sqlmq import SqlmqError, Transaction
+from tests.concurrency.workers import GROUP, TOPIC, Journal, Place
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from sqlalchemy import Connection, Engine
+
+CRASHED = 9
+"""What a worker that died at a step of its own choice exits with."""
+
+ENTERED, ENDED, REFUSED = "entered", "ended", "refused"
+MOST_STEPS = 60
+
+
+def make_tables(connection: Connection) -> None:
+    key = "SERIAL PRIMARY KEY" if connection.dialect.name == "postgresql" else "INTEGER PRIMARY KEY AUTOINCREMENT"
+    connection.execute(text(f"CREATE TABLE effect (id {key}, partition_number INTEGER, message_offset INTEGER)"))
+    connection.execute(text("CREATE TABLE counter (total INTEGER)"))
+    connection.execute(text("INSERT INTO counter VALUES (0)"))
+
+
+def have_effects(tx: Transaction) -> None:
+    for message in tx:
+        tx.session.execute(
+            text("INSERT INTO effect (partition_number, message_offset) VALUES (:p, :o)"),
+            {"p": message.partition, "o": message.offset},
+        )
+        tx.session.execute(text("UPDATE counter SET total = total + 1"))
+
+
+class Crash:
+    """Ends the process, without any last word, at the step that was chosen; steps are before and after all there is."""
+
+    def __init__(self, engine: Engine, at: int) -> None:
+        self._left = at
+        for name in ("before_cursor_execute", "after_cursor_execute", "begin", "commit", "rollback", "checkout"):
+            event.listen(engine, name, self.step)
+        commit = engine.dialect.do_commit
+
+        def commit_and_step(connection: Any) -> None:
+            commit(connection)
+            self.step()
+
+        # SQLAlchemy has no event for the moment after COMMIT was answered.
+        engine.dialect.do_commit = commit_and_step  # type: ignore[method-assign, assignment]
+
+    def step(self, *_: object) -> None:
+        # The heartbeats have their own thread; the steps are those of the transaction.
+        if threading.current_thread() is not threading.main_thread():
+            return
+        self._left -= 1
+        if self._left < 0:
+            os._exit(CRASHED)
+
+
+def crash_somewhere(place: Place, seed: int) -> None:
+    """Handle messages until the step comes at which this process dies."""
+    chosen = random.Random(seed)
+    mq = place.open()
+    consumer = mq.consumer(TOPIC, GROUP)
+    crash = Crash(mq.engine, chosen.randrange(MOST_STEPS))
+    while True:
+        with consumer.transaction(chosen.randint(1, 5), timeout=0.2) as tx:
+            crash.step()
+            have_effects(tx)
+            crash.step()
+
+
+def handle(place: Place, threads: int, messages: int) -> None:
+    """Handle messages in several threads until all *messages* are done with."""
+    with place.open() as mq:
+
+        def run() -> None:
+            with mq.consumer(TOPIC, GROUP) as consumer:
+                while sum(one.position for one in mq.describe_group(TOPIC, GROUP).partitions) < messages:
+                    with consumer.transaction(7, timeout=0.1) as tx:
+                        have_effects(tx)
+
+        running = [threading.Thread(target=run) for _ in range(threads)]
+        for thread in running:
+            thread.start()
+        for thread in running:
+            thread.join()
+
+
+def hold(place: Place, journal_path: Path, max_poll_seconds: float, go_on: Path, until: float) -> None:
+    """Take messages, have their effects, and stay in the block until *go_on* is there; journal how it ended."""
+    journal = Journal(journal_path)
+    pause = threading.Event()
+    with place.open(max_poll_seconds=max_poll_seconds) as mq, mq.consumer(TOPIC, GROUP) as consumer:
+        try:
+            with consumer.transaction(timeout=60) as tx:
+                have_effects(tx)
+                journal.write(ENTERED, len(tx.messages))
+                while not go_on.exists() and time.monotonic() < until:
+                    pause.wait(0.01)
+        except SqlmqError as error:
+            journal.write(REFUSED, type(error).__name__)
+        else:
+            journal.write(ENDED)
