@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sqlite3
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 from sqlalchemy import ColumnElement, Float, StaticPool, create_engine, event, literal_column, type_coerce
 from sqlalchemy.dialects import sqlite
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from sqlalchemy import URL, Connection, Engine, Insert, Table
+    from sqlalchemy.engine.interfaces import DBAPIConnection
 
 _BUSY_TIMEOUT_SECONDS = 10
 
@@ -118,8 +119,12 @@ class Sqlite(Dialect):
 
     def is_autocommit(self, conn: Connection) -> bool:
         # Without Python's own BEGIN, an event of the engine's may have sent one: that is a documented recipe.
-        connection: Any = conn.connection.dbapi_connection
-        return conn.dialect.detect_autocommit_setting(connection) and not connection.in_transaction
+        connection = conn.connection
+        driver_connection: Any = connection.driver_connection
+        return (
+            conn.dialect.detect_autocommit_setting(cast("DBAPIConnection", connection.dbapi_connection))
+            and not driver_connection.in_transaction
+        )
 
     def identity(self, conn: Connection, *, fresh: bool) -> tuple[object, ...]:
         del fresh
