@@ -57,7 +57,8 @@ class Publication:
     def result(self) -> ProducerResult | None:
         """Its place in the log, once the transaction has committed.
 
-        It stays None for a transaction above READ COMMITTED, which can't know it, and one that was rolled back.
+        It stays None for a transaction above READ COMMITTED, which can't know it, and one that was rolled back. It means
+        nothing where COMMIT itself has failed: SQLAlchemy tells of that only him who called for it.
         """
         return self._result
 

@@ -144,12 +144,14 @@ def _crashing(engine: Engine, crash: Crash) -> Engine:
         commit(connection)
         crash.at(Step.ON_THE_WAY)
 
-    engine.dialect.do_commit = do_commit  # type: ignore[method-assign]
+    dialect: Any = engine.dialect
+    dialect.do_commit = do_commit
     return engine
 
 
 def _crash_around_append(crash: Crash) -> None:
-    publish = produce.publish
+    flow: Any = produce
+    publish = flow.publish
 
     def publish_or_crash(*arguments: Any) -> Any:
         crash.at(Step.BEFORE_APPEND)
@@ -157,4 +159,4 @@ def _crash_around_append(crash: Crash) -> None:
         crash.at(Step.AFTER_APPEND)
         return results
 
-    produce.publish = publish_or_crash
+    flow.publish = publish_or_crash
