@@ -48,6 +48,7 @@ SETTINGS = {
     "listen_addresses": "127.0.0.1",
     "unix_socket_directories": "",
     "max_connections": "200",
+    "max_prepared_transactions": "20",
     "fsync": "off",
     "full_page_writes": "off",
     "log_lock_waits": "on",

@@ -87,14 +87,14 @@ class Database:
         self.prepare()
         return self._retrying(lambda: self._read_once(flow))
 
-    def write(self, flow: Callable[[Connection], T]) -> T:
-        """Run *flow* in a transaction of its own and commit it; tried again after a passing error.
+    def write(self, flow: Callable[[Connection], T], *, tries_again: bool = True) -> T:
+        """Run *flow* in a transaction of its own and commit it; tried again after a passing error, if wanted.
 
         *flow* may run several times, each time on a database that saw nothing of the times before. Raises
         OutcomeUnknownError, and tries no more, if the connection breaks while COMMIT is on its way.
         """
         self.prepare()
-        return self._retrying(lambda: self._write_once(flow))
+        return self._retrying(lambda: self._write_once(flow)) if tries_again else self._write_once(flow)
 
     def read_unprepared(self, flow: Callable[[Connection], T]) -> T:
         """As ``read``, whatever tables there are: for looking at the schema itself."""

@@ -11,16 +11,21 @@ import os
 import threading
 import time
 from typing import TYPE_CHECKING, NamedTuple
+from weakref import ref
 
 from sqlmq.errors import SqlmqError
 from sqlmq.flows import stage
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from typing import TypeVar
 
+    from sqlalchemy import Connection
     from sqlalchemy.engine import RootTransaction
 
     from sqlmq.database import Database
+
+    T = TypeVar("T")
 
 log = logging.getLogger(__name__)
 
@@ -33,9 +38,17 @@ _CLOSE_SECONDS = 5.0
 
 
 class _Committing(NamedTuple):
-    transaction: RootTransaction
+    """A transaction by weak reference: one that was prepared and dropped has to give its connection back."""
+
+    transaction: ref[RootTransaction]
     topic_ids: set[int]
     has_staged: bool
+
+    @property
+    def is_over(self) -> bool:
+        """Whether it has ended. The flag is read from another thread; it changes once."""
+        transaction = self.transaction()
+        return transaction is None or not transaction.is_active
 
 
 class Mover:
@@ -61,7 +74,7 @@ class Mover:
         self._leave_fork()
         with self._changed:
             if not self._is_closing and (has_staged or self._is_watching):
-                self._committing.append(_Committing(transaction, topic_ids, has_staged))
+                self._committing.append(_Committing(ref(transaction), topic_ids, has_staged))
                 self._run_thread()
 
     def close(self) -> None:
@@ -83,47 +96,59 @@ class Mover:
 
     def _run(self) -> None:
         pause = _COMMIT_SECONDS
-        while True:
-            over = self._take_over()
-            for topic_id in {topic_id for one in over for topic_id in one.topic_ids}:
-                self._wake(topic_id)
-            now = time.monotonic()
-            if now >= self._look_at or any(one.has_staged for one in over):
-                is_done = self._move()
-                with self._changed:
-                    self._look_at = math.inf if is_done and not self._is_watching else now + _LOOK_SECONDS
-            pause = _COMMIT_SECONDS if over else min(2 * pause, _COMMIT_MOST_SECONDS)
+        has_staged = False
+        while not self._is_closing or has_staged or any(one.is_over for one in self._committing):
+            has_staged |= self._wake_over()
+            if has_staged or time.monotonic() >= self._look_at:
+                has_staged = self._move()
             with self._changed:
-                if self._is_closing and all(one.transaction.is_active for one in self._committing):
-                    return
+                if self._is_closing or has_staged:
+                    continue
+                # Somebody who begins to commit is asked after soon, however long another one takes.
                 seconds = max(0.0, self._look_at - time.monotonic())
-                self._changed.wait(min(seconds, pause if self._committing else threading.TIMEOUT_MAX))
+                was_told = self._changed.wait(min(seconds, pause if self._committing else threading.TIMEOUT_MAX))
+                pause = _COMMIT_SECONDS if was_told else min(2 * pause, _COMMIT_MOST_SECONDS)
 
-    def _take_over(self) -> list[_Committing]:
-        """What is over of what is followed. A transaction's flag is read from another thread; it changes once."""
+    def _wake_over(self) -> bool:
+        """Wake those whom transactions that are over have something for; return whether one has staged messages."""
         with self._changed:
-            over = [one for one in self._committing if not one.transaction.is_active]
-            self._committing = [one for one in self._committing if one.transaction.is_active]
-        return over
+            over = [one for one in self._committing if one.is_over]
+            self._committing = [one for one in self._committing if one not in over]
+        for topic_id in {topic_id for one in over for topic_id in one.topic_ids}:
+            self._wake(topic_id)
+        return any(one.has_staged for one in over)
 
     def _move(self) -> bool:
-        """Move what is due; return False if that failed and has to be tried again."""
+        """Move what is due, partition by partition; return whether more was staged meanwhile."""
+        has_staged = False
+        with self._changed:
+            self._look_at = time.monotonic() + _LOOK_SECONDS if self._is_watching else math.inf
+        for partition_id in self._trying(lambda: self._database.read(self._due)) or ():
+            # One partition whose lock somebody keeps must not hold up the others, nor those who are to be woken.
+            self._trying(lambda partition_id=partition_id: self._move_all_of(partition_id))  # type: ignore[misc]
+            has_staged |= self._wake_over()
+        return has_staged
+
+    def _due(self, conn: Connection) -> list[int]:
+        return stage.due(conn, self._database.dialect)
+
+    def _trying(self, action: Callable[[], T]) -> T | None:
         try:
-            for partition_id in self._database.read(lambda conn: stage.due(conn, self._database.dialect)):
-                self._move_all_of(partition_id)
+            return action()
         except SqlmqError as error:
             log.warning("Staged messages could not be moved into the log, and are tried again: %s", error)
-            return False
         except Exception:
             # A thread that dies here would leave what is staged behind, silently.
             log.exception("Moving staged messages failed, and is tried again")
-            return False
-        return True
+        with self._changed:
+            self._look_at = min(self._look_at, time.monotonic() + _LOOK_SECONDS)
+        return None
 
     def _move_all_of(self, partition_id: int) -> None:
         while True:
+            # Not tried again here: that would take seconds, in which the others wait.
             moved = self._database.write(
-                lambda conn: stage.move(conn, self._database.dialect, partition_id),
+                lambda conn: stage.move(conn, self._database.dialect, partition_id), tries_again=False
             )
             if moved.topic_id is not None and moved.messages:
                 self._wake(moved.topic_id)

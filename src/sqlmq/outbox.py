@@ -7,7 +7,6 @@ by then. Nothing is written, and no lock taken, before the commit.
 
 from __future__ import annotations
 
-import threading
 from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 from weakref import WeakKeyDictionary, ref
 
@@ -20,7 +19,7 @@ from sqlmq.errors import OutboxError, UnknownTopicError
 from sqlmq.flows import produce
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from sqlalchemy import Engine
     from sqlalchemy.engine import RootTransaction
@@ -58,7 +57,8 @@ class Publication:
     def result(self) -> ProducerResult | None:
         """Its place in the log, once the transaction has committed.
 
-        It stays None for a transaction above READ COMMITTED, which can't know it, and one that was rolled back.
+        It stays None for a transaction above READ COMMITTED, which can't know it, and one that was rolled back. It means
+        nothing where COMMIT itself has failed: SQLAlchemy tells of that only him who called for it.
         """
         return self._result
 
@@ -121,6 +121,7 @@ class _Outbox:
 
     def _start_over(self, transaction: RootTransaction) -> None:
         self._transaction = ref(transaction)
+        self._is_committing = False
         self.checked: list[Database] = []
         self._waiting: list[_Waiting] = []
         self._published: list[_Waiting] = []
@@ -134,6 +135,9 @@ class _Outbox:
         if self._transaction() is not transaction:
             self._start_over(transaction)
             self._listen(conn, transaction)
+        if self._is_committing:
+            message = "The transaction is being committed, or prepared; the message was not published. Publish before."
+            raise OutboxError(message)
 
     def add(self, source: Source, topic: Topic, routed: Sequence[Routed], turn: Turn) -> list[Publication]:
         turn = self._turns.setdefault(topic.id, _Once(turn))
@@ -162,14 +166,22 @@ class _Outbox:
     def _publish(self, conn: Connection, *_: object) -> None:
         waiting, self._waiting = self._waiting, []
         transaction = conn.get_transaction()
-        if not waiting or transaction is None or transaction is not self._transaction():
+        if transaction is None or transaction is not self._transaction():
+            return
+        self._is_committing = True
+        if not waiting:
             return
         # In one order everywhere, so that two transactions can't wait for each other: by schema, then by partition id.
         by_schema: dict[str, list[_Waiting]] = {}
         for one in waiting:
             by_schema.setdefault(one.source.database.schema or "", []).append(one)
-        for schema in sorted(by_schema):
-            self._publish_group(conn, transaction, by_schema[schema])
+        try:
+            for schema in sorted(by_schema):
+                self._publish_group(conn, transaction, by_schema[schema])
+        except BaseException:
+            self._forget(conn)
+            _roll_back(conn)
+            raise
 
     def _publish_group(self, conn: Connection, transaction: RootTransaction, group: list[_Waiting]) -> None:
         dialect = group[0].source.database.dialect
@@ -199,8 +211,21 @@ class _Outbox:
         self._savepoints.clear()
 
 
+def _roll_back(conn: Connection) -> None:
+    """Roll back what is on *conn*, in the driver: SQLAlchemy does not, after an exception in the event `commit`.
+
+    RootTransaction takes itself to be over then, so whoever has the connection next would commit the application's rows.
+    """
+    if conn.closed or conn.invalidated:
+        return
+    try:
+        conn.connection.rollback()
+    except Exception:  # noqa: BLE001 - the connection is broken, which the error being raised tells
+        conn.invalidate()
+
+
+# A Connection is used by one thread at a time, so that no two make its outbox.
 _outboxes: WeakKeyDictionary[Connection, _Outbox] = WeakKeyDictionary()
-_making = threading.Lock()
 
 
 def add(session: SessionLike, source: Source, topic: Topic, routed: Iterable[Routed], turn: Turn) -> list[Publication]:
@@ -210,10 +235,9 @@ def add(session: SessionLike, source: Source, topic: Topic, routed: Iterable[Rou
     """
     conn = connection_of(session, source.database)
     transaction = conn.get_transaction() or conn.begin()
-    with _making:
-        outbox = _outboxes.get(conn)
-        if outbox is None:
-            outbox = _outboxes[conn] = _Outbox(conn, transaction)
+    outbox = _outboxes.get(conn)
+    if outbox is None:
+        outbox = _outboxes[conn] = _Outbox(conn, transaction)
     outbox.begin(conn, transaction)
     if source.database not in outbox.checked:
         _check(conn, source.database)
@@ -255,8 +279,8 @@ def _connection_of_session(session: Session, database: Database) -> Connection:
 
 
 def _binds(session: Session) -> Iterable[object]:
-    """The engines that a session was given for some of its classes or tables; SQLAlchemy has no name for them."""
-    binds: dict[object, object] = getattr(session, "_Session__binds", {})
+    """The engines that a session was given for some of its classes or tables; before SQLAlchemy 2.1 a private matter."""
+    binds: Mapping[object, object] = getattr(session, "binds", None) or getattr(session, "_Session__binds", {})
     return binds.values()
 
 

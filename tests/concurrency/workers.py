@@ -15,7 +15,7 @@ import signal
 import threading
 import time
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from sqlmq import MQ, FencedError, Message
 
@@ -72,6 +72,11 @@ def context() -> BaseContext:
     forkserver = multiprocessing.get_context("forkserver")
     forkserver.set_forkserver_preload([__name__, "sqlmq.dialects.postgresql", "sqlmq.dialects.sqlite"])
     return forkserver
+
+
+def end_at_once(exit_code: int) -> NoReturn:
+    """End this process as a crash does: nothing is closed, flushed or sent."""
+    os._exit(exit_code)
 
 
 def produce(place: Place, journal_path: Path, until: float, pause_seconds: float) -> None:

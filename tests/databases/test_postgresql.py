@@ -124,21 +124,6 @@ def test_a_partition_that_the_topic_lacks_is_an_error(mq: MQ, connection: Connec
         connection.execute(text("SELECT sqlmq_produce('orders', 'k', 'v', NULL, :p)"), {"p": partition})
 
 
-@POSTGRES
-@pytest.mark.parametrize("level", ["REPEATABLE READ", "SERIALIZABLE"])
-def test_sql_cannot_produce_in_a_transaction_that_does_not_see_the_newest_offset(
-    mq: MQ, connection: Connection, level: str
-) -> None:
-    mq.create_topic("orders", 1)
-    connection.execute(text(f"SET TRANSACTION ISOLATION LEVEL {level}"))
-
-    with pytest.raises(DBAPIError, match=level) as raised:
-        connection.execute(text("SELECT sqlmq_produce('orders', 'k', 'v')"))
-
-    assert sqlstate(raised.value) == "MQ001"
-    assert hint(raised.value) == "Produce in READ COMMITTED."
-
-
 @EITHER
 def test_a_trigger_produces_in_the_transaction_that_fired_it(
     mq: MQ, connection: Connection, database: DatabaseUnderTest

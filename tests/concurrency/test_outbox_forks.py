@@ -1,0 +1,82 @@
+"""A child of a process with messages that wait for a commit: they are the parent's."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+import pytest
+from sqlalchemy import NullPool, create_engine
+from sqlalchemy.orm import Session
+
+from sqlmq import Message
+from tests.contract.shop import Shop, staged
+from tests.contract.test_lifecycle import forks, in_fork
+from tests.contract.waiting import until
+
+if TYPE_CHECKING:
+    from typing import Any
+
+    from sqlalchemy import Engine
+
+    from sqlmq import MQ
+    from tests.conftest import DatabaseUnderTest
+
+pytestmark = [forks, pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork")]
+
+
+@pytest.fixture
+def shop(mq: MQ, engine: Engine, database: DatabaseUnderTest) -> Shop:
+    return Shop(mq, engine, database)
+
+
+def sell_in_child(shop: Shop, note: str, level: Any = None) -> str:
+    options = {} if level is None else {"isolation_level": level}
+    engine = create_engine(shop.database.url, poolclass=NullPool, **options)
+    with Session(engine) as session:
+        shop.sell(session, note)
+        session.commit()
+    return "sold"
+
+
+def test_a_forked_child_publishes_its_own_messages_and_none_of_the_parents(shop: Shop) -> None:
+    with Session(shop.engine) as session:
+        # No statement: on SQLite the child could not write beside a transaction of the parent's that does.
+        publication = shop.producer.produce_with_partition(Message(b"parent"), 0, session=session)
+        assert in_fork(lambda: sell_in_child(shop, "child")) == "sold"
+        assert shop.events == ["child"]
+        session.commit()
+
+    assert publication.result is not None
+    assert sorted(shop.events) == ["child", "parent"]
+
+
+def test_a_forked_child_that_does_nothing_publishes_nothing_of_the_parents(shop: Shop) -> None:
+    with Session(shop.engine) as session:
+        shop.sell(session, "parent")
+        assert in_fork(lambda: "nothing") == "nothing"
+        assert shop.events == []
+        session.rollback()
+
+    assert shop.events == shop.orders == []
+
+
+@pytest.mark.parametrize("database", ["postgres"], indirect=True)
+def test_a_forked_child_moves_what_it_has_staged(shop: Shop) -> None:
+    with Session(shop.engine.execution_options(isolation_level="SERIALIZABLE")) as session:
+        # So that the parent's mover runs.
+        shop.sell(session, "before")
+        session.commit()
+        until(lambda: staged(shop.engine, None) == 0, "the parent's message in the log")
+
+        def child() -> str:
+            sell_in_child(shop, "child", "SERIALIZABLE")
+            shop.mq._mover.close()
+            return f"staged {staged(shop.mq.engine, None)}"
+
+        assert in_fork(child) == "staged 0"
+        shop.sell(session, "after")
+        session.commit()
+        until(lambda: staged(shop.engine, None) == 0, "the parent's message in the log")
+
+    assert shop.events == shop.orders == ["before", "child", "after"]
