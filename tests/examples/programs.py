@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -13,6 +14,8 @@ from http.client import HTTPConnection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import urlencode, urlsplit
+
+import pytest
 
 from tests.contract.waiting import PATIENCE_SECONDS
 
@@ -59,6 +62,21 @@ def running(*arguments: object, environment: Mapping[str, str]) -> Iterator[subp
             deadline.join()
             process.kill()
     assert process.returncode == 0, said
+
+
+@contextmanager
+def serving(*arguments: object, environment: Mapping[str, str]) -> Iterator[str]:
+    """Run Python with *arguments*, which begin to serve HTTP, and give the URL that they say."""
+    with running(*arguments, environment=environment) as server:
+        assert server.stdout is not None
+        said = []
+        for line in server.stdout:
+            said.append(line)
+            if found := re.search(r"http://127\.0\.0\.1:[1-9]\d*", line):
+                break
+        else:
+            pytest.fail("".join(said))
+        yield found[0]
 
 
 class Answer(NamedTuple):
