@@ -37,7 +37,7 @@ ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 DOCUMENTED_URL = re.compile(r"postgresql(\+psycopg)?://sqlmq:sqlmq@127\.0\.0\.1:5432/sqlmq")
 
-LINKING_PAGES = sorted({*PAGES, *(ROOT / "docs").rglob("*.md"), *ROOT.glob("*.md"), ROOT / "tests" / "README.md"})
+LINKING_PAGES = sorted({*PAGES, *(ROOT / "docs").rglob("*.md"), *ROOT.glob("*.md"), *ROOT.glob("*/README.md")})
 
 
 class Block(NamedTuple):
@@ -94,8 +94,9 @@ def run_shell(block: Block, directory: Path, url: str) -> None:
 
 def run_python(block: Block, page: Path, namespace: dict[str, Any], url: str | None) -> None:
     text = block.text if url is None else DOCUMENTED_URL.sub(lambda _: url, block.text)
-    # Empty lines before, so that a traceback shows the page's own line.
-    exec(compile("\n" * block.line + text, page, "exec"), namespace)  # noqa: S102 - the page's own code
+    # Empty lines before, so that a traceback shows the page's own line; and no __future__ that is ours, not the page's.
+    code = compile("\n" * block.line + text, page, "exec", dont_inherit=True)
+    exec(code, namespace)  # noqa: S102 - the page's own code
 
 
 def run_sql(block: Block, engine: Engine) -> None:

@@ -22,8 +22,7 @@ from sqlmq.errors import SchemaMissingError, SchemaTooNewError, SchemaTooOldErro
 from sqlmq.schema import PREFIX, REVISION, VERSION_TABLE
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
-    from typing import Literal
+    from collections.abc import Callable, Iterable
 
     from alembic.runtime.migration import MigrationContext
     from alembic.script import ScriptDirectory
@@ -102,11 +101,7 @@ def sql(database: str, *, schema: str | None = None, start: str = "base", revisi
     return text.getvalue()
 
 
-def include_name(
-    name: str | None,
-    type_: Literal["schema", "table", "column", "index", "unique_constraint", "foreign_key_constraint"] | str,  # noqa: PYI051 - the hook's own type
-    parent_names: Mapping[str, str | None],
-) -> bool:
+def include_name(name: str | None, type_: str, parent_names: object) -> bool:
     """Keep ``alembic revision --autogenerate`` from proposing to drop our tables.
 
     Give it to ``context.configure(include_name=sqlmq.migrate.include_name)`` in your ``env.py``.

@@ -1,0 +1,1 @@
+"""The tables: the business's, then the queue's."""
