@@ -20,7 +20,7 @@ from sqlmq.migrate import upgrade
 from tests.postgres_server import URL_VARIABLE, PostgresUnavailableError, TestPostgres, provide
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
 KINDS = ("sqlite", "postgres", "postgres-schema")
@@ -156,19 +156,25 @@ def _postgres(databases: PostgresDatabases, kind: str, schema: str | None) -> It
     assert left_open == [], "the test left transactions open"
 
 
+@contextmanager
+def database_of_kind(kind: str, request: pytest.FixtureRequest, directory: Path) -> Iterator[DatabaseUnderTest]:
+    """A database that is gone in the end, on Postgres with the assertion that no transaction was left open."""
+    if kind == "sqlite":
+        yield DatabaseUnderTest(kind, f"sqlite:///{directory / 'queue.db'}", None)
+        return
+    # Asked for here, so that tests on SQLite alone make no template.
+    databases: PostgresDatabases = request.getfixturevalue("postgres_databases")
+    with _postgres(databases, kind, SCHEMA if kind == "postgres-schema" else None) as made:
+        yield made
+
+
 @pytest.fixture(params=KINDS)
 def database(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[DatabaseUnderTest]:
     """Each kind of database in turn.
 
     For some only: `@pytest.mark.parametrize("database", ["postgres"], indirect=True)`.
     """
-    kind: str = request.param
-    if kind == "sqlite":
-        yield DatabaseUnderTest(kind, f"sqlite:///{tmp_path / 'queue.db'}", None)
-        return
-    # Asked for here, so that tests on SQLite alone make no template.
-    databases: PostgresDatabases = request.getfixturevalue("postgres_databases")
-    with _postgres(databases, kind, SCHEMA if kind == "postgres-schema" else None) as made:
+    with database_of_kind(request.param, request, tmp_path) as made:
         yield made
 
 
@@ -231,16 +237,21 @@ def make_mq(database: DatabaseUnderTest) -> Iterator[MakeMQ]:
 
         def make(**options: Any) -> MQ:
             mq = MQ(database.url, **{"schema": database.schema, **options})
-            checked_out = CheckedOut(mq.engine)
-            closing.callback(_close, mq, checked_out)
+            closing.callback(close_and_count(mq))
             return mq
 
         yield make
 
 
-def _close(mq: MQ, checked_out: CheckedOut) -> None:
-    mq.close()
-    assert len(checked_out) == 0, f"connections not given back to the pool: {checked_out}"
+def close_and_count(mq: MQ) -> Callable[[], None]:
+    """What closes *mq* and fails if a connection taken from its pool since this call was not given back."""
+    checked_out = CheckedOut(mq.engine)
+
+    def close() -> None:
+        mq.close()
+        assert len(checked_out) == 0, f"connections not given back to the pool: {checked_out}"
+
+    return close
 
 
 @pytest.fixture

@@ -27,7 +27,18 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.pool import NullPool
 
 import sqlmq
-from sqlmq import MQ, Consumer, GroupDescription, GroupPartition, PartitionDescription, Producer, TopicDescription
+from sqlmq import (
+    MQ,
+    AsyncConsumer,
+    AsyncMQ,
+    AsyncProducer,
+    Consumer,
+    GroupDescription,
+    GroupPartition,
+    PartitionDescription,
+    Producer,
+    TopicDescription,
+)
 from sqlmq.background import Keeper
 
 if TYPE_CHECKING:
@@ -265,6 +276,20 @@ def test_the_reference_has_every_method_with_its_parameters(kind: type, variable
         if inspect.isfunction(member):
             for parameter in list(inspect.signature(member).parameters)[1:]:
                 assert re.search(rf"\b{parameter}\b", found[1]), f"{variable}.{method}: {parameter} is missing"
+
+
+@pytest.mark.parametrize(
+    ("kind", "variable"), [(AsyncMQ, "mq"), (AsyncProducer, "producer"), (AsyncConsumer, "consumer")]
+)
+def test_the_reference_has_every_method_for_asyncio_with_its_parameters(kind: type, variable: str) -> None:
+    for method, member in vars(kind).items():
+        if method.startswith("_") or not inspect.isfunction(member):
+            continue
+        call = f"{'await ' if inspect.iscoroutinefunction(member) else ''}{variable}.{method}"
+        found = re.search(rf"`{call}\b([^`]*)`", reference().partition("## asyncio")[2])
+        assert found, f"{call} is missing"
+        for parameter in list(inspect.signature(member).parameters)[1:]:
+            assert re.search(rf"\b{parameter}\b", found[1]), f"{call}: {parameter} is missing"
 
 
 def test_the_reference_has_every_option() -> None:

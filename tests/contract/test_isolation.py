@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
     from tests.conftest import DatabaseUnderTest, MakeMQ
 
+pytestmark = pytest.mark.sync_only(reason="its sessions block; tests/aio/test_sessions.py has those of asyncio")
+
 EITHER = pytest.mark.parametrize("database", ["postgres", "postgres-schema"], indirect=True)
 POSTGRES = pytest.mark.parametrize("database", ["postgres"], indirect=True)
 LEVELS = pytest.mark.parametrize("level", ["REPEATABLE READ", "SERIALIZABLE"])

@@ -26,6 +26,8 @@ postgres_only = pytest.mark.parametrize("database", ["postgres", "postgres-schem
 # A fork with threads running is just what these tests are about.
 forks = pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
 
+sync_only = pytest.mark.sync_only(reason="the thread of the event loop that makes the calls is not in a forked child")
+
 
 def works(mq: MQ) -> bool:
     """Send a message through *mq*."""
@@ -421,6 +423,7 @@ def in_fork(action: Callable[[], str]) -> str:
 
 
 @forks
+@sync_only
 def test_a_producer_works_in_a_forked_child_and_goes_on_in_the_parent(mq: MQ) -> None:
     mq.create_topic("orders", 1)
     producer = mq.producer("orders")
@@ -434,6 +437,7 @@ def test_a_producer_works_in_a_forked_child_and_goes_on_in_the_parent(mq: MQ) ->
 
 
 @forks
+@sync_only
 def test_submitting_works_in_a_forked_child(mq: MQ) -> None:
     mq.create_topic("orders", 1)
     producer = mq.producer("orders")
@@ -448,6 +452,7 @@ def test_submitting_works_in_a_forked_child(mq: MQ) -> None:
 
 
 @forks
+@sync_only
 def test_an_mq_makes_consumers_in_a_forked_child(mq: MQ) -> None:
     mq.producer("orders").produce(Message(b"42"))
 
@@ -459,6 +464,7 @@ def test_an_mq_makes_consumers_in_a_forked_child(mq: MQ) -> None:
 
 
 @forks
+@sync_only
 @pytest.mark.parametrize("call", ["consume", "poll", "commit"])
 def test_a_consumer_of_the_parent_is_refused_in_a_forked_child(mq: MQ, call: str) -> None:
     consumer = mq.consumer("orders", "billing")
@@ -470,6 +476,7 @@ def test_a_consumer_of_the_parent_is_refused_in_a_forked_child(mq: MQ, call: str
 
 
 @forks
+@sync_only
 def test_a_child_that_closes_everything_leaves_the_parents_alone(make_mq: MakeMQ) -> None:
     mq = make_mq(lease_seconds=60)
     producer, consumer = mq.producer("orders"), mq.consumer("orders", "billing")
@@ -486,6 +493,7 @@ def test_a_child_that_closes_everything_leaves_the_parents_alone(make_mq: MakeMQ
 
 
 @forks
+@sync_only
 def test_a_child_that_is_forked_while_the_parent_produces_and_consumes_works(mq: MQ) -> None:
     producer, consumer = mq.producer("orders"), mq.consumer("orders", "billing")
     may_end = threading.Event()

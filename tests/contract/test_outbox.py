@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
     from tests.conftest import DatabaseUnderTest, MakeMQ, PostgresDatabases
 
+pytestmark = pytest.mark.sync_only(reason="its sessions block; tests/aio/test_sessions.py has those of asyncio")
+
 POSTGRES = pytest.mark.parametrize("database", ["postgres"], indirect=True)
 SQLITE = pytest.mark.parametrize("database", ["sqlite"], indirect=True)
 BOTH = pytest.mark.parametrize("database", ["sqlite", "postgres"], indirect=True)

@@ -38,6 +38,8 @@ if TYPE_CHECKING:
     from sqlmq import Consumer, Transaction
     from tests.conftest import DatabaseUnderTest, MakeMQ, PostgresDatabases
 
+pytestmark = pytest.mark.sync_only(reason="its sessions block; tests/aio/test_transaction.py has those of asyncio")
+
 POSTGRES = pytest.mark.parametrize("database", ["postgres", "postgres-schema"], indirect=True)
 SQLITE = pytest.mark.parametrize("database", ["sqlite"], indirect=True)
 

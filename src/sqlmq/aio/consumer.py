@@ -18,7 +18,7 @@ from sqlmq.transaction import Host
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
-    from types import CodeType, TracebackType
+    from types import TracebackType
 
     from sqlmq.aio.engines import Engines
     from sqlmq.aio.threads import Threads
@@ -220,10 +220,7 @@ class AsyncConsumer:
         when the call returns, so what they got would be taken for abandoned and delivered again, at once and for ever.
         """
         task = _current_task()
-        running = task.get_coro()
-        # asyncio wraps an awaitable that is no coroutine, as that of anext() with a default, in a coroutine of its own.
-        is_alone = _code(running) in _CALLS or getattr(running, "__name__", "") == "_wrap_awaitable"
-        if is_alone and self._sync._ack == "after":
+        if self._sync._ack == "after" and _is_one_call(task.get_coro()):
             message = (
                 "This call runs as a task of its own, which ends with it: a message it got could not be finished. Await "
                 "it in the task that handles the messages, and bound the wait with timeout= or asyncio.timeout(), not "
@@ -286,9 +283,10 @@ class _Messages:
             self._consumer._sync._leave_in_hand(receiver)
 
 
-def _code(coroutine: object) -> CodeType | None:
-    code: CodeType | None = getattr(coroutine, "cr_code", None)
-    return code
+def _is_one_call(running: object) -> bool:
+    """Whether a task that runs *running* ends when one of our calls returns."""
+    # anext() with a default is no coroutine: before Python 3.12, a task runs it as it is.
+    return getattr(running, "cr_code", None) in _CALLS or type(running).__name__ == "anext_awaitable"
 
 
 _CALLS = {

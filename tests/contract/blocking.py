@@ -1,0 +1,204 @@
+"""The queue's face for asyncio, made to look like the synchronous one, so that one suite tests both.
+
+An event loop runs in a thread. Each thread of a test has one long-lived task there that makes its calls, because what a
+task received is its own; when the thread is dead, the task ends.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import threading
+from concurrent.futures import Future
+from typing import TYPE_CHECKING, Any, Self, cast
+
+from sqlmq import AsyncConsumer, AsyncMQ, AsyncProducer
+from tests.contract.waiting import PATIENCE_SECONDS
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Iterator
+    from types import TracebackType
+
+    from sqlmq import MQ, Message, ProducerResult
+
+Call = tuple["Callable[[], Awaitable[Any]]", "Future[Any]"]
+
+
+class Loop:
+    """An event loop in a thread, with a task for each thread that calls."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.new_event_loop()
+        self._loop.set_exception_handler(lambda _loop, context: self.complaints.append(context))
+        self._lock = threading.Lock()
+        self._actors: dict[threading.Thread, _Actor] = {}
+        self.complaints: list[dict[str, Any]] = []
+        self._thread = threading.Thread(target=self._loop.run_forever, name="event-loop", daemon=True)
+        self._thread.start()
+
+    def run(self, call: Callable[[], Awaitable[Any]]) -> Any:
+        """Await what *call* returns, in the task of the calling thread."""
+        with self._lock:
+            for thread in [thread for thread in self._actors if not thread.is_alive()]:
+                self._actors.pop(thread).end()
+            thread = threading.current_thread()
+            if thread not in self._actors:
+                self._actors[thread] = _Actor(self._loop)
+            actor = self._actors[thread]
+        return actor.run(call)
+
+    def close(self) -> None:
+        for actor in self._actors.values():
+            actor.end()
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join(PATIENCE_SECONDS)
+        left = asyncio.all_tasks(self._loop)
+        self._loop.close()
+        assert not left, f"tasks left: {left}"
+        assert not self.complaints, f"the event loop complained: {self.complaints}"
+
+
+class _Actor:
+    """A task that makes one call after the other."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self._ended: Future[None] = Future()
+        self._calls: asyncio.Queue[Call | None] = asyncio.Queue()
+        started: Future[asyncio.Task[None]] = Future()
+
+        def start() -> None:
+            task = loop.create_task(self._serve())
+            task.add_done_callback(lambda _task: self._ended.set_result(None))
+            started.set_result(task)
+
+        loop.call_soon_threadsafe(start)
+        started.result(PATIENCE_SECONDS)
+
+    def run(self, call: Callable[[], Awaitable[Any]]) -> Any:
+        answer: Future[Any] = Future()
+        self._loop.call_soon_threadsafe(self._calls.put_nowait, (call, answer))
+        return answer.result()
+
+    def end(self) -> None:
+        self._loop.call_soon_threadsafe(self._calls.put_nowait, None)
+        self._ended.result(PATIENCE_SECONDS)
+
+    async def _serve(self) -> None:
+        while (ordered := await self._calls.get()) is not None:
+            call, answer = ordered
+            try:
+                answer.set_result(await call())
+            except Exception as error:  # noqa: BLE001 - raised in the thread that called
+                answer.set_exception(error)
+            del ordered, call, answer
+
+
+class Blocking:
+    """An object for asyncio, with the methods of the synchronous one; what is private is that one's own."""
+
+    def __init__(self, aio: AsyncMQ | AsyncProducer | AsyncConsumer, loop: Loop) -> None:
+        self._aio = aio
+        self._loop = loop
+
+    def __getattr__(self, name: str) -> Any:
+        if not hasattr(type(self._aio), name) or name.startswith("_"):
+            return getattr(self._aio._sync, name)
+        member = getattr(self._aio, name)
+        return self._blocking(member) if inspect.iscoroutinefunction(member) else member
+
+    def __enter__(self) -> Self:
+        self._loop.run(self._aio.__aenter__)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._loop.run(lambda: self._aio.__aexit__(kind, error, traceback))
+
+    def __repr__(self) -> str:
+        return repr(self._aio._sync)
+
+    def _blocking(self, method: Callable[..., Awaitable[Any]]) -> Callable[..., Any]:
+        def call(*arguments: Any, **options: Any) -> Any:
+            result = self._loop.run(lambda: method(*arguments, **options))
+            return wrapped(result, self._loop) if isinstance(result, AsyncProducer | AsyncConsumer) else result
+
+        return call
+
+
+class BlockingProducer(Blocking):
+    _aio: AsyncProducer
+
+    def submit(self, message: Message, partition: int | None = None) -> Submitted:
+        async def submit() -> asyncio.Future[ProducerResult]:
+            return self._aio.submit(message, partition)
+
+        return Submitted(self._loop.run(submit), self._loop)
+
+
+class Submitted:
+    """The future of a submitted message, as the synchronous producer's."""
+
+    def __init__(self, future: asyncio.Future[ProducerResult], loop: Loop) -> None:
+        self._future = future
+        self._loop = loop
+
+    def done(self) -> bool:
+        return self._future.done()
+
+    def cancel(self) -> bool:
+        async def cancel() -> bool:
+            is_cancelled = self._future.cancel()
+            # What waits in the core is withdrawn when the loop comes round to it.
+            await asyncio.wait([asyncio.ensure_future(_nothing())])
+            return is_cancelled
+
+        return cast("bool", self._loop.run(cancel))
+
+    def result(self, timeout: float | None = None) -> ProducerResult:
+        async def wait() -> None:
+            await asyncio.wait([self._future], timeout=timeout)
+
+        self._loop.run(wait)
+        return self._future.result()
+
+
+class BlockingConsumer(Blocking):
+    _aio: AsyncConsumer
+
+    def consume_chan(self) -> Iterator[Message]:
+        iterator: Any = self._aio.consume_chan()
+        try:
+            while True:
+                try:
+                    message = self._loop.run(iterator.__anext__)
+                except StopAsyncIteration:
+                    return
+                yield message
+        finally:
+            self._loop.run(iterator.aclose)
+
+    def __iter__(self) -> Iterator[Message]:
+        return self.consume_chan()
+
+    def _finish(self, thread: threading.Thread) -> None:
+        assert thread is threading.current_thread()
+
+        async def finish() -> None:
+            self._aio._sync._finish(self._aio._receiver())
+
+        self._loop.run(finish)
+
+
+def blocking(aio: AsyncMQ, loop: Loop) -> MQ:
+    """*aio* as an MQ."""
+    return cast("MQ", wrapped(aio, loop))
+
+
+def wrapped(aio: AsyncMQ | AsyncProducer | AsyncConsumer, loop: Loop) -> Blocking:
+    kinds: dict[type, type[Blocking]] = {AsyncProducer: BlockingProducer, AsyncConsumer: BlockingConsumer}
+    return kinds.get(type(aio), Blocking)(aio, loop)
+
+
+async def _nothing() -> None: ...

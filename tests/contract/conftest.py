@@ -1,0 +1,60 @@
+"""The contract suite runs four ways: on SQLite and on Postgres, synchronous and with asyncio."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from sqlmq import MQ, AsyncMQ
+from tests.conftest import close_and_count
+from tests.contract.blocking import Loop, blocking
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from tests.conftest import DatabaseUnderTest, MakeMQ
+
+WAYS = ("sync", "asyncio")
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Run each test that asks for a queue both ways, unless it says why not."""
+    if "way" in metafunc.fixturenames:
+        exception = metafunc.definition.get_closest_marker("sync_only")
+        metafunc.parametrize("way", WAYS[:1] if exception else WAYS, indirect=True)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Leave a schema of its own with asyncio out: where the tables are is no business of the face's."""
+    items[:] = [item for item in items if not _is_left_out(item)]
+
+
+def _is_left_out(item: pytest.Item) -> bool:
+    parameters = item.callspec.params if isinstance(item, pytest.Function) and hasattr(item, "callspec") else {}
+    return parameters.get("way") == "asyncio" and parameters.get("database") == "postgres-schema"
+
+
+@pytest.fixture
+def way(request: pytest.FixtureRequest) -> str:
+    """How the queue is used, `sync` or `asyncio`. The tests do not notice."""
+    return str(request.param)
+
+
+@pytest.fixture
+def make_mq(way: str, database: DatabaseUnderTest) -> Iterator[MakeMQ]:
+    """Make MQ objects, or what looks like them and does everything with asyncio."""
+    with ExitStack() as closing:
+        if way == "asyncio":
+            loop = Loop()
+            closing.callback(loop.close)
+
+        def make(**options: Any) -> MQ:
+            options = {"schema": database.schema, **options}
+            mq = blocking(AsyncMQ(database.url, **options), loop) if way == "asyncio" else MQ(database.url, **options)
+            closing.callback(close_and_count(mq))
+            return mq
+
+        yield make
