@@ -1106,7 +1106,9 @@ def test_a_deleted_topic_is_noticed_by_the_next_transaction(mq: MQ) -> None:
 
 
 @POSTGRES
-def test_deleting_a_topic_waits_for_a_transaction_that_produces_to_it(mq: MQ, engine: Engine, effects: Effects) -> None:
+def test_deleting_a_topic_waits_for_a_transaction_that_produces_to_it(
+    mq: MQ, engine: Engine, effects: Effects, caplog: pytest.LogCaptureFixture
+) -> None:
     places = send(mq, 2)
     producer = mq.producer("orders")
 
@@ -1122,6 +1124,8 @@ def test_deleting_a_topic_waits_for_a_transaction_that_produces_to_it(mq: MQ, en
         assert deleting.result(PATIENCE_SECONDS) == ["orders"]
 
     assert effects.there() == places
+    # A deadlock would have been undone, logged, and tried again.
+    assert [record.getMessage() for record in caplog.records] == []
 
 
 # --- Forks ---
