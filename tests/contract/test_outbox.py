@@ -133,6 +133,7 @@ EACH_SHAPE = pytest.mark.parametrize("transaction", SHAPES, ids=lambda shape: sh
 
 
 @EACH_SHAPE
+@BOTH
 def test_a_message_is_in_the_log_when_its_transaction_has_committed(
     shop: Shop, transaction: Callable[[Engine], AbstractContextManager[Transacted]]
 ) -> None:
@@ -145,6 +146,7 @@ def test_a_message_is_in_the_log_when_its_transaction_has_committed(
 
 
 @EACH_SHAPE
+@BOTH
 def test_a_message_is_never_in_the_log_when_its_transaction_failed(
     shop: Shop, transaction: Callable[[Engine], AbstractContextManager[Transacted]]
 ) -> None:
@@ -593,7 +595,9 @@ def test_a_listener_after_a_flush_publishes_what_the_flush_has_made(shop: Shop) 
     assert shop.events == ["1 a"]
 
 
-@pytest.mark.parametrize("target", [lambda connection: connection, lambda connection: connection.engine])
+@pytest.mark.parametrize(
+    "target", [lambda connection: connection, lambda connection: connection.engine], ids=["connection", "engine"]
+)
 def test_a_message_that_comes_after_all_others_were_published_is_refused(
     shop: Shop, target: Callable[[Connection], Any]
 ) -> None:

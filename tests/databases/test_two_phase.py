@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from sqlalchemy import QueuePool, create_engine, text
+from sqlalchemy.exc import IllegalStateChangeError
 from sqlalchemy.orm import Session
 
 from sqlmq import Message, OutboxError, UnknownTopicError
@@ -167,7 +168,8 @@ def test_a_failed_publication_fails_the_first_phase(shop: Shop) -> None:
         shop.producer.produce(Message(b""), session=session)
         shop.mq.delete_topics("events")
         session.execute(text("INSERT INTO customer_order (note) VALUES ('a')"))
-        with pytest.raises(UnknownTopicError):
+        # SQLAlchemy 2.0 can't roll back from within PREPARE, and raises its own error over ours.
+        with pytest.raises((UnknownTopicError, IllegalStateChangeError)):
             session.commit()
         session.rollback()
         session.execute(text("INSERT INTO customer_order (note) VALUES ('b')"))
