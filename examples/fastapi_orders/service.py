@@ -47,7 +47,8 @@ app = FastAPI(lifespan=lifespan)
 
 @app.post("/orders", status_code=201)
 async def place_order(new: NewOrder) -> dict[str, int]:
-    # Begun and committed in here: what a dependency does after its yield may run when the answer has gone.
+    # Begun and committed in here: what a dependency does after its yield, it does when the answer has been sent.
+    # https://fastapi.tiangolo.com/tutorial/dependencies/dependencies-with-yield/
     async with AsyncSession(app.state.engine) as session, session.begin():
         order = Order(customer=new.customer, item=new.item, cents=new.cents)
         session.add(order)

@@ -879,6 +879,27 @@ def test_another_write_inside_the_block_is_refused_at_once(mq: MQ, engine: Engin
     assert len(handle_all(consumer, effects)) == 1
 
 
+def test_what_is_read_processed_and_written_to_another_topic_commits_together(mq: MQ, effects: Effects) -> None:
+    places = send(mq, 3)
+    invoices, consumer = mq.producer("invoices"), mq.consumer("orders", "billing")
+
+    def invoice(*, fails: bool) -> None:
+        with consumer.transaction(timeout=PATIENCE_SECONDS) as tx:
+            for message in tx:
+                invoices.produce(Message(b"for " + message.value, b"k"), session=tx.session)
+            effects.have(tx)
+            if fails:
+                raise HandlerError
+
+    with pytest.raises(HandlerError):
+        invoice(fails=True)
+    assert mq.describe_topic("invoices").messages == 0
+    while effects.there() != places:
+        invoice(fails=False)
+
+    assert mq.describe_topic("invoices").messages == 3
+
+
 @POSTGRES
 def test_where_there_are_many_writers_others_go_on_inside_the_block(mq: MQ, effects: Effects) -> None:
     send(mq, 1)
