@@ -76,8 +76,7 @@ class Background:
 
     def add(self, keeper: Keeper) -> None:
         """Keep *keeper* alive from now on."""
-        if self._pid != os.getpid():
-            self._start_over()
+        self._leave_fork()
         with self._lock:
             self._keepers = (*self._keepers, keeper)
             if self._thread is None:
@@ -91,12 +90,14 @@ class Background:
 
     def wake(self, topic_id: int) -> None:
         """Tell the consumers of a topic, those in this process, that there are new messages."""
+        self._leave_fork()
         for keeper in self._keepers:
             if keeper.topic_id == topic_id:
                 keeper.wake()
 
     def look_around(self, group_id: int, *, but: Keeper) -> None:
         """Tell the other consumers of a group, those in this process, that the group has changed."""
+        self._leave_fork()
         for keeper in self._keepers:
             if keeper.group_id == group_id and keeper is not but:
                 keeper.look_around()
@@ -162,8 +163,15 @@ class Background:
                 keeper.expelled()
         return True
 
+    def _leave_fork(self) -> None:
+        if self._pid != os.getpid():
+            self._start_over()
+
     def _start_over(self) -> None:
-        """In the beginning, and in a forked child: the parent's thread and consumers stay with the parent."""
+        """In the beginning, and in a forked child: the parent's thread and consumers stay with the parent.
+
+        They are not even woken: their locks may have been held by threads that the child has not got.
+        """
         self._pid = os.getpid()
         self._lock = threading.Lock()
         self._nudged = threading.Event()

@@ -49,7 +49,7 @@ _REST_SECONDS = 1.0
 """After how long unused a connection is tested before it is used again."""
 
 _CLOSE_SECONDS = 5.0
-"""For how long closing waits for transactions of other threads."""
+"""For how long closing, and a fork, wait for transactions of other threads."""
 
 _BLOCK_SECONDS = 10.0
 """For how long a thread waits for a block of another one: as long as for another process, by the busy timeout."""
@@ -314,16 +314,20 @@ class Database:
         return isinstance(self.engine.pool, StaticPool)
 
     def before_fork(self) -> None:
-        """Let no other thread be in the middle of a write where a connection is a file of this process.
+        """Let no other thread be in the middle of anything where a connection is a file of this process.
 
-        The child inherits what the process knows of its own locks on the file, and would wait for them for ever.
+        The child inherits what the process knows of its own locks on the file, and would wait for them for ever; also
+        for the mutexes of the library, which a reader takes as well, and whoever opens a connection needs.
         """
         if self.dialect.one_writer:
             self._turn.acquire()
+            self._unused.acquire()
+            self._unused.wait_for(lambda: self._in_use == 0, _CLOSE_SECONDS)
 
     def after_fork_in_parent(self) -> None:
         """Go on as before."""
         if self.dialect.one_writer:
+            self._unused.release()
             self._turn.release()
 
     def after_fork(self) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import multiprocessing
 import threading
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from typing import TYPE_CHECKING
 
 import pytest
@@ -512,6 +512,51 @@ def test_a_child_that_is_forked_while_the_parent_produces_and_consumes_works(mq:
             call.result(PATIENCE_SECONDS)
 
     assert answers == ["orders"] * 3
+
+
+@forks
+@sync_only
+def test_a_child_produces_although_the_parent_was_just_waking_a_consumer(mq: MQ) -> None:
+    producer, consumer = mq.producer("orders"), mq.consumer("orders", "billing")
+    is_waking, may_end = threading.Event(), threading.Event()
+
+    def wake() -> None:
+        with consumer._wakeups._woken:
+            is_waking.set()
+            may_end.wait(PATIENCE_SECONDS)
+
+    with ThreadPoolExecutor(1) as threads:
+        waking = threads.submit(wake)
+        assert is_waking.wait(PATIENCE_SECONDS)
+        try:
+            answer = in_fork(lambda: producer.produce(Message(b"child")).topic)
+        finally:
+            may_end.set()
+        waking.result(PATIENCE_SECONDS)
+
+    assert answer == "orders"
+
+
+@pytest.mark.parametrize("database", ["sqlite"], indirect=True)
+def test_a_fork_waits_until_no_thread_is_inside_the_database(database: DatabaseUnderTest) -> None:
+    is_reading, may_end = threading.Event(), threading.Event()
+
+    def read(_conn: object) -> None:
+        is_reading.set()
+        may_end.wait(PATIENCE_SECONDS)
+
+    with MQ(database.url) as mq, ThreadPoolExecutor(1) as reading, ThreadPoolExecutor(1) as forking:
+        looked = reading.submit(mq._database.read, read)
+        assert is_reading.wait(PATIENCE_SECONDS)
+        prepared = forking.submit(mq._database.before_fork)
+        too_early = wait([prepared], timeout=0.1).done
+        may_end.set()
+        prepared.result(PATIENCE_SECONDS)
+        forking.submit(mq._database.after_fork_in_parent).result(PATIENCE_SECONDS)
+        looked.result(PATIENCE_SECONDS)
+
+        assert too_early == set()
+        assert works(mq)
 
 
 @forks

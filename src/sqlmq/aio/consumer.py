@@ -181,11 +181,13 @@ class AsyncConsumer:
                 now = time.monotonic()
                 if messages or deadline.passed(now):
                     return messages
-                if not has_turn and turn.locked():
+                if not has_turn:
+                    is_taken = turn.locked()
                     with sync._wakeups.awaited():
+                        # With a deadline even if it is free: somebody who has waited for it goes first.
                         has_turn = await _acquire(turn, deadline.remaining(now))
-                    continue  # whoever had the turn may have found more than he took
-                has_turn = has_turn or await turn.acquire()
+                    if is_taken or not has_turn:
+                        continue  # whoever had the turn may have found more than he took
                 is_woken = await self._wait_after(attempt, deadline, seen)
                 attempt = 0 if is_woken else attempt + 1
         finally:
