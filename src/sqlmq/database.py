@@ -170,6 +170,11 @@ class Database:
                 self._retrying(self._prepare_once)
                 self._prepared = True
 
+    @property
+    def knows_identity(self) -> bool:
+        """Whether ``identity`` need not ask."""
+        return self._identity is not None
+
     def identity(self, *, fresh: bool) -> tuple[object, ...]:
         """What tells the database from all others, as ``Dialect.identity`` does; asked once, unless it has to be *fresh*."""
         if fresh or self._identity is None:

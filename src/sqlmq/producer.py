@@ -180,6 +180,12 @@ class Producer:
         self._wake(topic.id)
         return results
 
+    def _look_up(self) -> None:
+        """Have at hand what publishing in a session asks the database for."""
+        self._check_open()
+        self._current_topic()
+        self._database.identity(fresh=False)
+
     def _current_topic(self) -> Topic:
         topic = self._topic
         if topic is None:

@@ -9,14 +9,18 @@ from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any, Protocol
 
 import pytest
+from sqlalchemy import event, make_url
+from sqlalchemy.ext.asyncio import create_async_engine
 
 from sqlmq import AsyncMQ
 from tests.conftest import CheckedOut, database_of_kind
 from tests.contract.waiting import PATIENCE_SECONDS
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Awaitable, Callable, Iterator
     from pathlib import Path
+
+    from sqlalchemy.ext.asyncio import AsyncEngine
 
     from tests.conftest import DatabaseUnderTest
 
@@ -32,7 +36,12 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
     async def main() -> None:
         asyncio.get_running_loop().set_exception_handler(lambda _loop, context: complaints.append(context))
         async with asyncio.timeout(PATIENCE_SECONDS * 2):
-            await pyfuncitem.obj(**arguments)
+            try:
+                await pyfuncitem.obj(**arguments)
+            finally:
+                ends: Any = pyfuncitem.funcargs.get("at_end", [])
+                for end in reversed(ends):
+                    await end()
         gc.collect()  # an error that nobody asked for is complained about when its future is gone
 
     asyncio.run(main())
@@ -45,6 +54,51 @@ def database(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Databas
     """Each database in turn."""
     with database_of_kind(request.param, request, tmp_path) as made:
         yield made
+
+
+AtEnd = list["Callable[[], Awaitable[object]]"]
+
+
+@pytest.fixture
+def at_end() -> AtEnd:
+    """What is to be awaited when the test is over, the last first, before its event loop ends."""
+    return []
+
+
+@pytest.fixture(params=["sqlite+aiosqlite", "postgresql+psycopg", "postgresql+asyncpg"])
+def driver(request: pytest.FixtureRequest) -> str:
+    """Each driver for asyncio in turn. A module whose tests ask for it has a `database` that goes with it."""
+    return str(request.param)
+
+
+@pytest.fixture
+def async_engine(database: DatabaseUnderTest, driver: str, at_end: AtEnd) -> AsyncEngine:
+    """The application's engine for asyncio, of which nothing may be checked out in the end."""
+    engine = async_engine_with_savepoints(database, driver)
+    checked_out = CheckedOut(engine.sync_engine)
+
+    async def dispose() -> None:
+        # What an interrupted task has left to the loop, as SQLAlchemy does with the closing of a session.
+        others = asyncio.all_tasks() - {asyncio.current_task()}
+        if others:
+            await asyncio.wait(others, timeout=PATIENCE_SECONDS)
+        assert len(checked_out) == 0, f"connections not given back to the pool: {checked_out}"
+        await engine.dispose()
+
+    at_end.append(dispose)
+    return engine
+
+
+def async_engine_with_savepoints(database: DatabaseUnderTest, driver: str, **options: Any) -> AsyncEngine:
+    """An engine on which savepoints work, also on SQLite.
+
+    https://docs.sqlalchemy.org/en/20/dialects/sqlite.html#pysqlite-serializable
+    """
+    engine = create_async_engine(make_url(database.url).set(drivername=driver), **options)
+    if not database.is_postgres:
+        event.listen(engine.sync_engine, "connect", lambda conn, _: setattr(conn, "isolation_level", None))
+        event.listen(engine.sync_engine, "begin", lambda conn: conn.exec_driver_sql("BEGIN"))
+    return engine
 
 
 class MakeAsyncMQ(Protocol):

@@ -10,17 +10,35 @@ import pytest
 from sqlalchemy import create_engine, event, make_url, text
 from sqlalchemy.ext.asyncio import create_async_engine
 
-from sqlmq import MQ, AsyncConsumer, AsyncMQ, AsyncProducer, Consumer, InvalidURLError, Message, MQClosedError, Producer
+from sqlmq import (
+    MQ,
+    AsyncConsumer,
+    AsyncMQ,
+    AsyncProducer,
+    AsyncTransaction,
+    Consumer,
+    InvalidURLError,
+    Message,
+    MQClosedError,
+    Producer,
+    Transaction,
+)
 from sqlmq.background import Keeper
 from tests.contract.waiting import PATIENCE_SECONDS
 
 if TYPE_CHECKING:
     from tests.conftest import DatabaseUnderTest
 
-PAIRS = [(MQ, AsyncMQ), (Producer, AsyncProducer), (Consumer, AsyncConsumer)]
+PAIRS = [
+    (MQ, AsyncMQ),
+    (Producer, AsyncProducer),
+    (Consumer, AsyncConsumer),
+    (Transaction, AsyncTransaction),
+]
 NOT_AWAITED = {
     "submit": "it waits for nothing, and gives a future",
     "consume_chan": "it gives an iterator, of which each step is awaited",
+    "transaction": "it gives what is awaited by `async with`",
 }
 AWAITED_PROTOCOLS = {"__enter__": "__aenter__", "__exit__": "__aexit__", "__iter__": "__aiter__"}
 RETURNS = {
@@ -28,6 +46,13 @@ RETURNS = {
     "Consumer": "AsyncConsumer",
     "Future[ProducerResult]": "asyncio.Future[ProducerResult]",
     "Iterator[Message]": "AsyncIterator[Message]",
+    "Transaction": "AsyncTransaction",
+    "Session": "AsyncSession",
+    "Connection": "AsyncConnection",
+}
+SESSIONS = {
+    "*, session: 'SessionLike | None' = None": "*, session: 'AsyncSessionLike | None' = None",
+    "session: 'SessionSource | None' = None": "session: 'AsyncSessionSource | None' = None",
 }
 
 
@@ -40,18 +65,29 @@ def members(kind: type) -> dict[str, object]:
     }
 
 
+def spelled(signature: inspect.Signature) -> list[str]:
+    """The parameters, in order, as they are written."""
+    return [
+        ("*, " if one.kind is one.KEYWORD_ONLY else "* " if one.kind is one.VAR_POSITIONAL else "") + str(one)
+        for one in signature.parameters.values()
+    ]
+
+
 @pytest.mark.parametrize(("sync", "aio"), PAIRS)
 def test_every_method_has_its_awaited_equal_with_the_same_parameters(sync: type, aio: type) -> None:
     for name, member in members(sync).items():
-        equal = vars(aio)[AWAITED_PROTOCOLS.get(name, name)]
+        is_list = sync is Transaction and name == "__iter__"  # of messages that are there already
+        equal = vars(aio)[name if is_list else AWAITED_PROTOCOLS.get(name, name)]
         if isinstance(member, property):
             assert isinstance(equal, property)
-            assert inspect.signature(equal.fget) == inspect.signature(member.fget)  # type: ignore[arg-type]
+            theirs, ours = inspect.signature(member.fget), inspect.signature(equal.fget)  # type: ignore[arg-type]
+            assert ours.return_annotation == RETURNS.get(theirs.return_annotation, theirs.return_annotation), name
             continue
         assert inspect.isfunction(member)
         theirs, ours = inspect.signature(member), inspect.signature(equal)
-        assert ours.parameters == theirs.parameters, name
-        assert ours.return_annotation == RETURNS.get(theirs.return_annotation, theirs.return_annotation), name
+        assert spelled(ours) == [SESSIONS.get(one, one) for one in spelled(theirs)], name
+        returned = theirs.return_annotation
+        assert ours.return_annotation == (returned if is_list else RETURNS.get(returned, returned)), name
         is_awaited = name not in NOT_AWAITED and name != "__iter__"
         assert inspect.iscoroutinefunction(equal) == is_awaited, name
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from hypothesis import strategies as st
 from sqlalchemy import Connection, Engine, create_engine, event, select, text
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, scoped_session
 
@@ -93,3 +94,11 @@ def with_savepoints(url: str) -> Engine:
         event.listen(engine, "connect", lambda connection, _record: setattr(connection, "isolation_level", None))
         event.listen(engine, "begin", lambda connection: connection.exec_driver_sql("BEGIN"))
     return engine
+
+
+# Each sells something (None), or is a savepoint: whether it is kept, and what happens in it.
+savepoint_trees: st.SearchStrategy[list[Any]] = st.recursive(
+    st.lists(st.none(), max_size=3),
+    lambda inner: st.lists(st.none() | st.tuples(st.booleans(), inner), max_size=5),
+    max_leaves=25,
+)

@@ -16,7 +16,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, scop
 
 from sqlmq import MQ, Message, MessageTooLargeError, OutboxError, ProducerClosedError, UnknownTopicError, outbox
 from sqlmq.migrate import upgrade
-from tests.contract.shop import Order, Shop, read_log, with_savepoints
+from tests.contract.shop import Order, Shop, read_log, savepoint_trees, with_savepoints
 from tests.contract.waiting import PATIENCE_SECONDS, at_once, receive, until
 
 if TYPE_CHECKING:
@@ -446,14 +446,6 @@ def test_an_exception_in_a_nested_block_takes_the_messages_of_the_block(
     assert nesting.events == nesting.orders == ["kept"]
 
 
-# Each sells something (None), or is a savepoint: whether it is kept, and what happens in it.
-steps: st.SearchStrategy[list[Any]] = st.recursive(
-    st.lists(st.none(), max_size=3),
-    lambda inner: st.lists(st.none() | st.tuples(st.booleans(), inner), max_size=5),
-    max_leaves=25,
-)
-
-
 def act(shop: Shop, session: Session | Connection, todo: Sequence[Any], name: str) -> list[str]:
     """Take the steps, and return what is to be published of them if the transaction commits."""
     kept: list[str] = []
@@ -474,7 +466,7 @@ def act(shop: Shop, session: Session | Connection, todo: Sequence[Any], name: st
 
 
 @settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(transactions=st.lists(st.tuples(st.booleans(), steps), min_size=1, max_size=3))
+@given(transactions=st.lists(st.tuples(st.booleans(), savepoint_trees), min_size=1, max_size=3))
 def test_any_tree_of_savepoints_publishes_what_is_kept_of_it(
     nesting: Shop, nestable: Session | Connection, transactions: list[tuple[bool, list[Any]]]
 ) -> None:

@@ -68,7 +68,7 @@ class AsyncProducer:
         """
         if session is not None:
             check_no_timeout(timeout)
-            return await _in(session, lambda sync: self._sync.produce(message, session=sync))
+            return await self._publish(session, lambda sync: self._sync.produce(message, session=sync))
         seconds = check_timeout(timeout)
         return await _arrival(await self._submit(message, None), seconds)
 
@@ -95,7 +95,9 @@ class AsyncProducer:
         """
         if session is not None:
             check_no_timeout(timeout)
-            return await _in(session, lambda sync: self._sync.produce_with_partition(message, partition, session=sync))
+            return await self._publish(
+                session, lambda sync: self._sync.produce_with_partition(message, partition, session=sync)
+            )
         seconds = check_timeout(timeout)
         return await _arrival(await self._submit(message, partition), seconds)
 
@@ -125,7 +127,7 @@ class AsyncProducer:
         """
         together = list(messages)
         if session is not None:
-            return await _in(session, lambda sync: self._sync.produce_many(together, session=sync))
+            return await self._publish(session, lambda sync: self._sync.produce_many(together, session=sync))
         return await self._threads.run(lambda: self._sync.produce_many(together))
 
     async def close(self) -> None:
@@ -151,6 +153,13 @@ class AsyncProducer:
         """Whether a partition can be checked without asking the database; not after the topic was deleted."""
         return self._sync._topic is not None
 
+    async def _publish(self, session: AsyncSessionLike, work: Callable[[SessionLike], T]) -> T:
+        given = _carrier(session)
+        if not (self._knows_topic and self._sync._database.knows_identity):
+            # What *work* would ask the database for by a connection of ours, keeping the event loop waiting.
+            await self._threads.run(self._sync._look_up)
+        return await given.run_sync(work)
+
     async def _submit(self, message: Message, partition: int | None) -> Future[ProducerResult]:
         if partition is None or self._knows_topic:
             return self._sync.submit(message, partition)
@@ -165,8 +174,7 @@ async def _arrival(future: Future[ProducerResult], seconds: float | None) -> Pro
         return overdue(future, seconds)
 
 
-async def _in(session: AsyncSessionLike, work: Callable[[SessionLike], T]) -> T:
-    """Run *work* with the synchronous session or connection that *session* stands before, on its driver."""
+def _carrier(session: AsyncSessionLike) -> AsyncSession | AsyncConnection:
     # Here, because those who have no such session need not have what SQLAlchemy needs for it.
     from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession, async_scoped_session
 
@@ -177,4 +185,4 @@ async def _in(session: AsyncSessionLike, work: Callable[[SessionLike], T]) -> T:
             f"{type(given).__name__}; Session and Connection are for a Producer."
         )
         raise TypeError(complaint)
-    return await given.run_sync(work)
+    return given
