@@ -103,6 +103,7 @@ class Producer:
         Messages submitted by one thread keep their order in each partition. ``close`` waits for all of them.
         """
         routed = Routed(self._checked(message), None if partition is None else self._checked_partition(partition))
+        self._database.check_may_write()
         return self._coalescer.submit(routed)
 
     @overload
@@ -121,6 +122,7 @@ class Producer:
         routed = [Routed(self._checked(message), None) for message in messages]
         if session is not None:
             return self._publish(routed, session)
+        self._database.check_may_write()
         return self._append(routed) if routed else []
 
     def close(self) -> None:
@@ -148,7 +150,6 @@ class Producer:
 
     def _checked(self, message: object) -> Message:
         self._check_open()
-        self._database.check_may_write()
         if not isinstance(message, Message):
             complaint = f"A producer takes a sqlmq.Message, not {type(message).__name__}."
             raise TypeError(complaint)
@@ -160,6 +161,7 @@ class Producer:
 
     def _send(self, routed: Routed, timeout: float | None, session: SessionLike | None) -> ProducerResult | Publication:
         if session is None:
+            self._database.check_may_write()
             return self._coalescer.call(routed, check_timeout(timeout))
         check_no_timeout(timeout)
         return self._publish([routed], session)[0]
