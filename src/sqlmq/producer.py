@@ -122,6 +122,7 @@ class Producer:
         routed = [Routed(self._checked(message), None) for message in messages]
         if session is not None:
             return self._publish(routed, session)
+        self._database.check_may_write()
         return self._append(routed) if routed else []
 
     def close(self) -> None:

@@ -507,7 +507,7 @@ async def test_an_idle_consumer_is_woken_by_the_commit_and_not_before(shop: Asyn
             assert await receiving == b"a"
 
 
-# Without SQLite: interrupted inside aiosqlite, connections stay behind with the file locked, with or without messages.
+# Without SQLite: interrupted inside aiosqlite, a sale leaves the file locked. Whether by the driver alone is not known.
 @POSTGRES
 @pytest.mark.parametrize("kind", ["session", "connection"])
 async def test_cancelled_at_any_point_there_is_an_event_for_each_order_that_was_committed(

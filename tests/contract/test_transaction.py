@@ -924,6 +924,21 @@ def test_what_would_wait_for_the_end_of_the_block_is_refused_inside(mq: MQ, effe
     assert (effects.there(), positions(mq)) == ([(0, 0)], [1])
 
 
+def test_what_is_read_and_written_is_there_together_or_not(mq: MQ, effects: Effects) -> None:
+    send(mq, 2)
+    consumer, out = mq.consumer("orders", "billing"), mq.producer("invoices")
+
+    with pytest.raises(HandlerError), consumer.transaction(timeout=PATIENCE_SECONDS) as tx:
+        out.produce(Message(b"lost"), session=tx.session)
+        raise HandlerError
+    with consumer.transaction(timeout=PATIENCE_SECONDS) as tx:
+        effects.have(tx)
+        publications = out.produce_many([Message(m.value, b"k") for m in tx], session=tx.session)
+
+    assert [publication.result.offset for publication in publications if publication.result] == [0, 1]
+    assert (mq.describe_topic("invoices").messages, positions(mq)) == (2, [2])
+
+
 def test_other_threads_wait_for_the_block(mq: MQ, effects: Effects) -> None:
     send(mq, 1)
     producer = mq.producer("orders")

@@ -159,6 +159,8 @@ class AsyncTransaction:
             if is_last:
                 raise
             log.warning("A transaction on %r could not begin and is tried again: %s", shared.topic.name, error)
+            if self._source is None:
+                await to_the_end(self._leave())  # the next attempt opens another connection
             return False
 
     async def _begin(self, group: Group, *, is_last: bool) -> bool:

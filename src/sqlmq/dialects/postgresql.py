@@ -235,7 +235,7 @@ class Postgresql(Dialect):
         return [LogRow(id_, offset, key, value, headers, us) for id_, offset, key, value, headers, us in rows]
 
     def translate(self, error: Exception, where: str) -> SqlmqError | None:
-        driver_error = _driver_error(error)
+        driver_error = _driver_error(error) or _asyncpg_error(error)
         if driver_error is None:
             return None
         said = _first_line(driver_error)
@@ -248,7 +248,7 @@ class Postgresql(Dialect):
 
     def quotes_rows(self, error: Exception) -> bool:
         # "Failing row contains (...)" of a constraint, "Token ... is invalid" of a value.
-        driver_error = _driver_error(error)
+        driver_error = _driver_error(error) or _asyncpg_error(error)
         return driver_error is not None and _state(driver_error).startswith(("22", "23"))
 
     def is_passing(self, error: Exception) -> bool:
@@ -258,6 +258,8 @@ class Postgresql(Dialect):
         return self.is_disconnect(error) or _state(driver_error).startswith(_PASSING)
 
     def is_disconnect(self, error: Exception) -> bool:
+        if isinstance(error, DBAPIError) and error.connection_invalidated:
+            return True  # as SQLAlchemy knows of asyncpg, whose errors are not psycopg's
         driver_error = _driver_error(error)
         return isinstance(driver_error, psycopg.OperationalError) and not _state(driver_error)
 
@@ -386,6 +388,15 @@ def _wrong_driver(driver: str) -> str:
 def _driver_error(error: Exception) -> psycopg.Error | None:
     origin = error.orig if isinstance(error, DBAPIError) else error
     return origin if isinstance(origin, psycopg.Error) else None
+
+
+def _asyncpg_error(error: Exception) -> psycopg.Error | None:
+    """An error of asyncpg's, which stands in a session given to us, as psycopg's with the same SQLSTATE."""
+    if not isinstance(error, DBAPIError) or error.orig is None:
+        return None
+    same = psycopg.OperationalError(str(error.orig).rpartition(">: ")[2])
+    same.sqlstate = getattr(error.orig, "sqlstate", None)
+    return same
 
 
 def _state(error: psycopg.Error) -> str:
