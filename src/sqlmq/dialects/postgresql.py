@@ -258,9 +258,10 @@ class Postgresql(Dialect):
         return self.is_disconnect(error) or _state(driver_error).startswith(_PASSING)
 
     def is_disconnect(self, error: Exception) -> bool:
-        if isinstance(error, DBAPIError) and error.connection_invalidated:
-            return True  # as SQLAlchemy knows of asyncpg, whose errors are not psycopg's
         driver_error = _driver_error(error)
+        if driver_error is None:
+            # Of other drivers, in a session given to us, SQLAlchemy knows it.
+            return isinstance(error, DBAPIError) and error.connection_invalidated
         return isinstance(driver_error, psycopg.OperationalError) and not _state(driver_error)
 
 
