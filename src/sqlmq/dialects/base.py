@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+from weakref import WeakKeyDictionary
 
 from sqlmq.schema import tables
 
@@ -70,6 +71,7 @@ class Dialect(ABC):
     def __init__(self, schema: str | None) -> None:
         self.schema = schema
         self.tables = tables(schema)
+        self._identities: WeakKeyDictionary[Engine, tuple[object, ...]] = WeakKeyDictionary()
 
     @abstractmethod
     def create_engine(self, url: URL) -> Engine:
@@ -164,12 +166,18 @@ class Dialect(ABC):
         """
         return self.append(conn, batches)
 
-    @abstractmethod
     def identity(self, conn: Connection, *, fresh: bool) -> tuple[object, ...]:
         """What tells the database of *conn* from all others, until its server starts again.
 
         Unless it has to be *fresh*, the answer may be an old one for the same engine.
         """
+        if fresh or conn.engine not in self._identities:
+            self._identities[conn.engine] = self.identify(conn)
+        return self._identities[conn.engine]
+
+    @abstractmethod
+    def identify(self, conn: Connection) -> tuple[object, ...]:
+        """Ask what ``identity`` tells."""
 
     @abstractmethod
     def read(self, conn: Connection, positions: Sequence[Position], limit: int, max_bytes: int) -> list[LogRow]:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import re
 from typing import TYPE_CHECKING, Any, ClassVar
-from weakref import WeakKeyDictionary
 
 import psycopg
 from psycopg.adapt import Loader
@@ -76,7 +75,6 @@ class Postgresql(Dialect):
             raise InvalidURLError(message)
         prefix = f'"{schema.replace(chr(34), chr(34) * 2)}".' if schema else ""
         prefix = prefix.replace("%", "%%")
-        self._identities: WeakKeyDictionary[Engine, tuple[object, ...]] = WeakKeyDictionary()
         self._append_sql = {driver: _call(f"{prefix}sqlmq_append", marks) for driver, marks in _PLACEHOLDERS.items()}
         self._publish_sql = {driver: _call(f"{prefix}sqlmq_publish", marks) for driver, marks in _PLACEHOLDERS.items()}
         # `ready` is the one probe of an idle consumer. ORDER BY and LIMIT make it an index look-up for each partition:
@@ -203,11 +201,9 @@ class Postgresql(Dialect):
     def publish(self, conn: Connection, batches: Sequence[Batch]) -> list[int] | None:
         return _number(conn, self._publish_sql, batches)
 
-    def identity(self, conn: Connection, *, fresh: bool) -> tuple[object, ...]:
-        if fresh or conn.engine not in self._identities:
-            query = "SELECT current_database()::text, date_part('epoch', pg_postmaster_start_time())::text"
-            self._identities[conn.engine] = tuple(conn.exec_driver_sql(query).one())
-        return self._identities[conn.engine]
+    def identify(self, conn: Connection) -> tuple[object, ...]:
+        query = "SELECT current_database()::text, date_part('epoch', pg_postmaster_start_time())::text"
+        return tuple(conn.exec_driver_sql(query).one())
 
     def read(self, conn: Connection, positions: Sequence[Position], limit: int, max_bytes: int) -> list[LogRow]:
         connection = conn.connection.driver_connection

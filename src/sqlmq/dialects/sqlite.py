@@ -164,8 +164,7 @@ class Sqlite(Dialect):
             bases.append(base)
         return bases
 
-    def identity(self, conn: Connection, *, fresh: bool) -> tuple[object, ...]:
-        del fresh
+    def identify(self, conn: Connection) -> tuple[object, ...]:
         files = conn.exec_driver_sql("PRAGMA database_list").all()
         path = next(row[2] for row in files if row[1] == "main")
         # A database in memory is its connection's own.
