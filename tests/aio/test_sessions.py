@@ -507,7 +507,8 @@ async def test_an_idle_consumer_is_woken_by_the_commit_and_not_before(shop: Asyn
             assert await receiving == b"a"
 
 
-# Without SQLite: interrupted inside aiosqlite, a sale leaves the file locked. Whether by the driver alone is not known.
+# Without SQLite: aiosqlite closes a connection under a statement that was interrupted, and SQLite keeps that connection,
+# with its transaction, until the statement is gone. It does so without a queue, too; docs/asyncio.md tells.
 @POSTGRES
 @pytest.mark.parametrize("kind", ["session", "connection"])
 async def test_cancelled_at_any_point_there_is_an_event_for_each_order_that_was_committed(

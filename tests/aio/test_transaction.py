@@ -352,8 +352,8 @@ async def test_cancelled_at_any_point_effects_equal_messages(
 
     async def handle() -> None:
         async with consumer.transaction(1, timeout=PATIENCE_SECONDS, session=source) as tx:
-            # Interrupted inside a statement of the application's, on aiosqlite, the test did not end; why is not known;
-            # so on SQLite only our own awaits are interrupted.
+            # Interrupted inside a statement of the application's, aiosqlite can keep the file locked, with or without a
+            # queue; so on SQLite only our own awaits are interrupted.
             await (to_the_end(have(tx)) if "sqlite" in driver else have(tx))
 
     async for _result in cancelled_everywhere(handle):
