@@ -97,7 +97,7 @@ class Explorer:
         if not self._raw.is_postgres:
             # Whoever tries first gets the file; the others notice soon, being refused once more.
             for number in waiting:
-                self._writers[number]._refused.clear()
+                self._writers[number].forget_refusals()
         return [number for number in waiting if self._writers[number].is_blocked(self._reader)]
 
     def _compare(self) -> None:

@@ -124,6 +124,14 @@ class Writer:
         self._running.result()
         return False
 
+    def forget_refusals(self) -> None:
+        """Let only refusals count that come after this, and after the one that may be on its way at this moment."""
+        self._refused.clear()
+        deadline = time.monotonic() + PATIENCE_SECONDS
+        while not self._running.done() and not self._refused.wait(0.001):
+            assert time.monotonic() < deadline, "a step neither ended nor waited for anybody"
+        self._refused.clear()
+
     def wait(self) -> None:
         """Until the step that was blocked has ended."""
         self._running.result(PATIENCE_SECONDS)
