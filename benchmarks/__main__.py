@@ -6,9 +6,9 @@ import argparse
 import tempfile
 from pathlib import Path
 
-from benchmarks import coalescing, outbox
+from benchmarks import coalescing, notify, outbox
 
-BENCHMARKS = {"coalescing": coalescing.run, "outbox": outbox.run}
+BENCHMARKS = {"coalescing": coalescing.run, "notify": notify.run, "outbox": outbox.run}
 
 
 def main() -> None:

@@ -17,6 +17,8 @@ from sqlmq.flows import membership
 from sqlmq.timing import heartbeat_interval
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from sqlalchemy import Connection
 
     from sqlmq.database import Database
@@ -63,10 +65,16 @@ class Keeper(Protocol):
 
 
 class Background:
-    """Keeps the consumers of one MQ alive. The thread starts with the first and ends with ``close``."""
+    """Keeps the consumers of one MQ alive. The thread starts with the first and ends with ``close``.
 
-    def __init__(self, database: Database, *, lease_seconds: float, tend_seconds: float) -> None:
+    *awaited* is called whenever one begins to wait.
+    """
+
+    def __init__(
+        self, database: Database, *, lease_seconds: float, tend_seconds: float, awaited: Callable[[], None]
+    ) -> None:
         self._database = database
+        self._awaited = awaited
         self._can_watch = database.dialect.has_change_token and not database.one_connection
         self._beat_seconds = heartbeat_interval(lease_seconds)
         self._tend_seconds = min(tend_seconds, self._beat_seconds)
@@ -95,6 +103,15 @@ class Background:
             if keeper.topic_id == topic_id:
                 keeper.wake()
 
+    def wake_all(self) -> None:
+        """Tell all consumers of this process that there may be new messages."""
+        for keeper in self._keepers:
+            keeper.wake()
+
+    def member_ids(self) -> list[int]:
+        """The members of this process; in a forked child, none of its parent's."""
+        return [keeper.member_id for keeper in self._keepers] if self._pid == os.getpid() else []
+
     def look_around(self, group_id: int, *, but: Keeper) -> None:
         """Tell the other consumers of a group, those in this process, that the group has changed."""
         self._leave_fork()
@@ -104,6 +121,7 @@ class Background:
 
     def nudge(self) -> None:
         """A consumer has begun to wait: watch for it."""
+        self._awaited()
         if self._can_watch:
             self._nudged.set()
 
@@ -129,8 +147,7 @@ class Background:
                     self._tend()
                 is_watching = watch.is_possible and any(keeper.is_waiting for keeper in self._keepers)
                 if is_watching and watch.has_changed():
-                    for keeper in self._keepers:
-                        keeper.wake()
+                    self.wake_all()
                 pause = _WATCH_SECONDS if is_watching else max(0.0, min(next_beat, next_tend) - time.monotonic())
                 self._nudged.wait(pause)
                 # While watching, a nudge says nothing new; left set, it would turn the wait into a spin.

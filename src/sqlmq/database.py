@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from sqlalchemy.engine.interfaces import DBAPIConnection
     from sqlalchemy.pool import ConnectionPoolEntry
 
-    from sqlmq.dialects import Dialect
+    from sqlmq.dialects import Dialect, Listening
 
 T = TypeVar("T")
 log = logging.getLogger(__name__)
@@ -82,10 +82,10 @@ class Database:
         self._make_locks()
         _ALL.add(self)
 
-    def read(self, flow: Callable[[Connection], T]) -> T:
-        """Run *flow*, whose statements only read and need no common snapshot; tried again after a passing error."""
+    def read(self, flow: Callable[[Connection], T], *, tries_again: bool = True) -> T:
+        """Run *flow*, whose statements write no row and need no common snapshot; tried again as in ``write``."""
         self.prepare()
-        return self._retrying(lambda: self._read_once(flow))
+        return self._retrying(lambda: self._read_once(flow)) if tries_again else self._read_once(flow)
 
     def write(self, flow: Callable[[Connection], T], *, tries_again: bool = True) -> T:
         """Run *flow* in a transaction of its own and commit it; tried again after a passing error, if wanted.
@@ -108,6 +108,12 @@ class Database:
         """Run *flow*, which is one appending statement, in a transaction of its own: in one round trip where possible."""
         self.prepare()
         return self._retrying(lambda: self._append_once(flow))
+
+    def listen(self) -> Listening:
+        """Listen for notices, on a connection that is not the engine's."""
+        self.prepare()
+        with self.translating():
+            return self.dialect.listen(self.engine)
 
     @contextlib.contextmanager
     def block(self) -> Iterator[None]:
@@ -312,6 +318,11 @@ class Database:
         self._in_use = 0
         # The threads that are inside a block, each as often as it is in one.
         self._in_block: list[int] = []
+
+    @property
+    def can_notify(self) -> bool:
+        """Whether processes can tell each other of new messages."""
+        return self.dialect.can_notify and not self.one_connection
 
     @property
     def one_connection(self) -> bool:

@@ -52,11 +52,15 @@ class _Committing(NamedTuple):
 
 
 class Mover:
-    """Follows transactions that carry messages. The thread starts when there is something to follow."""
+    """Follows transactions that carry messages. The thread starts when there is something to follow.
 
-    def __init__(self, database: Database, wake: Callable[[int], None]) -> None:
+    *wake* is told of each topic that has new messages; if *wakes_others*, somebody may wait even without consumers here.
+    """
+
+    def __init__(self, database: Database, wake: Callable[[int], None], *, wakes_others: bool) -> None:
         self._database = database
         self._wake = wake
+        self._wakes_others = wakes_others
         self._thread: threading.Thread | None
         self._committing: list[_Committing]
         self._start_over()
@@ -73,7 +77,7 @@ class Mover:
         """Once *transaction*, which is about to commit, is over, wake the consumers, and move what it staged."""
         self._leave_fork()
         with self._changed:
-            if not self._is_closing and (has_staged or self._is_watching):
+            if not self._is_closing and (has_staged or self._is_watching or self._wakes_others):
                 self._committing.append(_Committing(ref(transaction), topic_ids, has_staged))
                 self._run_thread()
 

@@ -14,7 +14,9 @@ from sqlmq.consumer import Ack, Consumer
 from sqlmq.database import Database
 from sqlmq.errors import MQClosedError, UnknownTopicError
 from sqlmq.flows import manage
+from sqlmq.listener import Listener
 from sqlmq.mover import Mover
+from sqlmq.notifier import Notifier
 from sqlmq.options import (
     Options,
     Start,
@@ -60,6 +62,7 @@ class MQ:
     - *commit_interval_seconds*: how long finished messages may wait to be committed together.
     - *prefetch*, *prefetch_bytes*: how much a consumer reads ahead.
     - *poll_min_seconds*, *poll_max_seconds*: how soon an idle consumer looks again, at first and in the end.
+    - *notify*: on Postgres, wake waiting consumers of other processes by NOTIFY, and listen for theirs.
 
     Raises InvalidURLError, and ``TypeError`` or ``ValueError`` for options that can't be.
     """
@@ -79,6 +82,7 @@ class MQ:
         prefetch_bytes: int = 8 * 1024 * 1024,
         poll_min_seconds: float = 0.005,
         poll_max_seconds: float = 1.0,
+        notify: bool = True,
     ) -> None:
         self._options = Options(
             create_topics=create_topics,
@@ -91,10 +95,19 @@ class MQ:
             prefetch_bytes=prefetch_bytes,
             poll_min_seconds=poll_min_seconds,
             poll_max_seconds=poll_max_seconds,
+            notify=notify,
         )
         self._database = Database(database, check_schema(schema))
-        self._background = Background(self._database, lease_seconds=lease_seconds, tend_seconds=commit_interval_seconds)
-        self._mover = Mover(self._database, self._background.wake)
+        self._background = Background(
+            self._database,
+            lease_seconds=lease_seconds,
+            tend_seconds=commit_interval_seconds,
+            awaited=self._listen,
+        )
+        self._notifies = notify and self._database.can_notify
+        self._notifier = Notifier(self._database, self._background.member_ids)
+        self._listener = Listener(self._database, self._background, self._notifier.send)
+        self._mover = Mover(self._database, self._announce, wakes_others=self._notifies)
         self._made: list[Producer | Consumer] = []
         self._keeping = threading.Lock()
         self._closing = Closing()
@@ -144,7 +157,7 @@ class MQ:
                 self._database,
                 found,
                 max_message_bytes=self._options.max_message_bytes,
-                wake=self._background.wake,
+                wake=self._announce,
                 mover=self._mover,
             )
         )
@@ -222,11 +235,24 @@ class MQ:
             except Exception as error:  # noqa: BLE001 - raised below, with the others
                 errors.append(error)
         self._mover.close()
+        self._listener.close()
+        self._notifier.close()
         self._background.close()
         self._database.close()
         if errors:
             message = "Closing the MQ failed in parts; everything else is closed."
             raise ExceptionGroup(message, errors)
+
+    def _announce(self, topic_id: int) -> None:
+        """Tell consumers, here and elsewhere, that a topic has new messages."""
+        self._background.wake(topic_id)
+        if self._notifies:
+            self._notifier.tell(topic_id)
+
+    def _listen(self) -> None:
+        """A consumer waits for what others may send."""
+        if self._notifies:
+            self._listener.start()
 
     def _keep(self, made: Made) -> Made:
         with self._keeping:

@@ -43,6 +43,8 @@ class Options:
     """How soon an idle consumer looks again at first."""
     poll_max_seconds: float = 1.0
     """How long it waits at most between two looks."""
+    notify: bool = True
+    """Tell, and hear from, other processes at once, where the database can; else their consumers find out by polling."""
 
     def __post_init__(self) -> None:
         for field in fields(self):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 import pytest
@@ -11,6 +12,7 @@ from sqlalchemy import create_engine
 
 from sqlmq import MQ, DatabaseUnavailableError, Message, OutcomeUnknownError
 from sqlmq.migrate import upgrade
+from tests.contract.waiting import until
 from tests.postgres_server import PostgresServer, installations
 
 if TYPE_CHECKING:
@@ -121,6 +123,25 @@ def test_the_queue_goes_on_by_itself_when_the_server_comes_back(server: Postgres
         # What is in the log was acknowledged, or its producer was told that this is not known.
         unknown = sum(isinstance(error, OutcomeUnknownError) for error in traffic.refused)
         assert len(traffic.acknowledged) <= described.messages <= len(traffic.acknowledged) + unknown
+
+
+def test_a_listener_hears_again_when_the_server_comes_back(server: PostgresServer) -> None:
+    url = server.url.render_as_string(hide_password=False)
+    with MQ(url, poll_min_seconds=60.0, poll_max_seconds=60.0) as waiting, MQ(url) as producing:
+        consumer = waiting.consumer("orders", "billing")
+        assert consumer.poll(timeout=0.5) == []
+        until(lambda: waiting._listener.is_hearing, "a listener that hears")
+        server.kill()
+        until(lambda: not waiting._listener.is_hearing, "the loss noticed")
+        server.start()
+        until(lambda: waiting._listener.is_hearing, "a listener that hears again")
+
+        with ThreadPoolExecutor(1) as thread:
+            received = thread.submit(consumer.poll, timeout=PATIENCE_SECONDS / 2)
+            until(lambda: consumer.is_waiting, "a consumer that waits")
+            producing.producer("orders").produce(Message(b"after"))
+
+            assert [message.value for message in received.result()] == [b"after"]
 
 
 def test_a_producer_without_a_server_gives_up_in_bounded_time_and_says_why(server: PostgresServer) -> None:

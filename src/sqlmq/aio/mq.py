@@ -48,6 +48,7 @@ class AsyncMQ:
         prefetch_bytes: int = 8 * 1024 * 1024,
         poll_min_seconds: float = 0.005,
         poll_max_seconds: float = 1.0,
+        notify: bool = True,
     ) -> None:
         self._sync = MQ(
             _blocking(database),
@@ -62,6 +63,7 @@ class AsyncMQ:
             prefetch_bytes=prefetch_bytes,
             poll_min_seconds=poll_min_seconds,
             poll_max_seconds=poll_max_seconds,
+            notify=notify,
         )
         self._threads = Threads()
         given = database if not isinstance(database, str | URL | Engine) else None

@@ -13,7 +13,7 @@ from weakref import WeakKeyDictionary
 from sqlmq.schema import tables
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Collection, Sequence
 
     from sqlalchemy import URL, ColumnElement, Connection, Engine, Insert, Row, Select, Table
     from sqlalchemy.ext.asyncio import AsyncEngine
@@ -56,6 +56,22 @@ class Held(NamedTuple):
     token: str | None
 
 
+class Listening(ABC):
+    """A connection that hears what ``Dialect.notify`` sends from anywhere. Used by one thread, but for ``interrupt``."""
+
+    @abstractmethod
+    def wait(self, seconds: float) -> set[str]:
+        """Wait for payloads, up to *seconds*, and return those that have come. Raises when the connection is lost."""
+
+    @abstractmethod
+    def interrupt(self) -> None:
+        """End the wait and every later one, from another thread."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Close the connection."""
+
+
 class Dialect(ABC):
     """One database, and the schema our tables are in."""
 
@@ -67,6 +83,8 @@ class Dialect(ABC):
 
     has_change_token: ClassVar[bool] = False
     """Whether ``change_token`` tells something."""
+    can_notify: ClassVar[bool] = False
+    """Whether ``notify`` reaches other processes."""
 
     def __init__(self, schema: str | None) -> None:
         self.schema = schema
@@ -188,6 +206,14 @@ class Dialect(ABC):
 
     def change_token(self, conn: Connection) -> int:
         """A number that changes when another connection has written, read at next to no cost."""
+        raise NotImplementedError
+
+    def notify(self, conn: Connection, payloads: Collection[str]) -> None:
+        """Send *payloads* to all who listen to the same tables, with *conn* in no transaction."""
+        raise NotImplementedError
+
+    def listen(self, engine: Engine) -> Listening:
+        """Listen, on a connection made as *engine* makes its own, but outside its pool."""
         raise NotImplementedError
 
     @abstractmethod

@@ -17,7 +17,8 @@ from sqlalchemy import ColumnElement, DateTime, Float, String, create_engine, fu
 from sqlalchemy.dialects import postgresql
 from sqlalchemy.exc import DBAPIError
 
-from sqlmq.dialects.base import Batch, Dialect, Held, LogRow, Position
+from sqlmq.dialects import postgresql_listening
+from sqlmq.dialects.base import Batch, Dialect, Held, Listening, LogRow, Position
 from sqlmq.errors import (
     DatabaseBusyError,
     DatabaseError,
@@ -32,7 +33,7 @@ from sqlmq.errors import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Collection, Sequence
 
     from psycopg.abc import Buffer
     from sqlalchemy import URL, Connection, Engine, Insert, Select, Table
@@ -67,6 +68,7 @@ class Postgresql(Dialect):
     """Postgres 13 and later."""
 
     name: ClassVar[str] = "postgresql"
+    can_notify: ClassVar[bool] = True
 
     def __init__(self, schema: str | None) -> None:
         super().__init__(schema)
@@ -74,6 +76,7 @@ class Postgresql(Dialect):
             message = "schema must be a name; leave it out for the connection's default schema."
             raise InvalidURLError(message)
         prefix = f'"{schema.replace(chr(34), chr(34) * 2)}".' if schema else ""
+        self._topic_table = f"{prefix}sqlmq_topic"
         prefix = prefix.replace("%", "%%")
         self._append_sql = {driver: _call(f"{prefix}sqlmq_append", marks) for driver, marks in _PLACEHOLDERS.items()}
         self._publish_sql = {driver: _call(f"{prefix}sqlmq_publish", marks) for driver, marks in _PLACEHOLDERS.items()}
@@ -229,6 +232,12 @@ class Postgresql(Dialect):
             text(self._portable_read_sql), {"ids": ids, "offsets": offsets, "at_most": limit, "max_bytes": max_bytes}
         )
         return [LogRow(id_, offset, key, value, headers, us) for id_, offset, key, value, headers, us in rows]
+
+    def notify(self, conn: Connection, payloads: Collection[str]) -> None:
+        postgresql_listening.notify(conn, self._topic_table, payloads)
+
+    def listen(self, engine: Engine) -> Listening:
+        return postgresql_listening.PostgresListening(engine, self._topic_table)
 
     def translate(self, error: Exception, where: str) -> SqlmqError | None:
         driver_error = _driver_error(error) or _asyncpg_error(error)

@@ -11,7 +11,7 @@ from sqlmq.assignment import ClaimSeen, MemberSeen
 from sqlmq.errors import UnknownGroupError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Collection, Iterable, Sequence
 
     from sqlalchemy import ColumnElement, Connection
 
@@ -152,6 +152,18 @@ def members(conn: Connection, dialect: Dialect, group: Group) -> list[Member]:
         .order_by(m.c.id)
     )
     return [Member(row.id, row.name, row.age) for row in rows]
+
+
+def awaited_topics(conn: Connection, dialect: Dialect, topic_ids: Collection[int], but: Collection[int]) -> set[int]:
+    """Those of *topic_ids* that have live members, *but* those, in any group."""
+    g, m = dialect.tables.group, dialect.tables.member
+    rows = conn.execute(
+        select(g.c.topic_id)
+        .distinct()
+        .select_from(g.join(m, m.c.group_id == g.c.id))
+        .where(g.c.topic_id.in_(topic_ids), m.c.id.not_in(but), _is_live(dialect))
+    )
+    return set(rows.scalars())
 
 
 def claims(conn: Connection, dialect: Dialect, group: Group) -> tuple[list[ClaimSeen], dict[int, Claim]]:
