@@ -63,7 +63,6 @@ def _share(mq: MQ, producer: Producer, each: int) -> float:
 
 
 def _each(bench: Bench, hand: limits.PostgresByHand | limits.SqliteByHand, each: int) -> float:
-    hand.empty()
     contents = keys_and_values(each)
     with ExitStack() as closing:
         if isinstance(hand, limits.PostgresByHand):
@@ -83,7 +82,7 @@ def _each(bench: Bench, hand: limits.PostgresByHand | limits.SqliteByHand, each:
                         hand.append(files[number], [row])
 
         seconds = in_threads(produce)
-    hand.check_dense(THREADS * each)
+    hand.check_grew(THREADS * each)
     return THREADS * each / seconds
 
 
@@ -144,7 +143,6 @@ async def _share_by_tasks(url: str, name: str, each: int) -> float:
 
 
 async def _each_by_tasks(bench: Bench, hand: limits.PostgresByHand | limits.SqliteByHand, each: int) -> float:
-    hand.empty()
     contents = keys_and_values(each)
     async with AsyncExitStack() as closing:
         if isinstance(hand, limits.PostgresByHand):
@@ -171,5 +169,5 @@ async def _each_by_tasks(bench: Bench, hand: limits.PostgresByHand | limits.Sqli
         began = time.perf_counter()
         await asyncio.gather(*(produce() for _ in range(TASKS)))
         seconds = time.perf_counter() - began
-    hand.check_dense(TASKS * each)
+    hand.check_grew(TASKS * each)
     return TASKS * each / seconds

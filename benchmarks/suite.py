@@ -113,8 +113,7 @@ class Bench:
         found: dict[str, list[float]] = {name: [] for name in variants}
         for number in range(-self.warm_up_rounds, self.rounds):
             for name, measure in variants.items():
-                gc.collect()
-                rate = measure()
+                rate = _alone(measure)
                 if number >= 0:
                     found[name].append(rate)
         rates = {name: Rounds(tuple(values)) for name, values in found.items()}
@@ -143,6 +142,16 @@ class Bench:
         self.results.append(result)
         self.show(result)
         return result
+
+
+def _alone(measure: Callable[[], float]) -> float:
+    """Run *measure* without what others have left behind for the garbage collector to look at."""
+    gc.collect()
+    gc.freeze()
+    try:
+        return measure()
+    finally:
+        gc.unfreeze()
 
 
 def once(value: float) -> Rounds:
