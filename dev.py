@@ -72,12 +72,28 @@ def install(extra: str) -> None:
         return
     print("dev.py: installing into .venv, once ...")
     STAMP.unlink(missing_ok=True)
+    if pip_install(f".[{extra}]" if extra else ".") != 0:
+        sys.exit("dev.py: the installation failed, see above")
+    STAMP.write_text(f"{fingerprint} {extra or '-'}\n", encoding="utf-8")
+
+
+def pip_install(what: str) -> int:
+    """Install *what* of the checkout, editable, into `.venv` and return the exit code."""
     has_pip = run(PYTHON, "-c", "import importlib.util as u, sys; sys.exit(u.find_spec('pip') is None)") == 0
     pip: tuple[str | Path, ...] = (PYTHON, "-m", "pip") if has_pip else ("uv", "pip")
     into: tuple[str | Path, ...] = () if has_pip else ("--python", PYTHON)
-    if run(*pip, "install", *into, "--quiet", "--editable", f".[{extra}]" if extra else ".") != 0:
-        sys.exit("dev.py: the installation failed, see above")
-    STAMP.write_text(f"{fingerprint} {extra or '-'}\n", encoding="utf-8")
+    return run(*pip, "install", *into, "--quiet", "--editable", what)
+
+
+def install_peers() -> None:
+    """Install the queues that ours is measured against, as far as they can be had; tried once."""
+    stamp = VENV / "sqlmq-bench-installed"
+    fingerprint = STAMP.read_text(encoding="utf-8")
+    if stamp.exists() and stamp.read_text(encoding="utf-8") == fingerprint:
+        return
+    if pip_install(".[bench]") != 0:
+        print("dev.py: not all peers could be installed, see above; the benchmarks go on without them")
+    stamp.write_text(fingerprint, encoding="utf-8")
 
 
 def check() -> int:
@@ -111,6 +127,7 @@ def main(arguments: list[str]) -> int:
     if command == "test":
         return run(PYTHON, "-m", "pytest", *passed_on)
     if command == "bench":
+        install_peers()
         return run(PYTHON, "-m", "benchmarks", *passed_on)
     return check()
 

@@ -6,14 +6,16 @@ lives here, to be measured against it. Each round checks that every message got 
 
 from __future__ import annotations
 
+import functools
 import statistics
 import threading
 import time
-import uuid
 from concurrent.futures import Future
 from queue import SimpleQueue
 from typing import TYPE_CHECKING
 
+from benchmarks.suite import Rounds
+from benchmarks.workload import check, topic
 from sqlmq import MQ, Message, ProducerResult
 from sqlmq.coalescer import MOST_TOGETHER, Coalescer
 from sqlmq.flows.produce import Routed
@@ -21,10 +23,12 @@ from sqlmq.flows.produce import Routed
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from benchmarks.suite import Bench
+
     Append = Callable[[list[Routed]], list[ProducerResult]]
     Send = Callable[[Routed], ProducerResult]
 
-ROUNDS, MESSAGES = 7, 4_000
+MESSAGES = 4_000
 CALLERS = (1, 8, 64)
 
 
@@ -60,29 +64,33 @@ class Flusher:
                 future.set_result(result)
 
 
-def run(url: str, *, quick: bool) -> None:
-    rounds, messages = (2, 500) if quick else (ROUNDS, MESSAGES)
-    with MQ(url) as mq:
-        producer = mq.producer(f"bench-{uuid.uuid4().hex[:8]}")
+def run(bench: Bench) -> None:
+    with MQ(bench.url) as mq, topic(mq) as name:
+        producer = mq.producer(name)
         flusher = Flusher(producer._append)  # noqa: SLF001 - what both send through
         leader = Coalescer(producer.topic, producer._append)  # noqa: SLF001 - what both send through
+        ways: dict[str, Send] = {"leader": lambda one: leader.call(one, None), "flusher": flusher.call}
         try:
             for callers in CALLERS:
-                rates: dict[str, list[float]] = {"leader": [], "flusher": []}
-                worst: dict[str, list[float]] = {"leader": [], "flusher": []}
-                for _ in range(rounds):
-                    for name, send in (("leader", lambda one: leader.call(one, None)), ("flusher", flusher.call)):
-                        rate, p99 = measure(send, callers, messages)
-                        rates[name].append(rate)
-                        worst[name].append(p99)
-                ratio = statistics.median(a / b for a, b in zip(rates["leader"], rates["flusher"], strict=True))
-                print(f"{callers:>3} callers: leader/flusher {ratio:.2f}", end="")
-                medians = {name: (statistics.median(rates[name]), statistics.median(worst[name])) for name in worst}
-                print("".join(f" | {name} {rate:,.0f}/s, p99 {p99:.1f} ms" for name, (rate, p99) in medians.items()))
+                _compare(bench, ways, callers, bench.scale(MESSAGES, 500))
         finally:
             flusher.close()
             leader.close()
-            mq.delete_topics(producer.topic)
+
+
+def _compare(bench: Bench, ways: dict[str, Send], callers: int, messages: int) -> None:
+    slowest: dict[str, list[float]] = {name: [] for name in ways}
+
+    def round_of(name: str) -> float:
+        rate, p99 = measure(ways[name], callers, messages)
+        slowest[name].append(p99)
+        return rate
+
+    measures: dict[str, Callable[[], float]] = {name: functools.partial(round_of, name) for name in ways}
+    bench.compare(f"{callers} callers", measures, {f"{callers} callers: leader / flusher": ("leader", "flusher")})
+    # The first round is no more counted than that of the rates.
+    p99 = {name: Rounds(tuple(values[bench.warm_up_rounds :])) for name, values in slowest.items()}
+    bench.add(f"{callers} callers, p99 of a call", p99, {}, unit="ms")
 
 
 def measure(send: Send, callers: int, messages: int) -> tuple[float, float]:
@@ -105,5 +113,5 @@ def measure(send: Send, callers: int, messages: int) -> tuple[float, float]:
     for thread in threads:
         thread.join()
     seconds = time.perf_counter() - began
-    assert len(set(places)) == each * callers
+    check(len(set(places)) == each * callers, "two messages have one place")
     return each * callers / seconds, statistics.quantiles(took, n=100)[98] * 1000

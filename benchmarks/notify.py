@@ -7,6 +7,7 @@ Each with notices and without, in turns.
 
 from __future__ import annotations
 
+import functools
 import multiprocessing
 import statistics
 import time
@@ -18,26 +19,35 @@ from sqlmq import MQ, Message
 if TYPE_CHECKING:
     from multiprocessing.connection import Connection
 
-MESSAGES, PAUSE_SECONDS, SECONDS, ROUNDS = 15, 2.3, 2.0, 5
+    from benchmarks.suite import Bench
+
+PAUSE_SECONDS, SECONDS, QUICK_SECONDS = 2.3, 2.0, 0.3
 
 
-def run(url: str, *, quick: bool) -> None:
-    if url.startswith("sqlite"):
-        print("notices: there are none on SQLite")
-        return
-    messages, seconds, rounds = (3, 0.3, 1) if quick else (MESSAGES, SECONDS, ROUNDS)
-    waits = {notify: latencies(url, messages, notify=notify) for notify in (True, False)}
-    for notify, found in waits.items():
-        p50, p99 = statistics.median(found) * 1000, max(found) * 1000
-        print(f"idle consumer, {'told' if notify else 'polling'}: p50 {p50:.1f} ms, worst {p99:.1f} ms")
+def run(bench: Bench) -> None:
+    if not bench.is_postgres:
+        return  # there are no notices on SQLite
+    messages = bench.scale(5, 1)
+    seconds = QUICK_SECONDS if bench.quick else SECONDS
+
+    def wait_of(way: str) -> float:
+        return statistics.median(latencies(bench.url, messages, notify=way == "told")) * 1000
+
+    bench.compare(
+        "An idle consumer of another process, from produce to handler",
+        {way: functools.partial(wait_of, way) for way in ("told", "polling")},
+        {"polling / told": ("polling", "told")},
+        unit="ms",
+    )
     for beside in (False, True):
-        rates: dict[bool, list[float]] = {True: [], False: []}
-        for _ in range(rounds):
-            for notify, found in rates.items():
-                found.append(rate(url, seconds, notify=notify, beside=beside))
-        ratio = statistics.median(a / b for a, b in zip(rates[True], rates[False], strict=True))
-        medians = " and ".join(f"{statistics.median(rates[notify]):,.0f}" for notify in (True, False))
-        print(f"one producer, {'a' if beside else 'no'} consumer elsewhere: {medians} messages/s, ratio {ratio:.2f}")
+        bench.compare(
+            f"One producer, {'a' if beside else 'no'} consumer in another process",
+            {
+                name: functools.partial(rate, bench.url, seconds, notify=notify, beside=beside)
+                for name, notify in (("with notices", True), ("without", False))
+            },
+            {"with / without": ("with notices", "without")},
+        )
 
 
 def consume(url: str, topic: str, notify: bool, ready: Connection) -> None:

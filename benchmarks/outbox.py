@@ -7,7 +7,7 @@ the partition's lock for as long as the work lasts. Each round checks that rows 
 
 from __future__ import annotations
 
-import statistics
+import functools
 import threading
 import time
 import uuid
@@ -16,30 +16,30 @@ from typing import TYPE_CHECKING
 from sqlalchemy import create_engine, text
 from sqlalchemy.orm import Session
 
+from benchmarks.workload import check, topic
 from sqlmq import MQ, Message
 from sqlmq.flows import produce
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from benchmarks.suite import Bench
     from sqlmq import Producer
 
-CLIENTS, SECONDS, ROUNDS = 8, 2.0, 5
+CLIENTS, SECONDS, QUICK_SECONDS = 8, 2.0, 0.3
 WORK_SECONDS = 0.002
 MESSAGE = Message(b"v" * 200, b"key-0001")
 
 
-def run(url: str, *, quick: bool) -> None:
-    rounds, seconds = (1, 0.3) if quick else (ROUNDS, SECONDS)
-    engine = create_engine(url, pool_size=CLIENTS, hide_parameters=True)
+def run(bench: Bench) -> None:
+    seconds = SECONDS if not bench.quick else QUICK_SECONDS
+    engine = create_engine(bench.url, pool_size=CLIENTS, hide_parameters=True)
     table = f"bench_{uuid.uuid4().hex[:8]}"
     with engine.begin() as connection:
         connection.execute(text(f"CREATE TABLE {table} (id varchar(32) PRIMARY KEY)"))
     insert = text(f"INSERT INTO {table} VALUES (:id)")
-    with MQ(url) as mq:
-        topic = f"bench-{uuid.uuid4().hex[:8]}"
-        mq.create_topic(topic, 1)
-        producer = mq.producer(topic)
+    with MQ(bench.url) as mq, topic(mq) as name:
+        producer = mq.producer(name)
 
         def at_once(session: Session) -> None:
             placed = produce.place(producer._current_topic(), [produce.Routed(MESSAGE, 0)], producer._rotation)  # noqa: SLF001
@@ -50,23 +50,25 @@ def run(url: str, *, quick: bool) -> None:
             "at commit": lambda session: producer.produce(MESSAGE, session=session),
             "at once": at_once,
         }
-        rates: dict[str, list[float]] = {name: [] for name in ways}
+
+        def round_of(way: str) -> float:
+            before = newest(mq, producer)
+            done = measure(lambda: transact(engine, insert, ways[way]), seconds)
+            appended = newest(mq, producer) - before
+            check(appended == (0 if way == "none" else done), f"{done} transactions made {appended} messages")
+            return done / seconds
+
         try:
-            for _ in range(rounds):
-                for name, publish in ways.items():
-                    before = newest(mq, producer)
-                    done = measure(lambda publish=publish: transact(engine, insert, publish), seconds)  # type: ignore[misc]
-                    assert newest(mq, producer) - before == (0 if name == "none" else done)
-                    rates[name].append(done / seconds)
+            bench.compare(
+                f"an event in a business transaction, {CLIENTS} clients, {WORK_SECONDS * 1000:.0f} ms of work",
+                {way: functools.partial(round_of, way) for way in ways},
+                {"at commit / none": ("at commit", "none"), "at commit / at once": ("at commit", "at once")},
+                unit="transactions/s",
+            )
         finally:
-            mq.delete_topics(topic)
             with engine.begin() as connection:
                 connection.execute(text(f"DROP TABLE {table}"))
             engine.dispose()
-    for one, other in (("at commit", "none"), ("at commit", "at once")):
-        ratio = statistics.median(a / b for a, b in zip(rates[one], rates[other], strict=True))
-        print(f"{CLIENTS} clients, {WORK_SECONDS * 1000:.0f} ms of work: {one} / {other} {ratio:.2f}")
-    print(" | ".join(f"{name} {statistics.median(found):,.0f} transactions/s" for name, found in rates.items()))
 
 
 def transact(engine: object, insert: object, publish: Callable[[Session], object]) -> None:

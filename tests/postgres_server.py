@@ -31,7 +31,7 @@ import psycopg
 from sqlalchemy import URL, make_url
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
 log = logging.getLogger(__name__)
 
@@ -53,6 +53,16 @@ SETTINGS = {
     "full_page_writes": "off",
     "log_lock_waits": "on",
     "log_line_prefix": "%m [%p] %d %a ",
+}
+
+# For benchmarks: as on a server whose data matter, and big enough not to be slowed by checkpoints half-way.
+DURABLE_SETTINGS = {
+    **SETTINGS,
+    "fsync": "on",
+    "full_page_writes": "on",
+    "synchronous_commit": "on",
+    "shared_buffers": "512MB",
+    "max_wal_size": "4GB",
 }
 
 # Waits until its standard input ends, which is when the process holding the other end is gone, then cleans up.
@@ -95,9 +105,10 @@ class PostgresServer:
     `start` after `stop` or `kill` continues on the same data, port and URL.
     """
 
-    def __init__(self, installation: Installation) -> None:
-        """Make the data directory; `start` starts the server."""
+    def __init__(self, installation: Installation, settings: Mapping[str, str] = SETTINGS) -> None:
+        """Make the data directory; `start` starts the server with *settings*."""
         self.source = installation.source
+        self._settings = settings
         self.directory = Path(tempfile.mkdtemp(prefix="sqlmq-postgres-"))
         self._process: subprocess.Popen[bytes] | None = None
         self._guard = subprocess.Popen(
@@ -134,7 +145,7 @@ class PostgresServer:
 
     def start(self) -> None:
         """Start the server and return when it answers."""
-        settings = [word for name, value in SETTINGS.items() for word in ("-c", f"{name}={value}")]
+        settings = [word for name, value in self._settings.items() for word in ("-c", f"{name}={value}")]
         with self._log_file.open("ab") as output:
             self._process = subprocess.Popen(
                 [self._installation.program("postgres"), "-D", self._data, "-p", str(self._port), *settings],
@@ -271,16 +282,19 @@ class TestPostgres:
             self.server.remove()
 
 
-def provide() -> TestPostgres:
-    """Find or start a Postgres; raise PostgresUnavailableError, saying what was tried, if there is no way."""
-    given = os.environ.get(URL_VARIABLE)
+def provide(*, durable: bool = False) -> TestPostgres:
+    """Find or start a Postgres; raise PostgresUnavailableError, saying what was tried, if there is no way.
+
+    One that is *durable* is always a new one, and writes to the disk what it acknowledges.
+    """
+    given = None if durable else os.environ.get(URL_VARIABLE)
     if given:
         return _given(given)
     tried: list[str] = []
     for installation in installations(os.environ.get(SOURCE_VARIABLE)):
         server: PostgresServer | None = None
         try:
-            server = PostgresServer(installation)
+            server = PostgresServer(installation, DURABLE_SETTINGS if durable else SETTINGS)
             server.start()
             return TestPostgres(installation.source, _version(server.url), server.url, server)
         except (OSError, subprocess.SubprocessError, psycopg.Error, PostgresUnavailableError) as error:

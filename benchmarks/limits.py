@@ -1,0 +1,200 @@
+"""What can be had by hand: the fastest form known of each step, with the driver alone and no library around it.
+
+On Postgres, to append is one call of a function that locks the partition's row, looks up the newest offset and inserts
+binary arrays; COPY in binary beats that from about 5,000 rows on. To read is a range of the primary key through a
+binary cursor, a timestamp as a number. On SQLite, BEGIN IMMEDIATE, the newest offset, executemany, and a range read. The
+tables are copies of the library's own, keys and defaults included.
+"""
+
+from __future__ import annotations
+
+import threading
+import uuid
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from psycopg.types.numeric import Int8BinaryLoader
+
+from benchmarks.workload import check
+
+if TYPE_CHECKING:
+    import sqlite3
+    from collections.abc import Iterator, Sequence
+
+    import psycopg
+
+    from benchmarks.databases import BenchDatabase
+
+FETCH_ROWS = 1_000
+
+
+class PostgresByHand:
+    """A log of one partition, in tables of its own."""
+
+    def __init__(self, database: BenchDatabase) -> None:
+        self._database = database
+        self.name = f"sqlmq_bench_{uuid.uuid4().hex[:8]}"
+        self.count = 0
+        self._call = f"SELECT {self.name}_append(%b::bytea[], %b::bytea[])"
+
+    def make(self) -> None:
+        name = self.name
+        with self._database.connect() as connection:
+            connection.execute(f"CREATE TABLE {name} (LIKE sqlmq_message INCLUDING ALL)")
+            connection.execute(f"CREATE TABLE {name}_partition (id bigint PRIMARY KEY)")
+            connection.execute(f"INSERT INTO {name}_partition VALUES (1)")
+            connection.execute(f"""
+                CREATE FUNCTION {name}_append(keys bytea[], vals bytea[]) RETURNS bigint LANGUAGE plpgsql AS $$
+                DECLARE
+                    base bigint;
+                BEGIN
+                    PERFORM FROM {name}_partition WHERE id = 1 FOR NO KEY UPDATE;
+                    SELECT coalesce((
+                        SELECT msg_offset + 1 FROM {name} WHERE partition_id = 1 ORDER BY msg_offset DESC LIMIT 1
+                    ), 0) INTO base;
+                    INSERT INTO {name} (partition_id, msg_offset, key, value)
+                    SELECT 1, base + m.place - 1, m.key, m.value
+                    FROM unnest(keys, vals) WITH ORDINALITY AS m (key, value, place);
+                    RETURN base;
+                END $$
+            """)
+
+    def drop(self) -> None:
+        with self._database.connect() as connection:
+            connection.execute(f"DROP FUNCTION IF EXISTS {self.name}_append(bytea[], bytea[])")
+            connection.execute(f"DROP TABLE IF EXISTS {self.name}, {self.name}_partition")
+
+    def append(self, connection: psycopg.Connection[Any], keys: Sequence[bytes], values: Sequence[bytes]) -> int:
+        """One transaction, one round trip; returns the offset of the first."""
+        row = connection.execute(self._call, (keys, values), binary=True).fetchone()
+        return int(row[0]) if row else -1
+
+    async def append_async(
+        self, connection: psycopg.AsyncConnection[Any], keys: Sequence[bytes], values: Sequence[bytes]
+    ) -> None:
+        await connection.execute(self._call, (keys, values), binary=True)
+
+    def copy(self, connection: psycopg.Connection[Any], rows: Sequence[tuple[bytes, bytes]]) -> None:
+        """One transaction: lock, newest offset, COPY in binary."""
+        with connection.transaction(), connection.cursor() as cursor:
+            cursor.execute(f"SELECT FROM {self.name}_partition WHERE id = 1 FOR NO KEY UPDATE")
+            newest = f"SELECT max(msg_offset) FROM {self.name} WHERE partition_id = 1"
+            row = cursor.execute(newest).fetchone()
+            base = 0 if row is None or row[0] is None else row[0] + 1
+            with cursor.copy(
+                f"COPY {self.name} (partition_id, msg_offset, key, value) FROM STDIN (FORMAT binary)"
+            ) as copy:
+                copy.set_types(["int8", "int8", "bytea", "bytea"])
+                write = copy.write_row
+                for offset, (key, value) in enumerate(rows, base):
+                    write((1, offset, key, value))
+
+    def insert(self, connection: psycopg.Connection[Any], offset: int, key: bytes, value: bytes) -> None:
+        """One row, its offset given, in a transaction of its own."""
+        statement = f"INSERT INTO {self.name} (partition_id, msg_offset, key, value) VALUES (1, %b, %b, %b)"
+        connection.execute(statement, (offset, key, value))
+
+    def check_grew(self, count: int) -> None:
+        """Check that *count* messages were added, and the offsets from 0 on are dense. The log goes on growing."""
+        self.count += count
+        with self._database.connect() as connection:
+            row = connection.execute(f"SELECT count(*), min(msg_offset), max(msg_offset) FROM {self.name}").fetchone()
+        check(row == (self.count, 0, self.count - 1), f"by hand, {row} was written instead of {self.count}")
+
+
+class SqliteByHand:
+    """As on Postgres, with sqlite3. Threads of a process take turns by a lock: SQLite's own waiting is by sleeping."""
+
+    def __init__(self, database: BenchDatabase) -> None:
+        self._database = database
+        self.name = f"sqlmq_bench_{uuid.uuid4().hex[:8]}"
+        self.count = 0
+        self.turn = threading.Lock()
+        self._insert = f"INSERT INTO {self.name} (partition_id, msg_offset, key, value) VALUES (1, ?, ?, ?)"
+        self._base = f"SELECT msg_offset + 1 FROM {self.name} WHERE partition_id = 1 ORDER BY msg_offset DESC LIMIT 1"
+
+    def make(self) -> None:
+        connection = self._database.open()
+        found = connection.execute("SELECT sql FROM sqlite_master WHERE name = 'sqlmq_message'").fetchone()
+        connection.execute(found[0].replace("sqlmq_message", self.name))
+        connection.close()
+
+    def drop(self) -> None:
+        connection = self._database.open()
+        connection.execute(f"DROP TABLE IF EXISTS {self.name}")
+        connection.close()
+
+    def append(self, connection: sqlite3.Connection, rows: Sequence[tuple[bytes, bytes]]) -> None:
+        connection.execute("BEGIN IMMEDIATE")
+        found = connection.execute(self._base).fetchone()
+        base = found[0] if found else 0
+        connection.executemany(self._insert, [(base + i, key, value) for i, (key, value) in enumerate(rows)])
+        connection.execute("COMMIT")
+
+    def insert(self, connection: sqlite3.Connection, offset: int, key: bytes, value: bytes) -> None:
+        connection.execute(self._insert, (offset, key, value))
+
+    def check_grew(self, count: int) -> None:
+        self.count += count
+        connection = self._database.open()
+        row = connection.execute(f"SELECT count(*), min(msg_offset), max(msg_offset) FROM {self.name}").fetchone()
+        connection.close()
+        check(row == (self.count, 0, self.count - 1), f"by hand, {row} was written instead of {self.count}")
+
+
+@contextmanager
+def postgres_by_hand(database: BenchDatabase) -> Iterator[PostgresByHand]:
+    hand = PostgresByHand(database)
+    hand.make()
+    try:
+        yield hand
+    finally:
+        hand.drop()
+
+
+@contextmanager
+def sqlite_by_hand(database: BenchDatabase) -> Iterator[SqliteByHand]:
+    hand = SqliteByHand(database)
+    hand.make()
+    try:
+        yield hand
+    finally:
+        hand.drop()
+
+
+_PARTITION = """
+    SELECT p.id FROM sqlmq_partition p JOIN sqlmq_topic t ON t.id = p.topic_id WHERE t.name = {} AND p.number = 0
+"""
+_RANGE = """
+    SELECT msg_offset, key, value, headers, created_at FROM sqlmq_message
+    WHERE partition_id = {0} AND msg_offset >= {0} ORDER BY msg_offset LIMIT {0}
+"""
+
+
+def read_postgres(connection: psycopg.Connection[Any], topic: str, count: int) -> None:
+    """Fetch *count* rows of the first partition of *topic*, as binary tuples, 1,000 at a time."""
+    (partition_id,) = connection.execute(_PARTITION.format("%s"), [topic]).fetchone() or (0,)
+    with connection.cursor(binary=True) as cursor:
+        cursor.adapters.register_loader("timestamptz", Int8BinaryLoader)
+        statement = _RANGE.format("%b")
+        position = 0
+        while position < count:
+            rows = cursor.execute(statement, (partition_id, position, FETCH_ROWS)).fetchall()
+            position = _end(rows, position)
+
+
+def read_sqlite(connection: sqlite3.Connection, topic: str, count: int) -> None:
+    """As ``read_postgres``."""
+    (partition_id,) = connection.execute(_PARTITION.format("?"), [topic]).fetchone()
+    statement = _RANGE.format("?")
+    position = 0
+    while position < count:
+        rows = connection.execute(statement, (partition_id, position, FETCH_ROWS)).fetchall()
+        position = _end(rows, position)
+
+
+def _end(rows: Sequence[Sequence[Any]], position: int) -> int:
+    check(bool(rows) and rows[0][0] == position, f"nothing was read at {position}")
+    end = position + len(rows)
+    check(rows[-1][0] == end - 1, f"the offsets from {position} on are not dense")
+    return end
