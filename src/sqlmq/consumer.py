@@ -260,8 +260,10 @@ class Consumer:
             if self._closed:
                 return
             self._ownership.flush_if_due()
-            idle_seconds = time.monotonic() - self._asked_at
-            if self._ownership.claimed and not self.is_waiting and idle_seconds > self._options.max_poll_seconds:
+            is_waiting = self.is_waiting
+            # Whoever has just waited is about to ask again.
+            idle_seconds = time.monotonic() - max(self._asked_at, self._wakeups.awaited_at)
+            if self._ownership.claimed and not is_waiting and idle_seconds > self._options.max_poll_seconds:
                 log.warning(
                     "%r has not asked for messages for %.0f seconds (max_poll_seconds is %.0f): it gives its partitions "
                     "back, and what it has not finished is delivered again.",

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import threading
+import time
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -22,6 +24,8 @@ class Wakeups:
         """How often there was a wake-up."""
         self.waiters = 0
         """How many wait at this moment."""
+        self.awaited_at = -math.inf
+        """When somebody last waited, by the monotonic clock; of those who wait no more."""
 
     def wake(self) -> None:
         """Wake everybody who waits."""
@@ -48,6 +52,7 @@ class Wakeups:
             yield
         finally:
             with self._woken:
+                self.awaited_at = time.monotonic()
                 self.waiters -= 1
                 for one in alarms:
                     self._alarms.remove(one)
