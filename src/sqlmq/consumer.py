@@ -45,7 +45,6 @@ Ack = Literal["after", "before"]
 
 _REFILL_SECONDS = 0.1
 """How often partitions that have nothing read ahead are looked at while others have."""
-
 _FETCH_MESSAGES = 100_000
 """How many messages one look reads at the most, however many are asked for."""
 
@@ -260,8 +259,7 @@ class Consumer:
             if self._closed:
                 return
             self._ownership.flush_if_due()
-            is_waiting = self.is_waiting
-            # Whoever has just waited is about to ask again.
+            is_waiting = self.is_waiting  # asked first: whoever has just waited is about to ask again
             idle_seconds = time.monotonic() - max(self._asked_at, self._wakeups.awaited_at)
             if self._ownership.claimed and not is_waiting and idle_seconds > self._options.max_poll_seconds:
                 log.warning(
