@@ -610,6 +610,53 @@ def test_a_message_that_comes_after_all_others_were_published_is_refused(
     assert shop.events == shop.orders == ["a"]
 
 
+@pytest.mark.parametrize(
+    "target", [lambda connection: connection, lambda connection: connection.engine], ids=["connection", "engine"]
+)
+@pytest.mark.parametrize("number", [1, 2], ids=["the first transaction", "a later transaction"])
+@BOTH
+def test_a_message_that_comes_first_while_its_transaction_commits_is_refused(
+    shop: Shop, target: Callable[[Connection], Any], number: int
+) -> None:
+    refused: list[OutboxError] = []
+
+    def publish(connection: Connection) -> None:
+        with pytest.raises(OutboxError, match="being committed") as raised:
+            shop.producer.produce(Message(b"too late"), session=connection)
+        refused.append(raised.value)
+
+    with shop.engine.connect() as connection:
+        for _ in range(1, number):
+            shop.sell(connection, "before")
+            connection.commit()
+        event.listen(target(connection), "commit", publish)
+        connection.execute(text("INSERT INTO customer_order (note) VALUES ('a')"))
+        connection.commit()
+        event.remove(target(connection), "commit", publish)
+        shop.sell(connection, "b")
+        connection.commit()
+
+    assert len(refused) == 1
+    assert shop.orders == [*["before"] * (number - 1), "a", "b"]
+    assert shop.events == [*["before"] * (number - 1), "b"]
+
+
+@BOTH
+def test_a_sessions_commit_refuses_a_message_that_comes_first_from_an_engines_listener(shop: Shop) -> None:
+    def publish(connection: Connection) -> None:
+        shop.producer.produce(Message(b"too late"), session=connection)
+
+    event.listen(shop.engine, "commit", publish)
+    with Session(shop.engine) as session:
+        session.add(Order(note="a"))
+        with pytest.raises(OutboxError, match="being committed"):
+            session.commit()
+        session.rollback()
+    event.remove(shop.engine, "commit", publish)
+
+    assert shop.events == []
+
+
 def test_a_message_after_the_commit_is_for_another_transaction(shop: Shop) -> None:
     refused: list[OutboxError] = []
 

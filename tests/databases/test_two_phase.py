@@ -6,7 +6,7 @@ import gc
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from sqlalchemy import QueuePool, create_engine, text
+from sqlalchemy import Connection, QueuePool, create_engine, event, text
 from sqlalchemy.exc import IllegalStateChangeError
 from sqlalchemy.orm import Session
 
@@ -124,6 +124,46 @@ def test_a_message_after_the_first_phase_is_refused(shop: Shop) -> None:
         session.commit()
 
     assert shop.events == shop.orders == ["a", "c"]
+
+
+@POSTGRES
+@pytest.mark.parametrize("number", [1, 2], ids=["the first transaction", "a later transaction"])
+def test_a_message_that_comes_first_after_the_first_phase_is_refused(shop: Shop, number: int) -> None:
+    with shop.engine.connect() as connection:
+        for _ in range(1, number):
+            shop.sell(connection, "before")
+            connection.commit()
+        transaction = connection.begin_twophase()
+        connection.execute(text("INSERT INTO customer_order (note) VALUES ('a')"))
+        transaction.prepare()
+        with pytest.raises(OutboxError, match="prepared"):
+            shop.producer.produce(Message(b"too late"), session=connection)
+        transaction.commit()
+        shop.sell(connection, "b")
+        connection.commit()
+
+    assert shop.orders == [*["before"] * (number - 1), "a", "b"]
+    assert shop.events == [*["before"] * (number - 1), "b"]
+
+
+@POSTGRES
+@pytest.mark.parametrize("phase", ["prepare_twophase", "commit_twophase"])
+def test_a_message_that_comes_first_in_the_event_of_a_phase_is_refused(shop: Shop, phase: str) -> None:
+    refused: list[OutboxError] = []
+
+    def publish(connection: Connection, *_: object) -> None:
+        with pytest.raises(OutboxError, match="prepared") as raised:
+            shop.producer.produce(Message(b"too late"), session=connection)
+        refused.append(raised.value)
+
+    event.listen(shop.engine, phase, publish)
+    with Session(shop.engine, twophase=True) as session:
+        session.execute(text("INSERT INTO customer_order (note) VALUES ('a')"))
+        session.commit()
+    event.remove(shop.engine, phase, publish)
+
+    assert len(refused) == 1
+    assert (shop.events, shop.orders) == ([], ["a"])
 
 
 @POSTGRES
