@@ -258,6 +258,9 @@ def add(session: SessionLike, source: Source, topic: Topic, routed: Iterable[Rou
     """
     conn = connection_of(session, source.database)
     transaction = conn.get_transaction() or conn.begin()
+    if conn.invalidated or not transaction.is_active:
+        message = "The transaction of this Connection has failed; the message was not published. First roll it back."
+        raise OutboxError(message)
     outbox = _outboxes.get(conn)
     if outbox is None:
         _check_in_time(transaction)

@@ -891,6 +891,50 @@ def test_a_closed_connection_is_refused(shop: Shop) -> None:
         shop.producer.produce(Message(b""), session=connection)
 
 
+@BOTH
+def test_a_connection_whose_commit_has_failed_is_refused_until_it_is_rolled_back(shop: Shop) -> None:
+    with shop.engine.connect() as connection:
+        shop.mq.create_topic("gone", 1)
+        shop.mq.producer("gone").produce(Message(b""), session=connection)
+        shop.mq.delete_topics("gone")
+        with pytest.raises(UnknownTopicError):
+            connection.commit()
+
+        with pytest.raises(OutboxError, match="roll it back"):
+            shop.producer.produce(Message(b"lost"), session=connection)
+        connection.rollback()
+        shop.sell(connection, "a")
+        connection.commit()
+
+    assert shop.events == shop.orders == ["a"]
+
+
+@BOTH
+def test_a_connection_that_was_lost_in_its_transaction_is_refused_until_it_is_rolled_back(shop: Shop) -> None:
+    with shop.engine.connect() as connection:
+        shop.sell(connection, "lost")
+        connection.invalidate()
+        with pytest.raises(OutboxError, match="roll it back"):
+            shop.producer.produce(Message(b"lost"), session=connection)
+        connection.rollback()
+        shop.sell(connection, "a")
+        connection.commit()
+
+    assert shop.events == shop.orders == ["a"]
+
+
+@BOTH
+def test_a_connection_that_was_detached_publishes(shop: Shop, database: DatabaseUnderTest) -> None:
+    engine = with_savepoints(database.url)
+    with engine.connect() as connection:
+        connection.detach()
+        shop.sell(connection, "a")
+        connection.commit()
+    engine.dispose()
+
+    assert shop.events == shop.orders == ["a"]
+
+
 def test_a_session_that_is_closed_for_good_is_refused(shop: Shop) -> None:
     session = Session(shop.engine, close_resets_only=False)
     session.close()

@@ -261,7 +261,8 @@ def _set_up_connection(connection: DBAPIConnection, _record: object) -> None:
 
 
 def _in_transaction(conn: Connection) -> bool:
-    connection: Any = conn.connection.driver_connection  # of sqlite3, or of aiosqlite
+    # Of sqlite3, or of aiosqlite; asked of the dialect, because the pool no longer knows one that was detached.
+    connection: Any = conn.dialect.get_driver_connection(_dbapi_connection(conn))
     return bool(connection.in_transaction)
 
 
