@@ -321,8 +321,9 @@ def _check(conn: Connection, database: Database) -> None:
         raise OutboxError(message)
     if conn.dialect.name != dialect.name or not _is_same_database(conn, database):
         message = (
-            f"The session is on another database than the MQ ({database.where}), so nothing could commit with it. If it "
-            "has several, give session= the right one's Connection, session.connection(bind_arguments=...)."
+            f"The session is on another database than the MQ ({database.where}), or finds other tables there, so nothing "
+            "could commit with it. If it has several, give session= the right one's Connection, "
+            "session.connection(bind_arguments=...)."
         )
         raise OutboxError(message)
     if dialect.is_autocommit(conn):

@@ -857,6 +857,30 @@ def test_another_database_is_refused(shop: Shop, others: list[str]) -> None:
     assert shop.events == []
 
 
+@POSTGRES
+def test_another_queue_in_the_same_database_is_refused(shop: Shop, database: DatabaseUnderTest) -> None:
+    # As of an application that keeps each of its customers in a schema, and finds it by the search path.
+    with shop.engine.begin() as connection:
+        connection.execute(text("CREATE SCHEMA other"))
+        connection.execute(text("CREATE SCHEMA empty"))
+    engines = [
+        create_engine(database.url, connect_args={"options": f"-csearch_path={schema}"})
+        for schema in ("other", "empty")
+    ]
+    with engines[0].begin() as connection:
+        upgrade(connection)
+    with MQ(engines[0]) as other:
+        other.create_topic("letters", 3)
+        for engine in engines:
+            with Session(engine) as session, pytest.raises(OutboxError, match="another database"):
+                shop.producer.produce(Message(b""), session=session)
+        messages = other.describe_topic("letters").messages
+    for engine in engines:
+        engine.dispose()
+
+    assert (messages, shop.events) == (0, [])
+
+
 @SQLITE
 def test_the_same_file_by_another_name_is_the_same_database(
     shop: Shop, database: DatabaseUnderTest, tmp_path: Path

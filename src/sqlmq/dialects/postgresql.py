@@ -205,8 +205,12 @@ class Postgresql(Dialect):
         return _number(conn, self._publish_sql, batches)
 
     def identify(self, conn: Connection) -> tuple[object, ...]:
-        query = "SELECT current_database()::text, date_part('epoch', pg_postmaster_start_time())::text"
-        return tuple(conn.exec_driver_sql(query).one())
+        # The table, because without a schema it is the search path that leads to it, which can differ in the same database.
+        query = text(
+            "SELECT CAST(current_database() AS text), CAST(date_part('epoch', pg_postmaster_start_time()) AS text),"
+            " CAST(CAST(to_regclass(CAST(:topics AS text)) AS oid) AS text)"
+        )
+        return tuple(conn.execute(query, {"topics": self._topic_table}).one())
 
     def read(self, conn: Connection, positions: Sequence[Position], limit: int, max_bytes: int) -> list[LogRow]:
         connection = conn.connection.driver_connection
