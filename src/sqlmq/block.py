@@ -15,6 +15,7 @@ from sqlalchemy import Connection
 from sqlalchemy.exc import UnboundExecutionError
 from sqlalchemy.orm import Session
 
+from sqlmq.database import roll_back_in_driver
 from sqlmq.errors import DatabaseBusyError, DatabaseError, DatabaseUnavailableError, TransactionError
 from sqlmq.flows import transact
 from sqlmq.flows.transact import ENDED, Limits
@@ -176,6 +177,8 @@ class Block:
         with self._database.translating():
             if isinstance(given, Session):
                 self.session = given
+                if not given.in_transaction():
+                    given.begin()
                 self.connection = given.connection()
                 self._owner = given.get_transaction()
             else:
@@ -221,7 +224,11 @@ class Block:
     def commit(self) -> None:
         """Commit. Raises OutcomeUnknownError if the connection breaks meanwhile."""
         with self._database.translating(committing=True):
-            (self._owner or self._root_transaction).commit()
+            try:
+                (self._owner or self._root_transaction).commit()
+            except BaseException:
+                roll_back_in_driver(self.connection)
+                raise
         self.is_done = True
 
     def undo(self) -> None:
@@ -231,8 +238,8 @@ class Block:
         try:
             if self._owner is None and self._root is not None:
                 self.session.close()
-            # What was begun, or whatever the application has begun since.
-            if self._given.in_transaction():
+            # What was begun, or whatever the application has begun since; also one that is over, by a commit that failed.
+            if self._given.get_transaction() is not None:
                 self._given.rollback()
         except Exception as error:  # noqa: BLE001 - why the block failed says more, and the server rolls back anyway
             log.debug("Rolling back failed: %s", error)

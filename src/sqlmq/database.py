@@ -362,6 +362,20 @@ class Database:
         self.engine.dispose(close=False)
 
 
+def roll_back_in_driver(conn: Connection) -> None:
+    """Roll back what is on *conn*, whose commit has failed: SQLAlchemy does not.
+
+    RootTransaction takes itself to be over then, after an exception in the event `commit` too, so whoever has the
+    connection next would commit the application's rows.
+    """
+    if conn.closed or conn.invalidated:
+        return
+    try:
+        conn.connection.rollback()
+    except Exception:  # noqa: BLE001 - the connection is broken, which the error being raised tells
+        conn.invalidate()
+
+
 _IN_BLOCK = (
     "This thread is inside a block of consumer.transaction(), which holds the database's only writer: it would wait for "
     "itself. Give session=tx.session, to be part of the block's transaction, or do it after the block."

@@ -16,6 +16,7 @@ from sqlalchemy.exc import InvalidRequestError, UnboundExecutionError
 from sqlalchemy.orm import Session, scoped_session
 from sqlalchemy.sql.expression import SavepointClause
 
+from sqlmq.database import roll_back_in_driver
 from sqlmq.errors import OutboxError, UnknownTopicError
 from sqlmq.flows import produce
 
@@ -181,7 +182,7 @@ class _Outbox:
                 self._publish_group(conn, transaction, by_schema[schema])
         except BaseException:
             self._forget(conn)
-            _roll_back(conn)
+            roll_back_in_driver(conn)
             raise
 
     def _publish_group(self, conn: Connection, transaction: RootTransaction, group: list[_Waiting]) -> None:
@@ -210,19 +211,6 @@ class _Outbox:
         self._waiting.clear()
         self._published.clear()
         self._savepoints.clear()
-
-
-def _roll_back(conn: Connection) -> None:
-    """Roll back what is on *conn*, in the driver: SQLAlchemy does not, after an exception in the event `commit`.
-
-    RootTransaction takes itself to be over then, so whoever has the connection next would commit the application's rows.
-    """
-    if conn.closed or conn.invalidated:
-        return
-    try:
-        conn.connection.rollback()
-    except Exception:  # noqa: BLE001 - the connection is broken, which the error being raised tells
-        conn.invalidate()
 
 
 _TOO_LATE = "The transaction is being committed, or prepared; the message was not published. Publish before."

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -28,7 +28,7 @@ from tests.contract.shop import read_log
 from tests.contract.waiting import PATIENCE_SECONDS
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import AsyncIterator, Iterator
     from pathlib import Path
 
     from sqlalchemy import Connection, Engine
@@ -133,29 +133,70 @@ async def test_what_ends_the_block_early_undoes_both(given: AsyncMQ, engine: Eng
     assert effects(engine) == places
 
 
-@pytest.mark.parametrize("kind", ["sessionmaker", "AsyncSession", "async_scoped_session", "AsyncConnection", "none"])
+KINDS_OF_SOURCE = [
+    "sessionmaker",
+    "sessionmaker without autobegin",
+    "AsyncSession",
+    "async_scoped_session",
+    "AsyncConnection",
+    "none",
+]
+
+
+@asynccontextmanager
+async def source_of(kind: str, engine: AsyncEngine) -> AsyncIterator[Any]:
+    """What may be given as ``session=``."""
+    async with AsyncExitStack() as stack:
+        source: Any = None
+        if kind.startswith("sessionmaker"):
+            source = async_sessionmaker(engine, autobegin=kind == "sessionmaker")
+        elif kind == "AsyncSession":
+            source = await stack.enter_async_context(AsyncSession(engine))
+        elif kind == "async_scoped_session":
+            source = async_scoped_session(async_sessionmaker(engine), scopefunc=asyncio.current_task)
+            stack.push_async_callback(source.remove)
+        elif kind == "AsyncConnection":
+            source = await stack.enter_async_context(engine.connect())
+        yield source
+
+
+@pytest.mark.parametrize("kind", KINDS_OF_SOURCE)
 async def test_whatever_stands_for_a_session_is_used(
     mq: AsyncMQ, async_engine: AsyncEngine, engine: Engine, kind: str
 ) -> None:
     places = await send(mq, engine, 5)
     consumer = await mq.consumer("orders", "billing")
-    async with AsyncExitStack() as stack:
-        source: Any = None
-        if kind == "sessionmaker":
-            source = async_sessionmaker(async_engine)
-        elif kind == "AsyncSession":
-            source = await stack.enter_async_context(AsyncSession(async_engine))
-        elif kind == "async_scoped_session":
-            source = async_scoped_session(async_sessionmaker(async_engine), scopefunc=asyncio.current_task)
-            stack.push_async_callback(source.remove)
-        elif kind == "AsyncConnection":
-            source = await stack.enter_async_context(async_engine.connect())
 
+    async with source_of(kind, async_engine) as source:
         with pytest.raises(ZeroDivisionError):
             async with consumer.transaction(2, timeout=PATIENCE_SECONDS, session=source) as tx:
                 await have(tx)
                 raise ZeroDivisionError
         assert len(await handle_all(consumer, 2, session=source)) == 5
+    await mq.close()
+
+    assert effects(engine) == places
+
+
+@pytest.mark.parametrize("kind", KINDS_OF_SOURCE)
+async def test_a_listener_of_the_commit_that_fails_undoes_both(
+    mq: AsyncMQ, async_engine: AsyncEngine, engine: Engine, kind: str
+) -> None:
+    places = await send(mq, engine, 1)
+    consumer = await mq.consumer("orders", "billing")
+
+    def refuse(_connection: Connection) -> None:
+        raise ZeroDivisionError
+
+    async with source_of(kind, async_engine) as source:
+        with pytest.raises(ZeroDivisionError):
+            async with consumer.transaction(timeout=PATIENCE_SECONDS, session=source) as tx:
+                await have(tx)
+                on = tx.connection.sync_connection
+                event.listen(on, "commit", refuse)
+        event.remove(on, "commit", refuse)
+        assert (effects(engine), await positions(mq)) == ([], [0])
+        assert await handle_all(consumer, session=source) == [b"0"]
     await mq.close()
 
     assert effects(engine) == places

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from sqlalchemy import Connection, Engine, Integer, StaticPool, Text, create_engine, event, text
-from sqlalchemy.exc import IntegrityError
+from sqlalchemy.exc import DBAPIError, IntegrityError
 from sqlalchemy.orm import DeclarativeBase, Session, mapped_column, scoped_session, sessionmaker
 
 import sqlmq
@@ -26,6 +26,7 @@ from sqlmq import (
     ForkedError,
     IsolationError,
     Message,
+    SqlmqError,
     TransactionError,
     UnknownTopicError,
 )
@@ -543,6 +544,7 @@ def test_a_member_is_not_given_a_partition_that_a_transaction_holds(make_mq: Mak
 def sources(engine: Engine) -> Iterator[tuple[str, Any, Callable[[], None]]]:
     """Each kind of thing that may be given as ``session=``, and what ends it."""
     yield "sessionmaker", sessionmaker(engine), lambda: None
+    yield "sessionmaker without autobegin", sessionmaker(engine, autobegin=False), lambda: None
     yield "callable", lambda: Session(engine), lambda: None
     session = Session(engine)
     yield "Session", session, session.close
@@ -554,7 +556,34 @@ def sources(engine: Engine) -> Iterator[tuple[str, Any, Callable[[], None]]]:
     yield "Session on a Connection", Session(bound), bound.close
 
 
-KINDS_OF_SOURCE = ["sessionmaker", "callable", "Session", "scoped_session", "Connection", "Session on a Connection"]
+KINDS_OF_SOURCE = [
+    "sessionmaker",
+    "sessionmaker without autobegin",
+    "callable",
+    "Session",
+    "scoped_session",
+    "Connection",
+    "Session on a Connection",
+]
+
+
+@pytest.fixture
+def source(request: pytest.FixtureRequest, engine: Engine) -> Iterator[Any]:
+    """One of them, by its name, or None; on SQLite it checks foreign keys."""
+    if engine.dialect.name == "sqlite":
+        event.listen(engine, "connect", check_foreign_keys)
+        engine.dispose()
+    made = list(sources(engine))
+    yield next((source for name, source, _ in made if name == request.param), None)
+    for _, _, end in made:
+        end()
+
+
+def check_foreign_keys(connection: Any, _record: object) -> None:
+    connection.execute("PRAGMA foreign_keys = ON")
+
+
+ANY_SOURCE = pytest.mark.parametrize("source", ["none", *KINDS_OF_SOURCE], indirect=True)
 
 
 @pytest.mark.parametrize("kind", KINDS_OF_SOURCE)
@@ -836,6 +865,46 @@ def test_an_error_of_the_last_flush_is_the_applications_own(mq: MQ, effects: Eff
     assert (effects.there(), positions(mq)) == ([], [0])
 
 
+@ANY_SOURCE
+def test_a_listener_of_the_commit_that_fails_undoes_both(mq: MQ, effects: Effects, source: Any) -> None:
+    send(mq, 1)
+    consumer = mq.consumer("orders", "billing")
+
+    def refuse(_connection: Connection) -> None:
+        raise HandlerError
+
+    with pytest.raises(HandlerError), consumer.transaction(1, timeout=PATIENCE_SECONDS, session=source) as tx:
+        effects.have(tx)
+        event.listen(tx.connection, "commit", refuse)
+        on = tx.connection
+    if not on.closed:
+        event.remove(on, "commit", refuse)
+        on.execute(text("SELECT 1"))
+        on.commit()
+
+    assert (effects.there(), positions(mq)) == ([], [0])
+    assert len(handle_all(consumer, effects, session=source)) == 1
+
+
+@ANY_SOURCE
+def test_a_commit_that_the_database_refuses_undoes_both(mq: MQ, engine: Engine, effects: Effects, source: Any) -> None:
+    send(mq, 1)
+    consumer = mq.consumer("orders", "billing")
+    with engine.begin() as connection:
+        connection.execute(text("CREATE TABLE parent (id INTEGER PRIMARY KEY)"))
+        connection.execute(text("CREATE TABLE child (id INTEGER REFERENCES parent (id) DEFERRABLE INITIALLY DEFERRED)"))
+    if engine.dialect.name == "sqlite":
+        event.listen(mq.engine, "connect", check_foreign_keys)
+        mq.engine.dispose()
+
+    with pytest.raises(SqlmqError), consumer.transaction(1, timeout=PATIENCE_SECONDS, session=source) as tx:
+        effects.have(tx)
+        tx.session.execute(text("INSERT INTO child VALUES (42)"))
+
+    assert (effects.there(), positions(mq)) == ([], [0])
+    assert len(handle_all(consumer, effects, session=source)) == 1
+
+
 @SQLITE
 def test_a_transaction_that_sqlite_itself_rolled_back_moves_no_position(mq: MQ, effects: Effects) -> None:
     send(mq, 1)
@@ -1084,7 +1153,30 @@ SETTINGS = ("idle_in_transaction_session_timeout", "tcp_keepalives_idle", "tcp_k
 
 
 def settings(connection: Connection) -> dict[str, str]:
-    return {name: connection.exec_driver_sql(f"SHOW {name}").scalar_one() for name in SETTINGS}
+    names = [*SETTINGS, *(["transaction_timeout"] if has_transaction_timeout(connection) else [])]
+    return {name: connection.exec_driver_sql(f"SHOW {name}").scalar_one() for name in names}
+
+
+def has_transaction_timeout(connection: Connection) -> bool:
+    version: str = connection.exec_driver_sql("SHOW server_version_num").scalar_one()
+    return int(version) >= 170_000
+
+
+@POSTGRES
+def test_a_handler_that_is_busy_for_too_long_is_cut_off_from_postgres_17_on(
+    make_mq: MakeMQ, connection: Connection, effects: Effects
+) -> None:
+    if not has_transaction_timeout(connection):
+        pytest.skip("transaction_timeout is there from Postgres 17 on")
+    mq = make_mq(max_poll_seconds=0.3)
+    send(mq, 2)
+
+    with pytest.raises(DBAPIError, match="transaction timeout"):
+        with mq.consumer("orders", "billing").transaction(timeout=PATIENCE_SECONDS) as tx:
+            effects.have(tx)
+            tx.session.execute(text("SELECT pg_sleep(60)"))
+
+    assert (effects.there(), positions(mq)) == ([], [0])
 
 
 @POSTGRES
@@ -1109,6 +1201,7 @@ def test_limits_hold_for_the_transaction_and_are_gone_after_it(mq: MQ, engine: E
         "tcp_keepalives_idle": "5",
         "tcp_keepalives_count": "3",
         "tcp_user_timeout": "10000",
+        **({"transaction_timeout": "5min"} if "transaction_timeout" in before else {}),
     }
 
 
@@ -1117,18 +1210,16 @@ def test_a_lower_limit_of_the_applications_stays(mq: MQ, engine: Engine) -> None
     send(mq, 1)
 
     with engine.connect() as connection:
-        connection.exec_driver_sql("SET idle_in_transaction_session_timeout = '7s'")
-        connection.exec_driver_sql("SET tcp_user_timeout = 3000")
+        lower = {"idle_in_transaction_session_timeout": "7s", "tcp_user_timeout": "3000"}
+        if has_transaction_timeout(connection):
+            lower["transaction_timeout"] = "9s"
+        for name, value in lower.items():
+            connection.exec_driver_sql(f"SET {name} = '{value}'")
         connection.commit()
         with mq.consumer("orders", "billing").transaction(timeout=PATIENCE_SECONDS, session=connection):
             inside = settings(connection)
-        version = connection.exec_driver_sql("SHOW server_version_num").scalar_one()
-        if int(version) >= 170_000:
-            connection.exec_driver_sql("SET LOCAL transaction_timeout = '300ms'")
-            assert connection.exec_driver_sql("SHOW transaction_timeout").scalar_one() == "300ms"
 
-    assert inside["idle_in_transaction_session_timeout"] == "7s"
-    assert inside["tcp_user_timeout"] == "3000"
+    assert {name: inside[name] for name in lower} == lower
 
 
 def test_a_deleted_topic_is_noticed_by_the_next_transaction(mq: MQ) -> None:
