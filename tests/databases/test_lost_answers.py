@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import socket
 import threading
@@ -10,15 +11,18 @@ from typing import TYPE_CHECKING, Self
 import pytest
 from sqlalchemy import create_engine, make_url, text
 from sqlalchemy.exc import DBAPIError
+from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 from sqlalchemy.orm import Session
 
-from sqlmq import MQ, Message, OutcomeUnknownError
+from sqlmq import MQ, AsyncMQ, Message, OutcomeUnknownError
 from tests.contract.shop import Shop, staged
 from tests.contract.waiting import PATIENCE_SECONDS, until
 
 if TYPE_CHECKING:
     from sqlalchemy import URL, Engine
+    from sqlalchemy.ext.asyncio import AsyncConnection
 
+    from sqlmq import AsyncConsumer, AsyncTransaction, Transaction
     from tests.conftest import DatabaseUnderTest
 
 pytestmark = [pytest.mark.faults, pytest.mark.parametrize("database", ["postgres"], indirect=True)]
@@ -161,3 +165,75 @@ def test_a_producer_whose_own_commit_is_not_answered_says_so_and_sends_nothing_a
     assert shop.events == ["a"] * count + ["b"]
     with shop.engine.connect() as connection:
         assert connection.execute(text("SELECT count(*) FROM sqlmq_message")).scalar_one() == count + 1
+
+
+SHIP = text("INSERT INTO shipped VALUES (:note)")
+
+
+@pytest.fixture
+def to_ship(shop: Shop) -> Shop:
+    """A shop with three events, and a table for what is done with each."""
+    with shop.engine.begin() as connection:
+        connection.execute(text("CREATE TABLE shipped (note text)"))
+    shop.producer.produce_many([Message(note, b"k") for note in (b"a", b"b", b"c")])
+    return shop
+
+
+def shipped(shop: Shop) -> list[str]:
+    with shop.engine.connect() as connection:
+        return list(connection.execute(text("SELECT note FROM shipped ORDER BY note")).scalars())
+
+
+def notes(tx: Transaction | AsyncTransaction) -> list[dict[str, str]]:
+    return [{"note": message.value.decode()} for message in tx]
+
+
+@pytest.mark.parametrize("given", ["Session", "Connection"])
+def test_a_block_whose_commit_is_not_answered_says_so_and_the_next_begins_where_the_truth_is(
+    to_ship: Shop, database: DatabaseUnderTest, given: str
+) -> None:
+    with Proxy(make_url(database.url)) as proxy, to_ship.mq.consumer("events", "shipping") as consumer:
+        engine = create_engine(proxy.url)
+        with Session(engine) if given == "Session" else engine.connect() as session:
+            transaction = consumer.transaction(1, timeout=PATIENCE_SECONDS, session=session)
+            with pytest.raises(OutcomeUnknownError, match="may have"), transaction as tx:  # noqa: PT012 - the end of it raises
+                tx.session.execute(SHIP, notes(tx))
+                proxy.lose_answer_to(COMMIT)
+            with consumer.transaction(timeout=PATIENCE_SECONDS, session=session) as tx:
+                tx.session.execute(SHIP, notes(tx))
+        engine.dispose()
+
+    assert proxy.lost == 1
+    assert shipped(to_ship) == ["a", "b", "c"]
+    assert to_ship.mq.describe_group("events", "shipping").lag == 0
+
+
+@pytest.mark.parametrize("driver", ["psycopg", "asyncpg"])
+@pytest.mark.parametrize("given", ["AsyncSession", "AsyncConnection"])
+def test_a_block_for_asyncio_whose_commit_is_not_answered_says_so(
+    to_ship: Shop, database: DatabaseUnderTest, given: str, driver: str
+) -> None:
+    async def ship_one(consumer: AsyncConsumer, session: AsyncSession | AsyncConnection, proxy: Proxy) -> None:
+        async with consumer.transaction(1, timeout=PATIENCE_SECONDS, session=session) as tx:
+            await tx.session.execute(SHIP, notes(tx))
+            proxy.lose_answer_to(b"COMMIT")
+
+    async def ship(proxy: Proxy) -> None:
+        engine = create_async_engine(proxy.url.set(drivername=f"postgresql+{driver}"))
+        async with (
+            AsyncMQ(database.url) as mq,
+            await mq.consumer("events", "shipping") as consumer,
+            AsyncSession(engine) if given == "AsyncSession" else engine.connect() as session,
+        ):
+            with pytest.raises(OutcomeUnknownError, match="may have taken effect or not"):
+                await ship_one(consumer, session, proxy)
+            async with consumer.transaction(timeout=PATIENCE_SECONDS, session=session) as tx:
+                await tx.session.execute(SHIP, notes(tx))
+        await engine.dispose()
+
+    with Proxy(make_url(database.url)) as proxy:
+        asyncio.run(ship(proxy))
+
+    assert proxy.lost == 1
+    assert shipped(to_ship) == ["a", "b", "c"]
+    assert to_ship.mq.describe_group("events", "shipping").lag == 0
