@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 import pytest
+import sqlalchemy
 from hypothesis import HealthCheck, given, settings
 from sqlalchemy import NullPool, text
 from sqlalchemy.exc import DBAPIError
@@ -510,6 +511,10 @@ async def test_an_idle_consumer_is_woken_by_the_commit_and_not_before(shop: Asyn
 
 # Without SQLite: aiosqlite closes a connection under a statement that was interrupted, and SQLite keeps that connection,
 # with its transaction, until the statement is gone. It does so without a queue, too; docs/asyncio.md tells.
+@pytest.mark.skipif(
+    sqlalchemy.__version__.startswith("2.0.") and int(sqlalchemy.__version__.split(".")[2]) < 55,
+    reason="SQLAlchemy before 2.0.55 leaves the connection open of a task cancelled while it connects, with or without us",
+)
 @POSTGRES
 @pytest.mark.parametrize("kind", ["session", "connection"])
 async def test_cancelled_at_any_point_there_is_an_event_for_each_order_that_was_committed(
