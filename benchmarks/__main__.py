@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from benchmarks.databases import databases, machine
 from benchmarks.record import Record
-from benchmarks.report import Report
+from benchmarks.report import Report, publish, update
 from benchmarks.suite import Bench
 
 if TYPE_CHECKING:
@@ -38,21 +38,30 @@ BENCHMARKS = (
     "coalescing",
     "outbox",
 )
+DOCS = Path(__file__).parent.parent / "docs"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run what was asked for; 1 when a benchmark failed, whatever the figures are."""
     options = parse(arguments)
     report = Report()
-    with databases(options.url) as measured:
-        record = Record(machine(), {one.kind: one.facts for one in measured}, options.quick)
+    if options.read:
+        record = Record.read(options.read)
         report.begin(record)
-        for name in options.only or BENCHMARKS:
-            for database in measured:
-                measure(name, database, record, report)
+    else:
+        with databases(options.url) as measured:
+            record = Record(machine(), {one.kind: one.facts for one in measured}, options.quick)
+            report.begin(record)
+            for name in options.only or BENCHMARKS:
+                for database in measured:
+                    measure(name, database, record, report)
     report.end(record)
     if options.json:
         record.write(options.json)
+    if options.report:
+        publish(record, options.report)
+    if options.docs:
+        update(DOCS / "performance.md", record, DOCS / "performance", publish(record, DOCS / "performance"))
     return 1 if record.failures else 0
 
 
@@ -77,6 +86,13 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="fewer messages and rounds: does it run, not how fast")
     parser.add_argument("--url", help="measure on this database alone; else on a Postgres and a SQLite of our own")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every round of every figure to this file")
+    parser.add_argument(
+        "--read", type=Path, metavar="FILE", help="measure nothing: take what --json wrote to this file"
+    )
+    parser.add_argument(
+        "--report", type=Path, metavar="DIR", help="write tables of all results, and plots, to this folder"
+    )
+    parser.add_argument("--docs", action="store_true", help="write results and plots into docs/performance.md")
     return parser.parse_args(arguments)
 
 

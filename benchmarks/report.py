@@ -1,7 +1,12 @@
-"""What was found, as tables on the terminal while it runs."""
+"""What was found, as tables: on the terminal while it runs, as pages with plots when all is done.
+
+``publish`` writes a page of all results; ``update`` writes the conclusions into a page that people wrote, between two marks.
+"""
 
 from __future__ import annotations
 
+import re
+import warnings
 from typing import TYPE_CHECKING
 
 from rich.console import Console
@@ -10,10 +15,22 @@ from rich.table import Table
 from benchmarks.record import target_of, verdicts
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator, Mapping, Sequence
+    from pathlib import Path
 
     from benchmarks.record import Record
     from benchmarks.suite import Result, Rounds
+
+RESULTS_PAGE = "results.md"
+BEGIN, END = "<!-- results -->", "<!-- end of results -->"
+# Captions of the plots, in the order of the page; which plots there are depends on what was measured.
+CAPTIONS = {
+    "limits": "Against what can be had by hand, or with less. Ticks are targets, whiskers the lowest and highest round.",
+    "times": "How many times faster than other ways and other queues.",
+    "costs": "What it costs, as a part of what it may cost: left of the line is met.",
+    "peers": "Produced in batches and drained by one process, messages a second.",
+    "snapshot": "While another session holds an old snapshot: transactions a second, as a part of the first ones.",
+}
 
 
 class Report:
@@ -64,6 +81,38 @@ class Report:
         self.say(f"{sum(record.seconds.values()) / 60:.1f} minutes: {took}")
 
 
+def publish(record: Record, directory: Path) -> list[str]:
+    """Write the page of all results and its plots to *directory*; return the names of the plots."""
+    directory.mkdir(parents=True, exist_ok=True)
+    plots = _draw(record, directory)
+    pages = ["# All results\n", *_facts(record), *_images(plots, ""), *_targets(record)]
+    for benchmark in dict.fromkeys(result.benchmark for result in record.results):
+        pages.append(f"\n## {benchmark}\n")
+        for result in record.results:
+            if result.benchmark == benchmark:
+                pages += _table(result)
+    (directory / RESULTS_PAGE).write_text("\n".join(pages) + "\n", encoding="utf-8")
+    return plots
+
+
+def update(page: Path, record: Record, directory: Path, plots: Sequence[str]) -> None:
+    """Write the conclusions between the marks of *page*; plots and all results are in *directory*, beside it."""
+    text = page.read_text(encoding="utf-8")
+    before, found_begin, rest = text.partition(BEGIN)
+    _, found_end, after = rest.partition(END)
+    if not (found_begin and found_end):
+        message = f"{page} needs the lines {BEGIN} and {END}, between which results go."
+        raise ValueError(message)
+    conclusions = [
+        *_facts(record),
+        *_images(plots, f"{directory.name}/"),
+        *_targets(record),
+        "",
+        f"Every figure is in [all results]({directory.name}/{RESULTS_PAGE}).",
+    ]
+    page.write_text("\n".join([before + BEGIN, "", *conclusions, "", END + after]), encoding="utf-8")
+
+
 def facts(record: Record) -> list[str]:
     """What the figures were made with, and what failed."""
     machine = record.machine
@@ -96,3 +145,57 @@ def _rows(result: Result, figures: Mapping[str, Rounds]) -> Iterator[tuple[str, 
         target = target_of(result, name)
         wanted = "" if target is None else f"{target} {'met' if target.is_met(rounds.median) else 'MISSED'}"
         yield name, number(rounds.median), spread(rounds), wanted
+
+
+def _table(result: Result) -> list[str]:
+    rows = [row for figures in (result.rates, result.ratios) for row in _rows(result, figures)]
+    return [
+        f"**{result.database}: {result.title}**\n",
+        f"| | median, {result.unit} | low to high | wanted |",
+        "|---|---|---|---|",
+        *(f"| {' | '.join(_cell(word) for word in row)} |" for row in rows),
+        "",
+        *(f"{note}\n" for note in result.notes),
+    ]
+
+
+def _targets(record: Record) -> list[str]:
+    measured = [verdict for verdict in verdicts(record.results) if verdict.found is not None]
+    met = sum(verdict.is_met for verdict in measured)
+    lines = [
+        f"{met} of {len(measured)} measured targets are met.\n",
+        "| | wanted | found (low to high) | |",
+        "|---|---|---|---|",
+    ]
+    for verdict in measured:
+        target, found = verdict
+        assert found is not None
+        words = f"{number(found.median)} ({spread(found)})" if spread(found) else number(found.median)
+        outcome = "met" if verdict.is_met else "**missed**"
+        what = _cell(f"{target.benchmark}, {target.database}: {target.figure}")
+        lines.append(f"| {what} | {target} | {words} | {outcome} |")
+    return lines
+
+
+def _facts(record: Record) -> list[str]:
+    return [*(f"- {line}" for line in facts(record)), ""]
+
+
+def _cell(text: str) -> str:
+    return re.sub(r"([|*<])", r"\\\1", text)
+
+
+def _images(plots: Sequence[str], folder: str) -> Iterator[str]:
+    for plot in plots:
+        yield f"![Plot: {plot}]({folder}{plot}.svg)\n"
+        yield f"{CAPTIONS[plot]}\n"
+
+
+def _draw(record: Record, directory: Path) -> list[str]:
+    try:
+        from benchmarks import plots
+    except ImportError:
+        # Tables are of use without matplotlib, too.
+        warnings.warn("matplotlib is not installed, so there are no plots", stacklevel=3)
+        return []
+    return plots.draw(record, directory)

@@ -16,6 +16,7 @@ from benchmarks.__main__ import BENCHMARKS, main
 from benchmarks.crew import crew
 from benchmarks.databases import POSTGRES, SQLITE, BenchDatabase
 from benchmarks.record import Record, verdicts
+from benchmarks.report import BEGIN, END, publish, update
 from benchmarks.suite import Bench, Result, Rounds, once
 from benchmarks.targets import TARGETS, Target
 from benchmarks.workload import WrongResultError, check, check_places
@@ -159,6 +160,51 @@ def test_a_record_is_read_as_it_was_written(record: Record, tmp_path: Path) -> N
     record.write(tmp_path / "record.json")
 
     assert Record.read(tmp_path / "record.json") == record
+
+
+def test_a_report_has_every_result_and_its_plots_are_small_and_always_the_same(record: Record, tmp_path: Path) -> None:
+    plots = publish(record, tmp_path / "one")
+    publish(record, tmp_path / "two")
+
+    page = (tmp_path / "one" / "results.md").read_text(encoding="utf-8")
+    assert all(result.title in page for result in record.results)
+    assert plots == ["limits", "times", "costs", "peers", "snapshot"]
+    for plot in plots:
+        drawn = (tmp_path / "one" / f"{plot}.svg").read_bytes()
+        assert drawn == (tmp_path / "two" / f"{plot}.svg").read_bytes()
+        assert len(drawn) < 60_000
+        assert f"({plot}.svg)" in page
+
+
+def test_conclusions_go_between_the_marks_of_a_page_and_what_people_wrote_stays(record: Record, tmp_path: Path) -> None:
+    page = tmp_path / "performance.md"
+    page.write_text(f"# How\n\n{BEGIN}\nof another day\n{END}\n\n## Why\n", encoding="utf-8")
+
+    for _ in range(2):
+        update(page, record, tmp_path / "performance", ["peers"])
+
+    text = page.read_text(encoding="utf-8")
+    assert text.startswith(f"# How\n\n{BEGIN}\n")
+    assert text.endswith(f"\n{END}\n\n## Why\n")
+    assert "of another day" not in text
+    assert text.count("**missed**") == 1
+    assert "](performance/peers.svg)" in text
+
+
+def test_a_page_without_the_marks_is_left_as_it_is(record: Record, tmp_path: Path) -> None:
+    page = tmp_path / "performance.md"
+    page.write_text("# How\n", encoding="utf-8")
+
+    with pytest.raises(ValueError, match="results"):
+        update(page, record, tmp_path, [])
+
+    assert page.read_text(encoding="utf-8") == "# How\n"
+
+
+def test_the_page_about_performance_has_the_marks() -> None:
+    page = (ROOT / "docs" / "performance.md").read_text(encoding="utf-8")
+
+    assert 0 < page.index(BEGIN) < page.index(END)
 
 
 @pytest.fixture
