@@ -1,60 +1,83 @@
-"""Run the benchmarks: ``python3 dev.py bench [--only NAME]... [--quick] [--url URL] [--json FILE]``."""
+"""Run the benchmarks: ``python3 dev.py bench``. Options say which, on what, and where to write what was found."""
 
 from __future__ import annotations
 
 import argparse
 import importlib
 import sys
+import time
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from benchmarks.databases import databases, machine
-from benchmarks.report import Report, write_json
+from benchmarks.record import Record
+from benchmarks.report import Report, publish, update
 from benchmarks.suite import Bench
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from benchmarks.suite import Result
+    from benchmarks.databases import BenchDatabase
 
 # In this order: what matters most comes first.
 BENCHMARKS = (
     "producing",
     "consuming",
     "sharing",
+    "writing",
+    "reading",
+    "peers",
     "waking",
-    "notify",
-    "sizes",
     "steady",
-    "footprint",
+    "sizes",
+    "wal",
+    "memory",
     "idling",
+    "notify",
     "coalescing",
     "outbox",
-    "peers",
 )
+DOCS = Path(__file__).parent.parent / "docs"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run what was asked for; 1 when a benchmark failed, whatever the figures are."""
     options = parse(arguments)
     report = Report()
-    facts = machine()
-    results: list[Result] = []
-    with databases(options.url) as measured:
-        report.begin(facts, measured, quick=options.quick)
-        for name in options.only or BENCHMARKS:
-            for database in measured:
-                bench = Bench(name, database, options.quick, report.show)
-                try:
-                    importlib.import_module(f"benchmarks.{name}").run(bench)
-                except Exception as error:  # noqa: BLE001 - the others are measured all the same
-                    report.fail(f"{name}, {database.kind}", error)
-                results += bench.results
-        report.end(results)
-        if options.json:
-            write_json(options.json, facts, measured, results, report.failures, quick=options.quick)
-    return 1 if report.failures else 0
+    if options.read:
+        record = Record.read(options.read)
+        report.begin(record)
+    else:
+        with databases(options.url) as measured:
+            record = Record(machine(), {one.kind: one.facts for one in measured}, options.quick)
+            report.begin(record)
+            for name in options.only or BENCHMARKS:
+                for database in measured:
+                    measure(name, database, record, report)
+    report.end(record)
+    if options.json:
+        record.write(options.json)
+    if options.report:
+        publish(record, options.report)
+    if options.docs:
+        update(DOCS / "performance.md", record, DOCS / "performance", publish(record, DOCS / "performance"))
+    return 1 if record.failures else 0
+
+
+def measure(name: str, database: BenchDatabase, record: Record, report: Report) -> None:
+    """Run one benchmark on one database, and add to *record* what it found, or why it found nothing."""
+    what = f"{name}, {database.kind}"
+    began = time.perf_counter()
+    try:
+        with database.apart() as own:
+            bench = Bench(name, own, record.quick, report.show, record.results)
+            importlib.import_module(f"benchmarks.{name}").run(bench)
+    except Exception as error:  # noqa: BLE001 - the others are measured all the same
+        record.failures[what] = f"{type(error).__name__}: {error}"
+        report.say(f"{what} FAILED: {record.failures[what]}")
+    record.seconds[what] = round(time.perf_counter() - began, 1)
+    report.say(f"{what} took {record.seconds[what]:.0f} s")
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -63,6 +86,13 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="fewer messages and rounds: does it run, not how fast")
     parser.add_argument("--url", help="measure on this database alone; else on a Postgres and a SQLite of our own")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every round of every figure to this file")
+    parser.add_argument(
+        "--read", type=Path, metavar="FILE", help="measure nothing: take what --json wrote to this file"
+    )
+    parser.add_argument(
+        "--report", type=Path, metavar="DIR", help="write tables of all results, and plots, to this folder"
+    )
+    parser.add_argument("--docs", action="store_true", help="write results and plots into docs/performance.md")
     return parser.parse_args(arguments)
 
 

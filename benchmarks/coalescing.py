@@ -15,7 +15,7 @@ from queue import SimpleQueue
 from typing import TYPE_CHECKING
 
 from benchmarks.suite import Rounds
-from benchmarks.workload import check, topic
+from benchmarks.workload import check, new_topic
 from sqlmq import MQ, Message, ProducerResult
 from sqlmq.coalescer import MOST_TOGETHER, Coalescer
 from sqlmq.flows.produce import Routed
@@ -65,7 +65,8 @@ class Flusher:
 
 
 def run(bench: Bench) -> None:
-    with MQ(bench.url) as mq, topic(mq) as name:
+    with MQ(bench.url) as mq:
+        name = new_topic(mq)
         producer = mq.producer(name)
         flusher = Flusher(producer._append)  # noqa: SLF001 - what both send through
         leader = Coalescer(producer.topic, producer._append)  # noqa: SLF001 - what both send through

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 POSTGRES, SQLITE = "Postgres", "SQLite"
 
+PEER_PACKAGES = ("pgmq", "pgqueuer", "asyncpg", "procrastinate", "huey", "litequeue")
+
 # What decides how fast a commit can be, and who else has a say.
 SETTINGS = (
     "fsync",
@@ -86,6 +88,12 @@ class BenchDatabase:
             with self.connect() as connection:
                 connection.execute(f"DROP DATABASE IF EXISTS {name} WITH (FORCE)")
 
+    @contextmanager
+    def apart(self) -> Iterator[BenchDatabase]:
+        """A database of its own with the queue's tables: nobody else's rows in them, and dropped rather than emptied."""
+        with self.scratch() as target:
+            yield _postgres(target, "scratch") if self.is_postgres else _sqlite(f"sqlite:///{target}")
+
 
 @contextmanager
 def databases(url: str | None) -> Iterator[list[BenchDatabase]]:
@@ -106,7 +114,7 @@ def databases(url: str | None) -> Iterator[list[BenchDatabase]]:
 
 def machine() -> dict[str, Any]:
     """What the figures were made with."""
-    packages = ("sqlmq", "sqlalchemy", "psycopg", "psycopg-binary", "greenlet")
+    packages = ("sqlmq", "sqlalchemy", "psycopg", "psycopg-binary", "greenlet", *PEER_PACKAGES)
     return {
         "system": platform.platform(),
         "cores": os.cpu_count(),

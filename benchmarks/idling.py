@@ -1,89 +1,102 @@
 """What 100 consumers cost that have nothing to do: statements, and processor time, of client and server.
 
-One group, a partition for each, one process, a thread waiting in each. Statements are counted by the driver's cursors
-on Postgres, by SQLite itself there.
+One group, a partition for each, one process, a thread waiting in each. They are looked at from 10 seconds after the last
+message on.
 """
 
 from __future__ import annotations
 
-import itertools
+import contextlib
 import os
 import threading
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, NamedTuple
 
-import psycopg
-from sqlalchemy import event
-
+from benchmarks.counting import count_statements
 from benchmarks.suite import once
-from benchmarks.workload import check, new_group, topic
-from sqlmq import MQ
+from benchmarks.workload import check, messages, new_group, new_topic
+from sqlmq import MQ, ConsumerClosedError
 
 if TYPE_CHECKING:
+    import itertools
+
     from benchmarks.suite import Bench
+    from sqlmq import Consumer
 
 CONSUMERS, QUICK_CONSUMERS = 100, 10
 
 
+class Reading(NamedTuple):
+    """What was used up to a moment."""
+
+    statements: int
+    client_seconds: float
+    server_seconds: float | None
+    """None where the server's processes are not on this machine."""
+
+
 def run(bench: Bench) -> None:
-    consumers_count = bench.scale(CONSUMERS, QUICK_CONSUMERS)
-    settling, seconds = bench.scale(20, 1), bench.scale(30, 2)
-    counter = itertools.count()
+    size = bench.scale(CONSUMERS, QUICK_CONSUMERS)
+    settling, seconds = bench.scale(10, 1), bench.scale(30, 2)
     with MQ(bench.url) as mq:
-        _count_statements(mq, counter)
-        with topic(mq, consumers_count) as name:
-            group = new_group()
-            consumers = [mq.consumer(name, group) for _ in range(consumers_count)]
-            arrived: list[object] = []
-            waiting = settling + seconds + 5
-            threads = [
-                threading.Thread(target=lambda one=one: arrived.extend(one.poll(1, timeout=waiting)))
-                for one in consumers
-            ]
-            for thread in threads:
-                thread.start()
-            time.sleep(settling)
-            before = next(counter), time.process_time(), _server_seconds(bench)
-            time.sleep(seconds)
-            after = next(counter), time.process_time(), _server_seconds(bench)
-            owned = sum(len(consumer.partitions) for consumer in consumers)
-            for consumer in consumers:
-                consumer.wake()
-            for thread in threads:
-                thread.join()
-            for consumer in consumers:
-                consumer.close()
-    check(not arrived, "a message came from nowhere")
-    check(owned == consumers_count, f"{owned} of {consumers_count} partitions had an owner")
-    statements = (after[0] - before[0] - 1) / seconds
+        counter = count_statements(mq.engine)
+        name = new_topic(mq, size)
+        producer, group = mq.producer(name), new_group()
+        consumers = [mq.consumer(name, group) for _ in range(size)]
+        arrived = [0] * size
+
+        def consume(number: int) -> None:
+            with contextlib.suppress(ConsumerClosedError):
+                while True:
+                    arrived[number] += len(consumers[number].poll(1))
+
+        threads = [threading.Thread(target=consume, args=(number,)) for number in range(size)]
+        for thread in threads:
+            thread.start()
+        _share_out(consumers)
+        for number in range(size):
+            producer.produce_with_partition(messages(1)[0], number)
+        time.sleep(settling)
+        before = _read(bench, counter)
+        time.sleep(seconds)
+        after = _read(bench, counter)
+        owned = [len(consumer.partitions) for consumer in consumers]
+        for consumer in consumers:
+            consumer.close()
+        for thread in threads:
+            thread.join()
+    check(sum(arrived) == size, f"{sum(arrived)} of {size} messages came")
+    check(owned == [1] * size, f"{owned.count(1)} of {size} consumers had a partition each")
+    _show(bench, before, after, size, seconds)
+
+
+def _share_out(consumers: list[Consumer]) -> None:
+    """Wait until each has one partition."""
+    ends_at = time.monotonic() + 60
+    while any(len(consumer.partitions) != 1 for consumer in consumers):
+        check(time.monotonic() < ends_at, "the partitions were not shared out in a minute")
+        time.sleep(0.1)
+
+
+def _show(bench: Bench, before: Reading, after: Reading, size: int, seconds: float) -> None:
+    statements = (after.statements - before.statements - 1) / seconds
+    client = (after.client_seconds - before.client_seconds) / seconds * 100
     rates = {
-        "statements/s": once(statements),
-        "processor of the client, % of a core": once((after[1] - before[1]) / seconds * 100),
+        "statements of a consumer in a second": once(statements / size),
+        "processor of the client, % of a core": once(client),
     }
-    if before[2] is not None and after[2] is not None:
-        rates["processor of the server, % of a core"] = once((after[2] - before[2]) / seconds * 100)
-    bench.add(
-        f"{consumers_count} idle consumers, {seconds} seconds",
-        rates,
-        {"statements per consumer and second": once(statements / consumers_count)},
-        unit="all of them together",
-    )
+    if before.server_seconds is not None and after.server_seconds is not None:
+        server = (after.server_seconds - before.server_seconds) / seconds * 100
+        rates["processor of the server, % of a core"] = once(server)
+        rates["processor in all, % of a core"] = once(client + server)
+    elif not bench.is_postgres:
+        rates["processor in all, % of a core"] = once(client)
+    bench.add(f"{size} idle consumers, {seconds} seconds", rates, {}, unit="a second of all of them")
 
 
-def _count_statements(mq: MQ, counter: itertools.count[int]) -> None:
-    class CountingCursor(psycopg.Cursor[Any]):
-        def execute(self, *arguments: Any, **options: Any) -> CountingCursor:  # noqa: ANN401 - psycopg's
-            next(counter)
-            return super().execute(*arguments, **options)
-
-    def connected(connection: Any, _record: object) -> None:  # noqa: ANN401 - of either driver
-        if isinstance(connection, psycopg.Connection):
-            connection.cursor_factory = CountingCursor
-        else:
-            connection.set_trace_callback(lambda _statement: next(counter))
-
-    event.listen(mq.engine, "connect", connected)
+def _read(bench: Bench, counter: itertools.count[int]) -> Reading:
+    return Reading(next(counter), time.process_time(), _server_seconds(bench))
 
 
 def _server_seconds(bench: Bench) -> float | None:

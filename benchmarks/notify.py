@@ -27,7 +27,7 @@ PAUSE_SECONDS, SECONDS, QUICK_SECONDS = 2.3, 2.0, 0.3
 def run(bench: Bench) -> None:
     if not bench.is_postgres:
         return  # there are no notices on SQLite
-    messages = bench.scale(5, 1)
+    messages = bench.scale(2, 1)
     seconds = QUICK_SECONDS if bench.quick else SECONDS
 
     def wait_of(way: str) -> float:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from sqlalchemy import create_engine, text
 from sqlalchemy.orm import Session
 
-from benchmarks.workload import check, topic
+from benchmarks.workload import check, new_topic
 from sqlmq import MQ, Message
 from sqlmq.flows import produce
 
@@ -38,7 +38,8 @@ def run(bench: Bench) -> None:
     with engine.begin() as connection:
         connection.execute(text(f"CREATE TABLE {table} (id varchar(32) PRIMARY KEY)"))
     insert = text(f"INSERT INTO {table} VALUES (:id)")
-    with MQ(bench.url) as mq, topic(mq) as name:
+    with MQ(bench.url) as mq:
+        name = new_topic(mq)
         producer = mq.producer(name)
 
         def at_once(session: Session) -> None:

@@ -1,4 +1,4 @@
-"""Producing: many at a time against arrays and COPY by hand, one at a time against a bare INSERT.
+"""Producing: many at a time against arrays and COPY by hand, one at a time against a bare INSERT and pgmq's send.
 
 Messages, and the arrays of what is done by hand, are made before the clock starts. One partition, so that both write one
 run of offsets. Each call is one transaction.
@@ -6,11 +6,15 @@ run of offsets. Each call is one transaction.
 
 from __future__ import annotations
 
+import functools
 import time
-from typing import TYPE_CHECKING
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, Any
 
-from benchmarks import limits
-from benchmarks.workload import HEADERS, check, check_length, check_places, keys_and_values, messages, topic
+import psycopg
+
+from benchmarks import limits, peers
+from benchmarks.workload import HEADERS, check, check_length, check_places, keys_and_values, messages, new_topic
 from sqlmq import MQ, Message
 
 if TYPE_CHECKING:
@@ -21,7 +25,8 @@ if TYPE_CHECKING:
 
 
 def run(bench: Bench) -> None:
-    with MQ(bench.url) as mq, topic(mq) as name:
+    with MQ(bench.url) as mq:
+        name = new_topic(mq)
         producer = mq.producer(name)
         produced = _Produced(mq, producer)
         if bench.is_postgres:
@@ -44,8 +49,9 @@ class _Produced:
         self._count = 0
 
     def many(self, batch: Sequence[Message], transactions: int) -> float:
-        began = time.perf_counter()
         ends: list[ProducerResult] = []
+        places: list[ProducerResult] = []
+        began = time.perf_counter()
         for _ in range(transactions):
             # Not all of them: what is kept, the garbage collector has to look at.
             places = self._producer.produce_many(batch)
@@ -76,7 +82,9 @@ class _Produced:
         return count
 
 
-def _many_on_postgres(bench: Bench, produced: _Produced, hand: limits.PostgresByHand, connection: object) -> None:
+def _many_on_postgres(
+    bench: Bench, produced: _Produced, hand: limits.PostgresByHand, connection: psycopg.Connection[Any]
+) -> None:
     transactions = bench.scale(50, 3)
     thousand = messages(1_000)
     bench.compare(
@@ -120,7 +128,7 @@ def _many_on_postgres(bench: Bench, produced: _Produced, hand: limits.PostgresBy
     )
 
 
-def _by_hand(hand: limits.PostgresByHand, connection: object, count: int, transactions: int) -> float:
+def _by_hand(hand: limits.PostgresByHand, connection: psycopg.Connection[Any], count: int, transactions: int) -> float:
     keys = [key for key, _ in keys_and_values(count)]
     values = [value for _, value in keys_and_values(count)]
     began = time.perf_counter()
@@ -131,7 +139,9 @@ def _by_hand(hand: limits.PostgresByHand, connection: object, count: int, transa
     return count * transactions / seconds
 
 
-def _one_on_postgres(bench: Bench, produced: _Produced, hand: limits.PostgresByHand, connection: object) -> None:
+def _one_on_postgres(
+    bench: Bench, produced: _Produced, hand: limits.PostgresByHand, connection: psycopg.Connection[Any]
+) -> None:
     batch = messages(bench.scale(1_000, 100))
 
     def numbered() -> float:
@@ -143,20 +153,46 @@ def _one_on_postgres(bench: Bench, produced: _Produced, hand: limits.PostgresByH
         hand.check_grew(len(batch))
         return len(batch) / seconds
 
-    _one(
-        bench,
-        produced,
-        _inserted(hand, connection, len(batch)),
-        {"by hand: lock, newest offset, INSERT": numbered},
-        {"produce / lock, newest offset, INSERT": ("produce", "by hand: lock, newest offset, INSERT")},
-    )
+    others = {"by hand: lock, newest offset, INSERT": numbered}
+    ratios = {
+        "produce / lock, newest offset, INSERT": ("produce", "by hand: lock, newest offset, INSERT"),
+        "produce / pgmq send": ("produce", "pgmq, send"),
+    }
+    with bench.database.scratch() as target, ExitStack() as closing:
+        if (sent := _sent(target, len(batch), closing)) is not None:
+            others["pgmq, send"] = sent
+        _one(bench, produced, _inserted(hand, functools.partial(hand.insert, connection), len(batch)), others, ratios)
 
 
-def _inserted(hand: limits.PostgresByHand | limits.SqliteByHand, connection: object, count: int) -> Callable[[], float]:
+def _sent(target: str, count: int, closing: ExitStack) -> Callable[[], float] | None:
+    """What sends *count* messages by pgmq, if it is there."""
+    pgmq = peers.find("pgmq")
+    if pgmq is None:
+        return None
+    pgmq.install(target)
+    connection = closing.enter_context(psycopg.connect(target, autocommit=True))
+
+    def measure() -> float:
+        began = time.perf_counter()
+        for _ in range(count):
+            connection.execute(pgmq.SEND, [pgmq.BODY]).fetchall()
+        seconds = time.perf_counter() - began
+        row = connection.execute(
+            f"WITH gone AS (DELETE FROM pgmq.q_{pgmq.QUEUE} RETURNING 1) SELECT count(*) FROM gone"
+        )
+        check(row.fetchone() == (count,), "pgmq has not as many messages as were sent")
+        return count / seconds
+
+    return measure
+
+
+def _inserted(
+    hand: limits.PostgresByHand | limits.SqliteByHand, insert: Callable[[int, bytes, bytes], None], count: int
+) -> Callable[[], float]:
     def measure() -> float:
         began = time.perf_counter()
         for offset, (key, value) in enumerate(keys_and_values(count), hand.count):
-            hand.insert(connection, offset, key, value)
+            insert(offset, key, value)
         seconds = time.perf_counter() - began
         hand.check_grew(count)
         return count / seconds
@@ -206,7 +242,7 @@ def _on_sqlite(bench: Bench, produced: _Produced, hand: limits.SqliteByHand) -> 
             )
         },
     )
-    _one(bench, produced, _inserted(hand, connection, bench.scale(1_000, 100)), {}, {})
+    _one(bench, produced, _inserted(hand, functools.partial(hand.insert, connection), bench.scale(1_000, 100)), {}, {})
     connection.close()
 
 

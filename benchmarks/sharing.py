@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import psycopg
 
 from benchmarks import limits
-from benchmarks.workload import check, check_length, keys_and_values, messages, topic
+from benchmarks.workload import check, check_length, keys_and_values, messages, new_topic
 from sqlmq import MQ, AsyncMQ
 
 if TYPE_CHECKING:
@@ -28,7 +28,8 @@ THREADS, TASKS, CONNECTIONS = 64, 1_000, 64
 
 
 def run(bench: Bench) -> None:
-    with MQ(bench.url) as mq, topic(mq) as name:
+    with MQ(bench.url) as mq:
+        name = new_topic(mq)
         producer = mq.producer(name)
         producer.produce_many(messages(10))  # makes the tables on SQLite
         by_hand = limits.postgres_by_hand if bench.is_postgres else limits.sqlite_by_hand

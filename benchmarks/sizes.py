@@ -1,124 +1,205 @@
-"""What does a message cost when there is more of everything: backlog, partitions, groups? It should cost the same."""
+"""What does a message cost when there is more of everything: backlog, partitions, groups? It should cost the same.
+
+A backlog of 10,000,000 on Postgres, 1,000,000 on SQLite, is written by one statement of the database's own, and counted. It
+has a database of its own, as the small one has, so that not even the depth of the index is shared.
+"""
 
 from __future__ import annotations
 
+import functools
+import itertools
 import time
+from contextlib import closing
 from typing import TYPE_CHECKING
 
 from benchmarks.consuming import POLL, poll
-from benchmarks.workload import check, check_places, fill, messages, new_group, topic
+from benchmarks.counting import count_statements
+from benchmarks.limits import partition_ids
+from benchmarks.suite import Rounds, once
+from benchmarks.workload import KEYS, VALUE_BYTES, check, check_places, fill, messages, new_group, new_topic
 from sqlmq import MQ
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from benchmarks.databases import BenchDatabase
     from benchmarks.suite import Bench
     from sqlmq import Message, Producer
 
-PARTITIONS, GROUPS = 256, 50
+PARTITIONS, GROUPS = 1_024, 100
+SMALL = 10_000
+UNTIL_DOOMSDAY = 1e6
+"""Seconds: neither heartbeats nor commits in between."""
 
 
 def run(bench: Bench) -> None:
+    _backlog(bench)
     with MQ(bench.url) as mq:
-        _backlog(bench, mq)
         _partitions(bench, mq)
         _groups(bench, mq)
+    _round_trips(bench)
 
 
-def _backlog(bench: Bench, mq: MQ) -> None:
-    large, small = bench.scale(1_000_000, 10_000), bench.scale(10_000, 1_000)
-    transactions = bench.scale(50, 3)
-    with topic(mq) as filled, topic(mq) as nearly_empty:
-        producers = {large: mq.producer(filled), small: mq.producer(nearly_empty)}
-        for count, producer in producers.items():
-            fill(producer, count)
+def _backlog(bench: Bench) -> None:
+    large = bench.scale(10_000_000 if bench.is_postgres else 1_000_000, 20_000)
+    transactions = bench.scale(20, 2)
+    small = bench.scale(SMALL, 2_000)
+    names = {large: f"backlog {large:,}", small: f"backlog {small:,}"}
+    with (
+        bench.database.apart() as large_database,
+        bench.database.apart() as small_database,
+        MQ(large_database.url) as large_mq,
+        MQ(small_database.url) as small_mq,
+    ):
+        deep, shallow = new_topic(large_mq), new_topic(small_mq)
+        generate(large_database, deep, large)
+        fill(small_mq.producer(shallow), small)
+        check(large_mq.describe_topic(deep).messages == large, "the backlog is not what it should be")
+        bench.compare(
+            f"a backlog of {large:,} and of {small:,}, poll(1000) over {small:,} messages",
+            {
+                names[large]: lambda: poll(large_mq, deep, small),
+                names[small]: lambda: poll(small_mq, shallow, small),
+            },
+            {"consume: backlog large / small": (names[large], names[small])},
+        )
         thousand = messages(1_000)
+
+        def produce_to_small() -> float:
+            # A new topic each round: this one would not stay small.
+            producer = small_mq.producer(new_topic(small_mq))
+            fill(producer, small)
+            return produce(producer, thousand, transactions)
+
         bench.compare(
             f"a backlog of {large:,} and of {small:,}, produce_many 1,000 at a time",
             {
-                f"backlog {large:,}": lambda: produce(producers[large], thousand, transactions),
-                f"backlog {small:,}": lambda: produce(producers[small], thousand, transactions),
+                names[large]: lambda: produce(large_mq.producer(deep), thousand, transactions),
+                names[small]: produce_to_small,
             },
-            {"produce: backlog large / small": (f"backlog {large:,}", f"backlog {small:,}")},
+            {"produce: backlog large / small": (names[large], names[small])},
         )
-        bench.compare(
-            f"a backlog of {large:,} and of {small:,}, poll(1000)",
-            {
-                f"backlog {large:,}": lambda: poll(mq, filled, large),
-                f"backlog {small:,}": lambda: poll(mq, nearly_empty, small),
-            },
-            {"consume: backlog large / small": (f"backlog {large:,}", f"backlog {small:,}")},
-        )
+
+
+def generate(database: BenchDatabase, name: str, count: int) -> None:
+    """Write *count* messages of the usual size into the one partition of topic *name*, by one statement, and count them."""
+    if database.is_postgres:
+        with database.connect() as connection:
+            (id_,) = partition_ids(connection, name)
+            inserted = connection.execute(f"""
+                INSERT INTO sqlmq_message (partition_id, msg_offset, key, value)
+                SELECT {id_}, n, convert_to(lpad((n % {KEYS})::text, 8, '0'), 'UTF8'),
+                    convert_to(rpad(lpad(n::text, 8, '0'), {VALUE_BYTES}, 'v'), 'UTF8')
+                FROM generate_series(0, {count - 1}) AS n
+            """).rowcount
+            # As autovacuum would in time; reading must not depend on when it comes.
+            connection.execute("VACUUM (ANALYZE) sqlmq_message")
+    else:
+        with closing(database.open()) as file:
+            (id_,) = partition_ids(file, name)
+            file.execute(f"""
+                WITH RECURSIVE numbers (n) AS (SELECT 0 UNION ALL SELECT n + 1 FROM numbers WHERE n < {count - 1})
+                INSERT INTO sqlmq_message (partition_id, msg_offset, key, value, created_at)
+                SELECT {id_}, n, CAST(printf('%08d', n % {KEYS}) AS blob),
+                    CAST(printf('%08d', n) || replace(printf('%{VALUE_BYTES - 8}s', ''), ' ', 'v') AS blob),
+                    unixepoch() * 1000000
+                FROM numbers
+            """)
+            (inserted,) = file.execute("SELECT changes()").fetchone()
+    check(inserted == count, f"{inserted} messages were written instead of {count}")
 
 
 def _partitions(bench: Bench, mq: MQ) -> None:
-    transactions = bench.scale(50, 2)
+    transactions = bench.scale(20, 2)
     count = bench.scale(100_000, 3_000)
-    many = f"{PARTITIONS} partitions"
-    with topic(mq, PARTITIONS) as parted, topic(mq) as whole:
-        to_parted, to_whole = mq.producer(parted), mq.producer(whole)
-        keyed, keyless = messages(1_000), messages(1_000, with_keys=False)
-        bench.compare(
-            f"{many} and one, produce_many 1,000 at a time",
-            {
-                many: lambda: produce(to_parted, keyed, transactions),
-                "1 partition": lambda: produce(to_whole, keyed, transactions),
-                f"{many}, no keys": lambda: produce(to_parted, keyless, transactions),
-                "1 partition, no keys": lambda: produce(to_whole, keyless, transactions),
-            },
-            {
-                "produce: 256 partitions / 1": (many, "1 partition"),
-                "produce: 256 partitions / 1, no keys": (f"{many}, no keys", "1 partition, no keys"),
-            },
-        )
-    with topic(mq, PARTITIONS) as parted, topic(mq) as whole:
-        fill(mq.producer(parted), count)
-        fill(mq.producer(whole), count)
-        bench.compare(
-            f"{many} and one, poll(1000) over {count:,} messages",
-            {many: lambda: poll_all(mq, parted, 1, count), "1 partition": lambda: poll_all(mq, whole, 1, count)},
-            {"consume: 256 partitions / 1": (many, "1 partition")},
-        )
+    many = f"{PARTITIONS:,} partitions"
+    parted, whole = mq.producer(new_topic(mq, PARTITIONS)), mq.producer(new_topic(mq))
+    keyed, keyless = messages(1_000), messages(1_000, with_keys=False)
+    bench.compare(
+        f"{many} and one, produce_many 1,000 at a time",
+        {
+            many: lambda: produce(parted, keyed, transactions),
+            "1 partition": lambda: produce(whole, keyed, transactions),
+            f"{many}, no keys": lambda: produce(parted, keyless, transactions),
+            "1 partition, no keys": lambda: produce(whole, keyless, transactions),
+        },
+        {
+            "produce: 1,024 partitions / 1": (many, "1 partition"),
+            "produce: 1,024 partitions / 1, no keys": (f"{many}, no keys", "1 partition, no keys"),
+        },
+        notes=(
+            "1,000 keys fall into some 630 of the partitions: with keys, 1,000 messages are 630 batches of 1 or 2.",
+        ),
+    )
+    names = {many: new_topic(mq, PARTITIONS), "1 partition": new_topic(mq)}
+    for name in names.values():
+        fill(mq.producer(name), count)
+    bench.compare(
+        f"{many} and one, poll(1000) over {count:,} messages",
+        {what: functools.partial(poll, mq, name, count) for what, name in names.items()},
+        {"consume: 1,024 partitions / 1": (many, "1 partition")},
+    )
 
 
 def _groups(bench: Bench, mq: MQ) -> None:
-    alone, each = bench.scale(100_000, 5_000), bench.scale(10_000, 1_000)
-    many = f"{GROUPS} groups, {each:,} messages each"
+    alone, each = bench.scale(100_000, 5_000), bench.scale(5_000, 500)
+    groups = bench.scale(GROUPS, 10)
+    many = f"{groups} groups, {each:,} messages each"
     one = f"1 group, {alone:,} messages"
-    with topic(mq) as name:
-        fill(mq.producer(name), alone)
-        bench.compare(
-            "groups that read one after the other, poll(1000)",
-            {many: lambda: poll_all(mq, name, GROUPS, each), one: lambda: poll_all(mq, name, 1, alone)},
-            {"consume: 50 groups / 1": (many, one)},
-        )
+    name = new_topic(mq)
+    fill(mq.producer(name), alone)
+    bench.compare(
+        "groups that read by turns, poll(1000)",
+        {many: lambda: poll_by_turns(mq, name, groups, each), one: lambda: poll_by_turns(mq, name, 1, alone)},
+        {"consume: 100 groups / 1": (many, one)},
+    )
+
+
+def _round_trips(bench: Bench) -> None:
+    """Count the statements of polls that find nothing read ahead, with no commit or heartbeat among them."""
+    count = bench.scale(20_000, 3_000)
+    quiet = {"lease_seconds": UNTIL_DOOMSDAY, "commit_interval_seconds": UNTIL_DOOMSDAY, "notify": False}
+    rates: dict[str, Rounds] = {}
+    for partitions in (1, PARTITIONS):
+        with MQ(bench.url, **quiet) as mq:  # type: ignore[arg-type]
+            name = new_topic(mq, partitions)
+            fill(mq.producer(name), count)
+            with mq.consumer(name, new_group()) as consumer:
+                left = count - len(consumer.poll(POLL, timeout=10))
+                counter = count_statements(mq.engine)
+                before, polls = next(counter), 0
+                while left:
+                    left -= len(consumer.poll(POLL, timeout=10))
+                    polls += 1
+                statements = next(counter) - before - 1
+        rates[f"{partitions:,} partitions, statements of a poll"] = once(statements / polls)
+    bench.add(f"statements of poll(1000), {count:,} messages", rates, {}, unit="statements")
 
 
 def produce(producer: Producer, batch: Sequence[Message], transactions: int) -> float:
     began = time.perf_counter()
     places = [producer.produce_many(batch) for _ in range(transactions)]
     seconds = time.perf_counter() - began
-    check_places([place for some in places for place in some], len(batch) * transactions)
+    check_places(list(itertools.chain.from_iterable(places)), len(batch) * transactions)
     return len(batch) * transactions / seconds
 
 
-def poll_all(mq: MQ, name: str, groups: int, each: int) -> float:
+def poll_by_turns(mq: MQ, name: str, groups: int, each: int) -> float:
     """Read the first *each* messages in each of so many new groups, by turns; return the rate of deliveries."""
     consumers = [mq.consumer(name, new_group()) for _ in range(groups)]
     try:
-        first = [consumer.consume(timeout=30) for consumer in consumers]
-        left = [each - 1] * groups
-        ends = [{message.partition: (message.offset or 0) + 1} for message in first]
+        ends = []
+        for consumer in consumers:
+            check(consumer.consume(timeout=30).offset == 0, "the first message is not the oldest")
+            ends.append(1)
         began = time.perf_counter()
-        while any(left):
+        while min(ends) < each:
             for i, consumer in enumerate(consumers):
-                if left[i]:
-                    batch = consumer.poll(min(POLL, left[i]), timeout=10)
-                    check(bool(batch), "nothing came")
-                    left[i] -= len(batch)
-                    for message in batch:
-                        check(ends[i].get(message.partition, 0) == message.offset, "an offset does not follow")
-                        ends[i][message.partition] = message.offset + 1  # type: ignore[operator]
+                if ends[i] < each:
+                    batch = consumer.poll(min(POLL, each - ends[i]), timeout=10)
+                    check(bool(batch) and batch[0].offset == ends[i], f"nothing came at {ends[i]}")
+                    ends[i] += len(batch)
+                    check(batch[-1].offset == ends[i] - 1, "the offsets are not dense")
         for consumer in consumers:
             consumer.commit()
         seconds = time.perf_counter() - began

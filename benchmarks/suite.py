@@ -11,7 +11,7 @@ import gc
 import statistics
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 from benchmarks.databases import BenchDatabase
 
@@ -42,6 +42,10 @@ class Rounds:
     def as_json(self) -> dict[str, Any]:
         return {"median": self.median, "low": self.low, "high": self.high, "rounds": list(self.values)}
 
+    @classmethod
+    def from_json(cls, written: Mapping[str, Any]) -> Self:
+        return cls(tuple(written["rounds"]))
+
 
 @dataclass(frozen=True, slots=True)
 class Result:
@@ -65,6 +69,18 @@ class Result:
             "ratios": {name: rounds.as_json() for name, rounds in self.ratios.items()},
             "notes": list(self.notes),
         }
+
+    @classmethod
+    def from_json(cls, written: Mapping[str, Any]) -> Self:
+        return cls(
+            written["benchmark"],
+            written["database"],
+            written["title"],
+            written["unit"],
+            {name: Rounds.from_json(rounds) for name, rounds in written["rates"].items()},
+            {name: Rounds.from_json(rounds) for name, rounds in written["ratios"].items()},
+            tuple(written["notes"]),
+        )
 
 
 @dataclass(slots=True)
@@ -108,6 +124,7 @@ class Bench:
     ) -> Result:
         """Measure *variants* by turns; a ratio is named, and says which variant is divided by which.
 
+        A ratio to a variant that is not there, because it is of a package that is not installed, is left out.
         A first round, in which connections are made and caches filled, is not counted; a quick run has none.
         """
         found: dict[str, list[float]] = {name: [] for name in variants}
@@ -117,16 +134,12 @@ class Bench:
                 if number >= 0:
                     found[name].append(rate)
         rates = {name: Rounds(tuple(values)) for name, values in found.items()}
-        return self.add(
-            title,
-            rates,
-            {
-                name: Rounds(tuple(a / b for a, b in zip(found[one], found[other], strict=True)))
-                for name, (one, other) in ratios.items()
-            },
-            unit=unit,
-            notes=notes,
-        )
+        quotients = {
+            name: ratio(rates[one], rates[other])
+            for name, (one, other) in ratios.items()
+            if {one, other} <= rates.keys()
+        }
+        return self.add(title, rates, quotients, unit=unit, notes=notes)
 
     def add(
         self,
@@ -152,6 +165,11 @@ def _alone(measure: Callable[[], float]) -> float:
         return measure()
     finally:
         gc.unfreeze()
+
+
+def ratio(one: Rounds, other: Rounds) -> Rounds:
+    """*one* divided by *other*, round by round."""
+    return Rounds(tuple(a / b for a, b in zip(one.values, other.values, strict=True)))
 
 
 def once(value: float) -> Rounds:

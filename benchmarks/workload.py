@@ -1,16 +1,15 @@
-"""The messages that are measured with, and topics that are gone afterwards."""
+"""The messages that are measured with, topics for them, and what they are checked by."""
 
 from __future__ import annotations
 
 import uuid
-from contextlib import contextmanager
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from sqlmq import MQ, Message
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Sequence
 
     from sqlmq import Producer, ProducerResult
 
@@ -44,15 +43,11 @@ def messages(count: int, *, with_headers: bool = False, with_keys: bool = True) 
     return [Message(value, key if with_keys else None, headers) for key, value in keys_and_values(count)]
 
 
-@contextmanager
-def topic(mq: MQ, partitions: int = 1) -> Iterator[str]:
-    """A new topic, deleted in the end."""
+def new_topic(mq: MQ, partitions: int = 1) -> str:
+    """A new topic. Nobody deletes it: the whole database goes in the end."""
     name = f"bench-{uuid.uuid4().hex[:8]}"
     mq.create_topic(name, partitions)
-    try:
-        yield name
-    finally:
-        mq.delete_topics(name)
+    return name
 
 
 def new_group() -> str:
@@ -60,9 +55,9 @@ def new_group() -> str:
     return f"group-{uuid.uuid4().hex[:8]}"
 
 
-def fill(producer: Producer, count: int, *, with_headers: bool = False) -> None:
+def fill(producer: Producer, count: int, *, with_headers: bool = False, with_keys: bool = True) -> None:
     """Append *count* messages, in few transactions."""
-    batch = messages(FILL_BATCH, with_headers=with_headers)
+    batch = messages(FILL_BATCH, with_headers=with_headers, with_keys=with_keys)
     for first in range(0, count, FILL_BATCH):
         producer.produce_many(batch[: min(FILL_BATCH, count - first)])
 

@@ -1,72 +1,118 @@
 """The other queues, each used in the fastest way its documentation has, on the same server in the same run.
 
-A peer is a module here: PACKAGE, its distribution; KINDS, the databases it works on; MESSAGES, how many in a full run,
-fewer where it is slow; HOW, the way it is used; and ``produce_and_drain(target, count)``, which makes its tables in the
-empty database *target*, produces *count* messages in batches, drains them by one process, checks that all came, and
-returns both times in seconds. They are installed by ``pip install 'sqlmq[bench]'``; one that is not is said to be missing.
+Each module here has PEERS: ways to use one package. They are installed by ``pip install 'sqlmq[bench]'``; a package that is
+not there is said to be missing. All write to the disk what they acknowledge (fsync, synchronous_commit, FULL on SQLite).
+They do different things: most hand out each message once and delete it, sqlmq keeps it for any number of groups.
 """
 
 from __future__ import annotations
 
 import importlib
-from typing import TYPE_CHECKING
+import time
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from benchmarks.databases import version
-from benchmarks.suite import Rounds
+from benchmarks.suite import Rounds, ratio
+from benchmarks.workload import check
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+    from contextlib import AbstractContextManager
     from types import ModuleType
 
     from benchmarks.suite import Bench
 
-PEERS = ("ours", "pgmq", "pgqueuer", "huey", "procrastinate", "litequeue")
+MODULES = ("ours", "pgmq", "pgqueuer", "huey", "procrastinate", "litequeue")
+OURS = "sqlmq"
 QUICK = 50
 """With --quick, one message for so many."""
 
 
+class Queue(Protocol):
+    """A queue in an empty database, its tables made and its connections open."""
+
+    def produce(self, count: int) -> None:
+        """Produce *count* messages of 200 bytes, a multiple of what goes together."""
+
+    def drain(self, count: int) -> int:
+        """Handle what was produced, *count* messages, by one process; return how many there were."""
+
+
+class Peer(NamedTuple):
+    """A way to use a package."""
+
+    name: str
+    package: str
+    kinds: tuple[str, ...]
+    """The databases it works on."""
+    messages: int
+    """How many in a full run; fewer where it is slow."""
+    how: str
+    open: Callable[[str], AbstractContextManager[Queue]]
+    """Makes its tables in an empty database, named by libpq's URL or by its file."""
+
+
 def run(bench: Bench) -> None:
     peers, notes = installed(bench.database.kind)
-    took: dict[str, list[tuple[float, float, int]]] = {name: [] for name in peers}
+    took: dict[str, list[tuple[float, float]]] = {peer.name: [] for peer in peers}
+    counts = {peer.name: how_many(peer, quick=bench.quick) for peer in peers}
     for _ in range(bench.rounds):
-        for name, peer in peers.items():
-            count = max(100, peer.MESSAGES // QUICK) if bench.quick else peer.MESSAGES
-            with bench.database.scratch() as target:
-                took[name].append((*peer.produce_and_drain(target, count), count))
-    for what, seconds in (
-        ("produced", lambda produced, _drained: produced),
-        ("drained", lambda _produced, drained: drained),
-        ("produced and drained", lambda produced, drained: produced + drained),
-    ):
-        rates = {
-            name: Rounds(tuple(count / seconds(produced, drained) for produced, drained, count in rounds))
-            for name, rounds in took.items()
-        }
+        for peer in peers:
+            with bench.database.scratch() as target, peer.open(target) as queue:
+                took[peer.name].append(_produce_and_drain(queue, counts[peer.name]))
+    for what, seconds in (("produced", _produced), ("drained", _drained), ("produced and drained", sum)):
+        rates = {name: Rounds(tuple(counts[name] / seconds(both) for both in rounds)) for name, rounds in took.items()}
         bench.add(
             f"{what}, one process",
-            {f"{name}, {took[name][0][2]:,} messages": rounds for name, rounds in rates.items()},
-            {
-                f"{what}: sqlmq / {name}": Rounds(
-                    tuple(a / b for a, b in zip(rates["sqlmq"].values, rounds.values, strict=True))
-                )
-                for name, rounds in rates.items()
-                if name != "sqlmq"
-            },
+            {f"{name}, {counts[name]:,} messages": rounds for name, rounds in rates.items()},
+            {f"{what}: {OURS} / {name}": ratio(rates[OURS], rates[name]) for name in rates if name != OURS},
             unit="messages/s",
             notes=notes if what == "produced and drained" else (),
         )
 
 
-def installed(kind: str) -> tuple[dict[str, ModuleType], list[str]]:
-    """The peers for a *kind* of database by name, and a line about each, also about those that are missing."""
-    peers: dict[str, ModuleType] = {}
+def installed(kind: str) -> tuple[list[Peer], list[str]]:
+    """The peers for a *kind* of database, ours first, and a line about each, also about those that are missing."""
+    peers: list[Peer] = []
     notes = []
-    for name in PEERS:
-        try:
-            peer = importlib.import_module(f"benchmarks.peers.{name}")
-        except ImportError as error:
-            notes.append(f"{name}: not installed ({error})")
+    for name in MODULES:
+        module = find(name)
+        if module is None:
+            notes.append(f"{name}: not installed")
             continue
-        if kind in peer.KINDS:
-            peers[peer.PACKAGE] = peer
-            notes.append(f"{peer.PACKAGE} {version(peer.PACKAGE)}: {peer.HOW}")
+        for peer in module.PEERS:
+            if kind in peer.kinds:
+                peers.append(peer)
+                notes.append(f"{peer.name} {version(peer.package)}: {peer.how}")
     return peers, notes
+
+
+def find(name: str) -> ModuleType | None:
+    """The module here for the package called *name*; None if that is not installed."""
+    try:
+        return importlib.import_module(f"benchmarks.peers.{name}")
+    except ImportError:
+        return None
+
+
+def how_many(peer: Peer, *, quick: bool) -> int:
+    return max(100, peer.messages // QUICK) if quick else peer.messages
+
+
+def _produce_and_drain(queue: Queue, count: int) -> tuple[float, float]:
+    """How many seconds either took."""
+    began = time.perf_counter()
+    queue.produce(count)
+    produced = time.perf_counter()
+    done = queue.drain(count)
+    drained = time.perf_counter()
+    check(done == count, f"{done} of {count} messages came")
+    return produced - began, drained - produced
+
+
+def _produced(both: tuple[float, float]) -> float:
+    return both[0]
+
+
+def _drained(both: tuple[float, float]) -> float:
+    return both[1]

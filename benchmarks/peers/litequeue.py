@@ -1,34 +1,45 @@
-"""litequeue, on a file, with the settings it sets itself (synchronous NORMAL: the last commits may be lost with the power)."""
+"""litequeue, on a file. It sets synchronous to NORMAL, which loses the last commits with the power; here it is FULL."""
 
 from __future__ import annotations
 
-import time
+from contextlib import closing, contextmanager
+from typing import TYPE_CHECKING
 
 from litequeue import LiteQueue
 
 from benchmarks.databases import SQLITE
-from benchmarks.workload import check
+from benchmarks.peers import Peer
 
-PACKAGE = "litequeue"
-KINDS = (SQLITE,)
-MESSAGES = 3_000
-HOW = "put, 1,000 in a transaction; pop and done one by one; synchronous NORMAL"
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 
-def produce_and_drain(target: str, count: int) -> tuple[float, float]:
+class LitequeueQueue:
+    def __init__(self, queue: LiteQueue) -> None:
+        self._queue = queue
+
+    def produce(self, count: int) -> None:
+        size = min(count, 1_000)
+        for _ in range(count // size):
+            with self._queue.transaction():
+                for _ in range(size):
+                    self._queue.put("v" * 200)
+
+    def drain(self, count: int) -> int:  # noqa: ARG002 - ends when nothing is left
+        done = 0
+        while (message := self._queue.pop()) is not None:
+            self._queue.done(message.message_id)
+            done += 1
+        return done
+
+
+@contextmanager
+def open_queue(target: str) -> Iterator[LitequeueQueue]:
     queue = LiteQueue(target)
-    size = min(count, 1_000)
-    began = time.perf_counter()
-    for _ in range(count // size):
-        with queue.transaction():
-            for _ in range(size):
-                queue.put("v" * 200)
-    produced = time.perf_counter()
-    done = 0
-    while (message := queue.pop()) is not None:
-        queue.done(message.message_id)
-        done += 1
-    seconds = produced - began, time.perf_counter() - produced
-    queue.conn.close()
-    check(done == count, f"{done} of {count} messages came")
-    return seconds
+    with closing(queue.conn):
+        queue.conn.execute("PRAGMA synchronous = FULL")
+        yield LitequeueQueue(queue)
+
+
+HOW = "put, 1,000 in a transaction; pop and done one by one (it has no batches); synchronous FULL"
+PEERS = (Peer("litequeue", "litequeue", (SQLITE,), 3_000, HOW, open_queue),)

@@ -2,38 +2,49 @@
 
 from __future__ import annotations
 
-import time
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 from sqlalchemy import create_engine
 
 from benchmarks.databases import POSTGRES, SQLITE
-from benchmarks.workload import check, messages
+from benchmarks.peers import OURS, Peer
+from benchmarks.workload import messages
 from sqlmq import MQ
 from sqlmq.migrate import upgrade
 
-PACKAGE = "sqlmq"
-KINDS = (POSTGRES, SQLITE)
-MESSAGES = 100_000
-HOW = "produce_many of 1,000, poll(1000)"
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 
-def produce_and_drain(target: str, count: int) -> tuple[float, float]:
+class OurQueue:
+    def __init__(self, mq: MQ) -> None:
+        self._mq = mq
+        self._producer = mq.producer("bench")
+
+    def produce(self, count: int) -> None:
+        batch = messages(min(count, 1_000))
+        for _ in range(count // len(batch)):
+            self._producer.produce_many(batch)
+
+    def drain(self, count: int) -> int:
+        done = 0
+        with self._mq.consumer("bench", "drain") as consumer:
+            while done < count and (found := consumer.poll(1_000, timeout=10)):
+                done += len(found)
+            consumer.commit()
+        return done
+
+
+@contextmanager
+def open_queue(target: str) -> Iterator[OurQueue]:
     url = target.replace("postgresql:", "postgresql+psycopg:") if "://" in target else f"sqlite:///{target}"
     engine = create_engine(url)
     with engine.begin() as connection:
         upgrade(connection)
     engine.dispose()
-    batch = messages(min(count, 1_000))
     with MQ(url) as mq:
-        producer = mq.producer("bench")
-        began = time.perf_counter()
-        for _ in range(count // len(batch)):
-            producer.produce_many(batch)
-        produced = time.perf_counter()
-        left = count
-        with mq.consumer("bench", "drain") as consumer:
-            while left:
-                found = consumer.poll(1_000, timeout=10)
-                check(bool(found), f"{left} messages did not come")
-                left -= len(found)
-        return produced - began, time.perf_counter() - produced
+        yield OurQueue(mq)
+
+
+PEERS = (Peer(OURS, "sqlmq", (POSTGRES, SQLITE), 100_000, "produce_many of 1,000, poll(1000)", open_queue),)
