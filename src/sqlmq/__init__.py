@@ -2,7 +2,7 @@
 
     MQ                          a database, its topics, and what is made from it            mq
      ├── Producer               messages in                                                 producer, coalescer, outbox
-     ├── Consumer               messages out, for a group                                   consumer, ownership
+     ├── Consumer               messages out, for a group                                   consumer, stock, ownership
      └── AsyncMQ, ...           the same, for asyncio                                       aio
           │
     transactions                where they begin and end, and are tried again               database

@@ -7,7 +7,7 @@ import os
 import random
 import threading
 import time
-from typing import TYPE_CHECKING, Literal, Protocol, Self
+from typing import TYPE_CHECKING, Literal, Self, TypeVar
 
 from sqlmq.block import Transactions
 from sqlmq.closing import Closing
@@ -19,15 +19,15 @@ from sqlmq.errors import (
     OutcomeUnknownError,
     SqlmqError,
 )
-from sqlmq.flows import consume
 from sqlmq.options import check_max_messages, check_timeout
 from sqlmq.ownership import Joining, Ownership
+from sqlmq.stock import Stock
 from sqlmq.timing import Deadline, backoff
 from sqlmq.transaction import Host, Transaction
 from sqlmq.waking import Wakeups
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from types import TracebackType
 
     from sqlmq.background import Background
@@ -35,31 +35,15 @@ if TYPE_CHECKING:
     from sqlmq.message import Message
     from sqlmq.options import Options
     from sqlmq.progress import Span
+    from sqlmq.stock import Receiver
     from sqlmq.store.groups import Group
     from sqlmq.transaction import SessionSource
 
+T = TypeVar("T")
 log = logging.getLogger(__name__)
 
 Ack = Literal["after", "before"]
 """When a message counts as done: after it was handled (at least once), or before it is handed out (at most once)."""
-
-_REFILL_SECONDS = 0.1
-"""How often partitions that have nothing read ahead are looked at while others have."""
-_FETCH_MESSAGES = 100_000
-"""How many messages one look reads at the most, however many are asked for."""
-
-
-class Receiver(Protocol):
-    """Who gets messages and is to finish them: a thread, or a task. Equal to itself each time it asks."""
-
-    @property
-    def name(self) -> str:
-        """What it is called in the log."""
-
-    def is_alive(self) -> bool:
-        """Whether it can still finish what it got."""
-
-    def __hash__(self) -> int: ...
 
 
 class Consumer:
@@ -89,9 +73,8 @@ class Consumer:
         self._lock = threading.RLock()
         self._ownership = Ownership(database, joining, options)
         self._transactions = Transactions(database, joining.topic, options)
-        self._in_hand: dict[Receiver, list[Span]] = {}
+        self._stock = Stock(database, self._ownership, options)
         self._asked_at = time.monotonic()
-        self._refill_at = 0.0
         self._wakeups = Wakeups(background.nudge)
         background.add(self)
 
@@ -126,7 +109,7 @@ class Consumer:
         Waits up to *timeout* seconds, without one for ever; raises TimeoutError when nothing came, ConsumerClosedError
         when the consumer is or becomes closed.
         """
-        return self._only(self._ask(1, check_timeout(timeout)), timeout)
+        return self._only(self._ask(self._hand_out, 1, check_timeout(timeout)), timeout)
 
     def consume_chan(self) -> Iterator[Message]:
         """Give one message after the other, each when the one before is done; ends when the consumer closes.
@@ -136,11 +119,16 @@ class Consumer:
         """
         while True:
             try:
-                message = self.consume()
+                if self._ack == "before":
+                    yield self.consume()
+                    continue
+                spans = self._ask(self._lend, self._options.read_messages, None)
             except ConsumerClosedError:
                 return
             try:
-                yield message
+                for span in spans:
+                    while self._may_take(time.monotonic()) and (message := span.take()) is not None:
+                        yield message
             except GeneratorExit:
                 self._leave_in_hand(threading.current_thread())
                 raise
@@ -154,7 +142,7 @@ class Consumer:
         Each partition's messages come in order. Waits up to *timeout* seconds, without one for ever; an empty list
         says that nothing came. ``timeout=0`` looks once.
         """
-        return self._ask(check_max_messages(max_messages), check_timeout(timeout))
+        return self._ask(self._hand_out, check_max_messages(max_messages), check_timeout(timeout))
 
     def transaction(
         self, max_messages: int = 100, timeout: float | None = None, session: SessionSource | None = None
@@ -255,39 +243,45 @@ class Consumer:
         """Commit what has waited long enough; give everything back if the application does not ask any more."""
         if not self._lock.acquire(blocking=False):
             return  # whoever has it tends to the consumer himself
+        finished = []
         try:
-            if self._closed:
-                return
-            self._ownership.flush_if_due()
-            is_waiting = self.is_waiting  # asked first: whoever has just waited is about to ask again
-            idle_seconds = time.monotonic() - max(self._asked_at, self._wakeups.awaited_at)
-            if self._ownership.claimed and not is_waiting and idle_seconds > self._options.max_poll_seconds:
-                log.warning(
-                    "%r has not asked for messages for %.0f seconds (max_poll_seconds is %.0f): it gives its partitions "
-                    "back, and what it has not finished is delivered again.",
-                    self,
-                    idle_seconds,
-                    self._options.max_poll_seconds,
-                )
-                self._ownership.give_back()
+            try:
+                if self._closed:
+                    return
+                if self._ownership.is_flush_due(1):
+                    finished = self._ownership.finished()
+                self._give_back_unasked()
+            finally:
+                self._lock.release()
+            self._ownership.flush_unlocked(finished)
         except SqlmqError as error:
             log.warning("%r: %s", self, error)
-        finally:
-            self._lock.release()
+
+    def _give_back_unasked(self) -> None:
+        is_waiting = self.is_waiting  # asked first: whoever has just waited is about to ask again
+        idle_seconds = time.monotonic() - max(self._asked_at, self._wakeups.awaited_at)
+        if self._ownership.claimed and not is_waiting and idle_seconds > self._options.max_poll_seconds:
+            log.warning(
+                "%r has not asked for messages for %.0f seconds (max_poll_seconds is %.0f): it gives its partitions "
+                "back, and what it has not finished is delivered again.",
+                self,
+                idle_seconds,
+                self._options.max_poll_seconds,
+            )
+            self._ownership.give_back()
 
     # The loop of a thread. A task has one of its own, with the same steps.
 
-    def _ask(self, at_most: int, timeout: float | None) -> list[Message]:
+    def _ask(self, give: Callable[[Receiver, int], list[T]], at_most: int, timeout: float | None) -> list[T]:
         receiver = threading.current_thread()
         deadline = Deadline.after(timeout, time.monotonic())
         self._finish(receiver)
         attempt = 0
         while True:
             seen = self._wakeups.count
-            messages = self._try(receiver, at_most, deadline)
-            now = time.monotonic()
-            if messages or deadline.passed(now):
-                return messages
+            given = self._try(receiver, give, at_most, deadline)
+            if given or deadline.passed(time.monotonic()):
+                return given
             is_woken = self._wait(attempt, deadline, seen)
             attempt = 0 if is_woken else attempt + 1
 
@@ -331,37 +325,37 @@ class Consumer:
         """What *receiver* got before is done, but for the message at which it left a loop."""
         with self._lock:
             self._check_usable()
-            for span in self._in_hand.pop(receiver, ()):
-                if span.is_left:
-                    span.progress.give_up(span)
-                else:
-                    span.progress.finish(span)
+            self._stock.finish(receiver, also_left=False)
 
-    def _try(self, receiver: Receiver, at_most: int, deadline: Deadline) -> list[Message]:
-        """Give *receiver* up to *at_most* messages, if there are any at this moment."""
+    def _try(
+        self, receiver: Receiver, give: Callable[[Receiver, int], list[T]], at_most: int, deadline: Deadline
+    ) -> list[T]:
+        """Have *give* give *receiver* up to *at_most* messages, if there are any at this moment."""
         with self._lock:
             self._check_usable()
             self._asked_at = time.monotonic()
-            return self._next_or_none(receiver, at_most, deadline)
+            # Looking may take long, and the lease be over then.
+            is_ready = self._make_ready(at_most, deadline) and self._ownership.is_trusted()
+            return give(receiver, at_most) if is_ready else []
+
+    def _may_take(self, now: float) -> bool:
+        """Whether a loop may go on, *now*, with what was lent to it, before it asks again. Without the lock."""
+        return self._ownership.is_undisturbed(now) and not self._closed
 
     def _give_up(self, receiver: Receiver) -> None:
         """What *receiver* got will not be finished: it comes again, to whoever asks."""
         with self._lock:
-            for span in self._in_hand.pop(receiver, ()):
-                span.progress.give_up(span)
+            self._stock.give_up(receiver)
 
     def _leave_in_hand(self, receiver: Receiver) -> None:
         """*receiver* has left the loop in which it got its messages."""
-        # Without the lock, which may be held while the database is asked: nobody else touches what a receiver has.
-        for span in self._in_hand.get(receiver, ()):
-            span.is_left = True
+        self._stock.leave(receiver)
 
     def _commit(self, receiver: Receiver) -> None:
         """Finish what *receiver* got, also where it left a loop, and commit whatever is finished."""
         with self._lock:
             self._check_usable()
-            for span in self._in_hand.pop(receiver, ()):
-                span.progress.finish(span)
+            self._stock.finish(receiver, also_left=True)
             fenced = self._ownership.flush()
         if fenced:
             self._ownership.check_topic()
@@ -369,76 +363,41 @@ class Consumer:
 
     # What the steps do, with the lock held.
 
-    def _next_or_none(self, receiver: Receiver, at_most: int, deadline: Deadline) -> list[Message]:
-        """Whatever can be handed out now; nothing while the database is away, as long as there is time."""
+    def _make_ready(self, at_most: int, deadline: Deadline) -> bool:
+        """Do what is due, and read on if need be; False while the database is away, as long as there is time."""
+        for name in self._stock.give_up_dead():
+            log.warning("%r: %s ended without finishing its messages; they are delivered again.", self, name)
         try:
-            return self._next(receiver, at_most)
+            if self._ownership.ensure():
+                self._background.look_around(self.group_id, but=self)
+            # The background thread does it, usually, while this one goes on.
+            if self._ownership.is_flush_due(2) and (fenced := self._ownership.flush()):
+                log.warning("%s", self._ownership.fenced(fenced))
+            self._stock.refill(at_most)
         except (DatabaseUnavailableError, DatabaseBusyError, OutcomeUnknownError) as error:
             if deadline.passed(time.monotonic()):
                 raise
             log.warning("%r goes on trying: %s", self, error)
-            return []
-
-    def _next(self, receiver: Receiver, at_most: int) -> list[Message]:
-        self._give_up_dead()
-        if self._ownership.ensure():
-            self._background.look_around(self.group_id, but=self)
-        self._ownership.flush_if_due()
-        self._refill(at_most)
-        # Looking may have taken long.
-        return self._hand_out(receiver, at_most) if self._ownership.is_trusted() else []
-
-    def _give_up_dead(self) -> None:
-        """A thread or task that ended with messages in hand will not finish them: somebody else has to."""
-        for receiver in [receiver for receiver in self._in_hand if not receiver.is_alive()]:
-            log.warning("%r: %s ended without finishing its messages; they are delivered again.", self, receiver.name)
-            self._give_up(receiver)
-
-    def _refill(self, at_most: int) -> None:
-        """Read on in the partitions that have nothing read ahead."""
-        owned = self._ownership
-        active = [progress for id_, progress in owned.claimed.items() if id_ not in owned.leaving]
-        empty = [progress for progress in active if not progress.ahead]
-        now = time.monotonic()
-        if not empty or (len(empty) < len(active) and now < self._refill_at):
-            return
-        self._refill_at = now + _REFILL_SECONDS
-        limit = min(max(at_most, self._options.prefetch), _FETCH_MESSAGES)
-        max_bytes = self._options.prefetch_bytes
-        found = self._database.read(
-            lambda conn: consume.fetch(conn, self._database.dialect, empty, limit=limit, max_bytes=max_bytes)
-        )
-        for partition_id, messages in found.items():
-            owned.claimed[partition_id].receive(messages)
+            return False
+        return True
 
     def _hand_out(self, receiver: Receiver, at_most: int) -> list[Message]:
-        owned = self._ownership
-        messages: list[Message] = []
-        spans: list[Span] = []
-        for partition_id, progress in list(owned.claimed.items()):
-            if len(messages) == at_most:
-                break
-            if not progress.ahead or partition_id in owned.leaving:
-                continue
-            given, span = progress.hand_out(at_most - len(messages))
-            messages.extend(given)
-            spans.append(span)
-            # To the end of the row: the next to ask gets another partition's.
-            owned.claimed[partition_id] = owned.claimed.pop(partition_id)
+        messages = self._stock.hand_out(receiver, at_most)
         if self._ack == "before" and messages:
-            for span in spans:
-                span.progress.finish(span)
-            fenced = owned.flush()
+            self._stock.finish(receiver, also_left=True)
+            fenced = self._ownership.flush()
             return [message for message in messages if message.partition not in fenced]
-        if messages:
-            self._in_hand.setdefault(receiver, []).extend(spans)
         return messages
+
+    def _lend(self, receiver: Receiver, at_most: int) -> list[Span]:
+        return self._stock.lend(receiver, at_most, is_shared=self._wakeups.waiters > 0)
 
     def _close(self) -> None:
         self._closed = True
         self.wake()
         self._background.remove(self)
         with self._lock:
+            self._stock.close()
             self._ownership.leave()
         self._background.look_around(self.group_id, but=self)
 

@@ -107,7 +107,15 @@ class Database:
     def append(self, flow: Callable[[Connection], T]) -> T:
         """Run *flow*, which is one appending statement, in a transaction of its own: in one round trip where possible."""
         self.prepare()
-        return self._retrying(lambda: self._append_once(flow))
+        return self._retrying(lambda: self._append_once(flow, committing=True))
+
+    def settle(self, flow: Callable[[Connection], T]) -> T:
+        """Run *flow*, which is one statement where possible and does no harm twice, in a transaction of its own.
+
+        When the connection is lost it is run again, also after it may have taken effect.
+        """
+        self.prepare()
+        return self._retrying(lambda: self._append_once(flow, committing=False))
 
     def listen(self) -> Listening:
         """Listen for notices, on a connection that is not the engine's."""
@@ -217,10 +225,10 @@ class Database:
                 conn.commit()
             return result
 
-    def _append_once(self, flow: Callable[[Connection], T]) -> T:
+    def _append_once(self, flow: Callable[[Connection], T], *, committing: bool) -> T:
         if not self._appends_in_one_statement:
             return self._write_once(flow)
-        with self._connect(self._single_statements) as conn, self.translating(committing=True):
+        with self._connect(self._single_statements) as conn, self.translating(committing=committing):
             return flow(conn)
 
     def _test_after_rest(self, connection: DBAPIConnection, record: ConnectionPoolEntry, _proxy: object) -> None:

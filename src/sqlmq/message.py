@@ -9,15 +9,21 @@ from __future__ import annotations
 import json
 from datetime import UTC, datetime, timedelta
 from types import MappingProxyType
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 from sqlmq.errors import InvalidMessageError, MessageTooLargeError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _NO_HEADERS: Mapping[str, str] = MappingProxyType({})
+
+LogRow: TypeAlias = tuple[int, int, bytes | None, bytes, str | bytes | None, int]
+"""A row of the log as the driver gives it: partition id, offset, key, value, headers as JSON, and when it was written.
+
+The moment counts microseconds from the dialect's ``moments_from_us``. A bare tuple, for there are very many.
+"""
 
 
 class Message:
@@ -50,27 +56,22 @@ class Message:
         self._topic = self._partition = self._offset = self._timestamp_us = None
 
     @classmethod
-    def arrived(
-        cls,
-        topic: str,
-        partition: int,
-        offset: int,
-        key: bytes | None,
-        value: bytes,
-        headers_json: str | bytes | None,
-        timestamp_us: int,
-    ) -> Message:
-        """Make a message of a row of the log. *timestamp_us* counts microseconds from 1970, UTC."""
-        message = cls.__new__(cls)
-        message._value = value
-        message._key = key
-        message._headers = None
-        message._headers_json = headers_json
-        message._topic = topic
-        message._partition = partition
-        message._offset = offset
-        message._timestamp_us = timestamp_us
-        return message
+    def arrived(cls, topic: str, partition: int, rows: Iterable[LogRow], *, moments_from_us: int = 0) -> list[Message]:
+        """Make messages of rows of the log, whose moments count from *moments_from_us* microseconds after 1970, UTC."""
+        messages = []
+        # A loop around the assignments, not a call for each message: that would double what a message costs.
+        for _, offset, key, value, headers_json, moment in rows:
+            message = cls.__new__(cls)
+            message._value = value
+            message._key = key
+            message._headers = None
+            message._headers_json = headers_json
+            message._topic = topic
+            message._partition = partition
+            message._offset = offset
+            message._timestamp_us = moment + moments_from_us
+            messages.append(message)
+        return messages
 
     @classmethod
     def stored(cls, key: bytes | None, value: bytes, headers_json: str | bytes | None) -> Message:
@@ -145,8 +146,8 @@ class Message:
     def __reduce__(self) -> tuple[object, ...]:
         if self._offset is None:
             return Message, (self._value, self._key, dict(self.headers))
-        arrived = (self._topic, self._partition, self._offset, self._key, self._value, self._headers_json)
-        return Message.arrived, (*arrived, self._timestamp_us)
+        row = (0, self._offset, self._key, self._value, self._headers_json, self._timestamp_us)
+        return _arrived, (self._topic, self._partition, row)
 
     def __repr__(self) -> str:
         """Sizes stand for contents, so that a logged message gives nothing away."""
@@ -157,6 +158,10 @@ class Message:
     def _facts(self) -> tuple[object, ...]:
         place = (self._topic, self._partition, self._offset, self._timestamp_us)
         return (self._value, self._key, self.headers, *place)
+
+
+def _arrived(topic: str, partition: int, row: LogRow) -> Message:
+    return Message.arrived(topic, partition, [row])[0]
 
 
 class ProducerResult(NamedTuple):

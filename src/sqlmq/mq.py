@@ -60,6 +60,7 @@ class MQ:
     - *lease_seconds*: how long a consumer that is not heard of keeps its partitions.
     - *max_poll_seconds*: after how long without asking for messages a consumer gives its partitions back.
     - *commit_interval_seconds*: how long finished messages may wait to be committed together.
+    - *durable_positions*: on Postgres, wait for the disk then; else a crash of the server may bring some again.
     - *prefetch*, *prefetch_bytes*: how much a consumer reads ahead.
     - *poll_min_seconds*, *poll_max_seconds*: how soon an idle consumer looks again, at first and in the end.
     - *notify*: on Postgres, wake waiting consumers of other processes by NOTIFY, and listen for theirs.
@@ -78,7 +79,8 @@ class MQ:
         lease_seconds: float = 10.0,
         max_poll_seconds: float = 300.0,
         commit_interval_seconds: float = 0.2,
-        prefetch: int = 500,
+        durable_positions: bool = True,
+        prefetch: int = 1000,
         prefetch_bytes: int = 8 * 1024 * 1024,
         poll_min_seconds: float = 0.005,
         poll_max_seconds: float = 1.0,
@@ -91,6 +93,7 @@ class MQ:
             lease_seconds=lease_seconds,
             max_poll_seconds=max_poll_seconds,
             commit_interval_seconds=commit_interval_seconds,
+            durable_positions=durable_positions,
             prefetch=prefetch,
             prefetch_bytes=prefetch_bytes,
             poll_min_seconds=poll_min_seconds,

@@ -35,8 +35,11 @@ class Options:
     """After how long without asking for messages a consumer gives its partitions back."""
     commit_interval_seconds: float = 0.2
     """How long finished messages may wait to be committed together. A crash delivers those again."""
-    prefetch: int = 500
-    """How many messages a consumer reads ahead, over all its partitions."""
+    durable_positions: bool = True
+    """Wait for the disk when finished messages are committed. Without, a crash of the server may bring those of about
+    the last second again; messages and effects are as durable as ever. Means something on Postgres only."""
+    prefetch: int = 1000
+    """How many messages a consumer reads ahead, over all its partitions: half of them while the others are handled."""
     prefetch_bytes: int = 8 * 1024 * 1024
     """How many bytes of values it reads ahead; one message of each partition always fits."""
     poll_min_seconds: float = 0.005
@@ -45,6 +48,16 @@ class Options:
     """How long it waits at most between two looks."""
     notify: bool = True
     """Tell, and hear from, other processes at once, where the database can; else their consumers find out by polling."""
+
+    @property
+    def read_messages(self) -> int:
+        """How many messages one look reads, unless more are asked for."""
+        return max(1, self.prefetch // 2)
+
+    @property
+    def read_bytes(self) -> int:
+        """How many bytes of values one look reads."""
+        return max(1, self.prefetch_bytes // 2)
 
     def __post_init__(self) -> None:
         for field in fields(self):

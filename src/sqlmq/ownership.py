@@ -98,24 +98,31 @@ class Ownership:
         """Whether what is claimed here can't be anybody else's yet."""
         return time.monotonic() < self._trusted_until
 
-    def flush_if_due(self) -> None:
-        """Commit what is finished, if the last time is long enough ago; log what is fenced."""
-        now = time.monotonic()
-        if now - self._flushed_at < self._options.commit_interval_seconds:
-            return
-        self._flushed_at = now
-        if fenced := self.flush():
-            log.warning("%s", self.fenced(fenced))
+    def is_undisturbed(self, now: float) -> bool:
+        """Whether ``ensure`` would find nothing to do *now*."""
+        return now < self._trusted_until and now < self._survey_at
+
+    def is_flush_due(self, intervals: int) -> bool:
+        """Whether the last commit is so many commit intervals ago."""
+        return time.monotonic() - self._flushed_at >= intervals * self._options.commit_interval_seconds
 
     def flush(self) -> tuple[int, ...]:
         """Commit what is finished; forget the partitions that are somebody else's by now, and return their numbers."""
-        finished = _finished(self.claimed.values())
-        if not finished:
-            return ()
-        written = self._database.write(
-            lambda conn: consume.commit(conn, self._database.dialect, self.group, self.member_id, finished)
-        )
-        return self._note_written(finished, written)
+        return self._forget_lost(*self._write(self.finished()))
+
+    def finished(self) -> list[tuple[Claim, Commit]]:
+        """What ``flush`` and ``flush_unlocked`` would commit now."""
+        self._flushed_at = time.monotonic()
+        return _finished(self.claimed.values())
+
+    def flush_unlocked(self, finished: list[tuple[Claim, Commit]]) -> None:
+        """Commit what was *finished*, without the consumer's lock, so that its loops go on meanwhile.
+
+        What turns out to be somebody else's is left to the next survey, which is due at once.
+        """
+        _, written = self._write(finished)
+        if len(written) < len(finished):
+            self.look_around()
 
     def give_back(self) -> None:
         """Commit what is finished and hand everything back, but stay a member."""
@@ -196,6 +203,7 @@ class Ownership:
             )
         )
         self._note_written(finished, written)
+        self._forget_lost(finished, written)
         self._drop(going)
         numbers = {id_: number for number, id_ in enumerate(self._joining.topic.partition_ids)}
         for new in taken:
@@ -217,21 +225,37 @@ class Ownership:
                 self._joining.topic.name,
             )
 
-    def _note_written(self, finished: list[tuple[Claim, Commit]], written: list[Commit]) -> tuple[int, ...]:
-        self._flushed_at = time.monotonic()
-        for commit in written:
-            self.claimed[commit.partition_id].committed = commit.offset
+    def _write(self, finished: list[tuple[Claim, Commit]]) -> tuple[list[tuple[Claim, Commit]], list[Commit]]:
+        if not finished:
+            return finished, []
+        durably = self._options.durable_positions
+        written = self._database.settle(
+            lambda conn: consume.commit(
+                conn, self._database.dialect, self.group, self.member_id, finished, durably=durably
+            )
+        )
+        self._note_written(finished, written)
+        return finished, written
+
+    def _note_written(self, finished: list[tuple[Claim, Commit]], written: list[Commit]) -> None:
+        offsets = {commit.partition_id: commit.offset for commit in written}
+        for claim, _ in finished:
+            progress = self.claimed.get(claim.partition_id)
+            if progress is not None and _claim(progress) == claim and claim.partition_id in offsets:
+                progress.note_committed(offsets[claim.partition_id])
+        self._prune([p for p in list(self.claimed.values()) if p.old_positions >= consume.PRUNE_EVERY])
+
+    def _forget_lost(self, finished: list[tuple[Claim, Commit]], written: list[Commit]) -> tuple[int, ...]:
         lost = {claim.partition_id for claim, _ in finished} - {commit.partition_id for commit in written}
         numbers = tuple(sorted(self.claimed[id_].partition for id_ in lost))
         self._drop(lost)
-        self._prune([p for p in self.claimed.values() if p.committed - p.pruned_to >= consume.PRUNE_EVERY])
         return numbers
 
     def _prune(self, overgrown: list[PartitionProgress]) -> None:
         if overgrown:
             self._database.write(lambda conn: consume.prune(conn, self._database.dialect, self.group, overgrown))
         for progress in overgrown:
-            progress.pruned_to = progress.committed
+            progress.note_pruned()
 
     def _end(self, flow: membership.Ending) -> None:
         finished = _finished(self.claimed.values())

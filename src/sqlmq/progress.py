@@ -5,7 +5,9 @@ Pure, and not safe to share between threads: the consumer's lock guards it.
 
 from __future__ import annotations
 
+import math
 from collections import deque
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -18,13 +20,26 @@ if TYPE_CHECKING:
 
 @dataclass(eq=False, slots=True)
 class Span:
-    """Messages of one partition that are in somebody's hands: offsets *first* up to, not including, *end*."""
+    """Messages of one partition that are in somebody's hands, from the offset *first* on, which is the lowest not done.
+
+    Those of a loop are lent to it: it takes one after the other, without the consumer's lock, and what it has not taken
+    can be recalled under the lock at any moment. That works because each message leaves the deque once, at one end.
+    """
 
     progress: PartitionProgress
     first: int
-    end: int
+    lent: deque[Message] = field(default_factory=deque)
     is_left: bool = False
     """Whoever had them has left the loop in which he handled them, perhaps by an exception."""
+
+    def take(self) -> Message | None:
+        """The next message that is lent, None if there is none; the one before is done."""
+        try:
+            message = self.lent.popleft()
+        except IndexError:
+            return None
+        self.first = message.offset or 0
+        return message
 
 
 @dataclass(eq=False, slots=True)
@@ -43,8 +58,12 @@ class PartitionProgress:
     next_offset: int = field(init=False)
     pruned_to: int = 0
     """Below this, the group's old positions were deleted."""
+    old_positions: float = math.inf
+    """How many of the group's old positions there are; nobody knows, at first, how many the owners before have left."""
     _ahead: deque[Message] = field(init=False, default_factory=deque)
     _in_hand: list[Span] = field(init=False, default_factory=list)
+    _lent: Span | None = field(init=False, default=None)
+    """The one of them of which something is lent."""
 
     def __post_init__(self) -> None:
         self.next_offset = self.committed
@@ -66,39 +85,79 @@ class PartitionProgress:
 
     def receive(self, messages: Sequence[Message]) -> None:
         """Keep *messages*, read from ``read_position`` on; raise OffsetGapError at an offset that is not there."""
-        for expected, message in enumerate(messages, self.read_position):
-            if message.offset != expected:
-                raise OffsetGapError(self.topic, self.partition, expected=expected, found=message.offset or 0)
+        check_dense(self.topic, self.partition, messages, self.read_position)
         self._ahead.extend(messages)
 
     def hand_out(self, at_most: int) -> tuple[list[Message], Span]:
         """Give up to *at_most* messages away, in order, with the span that stands for them until it is finished."""
-        count = min(at_most, len(self._ahead))
-        messages = [self._ahead.popleft() for _ in range(count)]
-        span = Span(self, self.next_offset, self.next_offset + count)
-        self.next_offset = span.end
-        self._in_hand.append(span)
-        return messages, span
+        self.recall()
+        if at_most < len(self._ahead):
+            messages = [self._ahead.popleft() for _ in range(at_most)]
+        else:
+            messages = list(self._ahead)
+            self._ahead.clear()
+        return messages, self._span(len(messages))
+
+    def lend(self, at_most: int) -> Span:
+        """Lend up to *at_most* messages to a loop, which takes them in order."""
+        messages, span = self.hand_out(at_most)
+        span.lent.extend(messages)
+        self._lent = span
+        return span
+
+    def recall(self) -> None:
+        """Take back, to the front of what is read ahead, what was lent and is not taken yet."""
+        span, self._lent = self._lent, None
+        # A loop may take from the other end at this very moment.
+        with suppress(IndexError):
+            while span is not None:
+                self._ahead.appendleft(span.lent.pop())
+                self.next_offset -= 1
 
     def finish(self, span: Span) -> None:
-        """The messages of *span* are done."""
+        """What was taken of *span* is done."""
+        self.recall()
         self._in_hand.remove(span)
 
     def give_up(self, span: Span) -> None:
         """Nobody will finish *span*: it, and what was handed out after it, has to be read and handed out again."""
+        self.drop_ahead()
         self._in_hand.remove(span)
         self.next_offset = min(self.next_offset, span.first)
-        self._ahead.clear()
 
     def drop_ahead(self) -> None:
-        """Forget what is read ahead: it may be somebody else's by now, or soon."""
+        """Forget what is read ahead, or lent: it may be somebody else's by now, or soon."""
+        self.recall()
         self._ahead.clear()
+
+    def note_committed(self, offset: int) -> None:
+        """The database knows that everything below *offset* is done."""
+        self.committed = max(self.committed, offset)
+        self.old_positions += 1
+
+    def note_pruned(self) -> None:
+        """The database has no position but the last one."""
+        self.pruned_to = self.committed
+        self.old_positions = 0
 
     def committable(self) -> int:
         """The lowest offset that is not done: where a successor has to begin."""
         return min(self.next_offset, *(span.first for span in self._in_hand)) if self._in_hand else self.next_offset
 
+    def _span(self, count: int) -> Span:
+        span = Span(self, self.next_offset)
+        self.next_offset += count
+        self._in_hand.append(span)
+        return span
+
     @property
     def has_uncommitted(self) -> bool:
         """Whether something is done that the database does not know of."""
         return self.committable() > self.committed
+
+
+def check_dense(topic: str, partition: int, messages: Sequence[Message], start: int) -> None:
+    """Raise OffsetGapError unless the offsets of *messages* are those from *start* on, one after the other."""
+    for expected, message in enumerate(messages, start):
+        if message.offset != expected:
+            raise OffsetGapError(topic, partition, expected=expected, found=message.offset or 0)

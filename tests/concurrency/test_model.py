@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import threading
 import time
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -35,9 +36,9 @@ from sqlmq.flows.produce import Routed
 from sqlmq.partitioner import Rotation, partition_for_key
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
-    from sqlmq import ProducerResult
+    from sqlmq import GroupPartition, ProducerResult
     from tests.conftest import DatabaseUnderTest
 
 IN_CI = "CI" in os.environ
@@ -60,8 +61,17 @@ class Reader:
     done: dict[int, int] = field(default_factory=dict)
     """By partition: the offset after the last one that is done."""
 
+    left: set[int] = field(default_factory=set)
+    """Partitions whose last message is the one at which a loop was left."""
+
     def ask(self) -> None:
+        self.left.clear()
         self.done.update(self.next_offsets)
+
+    def commit(self) -> None:
+        for partition in self.left & self.next_offsets.keys():
+            self.next_offsets[partition] += 1
+        self.ask()
 
 
 @dataclass
@@ -96,7 +106,11 @@ class Model(RuleBasedStateMachine):
         self.prefix = f"topic{self.examples}x"
         # Consumers in this process commit by time, too; not within a test.
         self.mq = MQ(
-            self.database.url, schema=self.database.schema, commit_interval_seconds=10_000, max_message_bytes=1000
+            self.database.url,
+            schema=self.database.schema,
+            commit_interval_seconds=10_000,
+            max_message_bytes=1000,
+            prefetch=6,
         )
         self.engine = create_engine(self.database.url)
         self.dialect = dialect_named(self.engine.dialect.name, self.database.schema)
@@ -227,13 +241,32 @@ class Model(RuleBasedStateMachine):
         self.check_delivery(reader, at_most)
 
     @precondition(lambda self: self.readers)
+    @rule(pick=PICK, count=st.integers(min_value=1, max_value=5))
+    def loop(self, pick: int, count: int) -> None:
+        """The steps of a loop that does not wait, and is left at its last message."""
+        reader = self.readers[pick % len(self.readers)]
+        consumer = reader.consumer
+        described = self.begin_to_ask(reader)
+
+        for span in consumer._ask(consumer._lend, 10, 0):
+            self.forget_others(reader, described)
+            taken = [message for message in (span.take() for _ in range(count)) if message]
+            for message in taken:
+                self.check_message(reader, described, message)
+            partition, offset = span.progress.partition, taken[-1].offset or 0
+            reader.done[partition] = reader.next_offsets[partition] = offset
+            reader.left = {partition}
+            self.may_be_done(reader)
+        consumer._leave_in_hand(threading.current_thread())
+
+    @precondition(lambda self: self.readers)
     @rule(pick=PICK)
     def commit(self, pick: int) -> None:
         reader = self.readers[pick % len(self.readers)]
 
         reader.consumer.commit()
 
-        reader.ask()
+        reader.commit()
         self.commit_what_is_done(reader)
 
     @precondition(lambda self: self.readers)
@@ -269,7 +302,7 @@ class Model(RuleBasedStateMachine):
         before = self.positions(reader)
         owned_by_others = self.owners(reader)
 
-        reader.ask()
+        reader.commit()
         self.may_be_done(reader)
         with contextlib.suppress(FencedError):
             reader.consumer.commit()
@@ -342,29 +375,38 @@ class Model(RuleBasedStateMachine):
             topic.log[result.partition].append(message.value)
 
     def check_delivery(self, reader: Reader, at_most: int) -> int:
-        topic = self.topics[reader.topic]
-        group = topic.groups[reader.group]
-        described = self.mq.describe_group(reader.topic, reader.group).partitions
-        reader.ask()
-        self.may_be_done(reader)
+        described = self.begin_to_ask(reader)
 
         messages = reader.consumer.poll(at_most, timeout=0)
 
         assert len(messages) <= at_most
+        self.forget_others(reader, described)
+        for message in messages:
+            self.check_message(reader, described, message)
+        return len(messages)
+
+    def begin_to_ask(self, reader: Reader) -> tuple[GroupPartition, ...]:
+        described = self.mq.describe_group(reader.topic, reader.group).partitions
+        reader.ask()
+        self.may_be_done(reader)
+        return described
+
+    def forget_others(self, reader: Reader, described: Iterable[GroupPartition]) -> None:
         for partition in described:
             if partition.owner != reader.consumer.name:
                 # Taken over just now, if at all: it begins where the group stood.
                 reader.next_offsets.pop(partition.number, None)
                 reader.done.pop(partition.number, None)
-        for message in messages:
-            assert message.partition is not None
-            assert message.offset is not None
-            expected = reader.next_offsets.get(message.partition, described[message.partition].position)
-            assert message.offset == expected
-            assert message.value == topic.log[message.partition][message.offset]
-            reader.next_offsets[message.partition] = message.offset + 1
-            group.delivered.add((message.partition, message.offset))
-        return len(messages)
+
+    def check_message(self, reader: Reader, described: Sequence[GroupPartition], message: Message) -> None:
+        topic = self.topics[reader.topic]
+        assert message.partition is not None
+        assert message.offset is not None
+        expected = reader.next_offsets.get(message.partition, described[message.partition].position)
+        assert message.offset == expected
+        assert message.value == topic.log[message.partition][message.offset]
+        reader.next_offsets[message.partition] = message.offset + 1
+        topic.groups[reader.group].delivered.add((message.partition, message.offset))
 
     def may_be_done(self, reader: Reader) -> None:
         self.changed.add((reader.topic, reader.group))

@@ -70,7 +70,7 @@ class Raw:
         rows = messages.read(connection, self.dialect, [position], limit=100_000, max_bytes=1 << 30)
         # A snapshot ends with its transaction.
         connection.rollback()
-        return [(row.offset, row.value) for row in rows]
+        return [(offset, value) for _, offset, _, value, _, _ in rows]
 
 
 class Writer:

@@ -19,7 +19,8 @@ made = st.builds(Message, st.binary(), st.none() | st.binary(), st.dictionaries(
 
 
 def arrived(message: Message, *, offset: int = 7) -> Message:
-    return Message.arrived("orders", 2, offset, message.key, message.value, message.headers_json, 1_500_000)
+    row = (1, offset, message.key, message.value, message.headers_json, 1_500_000)
+    return Message.arrived("orders", 2, [row])[0]
 
 
 def test_a_message_has_what_it_was_made_of() -> None:
@@ -40,7 +41,7 @@ def test_an_arrived_message_has_the_headers_that_were_sent(message: Message) -> 
 
 
 def test_headers_may_arrive_as_bytes() -> None:
-    message = Message.arrived("orders", 0, 0, None, b"", '{"ä":"ö"}'.encode(), 0)
+    (message,) = Message.arrived("orders", 0, [(1, 0, None, b"", '{"ä":"ö"}'.encode(), 0)])
 
     assert (message.headers, message.headers_json) == ({"ä": "ö"}, '{"ä":"ö"}')
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
@@ -15,7 +17,7 @@ START = 5
 
 
 def log(start: int, end: int) -> list[Message]:
-    return [Message.arrived("orders", 0, offset, None, b"", None, 0) for offset in range(start, end)]
+    return Message.arrived("orders", 0, [(1, offset, None, b"", None, 0) for offset in range(start, end)])
 
 
 def begun(messages: int = 0) -> PartitionProgress:
@@ -24,8 +26,8 @@ def begun(messages: int = 0) -> PartitionProgress:
     return progress
 
 
-def offsets(messages: list[Message]) -> list[int | None]:
-    return [message.offset for message in messages]
+def offsets(messages: list[Message]) -> list[int]:
+    return [message.offset for message in messages if message.offset is not None]
 
 
 def test_reading_begins_at_the_groups_position() -> None:
@@ -87,6 +89,60 @@ def test_forgetting_what_was_read_ahead_reads_it_again() -> None:
     assert (progress.ahead, progress.read_position) == (0, START + 2)
 
 
+def test_what_is_lent_is_done_message_by_message() -> None:
+    progress = begun(5)
+    span = progress.lend(3)
+
+    done = []
+    while span.take():
+        done.append(progress.committable())
+
+    assert done == [START, START + 1, START + 2]
+
+
+def test_what_is_lent_and_not_taken_can_be_recalled() -> None:
+    progress = begun(5)
+    span = progress.lend(4)
+    span.take()
+
+    progress.recall()
+
+    assert span.take() is None
+    assert offsets(progress.hand_out(9)[0]) == [6, 7, 8, 9]
+    assert progress.committable() == START
+
+
+def test_finishing_what_was_lent_finishes_only_what_was_taken() -> None:
+    progress = begun(5)
+    span = progress.lend(5)
+    span.take()
+
+    progress.finish(span)
+
+    assert (progress.committable(), progress.read_position, progress.is_idle) == (START + 1, START + 5, True)
+
+
+def test_a_loop_and_a_recall_from_another_thread_never_get_the_same_message() -> None:
+    for _ in range(200):
+        progress = begun(50)
+        span = progress.lend(50)
+        taken: list[int] = []
+        start = threading.Barrier(2)
+
+        def take(span: Span = span, taken: list[int] = taken, start: threading.Barrier = start) -> None:
+            start.wait()
+            while message := span.take():
+                taken.extend(offsets([message]))
+
+        thread = threading.Thread(target=take)
+        thread.start()
+        start.wait()
+        progress.recall()
+        thread.join()
+
+        assert taken + offsets(progress.hand_out(50)[0]) == list(range(START, START + 50))
+
+
 @pytest.mark.parametrize("start", [START - 1, START + 1, START + 100])
 def test_an_offset_that_is_not_the_next_is_an_error(start: int) -> None:
     with pytest.raises(OffsetGapError) as caught:
@@ -111,6 +167,7 @@ class Model(RuleBasedStateMachine):
         super().__init__()
         self.progress = begun()
         self.spans: list[Span] = []
+        self.given: dict[Span, list[int]] = {}
         self.finished: set[int] = set()
         self.end = START
 
@@ -123,18 +180,39 @@ class Model(RuleBasedStateMachine):
     @precondition(lambda self: self.progress.ahead)
     @rule(at_most=st.integers(1, 5))
     def hand_out(self, at_most: int) -> None:
-        expected = self.progress.next_offset
+        expected = self.progress.next_offset - sum(len(span.lent) for span in self.spans)
         messages, span = self.progress.hand_out(at_most)
         assert 1 <= len(messages) <= at_most
-        assert offsets(messages) == list(range(expected, expected + len(messages))) == list(range(span.first, span.end))
+        assert offsets(messages) == list(range(expected, expected + len(messages)))
         self.spans.append(span)
+        self.given[span] = list(range(expected, expected + len(messages)))
+
+    @precondition(lambda self: self.progress.ahead)
+    @rule(at_most=st.integers(1, 5))
+    def lend(self, at_most: int) -> None:
+        span = self.progress.lend(at_most)
+        self.spans.append(span)
+        self.given[span] = []
+
+    @precondition(lambda self: any(span.lent for span in self.spans))
+    @rule()
+    def take(self) -> None:
+        span = next(span for span in self.spans if span.lent)
+        message = span.take()
+        assert message is not None
+        self.finished.update(self.given[span])
+        self.given[span] = offsets([message])
+
+    @rule()
+    def recall(self) -> None:
+        self.progress.recall()
 
     @precondition(lambda self: self.spans)
     @rule(data=st.data())
     def finish(self, data: st.DataObject) -> None:
         span = self.spans.pop(data.draw(st.integers(0, len(self.spans) - 1)))
         self.progress.finish(span)
-        self.finished.update(range(span.first, span.end))
+        self.finished.update(self.given[span])
 
     @precondition(lambda self: self.spans)
     @rule(data=st.data())
@@ -156,8 +234,9 @@ class Model(RuleBasedStateMachine):
 
     @invariant()
     def everything_is_in_hand_or_ahead_or_finished_or_to_be_read(self) -> None:
-        held = {offset for span in self.spans for offset in range(span.first, span.end)}
-        assert set(range(START, self.progress.next_offset)) <= held | self.finished
+        held = {offset for span in self.spans for offset in self.given[span]}
+        lent = {message.offset for span in self.spans for message in span.lent}
+        assert set(range(START, self.progress.next_offset)) <= held | lent | self.finished
         assert self.progress.read_position == self.progress.next_offset + self.progress.ahead
 
     @invariant()

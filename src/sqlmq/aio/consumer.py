@@ -8,7 +8,7 @@ import math
 import time
 import weakref
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Self, TypeVar
 
 from sqlmq.aio.transaction import AsyncTransaction
 from sqlmq.errors import ConsumerClosedError
@@ -17,7 +17,7 @@ from sqlmq.timing import Deadline
 from sqlmq.transaction import Host
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Callable
     from types import TracebackType
 
     from sqlmq.aio.engines import Engines
@@ -25,6 +25,13 @@ if TYPE_CHECKING:
     from sqlmq.aio.transaction import AsyncSessionSource
     from sqlmq.consumer import Consumer
     from sqlmq.message import Message
+    from sqlmq.progress import Span
+    from sqlmq.stock import Receiver
+
+T = TypeVar("T")
+
+_YIELD_SECONDS = 0.01
+"""How long a loop may go on without letting other tasks run."""
 
 
 class AsyncConsumer:
@@ -77,7 +84,7 @@ class AsyncConsumer:
         when the consumer is or becomes closed. Raises RuntimeError in a task of its own, which would end with the
         message unfinished.
         """
-        return self._sync._only(await self._ask(1, check_timeout(timeout)), timeout)
+        return self._sync._only(await self._ask(self._sync._hand_out, 1, check_timeout(timeout)), timeout)
 
     def consume_chan(self) -> AsyncIterator[Message]:
         """Give one message after the other, each when the one before is done; ends when the consumer closes.
@@ -96,7 +103,7 @@ class AsyncConsumer:
         Each partition's messages come in order. Waits up to *timeout* seconds, without one for ever; an empty list
         says that nothing came. ``timeout=0`` looks once. Raises RuntimeError in a task of its own.
         """
-        return await self._ask(check_max_messages(max_messages), check_timeout(timeout))
+        return await self._ask(self._sync._hand_out, check_max_messages(max_messages), check_timeout(timeout))
 
     def transaction(
         self, max_messages: int = 100, timeout: float | None = None, session: AsyncSessionSource | None = None
@@ -154,7 +161,7 @@ class AsyncConsumer:
 
     # The loop of a task: as that of a thread, with the steps in threads and the waiting in the event loop.
 
-    async def _ask(self, at_most: int, timeout: float | None) -> list[Message]:
+    async def _ask(self, give: Callable[[Receiver, int], list[T]], at_most: int, timeout: float | None) -> list[T]:
         receiver = self._receiver()
         sync = self._sync
         deadline = Deadline.after(timeout, time.monotonic())
@@ -162,25 +169,25 @@ class AsyncConsumer:
         has_turn = False
         attempt = 0
 
-        def look() -> list[Message]:
-            return sync._try(receiver, at_most, deadline)
+        def look() -> list[T]:
+            return sync._try(receiver, give, at_most, deadline)
 
-        def finish_and_look() -> list[Message]:
+        def finish_and_look() -> list[T]:
             sync._finish(receiver)
             return look()
 
-        def give_back(_messages: list[Message]) -> None:
+        def give_back(_given: list[T]) -> None:
             sync._give_up(receiver)
 
         step = finish_and_look
         try:
             while True:
                 seen = sync._wakeups.count
-                messages = await self._threads.run(step, give_back)
+                given = await self._threads.run(step, give_back)
                 step = look
                 now = time.monotonic()
-                if messages or deadline.passed(now):
-                    return messages
+                if given or deadline.passed(now):
+                    return given
                 if not has_turn:
                     is_taken = turn.locked()
                     with sync._wakeups.awaited():
@@ -258,18 +265,39 @@ class _Messages:
 
     def __init__(self, consumer: AsyncConsumer) -> None:
         self._consumer = consumer
+        self._may_take = consumer._sync._may_take
         self._given_to: TaskReceiver | None = None
+        self._span: Span
+        self._yield_at = 0.0
 
     def __aiter__(self) -> Self:
         return self
 
     async def __anext__(self) -> Message:
+        if self._given_to is not None and self._given_to.task is asyncio.current_task():
+            now = time.monotonic()
+            if now > self._yield_at:
+                await asyncio.sleep(0)
+                self._yield_at = now + _YIELD_SECONDS
+            if self._may_take(now) and (message := self._span.take()) is not None:
+                return message
+        return await self._ask()
+
+    async def _ask(self) -> Message:
+        consumer = self._consumer
         self._given_to = None
         try:
-            message = await self._consumer.consume()
+            while True:
+                if consumer._sync._ack == "before":
+                    return await consumer.consume()
+                (self._span,) = await consumer._ask(consumer._sync._lend, consumer._sync._options.read_messages, None)
+                message = self._span.take()
+                if message is not None:  # nobody else has asked in between
+                    break
         except ConsumerClosedError:
             raise StopAsyncIteration from None
-        self._given_to = self._consumer._receiver()
+        self._given_to = consumer._receiver()
+        self._yield_at = time.monotonic() + _YIELD_SECONDS
         return message
 
     async def aclose(self) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-from sqlmq.dialects.base import Batch, Dialect, Held, Listening, LogRow, Position, without_secrets
+from sqlmq.dialects.base import Batch, Dialect, Held, HeldPosition, Listening, Position, without_secrets
 from sqlmq.errors import InvalidURLError
 
 if TYPE_CHECKING:
@@ -18,8 +18,8 @@ __all__ = [
     "Batch",
     "Dialect",
     "Held",
+    "HeldPosition",
     "Listening",
-    "LogRow",
     "Position",
     "blocking",
     "canonical",

@@ -7,6 +7,7 @@ how a writing one has to begin.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from operator import itemgetter
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 from weakref import WeakKeyDictionary
 
@@ -19,7 +20,13 @@ if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncEngine
 
     from sqlmq.errors import SqlmqError
-    from sqlmq.message import Message
+    from sqlmq.message import LogRow, Message
+
+
+_SMALL_BYTES = 1024
+"""Where the allowance for a row is less than this, values are likely to exceed it."""
+
+_value_of = itemgetter(3)
 
 
 class Batch(NamedTuple):
@@ -38,15 +45,12 @@ class Position(NamedTuple):
     offset: int
 
 
-class LogRow(NamedTuple):
-    """A row of the log as the driver gives it, undecoded. The moment counts microseconds from 1970, UTC."""
+class HeldPosition(NamedTuple):
+    """A group's new position in one partition, and the epoch of the claim that entitles to it."""
 
     partition_id: int
+    epoch: int
     offset: int
-    key: bytes | None
-    value: bytes
-    headers_json: str | bytes | None
-    timestamp_us: int
 
 
 class Held(NamedTuple):
@@ -85,6 +89,10 @@ class Dialect(ABC):
     """Whether ``change_token`` tells something."""
     can_notify: ClassVar[bool] = False
     """Whether ``notify`` reaches other processes."""
+    reads_in_parallel: ClassVar[bool] = False
+    """Whether a thread that reads leaves the processor to others for most of the time."""
+    moments_from_us: ClassVar[int] = 0
+    """From where the moments of ``LogRow`` count, in microseconds after 1970-01-01 UTC."""
 
     def __init__(self, schema: str | None) -> None:
         self.schema = schema
@@ -169,6 +177,17 @@ class Dialect(ABC):
     def insert_new(self, table: Table, unique: Sequence[str]) -> Insert:
         """An INSERT that leaves alone a row which is there already, by the columns *unique*."""
 
+    def commit_held(
+        self, conn: Connection, group_id: int, member_id: int, positions: Sequence[HeldPosition], *, durably: bool
+    ) -> set[int] | None:
+        """Lock those claims that *member_id* still has, and insert the group's *positions* there, in one statement.
+
+        Returns the ids of those partitions; None, and does nothing, where that takes several statements. A position
+        that is there already is no error. Unless *durably*, a server that crashes right after may have forgotten it.
+        """
+        del conn, group_id, member_id, positions, durably
+        return None
+
     @abstractmethod
     def append(self, conn: Connection, batches: Sequence[Batch]) -> list[int]:
         """Number the messages of *batches*, which are in order of ``partition_id``, and add them to the log.
@@ -197,12 +216,25 @@ class Dialect(ABC):
     def identify(self, conn: Connection) -> tuple[object, ...]:
         """Ask what ``identity`` tells."""
 
-    @abstractmethod
     def read(self, conn: Connection, positions: Sequence[Position], limit: int, max_bytes: int) -> list[LogRow]:
         """Read up to *limit* rows, a fair part from each partition that has any, in order of offset in each.
 
         Stops in each partition before its part of *max_bytes* of values is exceeded, but never before its first row.
         """
+        # Adding up sizes doubles what a read costs, and needs no doing where so many rows can't be too much together.
+        if (small := max_bytes // limit) >= _SMALL_BYTES:
+            rows = self.read_small(conn, positions, limit, small)
+            if None not in map(_value_of, rows):
+                return rows
+        return self.read_within(conn, positions, limit, max_bytes)
+
+    @abstractmethod
+    def read_small(self, conn: Connection, positions: Sequence[Position], limit: int, small: int) -> list[LogRow]:
+        """As ``read``, with None for values of more than *small* bytes, and without adding up."""
+
+    @abstractmethod
+    def read_within(self, conn: Connection, positions: Sequence[Position], limit: int, max_bytes: int) -> list[LogRow]:
+        """As ``read``, adding up the sizes."""
 
     def change_token(self, conn: Connection) -> int:
         """A number that changes when another connection has written, read at next to no cost."""

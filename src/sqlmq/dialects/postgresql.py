@@ -1,7 +1,7 @@
 """Postgres, through psycopg 3.
 
 The hot statements go to the driver as they are: an array in binary form costs a third of the text form from 1,000
-messages on, and a row read in binary half.
+messages on. Reading has a module of its own.
 """
 
 from __future__ import annotations
@@ -10,15 +10,13 @@ import re
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import psycopg
-from psycopg.adapt import Loader
-from psycopg.pq import Format
-from psycopg.types.numeric import Int8BinaryLoader
-from sqlalchemy import ColumnElement, DateTime, Float, String, create_engine, func, literal_column, select, text, true
+from sqlalchemy import ColumnElement, DateTime, Float, String, create_engine, func, literal_column, select, true
 from sqlalchemy.dialects import postgresql
 from sqlalchemy.exc import DBAPIError
 
 from sqlmq.dialects import postgresql_listening
-from sqlmq.dialects.base import Batch, Dialect, Held, Listening, LogRow, Position
+from sqlmq.dialects.base import Batch, Dialect, Held, HeldPosition, Listening, Position
+from sqlmq.dialects.postgresql_reading import POSTGRES_EPOCH_US, Reading
 from sqlmq.errors import (
     DatabaseBusyError,
     DatabaseError,
@@ -35,14 +33,13 @@ from sqlmq.errors import (
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
 
-    from psycopg.abc import Buffer
     from sqlalchemy import URL, Connection, Engine, Insert, Select, Table
     from sqlalchemy.ext.asyncio import AsyncEngine
 
+    from sqlmq.message import LogRow
+
 _CONNECT_TIMEOUT_SECONDS = 10
 _TCP_USER_TIMEOUT_MS = 30_000
-# 2000-01-01, from which Postgres counts, in microseconds after 1970-01-01.
-_POSTGRES_EPOCH_US = 946_684_800_000_000
 # What our own functions raise: a SQLSTATE, and words that every driver hands on.
 _ISOLATION = "MQ001"
 _UNKNOWN_PARTITION = re.compile(r"the topic of partition id (\d+) was deleted")
@@ -55,20 +52,13 @@ _PLACEHOLDERS = {
 }
 
 
-class _JsonbLoader(Loader):
-    """The JSON text of a jsonb value, undecoded. https://www.postgresql.org/docs/current/datatype-json.html."""
-
-    format = Format.BINARY
-
-    def load(self, data: Buffer) -> bytes:
-        return bytes(data)[1:]  # the first byte is the version of the form
-
-
 class Postgresql(Dialect):
     """Postgres 13 and later."""
 
     name: ClassVar[str] = "postgresql"
     can_notify: ClassVar[bool] = True
+    reads_in_parallel: ClassVar[bool] = True
+    moments_from_us: ClassVar[int] = POSTGRES_EPOCH_US
 
     def __init__(self, schema: str | None) -> None:
         super().__init__(schema)
@@ -80,40 +70,25 @@ class Postgresql(Dialect):
         prefix = prefix.replace("%", "%%")
         self._append_sql = {driver: _call(f"{prefix}sqlmq_append", marks) for driver, marks in _PLACEHOLDERS.items()}
         self._publish_sql = {driver: _call(f"{prefix}sqlmq_publish", marks) for driver, marks in _PLACEHOLDERS.items()}
-        # `ready` is the one probe of an idle consumer. ORDER BY and LIMIT make it an index look-up for each partition:
-        # an EXISTS may become a join that reads the whole log, and did. The window adds up sizes without reading
-        # values that are stored out of line.
-        self._read_sql = f"""
-            WITH ready AS MATERIALIZED (
-                SELECT p.id, at.position
-                FROM unnest(%b::bigint[], %b::bigint[]) AS at (id, position)
-                JOIN {prefix}sqlmq_partition p ON p.id = at.id AND p.topic_id IS NOT NULL
-                CROSS JOIN LATERAL (
-                    SELECT FROM {prefix}sqlmq_message m
-                    WHERE m.partition_id = at.id AND m.msg_offset >= at.position
-                    ORDER BY m.msg_offset LIMIT 1
-                ) AS has_any
+        self._reading = Reading(prefix)
+        # A claim that somebody has taken over while we waited for its lock is looked at again, and is not ours.
+        # https://www.postgresql.org/docs/current/transaction-iso.html#XACT-READ-COMMITTED
+        self._commit_sql = f"""
+            WITH new AS (
+                SELECT * FROM unnest(%b::bigint[], %b::bigint[], %b::bigint[]) AS new (partition_id, epoch, position)
+            ), held AS MATERIALIZED (
+                SELECT c.group_id, c.partition_id, new.position
+                FROM new JOIN {prefix}sqlmq_claim c ON c.partition_id = new.partition_id AND c.epoch = new.epoch
+                WHERE c.group_id = %b::bigint AND c.member_id = %b::bigint
+                ORDER BY c.partition_id
+                FOR NO KEY UPDATE OF c
+            ), written AS (
+                INSERT INTO {prefix}sqlmq_group_offset (group_id, partition_id, committed_offset)
+                SELECT * FROM held ON CONFLICT DO NOTHING
             )
-            SELECT r.id, m.msg_offset, m.key, m.value, m.headers, m.created_at
-            FROM ready r CROSS JOIN LATERAL (
-                SELECT m.*, sum(octet_length(m.value)) OVER (ORDER BY m.msg_offset) - octet_length(m.value) AS before
-                FROM {prefix}sqlmq_message m
-                WHERE m.partition_id = r.id AND m.msg_offset >= r.position
-                ORDER BY m.msg_offset
-                LIMIT (SELECT greatest(1, %b::bigint / count(*)) FROM ready)
-            ) m
-            WHERE m.before = 0 OR m.before + octet_length(m.value) <= (SELECT %b::bigint / count(*) FROM ready)
-            ORDER BY r.id, m.msg_offset
+            SELECT partition_id FROM held
+            WHERE %b OR set_config('synchronous_commit', 'off', true) IS NOT NULL
         """
-
-        # As a text of SQLAlchemy's, in which a colon begins a parameter.
-        pieces = self._read_sql.replace("m.headers, m.created_at", _PORTABLE_COLUMNS).replace("%%", "%").split("%b::")
-        names = ["ids", "offsets", "at_most", "max_bytes"]
-        kinds = ["bigint[]", "bigint[]", "bigint", "bigint"]
-        self._portable_read_sql = pieces[0].replace(":", "\\:") + "".join(
-            f"CAST(:{name} AS {kind})" + piece.removeprefix(kind).replace(":", "\\:")
-            for name, kind, piece in zip(names, kinds, pieces[1:], strict=True)
-        )
 
     def create_engine(self, url: URL) -> Engine:
         driver = url.drivername.partition("+")[2] or "psycopg"
@@ -196,6 +171,13 @@ class Postgresql(Dialect):
     def insert_new(self, table: Table, unique: Sequence[str]) -> Insert:
         return postgresql.insert(table).on_conflict_do_nothing(index_elements=unique)
 
+    def commit_held(
+        self, conn: Connection, group_id: int, member_id: int, positions: Sequence[HeldPosition], *, durably: bool
+    ) -> set[int] | None:
+        ids, epochs, offsets = (list(column) for column in zip(*positions, strict=True))
+        parameters = (ids, epochs, offsets, group_id, member_id, durably)
+        return set(conn.exec_driver_sql(self._commit_sql, parameters).scalars())
+
     def append(self, conn: Connection, batches: Sequence[Batch]) -> list[int]:
         bases = _number(conn, self._append_sql, batches)
         assert bases is not None  # noqa: S101 - the function either appends or raises
@@ -212,30 +194,11 @@ class Postgresql(Dialect):
         )
         return tuple(conn.execute(query, {"topics": self._topic_table}).one())
 
-    def read(self, conn: Connection, positions: Sequence[Position], limit: int, max_bytes: int) -> list[LogRow]:
-        connection = conn.connection.driver_connection
-        if not isinstance(connection, psycopg.Connection):
-            return self._read_by_any_driver(conn, positions, limit, max_bytes)
-        with connection.cursor(binary=True) as cursor:
-            cursor.adapters.register_loader("jsonb", _JsonbLoader)
-            # A timestamp as a number: making a datetime of each is half the cost of a read.
-            cursor.adapters.register_loader("timestamptz", Int8BinaryLoader)
-            ids, offsets = [p.partition_id for p in positions], [p.offset for p in positions]
-            cursor.execute(self._read_sql.encode(), (ids, offsets, limit, max_bytes))
-            return [
-                LogRow(partition_id, offset, key, value, headers, moment + _POSTGRES_EPOCH_US)
-                for partition_id, offset, key, value, headers, moment in cursor.fetchall()
-            ]
+    def read_small(self, conn: Connection, positions: Sequence[Position], limit: int, small: int) -> list[LogRow]:
+        return self._reading.small(conn, positions, limit, small)
 
-    def _read_by_any_driver(
-        self, conn: Connection, positions: Sequence[Position], limit: int, max_bytes: int
-    ) -> list[LogRow]:
-        """As ``read``, in the session of a user whose driver is for asyncio, or another one."""
-        ids, offsets = [p.partition_id for p in positions], [p.offset for p in positions]
-        rows = conn.execute(
-            text(self._portable_read_sql), {"ids": ids, "offsets": offsets, "at_most": limit, "max_bytes": max_bytes}
-        )
-        return [LogRow(id_, offset, key, value, headers, us) for id_, offset, key, value, headers, us in rows]
+    def read_within(self, conn: Connection, positions: Sequence[Position], limit: int, max_bytes: int) -> list[LogRow]:
+        return self._reading.within(conn, positions, limit, max_bytes)
 
     def notify(self, conn: Connection, payloads: Collection[str]) -> None:
         postgresql_listening.notify(conn, self._topic_table, payloads)
@@ -279,8 +242,6 @@ _ASYNCPG_SPELLINGS = {"ssl": "sslmode", "timeout": "connect_timeout"}
 
 # Of the outermost transaction, given once the row is locked; a later transaction has another.
 _TRANSACTION_ID = "CAST(pg_current_xact_id_if_assigned() AS text)"
-
-_PORTABLE_COLUMNS = "CAST(m.headers AS text), CAST(extract(epoch FROM m.created_at) * 1000000 AS bigint)"
 
 _MOST_MS = 2**31 - 1
 

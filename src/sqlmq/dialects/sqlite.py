@@ -7,6 +7,7 @@ written in between, without any waiting. https://www.sqlite.org/lang_transaction
 from __future__ import annotations
 
 import sqlite3
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -14,7 +15,7 @@ from sqlalchemy import ColumnElement, Float, StaticPool, create_engine, event, l
 from sqlalchemy.dialects import sqlite
 from sqlalchemy.exc import DBAPIError
 
-from sqlmq.dialects.base import Batch, Dialect, Held, LogRow, Position
+from sqlmq.dialects.base import Batch, Dialect, Held, Position
 from sqlmq.errors import (
     DatabaseBusyError,
     DatabaseError,
@@ -28,11 +29,13 @@ from sqlmq.errors import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from sqlalchemy import URL, Connection, Engine, Insert, Select, Table
-    from sqlalchemy.engine.interfaces import DBAPIConnection
+    from sqlalchemy.engine.interfaces import DBAPIConnection, DBAPICursor
     from sqlalchemy.ext.asyncio import AsyncEngine
+
+    from sqlmq.message import LogRow
 
 _BUSY_TIMEOUT_SECONDS = 10
 
@@ -170,24 +173,27 @@ class Sqlite(Dialect):
         # A database in memory is its connection's own.
         return ("file", str(Path(path).resolve())) if path else ("memory", id(conn.connection.driver_connection))
 
-    def read(self, conn: Connection, positions: Sequence[Position], limit: int, max_bytes: int) -> list[LogRow]:
-        # Of the pool's connection, not the driver's: this runs on drivers for asyncio too.
-        cursor = conn.connection.cursor()
-        ready = []
-        for position in positions:
-            cursor.execute(_PROBE_SQL, position)
-            if cursor.fetchone():
-                ready.append(position)
+    def read_small(self, conn: Connection, positions: Sequence[Position], limit: int, small: int) -> list[LogRow]:
         rows: list[LogRow] = []
-        for position in ready:
-            before = 0
-            cursor.execute(_READ_SQL, (*position, max(1, limit // len(ready))))
-            while (row := cursor.fetchone()) is not None:
-                if before and before + len(row[3]) > max_bytes // len(ready):
-                    break
-                before += len(row[3])
-                rows.append(LogRow._make(row))
-        cursor.close()
+        with _reading(conn) as cursor:
+            ready = _ready(cursor, positions)
+            for position in ready:
+                cursor.execute(_READ_SMALL_SQL, (small, *position, max(1, limit // len(ready))))
+                rows += cursor.fetchall()
+        return rows
+
+    def read_within(self, conn: Connection, positions: Sequence[Position], limit: int, max_bytes: int) -> list[LogRow]:
+        rows: list[LogRow] = []
+        with _reading(conn) as cursor:
+            ready = _ready(cursor, positions)
+            for position in ready:
+                before = 0
+                cursor.execute(_READ_SQL, (*position, max(1, limit // len(ready))))
+                while (row := cursor.fetchone()) is not None:
+                    if before and before + len(row[3]) > max_bytes // len(ready):
+                        break
+                    before += len(row[3])
+                    rows.append(row)
         return rows
 
     def change_token(self, conn: Connection) -> int:
@@ -229,6 +235,8 @@ _READ_SQL = """
     SELECT partition_id, msg_offset, key, value, headers, created_at FROM sqlmq_message
     WHERE partition_id = ? AND msg_offset >= ? ORDER BY msg_offset LIMIT ?
 """
+# SQLite knows the length of a value without reading it.
+_READ_SMALL_SQL = _READ_SQL.replace(" value,", " CASE WHEN length(value) <= ? THEN value END,")
 
 _VERDICTS: dict[int, tuple[type[DatabaseError], str]] = {
     sqlite3.SQLITE_BUSY: (DatabaseBusyError, "Another transaction writes for too long; keep them short."),
@@ -258,6 +266,26 @@ def _set_up_connection(connection: DBAPIConnection, _record: object) -> None:
     # With NORMAL, a commit that was acknowledged can be lost with the power.
     cursor.execute("PRAGMA synchronous = FULL")
     cursor.close()
+
+
+@contextmanager
+def _reading(conn: Connection) -> Iterator[DBAPICursor]:
+    # Of the pool's connection, not the driver's: this runs on drivers for asyncio too.
+    cursor = conn.connection.cursor()
+    try:
+        yield cursor
+    finally:
+        cursor.close()
+
+
+def _ready(cursor: DBAPICursor, positions: Sequence[Position]) -> list[Position]:
+    """Those of *positions* at which there is something."""
+    ready = []
+    for position in positions:
+        cursor.execute(_PROBE_SQL, position)
+        if cursor.fetchone():
+            ready.append(position)
+    return ready
 
 
 def _in_transaction(conn: Connection) -> bool:

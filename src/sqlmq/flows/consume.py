@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import groupby
+from operator import itemgetter
 from typing import TYPE_CHECKING
 
 from sqlmq.dialects import Position
@@ -22,25 +24,21 @@ PRUNE_EVERY = 1_000
 
 
 def fetch(
-    conn: Connection, dialect: Dialect, progresses: Sequence[PartitionProgress], *, limit: int, max_bytes: int
+    conn: Connection,
+    dialect: Dialect,
+    positions: Sequence[tuple[PartitionProgress, int]],
+    *,
+    limit: int,
+    max_bytes: int,
 ) -> dict[int, list[Message]]:
-    """Read on in all of *progresses* at once; return the messages by partition id. Takes no lock."""
-    by_id = {progress.partition_id: progress for progress in progresses}
-    wanted = [Position(progress.partition_id, progress.read_position) for progress in progresses]
+    """Read on at *positions* in several partitions at once; return the messages by partition id. Takes no lock."""
+    by_id = {progress.partition_id: progress for progress, _ in positions}
+    wanted = [Position(progress.partition_id, position) for progress, position in positions]
+    rows = messages.read(conn, dialect, wanted, limit=limit, max_bytes=max_bytes)
     found: dict[int, list[Message]] = {}
-    for row in messages.read(conn, dialect, wanted, limit=limit, max_bytes=max_bytes):
-        progress = by_id[row.partition_id]
-        found.setdefault(row.partition_id, []).append(
-            Message.arrived(
-                progress.topic,
-                progress.partition,
-                row.offset,
-                row.key,
-                row.value,
-                row.headers_json,
-                row.timestamp_us,
-            )
-        )
+    for partition_id, run in groupby(rows, itemgetter(0)):
+        topic, number = by_id[partition_id].topic, by_id[partition_id].partition
+        found[partition_id] = Message.arrived(topic, number, run, moments_from_us=dialect.moments_from_us)
     return found
 
 
@@ -50,13 +48,21 @@ def commit(
     group: Group,
     member_id: int,
     finished: Iterable[tuple[Claim, offsets.Commit]],
+    *,
+    durably: bool = True,
 ) -> list[offsets.Commit]:
     """Move the group on in those partitions that *member_id* still holds; return the commits that were written.
 
     The claims are locked until the transaction ends, so nobody takes a partition over between the check and the
-    write. What is missing from the answer is fenced: somebody else owns it, and nothing was written.
+    write. What is missing from the answer is fenced: somebody else owns it, and nothing was written. Unless *durably*,
+    a server that crashes right after may have forgotten it, and the messages come again.
     """
     finished = list(finished)
+    if not finished:
+        return []
+    written = offsets.commit_held(conn, dialect, group, member_id, finished, durably=durably)
+    if written is not None:
+        return [commit for _, commit in finished if commit.partition_id in written]
     held = {claim.partition_id for claim in groups.lock(conn, dialect, group, member_id, [c for c, _ in finished])}
     commits = [commit for _, commit in finished if commit.partition_id in held]
     offsets.insert_all(conn, dialect, group, commits)

@@ -9,9 +9,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple
 
 from sqlmq.dialects import Position
-from sqlmq.errors import FencedError, OffsetGapError, TransactionError, UnknownTopicError
+from sqlmq.errors import FencedError, TransactionError, UnknownTopicError
 from sqlmq.flows.consume import PRUNE_EVERY
 from sqlmq.message import Message
+from sqlmq.progress import check_dense
 from sqlmq.store import groups, holds, messages, offsets
 from sqlmq.store.offsets import Commit
 
@@ -101,13 +102,8 @@ def take(
         max_bytes=limits.max_bytes,
     )
     number = topic.partition_ids.index(claim.partition_id)
-    for expected, row in enumerate(rows, start):
-        if row.offset != expected:
-            raise OffsetGapError(topic.name, number, expected=expected, found=row.offset)
-    arrived = [
-        Message.arrived(topic.name, number, row.offset, row.key, row.value, row.headers_json, row.timestamp_us)
-        for row in rows
-    ]
+    arrived = Message.arrived(topic.name, number, rows, moments_from_us=dialect.moments_from_us)
+    check_dense(topic.name, number, arrived, start)
     return Taken(claim, held.token, start, arrived) if arrived else None
 
 

@@ -11,7 +11,8 @@ if TYPE_CHECKING:
 
     from sqlalchemy import Connection
 
-    from sqlmq.dialects import Batch, Dialect, LogRow, Position
+    from sqlmq.dialects import Batch, Dialect, Position
+    from sqlmq.message import LogRow
     from sqlmq.store.topics import Topic
 
 

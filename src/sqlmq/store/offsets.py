@@ -10,13 +10,15 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from sqlalchemy import delete, func, select
 
+from sqlmq.dialects import HeldPosition
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from sqlalchemy import Connection
 
     from sqlmq.dialects import Dialect
-    from sqlmq.store.groups import Group
+    from sqlmq.store.groups import Claim, Group
     from sqlmq.store.topics import Topic
 
 
@@ -25,6 +27,23 @@ class Commit(NamedTuple):
 
     partition_id: int
     offset: int
+
+
+def commit_held(
+    conn: Connection,
+    dialect: Dialect,
+    group: Group,
+    member_id: int,
+    finished: Sequence[tuple[Claim, Commit]],
+    *,
+    durably: bool,
+) -> set[int] | None:
+    """Insert those commits whose claims *member_id* still has, and return the ids of their partitions.
+
+    None, and nothing is done, where the database takes several statements for that: ``groups.lock``, ``insert_all``.
+    """
+    positions = [HeldPosition(claim.partition_id, claim.epoch, commit.offset) for claim, commit in finished]
+    return dialect.commit_held(conn, group.id, member_id, positions, durably=durably)
 
 
 def insert_all(conn: Connection, dialect: Dialect, group: Group, commits: Sequence[Commit]) -> None:

@@ -1,0 +1,190 @@
+"""What a consumer has read ahead of its partitions, and who has what of it in hand.
+
+Not safe to share between threads: the consumer's lock guards it, but for ``leave``. The thread in which the next messages
+are read, while those before are handled, touches the database and nothing here.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TYPE_CHECKING, NamedTuple, Protocol
+
+from sqlmq.flows import consume
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from sqlmq.database import Database
+    from sqlmq.message import Message
+    from sqlmq.options import Options
+    from sqlmq.ownership import Ownership
+    from sqlmq.progress import PartitionProgress, Span
+
+log = logging.getLogger(__name__)
+
+_REFILL_SECONDS = 0.1
+"""How often partitions that have nothing read ahead are looked at while others have."""
+_MOST_AT_ONCE = 100_000
+"""How many messages one look reads at the most, however many are asked for."""
+
+
+class Receiver(Protocol):
+    """Who gets messages and is to finish them: a thread, or a task. Equal to itself each time it asks."""
+
+    @property
+    def name(self) -> str:
+        """What it is called in the log."""
+
+    def is_alive(self) -> bool:
+        """Whether it can still finish what it got."""
+
+    def __hash__(self) -> int: ...
+
+
+class _Reading(NamedTuple):
+    """What is being read, by another thread."""
+
+    from_positions: list[tuple[PartitionProgress, int]]
+    found: Future[dict[int, list[Message]]]
+
+
+class Stock:
+    """Reads on, hands out, takes back. What was handed out counts as in hand until it is finished or given up."""
+
+    def __init__(self, database: Database, ownership: Ownership, options: Options) -> None:
+        self._database = database
+        self._ownership = ownership
+        self._options = options
+        self._in_hand: dict[Receiver, list[Span]] = {}
+        self._lent: Span | None = None
+        self._refill_at = 0.0
+        self._reader: ThreadPoolExecutor | None = None
+        self._reading: _Reading | None = None
+        self._has_backlog = False
+        """Whether the last look found about as much as it asked for, so that there is likely to be more."""
+
+    def refill(self, at_most: int) -> None:
+        """Read on in the partitions that have nothing read ahead; or take what was read meanwhile."""
+        self.recall()
+        active = self._active()
+        empty = [progress for progress in active if not progress.ahead]
+        if self._reading is not None and (len(empty) == len(active) or self._reading.found.done()):
+            self._receive(*self._reading)
+            empty = [progress for progress in active if not progress.ahead]
+        now = time.monotonic()
+        if not empty or (len(empty) < len(active) and now < self._refill_at):
+            return
+        self._refill_at = now + _REFILL_SECONDS
+        at_most = min(max(at_most, self._options.read_messages), _MOST_AT_ONCE)
+        positions = self._positions(empty)
+        self._keep(positions, self._read(positions, at_most), at_most)
+
+    def hand_out(self, receiver: Receiver, at_most: int) -> list[Message]:
+        """Give *receiver* up to *at_most* messages, of several partitions if need be."""
+        messages: list[Message] = []
+        for progress in self._stocked():
+            given, span = progress.hand_out(at_most - len(messages))
+            messages.extend(given)
+            self._in_hand.setdefault(receiver, []).append(span)
+            if len(messages) == at_most:
+                break
+        self._read_ahead()
+        return messages
+
+    def lend(self, receiver: Receiver, at_most: int, *, is_shared: bool) -> list[Span]:
+        """Lend a loop of *receiver* up to *at_most* messages of one partition; a single one if others want some, too."""
+        is_shared = is_shared or bool(self._in_hand)
+        for progress in self._stocked():
+            self._lent = progress.lend(1 if is_shared else at_most)
+            self._in_hand[receiver] = [self._lent]
+            self._read_ahead()
+            return [self._lent]
+        return []
+
+    def recall(self) -> None:
+        """What is lent to a loop, and not taken yet, is for whoever asks first."""
+        if self._lent is not None:
+            self._lent.progress.recall()
+            self._lent = None
+
+    def finish(self, receiver: Receiver, *, also_left: bool) -> None:
+        """What *receiver* got before is done; where it left a loop only if that is wanted, else it comes again."""
+        for span in self._in_hand.pop(receiver, ()):
+            if span.is_left and not also_left:
+                span.progress.give_up(span)
+            else:
+                span.progress.finish(span)
+
+    def give_up(self, receiver: Receiver) -> None:
+        """What *receiver* got will not be finished: it comes again, to whoever asks."""
+        for span in self._in_hand.pop(receiver, ()):
+            span.progress.give_up(span)
+
+    def give_up_dead(self) -> list[str]:
+        """A thread or task that ended with messages in hand will not finish them; return what they were called."""
+        dead = [receiver for receiver in self._in_hand if not receiver.is_alive()]
+        for receiver in dead:
+            self.give_up(receiver)
+        return [receiver.name for receiver in dead]
+
+    def leave(self, receiver: Receiver) -> None:
+        """*receiver* has left the loop in which it got its messages."""
+        # Without the lock, which may be held while the database is asked: nobody else touches what a receiver has.
+        for span in self._in_hand.get(receiver, ()):
+            span.is_left = True
+
+    def close(self) -> None:
+        """Read nothing more ahead."""
+        if self._reader is not None:
+            self._reader.shutdown(wait=False, cancel_futures=True)
+
+    def _active(self) -> list[PartitionProgress]:
+        owned = self._ownership
+        return [progress for id_, progress in owned.claimed.items() if id_ not in owned.leaving]
+
+    def _stocked(self) -> Iterator[PartitionProgress]:
+        """The partitions of which something can be handed out; the next to ask begins with another one."""
+        claimed = self._ownership.claimed
+        for partition_id, progress in list(claimed.items()):
+            if progress.ahead and partition_id not in self._ownership.leaving:
+                claimed[partition_id] = claimed.pop(partition_id)
+                yield progress
+
+    def _read_ahead(self) -> None:
+        """Begin to read, in another thread, what comes after what is read, once half of that was handed out."""
+        if not self._has_backlog or self._reading is not None or not self._database.dialect.reads_in_parallel:
+            return
+        active = self._active()
+        at_most = self._options.read_messages
+        if sum(progress.ahead for progress in active) > at_most:
+            return
+        if self._reader is None:
+            self._reader = ThreadPoolExecutor(1, thread_name_prefix="sqlmq-read")
+        positions = self._positions(active)
+        self._reading = _Reading(positions, self._reader.submit(self._read, positions, at_most))
+
+    def _receive(self, positions: list[tuple[PartitionProgress, int]], found: Future[dict[int, list[Message]]]) -> None:
+        """Keep what another thread has read, as far as it still follows what is read."""
+        self._reading = None
+        self._keep(positions, found.result(), self._options.read_messages)
+
+    @staticmethod
+    def _positions(progresses: list[PartitionProgress]) -> list[tuple[PartitionProgress, int]]:
+        return [(progress, progress.read_position) for progress in progresses]
+
+    def _read(self, positions: list[tuple[PartitionProgress, int]], at_most: int) -> dict[int, list[Message]]:
+        dialect, max_bytes = self._database.dialect, self._options.read_bytes
+        return self._database.read(
+            lambda conn: consume.fetch(conn, dialect, positions, limit=at_most, max_bytes=max_bytes)
+        )
+
+    def _keep(
+        self, positions: list[tuple[PartitionProgress, int]], found: dict[int, list[Message]], at_most: int
+    ) -> None:
+        for progress, position in positions:
+            is_mine = self._ownership.claimed.get(progress.partition_id) is progress
+            if is_mine and progress.read_position == position:
+                progress.receive(found.get(progress.partition_id, ()))
+        self._has_backlog = 2 * sum(map(len, found.values())) >= at_most
