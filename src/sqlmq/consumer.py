@@ -115,7 +115,7 @@ class Consumer:
         """Give one message after the other, each when the one before is done; ends when the consumer closes.
 
         The message at which a loop was left, by an exception or by ``break``, is not done: ``commit`` finishes it all
-        the same, the next call that asks for messages brings it again.
+        the same, asking for messages brings it again, before what follows it in its partition.
         """
         while True:
             try:

@@ -10,7 +10,7 @@ import re
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import psycopg
-from sqlalchemy import ColumnElement, DateTime, Float, String, create_engine, func, literal_column, select, true
+from sqlalchemy import ColumnElement, DateTime, Float, String, create_engine, func, literal_column, select, text, true
 from sqlalchemy.dialects import postgresql
 from sqlalchemy.exc import DBAPIError
 
@@ -331,7 +331,7 @@ def _number(conn: Connection, sql: dict[str, str], batches: Sequence[Batch]) -> 
         [len(batch.messages) for batch in batches],
         keys if any(key is not None for key in keys) else None,
         [message.value for message in messages],
-        headers if any(text is not None for text in headers) else None,
+        headers if any(one is not None for one in headers) else None,
     )
     try:
         bases: list[int] | None = conn.exec_driver_sql(sql.get(conn.dialect.driver, sql[""]), parameters).scalar_one()
