@@ -72,7 +72,7 @@ class Ownership:
         self._survey_at = 0.0
 
     def ensure(self) -> bool:
-        """See to it that what is claimed here is claimed in the database; return whether claims have changed.
+        """See to it that what is claimed here is claimed in the database; return whether the others should look, too.
 
         Asks only when it is time to: each second, more often while partitions are missing, and before anything else
         when no heartbeat has arrived for nearly a lease.
@@ -169,7 +169,7 @@ class Ownership:
         )
 
     def _put_right(self, seen: membership.Survey) -> bool:
-        """Mend what differs from what was *seen*: claims lost, too many or too few. Return whether claims changed."""
+        """Mend what differs from what was *seen*: claims lost, too many or too few. Return whether others should know."""
         lost = [id_ for id_, progress in self.claimed.items() if seen.mine.get(id_) != _claim(progress)]
         if lost:
             log.warning("%s", self.fenced(tuple(sorted(self.claimed[id_].partition for id_ in lost))))
@@ -179,14 +179,16 @@ class Ownership:
         # A claim that the database knows of and this consumer does not is one whose COMMIT was not answered.
         give = [claim for id_, claim in seen.mine.items() if id_ not in self.claimed or id_ in going]
         owned = len(seen.mine) - len(give)
-        has_changed = bool(give or seen.plan.take_at_most) or seen.was_waiting != (owned < seen.plan.share)
-        if has_changed:
-            owned += self._change(seen, going, give)
+        taken = 0
+        is_told = seen.was_waiting == (owned < seen.plan.share)
+        if give or seen.plan.take_at_most or not is_told:
+            taken = self._change(seen, going, give)
+        owned += taken
         self._say_if_idle(seen)
         is_missing = owned < seen.plan.share or bool(self.leaving)
         pause = _SURVEY_MIN_SECONDS if is_missing else min(_SURVEY_MAX_SECONDS, self._options.lease_seconds / 10)
         self._survey_at = time.monotonic() + pause
-        return has_changed
+        return bool(give or taken or not is_told)
 
     def _change(self, seen: membership.Survey, going: list[int], give: list[Claim]) -> int:
         finished = _finished(self.claimed[id_] for id_ in going)

@@ -373,6 +373,25 @@ def test_epochs_rise_with_every_new_owner(mq: MQ, engine: Engine, database: Data
     assert all(new > old for before, after in itertools.pairwise(seen) for old, new in zip(before, after, strict=True))
 
 
+def test_members_that_miss_what_somebody_has_in_hand_do_not_wake_each_other(make_mq: MakeMQ) -> None:
+    mq = make_mq(notify=False)
+    mq.create_topic("orders", 3)
+    fill(mq, 1, 3)
+    busy = mq.consumer("orders", "billing")
+    held = receive(busy, 3)
+    missing = [mq.consumer("orders", "billing") for _ in range(2)]
+    for consumer in missing:
+        consumer.poll(timeout=0)
+    before = [consumer._wakeups.count for consumer in missing]
+
+    for consumer in missing * 3:
+        consumer._ownership.look_around()
+        consumer.poll(timeout=0)
+
+    assert len(held) == 3
+    assert [consumer._wakeups.count for consumer in missing] == before
+
+
 # --- Members that do not ask ---
 
 
