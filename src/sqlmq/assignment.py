@@ -85,6 +85,8 @@ def plan(member_id: int, members: Sequence[MemberSeen], claims: Sequence[ClaimSe
 
 def is_settled(members: Sequence[MemberSeen], claims: Sequence[ClaimSeen]) -> bool:
     """Whether each member owns its share, and none has said otherwise: then nobody's plan has anything to do."""
+    if not members:
+        return False
     shares = fair_shares([member.member_id for member in members], len(claims))
     owned = Counter(claim.owner_id for claim in claims)
     return all(owned[id_] == share for id_, share in shares.items()) and not any(one.is_waiting for one in members)

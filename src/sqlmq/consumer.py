@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import random
 import threading
 import time
 from typing import TYPE_CHECKING, Literal, Protocol, Self
@@ -22,7 +21,7 @@ from sqlmq.errors import (
 from sqlmq.flows import consume
 from sqlmq.options import check_max_messages, check_timeout
 from sqlmq.ownership import Joining, Ownership
-from sqlmq.timing import Deadline, backoff
+from sqlmq.timing import Deadline
 from sqlmq.transaction import Host, Transaction
 from sqlmq.waking import Wakeups
 
@@ -32,6 +31,7 @@ if TYPE_CHECKING:
 
     from sqlmq.background import Background
     from sqlmq.database import Database
+    from sqlmq.flows.outlook import Outlook
     from sqlmq.message import Message
     from sqlmq.options import Options
     from sqlmq.progress import Span
@@ -92,7 +92,7 @@ class Consumer:
         self._in_hand: dict[Receiver, list[Span]] = {}
         self._asked_at = time.monotonic()
         self._refill_at = 0.0
-        self._wakeups = Wakeups(background.nudge)
+        self._wakeups = Wakeups(background.nudge, options)
         background.add(self)
 
     @property
@@ -234,6 +234,20 @@ class Consumer:
         """Whether somebody waits for a message."""
         return self._wakeups.waiters > 0
 
+    @property
+    def wakeups(self) -> Wakeups:
+        """Those who wait for a message."""
+        return self._wakeups
+
+    def outlook(self) -> Outlook | None:
+        """What to look for, for those who wait; None while there is something to do here that they have to see to."""
+        if self._closed or self._wakeups.alone or not self._lock.acquire(blocking=False):
+            return None  # whoever has the lock looks himself
+        try:
+            return None if self._in_hand else self._ownership.outlook()
+        finally:
+            self._lock.release()
+
     def heard(self, began: float) -> None:
         """The heartbeat that was sent at *began* has arrived."""
         self._ownership.heard(began)
@@ -241,6 +255,7 @@ class Consumer:
     def expelled(self) -> None:
         """The group no longer has this member: hand nothing out before joining again."""
         self._ownership.expelled()
+        self.wake()
 
     def wake(self) -> None:
         """There may be new messages."""
@@ -253,23 +268,12 @@ class Consumer:
 
     def tend(self) -> None:
         """Commit what has waited long enough; give everything back if the application does not ask any more."""
-        if not self._lock.acquire(blocking=False):
+        if self._closed or not self._lock.acquire(blocking=False):
             return  # whoever has it tends to the consumer himself
         try:
-            if self._closed:
-                return
             self._ownership.flush_if_due()
-            is_waiting = self.is_waiting  # asked first: whoever has just waited is about to ask again
-            idle_seconds = time.monotonic() - max(self._asked_at, self._wakeups.awaited_at)
-            if self._ownership.claimed and not is_waiting and idle_seconds > self._options.max_poll_seconds:
-                log.warning(
-                    "%r has not asked for messages for %.0f seconds (max_poll_seconds is %.0f): it gives its partitions "
-                    "back, and what it has not finished is delivered again.",
-                    self,
-                    idle_seconds,
-                    self._options.max_poll_seconds,
-                )
-                self._ownership.give_back()
+            if not self.is_waiting:  # asked first: whoever has just waited is about to ask again
+                self._ownership.give_back_if_forgotten(max(self._asked_at, self._wakeups.awaited_at))
         except SqlmqError as error:
             log.warning("%r: %s", self, error)
         finally:
@@ -288,16 +292,12 @@ class Consumer:
             now = time.monotonic()
             if messages or deadline.passed(now):
                 return messages
-            is_woken = self._wait(attempt, deadline, seen)
+            is_woken = self._wait(attempt, deadline, seen, may_rest=True)
             attempt = 0 if is_woken else attempt + 1
 
-    def _wait(self, attempt: int, deadline: Deadline, seen: int) -> bool:
+    def _wait(self, attempt: int, deadline: Deadline, seen: int, *, may_rest: bool = False) -> bool:
         """Wait after *attempt*, which found nothing, until a wake-up since the count *seen*; return whether."""
-        return self._wakeups.wait(min(self._pause(attempt), deadline.remaining(time.monotonic())), seen)
-
-    def _pause(self, attempt: int) -> float:
-        options = self._options
-        return backoff(attempt, least=options.poll_min_seconds, most=options.poll_max_seconds, random=random.random())
+        return self._wakeups.wait(self._wakeups.pause(attempt, deadline, may_rest=may_rest), seen)
 
     def _only(self, messages: list[Message], timeout: float | None) -> Message:
         if not messages:

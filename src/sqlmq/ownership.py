@@ -9,8 +9,10 @@ import logging
 import time
 from typing import TYPE_CHECKING, NamedTuple
 
+from sqlmq.dialects import Position
 from sqlmq.errors import FencedError, UnknownTopicError
 from sqlmq.flows import consume, manage, membership
+from sqlmq.flows.outlook import Outlook
 from sqlmq.progress import PartitionProgress
 from sqlmq.store.groups import Claim
 from sqlmq.store.offsets import Commit
@@ -94,6 +96,18 @@ class Ownership:
         if now >= self._trusted_until:
             self._regain_trust(now)
 
+    def outlook(self) -> Outlook | None:
+        """What somebody else can look for; None if it has to be looked for here."""
+        if self.leaving or not self.is_trusted() or any(progress.ahead for progress in self.claimed.values()):
+            return None
+        return Outlook(
+            self.group.id,
+            self.member_id,
+            self._options.lease_seconds,
+            {id_: _claim(progress) for id_, progress in self.claimed.items()},
+            tuple(Position(progress.partition_id, progress.read_position) for progress in self.claimed.values()),
+        )
+
     def is_trusted(self) -> bool:
         """Whether what is claimed here can't be anybody else's yet."""
         return time.monotonic() < self._trusted_until
@@ -120,6 +134,22 @@ class Ownership:
     def give_back(self) -> None:
         """Commit what is finished and hand everything back, but stay a member."""
         self._end(membership.hand_back)
+
+    def give_back_if_forgotten(self, asked_at: float) -> None:
+        """Hand everything back if the application last asked for messages, at *asked_at*, too long ago."""
+        idle_seconds = time.monotonic() - asked_at
+        if not self.claimed or idle_seconds <= self._options.max_poll_seconds:
+            return
+        log.warning(
+            "Member %s of group %r has not asked for messages for %.0f seconds (max_poll_seconds is %.0f): it gives its "
+            "partitions of topic %r back, and what it has not finished is delivered again.",
+            self._joining.member_name,
+            self._joining.group_name,
+            idle_seconds,
+            self._options.max_poll_seconds,
+            self._joining.topic.name,
+        )
+        self.give_back()
 
     def leave(self) -> None:
         """Commit what is finished, hand everything back and leave the group."""

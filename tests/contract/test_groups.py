@@ -240,6 +240,26 @@ def test_a_members_partitions_stay_its_own_while_it_handles_a_message_for_longer
     assert positions(here)[mine[0].partition] == 1
 
 
+def test_heartbeats_go_on_while_a_consumer_is_long_in_committing(
+    make_mq: MakeMQ, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    is_tending, may_go_on = threading.Event(), threading.Event()
+
+    def hang(_consumer: Consumer) -> None:
+        is_tending.set()
+        may_go_on.wait(PATIENCE_SECONDS)
+
+    monkeypatch.setattr("sqlmq.consumer.Consumer.tend", hang)
+    owned = make_mq(lease_seconds=1).consumer("orders", "billing")._ownership
+    assert is_tending.wait(PATIENCE_SECONDS)
+    trusted_until = owned._trusted_until
+
+    try:
+        until(lambda: owned._trusted_until > trusted_until, "a heartbeat", seconds=10)
+    finally:
+        may_go_on.set()
+
+
 def test_a_zombies_commit_is_refused_and_changes_nothing(make_mq: MakeMQ) -> None:
     mq, other = make_mq(lease_seconds=1), make_mq(lease_seconds=1)
     mq.create_topic("orders", 1)

@@ -204,6 +204,10 @@ class Dialect(ABC):
         Stops in each partition before its part of *max_bytes* of values is exceeded, but never before its first row.
         """
 
+    @abstractmethod
+    def ready(self, conn: Connection, positions: Collection[Position]) -> set[Position]:
+        """Those of *positions* from which ``read`` would read something."""
+
     def change_token(self, conn: Connection) -> int:
         """A number that changes when another connection has written, read at next to no cost."""
         raise NotImplementedError

@@ -106,6 +106,17 @@ class Postgresql(Dialect):
             ORDER BY r.id, m.msg_offset
         """
 
+        self._ready_sql = f"""
+            SELECT at.id, at.position
+            FROM unnest(%b::bigint[], %b::bigint[]) AS at (id, position)
+            JOIN {prefix}sqlmq_partition p ON p.id = at.id AND p.topic_id IS NOT NULL
+            CROSS JOIN LATERAL (
+                SELECT FROM {prefix}sqlmq_message m
+                WHERE m.partition_id = at.id AND m.msg_offset >= at.position
+                ORDER BY m.msg_offset LIMIT 1
+            ) AS has_any
+        """
+
         # As a text of SQLAlchemy's, in which a colon begins a parameter.
         pieces = self._read_sql.replace("m.headers, m.created_at", _PORTABLE_COLUMNS).replace("%%", "%").split("%b::")
         names = ["ids", "offsets", "at_most", "max_bytes"]
@@ -232,6 +243,10 @@ class Postgresql(Dialect):
             text(self._portable_read_sql), {"ids": ids, "offsets": offsets, "at_most": limit, "max_bytes": max_bytes}
         )
         return [LogRow(id_, offset, key, value, headers, us) for id_, offset, key, value, headers, us in rows]
+
+    def ready(self, conn: Connection, positions: Collection[Position]) -> set[Position]:
+        ids, offsets = [p.partition_id for p in positions], [p.offset for p in positions]
+        return {Position(id_, offset) for id_, offset in conn.exec_driver_sql(self._ready_sql, (ids, offsets))}
 
     def notify(self, conn: Connection, payloads: Collection[str]) -> None:
         postgresql_listening.notify(conn, self._topic_table, payloads)
