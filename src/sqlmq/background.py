@@ -148,7 +148,7 @@ class Background:
 
     def _stir(self, keepers: Sequence[Keeper], *, at_groups: bool) -> None:
         """Wake *keepers*, but where many wait, leave it to one look which of them."""
-        waiting = [keeper for keeper in keepers if keeper.is_waiting]
+        waiting = {keeper for keeper in keepers if keeper.is_waiting}
         are_looked_for = len(waiting) > _FEW and self._look_soon(at_groups)
         for keeper in keepers:
             if are_looked_for and keeper in waiting:

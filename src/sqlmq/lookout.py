@@ -115,27 +115,33 @@ class Lookout:
             self._thread.join(_CLOSE_SECONDS)
 
     def _run(self) -> None:
-        with contextlib.closing(_Watch(self._database)) as watch:
-            look_at = self._next_look()
-            while True:
-                self._stirred.clear()
-                if self._is_closing:
-                    return
-                consumers = self._consumers()
-                # Not watching first, then asking who waits: whoever begins to wait in between stirs.
-                self._is_watching = False
-                self._is_watching = self._can_watch and any(consumer.is_waiting for consumer in consumers)
-                self._look_if_asked(consumers)
-                if self._is_watching and self._has_changed(watch):
-                    self._look_after_change(consumers)
-                if time.monotonic() >= look_at:
-                    look_at = self._next_look()
-                    patient = [consumer for consumer in consumers if consumer.wakeups.patient]
-                    self._look(patient, _leave_alone, at_groups=True)
-                pause = look_at - time.monotonic()
-                if self._is_watching:
-                    pause = min(pause, watch_interval(time.monotonic() - self._found_at))
-                self._stirred.wait(max(0.0, pause))
+        try:
+            with contextlib.closing(_Watch(self._database)) as watch:
+                self._serve(watch)
+        finally:
+            self._is_watching = False
+
+    def _serve(self, watch: _Watch) -> None:
+        look_at = self._next_look()
+        while True:
+            self._stirred.clear()
+            if self._is_closing:
+                return
+            consumers = self._consumers()
+            # Not watching first, then asking who waits: whoever begins to wait in between stirs.
+            self._is_watching = False
+            self._is_watching = self._can_watch and any(consumer.is_waiting for consumer in consumers)
+            self._look_if_asked(consumers)
+            if self._is_watching and self._has_changed(watch):
+                self._look_after_change(consumers)
+            if time.monotonic() >= look_at:
+                look_at = self._next_look()
+                resting = [consumer for consumer in consumers if consumer.wakeups.patient]
+                self._look(resting, _leave_alone, at_groups=True)
+            pause = look_at - time.monotonic()
+            if self._is_watching:
+                pause = min(pause, watch_interval(time.monotonic() - self._found_at))
+            self._stirred.wait(max(0.0, pause))
 
     def _next_look(self) -> float:
         seconds = self._poll_max_seconds
