@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from sqlmq.flows import membership
 from sqlmq.timing import heartbeat_interval
+from sqlmq.waking import FEW
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -24,9 +25,6 @@ if TYPE_CHECKING:
     from sqlmq.waking import Wakeups
 
 log = logging.getLogger(__name__)
-
-_FEW = 4
-"""So many are woken at once: each looks by itself sooner than one look for all would have told it."""
 
 
 class Keeper(Protocol):
@@ -149,7 +147,7 @@ class Background:
     def _stir(self, keepers: Sequence[Keeper], *, at_groups: bool) -> None:
         """Wake *keepers*, but where many wait, leave it to one look which of them."""
         waiting = {keeper for keeper in keepers if keeper.is_waiting}
-        are_looked_for = len(waiting) > _FEW and self._look_soon(at_groups)
+        are_looked_for = len(waiting) > FEW and self._look_soon(at_groups)
         for keeper in keepers:
             if are_looked_for and keeper in waiting:
                 continue

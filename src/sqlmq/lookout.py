@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Protocol
 from sqlmq.errors import SqlmqError
 from sqlmq.flows import outlook
 from sqlmq.timing import backoff, watch_interval
+from sqlmq.waking import FEW
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -168,7 +169,12 @@ class Lookout:
         at_groups = now >= self._groups_at
         if at_groups:
             self._groups_at = now + _GROUPS_SECONDS
-        # Also for those who do not wait: they may be looking, and have seen the log as it was before.
+        # Also those who do not wait: they may be looking, and have seen the log as it was before.
+        awake = [consumer for consumer in consumers if not consumer.wakeups.patient]
+        if len(awake) <= FEW:
+            for consumer in awake:
+                consumer.wake()
+            consumers = [consumer for consumer in consumers if consumer not in awake]
         self._look(consumers, _wake, at_groups=at_groups)
 
     def _look(self, consumers: Sequence[Sleeper], missed: Callable[[Sleeper], None], *, at_groups: bool) -> None:

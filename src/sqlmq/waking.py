@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from sqlmq.options import Options
     from sqlmq.timing import Deadline, Pause
 
+FEW = 4
+"""So many consumers are woken at once: each looks by itself sooner than one look for all would have told it."""
+
 
 class Wakeups:
     """Counts wake-ups: whoever looks first, and then waits for the count to differ, misses none. Shared by threads."""
