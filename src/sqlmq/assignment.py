@@ -7,6 +7,7 @@ what it has above its share as soon as somebody waits for it.
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -49,10 +50,10 @@ class Plan:
     """How many partitions are this member's by right."""
 
 
-def fair_share(member_id: int, member_ids: Sequence[int], partitions: int) -> int:
-    """How many of *partitions* belong to *member_id*: equal parts, the remainder to the first by id."""
+def fair_shares(member_ids: Sequence[int], partitions: int) -> dict[int, int]:
+    """How many of *partitions* belong to each of *member_ids*: equal parts, the remainder to the first by id."""
     each, remainder = divmod(partitions, len(member_ids))
-    return each + (sorted(member_ids).index(member_id) < remainder)
+    return {id_: each + (place < remainder) for place, id_ in enumerate(sorted(member_ids))}
 
 
 def plan(member_id: int, members: Sequence[MemberSeen], claims: Sequence[ClaimSeen], lease_seconds: float) -> Plan:
@@ -63,7 +64,9 @@ def plan(member_id: int, members: Sequence[MemberSeen], claims: Sequence[ClaimSe
     It goes back when that member asks, which it shows by waiting.
     """
     ids = [member.member_id for member in members]
-    missing = {id_: fair_share(id_, ids, len(claims)) - sum(claim.owner_id == id_ for claim in claims) for id_ in ids}
+    shares = fair_shares(ids, len(claims))
+    owned = Counter(claim.owner_id for claim in claims)
+    missing = {id_: shares[id_] - owned[id_] for id_ in ids}
     others = [member for member in members if member.member_id != member_id and missing[member.member_id] > 0]
     free = sorted((claim for claim in claims if claim.owner_id is None), key=lambda claim: -claim.free_seconds)
     lying = sum(claim.free_seconds >= lease_seconds for claim in free)
@@ -71,10 +74,19 @@ def plan(member_id: int, members: Sequence[MemberSeen], claims: Sequence[ClaimSe
         lying = 0
     wanted = sum(missing[member.member_id] for member in others if member.is_waiting)
     excess = min(max(0, -missing[member_id]), wanted)
-    owned = sorted(claim.partition_id for claim in claims if claim.owner_id == member_id)
+    mine = sorted(claim.partition_id for claim in claims if claim.owner_id == member_id)
     return Plan(
         take=tuple(claim.partition_id for claim in free),
-        take_at_most=0 if excess else max(0, missing[member_id], lying),
-        release=tuple(owned[len(owned) - excess :]),
-        share=fair_share(member_id, ids, len(claims)),
+        take_at_most=0 if excess else min(len(free), max(0, missing[member_id], lying)),
+        release=tuple(mine[len(mine) - excess :]),
+        share=shares[member_id],
     )
+
+
+def is_settled(members: Sequence[MemberSeen], claims: Sequence[ClaimSeen]) -> bool:
+    """Whether each member owns its share, and none has said otherwise: then nobody's plan has anything to do."""
+    if not members:
+        return False
+    shares = fair_shares([member.member_id for member in members], len(claims))
+    owned = Counter(claim.owner_id for claim in claims)
+    return all(owned[id_] == share for id_, share in shares.items()) and not any(one.is_waiting for one in members)

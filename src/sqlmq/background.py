@@ -1,8 +1,8 @@
-"""One thread per MQ, for what has to happen whatever the application is doing.
+"""What has to happen for consumers whatever the application is doing: two threads per MQ.
 
-It sends the heartbeats of all consumers in one statement, has each consumer tend to itself (commit what has waited long
-enough, give partitions back that nobody asks for), and watches for other processes' writes where that costs next to
-nothing, so that waiting consumers need not wait for their next look.
+One sends the heartbeats of all consumers, in one statement, and does nothing else: whatever else may take long, leases
+must not depend on it. The other has each consumer tend to itself: commit what has waited long enough, give partitions
+back that nobody asks for.
 """
 
 from __future__ import annotations
@@ -15,18 +15,16 @@ from typing import TYPE_CHECKING, Protocol
 
 from sqlmq.flows import membership
 from sqlmq.timing import heartbeat_interval
+from sqlmq.waking import FEW
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from sqlalchemy import Connection
+    from collections.abc import Callable, Sequence
 
     from sqlmq.database import Database
+    from sqlmq.flows.outlook import Outlook
+    from sqlmq.waking import Wakeups
 
 log = logging.getLogger(__name__)
-
-_WATCH_SECONDS = 0.01
-"""How often to look for other processes' writes while a consumer waits, on a database that tells cheaply."""
 
 
 class Keeper(Protocol):
@@ -46,7 +44,14 @@ class Keeper(Protocol):
 
     @property
     def is_waiting(self) -> bool:
-        """Whether a thread waits for a message."""
+        """Whether somebody waits for a message."""
+
+    @property
+    def wakeups(self) -> Wakeups:
+        """Those who wait."""
+
+    def outlook(self) -> Outlook | None:
+        """What to look for, for those who wait; None if they will have to look themselves."""
 
     def heard(self, began: float) -> None:
         """The heartbeat that was sent at *began*, by the monotonic clock, has arrived."""
@@ -65,20 +70,27 @@ class Keeper(Protocol):
 
 
 class Background:
-    """Keeps the consumers of one MQ alive. The thread starts with the first and ends with ``close``.
+    """Keeps the consumers of one MQ alive. Its threads start with the first and end with ``close``.
 
-    *awaited* is called whenever one begins to wait.
+    *awaited* is called whenever one begins to wait. *look_soon* has somebody look for all who wait, at their groups too
+    if told so, and wake those for whom there is something; it returns whether that will be done.
     """
 
     def __init__(
-        self, database: Database, *, lease_seconds: float, tend_seconds: float, awaited: Callable[[], None]
+        self,
+        database: Database,
+        *,
+        lease_seconds: float,
+        tend_seconds: float,
+        awaited: Callable[[], None],
+        look_soon: Callable[[bool], bool],
     ) -> None:
         self._database = database
-        self._awaited = awaited
-        self._can_watch = database.dialect.has_change_token and not database.one_connection
+        self.nudge = awaited
+        self._look_soon = look_soon
         self._beat_seconds = heartbeat_interval(lease_seconds)
         self._tend_seconds = min(tend_seconds, self._beat_seconds)
-        self._thread: threading.Thread | None
+        self._threads: tuple[threading.Thread, ...]
         self._keepers: tuple[Keeper, ...]
         self._start_over()
 
@@ -87,9 +99,17 @@ class Background:
         self._leave_fork()
         with self._lock:
             self._keepers = (*self._keepers, keeper)
-            if self._thread is None:
-                self._thread = threading.Thread(target=self._run, name="sqlmq-background", daemon=True)
-                self._thread.start()
+            if not self._threads:
+                self._threads = (
+                    threading.Thread(target=self._keep_beating, name="sqlmq-heartbeats", daemon=True),
+                    threading.Thread(target=self._keep_tending, name="sqlmq-background", daemon=True),
+                )
+                for thread in self._threads:
+                    thread.start()
+
+    def keepers(self) -> tuple[Keeper, ...]:
+        """The consumers of this process; in a forked child, none of its parent's."""
+        return self._keepers if self._pid == os.getpid() else ()
 
     def remove(self, keeper: Keeper) -> None:
         """Leave *keeper* to itself."""
@@ -99,68 +119,60 @@ class Background:
     def wake(self, topic_id: int) -> None:
         """Tell the consumers of a topic, those in this process, that there are new messages."""
         self._leave_fork()
-        for keeper in self._keepers:
-            if keeper.topic_id == topic_id:
-                keeper.wake()
+        self._stir([keeper for keeper in self._keepers if keeper.topic_id == topic_id], at_groups=False)
 
     def wake_all(self) -> None:
         """Tell all consumers of this process that there may be new messages."""
-        for keeper in self._keepers:
-            keeper.wake()
+        self._stir(self._keepers, at_groups=False)
 
     def member_ids(self) -> list[int]:
         """The members of this process; in a forked child, none of its parent's."""
-        return [keeper.member_id for keeper in self._keepers] if self._pid == os.getpid() else []
+        return [keeper.member_id for keeper in self.keepers()]
 
     def look_around(self, group_id: int, *, but: Keeper) -> None:
         """Tell the other consumers of a group, those in this process, that the group has changed."""
         self._leave_fork()
-        for keeper in self._keepers:
-            if keeper.group_id == group_id and keeper is not but:
-                keeper.look_around()
-
-    def nudge(self) -> None:
-        """A consumer has begun to wait: watch for it."""
-        self._awaited()
-        if self._can_watch:
-            self._nudged.set()
+        others = [keeper for keeper in self._keepers if keeper.group_id == group_id and keeper is not but]
+        self._stir(others, at_groups=True)
 
     def close(self) -> None:
-        """End the thread and wait for it."""
+        """End the threads and wait for them."""
         if self._pid != os.getpid():
             return
-        self._closing = True
-        self._nudged.set()
-        if self._thread is not None and self._thread is not threading.current_thread():
-            self._thread.join()
+        self._closing.set()
+        for thread in self._threads:
+            if thread is not threading.current_thread():
+                thread.join()
 
-    def _run(self) -> None:
-        watch = _Watch(self._database, is_possible=self._can_watch)
-        next_beat = next_tend = 0.0
-        try:
-            while not self._closing:
-                now = time.monotonic()
-                if now >= next_beat:
-                    next_beat = now + (self._beat_seconds if self._beat(now) else self._beat_seconds / 10)
-                if now >= next_tend:
-                    next_tend = now + self._tend_seconds
-                    self._tend()
-                is_watching = watch.is_possible and any(keeper.is_waiting for keeper in self._keepers)
-                if is_watching and watch.has_changed():
-                    self.wake_all()
-                pause = _WATCH_SECONDS if is_watching else max(0.0, min(next_beat, next_tend) - time.monotonic())
-                self._nudged.wait(pause)
-                # While watching, a nudge says nothing new; left set, it would turn the wait into a spin.
-                self._nudged.clear()
-        finally:
-            watch.close()
+    def _stir(self, keepers: Sequence[Keeper], *, at_groups: bool) -> None:
+        """Wake *keepers*, but where many wait, leave it to one look which of them."""
+        waiting = {keeper for keeper in keepers if keeper.is_waiting}
+        are_looked_for = len(waiting) > FEW and self._look_soon(at_groups)
+        for keeper in keepers:
+            if are_looked_for and keeper in waiting:
+                continue
+            if at_groups:
+                keeper.look_around()
+            else:
+                keeper.wake()
+
+    def _keep_beating(self) -> None:
+        is_over = False
+        while not is_over:
+            began = time.monotonic()
+            pause = self._beat_seconds if self._beat(began) else self._beat_seconds / 10
+            is_over = self._closing.wait(max(0.0, began + pause - time.monotonic()))
+
+    def _keep_tending(self) -> None:
+        while not self._closing.wait(self._tend_seconds):
+            self._tend()
 
     def _tend(self) -> None:
         for keeper in self._keepers:
             try:
                 keeper.tend()
             except Exception:
-                # Whatever it is, the others' heartbeats must go on.
+                # Whatever it is, the others have to be tended to.
                 log.exception("Tending to %r failed", keeper)
 
     def _beat(self, began: float) -> bool:
@@ -169,7 +181,9 @@ class Background:
             return True
         ids = [keeper.member_id for keeper in keepers]
         try:
-            alive = self._database.write(lambda conn: membership.heartbeat(conn, self._database.dialect, ids))
+            alive = self._database.write(
+                lambda conn: membership.heartbeat(conn, self._database.dialect, ids), goes_first=True
+            )
         except Exception as error:  # noqa: BLE001 - a thread that dies here would end all consumers, silently
             log.warning("A heartbeat failed and is tried again: %s", error)
             return False
@@ -191,32 +205,6 @@ class Background:
         """
         self._pid = os.getpid()
         self._lock = threading.Lock()
-        self._nudged = threading.Event()
+        self._closing = threading.Event()
         self._keepers = ()
-        self._thread = None
-        self._closing = False
-
-
-class _Watch:
-    """Notices that some other connection has written, on a connection it keeps."""
-
-    def __init__(self, database: Database, *, is_possible: bool) -> None:
-        self._database = database
-        self.is_possible = is_possible
-        self._conn: Connection | None = None
-        self._token: int | None = None
-
-    def has_changed(self) -> bool:
-        try:
-            if self._conn is None:
-                self._conn = self._database.engine.connect()
-            before, self._token = self._token, self._database.dialect.change_token(self._conn)
-        except Exception:
-            log.warning("Can't watch for writes of other processes; consumers poll.", exc_info=True)
-            self.is_possible = False
-            return False
-        return before != self._token
-
-    def close(self) -> None:
-        if self._conn is not None:
-            self._conn.close()
+        self._threads = ()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import random
 import threading
 import time
 from typing import TYPE_CHECKING, Literal, Self, TypeVar
@@ -22,7 +21,7 @@ from sqlmq.errors import (
 from sqlmq.options import check_max_messages, check_timeout
 from sqlmq.ownership import Joining, Ownership
 from sqlmq.stock import Stock
-from sqlmq.timing import Deadline, backoff
+from sqlmq.timing import Deadline
 from sqlmq.transaction import Host, Transaction
 from sqlmq.waking import Wakeups
 
@@ -32,6 +31,7 @@ if TYPE_CHECKING:
 
     from sqlmq.background import Background
     from sqlmq.database import Database
+    from sqlmq.flows.outlook import Outlook
     from sqlmq.message import Message
     from sqlmq.options import Options
     from sqlmq.progress import Span
@@ -75,7 +75,7 @@ class Consumer:
         self._transactions = Transactions(database, joining.topic, options)
         self._stock = Stock(database, self._ownership, options)
         self._asked_at = time.monotonic()
-        self._wakeups = Wakeups(background.nudge)
+        self._wakeups = Wakeups(background.nudge, options)
         background.add(self)
 
     @property
@@ -222,6 +222,20 @@ class Consumer:
         """Whether somebody waits for a message."""
         return self._wakeups.waiters > 0
 
+    @property
+    def wakeups(self) -> Wakeups:
+        """Those who wait for a message."""
+        return self._wakeups
+
+    def outlook(self) -> Outlook | None:
+        """What to look for, for those who wait; None while there is something to do here that they have to see to."""
+        if self._closed or self._wakeups.alone or not self._lock.acquire(blocking=False):
+            return None  # whoever has the lock looks himself
+        try:
+            return None if self._stock.is_in_hand else self._ownership.outlook()
+        finally:
+            self._lock.release()
+
     def heard(self, began: float) -> None:
         """The heartbeat that was sent at *began* has arrived."""
         self._ownership.heard(began)
@@ -229,6 +243,7 @@ class Consumer:
     def expelled(self) -> None:
         """The group no longer has this member: hand nothing out before joining again."""
         self._ownership.expelled()
+        self.wake()
 
     def wake(self) -> None:
         """There may be new messages."""
@@ -241,34 +256,20 @@ class Consumer:
 
     def tend(self) -> None:
         """Commit what has waited long enough; give everything back if the application does not ask any more."""
-        if not self._lock.acquire(blocking=False):
+        if self._closed or not self._lock.acquire(blocking=False):
             return  # whoever has it tends to the consumer himself
         finished = []
         try:
             try:
-                if self._closed:
-                    return
                 if self._ownership.is_flush_due(1):
                     finished = self._ownership.finished()
-                self._give_back_unasked()
+                if not self.is_waiting:  # asked first: whoever has just waited is about to ask again
+                    self._ownership.give_back_if_forgotten(max(self._asked_at, self._wakeups.awaited_at))
             finally:
                 self._lock.release()
             self._ownership.flush_unlocked(finished)
         except SqlmqError as error:
             log.warning("%r: %s", self, error)
-
-    def _give_back_unasked(self) -> None:
-        is_waiting = self.is_waiting  # asked first: whoever has just waited is about to ask again
-        idle_seconds = time.monotonic() - max(self._asked_at, self._wakeups.awaited_at)
-        if self._ownership.claimed and not is_waiting and idle_seconds > self._options.max_poll_seconds:
-            log.warning(
-                "%r has not asked for messages for %.0f seconds (max_poll_seconds is %.0f): it gives its partitions "
-                "back, and what it has not finished is delivered again.",
-                self,
-                idle_seconds,
-                self._options.max_poll_seconds,
-            )
-            self._ownership.give_back()
 
     # The loop of a thread. A task has one of its own, with the same steps.
 
@@ -282,16 +283,12 @@ class Consumer:
             given = self._try(receiver, give, at_most, deadline)
             if given or deadline.passed(time.monotonic()):
                 return given
-            is_woken = self._wait(attempt, deadline, seen)
+            is_woken = self._wait(attempt, deadline, seen, may_rest=True)
             attempt = 0 if is_woken else attempt + 1
 
-    def _wait(self, attempt: int, deadline: Deadline, seen: int) -> bool:
+    def _wait(self, attempt: int, deadline: Deadline, seen: int, *, may_rest: bool = False) -> bool:
         """Wait after *attempt*, which found nothing, until a wake-up since the count *seen*; return whether."""
-        return self._wakeups.wait(min(self._pause(attempt), deadline.remaining(time.monotonic())), seen)
-
-    def _pause(self, attempt: int) -> float:
-        options = self._options
-        return backoff(attempt, least=options.poll_min_seconds, most=options.poll_max_seconds, random=random.random())
+        return self._wakeups.wait(self._wakeups.pause(attempt, deadline, may_rest=may_rest), seen)
 
     def _only(self, messages: list[Message], timeout: float | None) -> Message:
         if not messages:

@@ -13,6 +13,7 @@ import os
 import threading
 import time
 import weakref
+from functools import partial
 from typing import TYPE_CHECKING, NoReturn, TypeVar
 
 from sqlalchemy import URL, Engine, StaticPool, event, make_url
@@ -32,6 +33,7 @@ from sqlmq.errors import (
     TransactionError,
 )
 from sqlmq.schema import REVISION
+from sqlmq.turn import Turn
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -87,14 +89,16 @@ class Database:
         self.prepare()
         return self._retrying(lambda: self._read_once(flow)) if tries_again else self._read_once(flow)
 
-    def write(self, flow: Callable[[Connection], T], *, tries_again: bool = True) -> T:
+    def write(self, flow: Callable[[Connection], T], *, tries_again: bool = True, goes_first: bool = False) -> T:
         """Run *flow* in a transaction of its own and commit it; tried again after a passing error, if wanted.
 
-        *flow* may run several times, each time on a database that saw nothing of the times before. Raises
-        OutcomeUnknownError, and tries no more, if the connection breaks while COMMIT is on its way.
+        *flow* may run several times, each time on a database that saw nothing of the times before. What *goes_first*
+        does not queue behind those who wait already where there is one writer. Raises OutcomeUnknownError, and tries no
+        more, if the connection breaks while COMMIT is on its way.
         """
         self.prepare()
-        return self._retrying(lambda: self._write_once(flow)) if tries_again else self._write_once(flow)
+        once = partial(self._write_once, flow, goes_first=goes_first)
+        return self._retrying(once) if tries_again else once()
 
     def read_unprepared(self, flow: Callable[[Connection], T]) -> T:
         """As ``read``, whatever tables there are: for looking at the schema itself."""
@@ -216,8 +220,8 @@ class Database:
         with self._in_turn(writing=False), self._connect(self._single_statements) as conn, self.translating():
             return flow(conn)
 
-    def _write_once(self, flow: Callable[[Connection], T]) -> T:
-        with self._in_turn(writing=True), self._connect(self._transactions) as conn:
+    def _write_once(self, flow: Callable[[Connection], T], *, goes_first: bool = False) -> T:
+        with self._in_turn(writing=True, goes_first=goes_first), self._connect(self._transactions) as conn:
             with self.translating():
                 self.dialect.begin(conn)
                 result = flow(conn)
@@ -265,13 +269,13 @@ class Database:
                 self._unused.notify_all()
 
     @contextlib.contextmanager
-    def _in_turn(self, *, writing: bool) -> Iterator[None]:
+    def _in_turn(self, *, writing: bool, goes_first: bool = False) -> Iterator[None]:
         """Let one thread at a time write where there is one writer, and do anything where there is one connection."""
         if not (self.one_connection or (writing and self.dialect.one_writer)):
             yield
             return
         self.check_may_write()
-        while not self._turn.acquire(timeout=_BLOCK_SECONDS):
+        while not self._turn.acquire(_BLOCK_SECONDS, goes_first=goes_first):
             if self._in_block:
                 raise DatabaseBusyError(_BLOCKED)
         try:
@@ -320,7 +324,7 @@ class Database:
         return isinstance(cause, Exception) and self.dialect.is_passing(cause)
 
     def _make_locks(self) -> None:
-        self._turn = threading.RLock()
+        self._turn = Turn()
         self._preparing = threading.RLock()
         self._unused = threading.Condition()
         self._in_use = 0
@@ -344,7 +348,7 @@ class Database:
         for the mutexes of the library, which a reader takes as well, and whoever opens a connection needs.
         """
         if self.dialect.one_writer:
-            self._turn.acquire()
+            self._turn.acquire(threading.TIMEOUT_MAX, goes_first=True)
             self._unused.acquire()
             self._unused.wait_for(lambda: self._in_use == 0, _CLOSE_SECONDS)
 

@@ -15,6 +15,7 @@ from sqlmq.database import Database
 from sqlmq.errors import MQClosedError, UnknownTopicError
 from sqlmq.flows import manage
 from sqlmq.listener import Listener
+from sqlmq.lookout import Lookout
 from sqlmq.mover import Mover
 from sqlmq.notifier import Notifier
 from sqlmq.options import (
@@ -101,12 +102,15 @@ class MQ:
             notify=notify,
         )
         self._database = Database(database, check_schema(schema))
+        self._lookout: Lookout  # each needs the other
         self._background = Background(
             self._database,
             lease_seconds=lease_seconds,
             tend_seconds=commit_interval_seconds,
-            awaited=self._listen,
+            awaited=self._awaited,
+            look_soon=lambda at_groups: self._lookout.look_soon(at_groups=at_groups),
         )
+        self._lookout = Lookout(self._database, self._background.keepers, poll_max_seconds=poll_max_seconds)
         self._notifies = notify and self._database.can_notify
         self._notifier = Notifier(self._database, self._background.member_ids)
         self._listener = Listener(self._database, self._background, self._notifier.send)
@@ -240,6 +244,7 @@ class MQ:
         self._mover.close()
         self._listener.close()
         self._notifier.close()
+        self._lookout.close()
         self._background.close()
         self._database.close()
         if errors:
@@ -252,8 +257,9 @@ class MQ:
         if self._notifies:
             self._notifier.tell(topic_id)
 
-    def _listen(self) -> None:
-        """A consumer waits for what others may send."""
+    def _awaited(self) -> None:
+        """A consumer begins to wait for what others may send."""
+        self._lookout.attend()
         if self._notifies:
             self._listener.start()
 

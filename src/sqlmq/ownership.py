@@ -9,8 +9,10 @@ import logging
 import time
 from typing import TYPE_CHECKING, NamedTuple
 
+from sqlmq.dialects import Position
 from sqlmq.errors import FencedError, UnknownTopicError
 from sqlmq.flows import consume, manage, membership
+from sqlmq.flows.outlook import Outlook
 from sqlmq.progress import PartitionProgress
 from sqlmq.store.groups import Claim
 from sqlmq.store.offsets import Commit
@@ -72,7 +74,7 @@ class Ownership:
         self._survey_at = 0.0
 
     def ensure(self) -> bool:
-        """See to it that what is claimed here is claimed in the database; return whether claims have changed.
+        """See to it that what is claimed here is claimed in the database; return whether the others should look, too.
 
         Asks only when it is time to: each second, more often while partitions are missing, and before anything else
         when no heartbeat has arrived for nearly a lease.
@@ -93,6 +95,18 @@ class Ownership:
         now = time.monotonic()
         if now >= self._trusted_until:
             self._regain_trust(now)
+
+    def outlook(self) -> Outlook | None:
+        """What somebody else can look for; None if it has to be looked for here."""
+        if self.leaving or not self.is_trusted() or any(progress.ahead for progress in self.claimed.values()):
+            return None
+        return Outlook(
+            self.group.id,
+            self.member_id,
+            self._options.lease_seconds,
+            {id_: _claim(progress) for id_, progress in self.claimed.items()},
+            tuple(Position(progress.partition_id, progress.read_position) for progress in self.claimed.values()),
+        )
 
     def is_trusted(self) -> bool:
         """Whether what is claimed here can't be anybody else's yet."""
@@ -127,6 +141,22 @@ class Ownership:
     def give_back(self) -> None:
         """Commit what is finished and hand everything back, but stay a member."""
         self._end(membership.hand_back)
+
+    def give_back_if_forgotten(self, asked_at: float) -> None:
+        """Hand everything back if the application last asked for messages, at *asked_at*, too long ago."""
+        idle_seconds = time.monotonic() - asked_at
+        if not self.claimed or idle_seconds <= self._options.max_poll_seconds:
+            return
+        log.warning(
+            "Member %s of group %r has not asked for messages for %.0f seconds (max_poll_seconds is %.0f): it gives its "
+            "partitions of topic %r back, and what it has not finished is delivered again.",
+            self._joining.member_name,
+            self._joining.group_name,
+            idle_seconds,
+            self._options.max_poll_seconds,
+            self._joining.topic.name,
+        )
+        self.give_back()
 
     def leave(self) -> None:
         """Commit what is finished, hand everything back and leave the group."""
@@ -176,7 +206,7 @@ class Ownership:
         )
 
     def _put_right(self, seen: membership.Survey) -> bool:
-        """Mend what differs from what was *seen*: claims lost, too many or too few. Return whether claims changed."""
+        """Mend what differs from what was *seen*: claims lost, too many or too few. Return whether others should know."""
         lost = [id_ for id_, progress in self.claimed.items() if seen.mine.get(id_) != _claim(progress)]
         if lost:
             log.warning("%s", self.fenced(tuple(sorted(self.claimed[id_].partition for id_ in lost))))
@@ -186,14 +216,16 @@ class Ownership:
         # A claim that the database knows of and this consumer does not is one whose COMMIT was not answered.
         give = [claim for id_, claim in seen.mine.items() if id_ not in self.claimed or id_ in going]
         owned = len(seen.mine) - len(give)
-        has_changed = bool(give or seen.plan.take_at_most) or seen.was_waiting != (owned < seen.plan.share)
-        if has_changed:
-            owned += self._change(seen, going, give)
+        taken = 0
+        is_told = seen.was_waiting == (owned < seen.plan.share)
+        if give or seen.plan.take_at_most or not is_told:
+            taken = self._change(seen, going, give)
+        owned += taken
         self._say_if_idle(seen)
         is_missing = owned < seen.plan.share or bool(self.leaving)
         pause = _SURVEY_MIN_SECONDS if is_missing else min(_SURVEY_MAX_SECONDS, self._options.lease_seconds / 10)
         self._survey_at = time.monotonic() + pause
-        return has_changed
+        return bool(give or taken or not is_told)
 
     def _change(self, seen: membership.Survey, going: list[int], give: list[Claim]) -> int:
         finished = _finished(self.claimed[id_] for id_ in going)

@@ -65,6 +65,11 @@ class Stock:
         self._has_backlog = False
         """Whether the last look found about as much as it asked for, so that there is likely to be more."""
 
+    @property
+    def is_in_hand(self) -> bool:
+        """Whether anybody has something in hand."""
+        return bool(self._in_hand)
+
     def refill(self, at_most: int) -> None:
         """Read on in the partitions that have nothing read ahead; or take what was read meanwhile."""
         self.recall()

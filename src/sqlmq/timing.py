@@ -5,6 +5,9 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+_REST_LOOKS = 3
+_WATCH_LEAST_SECONDS, _WATCH_MOST_SECONDS = 0.01, 0.05
+
 
 @dataclass(frozen=True, slots=True)
 class Deadline:
@@ -24,6 +27,57 @@ class Deadline:
     def passed(self, now: float) -> bool:
         """Whether it is *now* or earlier."""
         return now >= self.at
+
+
+@dataclass(frozen=True, slots=True)
+class Pause:
+    """A wait between two looks, which goes on while somebody else looks. All moments are of the monotonic clock."""
+
+    began: float
+    until: float
+    """When it is time for the next look."""
+    deadline: float
+    """When it ends at the latest."""
+    may_rest: bool
+    """Whether somebody else can look."""
+    rest_seconds: float
+    """For how long a look of somebody else is as good as one's own, from when it began; 0 if it is not."""
+
+    @property
+    def is_patient(self) -> bool:
+        """Whether it goes on while somebody else looks."""
+        return self.rest_seconds > 0
+
+    def remaining(self, now: float, looked_at: float) -> float:
+        """Seconds left at *now*, when somebody else's last look began at *looked_at*, and found nothing."""
+        until = max(self.until, looked_at + self.rest_seconds) if looked_at >= self.began else self.until
+        return max(0.0, min(until, self.deadline) - now)
+
+
+def pause(
+    attempt: int, now: float, deadline: Deadline, *, least: float, most: float, random: float, may_rest: bool
+) -> Pause:
+    """The wait that begins *now*, after look number *attempt* (from 0).
+
+    If it *may_rest*, it goes on while somebody else looks, once the backoff has come to its end: three looks may be
+    missing before it is over.
+    """
+    is_at_the_end = backoff(attempt, least=least, most=most, random=0.0) >= most
+    return Pause(
+        began=now,
+        until=now + backoff(attempt, least=least, most=most, random=random),
+        deadline=deadline.at,
+        may_rest=may_rest,
+        rest_seconds=_REST_LOOKS * most if may_rest and is_at_the_end else 0.0,
+    )
+
+
+def watch_interval(quiet_seconds: float) -> float:
+    """Seconds between two looks at a change counter, when none has told of a message for *quiet_seconds*.
+
+    A hundredth of that, so that those who have waited long cost little, and are late by next to nothing.
+    """
+    return min(max(quiet_seconds / 100, _WATCH_LEAST_SECONDS), _WATCH_MOST_SECONDS)
 
 
 def backoff(attempt: int, *, least: float, most: float, random: float) -> float:

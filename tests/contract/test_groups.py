@@ -240,6 +240,26 @@ def test_a_members_partitions_stay_its_own_while_it_handles_a_message_for_longer
     assert positions(here)[mine[0].partition] == 1
 
 
+def test_heartbeats_go_on_while_a_consumer_is_long_in_committing(
+    make_mq: MakeMQ, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    is_tending, may_go_on = threading.Event(), threading.Event()
+
+    def hang(_consumer: Consumer) -> None:
+        is_tending.set()
+        may_go_on.wait(PATIENCE_SECONDS)
+
+    monkeypatch.setattr("sqlmq.consumer.Consumer.tend", hang)
+    owned = make_mq(lease_seconds=1).consumer("orders", "billing")._ownership
+    assert is_tending.wait(PATIENCE_SECONDS)
+    trusted_until = owned._trusted_until
+
+    try:
+        until(lambda: owned._trusted_until > trusted_until, "a heartbeat", seconds=10)
+    finally:
+        may_go_on.set()
+
+
 def test_a_zombies_commit_is_refused_and_changes_nothing(make_mq: MakeMQ) -> None:
     mq, other = make_mq(lease_seconds=1), make_mq(lease_seconds=1)
     mq.create_topic("orders", 1)
@@ -371,6 +391,25 @@ def test_epochs_rise_with_every_new_owner(mq: MQ, engine: Engine, database: Data
 
     assert seen[0] < seen[1] < seen[2]
     assert all(new > old for before, after in itertools.pairwise(seen) for old, new in zip(before, after, strict=True))
+
+
+def test_members_that_miss_what_somebody_has_in_hand_do_not_wake_each_other(make_mq: MakeMQ) -> None:
+    mq = make_mq(notify=False)
+    mq.create_topic("orders", 3)
+    fill(mq, 1, 3)
+    busy = mq.consumer("orders", "billing")
+    held = receive(busy, 3)
+    missing = [mq.consumer("orders", "billing") for _ in range(2)]
+    for consumer in missing:
+        consumer.poll(timeout=0)
+    before = [consumer._wakeups.count for consumer in missing]
+
+    for consumer in missing * 3:
+        consumer._ownership.look_around()
+        consumer.poll(timeout=0)
+
+    assert len(held) == 3
+    assert [consumer._wakeups.count for consumer in missing] == before
 
 
 # --- Members that do not ask ---

@@ -14,7 +14,7 @@ from sqlalchemy import Connection, Engine, NullPool, create_engine, event, text
 
 from sqlmq import Message
 from sqlmq.dialects import Dialect, Position, dialect_named
-from sqlmq.flows import consume, manage, membership, produce, transact
+from sqlmq.flows import consume, manage, membership, outlook, produce, transact
 from sqlmq.flows.produce import Routed
 from sqlmq.partitioner import Rotation
 from sqlmq.progress import PartitionProgress
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 BIG_TABLES = ("sqlmq_message", "sqlmq_group_offset", "sqlmq_claim")
 MESSAGES = 5_000
-GROUPS = 150
+GROUPS = 400
 LEASE_SECONDS = 10.0
 
 
@@ -116,6 +116,20 @@ def survey(grown: Grown, connection: Connection) -> None:
     membership.survey(connection, grown.dialect, grown.group, grown.member_id, LEASE_SECONDS)
 
 
+def look_for_many(grown: Grown, connection: Connection) -> None:
+    claims = {taken.claim.partition_id: taken.claim for taken in grown.taken}
+    end = tuple(Position(id_, MESSAGES) for id_ in grown.topic.partition_ids)
+    middle = tuple(Position(id_, MESSAGES // 2) for id_ in grown.topic.partition_ids)
+    mine = [
+        outlook.Outlook(grown.group.id, grown.member_id, LEASE_SECONDS, claims, positions)
+        for positions in (end, middle)
+    ]
+    other = groups.get(connection, grown.dialect, grown.topic, "group 7")
+    gone = outlook.Outlook(other.id, grown.member_id, LEASE_SECONDS, {}, ())
+    found = outlook.look(connection, grown.dialect, [*mine, gone], at_groups=True)
+    assert found == [(False, False), (True, False), (False, True)]
+
+
 def hand_back_and_claim(grown: Grown, connection: Connection) -> None:
     given = [taken.claim for taken in grown.taken]
     groups.hand_back(connection, grown.dialect, grown.group, grown.member_id, given)
@@ -155,6 +169,7 @@ STEPS = (
     commit,
     prune,
     survey,
+    look_for_many,
     hand_back_and_claim,
     look,
     transact_once,
@@ -220,7 +235,7 @@ def test_on_postgres_the_plans_of_the_statements_sent_name_no_sequential_scan_of
         def _remember(_conn: object, _cursor: object, statement: str, parameters: Any, *_rest: object) -> None:
             sent.append((statement, parameters))
 
-        for step in (find_positions, commit, prune, survey, hand_back_and_claim, look, transact_once):
+        for step in (find_positions, commit, prune, survey, look_for_many, hand_back_and_claim, look, transact_once):
             step(grown, connection)
             connection.rollback()
         event.remove(connection, "before_cursor_execute", _remember)

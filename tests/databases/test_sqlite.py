@@ -13,7 +13,10 @@ import pytest
 from sqlalchemy import create_engine, event, inspect, text
 
 from sqlmq import MQ, InvalidURLError, Message
+from sqlmq.dialects import Position
 from sqlmq.schema import REVISION, tables
+from tests.contract.test_idling import RARELY, look_for_all
+from tests.contract.waiting import settle, until, values
 
 if TYPE_CHECKING:
     from tests.conftest import DatabaseUnderTest, MakeMQ
@@ -192,6 +195,39 @@ def test_a_waiting_consumer_hears_of_what_another_process_produces(
 
     assert errors == ""
     assert message.value == b"from another process"
+
+
+def test_a_write_that_is_for_somebody_else_wakes_no_consumer(make_mq: MakeMQ) -> None:
+    here, there = make_mq(**RARELY), make_mq()
+    here.create_topic("orders", 2)
+    consumers = [here.consumer("orders", "billing") for _ in range(2)]
+    settle(*consumers)
+    with ThreadPoolExecutor(2) as threads:
+        answers = [threads.submit(consumer.poll, timeout=PATIENCE_SECONDS) for consumer in consumers]
+        until(lambda: all(consumer._wakeups.patient for consumer in consumers), "both to wait")
+        for _ in range(2):  # after the second, what was written before is noticed
+            look_for_all(here, consumers)
+        before = consumers[1]._wakeups.count
+
+        there.producer("other").produce(Message(b"for somebody else"))
+        there.producer("orders").produce_with_partition(Message(b"42"), consumers[0].partitions[0])
+
+        assert values(answers[0].result(PATIENCE_SECONDS)) == [b"42"]
+        assert consumers[1]._wakeups.count == before
+        there.producer("orders").produce_with_partition(Message(b"43"), consumers[1].partitions[0])
+        assert values(answers[1].result(PATIENCE_SECONDS)) == [b"43"]
+
+
+def test_more_positions_than_one_statement_asks_about_are_all_looked_at(mq: MQ) -> None:
+    mq.create_topic("orders", 1)
+    mq.producer("orders").produce_many([Message(b"")] * 3)
+    partition_id = mq._find_or_create("orders").partition_ids[0]
+    wanted = [Position(partition_id, offset) for offset in reversed(range(2_500))]
+
+    with mq.engine.connect() as connection:
+        found = mq._database.dialect.ready(connection, wanted)
+
+    assert found == {Position(partition_id, offset) for offset in range(3)}
 
 
 def test_a_schema_is_refused_because_sqlite_has_none(database: DatabaseUnderTest) -> None:

@@ -8,7 +8,7 @@ from typing import TypeAlias
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sqlmq.assignment import ClaimSeen, MemberSeen, fair_share, plan
+from sqlmq.assignment import ClaimSeen, MemberSeen, fair_shares, is_settled, plan
 
 LEASE_SECONDS = 10.0
 LONG_AGO_SECONDS = 1_000.0
@@ -56,7 +56,7 @@ def counts(ids: list[int], owners: Owners) -> list[int]:
 
 @given(ids=member_ids, partitions=st.integers(0, 100))
 def test_shares_add_up_to_all_partitions_and_differ_by_one_at_most(ids: list[int], partitions: int) -> None:
-    shares = [fair_share(id_, ids, partitions) for id_ in ids]
+    shares = fair_shares(ids, partitions).values()
 
     assert sum(shares) == partitions
     assert max(shares) - min(shares) <= 1
@@ -67,7 +67,7 @@ def test_a_share_does_not_depend_on_the_order_of_the_members(ids: list[int], par
     shuffled = list(ids)
     random.Random(seed).shuffle(shuffled)
 
-    assert all(fair_share(id_, ids, partitions) == fair_share(id_, shuffled, partitions) for id_ in ids)
+    assert fair_shares(ids, partitions) == fair_shares(shuffled, partitions)
 
 
 @given(group=groups(), seed=st.integers())
@@ -77,7 +77,8 @@ def test_from_any_state_all_partitions_are_soon_shared_out_fairly(group: tuple[l
     settle(ids, owners, seed)
 
     assert None not in owners.values()
-    assert counts(ids, owners) == [fair_share(id_, ids, len(owners)) for id_ in ids]
+    shares = fair_shares(ids, len(owners))
+    assert counts(ids, owners) == [shares[id_] for id_ in ids]
 
 
 @given(group=groups(), seed=st.integers())
@@ -99,7 +100,7 @@ def test_a_member_that_joins_moves_only_its_own_share(ids: list[int], partitions
 
     moves = settle(joined, owners, seed)
 
-    assert moves == fair_share(joined[-1], joined, partitions)
+    assert moves == fair_shares(joined, partitions)[joined[-1]]
 
 
 @given(ids=member_ids.filter(lambda ids: len(ids) > 1), partitions=partition_counts, seed=st.integers())
@@ -157,3 +158,37 @@ def test_what_lay_free_longest_is_taken_first() -> None:
     claims = [ClaimSeen(0, None, 1.0), ClaimSeen(1, None, 3.0), ClaimSeen(2, None, 2.0)]
 
     assert plan(1, [MemberSeen(1, True, 0.0)], claims, LEASE_SECONDS).take == (1, 2, 0)
+
+
+@given(group=groups())
+def test_a_member_that_misses_a_partition_tries_for_none_while_none_is_free(group: tuple[list[int], Owners]) -> None:
+    ids, owners = group
+    members = [MemberSeen(id_, is_waiting=True, joined_seconds=LONG_AGO_SECONDS) for id_ in ids]
+    claims = [ClaimSeen(number, owner or ids[0], 0.0) for number, owner in owners.items()]
+
+    assert [plan(id_, members, claims, LEASE_SECONDS).take_at_most for id_ in ids] == [0] * len(ids)
+
+
+@given(group=groups(), seed=st.integers(), is_waiting=st.booleans())
+def test_in_a_settled_group_nobody_has_anything_to_do(
+    group: tuple[list[int], Owners], seed: int, *, is_waiting: bool
+) -> None:
+    ids, owners = group
+    settle(ids, owners, seed)
+    members = [MemberSeen(id_, is_waiting, LONG_AGO_SECONDS) for id_ in ids]
+    claims = [ClaimSeen(number, owner, 0.0) for number, owner in owners.items()]
+    plans = [plan(id_, members, claims, LEASE_SECONDS) for id_ in ids]
+
+    assert is_settled(members, claims) is not is_waiting
+    assert [(mine.take, mine.take_at_most, mine.release) for mine in plans] == [((), 0, ())] * len(ids)
+
+
+@given(group=groups())
+def test_a_group_is_not_settled_while_somebody_has_something_to_do(group: tuple[list[int], Owners]) -> None:
+    ids, owners = group
+    shares = fair_shares(ids, len(owners))
+    members = [MemberSeen(id_, counts([id_], owners)[0] < shares[id_], LONG_AGO_SECONDS) for id_ in ids]
+    claims = [ClaimSeen(number, owner, 0.0) for number, owner in owners.items()]
+    plans = [plan(id_, members, claims, LEASE_SECONDS) for id_ in ids]
+
+    assert is_settled(members, claims) is not any(mine.take_at_most or mine.release for mine in plans)

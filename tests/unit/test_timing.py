@@ -7,7 +7,7 @@ import math
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sqlmq.timing import Deadline, backoff, heartbeat_interval, trusted_until
+from sqlmq.timing import Deadline, Pause, backoff, heartbeat_interval, pause, trusted_until, watch_interval
 
 moments = st.floats(0, 1e9)
 seconds = st.floats(0, 1e6)
@@ -63,3 +63,51 @@ def test_two_heartbeats_may_fail_before_trust_ends(lease_seconds: float) -> None
 @given(began=moments, lease_seconds=st.floats(0.1, 1e6))
 def test_trust_ends_before_the_lease(began: float, lease_seconds: float) -> None:
     assert began < trusted_until(began, lease_seconds) < began + lease_seconds
+
+
+def resting(*, began: float, until: float, deadline: float = math.inf) -> Pause:
+    return Pause(began, until, deadline, may_rest=True, rest_seconds=3.0)
+
+
+def test_a_wait_for_which_nobody_looks_ends_when_it_is_time_to_look() -> None:
+    wait = resting(began=10.0, until=11.0)
+
+    assert [wait.remaining(now, -math.inf) for now in (10.0, 10.5, 11.0, 12.0)] == [1.0, 0.5, 0.0, 0.0]
+
+
+def test_a_wait_goes_on_after_each_look_of_somebody_else() -> None:
+    wait = resting(began=10.0, until=11.0)
+
+    assert [wait.remaining(11.5, looked_at) for looked_at in (10.0, 10.75, 11.5)] == [1.5, 2.25, 3.0]
+
+
+def test_a_look_that_began_before_the_wait_may_have_been_too_early_to_count() -> None:
+    assert resting(began=10.0, until=11.0).remaining(11.5, 9.999) == 0.0
+
+
+def test_a_wait_ends_at_its_deadline_whoever_looks() -> None:
+    assert resting(began=10.0, until=11.0, deadline=12.0).remaining(11.5, 11.5) == 0.5
+
+
+@given(attempt=st.integers(0, 40), random=fractions, now=moments)
+def test_only_a_wait_at_the_end_of_the_backoff_goes_on_while_others_look(
+    attempt: int, random: float, now: float
+) -> None:
+    last = 8  # 0.005 seconds doubled eight times are more than a second
+    forever = Deadline.after(None, now)
+
+    may, may_not = (
+        pause(attempt, now, forever, least=0.005, most=1.0, random=random, may_rest=may_rest)
+        for may_rest in (True, False)
+    )
+
+    assert may.is_patient is (attempt >= last)
+    assert not may_not.is_patient
+    assert may.until == may_not.until == now + backoff(attempt, least=0.005, most=1.0, random=random)
+
+
+@given(quiet=seconds, longer=seconds)
+def test_the_longer_nothing_came_the_less_often_a_counter_is_looked_at_within_limits(
+    quiet: float, longer: float
+) -> None:
+    assert 0.01 <= watch_interval(quiet) <= watch_interval(quiet + longer) <= 0.05

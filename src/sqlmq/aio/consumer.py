@@ -195,15 +195,15 @@ class AsyncConsumer:
                         has_turn = await _acquire(turn, deadline.remaining(now))
                     if is_taken or not has_turn:
                         continue  # whoever had the turn may have found more than he took
-                is_woken = await self._wait_after(attempt, deadline, seen)
+                is_woken = await self._wait_after(attempt, deadline, seen, may_rest=True)
                 attempt = 0 if is_woken else attempt + 1
         finally:
             if has_turn:
                 turn.release()
 
-    async def _wait_after(self, attempt: int, deadline: Deadline, seen: int) -> bool:
+    async def _wait_after(self, attempt: int, deadline: Deadline, seen: int, *, may_rest: bool = False) -> bool:
         """Wait after *attempt*, which found nothing, until a wake-up since the count *seen*; return whether."""
-        seconds = min(self._sync._pause(attempt), deadline.remaining(time.monotonic()))
+        pause = self._sync._wakeups.pause(attempt, deadline, may_rest=may_rest)
         loop = asyncio.get_running_loop()
         is_over = asyncio.Event()
 
@@ -213,8 +213,9 @@ class AsyncConsumer:
                 loop.call_soon_threadsafe(is_over.set)
 
         wakeups = self._sync._wakeups
-        with wakeups.awaited(alarm):
-            if wakeups.count == seen:
+        with wakeups.awaited(pause, alarm):
+            while wakeups.count == seen and (seconds := wakeups.remaining(pause)) > 0:
+                is_over.clear()
                 timer = loop.call_later(seconds, is_over.set)
                 try:
                     await is_over.wait()

@@ -236,6 +236,10 @@ class Dialect(ABC):
     def read_within(self, conn: Connection, positions: Sequence[Position], limit: int, max_bytes: int) -> list[LogRow]:
         """As ``read``, adding up the sizes."""
 
+    @abstractmethod
+    def ready(self, conn: Connection, positions: Collection[Position]) -> set[Position]:
+        """Those of *positions* from which ``read`` would read something."""
+
     def change_token(self, conn: Connection) -> int:
         """A number that changes when another connection has written, read at next to no cost."""
         raise NotImplementedError

@@ -200,6 +200,9 @@ class Postgresql(Dialect):
     def read_within(self, conn: Connection, positions: Sequence[Position], limit: int, max_bytes: int) -> list[LogRow]:
         return self._reading.within(conn, positions, limit, max_bytes)
 
+    def ready(self, conn: Connection, positions: Collection[Position]) -> set[Position]:
+        return self._reading.ready(conn, positions)
+
     def notify(self, conn: Connection, payloads: Collection[str]) -> None:
         postgresql_listening.notify(conn, self._topic_table, payloads)
 

@@ -13,12 +13,13 @@ from psycopg.types.numeric import Int8BinaryLoader
 from psycopg.types.string import ByteaBinaryLoader
 from sqlalchemy import text
 
+from sqlmq.dialects.base import Position
+
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Collection, Sequence
 
     from sqlalchemy import Connection
 
-    from sqlmq.dialects.base import Position
     from sqlmq.message import LogRow
 
 POSTGRES_EPOCH_US = 946_684_800_000_000
@@ -37,18 +38,17 @@ class Reading:
     def __init__(self, prefix: str) -> None:
         # `ready` is the one probe of an idle consumer. ORDER BY and LIMIT make it an index look-up for each partition:
         # an EXISTS may become a join that reads the whole log, and did.
-        ready = f"""
-            WITH ready AS MATERIALIZED (
-                SELECT p.id, at.position
-                FROM unnest(%b::bigint[], %b::bigint[]) AS at (id, position)
-                JOIN {prefix}sqlmq_partition p ON p.id = at.id AND p.topic_id IS NOT NULL
-                CROSS JOIN LATERAL (
-                    SELECT FROM {prefix}sqlmq_message m
-                    WHERE m.partition_id = at.id AND m.msg_offset >= at.position
-                    ORDER BY m.msg_offset LIMIT 1
-                ) AS has_any
-            )
+        self._ready_sql = f"""
+            SELECT at.id, at.position
+            FROM unnest(%b::bigint[], %b::bigint[]) AS at (id, position)
+            JOIN {prefix}sqlmq_partition p ON p.id = at.id AND p.topic_id IS NOT NULL
+            CROSS JOIN LATERAL (
+                SELECT FROM {prefix}sqlmq_message m
+                WHERE m.partition_id = at.id AND m.msg_offset >= at.position
+                ORDER BY m.msg_offset LIMIT 1
+            ) AS has_any
         """
+        ready = f"WITH ready AS MATERIALIZED ({self._ready_sql})"
         # One index scan for each partition, one after the other, and its rows in the order of the scan: to sort them
         # again would copy them all.
         self._small_sql = f"""
@@ -87,6 +87,10 @@ class Reading:
             for name, kind, piece in zip(names, kinds, pieces[1:], strict=True)
         )
 
+    def ready(self, conn: Connection, positions: Collection[Position]) -> set[Position]:
+        """As ``Dialect.ready``."""
+        return {Position(id_, offset) for id_, offset in conn.exec_driver_sql(self._ready_sql, _columns(positions))}
+
     def small(self, conn: Connection, positions: Sequence[Position], limit: int, small: int) -> list[LogRow]:
         """As ``Dialect.read_small``."""
         connection = conn.connection.driver_connection
@@ -108,7 +112,7 @@ class Reading:
         ]
 
 
-def _columns(positions: Sequence[Position]) -> tuple[list[int], list[int]]:
+def _columns(positions: Collection[Position]) -> tuple[list[int], list[int]]:
     return [position.partition_id for position in positions], [position.offset for position in positions]
 
 

@@ -29,7 +29,7 @@ from sqlmq.errors import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Collection, Iterator, Sequence
 
     from sqlalchemy import URL, Connection, Engine, Insert, Select, Table
     from sqlalchemy.engine.interfaces import DBAPIConnection, DBAPICursor
@@ -196,6 +196,16 @@ class Sqlite(Dialect):
                     rows.append(row)
         return rows
 
+    def ready(self, conn: Connection, positions: Collection[Position]) -> set[Position]:
+        wanted = list(positions)
+        found = set()
+        for first in range(0, len(wanted), _PROBES):
+            some = wanted[first : first + _PROBES]
+            sql = _READY_SQL.format(", ".join(["(?, ?)"] * len(some)))
+            parameters = tuple(number for position in some for number in position)
+            found |= {Position(id_, offset) for id_, offset in conn.exec_driver_sql(sql, parameters)}
+        return found
+
     def change_token(self, conn: Connection) -> int:
         number: int = _connection(conn).execute("PRAGMA data_version").fetchone()[0]
         return number
@@ -231,6 +241,14 @@ _PROBE_SQL = """
     SELECT 1 FROM sqlmq_partition p JOIN sqlmq_message m ON m.partition_id = p.id
     WHERE p.id = ? AND p.topic_id IS NOT NULL AND m.msg_offset >= ? LIMIT 1
 """
+# CROSS JOIN keeps this order. https://www.sqlite.org/optoverview.html#manual_control_of_query_plans_using_cross_join
+_READY_SQL = """
+    WITH wanted (id, position) AS (VALUES {})
+    SELECT w.id, w.position FROM wanted w CROSS JOIN sqlmq_partition p ON p.id = w.id AND p.topic_id IS NOT NULL
+    WHERE EXISTS (SELECT 1 FROM sqlmq_message m WHERE m.partition_id = w.id AND m.msg_offset >= w.position)
+"""
+_PROBES = 1_000
+"""How many positions one statement asks about; each takes two parameters, of which there may be 32,766."""
 _READ_SQL = """
     SELECT partition_id, msg_offset, key, value, headers, created_at FROM sqlmq_message
     WHERE partition_id = ? AND msg_offset >= ? ORDER BY msg_offset LIMIT ?

@@ -78,7 +78,8 @@ def describe_group(conn: Connection, dialect: Dialect, topic_name: str, name: st
     topic = find_topic(conn, dialect, topic_name)
     group = groups.get(conn, dialect, topic, name)
     members = {member.id: member.name for member in groups.members(conn, dialect, group)}
-    owners = {claim.partition_id: members.get(claim.owner_id or 0) for claim in groups.claims(conn, dialect, group)[0]}
+    seen = groups.look(conn, dialect, [group.id])[group.id]
+    owners = {claim.partition_id: members.get(claim.owner_id or 0) for claim in seen.claims}
     positions = offsets.positions(conn, dialect, group, topic.partition_ids)
     bounds = messages.bounds(conn, dialect, topic)
     return GroupDescription(

@@ -12,13 +12,13 @@ from sqlmq.store import groups, messages, offsets, topics
 from sqlmq.store.groups import Claim
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from sqlalchemy import Connection
 
     from sqlmq.dialects import Dialect
     from sqlmq.options import Start
-    from sqlmq.store.groups import Group
+    from sqlmq.store.groups import Group, GroupSeen
     from sqlmq.store.topics import Topic
 
 
@@ -30,6 +30,11 @@ class Survey:
     """The claims that are the member's by the database, by partition id."""
     plan: assignment.Plan
     was_waiting: bool
+
+    def has_work_for(self, claims: Mapping[int, Claim]) -> bool:
+        """Whether there is something to do for the member, which has *claims* and nothing of them in hand."""
+        is_short = len(self.mine) < self.plan.share
+        return self.mine != claims or bool(self.plan.take_at_most or self.plan.release) or self.was_waiting != is_short
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,13 +66,16 @@ def join(
 
 def survey(conn: Connection, dialect: Dialect, group: Group, member_id: int, lease_seconds: float) -> Survey | None:
     """Look at members and claims, and decide; None if *member_id* is not a live member any more. Only reads."""
-    members = groups.live_members(conn, dialect, group)
-    me = next((member for member in members if member.member_id == member_id), None)
+    return survey_of(groups.look(conn, dialect, [group.id])[group.id], member_id, lease_seconds)
+
+
+def survey_of(seen: GroupSeen, member_id: int, lease_seconds: float) -> Survey | None:
+    """What *member_id* makes of its group; None if it is not a live member any more."""
+    me = next((member for member in seen.members if member.member_id == member_id), None)
     if me is None:
         return None
-    seen, epochs = groups.claims(conn, dialect, group)
-    mine = {claim.partition_id: epochs[claim.partition_id] for claim in seen if claim.owner_id == member_id}
-    return Survey(mine, assignment.plan(member_id, members, seen, lease_seconds), me.is_waiting)
+    plan = assignment.plan(member_id, seen.members, seen.claims, lease_seconds)
+    return Survey(seen.owned.get(member_id, {}), plan, me.is_waiting)
 
 
 def change(

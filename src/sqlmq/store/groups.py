@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from sqlalchemy import and_, bindparam, case, delete, insert, literal, or_, select, update
+from sqlalchemy import and_, bindparam, case, delete, insert, literal, null, or_, select, union_all, update
 
 from sqlmq.assignment import ClaimSeen, MemberSeen
 from sqlmq.errors import UnknownGroupError
@@ -34,6 +34,16 @@ class Claim:
 
     partition_id: int
     epoch: int
+
+
+@dataclass(frozen=True, slots=True)
+class GroupSeen:
+    """The live members of a group and its claims, at one moment."""
+
+    members: list[MemberSeen]
+    claims: list[ClaimSeen]
+    owned: dict[int, dict[int, Claim]]
+    """What each live member owns, by member id and partition id; nothing of those who own nothing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,15 +142,38 @@ def set_waiting(conn: Connection, dialect: Dialect, member_id: int, *, is_waitin
     conn.execute(update(m).where(m.c.id == member_id).values(is_waiting=is_waiting))
 
 
-def live_members(conn: Connection, dialect: Dialect, group: Group) -> list[MemberSeen]:
-    """The members of *group* whose lease is not over."""
-    m = dialect.tables.member
-    rows = conn.execute(
-        select(m.c.id, m.c.is_waiting, dialect.age_seconds(m.c.joined_at).label("joined_seconds"))
-        .where(m.c.group_id == group.id, _is_live(dialect))
-        .order_by(m.c.id)
+def look(conn: Connection, dialect: Dialect, group_ids: Collection[int]) -> dict[int, GroupSeen]:
+    """The live members of *group_ids*, and all claims, of one moment; by group id."""
+    c, m = dialect.tables.claim, dialect.tables.member
+    live = and_(m.c.id.is_not(None), _is_live(dialect))
+    free_seconds = case(
+        (live, literal(0.0)),
+        (m.c.id.is_not(None), dialect.age_seconds(m.c.heartbeat_at) - m.c.lease_seconds),
+        else_=dialect.age_seconds(c.c.changed_at),
     )
-    return [MemberSeen(row.id, row.is_waiting, row.joined_seconds) for row in rows]
+    members = select(
+        m.c.group_id,
+        m.c.id.label("member_id"),
+        m.c.is_waiting,
+        dialect.age_seconds(m.c.joined_at).label("seconds"),
+        null().label("partition_id"),
+        null().label("epoch"),
+    ).where(m.c.group_id.in_(group_ids), _is_live(dialect))
+    claims = (
+        select(c.c.group_id, case((live, c.c.member_id)), null(), free_seconds, c.c.partition_id, c.c.epoch)
+        .select_from(c.outerjoin(m, m.c.id == c.c.member_id))
+        .where(c.c.group_id.in_(group_ids))
+    )
+    seen = {id_: GroupSeen([], [], {}) for id_ in group_ids}
+    for group_id, member_id, is_waiting, seconds, partition_id, epoch in conn.execute(union_all(members, claims)):
+        group = seen[group_id]
+        if partition_id is None:
+            group.members.append(MemberSeen(member_id, is_waiting, seconds))
+            continue
+        group.claims.append(ClaimSeen(partition_id, member_id, seconds))
+        if member_id is not None:
+            group.owned.setdefault(member_id, {})[partition_id] = Claim(partition_id, epoch)
+    return seen
 
 
 def members(conn: Connection, dialect: Dialect, group: Group) -> list[Member]:
@@ -164,29 +197,6 @@ def awaited_topics(conn: Connection, dialect: Dialect, topic_ids: Collection[int
         .where(g.c.topic_id.in_(topic_ids), m.c.id.not_in(but), _is_live(dialect))
     )
     return set(rows.scalars())
-
-
-def claims(conn: Connection, dialect: Dialect, group: Group) -> tuple[list[ClaimSeen], dict[int, Claim]]:
-    """All claims of *group*, and by partition id those with their epochs, whoever owns them."""
-    c, m = dialect.tables.claim, dialect.tables.member
-    live = and_(m.c.id.is_not(None), _is_live(dialect))
-    free_seconds = case(
-        (live, literal(0.0)),
-        (m.c.id.is_not(None), dialect.age_seconds(m.c.heartbeat_at) - m.c.lease_seconds),
-        else_=dialect.age_seconds(c.c.changed_at),
-    )
-    rows = conn.execute(
-        select(
-            c.c.partition_id,
-            c.c.epoch,
-            case((live, c.c.member_id)).label("owner_id"),
-            free_seconds.label("free_seconds"),
-        )
-        .select_from(c.outerjoin(m, m.c.id == c.c.member_id))
-        .where(c.c.group_id == group.id)
-    ).all()
-    seen = [ClaimSeen(row.partition_id, row.owner_id, row.free_seconds) for row in rows]
-    return seen, {row.partition_id: Claim(row.partition_id, row.epoch) for row in rows}
 
 
 def take(

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from sqlalchemy import func, select
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Collection, Sequence
 
     from sqlalchemy import Connection
 
@@ -39,6 +39,11 @@ def read(
     The rows of a partition come together and in order of offset. Takes no lock, and waits for nobody.
     """
     return dialect.read(conn, positions, limit, max_bytes)
+
+
+def ready(conn: Connection, dialect: Dialect, positions: Collection[Position]) -> set[Position]:
+    """Those of *positions* at which, or after which, there is a message: a look into an index for each."""
+    return dialect.ready(conn, positions) if positions else set()
 
 
 def bounds(conn: Connection, dialect: Dialect, topic: Topic) -> dict[int, tuple[int, int]]:

@@ -1,0 +1,303 @@
+"""Consumers that have waited for long are looked for together: they cost next to nothing, and miss nothing by it."""
+
+from __future__ import annotations
+
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from sqlalchemy import event
+
+from sqlmq import ConsumerClosedError, Message
+from sqlmq.flows import outlook
+from tests.contract.waiting import PATIENCE_SECONDS, settle, until, values
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+    from concurrent.futures import Future
+
+    from sqlmq import MQ, Consumer
+    from tests.conftest import MakeMQ
+
+RARELY: dict[str, Any] = {
+    "poll_min_seconds": 60.0,
+    "poll_max_seconds": 60.0,
+    "notify": False,
+    # While a consumer is tended to, nobody can look for it, and it is woken instead.
+    "commit_interval_seconds": 60.0,
+    "lease_seconds": 180.0,
+}
+"""Whoever waits rests at once, and nobody looks by the clock within a test."""
+SOON: dict[str, Any] = {"poll_min_seconds": 0.1, "poll_max_seconds": 0.2, "notify": False}
+
+
+@contextmanager
+def waiting(*consumers: Consumer) -> Iterator[list[Future[list[Message]]]]:
+    """A thread for each of *consumers*, in which it waits for a message, and rests; closed in the end."""
+    with ThreadPoolExecutor(len(consumers)) as threads, ExitStack() as closing:
+        answers = [threads.submit(_poll, consumer) for consumer in consumers]
+        for consumer in consumers:
+            closing.callback(consumer.close)
+        until(lambda: all(consumer._wakeups.patient for consumer in consumers), "all to rest")
+        yield answers
+
+
+def _poll(consumer: Consumer) -> list[Message]:
+    try:
+        return consumer.poll(timeout=2 * PATIENCE_SECONDS)
+    except ConsumerClosedError:
+        return []
+
+
+def group_of(mq: MQ, members: int, *, partitions: int) -> list[Consumer]:
+    mq.create_topic("orders", partitions)
+    consumers = [mq.consumer("orders", "billing") for _ in range(members)]
+    settle(*consumers)
+    return consumers
+
+
+def unwatched(mq: MQ) -> MQ:
+    """*mq*, which does not notice by itself when a file has changed."""
+    mq._lookout._can_watch = False
+    return mq
+
+
+def wake_ups(consumers: Sequence[Consumer]) -> list[int]:
+    return [consumer._wakeups.count for consumer in consumers]
+
+
+def look_for_all(mq: MQ, consumers: Sequence[Consumer]) -> None:
+    """Have all looked for once, and wait until that was done and found nothing."""
+    asked_at = time.monotonic()
+    assert mq._lookout.look_soon(at_groups=True)
+    until(lambda: all(consumer._wakeups.looked_at >= asked_at for consumer in consumers), "a look for all")
+
+
+def statements_of_looks(mq: MQ, consumers: Sequence[Consumer], *, rounds: int) -> int:
+    found: list[str] = []
+
+    def note(_conn: object, _cursor: object, statement: str, *_rest: object) -> None:
+        found.append(statement)
+
+    event.listen(mq.engine, "before_cursor_execute", note)
+    for _ in range(rounds):
+        look_for_all(mq, consumers)
+    event.remove(mq.engine, "before_cursor_execute", note)
+    return len([statement for statement in found if "sqlmq_message" in statement or "sqlmq_claim" in statement])
+
+
+# --- What it costs ---
+
+
+def test_many_consumers_that_rest_cost_two_statements_a_look_as_one_does(make_mq: MakeMQ) -> None:
+    mq = unwatched(make_mq(**RARELY))
+    consumers = group_of(mq, 20, partitions=20)
+
+    with waiting(*consumers):
+        of_twenty = statements_of_looks(mq, consumers, rounds=3)
+
+    assert of_twenty == 3 * 2
+
+
+def test_a_consumer_that_rests_is_not_woken_by_looks_that_find_nothing(make_mq: MakeMQ) -> None:
+    mq = unwatched(make_mq(**RARELY))
+    consumers = group_of(mq, 3, partitions=3)
+
+    with waiting(*consumers):
+        before = wake_ups(consumers)
+        for _ in range(3):
+            look_for_all(mq, consumers)
+
+        assert wake_ups(consumers) == before
+
+
+def test_a_message_wakes_of_many_consumers_only_the_one_whose_it_is(make_mq: MakeMQ) -> None:
+    mq = unwatched(make_mq(**RARELY))
+    consumers = group_of(mq, 6, partitions=6)
+    owner = next(number for number, consumer in enumerate(consumers) if consumer.partitions == (3,))
+
+    with waiting(*consumers) as answers:
+        before = wake_ups(consumers)
+        mq.producer("orders").produce_with_partition(Message(b"42"), 3)
+
+        assert values(answers[owner].result(PATIENCE_SECONDS)) == [b"42"]
+        woken = [after - count for after, count in zip(wake_ups(consumers), before, strict=True)]
+        assert woken == [int(number == owner) for number in range(6)]
+
+
+# --- That nothing is missed by it ---
+
+
+def test_a_look_for_all_finds_what_another_process_has_produced(make_mq: MakeMQ) -> None:
+    here, there = unwatched(make_mq(**RARELY)), make_mq(notify=False)
+    consumers = group_of(here, 2, partitions=2)
+
+    with waiting(*consumers) as answers:
+        there.producer("orders").produce_with_partition(Message(b"42"), consumers[0].partitions[0])
+        assert here._lookout.look_soon(at_groups=True)
+
+        assert values(answers[0].result(PATIENCE_SECONDS)) == [b"42"]
+
+
+def test_a_consumer_that_rests_gets_what_another_process_produces_by_the_clock(make_mq: MakeMQ) -> None:
+    here, there = unwatched(make_mq(**SOON)), make_mq(notify=False)
+    (consumer,) = group_of(here, 1, partitions=2)
+
+    with waiting(consumer) as (answer,):
+        until(lambda: consumer._wakeups.looked_at > 0, "a look for whoever rests")
+        there.producer("orders").produce(Message(b"42"))
+
+        assert values(answer.result(PATIENCE_SECONDS)) == [b"42"]
+
+
+def test_looks_that_fail_lose_nothing_and_are_told_once(
+    make_mq: MakeMQ, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    here, there = unwatched(make_mq(**SOON)), make_mq(notify=False)
+    (consumer,) = group_of(here, 1, partitions=2)
+    failures = threading.Semaphore(0)
+
+    def fail(*_arguments: object, **_options: object) -> None:
+        failures.release()
+        message = "on purpose"
+        raise ValueError(message)
+
+    with waiting(consumer) as (answer,):
+        monkeypatch.setattr(outlook, "look", fail)
+        assert all(failures.acquire(timeout=PATIENCE_SECONDS) for _ in range(3))
+        there.producer("orders").produce(Message(b"42"))
+
+        assert values(answer.result(PATIENCE_SECONDS)) == [b"42"]
+        assert caplog.text.count("Looking for all consumers at once failed") == 1
+
+
+def test_a_look_that_hangs_holds_up_neither_messages_nor_heartbeats(
+    make_mq: MakeMQ, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here, there = unwatched(make_mq(**SOON, lease_seconds=1)), make_mq(notify=False)
+    (consumer,) = group_of(here, 1, partitions=2)
+    hangs, may_go_on = threading.Event(), threading.Event()
+    look = outlook.look
+
+    def hang(*arguments: Any, **options: Any) -> Any:
+        hangs.set()
+        may_go_on.wait(PATIENCE_SECONDS)
+        return look(*arguments, **options)
+
+    with waiting(consumer) as (answer,):
+        monkeypatch.setattr(outlook, "look", hang)
+        try:
+            assert hangs.wait(PATIENCE_SECONDS)
+            trusted_until = consumer._ownership._trusted_until
+            there.producer("orders").produce(Message(b"42"))
+
+            assert values(answer.result(PATIENCE_SECONDS / 2)) == [b"42"]
+            until(lambda: consumer._ownership._trusted_until > trusted_until, "a heartbeat")
+        finally:
+            may_go_on.set()
+
+
+def test_a_thread_that_died_is_replaced_when_somebody_waits_again(make_mq: MakeMQ) -> None:
+    mq = unwatched(make_mq(**RARELY))
+    (consumer,) = group_of(mq, 1, partitions=1)
+    consumer.poll(timeout=0.01)
+    mq._lookout.close()
+    mq._lookout._is_closing = False
+
+    with waiting(consumer):
+        look_for_all(mq, [consumer])
+
+
+@pytest.mark.sync_only(reason="its blocks are no coroutines; the wait with asyncio counts itself in the same way")
+def test_consumers_that_wait_for_a_transaction_are_woken_however_many_they_are(make_mq: MakeMQ) -> None:
+    mq = unwatched(make_mq(**RARELY))
+    mq.create_topic("orders", 6)
+    consumers = [mq.consumer("orders", "billing") for _ in range(6)]
+
+    def take(consumer: Consumer) -> list[bytes]:
+        with consumer.transaction(timeout=PATIENCE_SECONDS) as tx:
+            return values(tx.messages)
+
+    with ThreadPoolExecutor(6) as threads:
+        answers = [threads.submit(take, consumer) for consumer in consumers]
+        until(lambda: all(consumer._wakeups.alone for consumer in consumers), "all to wait")
+        for partition in range(6):
+            mq.producer("orders").produce_with_partition(Message(b"42"), partition)
+
+        assert [answer.result(PATIENCE_SECONDS / 2) for answer in answers] == [[b"42"]] * 6
+
+
+# --- That groups change while all rest ---
+
+
+def test_the_partitions_of_a_dead_member_are_taken_over_by_one_that_rests(make_mq: MakeMQ) -> None:
+    dying, other = unwatched(make_mq(**SOON, lease_seconds=1)), unwatched(make_mq(**SOON, lease_seconds=1))
+    dying.create_topic("orders", 4)
+    dead, survivor = dying.consumer("orders", "billing"), other.consumer("orders", "billing")
+    settle(dead, survivor)
+
+    # The dead one does not wait: a consumer that does sends a heartbeat itself when none was sent for it.
+    with waiting(survivor):
+        dying._background.close()
+
+        until(lambda: survivor.partitions == (0, 1, 2, 3), "the survivor to take over")
+
+
+def test_a_member_that_joins_gets_its_share_while_all_rest(make_mq: MakeMQ) -> None:
+    here, there = unwatched(make_mq(**SOON)), unwatched(make_mq(**SOON))
+    (old,) = group_of(here, 1, partitions=4)
+
+    with waiting(old), waiting(there.consumer("orders", "billing")):
+        until(lambda: len(old.partitions) == 2, "a share to be handed over")
+
+
+def test_what_a_member_of_many_leaves_behind_is_taken_at_once_while_all_rest(make_mq: MakeMQ) -> None:
+    mq = unwatched(make_mq(**RARELY))
+    *staying, leaving = group_of(mq, 7, partitions=7)
+
+    with waiting(*staying):
+        leaving.close()
+
+        until(lambda: sum(len(one.partitions) for one in staying) == 7, "the rest to take over", seconds=15)
+
+
+# --- What has to be looked for by whoever waits ---
+
+
+def test_nobody_looks_for_a_consumer_of_which_somebody_has_a_message_in_hand(make_mq: MakeMQ) -> None:
+    mq = make_mq(**RARELY)
+    (consumer,) = group_of(mq, 1, partitions=1)
+    assert consumer.outlook() is not None
+
+    mq.producer("orders").produce(Message(b"42"))
+    consumer.consume(timeout=PATIENCE_SECONDS)
+
+    assert consumer.outlook() is None
+    consumer.commit()
+    assert consumer.outlook() is not None
+
+
+def test_nobody_looks_for_a_consumer_that_is_not_sure_of_its_lease(make_mq: MakeMQ) -> None:
+    mq = make_mq(**RARELY)
+    (consumer,) = group_of(mq, 1, partitions=1)
+
+    consumer.expelled()
+
+    assert consumer.outlook() is None
+
+
+def test_a_member_that_was_expelled_joins_again_while_it_rests(make_mq: MakeMQ) -> None:
+    mq = unwatched(make_mq(**{**RARELY, "lease_seconds": 3.0}))
+    (consumer,) = group_of(mq, 1, partitions=1)
+    before = consumer.member_id
+
+    with waiting(consumer):
+        other = make_mq(**RARELY)
+        with other.engine.begin() as connection:
+            member = other._database.dialect.tables.member
+            connection.execute(member.delete().where(member.c.id == before))
+
+        until(lambda: consumer.member_id != before and consumer.partitions == (0,), "the member to be back")
