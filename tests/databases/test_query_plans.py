@@ -81,7 +81,7 @@ class Grown:
 
 def append(grown: Grown, connection: Connection) -> None:
     routed = [Routed(Message(b""), partition) for partition in range(grown.topic.partitions)]
-    results = produce.append(connection, grown.dialect, produce.place(grown.topic, routed, Rotation(0)))
+    results = produce.append(connection, grown.dialect, produce.load(produce.place(grown.topic, routed, Rotation(0))))
     assert {result.offset for result in results} == {MESSAGES}
 
 

@@ -6,7 +6,6 @@ messages on, and a row read in binary half.
 
 from __future__ import annotations
 
-import re
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import psycopg
@@ -18,7 +17,8 @@ from sqlalchemy.dialects import postgresql
 from sqlalchemy.exc import DBAPIError
 
 from sqlmq.dialects import postgresql_listening
-from sqlmq.dialects.base import Batch, Dialect, Held, Listening, LogRow, Position
+from sqlmq.dialects.base import Dialect, Held, Listening, LogRow, Part, Position
+from sqlmq.dialects.postgresql_appending import Appending, fits_arrays
 from sqlmq.errors import (
     DatabaseBusyError,
     DatabaseError,
@@ -29,7 +29,6 @@ from sqlmq.errors import (
     PermissionDeniedError,
     ReadOnlyDatabaseError,
     SqlmqError,
-    UnknownTopicError,
 )
 
 if TYPE_CHECKING:
@@ -39,20 +38,14 @@ if TYPE_CHECKING:
     from sqlalchemy import URL, Connection, Engine, Insert, Select, Table
     from sqlalchemy.ext.asyncio import AsyncEngine
 
+    from sqlmq.message import Contents
+
 _CONNECT_TIMEOUT_SECONDS = 10
 _TCP_USER_TIMEOUT_MS = 30_000
 # 2000-01-01, from which Postgres counts, in microseconds after 1970-01-01.
 _POSTGRES_EPOCH_US = 946_684_800_000_000
-# What our own functions raise: a SQLSTATE, and words that every driver hands on.
+# What our own functions raise.
 _ISOLATION = "MQ001"
-_UNKNOWN_PARTITION = re.compile(r"the topic of partition id (\d+) was deleted")
-# By driver; any other has the last. Binary where the driver leaves the choice.
-_PLACEHOLDERS = {
-    "psycopg": ("%b",) * 5,
-    "psycopg_async": ("%b",) * 5,
-    "asyncpg": ("$1", "$2", "$3", "$4", "$5"),
-    "": ("%s",) * 5,
-}
 
 
 class _JsonbLoader(Loader):
@@ -77,9 +70,8 @@ class Postgresql(Dialect):
             raise InvalidURLError(message)
         prefix = f'"{schema.replace(chr(34), chr(34) * 2)}".' if schema else ""
         self._topic_table = f"{prefix}sqlmq_topic"
+        self._appending = Appending(prefix)
         prefix = prefix.replace("%", "%%")
-        self._append_sql = {driver: _call(f"{prefix}sqlmq_append", marks) for driver, marks in _PLACEHOLDERS.items()}
-        self._publish_sql = {driver: _call(f"{prefix}sqlmq_publish", marks) for driver, marks in _PLACEHOLDERS.items()}
         # `ready` is the one probe of an idle consumer. ORDER BY and LIMIT make it an index look-up for each partition:
         # an EXISTS may become a join that reads the whole log, and did. The window adds up sizes without reading
         # values that are stored out of line.
@@ -180,6 +172,9 @@ class Postgresql(Dialect):
         default: str = conn.exec_driver_sql("SHOW default_transaction_isolation").scalar_one()
         return default == "read committed"
 
+    def takes_one_statement(self, contents: Contents) -> bool:
+        return fits_arrays(contents)
+
     def limit_lock_wait(self, conn: Connection, seconds: float) -> None:
         conn.exec_driver_sql(f"SET LOCAL lock_timeout = {int(seconds * 1000)}")
 
@@ -196,13 +191,11 @@ class Postgresql(Dialect):
     def insert_new(self, table: Table, unique: Sequence[str]) -> Insert:
         return postgresql.insert(table).on_conflict_do_nothing(index_elements=unique)
 
-    def append(self, conn: Connection, batches: Sequence[Batch]) -> list[int]:
-        bases = _number(conn, self._append_sql, batches)
-        assert bases is not None  # noqa: S101 - the function either appends or raises
-        return bases
+    def append(self, conn: Connection, parts: Sequence[Part], contents: Contents) -> list[int]:
+        return self._appending.append(conn, parts, contents)
 
-    def publish(self, conn: Connection, batches: Sequence[Batch]) -> list[int] | None:
-        return _number(conn, self._publish_sql, batches)
+    def publish(self, conn: Connection, parts: Sequence[Part], contents: Contents) -> list[int] | None:
+        return self._appending.publish(conn, parts, contents)
 
     def identify(self, conn: Connection) -> tuple[object, ...]:
         query = "SELECT current_database()::text, date_part('epoch', pg_postmaster_start_time())::text"
@@ -344,40 +337,6 @@ _VERDICTS: tuple[tuple[str, tuple[type[DatabaseError], str]], ...] = (
     ("55P03", (DatabaseBusyError, "Try again; another transaction holds the lock.")),
     ("57014", (DatabaseBusyError, "A statement_timeout of the role or database ended it.")),
 )
-
-
-def _call(function: str, marks: Sequence[str]) -> str:
-    types = ("bigint[]", "integer[]", "bytea[]", "bytea[]", "text[]")
-    arguments = ", ".join(f"{mark}::{type_}" for mark, type_ in zip(marks, types, strict=True))
-    # Where the marks begin with a percent sign, others are doubled.
-    return (
-        f"SELECT {function}({arguments})"
-        if marks[0].startswith("%")
-        else f"SELECT {function.replace('%%', '%')}({arguments})"
-    )
-
-
-def _number(conn: Connection, sql: dict[str, str], batches: Sequence[Batch]) -> list[int] | None:
-    messages = batches[0].messages if len(batches) == 1 else [m for batch in batches for m in batch.messages]
-    keys = [message.key for message in messages]
-    headers = [message.headers_json for message in messages]
-    parameters = (
-        [batch.partition_id for batch in batches],
-        [len(batch.messages) for batch in batches],
-        keys if any(key is not None for key in keys) else None,
-        [message.value for message in messages],
-        headers if any(text is not None for text in headers) else None,
-    )
-    try:
-        bases: list[int] | None = conn.exec_driver_sql(sql.get(conn.dialect.driver, sql[""]), parameters).scalar_one()
-    except DBAPIError as error:
-        # The statement's parameters are messages, which belong in no log.
-        error.hide_parameters = True
-        if gone := _UNKNOWN_PARTITION.search(str(error.orig)):
-            topic = next(batch.topic for batch in batches if batch.partition_id == int(gone[1]))
-            raise UnknownTopicError(topic) from error.orig
-        raise
-    return bases
 
 
 def _engine_options(url: URL) -> dict[str, Any]:
