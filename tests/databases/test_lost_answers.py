@@ -161,3 +161,17 @@ def test_a_producer_whose_own_commit_is_not_answered_says_so_and_sends_nothing_a
     assert shop.events == ["a"] * count + ["b"]
     with shop.engine.connect() as connection:
         assert connection.execute(text("SELECT count(*) FROM sqlmq_message")).scalar_one() == count + 1
+
+
+def test_a_producer_that_is_cut_off_in_the_middle_of_many_messages_sends_them_once(
+    shop: Shop, database: DatabaseUnderTest
+) -> None:
+    with Proxy(make_url(database.url)) as proxy, MQ(proxy.url) as mq:
+        producer = mq.producer("events")
+        proxy.lose_answer_to(b"COPY")
+
+        results = producer.produce_many([Message(b"a", b"k")] * 5_001)
+
+    assert proxy.lost == 1
+    assert [result.offset for result in results] == list(range(5_001))
+    assert shop.events == ["a"] * 5_001

@@ -6,6 +6,7 @@ messages on, and a row read in binary half.
 
 from __future__ import annotations
 
+import contextlib
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import psycopg
@@ -32,7 +33,7 @@ from sqlmq.errors import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Sequence
+    from collections.abc import Collection, Iterator, Sequence
 
     from psycopg.abc import Buffer
     from sqlalchemy import URL, Connection, Engine, Insert, Select, Table
@@ -171,6 +172,18 @@ class Postgresql(Dialect):
     def can_append_in_one_statement(self, conn: Connection) -> bool:
         default: str = conn.exec_driver_sql("SHOW default_transaction_isolation").scalar_one()
         return default == "read committed"
+
+    @contextlib.contextmanager
+    def autocommitting(self, conn: Connection) -> Iterator[None]:
+        connection = conn.connection.driver_connection
+        assert isinstance(connection, psycopg.Connection)  # noqa: S101 - what check_engine made sure of
+        before = connection.autocommit
+        connection.autocommit = True
+        try:
+            yield
+        finally:
+            if not connection.closed:
+                connection.autocommit = before
 
     def takes_one_statement(self, contents: Contents) -> bool:
         return fits_arrays(contents)

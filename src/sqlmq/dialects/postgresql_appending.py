@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 import struct
 from itertools import chain, islice, pairwise, repeat
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import psycopg
 from psycopg.adapt import Dumper
@@ -19,7 +19,7 @@ from sqlalchemy.exc import DBAPIError
 from sqlmq.errors import UnknownTopicError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Iterator, Sequence
 
     from sqlalchemy import Connection
 
@@ -157,17 +157,28 @@ def _array(element_oid: int, column: Sequence[bytes | None]) -> _Array | None:
     if not _has_any(column):
         return None
     head = _pack_array_head(1, 1, element_oid, len(column), 1)
-    return _Array(b"".join(chain((head,), *zip(*_measured(column), strict=True))))
+    return _Array(b"".join([head, *_by_turns(*_measured(column))]))
 
 
 def _has_any(column: Sequence[object]) -> bool:
     return column.count(None) < len(column)
 
 
-def _measured(column: Sequence[bytes | None]) -> tuple[Iterable[bytes], Iterable[bytes]]:
-    """The lengths of the values of *column*, as they stand before each in binary forms, and the values."""
+def _measured(column: Sequence[bytes | None]) -> tuple[list[bytes], Sequence[bytes]]:
+    """The lengths of the fields of *column*, as they stand before each in binary forms, and the fields."""
+    if None not in column:
+        fields = cast("Sequence[bytes]", column)
+        return list(map(_pack_integer, map(len, fields))), fields
     lengths = [_NULL if field is None else _pack_integer(len(field)) for field in column]
     return lengths, [field or b"" for field in column]
+
+
+def _by_turns(*columns: Sequence[bytes]) -> list[bytes]:
+    """The first of each of *columns*, the second of each, and so on."""
+    merged = [b""] * (len(columns[0]) * len(columns))
+    for number, column in enumerate(columns):
+        merged[number :: len(columns)] = column
+    return merged
 
 
 def _one(parts: Sequence[Part], contents: Contents) -> tuple[object, ...]:
@@ -186,7 +197,7 @@ def _copied(parts: Sequence[Part], bases: Sequence[int], contents: Contents) -> 
         some = contents.between(first, first + COPY_MESSAGES)
         headers = [None if raw is None else _JSONB_VERSION + raw for raw in some.headers]
         columns = chain.from_iterable(map(_measured, (some.keys, some.values, headers)))
-        yield b"".join(chain.from_iterable(zip(islice(heads, len(some.values)), *columns, strict=True)))
+        yield b"".join(_by_turns(list(islice(heads, len(some.values))), *columns))
 
 
 def _pieces(parts: Sequence[Part], contents: Contents) -> Iterator[tuple[Sequence[Part], Contents]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from itertools import chain, repeat
+from itertools import repeat
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from sqlmq.dialects import Part
@@ -124,11 +124,9 @@ def _parts(load: Load) -> list[Part]:
 
 
 def _results(load: Load, bases: Sequence[int]) -> list[ProducerResult]:
-    in_order = chain.from_iterable(
-        map(ProducerResult, repeat(topic.name, count), repeat(number), range(base, base + count))
-        for (topic, number, count), base in zip(load.runs, bases, strict=True)
-    )
-    results = list(in_order)
+    results: list[ProducerResult] = []
+    for (topic, number, count), base in zip(load.runs, bases, strict=True):
+        results.extend(map(ProducerResult, repeat(topic.name), repeat(number), range(base, base + count)))
     if len(load.runs) > 1:  # or they are in the order in which they were given
         for place, result in zip(load.order, results.copy(), strict=True):
             results[place] = result
