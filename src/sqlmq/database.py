@@ -232,7 +232,11 @@ class Database:
     def _append_once(self, flow: Callable[[Connection], T], *, committing: bool) -> T:
         if not self._appends_in_one_statement:
             return self._write_once(flow)
-        with self._connect(self._single_statements) as conn, self.translating(committing=committing):
+        with (
+            self._connect(self.engine) as conn,
+            self.translating(committing=committing),
+            self.dialect.autocommitting(conn),
+        ):
             return flow(conn)
 
     def _test_after_rest(self, connection: DBAPIConnection, record: ConnectionPoolEntry, _proxy: object) -> None:

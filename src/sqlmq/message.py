@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 from sqlmq.errors import InvalidMessageError, MessageTooLargeError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Mapping, Sequence
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _NO_HEADERS: Mapping[str, str] = MappingProxyType({})
@@ -73,17 +73,6 @@ class Message:
             messages.append(message)
         return messages
 
-    @classmethod
-    def stored(cls, key: bytes | None, value: bytes, headers_json: str | bytes | None) -> Message:
-        """Make a message of a row that is not in the log: it was checked when it was first made."""
-        message = cls.__new__(cls)
-        message._value = value
-        message._key = key
-        message._headers = None
-        message._headers_json = headers_json
-        message._topic = message._partition = message._offset = message._timestamp_us = None
-        return message
-
     @property
     def value(self) -> bytes:
         """The message itself."""
@@ -134,7 +123,8 @@ class Message:
             raise MessageTooLargeError("value", len(self._value), max_message_bytes)
         if self._key is not None and len(self._key) > max_message_bytes:
             raise MessageTooLargeError("key", len(self._key), max_message_bytes)
-        if self._headers_json is not None and (size := len((self.headers_json or "").encode())) > max_message_bytes:
+        raw = self._headers_json
+        if raw is not None and (size := len(raw.encode() if isinstance(raw, str) else raw)) > max_message_bytes:
             raise MessageTooLargeError("headers", size, max_message_bytes)
 
     def __eq__(self, other: object) -> bool:
@@ -164,6 +154,40 @@ def _arrived(topic: str, partition: int, row: LogRow) -> Message:
     return Message.arrived(topic, partition, [row])[0]
 
 
+class Contents(NamedTuple):
+    """What the log keeps of messages, a column of each: passes over columns are cheap, steps for each message are not."""
+
+    keys: Sequence[bytes | None]
+    values: Sequence[bytes]
+    headers: Sequence[bytes | None]
+    """As JSON, in UTF-8; None for none."""
+
+    @classmethod
+    def of(cls, messages: Sequence[Message]) -> Contents:
+        """What *messages* hold, in their order."""
+        headers = [message._headers_json for message in messages]
+        return cls(
+            [message._key for message in messages],
+            [message._value for message in messages],
+            # Text is of messages that have arrived, and go out again.
+            [raw.encode() if isinstance(raw, str) else raw for raw in headers],
+        )
+
+    @property
+    def largest(self) -> int:
+        """The bytes of the largest value, key or headers."""
+        return max(max(map(len, filter(None, column)), default=0) for column in self)
+
+    def in_order(self, places: Sequence[int]) -> Contents:
+        """The messages at *places*, in that order."""
+        keys, values, headers = self
+        return Contents([keys[i] for i in places], [values[i] for i in places], [headers[i] for i in places])
+
+    def between(self, first: int, end: int) -> Contents:
+        """The messages from place *first* on, up to *end*."""
+        return Contents(self.keys[first:end], self.values[first:end], self.headers[first:end])
+
+
 class ProducerResult(NamedTuple):
     """Where a message stands in the log, once its transaction has committed."""
 
@@ -182,7 +206,7 @@ def _as_bytes(part: str, given: object) -> bytes:
     raise TypeError(message)
 
 
-def _encode_headers(headers: Mapping[str, object]) -> str:
+def _encode_headers(headers: Mapping[str, object]) -> bytes:
     for name, text in headers.items():
         for what, given in (("name", name), ("value", text)):
             if not isinstance(given, str):
@@ -191,10 +215,8 @@ def _encode_headers(headers: Mapping[str, object]) -> str:
             if "\x00" in given:
                 message = f"The {what} of header {name!r} has a NUL character, which Postgres can't keep in text."
                 raise InvalidMessageError(message)
-    encoded = json.dumps(dict(headers), ensure_ascii=False, separators=(",", ":"))
     try:
-        encoded.encode()
+        return json.dumps(dict(headers), ensure_ascii=False, separators=(",", ":")).encode()
     except UnicodeEncodeError:
         message = "The headers have a lone surrogate, which is no character and can't be stored. Repair the text first."
         raise InvalidMessageError(message) from None
-    return encoded

@@ -188,21 +188,19 @@ class _Outbox:
     def _publish_group(self, conn: Connection, transaction: RootTransaction, group: list[_Waiting]) -> None:
         dialect = group[0].source.database.dialect
         try:
-            results = produce.publish(conn, dialect, [one.placed for one in group])
+            results = produce.publish(conn, dialect, produce.load([one.placed for one in group]))
         except UnknownTopicError as error:
             for one in group:
                 if one.publication.topic == error.topic:
                     one.source.forget_topic()
             raise
-        for one, result in zip(group, results, strict=True):
-            one.publication._result = result  # noqa: SLF001 - set by nobody else
+        if results is not None:
+            for one, result in zip(group, results, strict=True):
+                one.publication._result = result  # noqa: SLF001 - set by nobody else
         self._published += group
         for database in {one.source.database for one in group}:
-            mine = [
-                (one, result) for one, result in zip(group, results, strict=True) if one.source.database is database
-            ]
-            topic_ids = {one.placed.topic.id for one, _ in mine}
-            mine[0][0].source.follow(transaction, topic_ids, any(result is None for _, result in mine))
+            mine = [one for one in group if one.source.database is database]
+            mine[0].source.follow(transaction, {one.placed.topic.id for one in mine}, results is None)
 
     def _forget(self, conn: Connection, *_: object) -> None:
         del conn

@@ -11,16 +11,17 @@ from sqlmq.coalescer import Coalescer
 from sqlmq.errors import ProducerClosedError, UnknownTopicError
 from sqlmq.flows import manage, produce
 from sqlmq.flows.produce import Routed
-from sqlmq.message import Message, ProducerResult
+from sqlmq.message import Contents, Message, ProducerResult
 from sqlmq.options import check_no_timeout, check_partition, check_timeout
 from sqlmq.partitioner import Rotation
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Sequence
     from concurrent.futures import Future
     from types import TracebackType
 
     from sqlmq.database import Database
+    from sqlmq.flows.produce import Load
     from sqlmq.mover import Mover
     from sqlmq.outbox import Publication, SessionLike
     from sqlmq.store.topics import Topic
@@ -119,11 +120,12 @@ class Producer:
         Those without a key go to one partition together. With a *session*, as ``produce``: in its transaction.
         """
         self._check_open()
-        routed = [Routed(self._checked(message), None) for message in messages]
+        together = list(messages)
+        contents = self._checked_contents(together)
         if session is not None:
-            return self._publish(routed, session)
+            return self._publish([Routed(message, None) for message in together], session)
         self._database.check_may_write()
-        return self._append(routed) if routed else []
+        return self._run(lambda topic: produce.load_keyed(topic, contents, self._rotation)) if together else []
 
     def close(self) -> None:
         """Wait for what was submitted, then take no more. A second call has the same result."""
@@ -156,6 +158,14 @@ class Producer:
         message.check_size(self._max_message_bytes)
         return message
 
+    def _checked_contents(self, messages: Sequence[Message]) -> Contents:
+        if (
+            not set(map(type, messages)) <= {Message}
+            or (contents := Contents.of(messages)).largest > self._max_message_bytes
+        ):
+            return Contents.of([self._checked(message) for message in messages])
+        return contents
+
     def _checked_partition(self, partition: int) -> int:
         return check_partition(self._name, partition, self._current_topic().partitions)
 
@@ -170,11 +180,15 @@ class Producer:
         return outbox.add(session, self._source, self._current_topic(), routed, self._rotation)
 
     def _append(self, routed: list[Routed]) -> list[ProducerResult]:
+        return self._run(lambda topic: produce.load(produce.place(topic, routed, self._rotation)))
+
+    def _run(self, load_for: Callable[[Topic], Load]) -> list[ProducerResult]:
         topic = self._current_topic()
-        placed = produce.place(topic, routed, self._rotation)
-        run = self._database.append if produce.fits_one_statement(placed) else self._database.write
+        load = load_for(topic)
+        dialect = self._database.dialect
+        run = self._database.append if dialect.takes_one_statement(load.contents) else self._database.write
         try:
-            results = run(lambda conn: produce.append(conn, self._database.dialect, placed))
+            results = run(lambda conn: produce.append(conn, dialect, load))
         except UnknownTopicError:
             self._forget_topic()
             raise

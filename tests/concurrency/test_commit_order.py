@@ -8,9 +8,9 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Literal
 
+import psycopg
 import pytest
 from sqlalchemy import create_engine, text
-from sqlalchemy.exc import DBAPIError
 
 from sqlmq import IsolationError, Message
 from tests.concurrency.transactions import PATIENCE_SECONDS, Raw, Writer
@@ -271,7 +271,7 @@ def test_a_transaction_that_cannot_see_the_newest_offset_is_refused(
     raw: Raw, level: Literal["REPEATABLE READ", "SERIALIZABLE"]
 ) -> None:
     with raw.engine.connect().execution_options(isolation_level=level) as connection:
-        with pytest.raises(DBAPIError) as raised:
+        with pytest.raises(psycopg.Error) as raised:
             raw.append(connection, [(0, b"unnumbered")])
         translated = raw.dialect.translate(raised.value, "here")
 

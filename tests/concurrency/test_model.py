@@ -213,7 +213,7 @@ class Model(RuleBasedStateMachine):
             self.dialect.begin(connection)
             routed = [Routed(message, None) for message in messages]
 
-            results = produce.append(connection, self.dialect, produce.place(found, routed, Rotation(0)))
+            results = produce.append(connection, self.dialect, produce.load(produce.place(found, routed, Rotation(0))))
 
             if not commits:
                 connection.rollback()

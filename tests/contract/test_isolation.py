@@ -17,6 +17,7 @@ from sqlalchemy.orm import Session
 
 from sqlmq import MQ, Message, UnknownTopicError, migrate
 from sqlmq.mover import Mover
+from sqlmq.schema import REVISION
 from tests.concurrency import workers
 from tests.contract.shop import Shop, staged
 from tests.contract.waiting import PATIENCE_SECONDS, at_once, receive, until, values
@@ -413,7 +414,7 @@ def test_the_revision_is_not_taken_back_while_messages_are_staged(shop: Shop) ->
 
     assert staged(shop.engine, shop.database.schema) == 1
     with shop.engine.begin() as connection:
-        assert migrate.current(connection, schema=shop.database.schema) == "0004"
+        assert migrate.current(connection, schema=shop.database.schema) == REVISION
         connection.execute(text(f"DELETE FROM {prefix}sqlmq_staged"))
         migrate.downgrade(connection, schema=shop.database.schema, revision="0003")
         assert migrate.current(connection, schema=shop.database.schema) == "0003"

@@ -1079,6 +1079,22 @@ def test_more_messages_than_one_statement_takes_are_one_transaction(shop: Shop) 
     assert shop.log() == {partition: [str(i) for i in range(5_001)]}
 
 
+def test_more_messages_than_one_statement_takes_keep_their_places_in_several_partitions(shop: Shop) -> None:
+    # Statements end within a partition, and where the bytes are enough.
+    contents = [b"%d" % i + b"x" * (900_000 if i < 20 else 0) for i in range(9_000)]
+    with Session(shop.engine) as session, session.begin():
+        publications = [
+            shop.producer.produce_with_partition(Message(value), i % 3, session=session)
+            for i, value in enumerate(contents)
+        ]
+
+    log = shop.log()
+    assert {partition: len(messages) for partition, messages in log.items()} == dict.fromkeys(range(3), 3_000)
+    for value, publication in zip(contents, publications, strict=True):
+        assert publication.result is not None
+        assert log[publication.partition][publication.result.offset] == value.decode()
+
+
 def test_a_publication_shows_where_it_is(shop: Shop) -> None:
     with Session(shop.engine) as session:
         publication = shop.producer.produce_with_partition(Message(b""), 2, session=session)

@@ -347,6 +347,22 @@ def test_more_messages_than_one_statement_takes_are_one_transaction(mq: MQ) -> N
     assert mq.describe_topic("orders").messages == 12_001
 
 
+def test_more_messages_than_one_statement_takes_come_back_as_they_were(mq: MQ) -> None:
+    mq.create_topic("orders", 3)
+    keys = [None, b"", b"a", b"\x00\xff", b"c" * 100]
+    headers = [None, {"": ""}, {"name": "größer \N{HORSE}", "other": "\"'\\"}]
+    messages = [Message(b"%d" % i * (i % 7), keys[i % 5], headers[i % 3]) for i in range(6_000)]
+
+    results = mq.producer("orders").produce_many(messages)
+
+    log = log_of(mq, "orders")
+    assert len(log) > 1
+    found = [log[result.partition][result.offset] for result in results]
+    assert [(m.key, m.value, m.headers) for m in found] == [(m.key, m.value, m.headers) for m in messages]
+    assert_offsets_are_dense(results)
+    assert mq.producer("orders").produce_with_partition(Message(b""), 0).offset == len(log[0])
+
+
 def test_more_bytes_than_one_statement_takes_are_one_transaction(mq: MQ) -> None:
     mq.create_topic("orders", 2)
     big = [bytes([i]) * 1_000_000 for i in range(20)]

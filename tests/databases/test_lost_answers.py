@@ -237,3 +237,17 @@ def test_a_block_for_asyncio_whose_commit_is_not_answered_says_so(
     assert proxy.lost == 1
     assert shipped(to_ship) == ["a", "b", "c"]
     assert to_ship.mq.describe_group("events", "shipping").lag == 0
+
+
+def test_a_producer_that_is_cut_off_in_the_middle_of_many_messages_sends_them_once(
+    shop: Shop, database: DatabaseUnderTest
+) -> None:
+    with Proxy(make_url(database.url)) as proxy, MQ(proxy.url) as mq:
+        producer = mq.producer("events")
+        proxy.lose_answer_to(b"COPY")
+
+        results = producer.produce_many([Message(b"a", b"k")] * 5_001)
+
+    assert proxy.lost == 1
+    assert [result.offset for result in results] == list(range(5_001))
+    assert shop.events == ["a"] * 5_001

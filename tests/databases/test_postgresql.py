@@ -181,6 +181,39 @@ def test_python_and_sql_number_the_same_partition_together(mq: MQ, connection: C
             connection.commit()
 
 
+@POSTGRES
+@pytest.mark.parametrize(
+    ("numbers", "complaint"),
+    [("1, 0", "must ascend"), ("0, 7", "partition id 7000 was deleted")],
+)
+def test_sql_cannot_append_to_partitions_out_of_order_or_gone(
+    mq: MQ, connection: Connection, numbers: str, complaint: str
+) -> None:
+    mq.create_topic("orders", 2)
+    wanted = f"""
+        SELECT array_agg(coalesce(p.id, w.number * 1000) ORDER BY w.place)
+        FROM unnest(ARRAY[{numbers}]) WITH ORDINALITY AS w (number, place) LEFT JOIN sqlmq_partition p USING (number)
+    """
+
+    with pytest.raises(DBAPIError, match=complaint):
+        connection.execute(text(f"SELECT sqlmq_append(({wanted}), ARRAY[1, 1], NULL, ARRAY['x', 'y']::bytea[], NULL)"))
+
+
+@EITHER
+def test_an_engine_that_was_handed_over_does_not_commit_by_itself_afterwards(database: DatabaseUnderTest) -> None:
+    engine = create_engine(database.url, pool_size=1, max_overflow=0)
+    with MQ(engine, schema=database.schema) as mq:
+        producer = mq.producer("orders")
+        for messages in ([Message(b"one")], [Message(b"two")] * 2, [Message(b"many")] * 5_001):
+            producer.produce_many(messages)
+
+            with engine.connect() as connection:
+                assert isinstance(connection.connection.driver_connection, psycopg.Connection)
+                assert not connection.connection.driver_connection.autocommit
+        assert mq.describe_topic("orders").messages == 5_004
+    engine.dispose()
+
+
 # The partitioners in SQL.
 
 

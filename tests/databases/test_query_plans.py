@@ -81,7 +81,7 @@ class Grown:
 
 def append(grown: Grown, connection: Connection) -> None:
     routed = [Routed(Message(b""), partition) for partition in range(grown.topic.partitions)]
-    results = produce.append(connection, grown.dialect, produce.place(grown.topic, routed, Rotation(0)))
+    results = produce.append(connection, grown.dialect, produce.load(produce.place(grown.topic, routed, Rotation(0))))
     assert {result.offset for result in results} == {MESSAGES}
 
 
@@ -224,6 +224,29 @@ def test_on_postgres_no_hot_statement_scans_a_big_table(grown: Grown) -> None:
         ("find_positions", "sqlmq_group_offset"),
     ):
         assert found[name][table][1] > 0
+
+
+@pytest.mark.parametrize("database", ["postgres", "postgres-schema"], indirect=True)
+def test_on_postgres_a_producer_goes_by_index_even_if_the_tables_were_analyzed_while_they_were_empty(
+    mq: MQ, database: DatabaseUnderTest
+) -> None:
+    mq.create_topic("orders", 3)
+    producer = mq.producer("orders")
+    engine = create_engine(database.url, poolclass=NullPool)
+    with engine.connect() as connection:
+        connection.execute(text("ANALYZE"))
+        connection.commit()
+        before = scans(connection)["sqlmq_message"]
+
+        for _ in range(10):
+            producer.produce_many([Message(b"", b"%d" % key) for key in range(10)])
+            producer.produce(Message(b""))
+        mq.engine.dispose()
+
+        after = scans(connection)["sqlmq_message"]
+    engine.dispose()
+    assert after[0] == before[0]
+    assert after[1] >= before[1] + 40
 
 
 @pytest.mark.parametrize("database", ["postgres"], indirect=True)

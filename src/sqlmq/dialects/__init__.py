@@ -8,18 +8,18 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-from sqlmq.dialects.base import Batch, Dialect, Held, HeldPosition, Listening, Position, without_secrets
+from sqlmq.dialects.base import Dialect, Held, HeldPosition, Listening, Part, Position, without_secrets
 from sqlmq.errors import InvalidURLError
 
 if TYPE_CHECKING:
     from sqlalchemy import URL, Connection
 
 __all__ = [
-    "Batch",
     "Dialect",
     "Held",
     "HeldPosition",
     "Listening",
+    "Part",
     "Position",
     "blocking",
     "canonical",

@@ -14,13 +14,14 @@ from weakref import WeakKeyDictionary
 from sqlmq.schema import tables
 
 if TYPE_CHECKING:
+    import contextlib
     from collections.abc import Collection, Sequence
 
     from sqlalchemy import URL, ColumnElement, Connection, Engine, Insert, Row, Select, Table
     from sqlalchemy.ext.asyncio import AsyncEngine
 
     from sqlmq.errors import SqlmqError
-    from sqlmq.message import LogRow, Message
+    from sqlmq.message import Contents, LogRow
 
 
 _SMALL_BYTES = 1024
@@ -29,13 +30,13 @@ _SMALL_BYTES = 1024
 _value_of = itemgetter(3)
 
 
-class Batch(NamedTuple):
-    """Messages for one partition, in order."""
+class Part(NamedTuple):
+    """So many messages, one after the other, that go to one partition."""
 
     topic: str
     """The topic's name, for errors to tell."""
     partition_id: int
-    messages: Sequence[Message]
+    messages: int
 
 
 class Position(NamedTuple):
@@ -154,9 +155,21 @@ class Dialect(ABC):
         return True
 
     def can_append_in_one_statement(self, conn: Connection) -> bool:
-        """Whether an append outside any transaction is one of its own, in one round trip."""
+        """Whether an append outside any transaction is one of its own, in one round trip, if it is not too large."""
         del conn
         return False
+
+    def autocommitting(self, conn: Connection) -> contextlib.AbstractContextManager[None]:
+        """Let statements that the driver alone sees commit by themselves, on *conn*, which is in no transaction.
+
+        The same by SQLAlchemy's isolation level takes three times as long, which for a single message counts.
+        """
+        raise NotImplementedError
+
+    def takes_one_statement(self, contents: Contents) -> bool:
+        """Whether an append of *contents* is not too large for that."""
+        del contents
+        return True
 
     def limit_lock_wait(self, conn: Connection, seconds: float) -> None:  # noqa: B027 - some have a limit of their own
         """Have statements of this transaction fail, for a passing reason, that wait longer than that for a lock."""
@@ -189,19 +202,19 @@ class Dialect(ABC):
         return None
 
     @abstractmethod
-    def append(self, conn: Connection, batches: Sequence[Batch]) -> list[int]:
-        """Number the messages of *batches*, which are in order of ``partition_id``, and add them to the log.
+    def append(self, conn: Connection, parts: Sequence[Part], contents: Contents) -> list[int]:
+        """Number the messages *contents*, which lie in order of *parts*, and add them to the log.
 
-        Returns the offset of the first message of each batch. The partitions' rows are locked, in that order, until
-        the transaction ends. Raises UnknownTopicError if one of the partitions is gone.
+        Returns the offset of the first message of each part. The partitions' rows, by whose ids the parts ascend, are
+        locked in that order until the transaction ends. Raises UnknownTopicError if one of the partitions is gone.
         """
 
-    def publish(self, conn: Connection, batches: Sequence[Batch]) -> list[int] | None:
+    def publish(self, conn: Connection, parts: Sequence[Part], contents: Contents) -> list[int] | None:
         """As ``append``, in a transaction of any isolation level, on a connection of any driver.
 
         Where the level does not let it see the newest offset, the messages are staged, without a lock; then None.
         """
-        return self.append(conn, batches)
+        return self.append(conn, parts, contents)
 
     def identity(self, conn: Connection, *, fresh: bool) -> tuple[object, ...]:
         """What tells the database of *conn* from all others, until its server starts again.

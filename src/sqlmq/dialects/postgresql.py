@@ -6,7 +6,7 @@ messages on. Reading has a module of its own.
 
 from __future__ import annotations
 
-import re
+import contextlib
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import psycopg
@@ -15,7 +15,8 @@ from sqlalchemy.dialects import postgresql
 from sqlalchemy.exc import DBAPIError
 
 from sqlmq.dialects import postgresql_listening
-from sqlmq.dialects.base import Batch, Dialect, Held, HeldPosition, Listening, Position
+from sqlmq.dialects.base import Dialect, Held, HeldPosition, Listening, Part, Position
+from sqlmq.dialects.postgresql_appending import Appending, fits_arrays
 from sqlmq.dialects.postgresql_reading import POSTGRES_EPOCH_US, Reading
 from sqlmq.errors import (
     DatabaseBusyError,
@@ -27,29 +28,20 @@ from sqlmq.errors import (
     PermissionDeniedError,
     ReadOnlyDatabaseError,
     SqlmqError,
-    UnknownTopicError,
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Sequence
+    from collections.abc import Collection, Iterator, Sequence
 
     from sqlalchemy import URL, Connection, Engine, Insert, Select, Table
     from sqlalchemy.ext.asyncio import AsyncEngine
 
-    from sqlmq.message import LogRow
+    from sqlmq.message import Contents, LogRow
 
 _CONNECT_TIMEOUT_SECONDS = 10
 _TCP_USER_TIMEOUT_MS = 30_000
-# What our own functions raise: a SQLSTATE, and words that every driver hands on.
+# What our own functions raise.
 _ISOLATION = "MQ001"
-_UNKNOWN_PARTITION = re.compile(r"the topic of partition id (\d+) was deleted")
-# By driver; any other has the last. Binary where the driver leaves the choice.
-_PLACEHOLDERS = {
-    "psycopg": ("%b",) * 5,
-    "psycopg_async": ("%b",) * 5,
-    "asyncpg": ("$1", "$2", "$3", "$4", "$5"),
-    "": ("%s",) * 5,
-}
 
 
 class Postgresql(Dialect):
@@ -67,9 +59,8 @@ class Postgresql(Dialect):
             raise InvalidURLError(message)
         prefix = f'"{schema.replace(chr(34), chr(34) * 2)}".' if schema else ""
         self._topic_table = f"{prefix}sqlmq_topic"
+        self._appending = Appending(prefix)
         prefix = prefix.replace("%", "%%")
-        self._append_sql = {driver: _call(f"{prefix}sqlmq_append", marks) for driver, marks in _PLACEHOLDERS.items()}
-        self._publish_sql = {driver: _call(f"{prefix}sqlmq_publish", marks) for driver, marks in _PLACEHOLDERS.items()}
         self._reading = Reading(prefix)
         # A claim that somebody has taken over while we waited for its lock is looked at again, and is not ours.
         # https://www.postgresql.org/docs/current/transaction-iso.html#XACT-READ-COMMITTED
@@ -155,6 +146,21 @@ class Postgresql(Dialect):
         default: str = conn.exec_driver_sql("SHOW default_transaction_isolation").scalar_one()
         return default == "read committed"
 
+    @contextlib.contextmanager
+    def autocommitting(self, conn: Connection) -> Iterator[None]:
+        connection = conn.connection.driver_connection
+        assert isinstance(connection, psycopg.Connection)  # noqa: S101 - what check_engine made sure of
+        before = connection.autocommit
+        connection.autocommit = True
+        try:
+            yield
+        finally:
+            if not connection.closed:
+                connection.autocommit = before
+
+    def takes_one_statement(self, contents: Contents) -> bool:
+        return fits_arrays(contents)
+
     def limit_lock_wait(self, conn: Connection, seconds: float) -> None:
         conn.exec_driver_sql(f"SET LOCAL lock_timeout = {int(seconds * 1000)}")
 
@@ -178,13 +184,11 @@ class Postgresql(Dialect):
         parameters = (ids, epochs, offsets, group_id, member_id, durably)
         return set(conn.exec_driver_sql(self._commit_sql, parameters).scalars())
 
-    def append(self, conn: Connection, batches: Sequence[Batch]) -> list[int]:
-        bases = _number(conn, self._append_sql, batches)
-        assert bases is not None  # noqa: S101 - the function either appends or raises
-        return bases
+    def append(self, conn: Connection, parts: Sequence[Part], contents: Contents) -> list[int]:
+        return self._appending.append(conn, parts, contents)
 
-    def publish(self, conn: Connection, batches: Sequence[Batch]) -> list[int] | None:
-        return _number(conn, self._publish_sql, batches)
+    def publish(self, conn: Connection, parts: Sequence[Part], contents: Contents) -> list[int] | None:
+        return self._appending.publish(conn, parts, contents)
 
     def identify(self, conn: Connection) -> tuple[object, ...]:
         # The table, because without a schema it is the search path that leads to it, which can differ in the same database.
@@ -312,40 +316,6 @@ _VERDICTS: tuple[tuple[str, tuple[type[DatabaseError], str]], ...] = (
     ("55P03", (DatabaseBusyError, "Try again; another transaction holds the lock.")),
     ("57014", (DatabaseBusyError, "A statement_timeout of the role or database ended it.")),
 )
-
-
-def _call(function: str, marks: Sequence[str]) -> str:
-    types = ("bigint[]", "integer[]", "bytea[]", "bytea[]", "text[]")
-    arguments = ", ".join(f"{mark}::{type_}" for mark, type_ in zip(marks, types, strict=True))
-    # Where the marks begin with a percent sign, others are doubled.
-    return (
-        f"SELECT {function}({arguments})"
-        if marks[0].startswith("%")
-        else f"SELECT {function.replace('%%', '%')}({arguments})"
-    )
-
-
-def _number(conn: Connection, sql: dict[str, str], batches: Sequence[Batch]) -> list[int] | None:
-    messages = batches[0].messages if len(batches) == 1 else [m for batch in batches for m in batch.messages]
-    keys = [message.key for message in messages]
-    headers = [message.headers_json for message in messages]
-    parameters = (
-        [batch.partition_id for batch in batches],
-        [len(batch.messages) for batch in batches],
-        keys if any(key is not None for key in keys) else None,
-        [message.value for message in messages],
-        headers if any(one is not None for one in headers) else None,
-    )
-    try:
-        bases: list[int] | None = conn.exec_driver_sql(sql.get(conn.dialect.driver, sql[""]), parameters).scalar_one()
-    except DBAPIError as error:
-        # The statement's parameters are messages, which belong in no log.
-        error.hide_parameters = True
-        if gone := _UNKNOWN_PARTITION.search(str(error.orig)):
-            topic = next(batch.topic for batch in batches if batch.partition_id == int(gone[1]))
-            raise UnknownTopicError(topic) from error.orig
-        raise
-    return bases
 
 
 def _engine_options(url: URL) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sqlite3
 from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -15,7 +16,7 @@ from sqlalchemy import ColumnElement, Float, StaticPool, create_engine, event, l
 from sqlalchemy.dialects import sqlite
 from sqlalchemy.exc import DBAPIError
 
-from sqlmq.dialects.base import Batch, Dialect, Held, Position
+from sqlmq.dialects.base import Dialect, Held, Part, Position
 from sqlmq.errors import (
     DatabaseBusyError,
     DatabaseError,
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
     from sqlalchemy.engine.interfaces import DBAPIConnection, DBAPICursor
     from sqlalchemy.ext.asyncio import AsyncEngine
 
-    from sqlmq.message import LogRow
+    from sqlmq.message import Contents, LogRow
 
 _BUSY_TIMEOUT_SECONDS = 10
 
@@ -150,19 +151,18 @@ class Sqlite(Dialect):
     def insert_new(self, table: Table, unique: Sequence[str]) -> Insert:
         return sqlite.insert(table).on_conflict_do_nothing(index_elements=unique)
 
-    def append(self, conn: Connection, batches: Sequence[Batch]) -> list[int]:
+    def append(self, conn: Connection, parts: Sequence[Part], contents: Contents) -> list[int]:
+        headers = [None if raw is None else raw.decode() for raw in contents.headers]
+        rows = zip(contents.keys, contents.values, headers, strict=True)
         bases = []
-        for batch in batches:
+        for part in parts:
             # Changes nothing; makes this transaction the writer, so that what is read next stays true.
-            if conn.exec_driver_sql(_LOCK_SQL, (batch.partition_id,)).rowcount == 0:
-                raise UnknownTopicError(batch.topic)
-            base: int = conn.exec_driver_sql(_BASE_SQL, (batch.partition_id,)).scalar_one()
+            if conn.exec_driver_sql(_LOCK_SQL, (part.partition_id,)).rowcount == 0:
+                raise UnknownTopicError(part.topic)
+            base: int = conn.exec_driver_sql(_BASE_SQL, (part.partition_id,)).scalar_one()
             conn.exec_driver_sql(
                 "INSERT INTO sqlmq_message (partition_id, msg_offset, key, value, headers) VALUES (?, ?, ?, ?, ?)",
-                [
-                    (batch.partition_id, offset, message.key, message.value, message.headers_json)
-                    for offset, message in enumerate(batch.messages, base)
-                ],
+                [(part.partition_id, offset, *row) for offset, row in enumerate(islice(rows, part.messages), base)],
             )
             bases.append(base)
         return bases

@@ -2,27 +2,24 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from itertools import repeat
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
-from sqlmq.dialects import Batch
-from sqlmq.message import ProducerResult
+from sqlmq.dialects import Part
+from sqlmq.message import Contents, ProducerResult
 from sqlmq.options import check_partition
 from sqlmq.partitioner import partition_for_key
 from sqlmq.store import messages
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Sequence
 
     from sqlalchemy import Connection
 
     from sqlmq.dialects import Dialect
     from sqlmq.message import Message
     from sqlmq.store.topics import Topic
-
-CHUNK_MESSAGES = 5_000
-"""Messages in one statement at the most; more gain nothing and make the server hold them all at once."""
-CHUNK_BYTES = 16 * 1024 * 1024
-"""Bytes of values in one statement at the most, but for a single message."""
 
 
 class Routed(NamedTuple):
@@ -39,10 +36,21 @@ class Placed(NamedTuple):
     number: int
     message: Message
 
-    @property
-    def partition_id(self) -> int:
-        """The database's id of the partition."""
-        return self.topic.partition_ids[self.number]
+
+class Run(NamedTuple):
+    """So many messages, one after the other, for the partition of a topic with this number."""
+
+    topic: Topic
+    number: int
+    messages: int
+
+
+class Load(NamedTuple):
+    """What is appended together: messages in order of their partitions' ids, and where each stood before."""
+
+    contents: Contents
+    runs: Sequence[Run]
+    order: Sequence[int]
 
 
 class Turn(Protocol):
@@ -68,69 +76,58 @@ def place(topic: Topic, routed: Sequence[Routed], turn: Turn) -> list[Placed]:
     return placed
 
 
-def append(conn: Connection, dialect: Dialect, placed: Sequence[Placed]) -> list[ProducerResult]:
-    """Number the messages and add them to the log; results are in the order of *placed*.
+def load(placed: Sequence[Placed]) -> Load:
+    """Put messages, which may be of several topics, in order."""
+    ids = [topic.partition_ids[number] for topic, number, _ in placed]
+    order = sorted(range(len(ids)), key=ids.__getitem__)
+    targets = {id_: (topic, number) for id_, (topic, number, _) in zip(ids, placed, strict=True)}
+    counts = Counter(ids)
+    runs = [Run(*targets[id_], counts[id_]) for id_ in sorted(counts)]
+    return Load(Contents.of([placed[i].message for i in order]), runs, order)
+
+
+def load_keyed(topic: Topic, contents: Contents, turn: Turn) -> Load:
+    """As ``place`` and ``load``, for messages that all leave the partition to their key, or to *turn*."""
+    keys, partitions = contents.keys, topic.partitions
+    keyless = turn.next(partitions) if None in keys else 0
+    if partitions == 1 or keys.count(None) == len(keys):
+        return Load(contents, [Run(topic, keyless, len(keys))], range(len(keys)))
+    partitioner = topic.partitioner
+    numbers = [keyless if key is None else partition_for_key(partitioner, key, partitions) for key in keys]
+    ids = [topic.partition_ids[number] for number in numbers]
+    order = sorted(range(len(ids)), key=ids.__getitem__)
+    counts = Counter(numbers)
+    runs = [Run(topic, number, counts[number]) for number in sorted(counts, key=topic.partition_ids.__getitem__)]
+    return Load(contents.in_order(order), runs, order)
+
+
+def append(conn: Connection, dialect: Dialect, load: Load) -> list[ProducerResult]:
+    """Number the messages and add them to the log; results are in the order in which they were given.
 
     The partitions' rows are locked in order of id until the transaction ends, whatever the number of statements and
     topics, so two producers can't wait for each other.
     """
-    results: list[ProducerResult | None] = [None] * len(placed)
-    for chunk in chunks(placed):
-        _note(results, chunk, placed, messages.append(conn, dialect, _batches(chunk, placed)))
-    return [result for result in results if result is not None]
+    return _results(load, messages.append(conn, dialect, _parts(load), load.contents))
 
 
-def publish(conn: Connection, dialect: Dialect, placed: Sequence[Placed]) -> list[ProducerResult | None]:
-    """As ``append``, in somebody else's transaction, of any isolation level; None for what is staged.
+def publish(conn: Connection, dialect: Dialect, load: Load) -> list[ProducerResult] | None:
+    """As ``append``, in somebody else's transaction, of any isolation level; None if the messages were staged.
 
     Staged messages keep their order in each partition, and are in the log once ``flows.stage.move`` has moved them.
     """
-    results: list[ProducerResult | None] = [None] * len(placed)
-    for chunk in chunks(placed):
-        bases = messages.publish(conn, dialect, _batches(chunk, placed))
-        if bases is not None:
-            _note(results, chunk, placed, bases)
+    bases = messages.publish(conn, dialect, _parts(load), load.contents)
+    return None if bases is None else _results(load, bases)
+
+
+def _parts(load: Load) -> list[Part]:
+    return [Part(topic.name, topic.partition_ids[number], count) for topic, number, count in load.runs]
+
+
+def _results(load: Load, bases: Sequence[int]) -> list[ProducerResult]:
+    results: list[ProducerResult] = []
+    for (topic, number, count), base in zip(load.runs, bases, strict=True):
+        results.extend(map(ProducerResult, repeat(topic.name), repeat(number), range(base, base + count)))
+    if len(load.runs) > 1:  # or they are in the order in which they were given
+        for place, result in zip(load.order, results.copy(), strict=True):
+            results[place] = result
     return results
-
-
-def fits_one_statement(placed: Sequence[Placed]) -> bool:
-    """Whether ``append`` needs a single statement for *placed*."""
-    return len(placed) <= CHUNK_MESSAGES and sum(len(one.message.value) for one in placed) <= CHUNK_BYTES
-
-
-def chunks(placed: Sequence[Placed]) -> Iterable[list[list[int]]]:
-    """The places in *placed* of each partition's messages, by rising partition id, cut into statements."""
-    places: dict[int, list[int]] = {}
-    for i, one in enumerate(placed):
-        places.setdefault(one.partition_id, []).append(i)
-
-    chunk: list[list[int]] = []
-    count = size = 0
-    for partition_id in sorted(places):
-        part: list[int] = []
-        for i in places[partition_id]:
-            length = len(placed[i].message.value)
-            if count and (count == CHUNK_MESSAGES or size + length > CHUNK_BYTES):
-                yield [*chunk, part] if part else chunk
-                chunk, part, count, size = [], [], 0, 0
-            part.append(i)
-            count += 1
-            size += length
-        chunk.append(part)
-    if chunk:
-        yield chunk
-
-
-def _batches(chunk: list[list[int]], placed: Sequence[Placed]) -> list[Batch]:
-    return [
-        Batch(placed[part[0]].topic.name, placed[part[0]].partition_id, [placed[i].message for i in part])
-        for part in chunk
-    ]
-
-
-def _note(
-    results: list[ProducerResult | None], chunk: list[list[int]], placed: Sequence[Placed], bases: Sequence[int]
-) -> None:
-    for part, base in zip(chunk, bases, strict=True):
-        for offset, i in enumerate(part, base):
-            results[i] = ProducerResult(placed[i].topic.name, placed[i].number, offset)

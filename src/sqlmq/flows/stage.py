@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
-from sqlmq.dialects import Batch
+from sqlmq.dialects import Part
 from sqlmq.store import messages, staged, topics
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ def move(conn: Connection, dialect: Dialect, partition_id: int) -> Moved:
     dialect.limit_lock_wait(conn, LOCK_SECONDS)
     topic_id = topics.lock_partition(conn, dialect, partition_id)
     ids, found = staged.take(conn, dialect, partition_id, MOVE_MESSAGES)
-    if topic_id is not None and found:
-        messages.append(conn, dialect, [Batch("", partition_id, found)])
+    if topic_id is not None and ids:
+        messages.append(conn, dialect, [Part("", partition_id, len(ids))], found)
     staged.remove(conn, dialect, ids)
     return Moved(topic_id, len(ids))

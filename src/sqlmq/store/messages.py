@@ -11,24 +11,24 @@ if TYPE_CHECKING:
 
     from sqlalchemy import Connection
 
-    from sqlmq.dialects import Batch, Dialect, Position
-    from sqlmq.message import LogRow
+    from sqlmq.dialects import Dialect, Part, Position
+    from sqlmq.message import Contents, LogRow
     from sqlmq.store.topics import Topic
 
 
-def append(conn: Connection, dialect: Dialect, batches: Sequence[Batch]) -> list[int]:
-    """Number the messages of *batches*, which are in order of ``partition_id``, and add them to the end of the log.
+def append(conn: Connection, dialect: Dialect, parts: Sequence[Part], contents: Contents) -> list[int]:
+    """Number the messages *contents*, which lie in order of *parts*, and add them to the end of the log.
 
-    Returns the offset of the first message of each batch; the others of a batch follow without gaps. The partitions'
-    rows stay locked until the caller's transaction ends, so no message becomes readable before one with a smaller
-    offset. Raises UnknownTopicError if a topic was deleted.
+    Returns the offset of the first message of each part; the others of a part follow without gaps. The partitions' rows,
+    by whose ids the parts ascend, stay locked until the caller's transaction ends, so no message becomes readable before
+    one with a smaller offset. Raises UnknownTopicError if a topic was deleted.
     """
-    return dialect.append(conn, batches)
+    return dialect.append(conn, parts, contents)
 
 
-def publish(conn: Connection, dialect: Dialect, batches: Sequence[Batch]) -> list[int] | None:
+def publish(conn: Connection, dialect: Dialect, parts: Sequence[Part], contents: Contents) -> list[int] | None:
     """As ``append``; but above READ COMMITTED, stage the messages instead, without a lock, and return None."""
-    return dialect.publish(conn, batches)
+    return dialect.publish(conn, parts, contents)
 
 
 def read(

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from sqlalchemy import Text, cast, delete, select
 
-from sqlmq.message import Message
+from sqlmq.message import Contents
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -28,8 +28,8 @@ def due(conn: Connection, dialect: Dialect, at_most: int) -> list[int]:
     return sorted(set(rows.scalars()))
 
 
-def take(conn: Connection, dialect: Dialect, partition_id: int, at_most: int) -> tuple[list[int], list[Message]]:
-    """Lock up to *at_most* messages of a partition that are due, in order; return their ids, and the messages.
+def take(conn: Connection, dialect: Dialect, partition_id: int, at_most: int) -> tuple[list[int], Contents]:
+    """Lock up to *at_most* messages of a partition that are due, in order; return their ids, and what they hold.
 
     Passes over what somebody else has locked. The caller holds the partition's own lock, so nobody appends in between.
     """
@@ -41,7 +41,8 @@ def take(conn: Connection, dialect: Dialect, partition_id: int, at_most: int) ->
         .limit(at_most)
         .with_for_update(skip_locked=True)
     ).all()
-    return [row.id for row in rows], [Message.stored(row.key, row.value, row.headers) for row in rows]
+    headers = [None if row.headers is None else row.headers.encode() for row in rows]
+    return [row.id for row in rows], Contents([row.key for row in rows], [row.value for row in rows], headers)
 
 
 def remove(conn: Connection, dialect: Dialect, ids: Sequence[int]) -> None:
