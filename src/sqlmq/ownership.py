@@ -299,6 +299,8 @@ class Ownership:
     def _drop(self, partition_ids: Iterable[int]) -> list[Claim]:
         """Forget partitions, whatever is in hand of them; return the claims there were."""
         dropped = [self.claimed.pop(id_) for id_ in list(partition_ids) if id_ in self.claimed]
+        for progress in dropped:
+            progress.drop_ahead()  # also what is lent to a loop
         self.leaving -= {progress.partition_id for progress in dropped}
         self._note_numbers()
         return [_claim(progress) for progress in dropped]

@@ -9,12 +9,13 @@ from __future__ import annotations
 import logging
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import islice
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from sqlmq.flows import consume
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
     from sqlmq.database import Database
     from sqlmq.message import Message
@@ -26,6 +27,8 @@ log = logging.getLogger(__name__)
 
 _REFILL_SECONDS = 0.1
 """How often partitions that have nothing read ahead are looked at while others have."""
+_WINDOW = 64
+"""In how many partitions to look for more while there is a backlog."""
 _MOST_AT_ONCE = 100_000
 """How many messages one look reads at the most, however many are asked for."""
 
@@ -57,6 +60,8 @@ class Stock:
         self._database = database
         self._ownership = ownership
         self._options = options
+        self._shelf: dict[int, PartitionProgress] = {}
+        """Partitions of which something was read ahead, those to be served next first; some may be empty, or lost."""
         self._in_hand: dict[Receiver, list[Span]] = {}
         self._lent: Span | None = None
         self._refill_at = 0.0
@@ -73,17 +78,16 @@ class Stock:
     def refill(self, at_most: int) -> None:
         """Read on in the partitions that have nothing read ahead; or take what was read meanwhile."""
         self.recall()
-        active = self._active()
-        empty = [progress for progress in active if not progress.ahead]
-        if self._reading is not None and (len(empty) == len(active) or self._reading.found.done()):
+        if self._reading is not None and (not self._ahead() or self._reading.found.done()):
             self._receive(*self._reading)
-            empty = [progress for progress in active if not progress.ahead]
         now = time.monotonic()
-        if not empty or (len(empty) < len(active) and now < self._refill_at):
+        if now < self._refill_at and self._ahead():
             return
         self._refill_at = now + _REFILL_SECONDS
+        positions = self._positions(progress for progress in self._active() if not progress.ahead)
+        if not positions:
+            return
         at_most = min(max(at_most, self._options.read_messages), _MOST_AT_ONCE)
-        positions = self._positions(empty)
         self._keep(positions, self._read(positions, at_most), at_most)
 
     def hand_out(self, receiver: Receiver, at_most: int) -> list[Message]:
@@ -112,6 +116,7 @@ class Stock:
         """What is lent to a loop, and not taken yet, is for whoever asks first."""
         if self._lent is not None:
             self._lent.progress.recall()
+            self._shelf[self._lent.progress.partition_id] = self._lent.progress
             self._lent = None
 
     def finish(self, receiver: Receiver, *, also_left: bool) -> None:
@@ -151,23 +156,27 @@ class Stock:
 
     def _stocked(self) -> Iterator[PartitionProgress]:
         """The partitions of which something can be handed out; the next to ask begins with another one."""
-        claimed = self._ownership.claimed
-        for partition_id, progress in list(claimed.items()):
-            if progress.ahead and partition_id not in self._ownership.leaving:
-                claimed[partition_id] = claimed.pop(partition_id)
-                yield progress
+        for partition_id, progress in list(self._shelf.items()):
+            del self._shelf[partition_id]
+            if progress.ahead and self._ownership.claimed.get(partition_id) is progress:
+                self._shelf[partition_id] = progress
+                if partition_id not in self._ownership.leaving:
+                    yield progress
+
+    def _ahead(self) -> int:
+        """How many messages are read and not handed out."""
+        return sum(progress.ahead for progress in self._shelf.values())
 
     def _read_ahead(self) -> None:
         """Begin to read, in another thread, what comes after what is read, once half of that was handed out."""
         if not self._has_backlog or self._reading is not None or not self._database.dialect.reads_in_parallel:
             return
-        active = self._active()
         at_most = self._options.read_messages
-        if sum(progress.ahead for progress in active) > at_most:
+        if self._ahead() > at_most:
             return
         if self._reader is None:
             self._reader = ThreadPoolExecutor(1, thread_name_prefix="sqlmq-read")
-        positions = self._positions(active)
+        positions = self._positions(self._active())
         self._reading = _Reading(positions, self._reader.submit(self._read, positions, at_most))
 
     def _receive(self, positions: list[tuple[PartitionProgress, int]], found: Future[dict[int, list[Message]]]) -> None:
@@ -175,9 +184,10 @@ class Stock:
         self._reading = None
         self._keep(positions, found.result(), self._options.read_messages)
 
-    @staticmethod
-    def _positions(progresses: list[PartitionProgress]) -> list[tuple[PartitionProgress, int]]:
-        return [(progress, progress.read_position) for progress in progresses]
+    def _positions(self, progresses: Iterable[PartitionProgress]) -> list[tuple[PartitionProgress, int]]:
+        """Where to read on: everywhere, or while there is enough to be read, where it was not done lately."""
+        some = islice(progresses, _WINDOW) if self._has_backlog else progresses
+        return [(progress, progress.read_position) for progress in some]
 
     def _read(self, positions: list[tuple[PartitionProgress, int]], at_most: int) -> dict[int, list[Message]]:
         dialect, max_bytes = self._database.dialect, self._options.read_bytes
@@ -188,8 +198,17 @@ class Stock:
     def _keep(
         self, positions: list[tuple[PartitionProgress, int]], found: dict[int, list[Message]], at_most: int
     ) -> None:
+        claimed = self._ownership.claimed
+        unfound = set(found)
         for progress, position in positions:
-            is_mine = self._ownership.claimed.get(progress.partition_id) is progress
-            if is_mine and progress.read_position == position:
-                progress.receive(found.get(progress.partition_id, ()))
+            id_ = progress.partition_id
+            if claimed.get(id_) is progress:
+                if progress.read_position == position:
+                    progress.receive(found.get(id_, ()))
+                    self._shelf[id_] = progress
+                # To the end of the row, as far as was looked.
+                claimed[id_] = claimed.pop(id_)
+            unfound.discard(id_)
+            if found and not unfound:
+                break
         self._has_backlog = 2 * sum(map(len, found.values())) >= at_most

@@ -213,6 +213,38 @@ def test_whatever_is_read_ahead_comes_once_and_in_order(make_mq: MakeMQ, prefetc
     assert taken == {number: numbers(range(COUNT)) for number in range(3)}
 
 
+def test_more_partitions_than_one_look_reads_from_are_all_served(make_mq: MakeMQ) -> None:
+    mq = make_mq(prefetch=20)
+    mq.create_topic("orders", 100)
+    producer = mq.producer("orders")
+    for future in [producer.submit(Message(b"%d" % i), number) for i in range(3) for number in range(100)]:
+        future.result(PATIENCE_SECONDS)
+
+    messages = receive(mq.consumer("orders", "billing"), 300)
+
+    taken = {number: [m.value for m in messages if m.partition == number] for number in range(100)}
+    assert taken == {number: numbers(range(3)) for number in range(100)}
+
+
+def test_a_partition_with_one_message_does_not_wait_for_many_with_many(make_mq: MakeMQ) -> None:
+    mq = make_mq(prefetch=20)
+    mq.create_topic("orders", 90)
+    producer = mq.producer("orders")
+    for number in (*range(20), *range(70, 90)):
+        futures = [producer.submit(Message(b"%d" % i), number) for i in range(40)]
+        futures[-1].result(PATIENCE_SECONDS)
+    producer.produce_with_partition(Message(b"alone"), 45)
+    consumer = mq.consumer("orders", "billing")
+
+    before = 0
+    for message in consumer:
+        if message.value == b"alone":
+            break
+        before += 1
+
+    assert before < 1_000
+
+
 def test_what_is_read_while_a_loop_is_left_is_not_handed_out_twice(make_mq: MakeMQ) -> None:
     mq = make_mq(prefetch=8)
     send(mq, 200)

@@ -29,6 +29,13 @@ _SMALL_BYTES = 1024
 
 _value_of = itemgetter(3)
 
+_FEWEST_PARTITIONS, _FEWEST_ROWS = 8, 50
+
+
+def most_partitions(limit: int) -> int:
+    """How many partitions a read of *limit* rows spreads over: many rows of one cost much less than one of many each."""
+    return max(_FEWEST_PARTITIONS, limit // _FEWEST_ROWS)
+
 
 class Part(NamedTuple):
     """So many messages, one after the other, that go to one partition."""
@@ -230,9 +237,9 @@ class Dialect(ABC):
         """Ask what ``identity`` tells."""
 
     def read(self, conn: Connection, positions: Sequence[Position], limit: int, max_bytes: int) -> list[LogRow]:
-        """Read up to *limit* rows, a fair part from each partition that has any, in order of offset in each.
+        """Read up to *limit* rows, a fair part from each of the first partitions that have any, in order of offset in each.
 
-        Stops in each partition before its part of *max_bytes* of values is exceeded, but never before its first row.
+        How many partitions that are, ``most_partitions`` says; those come first whose *positions* do. Stops in each partition before its part of *max_bytes* of values is exceeded, but never before its first row.
         """
         # Adding up sizes doubles what a read costs, and needs no doing where so many rows can't be too much together.
         if (small := max_bytes // limit) >= _SMALL_BYTES:

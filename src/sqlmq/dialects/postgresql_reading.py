@@ -13,7 +13,7 @@ from psycopg.types.numeric import Int8BinaryLoader
 from psycopg.types.string import ByteaBinaryLoader
 from sqlalchemy import text
 
-from sqlmq.dialects.base import Position
+from sqlmq.dialects.base import Position, most_partitions
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
@@ -41,14 +41,17 @@ class Reading:
         self._ready_sql = f"""
             SELECT at.id, at.position
             FROM unnest(%b::bigint[], %b::bigint[]) AS at (id, position)
-            JOIN {prefix}sqlmq_partition p ON p.id = at.id AND p.topic_id IS NOT NULL
+            CROSS JOIN LATERAL (
+                SELECT FROM {prefix}sqlmq_partition p WHERE p.id = at.id AND p.topic_id IS NOT NULL LIMIT 1
+            ) AS has_topic
             CROSS JOIN LATERAL (
                 SELECT FROM {prefix}sqlmq_message m
                 WHERE m.partition_id = at.id AND m.msg_offset >= at.position
                 ORDER BY m.msg_offset LIMIT 1
             ) AS has_any
         """
-        ready = f"WITH ready AS MATERIALIZED ({self._ready_sql})"
+        # All lateral, so that it begins with the first position and ends with the last it needs.
+        ready = f"WITH ready AS MATERIALIZED ({self._ready_sql} LIMIT %b::bigint)"
         # One index scan for each partition, one after the other, and its rows in the order of the scan: to sort them
         # again would copy them all.
         self._small_sql = f"""
@@ -80,8 +83,8 @@ class Reading:
 
         # As a text of SQLAlchemy's, in which a colon begins a parameter.
         pieces = self._within_sql.replace("m.headers, m.created_at", _PORTABLE_COLUMNS).replace("%%", "%").split("%b::")
-        names = ["ids", "offsets", "at_most", "max_bytes"]
-        kinds = ["bigint[]", "bigint[]", "bigint", "bigint"]
+        names = ["ids", "offsets", "partitions", "at_most", "max_bytes"]
+        kinds = ["bigint[]", "bigint[]", "bigint", "bigint", "bigint"]
         self._portable_sql = pieces[0].replace(":", "\\:") + "".join(
             f"CAST(:{name} AS {kind})" + piece.removeprefix(kind).replace(":", "\\:")
             for name, kind, piece in zip(names, kinds, pieces[1:], strict=True)
@@ -96,16 +99,22 @@ class Reading:
         connection = conn.connection.driver_connection
         if not isinstance(connection, psycopg.Connection):
             return self.within(conn, positions, limit, small * limit)
-        return _fetch(connection, self._small_sql, (*_columns(positions), small, limit))
+        return _fetch(connection, self._small_sql, (*_columns(positions), most_partitions(limit), small, limit))
 
     def within(self, conn: Connection, positions: Sequence[Position], limit: int, max_bytes: int) -> list[LogRow]:
         """As ``Dialect.read_within``."""
         connection = conn.connection.driver_connection
         ids, offsets = _columns(positions)
         if isinstance(connection, psycopg.Connection):
-            return _fetch(connection, self._within_sql, (ids, offsets, limit, max_bytes))
+            return _fetch(connection, self._within_sql, (ids, offsets, most_partitions(limit), limit, max_bytes))
         # In the session of a user whose driver is for asyncio, or another one.
-        parameters = {"ids": ids, "offsets": offsets, "at_most": limit, "max_bytes": max_bytes}
+        parameters = {
+            "ids": ids,
+            "offsets": offsets,
+            "partitions": most_partitions(limit),
+            "at_most": limit,
+            "max_bytes": max_bytes,
+        }
         return [
             (id_, offset, key, value, headers, moment)
             for id_, offset, key, value, headers, moment in conn.execute(text(self._portable_sql), parameters)

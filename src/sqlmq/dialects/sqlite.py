@@ -16,7 +16,7 @@ from sqlalchemy import ColumnElement, Float, StaticPool, create_engine, event, l
 from sqlalchemy.dialects import sqlite
 from sqlalchemy.exc import DBAPIError
 
-from sqlmq.dialects.base import Dialect, Held, Part, Position
+from sqlmq.dialects.base import Dialect, Held, Part, Position, most_partitions
 from sqlmq.errors import (
     DatabaseBusyError,
     DatabaseError,
@@ -176,7 +176,7 @@ class Sqlite(Dialect):
     def read_small(self, conn: Connection, positions: Sequence[Position], limit: int, small: int) -> list[LogRow]:
         rows: list[LogRow] = []
         with _reading(conn) as cursor:
-            ready = _ready(cursor, positions)
+            ready = _ready(cursor, positions, most_partitions(limit))
             for position in ready:
                 cursor.execute(_READ_SMALL_SQL, (small, *position, max(1, limit // len(ready))))
                 rows += cursor.fetchall()
@@ -185,7 +185,7 @@ class Sqlite(Dialect):
     def read_within(self, conn: Connection, positions: Sequence[Position], limit: int, max_bytes: int) -> list[LogRow]:
         rows: list[LogRow] = []
         with _reading(conn) as cursor:
-            ready = _ready(cursor, positions)
+            ready = _ready(cursor, positions, most_partitions(limit))
             for position in ready:
                 before = 0
                 cursor.execute(_READ_SQL, (*position, max(1, limit // len(ready))))
@@ -296,13 +296,15 @@ def _reading(conn: Connection) -> Iterator[DBAPICursor]:
         cursor.close()
 
 
-def _ready(cursor: DBAPICursor, positions: Sequence[Position]) -> list[Position]:
-    """Those of *positions* at which there is something."""
+def _ready(cursor: DBAPICursor, positions: Sequence[Position], at_most: int) -> list[Position]:
+    """The first of *positions* at which there is something, *at_most* so many."""
     ready = []
     for position in positions:
         cursor.execute(_PROBE_SQL, position)
         if cursor.fetchone():
             ready.append(position)
+            if len(ready) == at_most:
+                break
     return ready
 
 
