@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from itertools import islice
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
@@ -29,6 +29,7 @@ _REFILL_SECONDS = 0.1
 """How often partitions that have nothing read ahead are looked at while others have."""
 _WINDOW = 64
 """In how many partitions to look for more while there is a backlog."""
+_CLOSE_SECONDS = 5.0
 _MOST_AT_ONCE = 100_000
 """How many messages one look reads at the most, however many are asked for."""
 
@@ -146,7 +147,9 @@ class Stock:
             span.is_left = True
 
     def close(self) -> None:
-        """Read nothing more ahead."""
+        """Read nothing more ahead; wait for what is being read, so that it leaves no connection behind, but not for ever."""
+        if self._reading is not None:
+            wait([self._reading.found], _CLOSE_SECONDS)
         if self._reader is not None:
             self._reader.shutdown(wait=False, cancel_futures=True)
 

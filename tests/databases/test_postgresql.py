@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
@@ -17,6 +18,8 @@ from sqlmq import MQ, Message, OutcomeUnknownError
 from sqlmq.partitioner import PARTITIONERS, partition_for_key
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from sqlalchemy import PoolProxiedConnection
 
     from tests.conftest import DatabaseUnderTest, MakeMQ
@@ -431,3 +434,34 @@ def test_waiting_for_messages_survives_the_loss_of_an_answer_to_a_commit(make_mq
 
     assert answer.lost >= 1
     assert got == values
+
+
+# Reading ahead, in another thread.
+
+
+@POSTGRES
+def test_closing_waits_for_what_is_being_read_ahead(make_mq: MakeMQ, monkeypatch: pytest.MonkeyPatch) -> None:
+    mq = make_mq(prefetch=4)
+    mq.producer("orders").produce_many([Message(b"42", b"k")] * 20)
+    consumer = mq.consumer("orders", "billing")
+    is_reading, may_read = threading.Event(), threading.Event()
+    read = consumer._database.read
+
+    def held_up(flow: Callable[[Connection], object]) -> object:
+        if threading.current_thread().name.startswith("sqlmq-read"):
+            is_reading.set()
+            assert may_read.wait(10)
+        return read(flow)
+
+    monkeypatch.setattr(consumer._database, "read", held_up)
+    consumer.poll(1, timeout=10)
+    assert is_reading.wait(10)
+    with ThreadPoolExecutor(1) as threads:
+        closing = threads.submit(consumer.close)
+
+        # It would leave a connection behind that nobody closes.
+        with pytest.raises(TimeoutError):
+            closing.result(0.1)
+        may_read.set()
+
+        closing.result(10)
