@@ -114,7 +114,7 @@ class Database:
         return self._retrying(lambda: self._append_once(flow, committing=True))
 
     def settle(self, flow: Callable[[Connection], T]) -> T:
-        """Run *flow*, which is one statement where possible and does no harm twice, in a transaction of its own.
+        """Run *flow*, which does no harm twice, in a transaction of its own; where possible each of its statements in one.
 
         When the connection is lost it is run again, also after it may have taken effect.
         """
