@@ -12,7 +12,6 @@ import math
 import os
 import threading
 import time
-import weakref
 from functools import partial
 from typing import TYPE_CHECKING, NoReturn, TypeVar
 
@@ -20,7 +19,7 @@ from sqlalchemy import URL, Engine, StaticPool, event, make_url
 from sqlalchemy import exc as sa_exc
 from tenacity import Retrying, retry_if_exception, stop_after_delay, wait_random_exponential
 
-from sqlmq import migrate
+from sqlmq import forks, migrate
 from sqlmq.dialects import canonical, dialect_named, without_secrets
 from sqlmq.errors import (
     DatabaseBusyError,
@@ -82,7 +81,7 @@ class Database:
         self._forked = False
         self._identity: tuple[object, ...] | None = None
         self._make_locks()
-        _ALL.add(self)
+        forks.tell(self)
 
     def read(self, flow: Callable[[Connection], T], *, tries_again: bool = True) -> T:
         """Run *flow*, whose statements write no row and need no common snapshot; tried again as in ``write``."""
@@ -114,7 +113,7 @@ class Database:
         return self._retrying(lambda: self._append_once(flow, committing=True))
 
     def settle(self, flow: Callable[[Connection], T]) -> T:
-        """Run *flow*, which is one statement where possible and does no harm twice, in a transaction of its own.
+        """Run *flow*, which does no harm twice, in a transaction of its own; where possible each of its statements in one.
 
         When the connection is lost it is run again, also after it may have taken effect.
         """
@@ -401,37 +400,11 @@ _BLOCKED = (
     "seconds. Keep what is done inside it short."
 )
 
-_ALL: weakref.WeakSet[Database] = weakref.WeakSet()
 _ABANDONED: list[Pool] = []
 
 
 def _note_return(_connection: object, record: ConnectionPoolEntry) -> None:
     record.info["returned_at"] = time.monotonic()
-
-
-_FORKING: list[Database] = []
-
-
-def _before_fork() -> None:
-    _FORKING[:] = list(_ALL)
-    for database in _FORKING:
-        database.before_fork()
-
-
-def _after_fork_in_parent() -> None:
-    for database in _FORKING:
-        database.after_fork_in_parent()
-    _FORKING.clear()
-
-
-def _after_fork_in_child() -> None:
-    for database in _FORKING:
-        database.after_fork()
-    _FORKING.clear()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(before=_before_fork, after_in_parent=_after_fork_in_parent, after_in_child=_after_fork_in_child)
 
 
 def _open(target: object, schema: str | None) -> tuple[Dialect, Engine]:

@@ -285,7 +285,7 @@ class Ownership:
 
     def _prune(self, overgrown: list[PartitionProgress]) -> None:
         if overgrown:
-            self._database.write(lambda conn: consume.prune(conn, self._database.dialect, self.group, overgrown))
+            self._database.settle(lambda conn: consume.prune(conn, self._database.dialect, self.group, overgrown))
         for progress in overgrown:
             progress.note_pruned()
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from itertools import islice
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
@@ -29,6 +29,7 @@ _REFILL_SECONDS = 0.1
 """How often partitions that have nothing read ahead are looked at while others have."""
 _WINDOW = 64
 """In how many partitions to look for more while there is a backlog."""
+_CLOSE_SECONDS = 5.0
 _MOST_AT_ONCE = 100_000
 """How many messages one look reads at the most, however many are asked for."""
 
@@ -51,6 +52,7 @@ class _Reading(NamedTuple):
 
     from_positions: list[tuple[PartitionProgress, int]]
     found: Future[dict[int, list[Message]]]
+    at_most: int
 
 
 class Stock:
@@ -67,6 +69,7 @@ class Stock:
         self._refill_at = 0.0
         self._reader: ThreadPoolExecutor | None = None
         self._reading: _Reading | None = None
+        self._ahead_at_once = options.read_messages
         self._has_backlog = False
         """Whether the last look found about as much as it asked for, so that there is likely to be more."""
 
@@ -79,15 +82,16 @@ class Stock:
         """Read on in the partitions that have nothing read ahead; or take what was read meanwhile."""
         self.recall()
         if self._reading is not None and (not self._ahead() or self._reading.found.done()):
-            self._receive(*self._reading)
+            self._receive(self._reading)
         now = time.monotonic()
-        if now < self._refill_at and self._ahead():
+        if self._ahead() and (now < self._refill_at or self._reading is not None):
             return
         self._refill_at = now + _REFILL_SECONDS
         positions = self._positions(progress for progress in self._active() if not progress.ahead)
         if not positions:
             return
         at_most = min(max(at_most, self._options.read_messages), _MOST_AT_ONCE)
+        self._ahead_at_once = min(at_most, self._options.prefetch)
         self._keep(positions, self._read(positions, at_most), at_most)
 
     def hand_out(self, receiver: Receiver, at_most: int) -> list[Message]:
@@ -146,7 +150,9 @@ class Stock:
             span.is_left = True
 
     def close(self) -> None:
-        """Read nothing more ahead."""
+        """Read nothing more ahead; wait for what is being read, so that it leaves no connection behind, but not for ever."""
+        if self._reading is not None:
+            wait([self._reading.found], _CLOSE_SECONDS)
         if self._reader is not None:
             self._reader.shutdown(wait=False, cancel_futures=True)
 
@@ -168,21 +174,21 @@ class Stock:
         return sum(progress.ahead for progress in self._shelf.values())
 
     def _read_ahead(self) -> None:
-        """Begin to read, in another thread, what comes after what is read, once half of that was handed out."""
+        """Begin to read, in another thread, as much as was asked for last, once there is room for it."""
         if not self._has_backlog or self._reading is not None or not self._database.dialect.reads_in_parallel:
             return
-        at_most = self._options.read_messages
-        if self._ahead() > at_most:
+        at_most = self._ahead_at_once
+        if self._ahead() + at_most > self._options.prefetch:
             return
         if self._reader is None:
             self._reader = ThreadPoolExecutor(1, thread_name_prefix="sqlmq-read")
         positions = self._positions(self._active())
-        self._reading = _Reading(positions, self._reader.submit(self._read, positions, at_most))
+        self._reading = _Reading(positions, self._reader.submit(self._read, positions, at_most), at_most)
 
-    def _receive(self, positions: list[tuple[PartitionProgress, int]], found: Future[dict[int, list[Message]]]) -> None:
+    def _receive(self, reading: _Reading) -> None:
         """Keep what another thread has read, as far as it still follows what is read."""
         self._reading = None
-        self._keep(positions, found.result(), self._options.read_messages)
+        self._keep(reading.from_positions, reading.found.result(), reading.at_most)
 
     def _positions(self, progresses: Iterable[PartitionProgress]) -> list[tuple[PartitionProgress, int]]:
         """Where to read on: everywhere, or while there is enough to be read, where it was not done lately."""

@@ -288,7 +288,7 @@ def test_a_listener_that_was_killed_comes_back_and_misses_nothing(
 
     monkeypatch.setattr(waiting.mq._database, "listen", listen_later)
 
-    assert sessions(database, f"{LISTENS} AND pg_terminate_backend(pid)") == 1
+    until(lambda: sessions(database, f"{LISTENS} AND pg_terminate_backend(pid)") == 1, "the listener to be killed")
     until(lambda: not waiting.mq._listener.is_hearing, "the loss noticed")
     producer.produce(Message(b"meanwhile"))
     mq.close()  # which sends what is still to be told

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import random
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import psycopg
 import pytest
@@ -17,6 +18,8 @@ from sqlmq import MQ, Message, OutcomeUnknownError
 from sqlmq.partitioner import PARTITIONERS, partition_for_key
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from sqlalchemy import PoolProxiedConnection
 
     from tests.conftest import DatabaseUnderTest, MakeMQ
@@ -330,17 +333,22 @@ def test_a_consumer_goes_on_after_its_connections_were_cut_off(make_mq: MakeMQ, 
 
 
 class AnswerLost:
-    """Lets a COMMIT take effect and then breaks the connection, as a network does at the worst moment."""
+    """Lets a COMMIT, or a *statement*, take effect and then breaks the connection, as a network does at the worst moment."""
 
-    def __init__(self, mq: MQ) -> None:
+    def __init__(self, mq: MQ, statement: str = "") -> None:
         self.is_armed = False
         self.lost = 0
+        self._statement = statement
         self._dialect = mq.engine.dialect
         self._commit = self._dialect.do_commit
+        self._execute = self._dialect.do_execute
         self._patch = pytest.MonkeyPatch()
 
     def __enter__(self) -> Self:
-        self._patch.setattr(self._dialect, "do_commit", self._do_commit)
+        if self._statement:
+            self._patch.setattr(self._dialect, "do_execute", self._do_execute)
+        else:
+            self._patch.setattr(self._dialect, "do_commit", self._do_commit)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -349,12 +357,20 @@ class AnswerLost:
     def _do_commit(self, connection: PoolProxiedConnection) -> None:
         self._commit(connection)
         if self.is_armed:
-            self.is_armed = False
-            self.lost += 1
             assert isinstance(connection.driver_connection, psycopg.Connection)
-            connection.driver_connection.close()
-            message = "server closed the connection unexpectedly"
-            raise psycopg.OperationalError(message)
+            self._lose(connection.driver_connection)
+
+    def _do_execute(self, cursor: Any, statement: str, *more: Any) -> None:
+        self._execute(cursor, statement, *more)
+        if self.is_armed and self._statement in statement:
+            self._lose(cursor.connection)
+
+    def _lose(self, connection: psycopg.Connection[Any]) -> None:
+        self.is_armed = False
+        self.lost += 1
+        connection.close()
+        message = "server closed the connection unexpectedly"
+        raise psycopg.OperationalError(message)
 
 
 @POSTGRES
@@ -372,27 +388,6 @@ def test_a_producer_says_that_it_does_not_know_when_the_answer_to_its_commit_is_
     assert answer.lost == 1
     assert mq.describe_topic("orders").messages == len(messages)
     assert producer.produce(Message(b"next")).topic == "orders"
-
-
-@POSTGRES
-@pytest.mark.faults
-def test_a_consumer_goes_on_when_the_answer_to_the_commit_of_its_position_is_lost(make_mq: MakeMQ) -> None:
-    producer = make_mq().producer("orders")
-    # Each commit of a position is asked for; none comes by itself.
-    mq = make_mq(commit_interval_seconds=3600, lease_seconds=600)
-    consumer = mq.consumer("orders", "billing")
-    producer.produce_many([Message(b"first", key=b"k")])
-    assert consumer.consume(timeout=10).value == b"first"
-
-    with AnswerLost(mq) as answer:
-        answer.is_armed = True
-        with pytest.raises(OutcomeUnknownError):
-            consumer.commit()
-    consumer.commit()
-    producer.produce_many([Message(b"second", key=b"k")])
-
-    assert answer.lost == 1
-    assert consumer.consume(timeout=10).value == b"second"
 
 
 @POSTGRES
@@ -415,19 +410,52 @@ def test_a_transaction_goes_on_where_the_truth_is_when_the_answer_to_its_commit_
 
 @POSTGRES
 @pytest.mark.faults
-def test_waiting_for_messages_survives_the_loss_of_an_answer_to_a_commit(make_mq: MakeMQ) -> None:
+def test_a_commit_of_positions_whose_answer_is_lost_is_sent_again(make_mq: MakeMQ) -> None:
     producer = make_mq().producer("orders")
     mq = make_mq(commit_interval_seconds=0.001, lease_seconds=600)
     consumer = mq.consumer("orders", "billing")
     values = [str(count).encode() for count in range(500)]
     producer.produce_many([Message(value, key=b"k") for value in values])
 
-    with AnswerLost(mq) as answer:
+    with AnswerLost(mq, "INSERT INTO sqlmq_group_offset") as answer:
         got: list[bytes] = []
         while len(got) < len(values):
             # Stays so until there is a commit.
             answer.is_armed = answer.is_armed or len(got) % 50 == 49
             got.append(consumer.consume(timeout=10).value)
+            consumer.commit()
 
-    assert answer.lost >= 1
+    assert answer.lost == 10
     assert got == values
+    assert mq.describe_group("orders", "billing").lag == 0
+
+
+# Reading ahead, in another thread.
+
+
+@POSTGRES
+def test_closing_waits_for_what_is_being_read_ahead(make_mq: MakeMQ, monkeypatch: pytest.MonkeyPatch) -> None:
+    mq = make_mq(prefetch=4)
+    mq.producer("orders").produce_many([Message(b"42", b"k")] * 20)
+    consumer = mq.consumer("orders", "billing")
+    is_reading, may_read = threading.Event(), threading.Event()
+    read = consumer._database.read
+
+    def held_up(flow: Callable[[Connection], object]) -> object:
+        if threading.current_thread().name.startswith("sqlmq-read"):
+            is_reading.set()
+            assert may_read.wait(10)
+        return read(flow)
+
+    monkeypatch.setattr(consumer._database, "read", held_up)
+    consumer.poll(1, timeout=10)
+    assert is_reading.wait(10)
+    with ThreadPoolExecutor(1) as threads:
+        closing = threads.submit(consumer.close)
+
+        # It would leave a connection behind that nobody closes.
+        with pytest.raises(TimeoutError):
+            closing.result(0.1)
+        may_read.set()
+
+        closing.result(10)
