@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_decode = json.JSONDecoder().raw_decode
 _NO_HEADERS: Mapping[str, str] = MappingProxyType({})
 
 LogRow: TypeAlias = tuple[int, int, bytes | None, bytes, str | bytes | None, int]
@@ -88,7 +89,9 @@ class Message:
         """The headers, read only; empty if there are none."""
         if self._headers is None:
             raw = self._headers_json
-            self._headers = MappingProxyType(json.loads(raw)) if raw else _NO_HEADERS
+            text = raw.decode() if isinstance(raw, bytes) else raw
+            # Half of what json.loads takes, which looks for other encodings, and for space around.
+            self._headers = MappingProxyType(_decode(text)[0]) if text else _NO_HEADERS
         return self._headers
 
     @property

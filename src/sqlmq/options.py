@@ -38,7 +38,7 @@ class Options:
     durable_positions: bool = True
     """Wait for the disk when finished messages are committed. Without, a crash of the server may bring those of about
     the last second again; messages and effects are as durable as ever. Means something on Postgres only."""
-    prefetch: int = 1000
+    prefetch: int = 4000
     """How many messages a consumer reads ahead, over all its partitions: half of them while the others are handled."""
     prefetch_bytes: int = 8 * 1024 * 1024
     """How many bytes of values it reads ahead; one message of each partition always fits."""

@@ -117,7 +117,8 @@ class Producer:
     ) -> list[ProducerResult] | list[Publication]:
         """Append *messages* in one transaction, all or none, and return their places in the same order.
 
-        Those without a key go to one partition together. With a *session*, as ``produce``: in its transaction.
+        Those without a key go to one partition together; if there are no others, on Postgres to one that nobody else
+        appends to at the moment. With a *session*, as ``produce``: in its transaction.
         """
         self._check_open()
         together = list(messages)

@@ -430,6 +430,38 @@ def test_a_commit_of_positions_whose_answer_is_lost_is_sent_again(make_mq: MakeM
     assert mq.describe_group("orders", "billing").lag == 0
 
 
+# Messages that any partition will do for.
+
+
+@EITHER
+def test_a_batch_without_keys_passes_over_partitions_that_somebody_appends_to(
+    mq: MQ, connection: Connection, database: DatabaseUnderTest
+) -> None:
+    mq.create_topic("orders", 4)
+    with mq.producer("orders") as producer:
+        for number in (0, 1, 3):
+            connection.execute(text(f"SELECT * FROM {function(database)}('orders', NULL, 'busy', NULL, {number})"))
+
+        places = [place for _ in range(8) for place in producer.produce_many([Message(b"1"), Message(b"2")])]
+    connection.rollback()
+
+    assert [(place.partition, place.offset) for place in places] == [(2, offset) for offset in range(16)]
+
+
+@POSTGRES
+def test_a_batch_without_keys_waits_where_all_partitions_are_busy(mq: MQ, connection: Connection) -> None:
+    mq.create_topic("orders", 2)
+    with mq.producer("orders") as producer, ThreadPoolExecutor(1) as threads:
+        for number in (0, 1):
+            connection.execute(text(f"SELECT * FROM sqlmq_produce('orders', NULL, 'busy', NULL, {number})"))
+        waiting = threads.submit(producer.produce_many, [Message(b"1")])
+        with pytest.raises(TimeoutError):
+            waiting.result(0.1)
+        connection.commit()
+
+        assert [place.offset for place in waiting.result(10)] == [1]
+
+
 # Reading ahead, in another thread.
 
 

@@ -45,7 +45,7 @@ class AsyncMQ:
         max_poll_seconds: float = 300.0,
         commit_interval_seconds: float = 0.2,
         durable_positions: bool = True,
-        prefetch: int = 1000,
+        prefetch: int = 4000,
         prefetch_bytes: int = 8 * 1024 * 1024,
         poll_min_seconds: float = 0.005,
         poll_max_seconds: float = 1.0,

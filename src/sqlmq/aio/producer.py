@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Self, TypeAlias, TypeVar, overload
 
+from sqlmq.aio.arrivals import Arrivals
 from sqlmq.coalescer import overdue
 from sqlmq.options import check_no_timeout, check_timeout
 
@@ -36,6 +37,7 @@ class AsyncProducer:
     def __init__(self, sync: Producer, threads: Threads) -> None:
         self._sync = sync
         self._threads = threads
+        self._arrivals: Arrivals[ProducerResult] = Arrivals()
 
     @property
     def topic(self) -> str:
@@ -70,7 +72,7 @@ class AsyncProducer:
             check_no_timeout(timeout)
             return await self._publish(session, lambda sync: self._sync.produce(message, session=sync))
         seconds = check_timeout(timeout)
-        return await _arrival(await self._submit(message, None), seconds)
+        return await self._arrival(await self._submit(message, None), seconds)
 
     @overload
     async def produce_with_partition(
@@ -99,7 +101,7 @@ class AsyncProducer:
                 session, lambda sync: self._sync.produce_with_partition(message, partition, session=sync)
             )
         seconds = check_timeout(timeout)
-        return await _arrival(await self._submit(message, partition), seconds)
+        return await self._arrival(await self._submit(message, partition), seconds)
 
     def submit(self, message: Message, partition: int | None = None) -> asyncio.Future[ProducerResult]:
         """Append *message* without waiting for it; the future has the place, or the error.
@@ -109,7 +111,7 @@ class AsyncProducer:
         """
         asyncio.get_running_loop()  # or nobody could tell the future; raised before anything is sent
         if partition is None or self._knows_topic:
-            return asyncio.wrap_future(self._sync.submit(message, partition))
+            return self._arrivals.of(self._sync.submit(message, partition))
         return asyncio.ensure_future(self.produce_with_partition(message, partition))
 
     @overload
@@ -165,13 +167,14 @@ class AsyncProducer:
             return self._sync.submit(message, partition)
         return await self._threads.run(lambda: self._sync.submit(message, partition), lambda future: future.cancel())
 
-
-async def _arrival(future: Future[ProducerResult], seconds: float | None) -> ProducerResult:
-    try:
-        async with asyncio.timeout(seconds):
-            return await asyncio.wrap_future(future)
-    except TimeoutError:
-        return overdue(future, seconds)
+    async def _arrival(self, future: Future[ProducerResult], seconds: float | None) -> ProducerResult:
+        if seconds is None:
+            return await self._arrivals.of(future)
+        try:
+            async with asyncio.timeout(seconds):
+                return await self._arrivals.of(future)
+        except TimeoutError:
+            return overdue(future, seconds)
 
 
 def _carrier(session: AsyncSessionLike) -> AsyncSession | AsyncConnection:

@@ -216,6 +216,16 @@ class Dialect(ABC):
         locked in that order until the transaction ends. Raises UnknownTopicError if one of the partitions is gone.
         """
 
+    def append_anywhere(
+        self, conn: Connection, topic: str, partition_ids: Sequence[int], contents: Contents
+    ) -> tuple[int, int]:
+        """As ``append``, to one of *partition_ids*: the first that nobody appends to now, if that can be told.
+
+        Otherwise the first of all. Returns the partition's id, and the offset of the first message.
+        """
+        (base,) = self.append(conn, [Part(topic, partition_ids[0], len(contents.values))], contents)
+        return partition_ids[0], base
+
     def publish(self, conn: Connection, parts: Sequence[Part], contents: Contents) -> list[int] | None:
         """As ``append``, in a transaction of any isolation level, on a connection of any driver.
 

@@ -187,6 +187,13 @@ class Postgresql(Dialect):
     def append(self, conn: Connection, parts: Sequence[Part], contents: Contents) -> list[int]:
         return self._appending.append(conn, parts, contents)
 
+    def append_anywhere(
+        self, conn: Connection, topic: str, partition_ids: Sequence[int], contents: Contents
+    ) -> tuple[int, int]:
+        if not fits_arrays(contents):
+            return super().append_anywhere(conn, topic, partition_ids, contents)
+        return self._appending.append_anywhere(conn, topic, partition_ids, contents)
+
     def publish(self, conn: Connection, parts: Sequence[Part], contents: Contents) -> list[int] | None:
         return self._appending.publish(conn, parts, contents)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 import struct
+from contextlib import contextmanager
 from itertools import chain, islice, pairwise, repeat
 from typing import TYPE_CHECKING, Any, cast
 
@@ -16,6 +17,7 @@ from psycopg.adapt import Dumper
 from psycopg.pq import Format
 from sqlalchemy.exc import DBAPIError
 
+from sqlmq.dialects.base import Part
 from sqlmq.errors import UnknownTopicError
 
 if TYPE_CHECKING:
@@ -23,7 +25,6 @@ if TYPE_CHECKING:
 
     from sqlalchemy import Connection
 
-    from sqlmq.dialects.base import Part
     from sqlmq.message import Contents
 
 ARRAY_MESSAGES = 5_000
@@ -59,22 +60,32 @@ class Appending:
     def __init__(self, prefix: str) -> None:
         self._prefix = prefix
         self._append = self._call("sqlmq_append", _MANY, "psycopg").encode()
+        arguments = ", ".join(f"%b::{type_}" for type_ in _MANY[1:])
+        quoted = prefix.replace("%", "%%")
+        self._append_anywhere = (
+            f"SELECT free.id, {quoted}sqlmq_append(ARRAY[free.id], {arguments})"
+            f" FROM {quoted}sqlmq_free_partition(%b::bigint[]) AS free (id)"
+        ).encode()
         self._append_one = self._call("sqlmq_append_one", _ONE, "psycopg").encode()
         self._next_offsets = self._call("sqlmq_next_offsets", _MANY[:1], "psycopg").encode()
         self._copy = f"COPY {prefix}sqlmq_message ({', '.join(_COPY_COLUMNS)}) FROM STDIN (FORMAT binary)".encode()
 
     def append(self, conn: Connection, parts: Sequence[Part], contents: Contents) -> list[int]:
         """As ``Dialect.append``; on a connection of psycopg's, which our own transactions have."""
-        connection = conn.connection.driver_connection
-        assert isinstance(connection, psycopg.Connection)  # noqa: S101 - what check_engine made sure of
-        if not (connection.autocommit or conn.in_transaction()):
-            conn.begin()  # SQLAlchemy does not see that the cursor begins one, and would not commit it
-        try:
-            with connection.cursor(binary=True) as cursor:
-                return self._run(cursor, parts, contents)
-        except psycopg.Error as error:
-            _raise_if_unknown(error, parts)
-            raise
+        with self._cursor(conn, parts) as cursor:
+            return self._run(cursor, parts, contents)
+
+    def append_anywhere(
+        self, conn: Connection, topic: str, partition_ids: Sequence[int], contents: Contents
+    ) -> tuple[int, int]:
+        """As ``Dialect.append_anywhere``, for what fits into arrays."""
+        part = Part(topic, partition_ids[0], len(contents.values))
+        with self._cursor(conn, [part]) as cursor:
+            cursor.adapters.register_dumper(_Array, _ArrayDumper)
+            wanted = _array(_BIGINT, [_pack_bigint(id_) for id_ in partition_ids])
+            cursor.execute(self._append_anywhere, (*_columns([part], contents), wanted))
+            ((chosen, bases),) = cursor.fetchall()
+        return chosen, bases[0]
 
     def publish(self, conn: Connection, parts: Sequence[Part], contents: Contents) -> list[int] | None:
         """As ``Dialect.publish``."""
@@ -85,16 +96,26 @@ class Appending:
                 found.setdefault(part.partition_id, base)
         return [found[part.partition_id] for part in parts] if found else None
 
+    @contextmanager
+    def _cursor(self, conn: Connection, parts: Sequence[Part]) -> Iterator[psycopg.Cursor[Any]]:
+        connection = conn.connection.driver_connection
+        assert isinstance(connection, psycopg.Connection)  # noqa: S101 - what check_engine made sure of
+        if not (connection.autocommit or conn.in_transaction()):
+            conn.begin()  # SQLAlchemy does not see that the cursor begins one, and would not commit it
+        try:
+            with connection.cursor(binary=True) as cursor:
+                yield cursor
+        except psycopg.Error as error:
+            _raise_if_unknown(error, parts)
+            raise
+
     def _run(self, cursor: psycopg.Cursor[Any], parts: Sequence[Part], contents: Contents) -> list[int]:
         if len(contents.values) == 1:
             return list(cursor.execute(self._append_one, _one(parts, contents)).fetchone() or ())
         cursor.adapters.register_dumper(_Array, _ArrayDumper)
         ids = _array(_BIGINT, [_pack_bigint(part.partition_id) for part in parts])
         if fits_arrays(contents):
-            counts = _array(_INTEGER, [_pack_integer(part.messages) for part in parts])
-            keys, values = _array(_BYTEA, contents.keys), _array(_BYTEA, contents.values)
-            headers = _array(_TEXT, contents.headers)
-            return _only(cursor.execute(self._append, (ids, counts, keys, values, headers)))
+            return _only(cursor.execute(self._append, (ids, *_columns(parts, contents))))
         bases = _only(cursor.execute(self._next_offsets, (ids,)))
         with cursor.copy(self._copy) as copy:
             for piece in _copied(parts, bases, contents):
@@ -151,6 +172,16 @@ def fits_arrays(contents: Contents) -> bool:
     """Whether one statement takes all of *contents*."""
     count = len(contents.values)
     return count == 1 or (count <= ARRAY_MESSAGES and sum(map(len, contents.values)) <= ARRAY_BYTES)
+
+
+def _columns(parts: Sequence[Part], contents: Contents) -> tuple[_Array | None, ...]:
+    """How many messages each of *parts* has, and what they hold."""
+    return (
+        _array(_INTEGER, [_pack_integer(part.messages) for part in parts]),
+        _array(_BYTEA, contents.keys),
+        _array(_BYTEA, contents.values),
+        _array(_TEXT, contents.headers),
+    )
 
 
 def _array(element_oid: int, column: Sequence[bytes | None]) -> _Array | None:

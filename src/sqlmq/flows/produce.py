@@ -22,6 +22,10 @@ if TYPE_CHECKING:
     from sqlmq.store.topics import Topic
 
 
+_CANDIDATES = 16
+"""How many partitions to choose from at the most, where any will do."""
+
+
 class Routed(NamedTuple):
     """A message, and the number of the partition it asks for; None leaves that to its key, or to the rotation."""
 
@@ -51,6 +55,8 @@ class Load(NamedTuple):
     contents: Contents
     runs: Sequence[Run]
     order: Sequence[int]
+    others: Sequence[int] = ()
+    """Numbers of partitions that would do as well as the one there is."""
 
 
 class Turn(Protocol):
@@ -91,7 +97,8 @@ def load_keyed(topic: Topic, contents: Contents, turn: Turn) -> Load:
     keys, partitions = contents.keys, topic.partitions
     keyless = turn.next(partitions) if None in keys else 0
     if partitions == 1 or keys.count(None) == len(keys):
-        return Load(contents, [Run(topic, keyless, len(keys))], range(len(keys)))
+        others = [(keyless + i) % partitions for i in range(1, min(partitions, _CANDIDATES))] if None in keys else ()
+        return Load(contents, [Run(topic, keyless, len(keys))], range(len(keys)), others)
     partitioner = topic.partitioner
     numbers = [keyless if key is None else partition_for_key(partitioner, key, partitions) for key in keys]
     ids = [topic.partition_ids[number] for number in numbers]
@@ -105,8 +112,11 @@ def append(conn: Connection, dialect: Dialect, load: Load) -> list[ProducerResul
     """Number the messages and add them to the log; results are in the order in which they were given.
 
     The partitions' rows are locked in order of id until the transaction ends, whatever the number of statements and
-    topics, so two producers can't wait for each other.
+    topics, so two producers can't wait for each other. If other partitions would do as well, it is one that nobody else
+    has locked.
     """
+    if load.others:
+        return _append_anywhere(conn, dialect, load)
     return _results(load, messages.append(conn, dialect, _parts(load), load.contents))
 
 
@@ -117,6 +127,14 @@ def publish(conn: Connection, dialect: Dialect, load: Load) -> list[ProducerResu
     """
     bases = messages.publish(conn, dialect, _parts(load), load.contents)
     return None if bases is None else _results(load, bases)
+
+
+def _append_anywhere(conn: Connection, dialect: Dialect, load: Load) -> list[ProducerResult]:
+    (run,) = load.runs
+    topic = run.topic
+    ids = [topic.partition_ids[number] for number in (run.number, *load.others)]
+    chosen, base = messages.append_anywhere(conn, dialect, topic.name, ids, load.contents)
+    return _results(load._replace(runs=[run._replace(number=topic.partition_ids.index(chosen))]), [base])
 
 
 def _parts(load: Load) -> list[Part]:

@@ -26,6 +26,13 @@ def append(conn: Connection, dialect: Dialect, parts: Sequence[Part], contents: 
     return dialect.append(conn, parts, contents)
 
 
+def append_anywhere(
+    conn: Connection, dialect: Dialect, topic: str, partition_ids: Sequence[int], contents: Contents
+) -> tuple[int, int]:
+    """As ``append``, to one of *partition_ids*, the first that need not be waited for; return its id, and the offset."""
+    return dialect.append_anywhere(conn, topic, partition_ids, contents)
+
+
 def publish(conn: Connection, dialect: Dialect, parts: Sequence[Part], contents: Contents) -> list[int] | None:
     """As ``append``; but above READ COMMITTED, stage the messages instead, without a lock, and return None."""
     return dialect.publish(conn, parts, contents)
