@@ -271,11 +271,14 @@ class Ownership:
 
     def _note_written(self, finished: list[tuple[Claim, Commit]], written: list[Commit]) -> None:
         offsets = {commit.partition_id: commit.offset for commit in written}
+        overgrown = []
         for claim, _ in finished:
             progress = self.claimed.get(claim.partition_id)
             if progress is not None and _claim(progress) == claim and claim.partition_id in offsets:
                 progress.note_committed(offsets[claim.partition_id])
-        self._prune([p for p in list(self.claimed.values()) if p.old_positions >= consume.PRUNE_EVERY])
+                if progress.old_positions >= consume.PRUNE_EVERY:
+                    overgrown.append(progress)
+        self._prune(overgrown)
 
     def _forget_lost(self, finished: list[tuple[Claim, Commit]], written: list[Commit]) -> tuple[int, ...]:
         lost = {claim.partition_id for claim, _ in finished} - {commit.partition_id for commit in written}

@@ -221,6 +221,21 @@ def test_old_positions_are_removed(
     assert position(mq) == 50
 
 
+def test_what_owners_before_have_left_is_removed(
+    make_mq: MakeMQ, database: DatabaseUnderTest, connection: Connection
+) -> None:
+    mq = make_mq()
+    send(mq, 12, partitions=3)
+    for _ in range(4):
+        with mq.consumer("orders", "billing") as consumer:
+            finish(consumer, 9)
+
+    prefix = f"{database.schema}." if database.schema else ""
+    count = connection.execute(text(f"SELECT count(*) FROM {prefix}sqlmq_group_offset")).scalar_one()
+    assert count <= 2 * 3
+    assert position(mq) == 36
+
+
 # --- Iterating ---
 
 

@@ -70,6 +70,6 @@ def commit(
 
 
 def prune(conn: Connection, dialect: Dialect, group: Group, progresses: Iterable[PartitionProgress]) -> None:
-    """Delete the positions that *progresses* have left behind."""
-    for progress in progresses:
-        offsets.prune(conn, dialect, group, progress.partition_id, start=progress.pruned_to, end=progress.committed)
+    """Delete the positions that *progresses*, of which there is one at least, have left behind."""
+    windows = [offsets.Window(one.partition_id, one.pruned_to, one.committed) for one in progresses]
+    offsets.prune(conn, dialect, group, windows)

@@ -124,6 +124,6 @@ def finish(conn: Connection, dialect: Dialect, topic: Topic, group: Group, taken
     # A window of positions is deleted whenever the next one is reached, by whoever reaches it: what was before is gone.
     window = taken.start // PRUNE_EVERY
     if taken.end // PRUNE_EVERY > window:
-        offsets.prune(conn, dialect, group, id_, start=window * PRUNE_EVERY, end=taken.end)
+        offsets.prune(conn, dialect, group, [offsets.Window(id_, window * PRUNE_EVERY, taken.end)])
     if not dialect.let_go(conn):
         raise TransactionError(ENDED)

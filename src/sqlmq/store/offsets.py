@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
-from sqlalchemy import delete, func, select
+from sqlalchemy import bindparam, delete, func, select
 
 from sqlmq.dialects import HeldPosition
 
@@ -60,19 +60,29 @@ def insert_all(conn: Connection, dialect: Dialect, group: Group, commits: Sequen
         conn.execute(dialect.insert_new(o, ["group_id", "partition_id", "committed_offset"]), rows)
 
 
-def prune(conn: Connection, dialect: Dialect, group: Group, partition_id: int, *, start: int, end: int) -> None:
-    """Delete the group's old positions from *start* up to, not including, *end*.
+class Window(NamedTuple):
+    """Positions in one partition from *start* up to, not including, *end*."""
 
-    *start* is where the last pruning ended: a search from the beginning would step over every deleted row again.
+    partition_id: int
+    start: int
+    end: int
+
+
+def prune(conn: Connection, dialect: Dialect, group: Group, windows: Sequence[Window]) -> None:
+    """Delete the group's old positions in *windows*, of which there is one at least.
+
+    A window starts where the last pruning ended: a search from the beginning would step over every deleted row again.
     """
     o = dialect.tables.group_offset
+    where = (
+        o.c.group_id == group.id,
+        o.c.partition_id == bindparam("id"),
+        o.c.committed_offset >= bindparam("start"),
+        o.c.committed_offset < bindparam("end"),
+    )
     conn.execute(
-        delete(o).where(
-            o.c.group_id == group.id,
-            o.c.partition_id == partition_id,
-            o.c.committed_offset >= start,
-            o.c.committed_offset < end,
-        )
+        delete(o).where(*where),
+        [{"id": window.partition_id, "start": window.start, "end": window.end} for window in windows],
     )
 
 
