@@ -392,10 +392,13 @@ class Consumer:
     def _close(self) -> None:
         self._closed = True
         self.wake()
-        self._background.remove(self)
-        with self._lock:
-            self._stock.close()
-            self._ownership.leave()
+        try:
+            with self._lock:
+                self._stock.close()
+                self._ownership.leave()
+        finally:
+            # Not before, or its own process would take the member for another's, and send notices to it.
+            self._background.remove(self)
         self._background.look_around(self.group_id, but=self)
 
     def _check_usable(self) -> None:

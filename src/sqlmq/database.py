@@ -78,6 +78,7 @@ class Database:
         self._prepared = False
         self._appends_in_one_statement = False
         self._forked = False
+        self._is_closed = False
         self._identity: tuple[object, ...] | None = None
         self._make_locks()
         forks.tell(self)
@@ -122,6 +123,7 @@ class Database:
     def listen(self) -> Listening:
         """Listen for notices, on a connection that is not the engine's."""
         self.prepare()
+        self._check_open()
         with self.translating():
             return self.dialect.listen(self.engine)
 
@@ -201,6 +203,7 @@ class Database:
         """Close the connections, if the engine is our own, once other threads' transactions are over."""
         with self._unused:
             self._unused.wait_for(lambda: self._in_use == 0, _CLOSE_SECONDS)
+            self._is_closed = True
         if self._owns_engine and not self._forked:
             self.engine.dispose()
 
@@ -249,9 +252,16 @@ class Database:
         except self.engine.dialect.loaded_dbapi.Error as error:
             raise sa_exc.DisconnectionError from error
 
+    def _check_open(self) -> None:
+        # Or a thread that was about to look would open a connection that nobody closes.
+        if self._is_closed:
+            message = f"{self.where}: the MQ is closed."
+            raise DatabaseUnavailableError(message)
+
     @contextlib.contextmanager
     def _connect(self, engine: Engine) -> Iterator[Connection]:
         with self._unused:
+            self._check_open()
             self._in_use += 1
         try:
             with self.translating():

@@ -206,7 +206,7 @@ class Lookout:
                 tries_again=False,
             )
         except Exception as error:
-            if self._is_well:
+            if self._is_well and not self._is_closing:
                 trace = not isinstance(error, SqlmqError)
                 log.warning("Looking for all consumers at once failed; each looks itself: %s", error, exc_info=trace)
             self._is_well = False

@@ -208,6 +208,7 @@ def test_a_thread_that_died_is_replaced_when_somebody_waits_again(make_mq: MakeM
     mq._lookout._is_closing = False
 
     with waiting(consumer):
+        until(lambda: mq._lookout.look_soon(at_groups=False), "another thread")
         look_for_all(mq, [consumer])
 
 
