@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from sqlmq import MQ
-    from tests.conftest import DatabaseUnderTest
+    from tests.conftest import DatabaseUnderTest, MakeMQ
 
 BIG_TABLES = ("sqlmq_message", "sqlmq_group_offset", "sqlmq_claim")
 MESSAGES = 5_000
@@ -228,8 +228,10 @@ def test_on_postgres_no_hot_statement_scans_a_big_table(grown: Grown) -> None:
 
 @pytest.mark.parametrize("database", ["postgres", "postgres-schema"], indirect=True)
 def test_on_postgres_a_producer_goes_by_index_even_if_the_tables_were_analyzed_while_they_were_empty(
-    mq: MQ, database: DatabaseUnderTest
+    make_mq: MakeMQ, database: DatabaseUnderTest
 ) -> None:
+    # Nobody else has a connection when the pool is made anew below: it would be nobody's to close.
+    mq = make_mq(notify=False)
     mq.create_topic("orders", 3)
     producer = mq.producer("orders")
     engine = create_engine(database.url, poolclass=NullPool)
