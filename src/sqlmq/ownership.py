@@ -122,7 +122,8 @@ class Ownership:
 
     def flush(self) -> tuple[int, ...]:
         """Commit what is finished; forget the partitions that are somebody else's by now, and return their numbers."""
-        return self._forget_lost(*self._write(self.finished()))
+        finished = self.finished()
+        return self._forget_lost(finished, self._write(finished))
 
     def finished(self) -> list[tuple[Claim, Commit]]:
         """What ``flush`` and ``flush_unlocked`` would commit now."""
@@ -134,8 +135,7 @@ class Ownership:
 
         What turns out to be somebody else's is left to the next survey, which is due at once.
         """
-        _, written = self._write(finished)
-        if len(written) < len(finished):
+        if len(self._write(finished)) < len(finished):
             self.look_around()
 
     def give_back(self) -> None:
@@ -257,9 +257,9 @@ class Ownership:
                 self._joining.topic.name,
             )
 
-    def _write(self, finished: list[tuple[Claim, Commit]]) -> tuple[list[tuple[Claim, Commit]], list[Commit]]:
+    def _write(self, finished: list[tuple[Claim, Commit]]) -> list[Commit]:
         if not finished:
-            return finished, []
+            return []
         durably = self._options.durable_positions
         written = self._database.settle(
             lambda conn: consume.commit(
@@ -267,7 +267,7 @@ class Ownership:
             )
         )
         self._note_written(finished, written)
-        return finished, written
+        return written
 
     def _note_written(self, finished: list[tuple[Claim, Commit]], written: list[Commit]) -> None:
         offsets = {commit.partition_id: commit.offset for commit in written}

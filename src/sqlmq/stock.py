@@ -108,13 +108,13 @@ class Stock:
 
     def lend(self, receiver: Receiver, at_most: int, *, is_shared: bool) -> list[Span]:
         """Lend a loop of *receiver* up to *at_most* messages of one partition; a single one if others want some, too."""
-        is_shared = is_shared or bool(self._in_hand)
-        for progress in self._stocked():
-            self._lent = progress.lend(1 if is_shared else at_most)
-            self._in_hand[receiver] = [self._lent]
-            self._read_ahead()
-            return [self._lent]
-        return []
+        progress = next(self._stocked(), None)
+        if progress is None:
+            return []
+        self._lent = progress.lend(1 if is_shared or self._in_hand else at_most)
+        self._in_hand[receiver] = [self._lent]
+        self._read_ahead()
+        return [self._lent]
 
     def recall(self) -> None:
         """What is lent to a loop, and not taken yet, is for whoever asks first."""
