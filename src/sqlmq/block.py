@@ -22,7 +22,7 @@ from sqlmq.flows.transact import ENDED, Limits
 from sqlmq.store import holds
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from sqlalchemy import Engine, RootTransaction
     from sqlalchemy.orm import SessionTransaction
@@ -165,6 +165,7 @@ class Block:
         self._root: RootTransaction | None = None
         self.is_done = False
         self.taken: transact.Taken | None = None
+        self._guard: transact.Guard | None = None
         self.session: Session
         self.connection: Connection
 
@@ -201,10 +202,17 @@ class Block:
             )
         return self.taken is not None
 
-    def finish(self) -> None:
+    def guard(self) -> None:
+        """Take nothing, but notice if somebody ends the transaction before ``finish``."""
+        with self._database.translating():
+            lease_seconds = self._shared.options.lease_seconds
+            self._guard = transact.enter(self.connection, self._database.dialect, vanished_seconds=lease_seconds)
+
+    def finish(self, settle: Callable[[Connection], None] | None = None) -> None:
         """Send what the session has kept, and move the group on: everything but COMMIT.
 
-        Raises TransactionError or FencedError if the transaction, or the partition, is not what it was.
+        *settle* does that where nothing was taken here. Raises TransactionError or FencedError if the transaction, or
+        the partition, is not what it was.
         """
         self._check_same()
         # The application's own statements, whose errors are SQLAlchemy's.
@@ -220,6 +228,10 @@ class Block:
                 savepoint.commit()
             if self.taken is not None:
                 transact.finish(self.connection, self._database.dialect, self._shared.topic, self._group, self.taken)
+            if settle is not None:
+                settle(self.connection)
+            if self._guard is not None:
+                transact.leave(self.connection, self._database.dialect, self._guard)
 
     def commit(self) -> None:
         """Commit. Raises OutcomeUnknownError if the connection breaks meanwhile."""

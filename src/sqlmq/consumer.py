@@ -18,23 +18,31 @@ from sqlmq.errors import (
     OutcomeUnknownError,
     SqlmqError,
 )
+from sqlmq.handling import Books
+from sqlmq.kept import Kept
 from sqlmq.options import check_max_messages, check_timeout
-from sqlmq.ownership import Joining, Ownership
-from sqlmq.stock import Stock
+from sqlmq.parking import Terms
+from sqlmq.performing import Plain, Transacting, check_handler, check_no_session, session_maker
+from sqlmq.runner import Host as RunHost
+from sqlmq.runner import Limits, Run
 from sqlmq.timing import Deadline
 from sqlmq.transaction import Host, Transaction
-from sqlmq.waking import Wakeups
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from types import TracebackType
 
+    from sqlalchemy.orm import Session
+
     from sqlmq.background import Background
     from sqlmq.database import Database
-    from sqlmq.flows.outlook import Outlook
     from sqlmq.message import Message
     from sqlmq.options import Options
+    from sqlmq.ownership import Joining
+    from sqlmq.parking import Attempt
     from sqlmq.progress import Span
+    from sqlmq.retry import FailurePolicy, Retry
+    from sqlmq.runner import Performer, RunSummary
     from sqlmq.stock import Receiver
     from sqlmq.store.groups import Group
     from sqlmq.transaction import SessionSource
@@ -46,7 +54,7 @@ Ack = Literal["after", "before"]
 """When a message counts as done: after it was handled (at least once), or before it is handed out (at most once)."""
 
 
-class Consumer:
+class Consumer(Kept):
     """Reads one topic as a member of a group. Made by ``mq.consumer(topic, group_id)``; may be shared by threads.
 
     The partitions of the topic are shared out between the group's consumers, each to one at a time, and the group's
@@ -61,21 +69,14 @@ class Consumer:
     def __init__(
         self, database: Database, background: Background, joining: Joining, options: Options, ack: Ack
     ) -> None:
-        self._database = database
+        super().__init__(database, background.nudge, joining, options)
         self._background = background
-        self._joining = joining
-        self._options = options
         self._ack = ack
         self._pid = os.getpid()
         self._closing = Closing()
-        self._closed = False
-        # Held while the database is asked, so only briefly waited for; never while waiting for messages.
-        self._lock = threading.RLock()
-        self._ownership = Ownership(database, joining, options)
         self._transactions = Transactions(database, joining.topic, options)
-        self._stock = Stock(database, self._ownership, options)
-        self._asked_at = time.monotonic()
-        self._wakeups = Wakeups(background.nudge, options)
+        self._run: Run | None = None
+        self._is_stopped = False
         background.add(self)
 
     @property
@@ -166,6 +167,56 @@ class Consumer:
         )
         return Transaction(self._transactions, host, max_messages, check_timeout(timeout), session)
 
+    def run(
+        self,
+        handler: Callable[..., object],
+        *,
+        batch_size: int | None = None,
+        transaction: bool = False,
+        session: Callable[[], Session] | None = None,
+        concurrency: int = 1,
+        retry: Retry | None = None,
+        on_failure: FailurePolicy | None = None,
+        max_parked: int = 1_000,
+        max_processing_seconds: float | None = None,
+        stop_timeout: float = 25.0,
+        idle_timeout: float | None = None,
+        handle_signals: bool = True,
+    ) -> RunSummary:
+        """Call *handler* with each message, until ``stop`` or a signal; then close the consumer, and return what was done.
+
+        A message is done when the handler returns. When it raises, the message is tried again as *retry* says, and then
+        *on_failure* decides: ``park`` (the default for messages with a key), ``dead`` (for those without), ``skip`` or
+        ``stop``; docs/failures.md says what each does to the order. Attempts are counted before the handler runs.
+
+        - *batch_size*: give the handler lists of up to so many messages of a partition, instead of one message.
+        - *transaction*: give it a session too, whose changes commit with the group's position, or not at all. *session*
+          is what makes it, a sessionmaker on the same database; else it is one of the MQ's engine.
+        - *concurrency*: how many partitions are worked on at a time, in a thread each. Those of one stay in order.
+        - *max_parked*: with so many messages of a partition set aside, it is read no further.
+        - *max_processing_seconds*: give a partition back when its handler takes longer; the attempt has failed.
+        - *stop_timeout*: how long handlers may go on after ``stop``. What they have not finished is delivered again.
+        - *idle_timeout*: return when for so long nothing came, and nothing waits for another attempt.
+        - *handle_signals*: in the main thread, stop at SIGTERM and SIGINT; a second one raises KeyboardInterrupt.
+
+        Raises what is wrong with the topic or the database, once the handlers have ended; also what a handler raises that
+        is no Exception, as SystemExit.
+        """
+        check_handler(handler)
+        terms = Terms.checked(retry, on_failure, max_parked, batch_size)
+        limits = Limits.checked(concurrency, stop_timeout, max_processing_seconds, idle_timeout)
+        perform = self._performer(handler, session, in_batches=batch_size is not None, transaction=transaction)
+        return self._run_with(perform, terms, limits, handle_signals=handle_signals)
+
+    def stop(self) -> None:
+        """Have ``run`` begin no other message, and return when those in hand are done. May be called from anywhere.
+
+        Called before ``run``, it makes that return at once.
+        """
+        self._is_stopped = True
+        if self._run is not None:
+            self._run.stop()
+
     def commit(self) -> None:
         """Finish what this thread got, and commit everything that is finished, now.
 
@@ -200,76 +251,55 @@ class Consumer:
     def __repr__(self) -> str:
         return f"<Consumer {self.name!r} of {self.topic!r} in {self.group!r}{' (closed)' if self._closed else ''}>"
 
-    # What the background thread and other members of this process call.
+    # What a run needs of a consumer.
 
-    @property
-    def member_id(self) -> int:
-        """The database's id of the member; another one after it was expelled and has joined again."""
-        return self._ownership.member_id
+    def _performer(
+        self,
+        handler: Callable[..., object],
+        session: Callable[[], Session] | None,
+        *,
+        in_batches: bool,
+        transaction: bool,
+    ) -> Performer:
+        if transaction:
+            return Transacting(handler, self._transactions, self._group, session_maker(session), in_batches=in_batches)
+        check_no_session(session)
+        return Plain(handler, in_batches=in_batches)
 
-    @property
-    def group_id(self) -> int:
-        """The database's id of the group."""
-        return self._ownership.group.id
+    def _group(self) -> Group:
+        return self._ownership.group
 
-    @property
-    def topic_id(self) -> int:
-        """The database's id of the topic."""
-        return self._joining.topic.id
-
-    @property
-    def is_waiting(self) -> bool:
-        """Whether somebody waits for a message."""
-        return self._wakeups.waiters > 0
-
-    @property
-    def wakeups(self) -> Wakeups:
-        """Those who wait for a message."""
-        return self._wakeups
-
-    def outlook(self) -> Outlook | None:
-        """What to look for, for those who wait; None while there is something to do here that they have to see to."""
-        if self._closed or self._wakeups.alone or not self._lock.acquire(blocking=False):
-            return None  # whoever has the lock looks himself
+    def _run_with(self, perform: Performer, terms: Terms, limits: Limits, *, handle_signals: bool) -> RunSummary:
+        self._check_usable()
+        if self._ack != "after":
+            message = "run() finishes a message after its handler. Make the consumer with ack='after'."
+            raise ValueError(message)
+        with self._lock:
+            if self._is_run:
+                message = f"{self!r} is run already. Give each run a consumer of its own, or use concurrency=."
+                raise RuntimeError(message)
+            self._is_run = True
+            books = Books(self._database, self._ownership, self._stock, self._lock)
+            host = RunHost(self._take, self._may_take, self._wakeups)
+            self._run = Run(host, books, self._options, terms, limits, perform)
+        if self._is_stopped:
+            self._run.stop()
         try:
-            return None if self._stock.is_in_hand else self._ownership.outlook()
+            return self._run.work(handle_signals=handle_signals)
         finally:
-            self._lock.release()
+            self.close()
 
-    def heard(self, began: float) -> None:
-        """The heartbeat that was sent at *began* has arrived."""
-        self._ownership.heard(began)
-
-    def expelled(self) -> None:
-        """The group no longer has this member: hand nothing out before joining again."""
-        self._ownership.expelled()
-        self.wake()
-
-    def wake(self) -> None:
-        """There may be new messages."""
-        self._wakeups.wake()
-
-    def look_around(self) -> None:
-        """The group may have changed."""
-        self._ownership.look_around()
-        self.wake()
-
-    def tend(self) -> None:
-        """Commit what has waited long enough; give everything back if the application does not ask any more."""
-        if self._closed or not self._lock.acquire(blocking=False):
-            return  # whoever has it tends to the consumer himself
-        finished = []
-        try:
+    def _take(self, worker: Receiver, choose: Callable[[], Attempt | None]) -> Attempt | None:
+        """Have *choose* choose for *worker*, if anything may be handed out at this moment."""
+        del worker
+        with self._lock:
+            self._check_usable()
+            is_ready = self._make_ready(1, Deadline.after(None, 0.0)) and self._ownership.is_trusted()
             try:
-                if self._ownership.is_flush_due(1):
-                    finished = self._ownership.finished()
-                if not self.is_waiting:  # asked first: whoever has just waited is about to ask again
-                    self._ownership.give_back_if_forgotten(max(self._asked_at, self._wakeups.awaited_at))
-            finally:
-                self._lock.release()
-            self._ownership.flush_unlocked(finished)
-        except SqlmqError as error:
-            log.warning("%r: %s", self, error)
+                return choose() if is_ready else None
+            except (DatabaseUnavailableError, DatabaseBusyError) as error:
+                log.warning("%r goes on trying: %s", self, error)
+                return None
 
     # The loop of a thread. A task has one of its own, with the same steps.
 
@@ -322,6 +352,9 @@ class Consumer:
         """What *receiver* got before is done, but for the message at which it left a loop."""
         with self._lock:
             self._check_usable()
+            if self._is_run:
+                message = f"{self!r} is run: its messages go to the handler. Use another consumer to ask for some."
+                raise RuntimeError(message)
             self._stock.finish(receiver, also_left=False)
 
     def _try(

@@ -120,6 +120,11 @@ class Database:
         self.prepare()
         return self._retrying(lambda: self._append_once(flow, committing=False))
 
+    def write_again(self, flow: Callable[[Connection], T]) -> T:
+        """As ``write``, for a *flow* that does no harm twice: run again when the connection is lost while it commits."""
+        self.prepare()
+        return self._retrying(lambda: self._write_once(flow, committing=False))
+
     def listen(self) -> Listening:
         """Listen for notices, on a connection that is not the engine's."""
         self.prepare()
@@ -221,12 +226,12 @@ class Database:
         with self._in_turn(writing=False), self._connect(self._single_statements) as conn, self.translating():
             return flow(conn)
 
-    def _write_once(self, flow: Callable[[Connection], T], *, goes_first: bool = False) -> T:
+    def _write_once(self, flow: Callable[[Connection], T], *, goes_first: bool = False, committing: bool = True) -> T:
         with self._in_turn(writing=True, goes_first=goes_first), self._connect(self._transactions) as conn:
             with self.translating():
                 self.dialect.begin(conn)
                 result = flow(conn)
-            with self.translating(committing=True):
+            with self.translating(committing=committing):
                 conn.commit()
             return result
 

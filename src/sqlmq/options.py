@@ -171,13 +171,29 @@ def check_ack(ack: object) -> None:
 
 def check_max_messages(count: object) -> int:
     """Return *count* if so many messages can be asked for."""
+    return check_count("max_messages", count)
+
+
+def check_count(name: str, count: object) -> int:
+    """Return *count*, given as the parameter *name*, if it is 1 or more."""
     if isinstance(count, bool) or not isinstance(count, int):
-        message = f"max_messages must be int, not {type(count).__name__}."
+        message = f"{name} must be int, not {type(count).__name__}."
         raise TypeError(message)
     if count < 1:
-        message = f"max_messages must be 1 or more, not {count}."
+        message = f"{name} must be 1 or more, not {count}."
         raise ValueError(message)
     return count
+
+
+def check_seconds(name: str, seconds: object, *, is_zero_good: bool = True) -> float:
+    """Return *seconds*, given as the parameter *name*, if it is a number of them."""
+    if isinstance(seconds, bool) or not isinstance(seconds, int | float):
+        message = f"{name} must be a number of seconds, not {type(seconds).__name__}."
+        raise TypeError(message)
+    if not (0 <= seconds < float("inf")) or (seconds == 0 and not is_zero_good):
+        message = f"{name} must be {'0 or more' if is_zero_good else 'more than 0'} and finite, not {seconds}."
+        raise ValueError(message)
+    return float(seconds)
 
 
 def check_timeout(timeout: object) -> float | None:

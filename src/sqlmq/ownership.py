@@ -15,11 +15,11 @@ from sqlmq.flows import consume, manage, membership
 from sqlmq.flows.outlook import Outlook
 from sqlmq.progress import PartitionProgress
 from sqlmq.store.groups import Claim
-from sqlmq.store.offsets import Commit
+from sqlmq.store.offsets import Commit, Window
 from sqlmq.timing import trusted_until
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Collection, Iterable
 
     from sqlmq.database import Database
     from sqlmq.options import Options, Start
@@ -104,7 +104,7 @@ class Ownership:
             self.group.id,
             self.member_id,
             self._options.lease_seconds,
-            {id_: _claim(progress) for id_, progress in self.claimed.items()},
+            {id_: claim_of(progress) for id_, progress in self.claimed.items()},
             tuple(Position(progress.partition_id, progress.read_position) for progress in self.claimed.values()),
         )
 
@@ -138,9 +138,26 @@ class Ownership:
         if len(self._write(finished)) < len(finished):
             self.look_around()
 
+    def mark(self, progress: PartitionProgress, commit: Commit) -> bool:
+        """Make *commit*, before what it says to be in hand is handled; return False if the partition is somebody else's.
+
+        Without the consumer's lock, for whoever has the partition in hand.
+        """
+        return bool(self._write([(claim_of(progress), commit)], marking=True))
+
+    def note(self, progress: PartitionProgress, offset: int) -> None:
+        """Somebody has committed *offset* in a transaction of his own."""
+        commit = Commit(progress.partition_id, offset)
+        self._note_written([(claim_of(progress), commit)], [commit])
+
     def give_back(self) -> None:
         """Commit what is finished and hand everything back, but stay a member."""
-        self._end(membership.hand_back)
+        self._end(membership.hand_back, self.claimed)
+
+    def part_with(self, progress: PartitionProgress) -> None:
+        """Hand one partition back, whatever is in hand of it."""
+        if self.claimed.get(progress.partition_id) is progress:
+            self._end(membership.hand_back, [progress.partition_id])
 
     def give_back_if_forgotten(self, asked_at: float) -> None:
         """Hand everything back if the application last asked for messages, at *asked_at*, too long ago."""
@@ -160,7 +177,7 @@ class Ownership:
 
     def leave(self) -> None:
         """Commit what is finished, hand everything back and leave the group."""
-        self._end(membership.leave)
+        self._end(membership.leave, self.claimed)
 
     def fenced(self, numbers: tuple[int, ...]) -> FencedError:
         """The error that says that the partitions *numbers* are somebody else's."""
@@ -207,7 +224,7 @@ class Ownership:
 
     def _put_right(self, seen: membership.Survey) -> bool:
         """Mend what differs from what was *seen*: claims lost, too many or too few. Return whether others should know."""
-        lost = [id_ for id_, progress in self.claimed.items() if seen.mine.get(id_) != _claim(progress)]
+        lost = [id_ for id_, progress in self.claimed.items() if seen.mine.get(id_) != claim_of(progress)]
         if lost:
             log.warning("%s", self.fenced(tuple(sorted(self.claimed[id_].partition for id_ in lost))))
             self._drop(lost)
@@ -228,7 +245,7 @@ class Ownership:
         return bool(give or taken or not is_told)
 
     def _change(self, seen: membership.Survey, going: list[int], give: list[Claim]) -> int:
-        finished = _finished(self.claimed[id_] for id_ in going)
+        finished = _ended(self.claimed[id_] for id_ in going)
         written, taken = self._database.write(
             lambda conn: membership.change(
                 conn, self._database.dialect, self.group, self.member_id, seen, finished=finished, give=give
@@ -257,13 +274,14 @@ class Ownership:
                 self._joining.topic.name,
             )
 
-    def _write(self, finished: list[tuple[Claim, Commit]]) -> list[Commit]:
+    def _write(self, finished: list[tuple[Claim, Commit]], *, marking: bool = False) -> list[Commit]:
         if not finished:
             return []
-        durably = self._options.durable_positions
+        # What only counts attempts has to survive the process, not the server.
+        durably = self._options.durable_positions and not marking
         written = self._database.settle(
             lambda conn: consume.commit(
-                conn, self._database.dialect, self.group, self.member_id, finished, durably=durably
+                conn, self._database.dialect, self.group, self.member_id, finished, durably=durably, marking=marking
             )
         )
         self._note_written(finished, written)
@@ -274,7 +292,7 @@ class Ownership:
         overgrown = []
         for claim, _ in finished:
             progress = self.claimed.get(claim.partition_id)
-            if progress is not None and _claim(progress) == claim and claim.partition_id in offsets:
+            if progress is not None and claim_of(progress) == claim and claim.partition_id in offsets:
                 progress.note_committed(offsets[claim.partition_id])
                 if progress.old_positions >= consume.PRUNE_EVERY:
                     overgrown.append(progress)
@@ -287,14 +305,16 @@ class Ownership:
         return numbers
 
     def _prune(self, overgrown: list[PartitionProgress]) -> None:
-        if overgrown:
-            self._database.settle(lambda conn: consume.prune(conn, self._database.dialect, self.group, overgrown))
-        for progress in overgrown:
-            progress.note_pruned()
+        if not overgrown:
+            return
+        windows = [Window(progress.partition_id, progress.pruned_to, progress.committed) for progress in overgrown]
+        self._database.settle(lambda conn: consume.prune(conn, self._database.dialect, self.group, windows))
+        for progress, window in zip(overgrown, windows, strict=True):
+            progress.note_pruned(window.end)
 
-    def _end(self, flow: membership.Ending) -> None:
-        finished = _finished(self.claimed.values())
-        given = self._drop(self.claimed)
+    def _end(self, flow: membership.Ending, partition_ids: Collection[int]) -> None:
+        finished = _ended(self.claimed[id_] for id_ in partition_ids)
+        given = self._drop(partition_ids)
         self._database.write(
             lambda conn: flow(conn, self._database.dialect, self.group, self.member_id, finished=finished, given=given)
         )
@@ -306,19 +326,29 @@ class Ownership:
             progress.drop_ahead()  # also what is lent to a loop
         self.leaving -= {progress.partition_id for progress in dropped}
         self._note_numbers()
-        return [_claim(progress) for progress in dropped]
+        return [claim_of(progress) for progress in dropped]
 
     def _note_numbers(self) -> None:
         self.numbers = tuple(sorted(progress.partition for progress in self.claimed.values()))
 
 
-def _claim(progress: PartitionProgress) -> Claim:
+def claim_of(progress: PartitionProgress) -> Claim:
+    """The claim by which the partition of *progress* is owned."""
     return Claim(progress.partition_id, progress.epoch)
 
 
 def _finished(progresses: Iterable[PartitionProgress]) -> list[tuple[Claim, Commit]]:
     return [
-        (_claim(progress), Commit(progress.partition_id, progress.committable()))
+        (claim_of(progress), Commit(progress.partition_id, progress.committable(), progress.marked_to))
         for progress in progresses
         if progress.has_uncommitted
+    ]
+
+
+def _ended(progresses: Iterable[PartitionProgress]) -> list[tuple[Claim, Commit]]:
+    """What to commit of partitions that are parted with: of those, nothing is in hand any more."""
+    return [
+        (claim_of(progress), Commit(progress.partition_id, progress.committable(), 0))
+        for progress in progresses
+        if progress.has_uncommitted or progress.is_marked
     ]

@@ -60,6 +60,8 @@ class PartitionProgress:
     """Below this, the group's old positions were deleted."""
     old_positions: float = math.inf
     """How many of the group's old positions there are; nobody knows, at first, how many the owners before have left."""
+    marked_to: int | None = None
+    """Up to where the database takes messages to be in a handler's hands; None if attempts are not counted."""
     _ahead: deque[Message] = field(init=False, default_factory=deque)
     _in_hand: list[Span] = field(init=False, default_factory=list)
     _lent: Span | None = field(init=False, default=None)
@@ -114,6 +116,10 @@ class PartitionProgress:
                 self._ahead.appendleft(span.lent.pop())
                 self.next_offset -= 1
 
+    def occupy(self) -> Span:
+        """A span of no message: something else of the partition is in somebody's hands."""
+        return self._span(0)
+
     def finish(self, span: Span) -> None:
         """What was taken of *span* is done."""
         self.recall()
@@ -135,9 +141,9 @@ class PartitionProgress:
         self.committed = max(self.committed, offset)
         self.old_positions += 1
 
-    def note_pruned(self) -> None:
-        """The database has no position but the last one."""
-        self.pruned_to = self.committed
+    def note_pruned(self, end: int) -> None:
+        """The database has no position below *end* any more."""
+        self.pruned_to = end
         self.old_positions = 0
 
     def committable(self) -> int:
@@ -149,6 +155,11 @@ class PartitionProgress:
         self.next_offset += count
         self._in_hand.append(span)
         return span
+
+    @property
+    def is_marked(self) -> bool:
+        """Whether the database takes messages that are not done to be in a handler's hands."""
+        return (self.marked_to or 0) > self.committable()
 
     @property
     def has_uncommitted(self) -> bool:

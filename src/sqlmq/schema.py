@@ -28,7 +28,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects import postgresql
 
-REVISION = "0005"
+REVISION = "0006"
 """The newest revision in ``migrations/``, which this version works with."""
 
 VERSION_TABLE = "sqlmq_version"
@@ -137,6 +137,7 @@ def tables(schema: str | None) -> Tables:
             Column("partition_id", BigInteger, primary_key=True, autoincrement=False),
             Column("committed_offset", BigInteger, primary_key=True, autoincrement=False),
             Column("committed_at", Moment, nullable=False),
+            Column("in_hand_to", BigInteger),
         ),
         staged=Table(
             "sqlmq_staged",
@@ -163,6 +164,10 @@ def tables(schema: str | None) -> Tables:
             Column("due_at", Moment, nullable=False),
             Column("last_error", Text),
             Column("parked_at", Moment, nullable=False),
-            Index("sqlmq_parked_due_at_idx", "due_at"),
+            Column("error_type", Text),
+            Column("traceback", Text),
+            Column("first_failed_at", Moment),
+            Column("last_failed_at", Moment),
+            Column("trying_since", Moment),
         ),
     )

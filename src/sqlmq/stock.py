@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 from sqlmq.flows import consume
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
     from sqlmq.database import Database
     from sqlmq.message import Message
@@ -87,7 +87,7 @@ class Stock:
         if self._ahead() and (now < self._refill_at or self._reading is not None):
             return
         self._refill_at = now + _REFILL_SECONDS
-        positions = self._positions(progress for progress in self._active() if not progress.ahead)
+        positions = self._positions(progress for progress in self.active() if not progress.ahead)
         if not positions:
             return
         at_most = min(max(at_most, self._options.read_messages), _MOST_AT_ONCE)
@@ -116,6 +116,22 @@ class Stock:
         self._read_ahead()
         return [self._lent]
 
+    def reserve(self, receiver: Receiver, wanted: Callable[[PartitionProgress], int]) -> Span | None:
+        """Lend *receiver* messages of a partition of which nobody has anything, as many as are *wanted* of it, if any."""
+        for progress in self._stocked():
+            if progress.is_idle and (at_most := wanted(progress)):
+                span = progress.lend(at_most)
+                self._in_hand[receiver] = [span]
+                self._read_ahead()
+                return span
+        return None
+
+    def occupy(self, receiver: Receiver, progress: PartitionProgress) -> Span:
+        """Let *receiver* alone have to do with a partition, without any message of it."""
+        span = progress.occupy()
+        self._in_hand[receiver] = [span]
+        return span
+
     def recall(self) -> None:
         """What is lent to a loop, and not taken yet, is for whoever asks first."""
         if self._lent is not None:
@@ -130,6 +146,7 @@ class Stock:
                 span.progress.give_up(span)
             else:
                 span.progress.finish(span)
+                self._shelf[span.progress.partition_id] = span.progress  # what was lent of it, and not taken, is back
 
     def give_up(self, receiver: Receiver) -> None:
         """What *receiver* got will not be finished: it comes again, to whoever asks."""
@@ -156,7 +173,8 @@ class Stock:
         if self._reader is not None:
             self._reader.shutdown(wait=False, cancel_futures=True)
 
-    def _active(self) -> list[PartitionProgress]:
+    def active(self) -> list[PartitionProgress]:
+        """The claimed partitions, but for those that are to be handed back."""
         owned = self._ownership
         return [progress for id_, progress in owned.claimed.items() if id_ not in owned.leaving]
 
@@ -182,7 +200,7 @@ class Stock:
             return
         if self._reader is None:
             self._reader = ThreadPoolExecutor(1, thread_name_prefix="sqlmq-read")
-        positions = self._positions(self._active())
+        positions = self._positions(self.active())
         self._reading = _Reading(positions, self._reader.submit(self._read, positions, at_most), at_most)
 
     def _receive(self, reading: _Reading) -> None:

@@ -59,6 +59,7 @@ class HeldPosition(NamedTuple):
     partition_id: int
     epoch: int
     offset: int
+    in_hand_to: int | None
 
 
 class Held(NamedTuple):
@@ -190,6 +191,10 @@ class Dialect(ABC):
         """This moment by the database's clock, as it is stored."""
 
     @abstractmethod
+    def after(self, seconds: float) -> ColumnElement[Any]:
+        """The moment *seconds* from now by the database's clock, as it is stored."""
+
+    @abstractmethod
     def age_seconds(self, moment: ColumnElement[object]) -> ColumnElement[float]:
         """Seconds since *moment*, by the database's clock."""
 
@@ -197,15 +202,32 @@ class Dialect(ABC):
     def insert_new(self, table: Table, unique: Sequence[str]) -> Insert:
         """An INSERT that leaves alone a row which is there already, by the columns *unique*."""
 
+    @abstractmethod
+    def insert_or_update(
+        self, table: Table, unique: Sequence[str], changed: Sequence[str], kept: Sequence[str] = ()
+    ) -> Insert:
+        """An INSERT that changes a row which is there already, by the columns *unique*.
+
+        Columns *changed* get the new value; columns *kept* only where there is none yet.
+        """
+
     def commit_held(
-        self, conn: Connection, group_id: int, member_id: int, positions: Sequence[HeldPosition], *, durably: bool
+        self,
+        conn: Connection,
+        group_id: int,
+        member_id: int,
+        positions: Sequence[HeldPosition],
+        *,
+        durably: bool,
+        marking: bool,
     ) -> set[int] | None:
         """Lock those claims that *member_id* still has, and insert the group's *positions* there, in one statement.
 
         Returns the ids of those partitions; None, and does nothing, where that takes several statements. A position
-        that is there already is no error. Unless *durably*, a server that crashes right after may have forgotten it.
+        that is there already is no error; if *marking*, it is told what is in hand. Unless *durably*, a server that
+        crashes right after may have forgotten it.
         """
-        del conn, group_id, member_id, positions, durably
+        del conn, group_id, member_id, positions, durably, marking
         return None
 
     @abstractmethod

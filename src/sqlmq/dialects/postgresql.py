@@ -7,6 +7,7 @@ messages on. Reading has a module of its own.
 from __future__ import annotations
 
 import contextlib
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import psycopg
@@ -64,22 +65,28 @@ class Postgresql(Dialect):
         self._reading = Reading(prefix)
         # A claim that somebody has taken over while we waited for its lock is looked at again, and is not ours.
         # https://www.postgresql.org/docs/current/transaction-iso.html#XACT-READ-COMMITTED
-        self._commit_sql = f"""
+        commit_sql = f"""
             WITH new AS (
-                SELECT * FROM unnest(%b::bigint[], %b::bigint[], %b::bigint[]) AS new (partition_id, epoch, position)
+                SELECT * FROM unnest(%b::bigint[], %b::bigint[], %b::bigint[], %b::bigint[])
+                AS new (partition_id, epoch, position, in_hand_to)
             ), held AS MATERIALIZED (
-                SELECT c.group_id, c.partition_id, new.position
+                SELECT c.group_id, c.partition_id, new.position, new.in_hand_to
                 FROM new JOIN {prefix}sqlmq_claim c ON c.partition_id = new.partition_id AND c.epoch = new.epoch
                 WHERE c.group_id = %b::bigint AND c.member_id = %b::bigint
                 ORDER BY c.partition_id
                 FOR NO KEY UPDATE OF c
             ), written AS (
-                INSERT INTO {prefix}sqlmq_group_offset (group_id, partition_id, committed_offset)
-                SELECT * FROM held ON CONFLICT DO NOTHING
+                INSERT INTO {prefix}sqlmq_group_offset (group_id, partition_id, committed_offset, in_hand_to)
+                SELECT * FROM held ON CONFLICT
             )
             SELECT partition_id FROM held
             WHERE %b OR set_config('synchronous_commit', 'off', true) IS NOT NULL
         """
+        self._commit_sql = commit_sql.replace("ON CONFLICT", "ON CONFLICT DO NOTHING")
+        self._mark_sql = commit_sql.replace(
+            "ON CONFLICT",
+            "ON CONFLICT (group_id, partition_id, committed_offset) DO UPDATE SET in_hand_to = excluded.in_hand_to",
+        )
 
     def create_engine(self, url: URL) -> Engine:
         driver = url.drivername.partition("+")[2] or "psycopg"
@@ -125,7 +132,7 @@ class Postgresql(Dialect):
         row = conn.execute(
             select(
                 literal_column("current_setting('transaction_isolation')", String).label("isolation"),
-                literal_column(_TRANSACTION_ID, String).label("token"),
+                literal_column("CAST(pg_current_xact_id() AS text)", String).label("token"),
                 first,
                 *(literal_column(limit, String) for limit in limits),
             ).select_from(nothing.outerjoin(first, true()))
@@ -171,18 +178,36 @@ class Postgresql(Dialect):
     def now(self) -> ColumnElement[object]:
         return func.clock_timestamp(type_=DateTime(timezone=True))
 
+    def after(self, seconds: float) -> ColumnElement[Any]:
+        return func.clock_timestamp(type_=DateTime(timezone=True)) + timedelta(seconds=seconds)
+
     def age_seconds(self, moment: ColumnElement[object]) -> ColumnElement[float]:
         return func.date_part("epoch", func.clock_timestamp() - moment, type_=Float)
 
     def insert_new(self, table: Table, unique: Sequence[str]) -> Insert:
         return postgresql.insert(table).on_conflict_do_nothing(index_elements=unique)
 
+    def insert_or_update(
+        self, table: Table, unique: Sequence[str], changed: Sequence[str], kept: Sequence[str] = ()
+    ) -> Insert:
+        new = postgresql.insert(table)
+        columns: dict[str, ColumnElement[Any]] = {name: new.excluded[name] for name in changed}
+        columns |= {name: func.coalesce(table.c[name], new.excluded[name]) for name in kept}
+        return new.on_conflict_do_update(index_elements=unique, set_=columns)
+
     def commit_held(
-        self, conn: Connection, group_id: int, member_id: int, positions: Sequence[HeldPosition], *, durably: bool
+        self,
+        conn: Connection,
+        group_id: int,
+        member_id: int,
+        positions: Sequence[HeldPosition],
+        *,
+        durably: bool,
+        marking: bool,
     ) -> set[int] | None:
-        ids, epochs, offsets = (list(column) for column in zip(*positions, strict=True))
-        parameters = (ids, epochs, offsets, group_id, member_id, durably)
-        return set(conn.exec_driver_sql(self._commit_sql, parameters).scalars())
+        columns = (list(column) for column in zip(*positions, strict=True))
+        parameters = (*columns, group_id, member_id, durably)
+        return set(conn.exec_driver_sql(self._mark_sql if marking else self._commit_sql, parameters).scalars())
 
     def append(self, conn: Connection, parts: Sequence[Part], contents: Contents) -> list[int]:
         return self._appending.append(conn, parts, contents)
@@ -254,7 +279,7 @@ class Postgresql(Dialect):
 # What asyncpg and SQLAlchemy's dialect for it call otherwise than libpq does.
 _ASYNCPG_SPELLINGS = {"ssl": "sslmode", "timeout": "connect_timeout"}
 
-# Of the outermost transaction, given once the row is locked; a later transaction has another.
+# Of the outermost transaction; a later one has another, or none.
 _TRANSACTION_ID = "CAST(pg_current_xact_id_if_assigned() AS text)"
 
 _MOST_MS = 2**31 - 1

@@ -12,7 +12,18 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from sqlalchemy import ColumnElement, Float, StaticPool, create_engine, event, literal_column, true, type_coerce
+from sqlalchemy import (
+    ColumnElement,
+    Float,
+    StaticPool,
+    create_engine,
+    event,
+    func,
+    literal,
+    literal_column,
+    true,
+    type_coerce,
+)
 from sqlalchemy.dialects import sqlite
 from sqlalchemy.exc import DBAPIError
 
@@ -145,11 +156,22 @@ class Sqlite(Dialect):
     def now(self) -> ColumnElement[object]:
         return literal_column(NOW_US)
 
+    def after(self, seconds: float) -> ColumnElement[Any]:
+        return literal_column(NOW_US) + literal(int(seconds * 1_000_000))
+
     def age_seconds(self, moment: ColumnElement[object]) -> ColumnElement[float]:
         return type_coerce((literal_column(NOW_US) - type_coerce(moment, Float)) / 1e6, Float)
 
     def insert_new(self, table: Table, unique: Sequence[str]) -> Insert:
         return sqlite.insert(table).on_conflict_do_nothing(index_elements=unique)
+
+    def insert_or_update(
+        self, table: Table, unique: Sequence[str], changed: Sequence[str], kept: Sequence[str] = ()
+    ) -> Insert:
+        new = sqlite.insert(table)
+        columns: dict[str, ColumnElement[Any]] = {name: new.excluded[name] for name in changed}
+        columns |= {name: func.coalesce(table.c[name], new.excluded[name]) for name in kept}
+        return new.on_conflict_do_update(index_elements=unique, set_=columns)
 
     def append(self, conn: Connection, parts: Sequence[Part], contents: Contents) -> list[int]:
         headers = [None if raw is None else raw.decode() for raw in contents.headers]

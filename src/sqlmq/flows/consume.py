@@ -50,26 +50,30 @@ def commit(
     finished: Iterable[tuple[Claim, offsets.Commit]],
     *,
     durably: bool = True,
+    marking: bool = False,
+    own_driver: bool = True,
 ) -> list[offsets.Commit]:
     """Move the group on in those partitions that *member_id* still holds; return the commits that were written.
 
     The claims are locked until the transaction ends, so nobody takes a partition over between the check and the
     write. What is missing from the answer is fenced: somebody else owns it, and nothing was written. Unless *durably*,
-    a server that crashes right after may have forgotten it, and the messages come again.
+    a server that crashes right after may have forgotten it, and the messages come again. If *marking*, a position that
+    is there already is told what is in hand. *own_driver* is False on a connection that the application made.
     """
     finished = list(finished)
     if not finished:
         return []
-    written = offsets.commit_held(conn, dialect, group, member_id, finished, durably=durably)
+    written = None
+    if own_driver:
+        written = offsets.commit_held(conn, dialect, group, member_id, finished, durably=durably, marking=marking)
     if written is not None:
         return [commit for _, commit in finished if commit.partition_id in written]
     held = {claim.partition_id for claim in groups.lock(conn, dialect, group, member_id, [c for c, _ in finished])}
     commits = [commit for _, commit in finished if commit.partition_id in held]
-    offsets.insert_all(conn, dialect, group, commits)
+    offsets.insert_all(conn, dialect, group, commits, marking=marking)
     return commits
 
 
-def prune(conn: Connection, dialect: Dialect, group: Group, progresses: Iterable[PartitionProgress]) -> None:
-    """Delete the positions that *progresses*, of which there is one at least, have left behind."""
-    windows = [offsets.Window(one.partition_id, one.pruned_to, one.committed) for one in progresses]
+def prune(conn: Connection, dialect: Dialect, group: Group, windows: Sequence[offsets.Window]) -> None:
+    """Delete the positions in *windows*, of which there is one at least, that were left behind."""
     offsets.prune(conn, dialect, group, windows)

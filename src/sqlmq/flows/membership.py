@@ -92,7 +92,7 @@ def change(
 
     The group's positions in the new claims are read under their locks: whoever had them has written his last commit.
     """
-    written = commit(conn, dialect, group, member_id, finished)
+    written = commit(conn, dialect, group, member_id, finished, marking=True)
     groups.hand_back(conn, dialect, group, member_id, give)
     plan = seen.plan
     taken = groups.take(conn, dialect, group, member_id, plan.take, plan.take_at_most) if plan.take_at_most else []
@@ -129,7 +129,7 @@ def hand_back(
     given: Iterable[Claim],
 ) -> None:
     """Commit *finished* and leave the claims *given* for others."""
-    commit(conn, dialect, group, member_id, finished)
+    commit(conn, dialect, group, member_id, finished, marking=True)
     groups.hand_back(conn, dialect, group, member_id, given)
 
 

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
+from sqlalchemy import literal, select
+
 from sqlmq.dialects import Position
 from sqlmq.errors import FencedError, TransactionError, UnknownTopicError
 from sqlmq.flows.consume import PRUNE_EVERY
@@ -33,6 +35,9 @@ ENDED = (
 )
 
 
+_AGES_SECONDS = 1e6
+
+
 class Limits(NamedTuple):
     """How much a transaction takes, and how long it may be left alone."""
 
@@ -40,6 +45,12 @@ class Limits(NamedTuple):
     max_bytes: int
     quiet_seconds: float
     vanished_seconds: float
+
+
+class Guard(NamedTuple):
+    """What tells a transaction from a later one on the same connection."""
+
+    token: str | None
 
 
 class Taken(NamedTuple):
@@ -126,4 +137,21 @@ def finish(conn: Connection, dialect: Dialect, topic: Topic, group: Group, taken
     if taken.end // PRUNE_EVERY > window:
         offsets.prune(conn, dialect, group, [offsets.Window(id_, window * PRUNE_EVERY, taken.end)])
     if not dialect.let_go(conn):
+        raise TransactionError(ENDED)
+
+
+def enter(conn: Connection, dialect: Dialect, *, vanished_seconds: float) -> Guard:
+    """Note which transaction this is, for ``leave``; nothing is taken in it.
+
+    The server may end it when its owner can't be reached for *vanished_seconds*. Raises IsolationError.
+    """
+    held = dialect.hold(
+        conn, select(literal(1).label("one")), quiet_seconds=_AGES_SECONDS, vanished_seconds=vanished_seconds
+    )
+    return Guard(held.token)
+
+
+def leave(conn: Connection, dialect: Dialect, guard: Guard) -> None:
+    """The last act before COMMIT. Raises TransactionError if this is not the transaction of *guard* any more."""
+    if not (holds.is_held(conn, dialect, guard.token) and dialect.let_go(conn)):
         raise TransactionError(ENDED)

@@ -27,6 +27,8 @@ class Commit(NamedTuple):
 
     partition_id: int
     offset: int
+    in_hand_to: int | None = None
+    """Up to where messages are in a handler's hands, from *offset* on, those of consumers that count attempts."""
 
 
 def commit_held(
@@ -37,27 +39,53 @@ def commit_held(
     finished: Sequence[tuple[Claim, Commit]],
     *,
     durably: bool,
+    marking: bool,
 ) -> set[int] | None:
     """Insert those commits whose claims *member_id* still has, and return the ids of their partitions.
 
     None, and nothing is done, where the database takes several statements for that: ``groups.lock``, ``insert_all``.
     """
-    positions = [HeldPosition(claim.partition_id, claim.epoch, commit.offset) for claim, commit in finished]
-    return dialect.commit_held(conn, group.id, member_id, positions, durably=durably)
+    positions = [
+        HeldPosition(claim.partition_id, claim.epoch, commit.offset, commit.in_hand_to) for claim, commit in finished
+    ]
+    return dialect.commit_held(conn, group.id, member_id, positions, durably=durably, marking=marking)
 
 
-def insert_all(conn: Connection, dialect: Dialect, group: Group, commits: Sequence[Commit]) -> None:
+def insert_all(
+    conn: Connection, dialect: Dialect, group: Group, commits: Sequence[Commit], *, marking: bool = False
+) -> None:
     """Make *commits* the group's positions. The caller holds the claims' locks (``groups.lock``).
 
-    A commit that is there already was one whose answer got lost.
+    A commit that is there already was one whose answer got lost; or one that is told, if *marking*, what is in hand.
     """
     rows = [
-        {"group_id": group.id, "partition_id": commit.partition_id, "committed_offset": commit.offset}
+        {
+            "group_id": group.id,
+            "partition_id": commit.partition_id,
+            "committed_offset": commit.offset,
+            "in_hand_to": commit.in_hand_to,
+        }
         for commit in commits
     ]
     if rows:
         o = dialect.tables.group_offset
-        conn.execute(dialect.insert_new(o, ["group_id", "partition_id", "committed_offset"]), rows)
+        unique = ["group_id", "partition_id", "committed_offset"]
+        new = dialect.insert_or_update(o, unique, ["in_hand_to"]) if marking else dialect.insert_new(o, unique)
+        conn.execute(new, rows)
+
+
+def in_hand(conn: Connection, dialect: Dialect, group: Group, partition_ids: Sequence[int]) -> dict[int, int]:
+    """Up to where messages of *partition_ids* were in a handler's hands, as the newest position tells; 0 for nowhere."""
+    o, p = dialect.tables.group_offset, dialect.tables.partition
+    newest = (
+        select(o.c.in_hand_to)
+        .where(o.c.group_id == group.id, o.c.partition_id == p.c.id)
+        .order_by(o.c.committed_offset.desc())
+        .limit(1)
+        .scalar_subquery()
+    )
+    rows = conn.execute(select(p.c.id, func.coalesce(newest, 0)).where(p.c.id.in_(partition_ids)))
+    return dict(rows.tuples().all())
 
 
 class Window(NamedTuple):

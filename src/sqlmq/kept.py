@@ -1,0 +1,112 @@
+"""A member that is kept alive: what the background threads, and other members of its process, have to do with a consumer."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from typing import TYPE_CHECKING
+
+from sqlmq.errors import SqlmqError
+from sqlmq.ownership import Ownership
+from sqlmq.stock import Stock
+from sqlmq.waking import Wakeups
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from sqlmq.database import Database
+    from sqlmq.flows.outlook import Outlook
+    from sqlmq.options import Options
+    from sqlmq.ownership import Joining
+
+log = logging.getLogger(__name__)
+
+
+class Kept:
+    """What a consumer owns and has read ahead, and the lock that guards it. Is a ``background.Keeper``."""
+
+    def __init__(self, database: Database, nudge: Callable[[], None], joining: Joining, options: Options) -> None:
+        self._database = database
+        self._joining = joining
+        self._options = options
+        self._closed = False
+        # Held while the database is asked, so only briefly waited for; never while waiting for messages.
+        self._lock = threading.RLock()
+        self._ownership = Ownership(database, joining, options)
+        self._stock = Stock(database, self._ownership, options)
+        self._asked_at = time.monotonic()
+        self._is_run = False
+        """Whether workers ask for messages whenever their handlers let them."""
+        self._wakeups = Wakeups(nudge, options)
+
+    @property
+    def member_id(self) -> int:
+        """The database's id of the member; another one after it was expelled and has joined again."""
+        return self._ownership.member_id
+
+    @property
+    def group_id(self) -> int:
+        """The database's id of the group."""
+        return self._ownership.group.id
+
+    @property
+    def topic_id(self) -> int:
+        """The database's id of the topic."""
+        return self._joining.topic.id
+
+    @property
+    def is_waiting(self) -> bool:
+        """Whether somebody waits for a message."""
+        return self._wakeups.waiters > 0
+
+    @property
+    def wakeups(self) -> Wakeups:
+        """Those who wait for a message."""
+        return self._wakeups
+
+    def outlook(self) -> Outlook | None:
+        """What to look for, for those who wait; None while there is something to do here that they have to see to."""
+        if self._closed or self._wakeups.alone or not self._lock.acquire(blocking=False):
+            return None  # whoever has the lock looks himself
+        try:
+            return None if self._stock.is_in_hand else self._ownership.outlook()
+        finally:
+            self._lock.release()
+
+    def heard(self, began: float) -> None:
+        """The heartbeat that was sent at *began* has arrived."""
+        self._ownership.heard(began)
+
+    def expelled(self) -> None:
+        """The group no longer has this member: hand nothing out before joining again."""
+        self._ownership.expelled()
+        self.wake()
+
+    def wake(self) -> None:
+        """There may be new messages."""
+        self._wakeups.wake()
+
+    def look_around(self) -> None:
+        """The group may have changed."""
+        self._ownership.look_around()
+        self.wake()
+
+    def tend(self) -> None:
+        """Commit what has waited long enough; give everything back if the application does not ask any more."""
+        if self._closed or not self._lock.acquire(blocking=False):
+            return  # whoever has it tends to the consumer himself
+        finished = []
+        try:
+            try:
+                if self._ownership.is_flush_due(1):
+                    finished = self._ownership.finished()
+                if (
+                    not self.is_waiting and not self._is_run
+                ):  # asked first: whoever has just waited is about to ask again
+                    self._ownership.give_back_if_forgotten(max(self._asked_at, self._wakeups.awaited_at))
+            finally:
+                self._lock.release()
+            self._ownership.flush_unlocked(finished)
+        except SqlmqError as error:
+            log.warning("%r: %s", self, error)

@@ -1,0 +1,406 @@
+"""Running a handler: workers in threads of their own, watched by the thread that called ``run``; stopping in good order."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import math
+import signal
+import threading
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple, Protocol
+
+from sqlmq.errors import (
+    ConsumerClosedError,
+    DatabaseBusyError,
+    DatabaseUnavailableError,
+    FencedError,
+    OutcomeUnknownError,
+)
+from sqlmq.handling import Handling
+from sqlmq.options import check_count, check_seconds
+from sqlmq.parking import Parking
+from sqlmq.retry import next_stride
+from sqlmq.timing import Deadline
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from types import FrameType
+
+    from sqlalchemy import Connection
+
+    from sqlmq.handling import Books
+    from sqlmq.message import Message
+    from sqlmq.options import Options
+    from sqlmq.parking import Attempt, Terms
+    from sqlmq.stock import Receiver
+    from sqlmq.waking import Wakeups
+
+log = logging.getLogger(__name__)
+
+_WATCH_SECONDS = 1.0
+"""How often the workers are looked after when nothing happens."""
+_RECOVER_SECONDS = 0.5
+"""How long a worker waits after the database was away."""
+
+
+class Step(NamedTuple):
+    """What there is to do with one attempt, for whoever calls the handler."""
+
+    batches: Iterator[list[Message]]
+    """What to give to the handler, one after the other; asking for the next one says that the one before is done."""
+    settle: Callable[[Connection], None]
+    """To be called in the handler's transaction, as its last act."""
+    settled: Callable[[], None]
+    """To be called when that has committed."""
+
+
+class Performer(Protocol):
+    """Calls the handler: in this thread or in an event loop, in a transaction or in none."""
+
+    is_settling: bool
+    """Whether it calls ``settle`` and ``settled`` for each batch."""
+
+    def __call__(self, step: Step) -> None:
+        """Give each batch to the handler; raise what that raises."""
+
+    def abandon(self, worker: Receiver) -> None:
+        """Do what can be done to end the handler that *worker* waits for."""
+
+
+class Host(NamedTuple):
+    """What a run needs of its consumer."""
+
+    take: Callable[[Receiver, Callable[[], Attempt | None]], Attempt | None]
+    """Call, with the consumer's lock, what chooses; None if nothing may be handed out at this moment."""
+    may_go_on: Callable[[float], bool]
+    """Whether messages may still be handed out at this moment of the monotonic clock."""
+    wakeups: Wakeups
+
+
+class Limits(NamedTuple):
+    """How many workers there are, and how long things may take, in seconds; None is for ever."""
+
+    concurrency: int
+    stop_timeout: float
+    max_processing_seconds: float | None
+    idle_timeout: float | None
+
+    @classmethod
+    def checked(
+        cls, concurrency: int, stop_timeout: float, max_processing_seconds: float | None, idle_timeout: float | None
+    ) -> Limits:
+        """Make them, or raise TypeError or ValueError."""
+        return cls(
+            check_count("concurrency", concurrency),
+            check_seconds("stop_timeout", stop_timeout),
+            None
+            if max_processing_seconds is None
+            else check_seconds("max_processing_seconds", max_processing_seconds, is_zero_good=False),
+            None if idle_timeout is None else check_seconds("idle_timeout", idle_timeout),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class RunSummary:
+    """What a run has done."""
+
+    handled: int
+    """Messages that were handled."""
+    failures: int
+    """Attempts that failed."""
+    parked: int
+    """Messages that were set aside, for a time at least."""
+    dead: int
+    """Messages that became dead letters."""
+    skipped: int
+
+
+class Worker:
+    """A thread that handles messages, and what it does at this moment."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.stride = 1
+        self.attempt: Attempt | None = None
+        self.began = math.inf
+        """When its handler got what it has now, by the monotonic clock."""
+        self.is_replaced = False
+        self.has_warned = False
+        self.thread: threading.Thread
+
+    def is_alive(self) -> bool:
+        """Whether it can still finish what it has; as ``Receiver``."""
+        return self.thread.is_alive() and not self.is_replaced
+
+
+class Run:
+    """One call of ``run``. Its workers take turns at looking for messages, so that idle ones cost nothing."""
+
+    def __init__(
+        self, host: Host, books: Books, options: Options, terms: Terms, limits: Limits, performer: Performer
+    ) -> None:
+        self._host = host
+        self._options = options
+        self._terms = terms
+        self._limits = limits
+        self._perform = performer
+        self._lock = books.lock
+        self._parking = Parking(books.database, books.ownership, books.stock, options, terms)
+        self._handling = Handling(books, self._parking, terms)
+        self._turn = threading.Lock()
+        self._changed = threading.Condition()
+        self._workers: list[Worker] = []
+        self._error: BaseException | None = None
+        self._signals = 0
+        self._busy_at = time.monotonic()
+        self.is_stopping = False
+
+    def stop(self) -> None:
+        """Begin no other message. May be called by any thread, and by a signal."""
+        self.is_stopping = True
+        # In a thread of its own: whoever a signal has interrupted may hold the lock that waking takes.
+        threading.Thread(target=self._wake, name="sqlmq-stop", daemon=True).start()
+
+    def stop_at_once(self) -> None:
+        """As ``stop``, and do not wait for what is in hand."""
+        self._signals = 2
+        self.stop()
+
+    def work(self, *, handle_signals: bool) -> RunSummary:
+        """Handle messages until told to stop; return what was done.
+
+        Raises what ended a worker, if it was not a message that failed; KeyboardInterrupt for a second signal.
+        """
+        with self._taking_signals() if handle_signals else contextlib.nullcontext():
+            try:
+                for number in range(self._limits.concurrency):
+                    self._start(f"sqlmq-run-{number}")
+                self._watch()
+            finally:
+                self.is_stopping = True
+                self._wake()
+                self._end()
+        if self._error is not None:
+            raise self._error
+        if self._signals > 1:
+            raise KeyboardInterrupt
+        tally = self._handling.tally
+        return RunSummary(tally.handled, tally.failures, tally.parked, tally.dead, tally.skipped)
+
+    def _start(self, name: str) -> None:
+        worker = Worker(name)
+        worker.thread = threading.Thread(target=self._keep_working, args=[worker], name=name, daemon=True)
+        self._workers.append(worker)
+        worker.thread.start()
+
+    # What a worker does.
+
+    def _keep_working(self, worker: Worker) -> None:
+        try:
+            while not worker.is_replaced and (attempt := self._next(worker)) is not None:
+                self._attempt(worker, attempt)
+        except ConsumerClosedError:
+            self._give_notice(None)
+        except BaseException as error:  # noqa: BLE001 - raised by whoever called for the run
+            self._give_notice(error)
+
+    def _next(self, worker: Worker) -> Attempt | None:
+        """Wait for something to do; None when there will be nothing any more."""
+        wakeups = self._host.wakeups
+        with self._turn:
+            looks = 0
+            while True:
+                seen = wakeups.count
+                if self.is_stopping:
+                    return None
+                attempt = self._host.take(worker, lambda: self._parking.choose(worker, worker.stride))
+                if attempt is not None:
+                    worker.attempt = attempt
+                    self._busy_at = math.inf
+                    return attempt
+                with self._lock:
+                    deadline = Deadline(self._parking.next_due_at())
+                is_woken = wakeups.wait(wakeups.pause(looks, deadline, may_rest=True), seen)
+                looks = 0 if is_woken else looks + 1
+
+    def _attempt(self, worker: Worker, attempt: Attempt) -> None:
+        handling = self._handling
+        try:
+            if handling.begin(worker, attempt):
+                self._handle(worker, attempt)
+        except (DatabaseUnavailableError, DatabaseBusyError, OutcomeUnknownError) as error:
+            log.warning("%s goes on trying: %s", worker.name, error)
+            handling.lose(worker, attempt, is_uncertain=attempt.is_settling)
+            self._pause()
+        finally:
+            self._busy_at = time.monotonic()
+            worker.attempt, worker.began, worker.has_warned = None, math.inf, False
+            self._host.wakeups.wake()  # whoever looks for messages: this partition is free again
+
+    def _handle(self, worker: Worker, attempt: Attempt) -> None:
+        handling = self._handling
+        began = worker.began = time.monotonic()
+        step = Step(
+            self._counted(worker, handling.batches(attempt, self._may_go_on)),
+            lambda conn: handling.settle(attempt, conn),
+            lambda: handling.settled(attempt),
+        )
+        try:
+            self._perform(step)
+        except FencedError as error:
+            if not attempt.is_settling:
+                self._failed(worker, attempt, error)
+            elif handling.claim(attempt):
+                log.warning("%s", error)
+                handling.lose(worker, attempt)
+        except (DatabaseUnavailableError, DatabaseBusyError, OutcomeUnknownError) as error:
+            if not attempt.is_settling:
+                self._failed(worker, attempt, error)
+            elif handling.claim(attempt):
+                raise
+        except Exception as error:  # noqa: BLE001 - whatever a handler raises is a failure of the message
+            self._failed(worker, attempt, error)
+        except BaseException:
+            if handling.claim(attempt):
+                handling.interrupt(worker, attempt)
+            raise
+        else:
+            if handling.claim(attempt):
+                handling.succeed(worker, attempt, is_settled=self._perform.is_settling)
+                handled = 1 if not attempt.current else attempt.messages.index(attempt.current[-1]) + 1
+                worker.stride = self._next_stride(worker.stride, handled, time.monotonic() - began)
+
+    def _failed(self, worker: Worker, attempt: Attempt, error: BaseException) -> None:
+        worker.stride = 1
+        if self._handling.claim(attempt):
+            self._handling.fail(worker, attempt, error)
+
+    def _next_stride(self, stride: int, handled: int, seconds: float) -> int:
+        # With a single attempt it has to be certain which message it was made at.
+        return 1 if self._terms.retry.max_attempts == 1 else next_stride(stride, handled, seconds)
+
+    def _counted(self, worker: Worker, batches: Iterator[list[Message]]) -> Iterator[list[Message]]:
+        for batch in batches:
+            worker.began, worker.has_warned = time.monotonic(), False
+            yield batch
+            self._handling.tally.count_handled(len(batch))
+
+    def _may_go_on(self) -> bool:
+        return not self.is_stopping and self._host.may_go_on(time.monotonic())
+
+    def _give_notice(self, error: BaseException | None) -> None:
+        with self._changed:
+            self._error = self._error or error
+            self.is_stopping = True
+            self._changed.notify_all()
+        self._host.wakeups.wake()
+
+    def _pause(self) -> None:
+        with self._changed:
+            self._changed.wait_for(lambda: self.is_stopping, _RECOVER_SECONDS)
+
+    # What the thread does that called for the run.
+
+    def _watch(self) -> None:
+        lease = self._options.lease_seconds
+        most = self._limits.max_processing_seconds
+        pause = min(_WATCH_SECONDS, lease / 4, math.inf if most is None else most / 4)
+        while not self.is_stopping:
+            if self._is_idle():
+                return
+            self._look_after_workers(time.monotonic())
+            with self._changed:
+                self._changed.wait_for(lambda: self.is_stopping, self._until_idle(pause))
+
+    def _until_idle(self, pause: float) -> float:
+        timeout = self._limits.idle_timeout
+        if timeout is None or math.isinf(self._busy_at):
+            return pause
+        return max(0.001, min(pause, self._busy_at + timeout - time.monotonic()))
+
+    def _is_idle(self) -> bool:
+        timeout = self._limits.idle_timeout
+        if timeout is None or time.monotonic() - self._busy_at < timeout:
+            return False
+        with self._lock:
+            return len(self._parking) == 0 and all(worker.attempt is None for worker in self._workers)
+
+    def _look_after_workers(self, now: float) -> None:
+        most = self._limits.max_processing_seconds
+        for worker in list(self._workers):
+            attempt, seconds = worker.attempt, now - worker.began
+            if attempt is None or seconds <= 0 or not attempt.current:
+                continue
+            if most is not None and seconds > most:
+                self._end_stuck(worker, attempt, most)
+            elif seconds > self._options.lease_seconds and not worker.has_warned:
+                worker.has_warned = True
+                log.warning(
+                    "The handler has had %s for %.0f seconds, longer than lease_seconds. It keeps the partition, which "
+                    "waits for it; max_processing_seconds would end that.",
+                    attempt.current[0],
+                    seconds,
+                )
+
+    def _end_stuck(self, worker: Worker, attempt: Attempt, most: float) -> None:
+        if not self._handling.claim(attempt):
+            return
+        error = TimeoutError(f"The handler did not end within {most} seconds (max_processing_seconds).")
+        self._workers.remove(worker)
+        try:
+            self._handling.end_stuck(worker, attempt, error)
+        except (DatabaseUnavailableError, DatabaseBusyError, OutcomeUnknownError) as failure:
+            log.warning("%s goes on trying: %s", worker.name, failure)
+            self._handling.lose(worker, attempt)
+        worker.is_replaced = True
+        self._perform.abandon(worker)
+        self._start(worker.name)
+
+    def _end(self) -> None:
+        """Wait for the workers, as long as they may take; take back what does not end."""
+        deadline = Deadline.after(self._limits.stop_timeout, time.monotonic())
+        for worker in self._workers:
+            while worker.thread.is_alive() and self._signals < 2 and not deadline.passed(time.monotonic()):
+                worker.thread.join(min(0.1, deadline.remaining(time.monotonic())))
+        for worker in self._workers:
+            attempt = worker.attempt
+            if attempt is None or not worker.thread.is_alive() or not self._handling.claim(attempt):
+                continue
+            log.warning(
+                "The handler did not end within %.0f seconds (stop_timeout); %s is delivered again.",
+                self._limits.stop_timeout,
+                attempt.current or attempt.messages,
+            )
+            worker.is_replaced = True
+            self._perform.abandon(worker)
+            try:
+                self._handling.interrupt(worker, attempt)
+            except (DatabaseUnavailableError, DatabaseBusyError, OutcomeUnknownError) as error:
+                log.warning("An attempt that was interrupted counts all the same: %s", error)
+
+    def _wake(self) -> None:
+        with self._changed:
+            self._changed.notify_all()
+        self._host.wakeups.wake()
+
+    @contextlib.contextmanager
+    def _taking_signals(self) -> Iterator[None]:
+        """Stop at SIGTERM and SIGINT, in good order at the first, at once at the second."""
+        before = {}
+        # Python takes signals in its main thread only.
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                # Whoever started us with `nohup` or in the background wants no Ctrl-C to come through.
+                if signal.getsignal(number) is not signal.SIG_IGN:
+                    before[number] = signal.signal(number, self._arrive)
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def _arrive(self, _number: int, _frame: FrameType | None) -> None:
+        self._signals += 1
+        self.stop()
