@@ -62,6 +62,8 @@ from sqlmq.message import Message, ProducerResult
 from sqlmq.mq import MQ
 from sqlmq.outbox import Publication
 from sqlmq.producer import Producer
+from sqlmq.retry import Retry
+from sqlmq.runner import RunSummary
 from sqlmq.transaction import Transaction
 
 __version__ = version("sqlmq")
@@ -102,6 +104,8 @@ __all__ = [
     "ProducerResult",
     "Publication",
     "ReadOnlyDatabaseError",
+    "Retry",
+    "RunSummary",
     "SchemaError",
     "SchemaMissingError",
     "SchemaTooNewError",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import threading
@@ -40,9 +41,10 @@ if TYPE_CHECKING:
     from sqlmq.options import Options
     from sqlmq.ownership import Joining
     from sqlmq.parking import Attempt
+    from sqlmq.performing import Performer
     from sqlmq.progress import Span
     from sqlmq.retry import FailurePolicy, Retry
-    from sqlmq.runner import Performer, RunSummary
+    from sqlmq.runner import RunSummary
     from sqlmq.stock import Receiver
     from sqlmq.store.groups import Group
     from sqlmq.transaction import SessionSource
@@ -206,7 +208,9 @@ class Consumer(Kept):
         terms = Terms.checked(retry, on_failure, max_parked, batch_size)
         limits = Limits.checked(concurrency, stop_timeout, max_processing_seconds, idle_timeout)
         perform = self._performer(handler, session, in_batches=batch_size is not None, transaction=transaction)
-        return self._run_with(perform, terms, limits, handle_signals=handle_signals)
+        run = self._new_run(perform, terms, limits)
+        with run.taking_signals() if handle_signals else contextlib.nullcontext():
+            return self._work(run)
 
     def stop(self) -> None:
         """Have ``run`` begin no other message, and return when those in hand are done. May be called from anywhere.
@@ -256,7 +260,7 @@ class Consumer(Kept):
     def _performer(
         self,
         handler: Callable[..., object],
-        session: Callable[[], Session] | None,
+        session: object,
         *,
         in_batches: bool,
         transaction: bool,
@@ -269,12 +273,12 @@ class Consumer(Kept):
     def _group(self) -> Group:
         return self._ownership.group
 
-    def _run_with(self, perform: Performer, terms: Terms, limits: Limits, *, handle_signals: bool) -> RunSummary:
-        self._check_usable()
+    def _new_run(self, perform: Performer, terms: Terms, limits: Limits) -> Run:
         if self._ack != "after":
             message = "run() finishes a message after its handler. Make the consumer with ack='after'."
             raise ValueError(message)
         with self._lock:
+            self._check_usable()
             if self._is_run:
                 message = f"{self!r} is run already. Give each run a consumer of its own, or use concurrency=."
                 raise RuntimeError(message)
@@ -284,8 +288,11 @@ class Consumer(Kept):
             self._run = Run(host, books, self._options, terms, limits, perform)
         if self._is_stopped:
             self._run.stop()
+        return self._run
+
+    def _work(self, run: Run) -> RunSummary:
         try:
-            return self._run.work(handle_signals=handle_signals)
+            return run.work()
         finally:
             self.close()
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import inspect
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from sqlalchemy import Connection
 from sqlalchemy.orm import Session, scoped_session
@@ -12,13 +13,36 @@ from sqlalchemy.orm import Session, scoped_session
 from sqlmq.block import Block
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from sqlmq.block import Transactions
     from sqlmq.message import Message
-    from sqlmq.runner import Step
     from sqlmq.stock import Receiver
     from sqlmq.store.groups import Group
+
+
+class Step(NamedTuple):
+    """What there is to do with one attempt, for whoever calls the handler."""
+
+    batches: Iterator[list[Message]]
+    """What to give to the handler, one after the other; asking for the next one says that the one before is done."""
+    settle: Callable[[Connection], None]
+    """To be called in the handler's transaction, as its last act."""
+    settled: Callable[[], None]
+    """To be called when that has committed."""
+
+
+class Performer(Protocol):
+    """Calls the handler: in this thread or in an event loop, in a transaction or in none."""
+
+    is_settling: bool
+    """Whether it calls ``settle`` and ``settled`` for each batch."""
+
+    def __call__(self, step: Step) -> None:
+        """Give each batch to the handler; raise what that raises."""
+
+    def abandon(self, worker: Receiver) -> None:
+        """Do what can be done to end the handler that *worker* waits for."""
 
 
 class Plain:
@@ -111,9 +135,16 @@ def check_handler(handler: object) -> None:
     if not callable(handler):
         message = f"A handler is a function, not {type(handler).__name__}."
         raise TypeError(message)
-    if inspect.iscoroutinefunction(handler) or inspect.iscoroutinefunction(getattr(handler, "__call__", None)):  # noqa: B004 - what it is, not whether
+    if is_awaited(handler):
         message = "This handler is a coroutine function: run it with the consumer of an AsyncMQ."
         raise TypeError(message)
+
+
+def is_awaited(handler: object) -> bool:
+    """Whether what *handler* returns has to be awaited."""
+    while isinstance(handler, functools.partial):
+        handler = handler.func
+    return inspect.iscoroutinefunction(handler) or inspect.iscoroutinefunction(getattr(handler, "__call__", None))  # noqa: B004 - what it is, not whether
 
 
 def check_no_session(source: object) -> None:

@@ -9,7 +9,7 @@ import signal
 import threading
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple
 
 from sqlmq.errors import (
     ConsumerClosedError,
@@ -21,6 +21,7 @@ from sqlmq.errors import (
 from sqlmq.handling import Handling
 from sqlmq.options import check_count, check_seconds
 from sqlmq.parking import Parking
+from sqlmq.performing import Step
 from sqlmq.retry import next_stride
 from sqlmq.timing import Deadline
 
@@ -28,12 +29,11 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from types import FrameType
 
-    from sqlalchemy import Connection
-
     from sqlmq.handling import Books
     from sqlmq.message import Message
     from sqlmq.options import Options
     from sqlmq.parking import Attempt, Terms
+    from sqlmq.performing import Performer
     from sqlmq.stock import Receiver
     from sqlmq.waking import Wakeups
 
@@ -43,30 +43,6 @@ _WATCH_SECONDS = 1.0
 """How often the workers are looked after when nothing happens."""
 _RECOVER_SECONDS = 0.5
 """How long a worker waits after the database was away."""
-
-
-class Step(NamedTuple):
-    """What there is to do with one attempt, for whoever calls the handler."""
-
-    batches: Iterator[list[Message]]
-    """What to give to the handler, one after the other; asking for the next one says that the one before is done."""
-    settle: Callable[[Connection], None]
-    """To be called in the handler's transaction, as its last act."""
-    settled: Callable[[], None]
-    """To be called when that has committed."""
-
-
-class Performer(Protocol):
-    """Calls the handler: in this thread or in an event loop, in a transaction or in none."""
-
-    is_settling: bool
-    """Whether it calls ``settle`` and ``settled`` for each batch."""
-
-    def __call__(self, step: Step) -> None:
-        """Give each batch to the handler; raise what that raises."""
-
-    def abandon(self, worker: Receiver) -> None:
-        """Do what can be done to end the handler that *worker* waits for."""
 
 
 class Host(NamedTuple):
@@ -168,20 +144,35 @@ class Run:
         self._signals = 2
         self.stop()
 
-    def work(self, *, handle_signals: bool) -> RunSummary:
+    @contextlib.contextmanager
+    def taking_signals(self) -> Iterator[None]:
+        """Stop at SIGTERM and SIGINT, in good order at the first, at once at the second."""
+        before = {}
+        # Python takes signals in its main thread only.
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                # Whoever started us with `nohup` or in the background wants no Ctrl-C to come through.
+                if signal.getsignal(number) is not signal.SIG_IGN:
+                    before[number] = signal.signal(number, self._arrive)
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def work(self) -> RunSummary:
         """Handle messages until told to stop; return what was done.
 
         Raises what ended a worker, if it was not a message that failed; KeyboardInterrupt for a second signal.
         """
-        with self._taking_signals() if handle_signals else contextlib.nullcontext():
-            try:
-                for number in range(self._limits.concurrency):
-                    self._start(f"sqlmq-run-{number}")
-                self._watch()
-            finally:
-                self.is_stopping = True
-                self._wake()
-                self._end()
+        try:
+            for number in range(self._limits.concurrency):
+                self._start(f"sqlmq-run-{number}")
+            self._watch()
+        finally:
+            self.is_stopping = True
+            self._wake()
+            self._end()
         if self._error is not None:
             raise self._error
         if self._signals > 1:
@@ -384,22 +375,6 @@ class Run:
         with self._changed:
             self._changed.notify_all()
         self._host.wakeups.wake()
-
-    @contextlib.contextmanager
-    def _taking_signals(self) -> Iterator[None]:
-        """Stop at SIGTERM and SIGINT, in good order at the first, at once at the second."""
-        before = {}
-        # Python takes signals in its main thread only.
-        if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
-                # Whoever started us with `nohup` or in the background wants no Ctrl-C to come through.
-                if signal.getsignal(number) is not signal.SIG_IGN:
-                    before[number] = signal.signal(number, self._arrive)
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
 
     def _arrive(self, _number: int, _frame: FrameType | None) -> None:
         self._signals += 1

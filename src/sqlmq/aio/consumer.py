@@ -8,24 +8,34 @@ import math
 import time
 import weakref
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Self, TypeVar
+from typing import TYPE_CHECKING, Self, TypeVar, cast
 
+from sqlmq.aio.performing import AsyncTransacting, Awaiting, async_session_maker
 from sqlmq.aio.transaction import AsyncTransaction
 from sqlmq.errors import ConsumerClosedError
 from sqlmq.options import check_max_messages, check_timeout
+from sqlmq.parking import Terms
+from sqlmq.performing import check_handler, check_no_session, is_awaited
+from sqlmq.runner import Limits
 from sqlmq.timing import Deadline
 from sqlmq.transaction import Host
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import AsyncIterator, Awaitable, Callable
     from types import TracebackType
+
+    from sqlalchemy.ext.asyncio import AsyncSession
+    from sqlalchemy.orm import Session
 
     from sqlmq.aio.engines import Engines
     from sqlmq.aio.threads import Threads
     from sqlmq.aio.transaction import AsyncSessionSource
     from sqlmq.consumer import Consumer
     from sqlmq.message import Message
+    from sqlmq.performing import Performer
     from sqlmq.progress import Span
+    from sqlmq.retry import FailurePolicy, Retry
+    from sqlmq.runner import RunSummary
     from sqlmq.stock import Receiver
 
 T = TypeVar("T")
@@ -130,6 +140,45 @@ class AsyncConsumer:
             session,
         )
 
+    async def run(
+        self,
+        handler: Callable[..., object],
+        *,
+        batch_size: int | None = None,
+        transaction: bool = False,
+        session: Callable[[], AsyncSession] | Callable[[], Session] | None = None,
+        concurrency: int = 1,
+        retry: Retry | None = None,
+        on_failure: FailurePolicy | None = None,
+        max_parked: int = 1_000,
+        max_processing_seconds: float | None = None,
+        stop_timeout: float = 25.0,
+        idle_timeout: float | None = None,
+        handle_signals: bool = True,
+    ) -> RunSummary:
+        """Call *handler* with each message, until ``stop`` or a signal; then close the consumer, and return what was done.
+
+        As ``Consumer.run``. A coroutine function is awaited in this event loop, up to *concurrency* of its calls at a time,
+        and gets, with *transaction*, an AsyncSession, made by *session*, an async_sessionmaker, if that is given. Any
+        other handler runs in threads. A handler that exceeds *max_processing_seconds*, or *stop_timeout*, is cancelled.
+
+        Cancelled, it stops as ``stop`` does, and ends when the handlers have ended.
+        """
+        sync = self._sync
+        terms = Terms.checked(retry, on_failure, max_parked, batch_size)
+        limits = Limits.checked(concurrency, stop_timeout, max_processing_seconds, idle_timeout)
+        perform = self._performer(handler, session, in_batches=batch_size is not None, transaction=transaction)
+        run = await self._threads.run(lambda: sync._new_run(perform, terms, limits))
+        with run.taking_signals() if handle_signals else contextlib.nullcontext():
+            return await self._threads.run_apart(lambda: sync._work(run), name="sqlmq-run", hurry=run.stop)
+
+    def stop(self) -> None:
+        """Have ``run`` begin no other message, and return when those in hand are done. May be called from anywhere.
+
+        Called before ``run``, it makes that return at once.
+        """
+        self._sync.stop()
+
     async def commit(self) -> None:
         """Finish what this task got, and commit everything that is finished, now.
 
@@ -158,6 +207,27 @@ class AsyncConsumer:
 
     def __repr__(self) -> str:
         return f"<Async{repr(self._sync)[1:]}"
+
+    def _performer(
+        self, handler: Callable[..., object], session: object, *, in_batches: bool, transaction: bool
+    ) -> Performer:
+        sync = self._sync
+        if not is_awaited(handler):
+            check_handler(handler)
+            return sync._performer(handler, session, in_batches=in_batches, transaction=transaction)
+        awaited = cast("Callable[..., Awaitable[object]]", handler)
+        if not transaction:
+            check_no_session(session)
+            return Awaiting(awaited, in_batches=in_batches)
+        return AsyncTransacting(
+            awaited,
+            sync._transactions,
+            sync._group,
+            self._threads,
+            self._engines,
+            async_session_maker(session),
+            in_batches=in_batches,
+        )
 
     # The loop of a task: as that of a thread, with the steps in threads and the waiting in the event loop.
 
