@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-_REFRESH_POLLS = 2
+_REFRESH_POLLS = 5
 """How many polls apart rows are read again, which people may have changed."""
 _BEYOND = 100
 """How many messages to look at beyond those wanted, where some may have to be set aside."""
@@ -115,11 +115,10 @@ class Parking:
         span = self._stock.reserve(worker, lambda progress: self._wanted(progress, stride, now))
         return None if span is None else self._fresh(span, stride)
 
-    def next_due_at(self) -> float:
-        """When, by the monotonic clock, something that stands aside is due in a partition that nobody works on."""
-        return min(
-            (aside.next_due_at() for progress, aside in self._asides.values() if progress.is_idle), default=math.inf
-        )
+    def look_again_at(self) -> float:
+        """When, by the monotonic clock, to look again at the latest: when something is due, or may have been changed."""
+        due_at = (aside.next_due_at() for progress, aside in self._asides.values() if progress.is_idle)
+        return min((self._refresh_at, *due_at)) if self._asides else math.inf
 
     def forget(self, progress: PartitionProgress) -> None:
         """What is known here may be wrong: ask before the partition is worked on again."""

@@ -212,7 +212,7 @@ class Run:
                     self._busy_at = math.inf
                     return attempt
                 with self._lock:
-                    deadline = Deadline(self._parking.next_due_at())
+                    deadline = Deadline(self._parking.look_again_at())
                 is_woken = wakeups.wait(wakeups.pause(looks, deadline, may_rest=True), seen)
                 looks = 0 if is_woken else looks + 1
 

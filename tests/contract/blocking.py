@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator
     from types import TracebackType
 
-    from sqlmq import MQ, Message, ProducerResult
+    from sqlmq import MQ, Message, ProducerResult, RunSummary
 
 Call = tuple["Callable[[], Awaitable[Any]]", "Future[Any]"]
 
@@ -181,6 +181,19 @@ class BlockingConsumer(Blocking):
 
     def __iter__(self) -> Iterator[Message]:
         return self.consume_chan()
+
+    def run(self, handler: Callable[..., object], **options: Any) -> RunSummary:
+        """Run *handler* as a coroutine: in a thread, where tests may block, or, with a session, on that session."""
+
+        async def awaited(given: Any, *session: Any) -> object:
+            if session:
+                return await session[0].run_sync(lambda sync: handler(given, sync))
+            return await asyncio.to_thread(handler, given)
+
+        run: Callable[[], Awaitable[RunSummary]] = lambda: self._aio.run(
+            awaited if callable(handler) else handler, **options
+        )
+        return cast("RunSummary", self._loop.run(run))
 
     def _finish(self, thread: threading.Thread) -> None:
         assert thread is threading.current_thread()

@@ -1,0 +1,73 @@
+"""Handlers for tests of `run`: they note what they were given, and fail as they are told."""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter
+from typing import TYPE_CHECKING, Any
+
+from sqlmq import Message, Retry
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    from sqlmq import MQ, Consumer, RunSummary
+
+SOON = Retry(max_attempts=3, backoff=0.001)
+IDLE_SECONDS = 0.3
+
+
+class Recorder:
+    """A handler. *failures* tells how often it fails at a value, before it succeeds."""
+
+    def __init__(self, failures: Mapping[bytes, int] | None = None) -> None:
+        self._left = Counter(failures or {})
+        self._lock = threading.Lock()
+        self.handled: list[Message] = []
+        self.tried: Counter[bytes] = Counter()
+
+    def __call__(self, given: Message | list[Message]) -> None:
+        messages = given if isinstance(given, list) else [given]
+        with self._lock:
+            self.tried.update(message.value for message in messages)
+            failing = [message for message in messages if self._left[message.value] > 0]
+            self._left.subtract(message.value for message in failing)
+            if failing:
+                raise ArithmeticError(f"told to fail at {len(failing)} message(s)")
+            self.handled += messages
+
+    @property
+    def values(self) -> list[bytes]:
+        return [message.value for message in self.handled]
+
+    def of_key(self, key: bytes | None) -> list[bytes]:
+        return [message.value for message in self.handled if message.key == key]
+
+
+def send(mq: MQ, messages: Iterable[Message], *, topic: str = "orders", partitions: int = 1) -> None:
+    mq.create_topic(topic, partitions)
+    mq.producer(topic).produce_many(list(messages))
+
+
+def numbered(count: int, *, keys: int = 0) -> list[Message]:
+    """Messages 0, 1, ..., with the keys k0, k1, ... in turn, or none."""
+    return [Message(b"%d" % i, key=b"k%d" % (i % keys) if keys else None) for i in range(count)]
+
+
+def drain(consumer: Consumer, handler: Any, **options: Any) -> RunSummary:
+    """Run *handler* until nothing has come for a moment."""
+    return consumer.run(handler, **{"retry": SOON, "idle_timeout": IDLE_SECONDS, "handle_signals": False, **options})
+
+
+def set_aside(mq: MQ) -> list[tuple[int, str, int]]:
+    """Offset, state and attempts of what the group has set aside."""
+    with mq.engine.connect() as connection:
+        schema = f"{mq.schema}." if mq.schema else ""
+        rows = connection.exec_driver_sql(
+            f"SELECT msg_offset, state, attempts FROM {schema}sqlmq_parked ORDER BY partition_id, msg_offset"
+        )
+        return [(row[0], row[1], row[2]) for row in rows]
+
+
+def position(mq: MQ, group: str = "billing") -> int:
+    return sum(partition.position for partition in mq.describe_group("orders", group).partitions)
