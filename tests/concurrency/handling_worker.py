@@ -1,0 +1,144 @@
+"""Processes that run a handler, and end in the middle of it: at any statement, any commit, or in the handler itself."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import threading
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy import Engine, event, text
+
+from sqlmq import Message, Retry
+from tests.concurrency.workers import GROUP, TOPIC, Journal, Place, end_at_once
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from sqlalchemy import Connection
+    from sqlalchemy.orm import Session
+
+PATIENT = Retry(max_attempts=5, backoff=0.001)
+ONCE, POISON, KILLER = b"once", b"poison", b"killer"
+"""Values: fails the first time in each process, fails always, ends the process always."""
+IDLE_SECONDS = 0.15
+CRASHED = 9
+
+
+class Crash:
+    """Ends the process at the step number *at*, from 1, of those that its workers take; 0 is never."""
+
+    def __init__(self, at: int) -> None:
+        self._at = at
+        self._steps = 0
+
+    def step(self, *_: object, **__: object) -> None:
+        if threading.current_thread().name.startswith("sqlmq-run"):
+            self._steps += 1
+            if self._steps == self._at:
+                end_at_once(CRASHED)
+
+    def watch(self, engine: Engine) -> None:
+        for when in ("before_cursor_execute", "after_cursor_execute", "commit"):
+            event.listen(engine, when, self.step)
+
+
+class Handler:
+    """Journals what it has handled, and inserts it into a table where there is a session."""
+
+    def __init__(self, journal: Path, crash: Crash) -> None:
+        self._journal = Journal(journal)
+        self._crash = crash
+        self._failed: set[bytes] = set()
+
+    def __call__(self, given: Message | list[Message], session: Session | None = None) -> None:
+        for message in given if isinstance(given, list) else [given]:
+            self._handle(message, session)
+
+    def _handle(self, message: Message, session: Session | None) -> None:
+        self._crash.step()
+        assert message.key is not None
+        kind, key, number = message.value.split(b" ")
+        self._journal.write("tried", key.decode(), int(number))
+        if session is not None:
+            session.execute(
+                text("INSERT INTO effect (message_key, number) VALUES (:key, :number)"),
+                {"key": key.decode(), "number": int(number)},
+            )
+        if kind == KILLER:
+            end_at_once(CRASHED)
+        if kind == POISON or (kind == ONCE and message.value not in self._failed):
+            self._failed.add(message.value)
+            raise ArithmeticError(message.value.decode())
+        self._journal.write("handled", key.decode(), int(number))
+        self._crash.step()
+
+
+def value(kind: bytes, key: str, number: int) -> bytes:
+    return b"%s %s %d" % (kind, key.encode(), number)
+
+
+def make_tables(connection: Connection) -> None:
+    identity = "id INTEGER PRIMARY KEY" if connection.dialect.name == "sqlite" else "id bigserial PRIMARY KEY"
+    connection.execute(text(f"CREATE TABLE effect ({identity}, message_key text, number integer)"))
+
+
+def run(place: Place, journal: Path, crash_at: int, **options: Any) -> None:
+    """Run the handler until nothing comes any more, or it has crashed."""
+    crash = Crash(crash_at)
+    with place.open() as mq:
+        crash.watch(mq.engine)
+        consumer = mq.consumer(TOPIC, GROUP)
+        consumer.run(
+            Handler(journal, crash), **{"retry": PATIENT, "idle_timeout": IDLE_SECONDS, "handle_signals": False, **options}
+        )
+
+
+def crash_and_go_on(place: Place, directory: Path, every: int, **options: Any) -> None:
+    """Have one child after the other crash, *every* so many steps, each on messages of its own, until one comes through.
+
+    After each crash another child goes on. Every child is forked from this process, which has opened nothing. The last
+    step, and how many rounds there were, are left in a file.
+    """
+    for rounds in itertools.count(1):
+        step = 1 + (rounds - 1) * every
+        in_child(lambda: send(place))
+        status = in_child(lambda step=step: run(place, directory / f"{step}.crash", step, **options))  # type: ignore[misc]
+        if status == 0:
+            (directory / "told").write_text(f"{step} {rounds}")
+            return
+        assert status == CRASHED, f"step {step}: {status}"
+        in_child(lambda: bury(place))
+        assert in_child(lambda step=step: run(place, directory / f"{step}.after", 0, **options)) == 0, f"step {step}"  # type: ignore[misc]
+
+
+def bury(place: Place) -> None:
+    """Let the lease of whoever is there be over."""
+    with place.open() as mq, mq.engine.begin() as connection:
+        old = "0" if connection.dialect.name == "sqlite" else "to_timestamp(0)"
+        connection.execute(text(f"UPDATE sqlmq_member SET heartbeat_at = {old}"))
+
+
+def in_child(work: Callable[[], None]) -> int:
+    """Do *work* in a forked child; return its exit code."""
+    pid = os.fork()
+    if pid == 0:
+        try:
+            work()
+        except BaseException as error:  # noqa: BLE001 - told, and judged by the exit code
+            print(f"{type(error).__name__}: {error}", flush=True)
+            os._exit(100)
+        os._exit(0)
+    _, status = os.waitpid(pid, 0)
+    return os.waitstatus_to_exitcode(status)
+
+
+def send(place: Place) -> None:
+    """A key that fails once, and goes on; one that is poisoned, and goes on; one with which all is well."""
+    with place.open() as mq:
+        producer = mq.producer(TOPIC)
+        for number in range(3):
+            for key, kind in (("a", ONCE), ("p", POISON), ("w", b"well")):
+                kind_now = kind if number == 0 else b"well"
+                producer.produce_with_partition(Message(value(kind_now, key, number), key=key.encode()), 0)

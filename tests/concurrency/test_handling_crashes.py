@@ -1,0 +1,163 @@
+"""A process that ends at any step of handling, setting aside, and trying again: nothing is lost, nothing is done twice."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import defaultdict
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from sqlalchemy import Engine, text
+
+from sqlmq import Message, Retry
+from tests.concurrency import handling_worker, workers
+from tests.concurrency.handling_worker import CRASHED, KILLER, make_tables, value
+from tests.concurrency.workers import GROUP, TOPIC, Place
+from tests.contract.running import Recorder, drain
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from sqlmq import MQ
+    from tests.conftest import DatabaseUnderTest
+
+EVERY = int(os.environ.get("SQLMQ_HANDLING_CRASH_EVERY", "9"))
+"""Of how many steps one is crashed at; 1 for all of them."""
+PATIENCE_SECONDS = 200.0 + 1800 / EVERY
+NUMBERS = [0, 1, 2]
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.faults,
+    pytest.mark.skipif(not hasattr(os, "fork"), reason="a crash is that of a forked child"),
+]
+BOTH = pytest.mark.parametrize("database", ["sqlite", "postgres"], indirect=True)
+
+
+@pytest.fixture
+def place(database: DatabaseUnderTest, engine: Engine) -> Place:
+    place = Place(database.url, database.schema, lease_seconds=60.0)
+    with place.open() as mq:
+        mq.create_topic(TOPIC, 1)
+    with engine.begin() as connection:
+        make_tables(connection)
+    return place
+
+
+def in_process(work: Callable[..., None], *arguments: object, **options: Any) -> int | None:
+    process = workers.context().Process(target=work, args=arguments, kwargs=options)  # type: ignore[attr-defined]
+    process.start()
+    process.join(PATIENCE_SECONDS)
+    process.kill()
+    exit_code: int | None = process.exitcode
+    return exit_code
+
+
+def handled(journal: Path) -> dict[str, list[int]]:
+    """What a process has handled of each key, in order."""
+    by_key: dict[str, list[int]] = defaultdict(list)
+    if journal.exists():
+        for line in journal.read_text().splitlines():
+            what, key, number = json.loads(line)
+            if what == "handled":
+                by_key[key].append(number)
+    return by_key
+
+
+@pytest.mark.timeout(PATIENCE_SECONDS + 60)
+@BOTH
+def test_wherever_a_process_crashes_every_message_is_handled_in_order_or_a_dead_letter(
+    mq: MQ, place: Place, tmp_path: Path
+) -> None:
+    assert in_process(handling_worker.crash_and_go_on, place, tmp_path, EVERY) == 0
+
+    steps, rounds = told(tmp_path)
+    for step in range(1, steps, EVERY):
+        before, after = handled(tmp_path / f"{step}.crash"), handled(tmp_path / f"{step}.after")
+        for key, all_of_it in {"a": NUMBERS, "p": NUMBERS[1:], "w": NUMBERS}.items():
+            # Each process goes on in order, from where the one before was certainly done, or before that.
+            assert before[key] == all_of_it[: len(before[key])], f"step {step}, key {key}"
+            assert after[key] == all_of_it[len(all_of_it) - len(after[key]) :], f"step {step}, key {key}"
+            assert len(before[key]) + len(after[key]) >= len(all_of_it), f"step {step}, key {key}"
+    assert_nothing_is_left(mq, rounds)
+
+
+@pytest.mark.timeout(PATIENCE_SECONDS + 60)
+@BOTH
+def test_wherever_a_process_crashes_effects_in_transactions_are_there_once(
+    mq: MQ, engine: Engine, place: Place, tmp_path: Path
+) -> None:
+    assert in_process(handling_worker.crash_and_go_on, place, tmp_path, EVERY, transaction=True) == 0
+
+    _, rounds = told(tmp_path)
+    with engine.connect() as connection:
+        effects: dict[str, list[int]] = defaultdict(list)
+        for key, number in connection.execute(text("SELECT message_key, number FROM effect ORDER BY id")):
+            effects[key].append(number)
+    assert effects == {"a": NUMBERS * rounds, "p": NUMBERS[1:] * rounds, "w": NUMBERS * rounds}
+    assert_nothing_is_left(mq, rounds)
+
+
+def told(directory: Path) -> tuple[int, int]:
+    """How many steps there were, and how many rounds."""
+    steps, rounds = map(int, (directory / "told").read_text().split())
+    assert steps > 50
+    return steps, rounds
+
+
+def assert_nothing_is_left(mq: MQ, rounds: int) -> None:
+    """All was read; the poisoned messages, and no others, are dead letters."""
+    (partition,) = mq.describe_group(TOPIC, GROUP).partitions
+    assert partition.position == partition.end_offset == 9 * rounds
+    with mq.engine.connect() as connection:
+        rows = connection.execute(text("SELECT state, key FROM sqlmq_parked ORDER BY msg_offset")).all()
+    assert [(row.state, bytes(row.key)) for row in rows] == [("dead", b"p")] * rounds
+
+
+@BOTH
+@pytest.mark.parametrize("max_attempts", [1, 3])
+@pytest.mark.parametrize("options", [{}, {"transaction": True}, {"batch_size": 5}], ids=["plain", "transaction", "batch"])
+def test_a_message_that_kills_the_process_becomes_a_dead_letter_after_so_many_attempts(
+    mq: MQ, place: Place, tmp_path: Path, max_attempts: int, options: dict[str, Any]
+) -> None:
+    producer = mq.producer(TOPIC)
+    producer.produce_many([Message(value(KILLER if n == 4 else b"well", "k", n), key=b"k") for n in range(10)])
+    journals = [tmp_path / f"{number}.journal" for number in range(20)]
+    retry = Retry(max_attempts=max_attempts, backoff=0.001)
+    exits = []
+    for journal in journals:
+        exits.append(in_process(handling_worker.run, place, journal, 0, retry=retry, **options))
+        handling_worker.bury(place)
+        if exits[-1] == 0:
+            break
+
+    lines = [json.loads(line) for journal in journals if journal.exists() for line in journal.read_text().splitlines()]
+    done = [number for what, _, number in lines if what == "handled"]
+    assert list(dict.fromkeys(done)) == [n for n in range(10) if n != 4]
+    tries = sum(what == "tried" and number == 4 for what, _, number in lines)
+    if "batch_size" in options and max_attempts == 1:
+        # The batch counts for all of its messages, and each gets a chance of its own.
+        assert tries in (1, 2)
+    else:
+        assert tries == max_attempts
+    assert exits == [CRASHED] * (len(exits) - 1) + [0]
+    with mq.engine.connect() as connection:
+        row = connection.execute(text("SELECT msg_offset, state, attempts, error_type FROM sqlmq_parked")).one()
+    assert (row.msg_offset, row.state, row.error_type) == (4, "dead", "ProcessEnded")
+
+
+@BOTH
+def test_a_crash_between_handling_and_committing_counts_no_failure(mq: MQ, place: Place, tmp_path: Path) -> None:
+    mq.producer(TOPIC).produce_many([Message(value(b"well", "k", n), key=b"k") for n in range(20)])
+
+    exit_code = in_process(handling_worker.run, place, tmp_path / "journal", 12)
+    handling_worker.bury(place)
+    handler = Recorder()
+    summary = drain(mq.consumer(TOPIC, GROUP), handler)
+
+    assert exit_code == CRASHED
+    assert summary.dead == 0
+    assert handler.values == sorted(handler.values, key=lambda value: int(value.split()[-1]))
+    assert int(handler.values[-1].split()[-1]) == 19

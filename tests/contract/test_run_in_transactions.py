@@ -1,0 +1,114 @@
+"""Running a handler with `transaction=True`: its effects commit with the group's position, or not at all."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from sqlalchemy import text
+from sqlalchemy.orm import Session, sessionmaker
+
+from sqlmq import Message, Retry
+from tests.contract.running import Recorder, drain, numbered, position, send, set_aside
+
+if TYPE_CHECKING:
+    from sqlalchemy import Engine
+
+    from sqlmq import MQ
+
+POISON = 1_000_000
+
+
+class Effects:
+    """A handler that inserts what it is given, then fails as it is told."""
+
+    def __init__(self, engine: Engine, failures: dict[bytes, int] | None = None) -> None:
+        self._engine = engine
+        self.recorder = Recorder(failures)
+        with engine.begin() as connection:
+            identity = "id INTEGER PRIMARY KEY" if engine.dialect.name == "sqlite" else "id bigserial PRIMARY KEY"
+            connection.execute(text(f"CREATE TABLE effect ({identity}, number integer UNIQUE)"))
+
+    def __call__(self, given: Message | list[Message], session: Session) -> None:
+        for message in given if isinstance(given, list) else [given]:
+            session.execute(text("INSERT INTO effect (number) VALUES (:number)"), {"number": int(message.value)})
+        self.recorder(given)
+
+    @property
+    def numbers(self) -> list[int]:
+        with self._engine.connect() as connection:
+            return list(connection.execute(text("SELECT number FROM effect ORDER BY id")).scalars())
+
+
+@pytest.mark.parametrize("batch_size", [None, 4])
+def test_effects_of_what_fails_are_rolled_back_and_made_once(mq: MQ, engine: Engine, batch_size: int | None) -> None:
+    send(mq, numbered(10, keys=2))
+    handler = Effects(engine, {b"2": 1, b"5": POISON})
+
+    summary = drain(mq.consumer("orders", "billing"), handler, transaction=True, batch_size=batch_size)
+
+    assert [n for n in handler.numbers if n % 2 == 0] == [0, 2, 4, 6, 8]
+    assert [n for n in handler.numbers if n % 2 == 1] == [1, 3, 7, 9]
+    assert summary.handled == 9
+    assert set_aside(mq) == [(5, "dead", 3)]
+    assert position(mq) == 10
+
+
+def test_an_effect_that_the_database_refuses_is_a_failure_of_the_message(mq: MQ, engine: Engine) -> None:
+    send(mq, [Message(b"1", b"a"), Message(b"1", b"a"), Message(b"2", b"a")])
+    handler = Effects(engine)
+
+    drain(mq.consumer("orders", "billing"), handler, transaction=True)
+
+    assert handler.numbers == [1, 2]
+    assert set_aside(mq) == [(1, "dead", 3)]
+
+
+@pytest.mark.sync_only("asyncio has session makers of its own: tests/aio")
+def test_sessions_are_made_by_the_applications_own_sessionmaker(mq: MQ, engine: Engine) -> None:
+    send(mq, numbered(3))
+    made: list[Session] = []
+
+    def make() -> Session:
+        made.append(sessionmaker(engine)())
+        return made[-1]
+
+    handler = Effects(engine)
+
+    drain(mq.consumer("orders", "billing"), handler, transaction=True, session=make)
+
+    assert handler.numbers == [0, 1, 2]
+    assert len(made) == 3
+    assert position(mq) == 3
+
+
+@pytest.mark.parametrize("statement", ["COMMIT", "ROLLBACK"])
+def test_a_handler_that_ends_the_transaction_itself_has_failed(mq: MQ, engine: Engine, statement: str) -> None:
+    send(mq, numbered(1))
+    effects = Effects(engine)
+
+    def handler(message: Message, session: Any) -> None:
+        session.connection().exec_driver_sql(statement)
+
+    drain(mq.consumer("orders", "billing"), handler, transaction=True, retry=Retry(max_attempts=1))
+
+    assert effects.numbers == []
+    assert set_aside(mq) == [(0, "dead", 1)]
+
+
+def test_a_message_can_be_published_with_the_effects(mq: MQ, engine: Engine) -> None:
+    send(mq, numbered(4, keys=2))
+    mq.create_topic("invoices", 1)
+    producer = mq.producer("invoices")
+    sync = getattr(producer, "_aio", producer)
+    handler = Effects(engine, {b"1": 1})
+
+    def publish(message: Message, session: Session) -> None:
+        getattr(sync, "_sync", sync).produce(Message(message.value), session=session)
+        handler(message, session)
+
+    drain(mq.consumer("orders", "billing"), publish, transaction=True)
+
+    published = [message.value for message in mq.consumer("invoices", "audit").poll(timeout=10)]
+    assert sorted(published) == [b"0", b"1", b"2", b"3"]
+    assert published == [b"%d" % number for number in handler.numbers]
