@@ -7,7 +7,6 @@ the consumer's own books what has happened.
 from __future__ import annotations
 
 import logging
-import random
 import threading
 import time
 import traceback
@@ -18,6 +17,7 @@ from sqlmq.errors import FencedError
 from sqlmq.flows import park
 from sqlmq.retry import Verdict, verdict
 from sqlmq.store.parked import Reason, Record
+from sqlmq.timing import chance
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -95,10 +95,10 @@ class Handling:
             self.lose(worker, attempt)
             return False
         with self._lock:
-            for message in attempt.set_aside:
+            for behind in attempt.set_aside:
                 attempt.span.take()
-                attempt.aside.put(Waiting(message.offset or 0, message.key))
-                self.tally.parked += 1
+                attempt.aside.put(behind)
+            self.tally.parked += len(attempt.set_aside)
             if not attempt.messages:
                 self._stock.finish(worker, also_left=True)
         return bool(attempt.messages)
@@ -211,7 +211,7 @@ class Handling:
         progress.marked_to = position.in_hand_to
         if trying is None and not attempt.set_aside:
             return self._ownership.mark(progress, position)
-        aside = [(message.offset or 0, message.key) for message in attempt.set_aside]
+        aside = [(one.offset, one.key, one.attempts) for one in attempt.set_aside]
         if not self._write(
             lambda conn: park.begin(conn, self._database.dialect, attempt.seat, position, aside, trying)
         ):
@@ -243,7 +243,7 @@ class Handling:
         )
         if chosen is Verdict.ASIDE and not attempt.is_parked and len(aside) >= self._terms.max_parked:
             chosen = Verdict.HOLD
-        delay = 0.0 if is_final else retry.delay_seconds(attempts, random.random())
+        delay = 0.0 if is_final else retry.delay_seconds(attempts, chance.random())
         offset = message.offset or 0
         is_passed = chosen in (Verdict.ASIDE, Verdict.DEAD, Verdict.SKIP)
         committable = attempt.progress.committable()

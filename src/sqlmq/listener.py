@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import random
 import threading
 import time
 import uuid
@@ -18,7 +17,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from sqlmq.errors import SqlmqError
 from sqlmq.flows import notice
-from sqlmq.timing import backoff
+from sqlmq.timing import backoff, chance
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -132,7 +131,7 @@ class Listener:
             return listening.wait(seconds)
 
     def _pause(self, attempt: int) -> float:
-        return backoff(attempt, least=_RECONNECT_SECONDS, most=_RECONNECT_MOST_SECONDS, random=random.random())
+        return backoff(attempt, least=_RECONNECT_SECONDS, most=_RECONNECT_MOST_SECONDS, random=chance.random())
 
     def _warn_deaf(self) -> None:
         if not self._warned_deaf:

@@ -10,14 +10,13 @@ import contextlib
 import logging
 import math
 import os
-import random
 import threading
 import time
 from typing import TYPE_CHECKING, Protocol
 
 from sqlmq.errors import SqlmqError
 from sqlmq.flows import outlook
-from sqlmq.timing import backoff, watch_interval
+from sqlmq.timing import backoff, chance, watch_interval
 from sqlmq.waking import FEW
 
 if TYPE_CHECKING:
@@ -146,7 +145,7 @@ class Lookout:
 
     def _next_look(self) -> float:
         seconds = self._poll_max_seconds
-        return time.monotonic() + backoff(0, least=seconds, most=seconds, random=random.random())
+        return time.monotonic() + backoff(0, least=seconds, most=seconds, random=chance.random())
 
     def _has_changed(self, watch: _Watch) -> bool:
         try:

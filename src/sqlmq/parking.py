@@ -70,7 +70,7 @@ class Attempt:
     span: Span
     messages: list[Message]
     """To be handled, in order."""
-    set_aside: list[Message] = field(default_factory=list)
+    set_aside: list[Waiting] = field(default_factory=list)
     """Those before them, whose keys wait."""
     waiting: Waiting | None = None
     """What is known about the only message, if it has a record of its own."""
@@ -195,10 +195,16 @@ class Parking:
             return Attempt(progress, self._seat(progress), aside, span, lent[:1], waiting=aside.held)
         most = self._most(span.first, aside, stride)
         set_aside, messages = aside.split(lent, most, self._terms.max_parked - len(aside))
-        waiting = None
-        if messages and (offset := messages[0].offset or 0) < aside.suspect_to:
-            waiting = Waiting(offset, messages[0].key, self._terms.retry.counted_once)
-        return Attempt(progress, self._seat(progress), aside, span, messages, set_aside, waiting)
+        waiting = self._untried(messages[0], aside) if messages else None
+        if waiting is not None and not waiting.attempts:
+            waiting = None
+        behind = [self._untried(message, aside) for message in set_aside]
+        return Attempt(progress, self._seat(progress), aside, span, messages, behind, waiting)
+
+    def _untried(self, message: Message, aside: Aside) -> Waiting:
+        """What is known about a *message* that has no record."""
+        offset = message.offset or 0
+        return Waiting(offset, message.key, self._terms.retry.counted_once if offset < aside.suspect_to else 0)
 
     def _parked(self, worker: Receiver, progress: PartitionProgress, aside: Aside, waiting: Waiting) -> Attempt:
         seat, dialect = self._seat(progress), self._database.dialect

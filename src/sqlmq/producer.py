@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 from typing import TYPE_CHECKING, Self, overload
 
 from sqlmq import outbox
@@ -14,6 +13,7 @@ from sqlmq.flows.produce import Routed
 from sqlmq.message import Contents, Message, ProducerResult
 from sqlmq.options import check_no_timeout, check_partition, check_timeout
 from sqlmq.partitioner import Rotation
+from sqlmq.timing import chance
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -43,7 +43,7 @@ class Producer:
         self._topic: Topic | None = topic
         self._max_message_bytes = max_message_bytes
         self._wake = wake
-        self._rotation = Rotation(random.randrange(topic.partitions))
+        self._rotation = Rotation(chance.randrange(topic.partitions))
         self._coalescer = Coalescer(topic.name, self._append)
         self._source = outbox.Source(database, mover.follow, self._forget_topic)
         self._closing = Closing()

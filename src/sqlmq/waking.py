@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import math
-import random
 import threading
 import time
 from typing import TYPE_CHECKING
 
 from sqlmq import timing
+from sqlmq.timing import chance
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -61,7 +61,7 @@ class Wakeups:
         """The wait that begins now, after look number *attempt*; it *may_rest* if others look for whoever waits."""
         least, most = self._options.poll_min_seconds, self._options.poll_max_seconds
         now = time.monotonic()
-        return timing.pause(attempt, now, deadline, least=least, most=most, random=random.random(), may_rest=may_rest)
+        return timing.pause(attempt, now, deadline, least=least, most=most, random=chance.random(), may_rest=may_rest)
 
     def wait(self, pause: Pause, seen: int) -> bool:
         """Block the thread until there is a wake-up, which may have come since the count *seen*; return whether."""

@@ -48,7 +48,7 @@ def begin(
     dialect: Dialect,
     seat: Seat,
     position: Commit,
-    aside: Sequence[tuple[int, bytes | None]],
+    aside: Sequence[tuple[int, bytes | None, int]],
     trying: Record | None,
 ) -> bool:
     """Set *aside* what waits behind others of its key, move the group on to *position*, and say what is tried there.

@@ -85,7 +85,7 @@ def in_hand(conn: Connection, dialect: Dialect, group: Group, partition_ids: Seq
         .scalar_subquery()
     )
     rows = conn.execute(select(p.c.id, func.coalesce(newest, 0)).where(p.c.id.in_(partition_ids)))
-    return {partition_id: offset for partition_id, offset in rows}
+    return {row[0]: row[1] for row in rows}
 
 
 class Window(NamedTuple):

@@ -81,9 +81,13 @@ def load(conn: Connection, dialect: Dialect, group: Group, partition_ids: Sequen
 
 
 def put_waiting(
-    conn: Connection, dialect: Dialect, group: Group, partition_id: int, messages: Sequence[tuple[int, bytes | None]]
+    conn: Connection,
+    dialect: Dialect,
+    group: Group,
+    partition_id: int,
+    messages: Sequence[tuple[int, bytes | None, int]],
 ) -> None:
-    """Set *messages*, by offset and key, aside behind others of their keys. What is set aside already stays as it is."""
+    """Set *messages*, by offset, key and attempts, aside behind others of their keys. Those that are there stay as they are."""
     rows = [
         {
             "group_id": group.id,
@@ -91,9 +95,9 @@ def put_waiting(
             "msg_offset": offset,
             "key": key,
             "state": "waiting",
-            "attempts": 0,
+            "attempts": attempts,
         }
-        for offset, key in messages
+        for offset, key, attempts in messages
     ]
     if rows:
         conn.execute(dialect.insert_new(dialect.tables.parked, _KEY), rows)
