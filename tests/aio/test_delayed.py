@@ -11,7 +11,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from sqlmq import DelayedMessage, Message, OutboxError, UnknownTopicError
 from tests.aio.interrupting import cancelled_everywhere
-from tests.aio.test_sessions import EACH_SHAPE, AsyncShop, Shape, Transacted, open_shop
+from tests.aio.test_sessions import EACH_SHAPE, POSTGRES, AsyncShop, Transacted, open_shop
 from tests.conftest import database_of_kind
 from tests.contract.delaying import FUTURE, LONG, PAST
 from tests.contract.waiting import until
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncEngine
 
     from sqlmq import AsyncMQ
+    from tests.aio.conftest import AtEnd
+    from tests.aio.test_sessions import Shape
     from tests.conftest import DatabaseUnderTest
 
 
@@ -35,7 +37,8 @@ def database(driver: str, request: pytest.FixtureRequest, tmp_path: Path) -> Ite
 
 
 @pytest.fixture
-def shop(mq: AsyncMQ, async_engine: AsyncEngine, engine: Engine) -> AsyncShop:
+def shop(mq: AsyncMQ, async_engine: AsyncEngine, engine: Engine, at_end: AtEnd) -> AsyncShop:
+    at_end.append(mq.close)
     with asyncio.Runner() as runner:
         return runner.run(open_shop(mq, async_engine, engine))
 
@@ -111,15 +114,21 @@ async def test_a_handler_delays_and_cancels_in_the_transaction_of_its_messages(s
     assert await shop.mq.delayed("events") == [second]
 
 
-async def test_sessions_that_can_not_carry_a_message_are_refused(shop: AsyncShop) -> None:
-    autocommit = shop.engine.execution_options(isolation_level="AUTOCOMMIT")
-    async with AsyncSession(autocommit) as session:
+@POSTGRES
+async def test_autocommit_is_refused(shop: AsyncShop) -> None:
+    async with shop.engine.connect() as connection:
+        await connection.execution_options(isolation_level="AUTOCOMMIT")
         with pytest.raises(OutboxError, match="AUTOCOMMIT"):
-            await shop.producer.produce(Message(b""), delay_seconds=LONG, session=session)
-    async with AsyncSession(autocommit) as session:
+            await shop.producer.produce(Message(b""), delay_seconds=LONG, session=connection)
         with pytest.raises(OutboxError, match="AUTOCOMMIT"):
-            await shop.mq.cancel_delayed(1, session=session)
+            await shop.mq.cancel_delayed(1, session=connection)
+
+    assert await shop.mq.delayed("events") == []
+
+
+async def test_sessions_that_block_are_refused(shop: AsyncShop) -> None:
     blocking: Any = shop.sync_engine.connect()
+
     with pytest.raises(TypeError, match="are for a Producer"):
         await shop.producer.produce(Message(b""), delay_seconds=LONG, session=blocking)
     with pytest.raises(TypeError, match="are for a Producer"):

@@ -103,18 +103,7 @@ def _work(place: Place, journal: Journal, crash: Crash, name: str, step: Step, c
     _store(journal, crash, producer, name, chosen)
     crash.arm(step, chosen.randint(1, 2) if step > Step.CANCELLED else 1)
     if step <= Step.CANCELLED:
-        waiting = [one.id for one in mq.delayed(TOPIC)]
-        # Some that are due as well, which somebody may be moving.
-        wanted = producer.produce_many(
-            [Message(f"{name}.cancelled.{i}".encode(), b"%d" % i) for i in range(4)],
-            deliver_at=datetime.now(UTC),
-        )
-        ids = {one.id: f"{name}.cancelled.{i}" for i, one in enumerate(wanted)}
-        journal.write(STORED, list(ids.values()))
-        journal.write(CANCELLING, list(ids.values()))
-        del waiting
-        cancelled = mq.cancel_delayed(*ids)
-        journal.write(CANCELLED, [ids[id_] for id_ in cancelled])
+        _cancel(mq, journal, producer, name, step)
         crash.at(Step.CANCELLED)
         return
     # There is something due, of others or of this one, again and again until the crash comes.
@@ -124,6 +113,18 @@ def _work(place: Place, journal: Journal, crash: Crash, name: str, step: Step, c
         _store(journal, crash, producer, f"{name}.due.{call}", chosen, is_due=True)
         if ended.wait(0.02):
             break
+
+
+def _cancel(mq: MQ, journal: Journal, producer: Producer, name: str, step: Step) -> None:
+    """Store some that are due, which somebody may be moving, and cancel them."""
+    names = [f"{name}.cancelled.{number}" for number in range(4)]
+    batch = [Message(one.encode(), one.encode()) for one in names]
+    stored = producer.produce_many(batch, deliver_at=datetime.now(UTC))
+    journal.write(STORED, names)
+    if step is Step.CANCELLED:  # or the crash is to undo it
+        journal.write(CANCELLING, names)
+    cancelled = mq.cancel_delayed(*[one.id for one in stored])
+    journal.write(CANCELLED, [one for one, message in zip(names, stored, strict=True) if message.id in cancelled])
 
 
 def _store(

@@ -419,7 +419,7 @@ def test_a_locked_partition_does_not_hide_others_behind_its_many_messages(
 
 @EITHER  # SQLite locks the file
 def test_a_message_whose_cancelling_was_rolled_back_is_moved_later(
-    mq: MQ, engine: Engine, staged: Staged, database: DatabaseUnderTest, monkeypatch: pytest.MonkeyPatch
+    mq: MQ, engine: Engine, staged: Staged, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(mover, "_LOOK_SECONDS", 0.05)
     looks: list[stage.Moved] = []
@@ -630,9 +630,7 @@ def test_when_a_message_is_due_is_for_the_databases_clock_to_say(
 
 @EITHER
 @pytest.mark.parametrize("zone", ["Pacific/Kiritimati", "America/St_Johns"])
-def test_the_time_zone_of_a_server_changes_nothing(
-    make_mq: MakeMQ, engine: Engine, database: DatabaseUnderTest, staged: Staged, zone: str
-) -> None:
+def test_the_time_zone_of_a_server_changes_nothing(make_mq: MakeMQ, engine: Engine, staged: Staged, zone: str) -> None:
     with engine.begin() as connection:
         name = connection.execute(text("SELECT current_database()")).scalar_one()
         connection.execute(text(f"ALTER DATABASE {name} SET timezone = '{zone}'"))

@@ -5,6 +5,7 @@ Delayed ones are due at a moment of their own; those that could not be numbered 
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, NamedTuple
 
 from sqlmq.dialects import Part
@@ -48,7 +49,7 @@ class Delayed(NamedTuple):
 
     messages: list[DelayedMessage]
     wait_seconds: float
-    """In how many seconds they are due, from when they were stored."""
+    """In how many seconds they are due, from when they were stored; inf if there are none."""
 
 
 def look(conn: Connection, dialect: Dialect, passing_over: Collection[int] = ()) -> Outlook:
@@ -77,13 +78,15 @@ def delay(conn: Connection, dialect: Dialect, placed: Sequence[Placed], due: Due
     Takes no lock, or on a database with one writer that alone. Raises UnknownTopicError, and stores nothing, if the
     topic of one was deleted.
     """
+    if not placed:
+        return Delayed([], math.inf)
     ids = [topic.partition_ids[number] for topic, number, _ in placed]
     slot = staged.slot(conn, dialect, set(ids), due)
-    for id_, one in zip(ids, placed, strict=True):
-        if slot is None or id_ not in slot.partition_ids:
-            raise UnknownTopicError(one.topic.name)
     if slot is None:
-        return Delayed([], 0.0)
+        raise UnknownTopicError(placed[0].topic.name)
+    for id_, one in zip(ids, placed, strict=True):
+        if id_ not in slot.partition_ids:
+            raise UnknownTopicError(one.topic.name)
     row_ids = staged.add(conn, dialect, ids, Contents.of([one.message for one in placed]), slot.deliver_at)
     stored = [
         DelayedMessage(row_id, topic.name, number, slot.deliver_at, message.key, len(message.value))
