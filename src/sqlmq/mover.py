@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import TypeVar
 
-    from sqlalchemy import Connection
     from sqlalchemy.engine import RootTransaction
 
     from sqlmq.database import Database
@@ -100,7 +99,7 @@ class Mover:
         """Move what was staged just now, when that is due: at *due_at*, by the monotonic clock."""
         self._leave_fork()
         with self._changed:
-            if not self._is_closing and self._will_look_at(due_at):
+            if not self._is_closing and self._note_due(due_at):
                 self._run_thread()
 
     def close(self) -> None:
@@ -141,17 +140,18 @@ class Mover:
             over = [one for one in self._committing if one.is_over]
             self._committing = [one for one in self._committing if one not in over]
             for one in over:
-                self._will_look_at(one.due_at)
+                self._note_due(one.due_at)
         for topic_id in {topic_id for one in over for topic_id in one.topic_ids}:
             self._wake(topic_id)
 
-    def _will_look_at(self, due_at: float) -> bool:
-        """Take note of what is due at that moment; return whether that is sooner than anything else. With the lock."""
-        is_sooner = due_at < self._look_at
+    def _note_due(self, due_at: float) -> bool:
+        """Look when something is due at that moment; return whether the thread has to be told. With the lock."""
         if due_at <= time.monotonic():
-            is_sooner, self._has_staged = not self._has_staged, True
+            is_news, self._has_staged = not self._has_staged, True
+            return is_news
+        is_news = due_at < self._look_at
         self._look_at = min(self._look_at, due_at)
-        return is_sooner
+        return is_news
 
     def _move(self) -> None:
         """Move what is due, partition by partition."""
@@ -159,8 +159,7 @@ class Mover:
             self._has_staged = False
             self._look_at = time.monotonic() + self._look_seconds if self._is_watching else math.inf
         seen: set[int] = set()
-        while (outlook := self._trying(lambda: self._database.read(lambda conn: self._look(conn, seen)))) is not None:
-            self._note(outlook)
+        while (outlook := self._trying(lambda: self._look(seen))) is not None:
             for partition_id in outlook.partition_ids:
                 # One partition whose lock somebody keeps must not hold up the others, nor those who are to be woken.
                 self._trying(lambda partition_id=partition_id: self._move_all_of(partition_id))  # type: ignore[misc]
@@ -170,18 +169,18 @@ class Mover:
             # There may be others, behind very many messages of these; which may be locked, and there still.
             seen.update(outlook.partition_ids)
 
-    def _look(self, conn: Connection, seen: set[int]) -> Outlook:
-        return stage.look(conn, self._database.dialect, seen)
-
-    def _note(self, outlook: Outlook) -> None:
-        """Look again when something will be due; and soon, if something is, of which somebody may have a row locked."""
+    def _look(self, seen: set[int]) -> Outlook:
+        """See what is due, but for the partitions *seen*, and look again when something else will be."""
+        outlook = self._database.read(lambda conn: stage.look(conn, self._database.dialect, seen))
         now = time.monotonic()
+        # Soon, too, if something is due, for somebody may have a row of it locked.
         soon = now + _LOOK_SECONDS if outlook.partition_ids else math.inf
         if outlook.next_seconds is not None:
             spread = random.uniform(0, _SPREAD_SECONDS)
             soon = min(soon, now + outlook.next_seconds + spread, now + _UNSURE_SECONDS)
         with self._changed:
             self._look_at = min(self._look_at, soon)
+        return outlook
 
     @property
     def _is_overdue(self) -> bool:

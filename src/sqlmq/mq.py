@@ -234,6 +234,7 @@ class MQ:
         if session is None:
             cancelled = self._write(lambda conn, dialect: stage.cancel(conn, dialect, wanted))
         else:
+            self._database.prepare()
             cancelled = outbox.cancel(session, self._database, wanted)
         return [id_ for id_ in wanted if id_ in cancelled]
 

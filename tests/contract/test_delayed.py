@@ -493,6 +493,19 @@ def test_nothing_is_listed_where_there_is_nothing(mq: MQ) -> None:
         mq.delayed("?")
 
 
+def test_a_message_that_was_due_long_ago_can_be_cancelled_until_it_is_moved(
+    mq: MQ, staged: Staged, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(mover.Mover, "expect", lambda *_: None)
+    producer = mq.producer("orders")
+    moments = [datetime(1970, 1, 1, tzinfo=UTC), datetime(1066, 10, 14, tzinfo=UTC), PAST]
+    delayed = [producer.produce(Message(b""), deliver_at=moment) for moment in moments]
+
+    assert mq.delayed("orders") == delayed
+    assert mq.cancel_delayed(*[one.id for one in delayed]) == [one.id for one in delayed]
+    assert len(staged) == 0
+
+
 def test_a_cancelled_message_is_never_delivered(mq: MQ, staged: Staged) -> None:
     producer, consumer = mq.producer("orders"), mq.consumer("orders", "billing")
     kept = producer.produce(Message(b"kept", b"k"), delay_seconds=LONG)

@@ -271,6 +271,16 @@ def test_what_a_transaction_has_stored_it_can_cancel(shop: Shop) -> None:
     assert (shop.mq.delayed("events"), shop.orders) == ([], ["a"])
 
 
+def test_an_mq_whose_first_call_is_to_cancel_in_a_session_has_its_tables(make_mq: MakeMQ, engine: Engine) -> None:
+    mq = make_mq()
+
+    with Session(engine) as session:
+        assert mq.cancel_delayed(1, session=session) == []
+        session.commit()
+
+    assert mq.topics() == []
+
+
 # --- Refused ---
 
 
