@@ -442,6 +442,30 @@ def test_a_message_whose_cancelling_was_rolled_back_is_moved_later(
     assert looks[0].messages == 0
 
 
+def test_a_queue_that_closes_moves_what_is_due_and_leaves_the_rest(
+    make_mq: MakeMQ, engine: Engine, database: DatabaseUnderTest, staged: Staged
+) -> None:
+    with make_mq() as mq:
+        producer = mq.producer("orders")
+        producer.produce(Message(b"waits"), delay_seconds=LONG)
+        producer.produce(Message(b"due"), delay_seconds=0)
+
+    assert (log(engine, database), len(staged)) == (["due"], 1)
+
+
+def test_a_queue_that_closes_does_not_move_without_end(
+    make_mq: MakeMQ, staged: Staged, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stage, "MOVE_MESSAGES", 1)
+    monkeypatch.setattr(mover, "_CLOSE_SECONDS", 0.0)
+    with make_mq() as mq:
+        mq.producer("orders").produce_many([Message(b"", b"k")] * 500, delay_seconds=LONG)
+        staged.make_due()
+        mq._mover.expect(0.0)
+
+    assert len(staged) > 0
+
+
 def test_deleting_a_topic_deletes_what_waits_for_it(mq: MQ, staged: Staged, caplog: pytest.LogCaptureFixture) -> None:
     mq.producer("invoices").produce(Message(b"stays"), delay_seconds=LONG)
     delayed = mq.producer("orders").produce(Message(b"goes"), delay_seconds=LONG)
