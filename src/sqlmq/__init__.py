@@ -58,7 +58,7 @@ from sqlmq.errors import (
     UnknownGroupError,
     UnknownTopicError,
 )
-from sqlmq.message import Message, ProducerResult
+from sqlmq.message import DelayedMessage, Message, ProducerResult
 from sqlmq.mq import MQ
 from sqlmq.outbox import Publication
 from sqlmq.producer import Producer
@@ -81,6 +81,7 @@ __all__ = [
     "DatabaseError",
     "DatabaseFullError",
     "DatabaseUnavailableError",
+    "DelayedMessage",
     "FencedError",
     "ForkedError",
     "GroupDescription",

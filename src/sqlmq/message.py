@@ -7,6 +7,7 @@ Headers and timestamp of an arrived message are decoded when they are asked for:
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from types import MappingProxyType
 from typing import TYPE_CHECKING, NamedTuple, TypeAlias
@@ -112,7 +113,7 @@ class Message:
     @property
     def timestamp(self) -> datetime | None:
         """When its transaction began to write it, by the database's clock: aware, UTC."""
-        return None if self._timestamp_us is None else _EPOCH + timedelta(microseconds=self._timestamp_us)
+        return None if self._timestamp_us is None else moment_at(self._timestamp_us)
 
     @property
     def headers_json(self) -> str | None:
@@ -191,12 +192,38 @@ class Contents(NamedTuple):
         return Contents(self.keys[first:end], self.values[first:end], self.headers[first:end])
 
 
+@dataclass(frozen=True, slots=True)
+class DelayedMessage:
+    """A message that waits until it is due; then it gets its offset, and has this id no more."""
+
+    id: int
+    """Names it for ``mq.cancel_delayed``."""
+    topic: str
+    partition: int
+    """The partition it will go to."""
+    deliver_at: datetime
+    """From when on it is due, by the database's clock: aware, UTC."""
+    key: bytes | None = field(repr=False)
+    value_bytes: int
+    """The size of its value."""
+
+
 class ProducerResult(NamedTuple):
     """Where a message stands in the log, once its transaction has committed."""
 
     topic: str
     partition: int
     offset: int
+
+
+def microseconds_since_1970(at: datetime) -> int:
+    """*at*, an aware moment, as the number of microseconds since 1970-01-01 UTC."""
+    return (at - _EPOCH) // timedelta(microseconds=1)
+
+
+def moment_at(microseconds: int) -> datetime:
+    """The moment *microseconds* after 1970-01-01 UTC: aware, UTC."""
+    return _EPOCH + timedelta(microseconds=microseconds)
 
 
 def _as_bytes(part: str, given: object) -> bytes:

@@ -8,12 +8,13 @@ import threading
 import uuid
 from typing import TYPE_CHECKING, Self
 
+from sqlmq import outbox
 from sqlmq.background import Background
 from sqlmq.closing import Closing
 from sqlmq.consumer import Ack, Consumer
 from sqlmq.database import Database
 from sqlmq.errors import MQClosedError, UnknownTopicError
-from sqlmq.flows import manage
+from sqlmq.flows import manage, stage
 from sqlmq.listener import Listener
 from sqlmq.lookout import Lookout
 from sqlmq.mover import Mover
@@ -23,6 +24,7 @@ from sqlmq.options import (
     Start,
     check_ack,
     check_group,
+    check_ids,
     check_member_name,
     check_partitioner,
     check_partitions,
@@ -42,6 +44,8 @@ if TYPE_CHECKING:
 
     from sqlmq.description import GroupDescription, TopicDescription
     from sqlmq.dialects import Dialect
+    from sqlmq.message import DelayedMessage
+    from sqlmq.outbox import SessionLike
     from sqlmq.store.topics import Topic
 
     T = TypeVar("T")
@@ -114,7 +118,9 @@ class MQ:
         self._notifies = notify and self._database.can_notify
         self._notifier = Notifier(self._database, self._background.member_ids)
         self._listener = Listener(self._database, self._background, self._notifier.send)
-        self._mover = Mover(self._database, self._announce, wakes_others=self._notifies)
+        self._mover = Mover(
+            self._database, self._announce, wakes_others=self._notifies, poll_max_seconds=poll_max_seconds
+        )
         self._made: list[Producer | Consumer] = []
         self._keeping = threading.Lock()
         self._closing = Closing()
@@ -211,6 +217,26 @@ class MQ:
         check_topic(topic)
         check_group(group_id)
         return self._read(lambda conn, dialect: manage.describe_group(conn, dialect, topic, group_id))
+
+    def delayed(self, topic: str) -> list[DelayedMessage]:
+        """The messages of a topic that wait until they are due, in that order. Raises UnknownTopicError."""
+        check_topic(topic)
+        return self._read(lambda conn, dialect: stage.waiting(conn, dialect, topic))
+
+    def cancel_delayed(self, *ids: int, session: SessionLike | None = None) -> list[int]:
+        """Take delayed messages back, and return the ids of those that are taken back.
+
+        Any other is in the log already, or was never there: each is either cancelled or delivered, never both. With a
+        *session*, as in ``Producer.produce``, in its transaction: they wait on if that is rolled back.
+        """
+        wanted = check_ids(ids)
+        self._check_open()
+        if session is None:
+            cancelled = self._write(lambda conn, dialect: stage.cancel(conn, dialect, wanted))
+        else:
+            self._database.prepare()
+            cancelled = outbox.cancel(session, self._database, wanted)
+        return [id_ for id_ in wanted if id_ in cancelled]
 
     def close(self) -> None:
         """Close every producer and consumer made from this MQ, then the connections, unless the engine was given.

@@ -4,16 +4,25 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, fields
-from typing import Literal
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from sqlmq.errors import InvalidGroupError, InvalidPartitionError, InvalidTopicError
 from sqlmq.partitioner import PARTITIONERS
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 MAX_PARTITIONS = 10_000
 """More would make every membership decision read as many claims."""
 
 _MEMBER_NAME_LENGTH = 200
 _AGES_SECONDS = 1e9
+_MOST_DELAY_SECONDS = 9.5e9
+# The moment 1970-01-01 is that of messages which are due as soon as they are committed.
+_EARLIEST = datetime(1970, 1, 1, microsecond=1, tzinfo=UTC)
+_LATEST = datetime(9999, 1, 1, tzinfo=UTC)
+_LARGEST_ID = 2**63 - 1
 
 _TOPIC = re.compile(r"[A-Za-z][A-Za-z0-9_.-]{0,48}[A-Za-z0-9]")
 _GROUP = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.:-]{0,99}")
@@ -75,6 +84,9 @@ class Options:
                 raise ValueError(message)
         check_partitions(self.default_partitions)
 
+
+Due: TypeAlias = float | datetime
+"""When a message is due: in so many seconds by the database's clock, or at a moment in UTC."""
 
 Start = Literal["earliest", "latest"]
 """Where a new group begins: with the oldest message there is, or with the next one to come."""
@@ -209,8 +221,65 @@ def check_timeout(timeout: object) -> float | None:
     return float(timeout) if timeout <= _AGES_SECONDS else None
 
 
+def check_due(delay_seconds: object, deliver_at: object) -> Due | None:
+    """When a message is due that was given these two, of which one has to be None; None if both are.
+
+    That is a number of seconds from now, or a moment in UTC, after 1970, which stands for all before it.
+    """
+    if delay_seconds is not None and deliver_at is not None:
+        message = "delay_seconds and deliver_at exclude each other."
+        raise ValueError(message)
+    if delay_seconds is not None:
+        return _checked_delay(delay_seconds)
+    return None if deliver_at is None else _checked_moment(deliver_at)
+
+
+def check_ids(ids: Iterable[object]) -> list[int]:
+    """Return those of *ids* that a delayed message can have, each once."""
+    found = list(ids)
+    for given in found:
+        if isinstance(given, bool) or not isinstance(given, int):
+            message = f"A delayed message is named by its id, an int, not {type(given).__name__}."
+            raise TypeError(message)
+    return [given for given in dict.fromkeys(found) if isinstance(given, int) and 0 < given <= _LARGEST_ID]
+
+
 def check_no_timeout(timeout: object) -> None:
     """Raise ValueError for a timeout where a message waits for somebody else's transaction."""
     if timeout is not None:
         message = "With session= there is nothing to wait for: the message goes when the transaction commits."
         raise ValueError(message)
+
+
+def check_no_timeout_for_delayed(timeout: object) -> None:
+    """Raise ValueError for a timeout where a message does not wait for its turn."""
+    if timeout is not None:
+        message = "A delayed message is stored at once and waits for no other: leave timeout= out."
+        raise ValueError(message)
+
+
+def _checked_delay(delay_seconds: object) -> float:
+    if isinstance(delay_seconds, bool) or not isinstance(delay_seconds, int | float):
+        message = f"delay_seconds must be a number of seconds, not {type(delay_seconds).__name__}."
+        raise TypeError(message)
+    if not 0 <= delay_seconds <= _MOST_DELAY_SECONDS:
+        message = f"delay_seconds must be 0 to {_MOST_DELAY_SECONDS:,.0f} (300 years), not {delay_seconds}."
+        raise ValueError(message)
+    return float(delay_seconds)
+
+
+def _checked_moment(deliver_at: object) -> datetime:
+    if not isinstance(deliver_at, datetime):
+        message = f"deliver_at must be a datetime, not {type(deliver_at).__name__}."
+        raise TypeError(message)
+    if deliver_at.utcoffset() is None:
+        message = (
+            "deliver_at has no time zone, so it is no moment yet. Say which one it is in, as in "
+            "deliver_at.replace(tzinfo=ZoneInfo('Europe/Paris')), or datetime.now(UTC) + timedelta(hours=1)."
+        )
+        raise ValueError(message)
+    if deliver_at >= _LATEST:
+        message = f"deliver_at must be before the year {_LATEST.year}, or no database keeps it; it is {deliver_at}."
+        raise ValueError(message)
+    # Compared before it is converted, which the first and last days there are do not survive.
+    return _EARLIEST if deliver_at <= _EARLIEST else deliver_at.astimezone(UTC)

@@ -1,34 +1,39 @@
-"""Messages that wait for somebody else's transaction to commit, and are appended as its last act.
+"""Messages in somebody else's transaction: kept until it commits, and appended as its last act.
 
 What waits is kept beside the Connection, and SQLAlchemy's events of that Connection tell what becomes of it: so a
 Session, an AsyncSession and a Connection are served alike, and whatever else the application does at commit time is done
-by then. Nothing is written, and no lock taken, before the commit.
+by then. Nothing is written, and no lock taken, before the commit; but for delayed messages, which are rows like the
+application's own, stored and cancelled at the call.
 """
 
 from __future__ import annotations
 
 import inspect
+import math
+import time
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 from weakref import WeakKeyDictionary, ref
 
 from sqlalchemy import Connection, Transaction, TwoPhaseTransaction, event
-from sqlalchemy.exc import InvalidRequestError, UnboundExecutionError
+from sqlalchemy.exc import DBAPIError, InvalidRequestError, UnboundExecutionError
 from sqlalchemy.orm import Session, scoped_session
 from sqlalchemy.sql.expression import SavepointClause
 
 from sqlmq.database import roll_back_in_driver
 from sqlmq.errors import OutboxError, UnknownTopicError
-from sqlmq.flows import produce
+from sqlmq.flows import produce, stage
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 
     from sqlalchemy import Engine
     from sqlalchemy.engine import RootTransaction
 
     from sqlmq.database import Database
     from sqlmq.flows.produce import Placed, Routed, Turn
-    from sqlmq.message import ProducerResult
+    from sqlmq.message import DelayedMessage, ProducerResult
+    from sqlmq.options import Due
     from sqlmq.store.topics import Topic
 
 SessionLike: TypeAlias = "Session | scoped_session[Session] | Connection"
@@ -73,8 +78,8 @@ class Source(NamedTuple):
     """The producer's side of a publication."""
 
     database: Database
-    follow: Callable[[RootTransaction, set[int], bool], None]
-    """Is told of a transaction that is about to commit, the ids of its topics, and whether messages were staged."""
+    follow: Callable[[RootTransaction, set[int], float], None]
+    """Is told of a transaction that is about to commit, the ids of its topics, and when what it staged is due."""
     forget_topic: Callable[[], None]
     """Is called when the topic turns out to be gone."""
 
@@ -131,6 +136,9 @@ class _Outbox:
         # Those that were released stay: nobody can roll back to them.
         self._savepoints: list[tuple[str, int]] = []
         self._turns: dict[int, _Once] = {}
+        # Of each database, when the first of the delayed messages is due. Those of savepoints that are rolled back
+        # stay: somebody looks in vain.
+        self._delayed: dict[Database, tuple[Source, float]] = {}
 
     def begin(self, conn: Connection, transaction: RootTransaction) -> None:
         """Wait for *transaction* from now on, if it is another one."""
@@ -142,13 +150,29 @@ class _Outbox:
             raise OutboxError(_TOO_LATE)
 
     def add(self, source: Source, topic: Topic, routed: Sequence[Routed], turn: Turn) -> list[Publication]:
-        turn = self._turns.setdefault(topic.id, _Once(turn))
         publications = []
-        for placed in produce.place(topic, routed, turn):
+        for placed in self._place(topic, routed, turn):
             publication = Publication(topic.name, placed.number)
             self._waiting.append(_Waiting(source, placed, publication))
             publications.append(publication)
         return publications
+
+    def delay(
+        self, conn: Connection, source: Source, topic: Topic, routed: Sequence[Routed], turn: Turn, due: Due
+    ) -> list[DelayedMessage]:
+        placed = self._place(topic, routed, turn)
+        try:
+            delayed = stage.delay(conn, source.database.dialect, placed, due)
+        except UnknownTopicError:
+            source.forget_topic()
+            raise
+        due_at = time.monotonic() + delayed.wait_seconds
+        _, sooner_at = self._delayed.get(source.database, (source, math.inf))
+        self._delayed[source.database] = (source, min(due_at, sooner_at))
+        return delayed.messages
+
+    def _place(self, topic: Topic, routed: Sequence[Routed], turn: Turn) -> list[Placed]:
+        return produce.place(topic, routed, self._turns.setdefault(topic.id, _Once(turn)))
 
     def _before_execute(self, conn: Connection, element: object, *_: object) -> None:
         # The event `savepoint` comes before the savepoint has its name.
@@ -171,8 +195,6 @@ class _Outbox:
         if transaction is None or transaction is not self._transaction():
             return
         self._is_committing = True
-        if not waiting:
-            return
         # In one order everywhere, so that two transactions can't wait for each other: by schema, then by partition id.
         by_schema: dict[str, list[_Waiting]] = {}
         for one in waiting:
@@ -184,6 +206,9 @@ class _Outbox:
             self._forget(conn)
             roll_back_in_driver(conn)
             raise
+        delayed, self._delayed = self._delayed, {}
+        for source, due_at in delayed.values():
+            source.follow(transaction, set(), due_at)
 
     def _publish_group(self, conn: Connection, transaction: RootTransaction, group: list[_Waiting]) -> None:
         dialect = group[0].source.database.dialect
@@ -200,7 +225,8 @@ class _Outbox:
         self._published += group
         for database in {one.source.database for one in group}:
             mine = [one for one in group if one.source.database is database]
-            mine[0].source.follow(transaction, {one.placed.topic.id for one in mine}, results is None)
+            due_at = -math.inf if results is None else math.inf
+            mine[0].source.follow(transaction, {one.placed.topic.id for one in mine}, due_at)
 
     def _forget(self, conn: Connection, *_: object) -> None:
         del conn
@@ -209,9 +235,10 @@ class _Outbox:
         self._waiting.clear()
         self._published.clear()
         self._savepoints.clear()
+        self._delayed.clear()
 
 
-_TOO_LATE = "The transaction is being committed, or prepared; the message was not published. Publish before."
+_TOO_LATE = "The transaction is being committed, or prepared, and nothing was done in it. Publish before."
 
 _COMMIT, _PREPARE = Transaction.commit.__code__, TwoPhaseTransaction.prepare.__code__
 
@@ -242,20 +269,57 @@ def add(session: SessionLike, source: Source, topic: Topic, routed: Iterable[Rou
 
     Raises OutboxError if that transaction can't carry them.
     """
-    conn = connection_of(session, source.database)
+    _, outbox = _outbox_of(session, source.database)
+    return outbox.add(source, topic, list(routed), turn)
+
+
+def delay(
+    session: SessionLike, source: Source, topic: Topic, routed: Iterable[Routed], turn: Turn, due: Due
+) -> list[DelayedMessage]:
+    """Store *routed* in the transaction of *session*, now, until they are *due*; else as ``add``.
+
+    Raises UnknownTopicError if the topic was deleted, and SQLAlchemy's errors for those of the database.
+    """
+    conn, outbox = _outbox_of(session, source.database)
+    with _without_parameters():
+        return outbox.delay(conn, source, topic, list(routed), turn, due)
+
+
+def cancel(session: SessionLike, database: Database, ids: Collection[int]) -> set[int]:
+    """Delete those of the delayed messages *ids* that still wait, in the transaction of *session*; return their ids."""
+    conn, _ = _outbox_of(session, database)
+    return stage.cancel(conn, database.dialect, ids)
+
+
+def _outbox_of(session: SessionLike, database: Database) -> tuple[Connection, _Outbox]:
+    """The Connection that carries the transaction of *session*, and what waits for that; it is begun if there is none.
+
+    Raises OutboxError if nothing could commit with it.
+    """
+    conn = connection_of(session, database)
     transaction = conn.get_transaction() or conn.begin()
     if conn.invalidated or not transaction.is_active:
-        message = "The transaction of this Connection has failed; the message was not published. First roll it back."
+        message = "The transaction of this Connection has failed, and nothing was done in it. First roll it back."
         raise OutboxError(message)
     outbox = _outboxes.get(conn)
     if outbox is None:
         _check_in_time(transaction)
         outbox = _outboxes[conn] = _Outbox(conn, transaction)
     outbox.begin(conn, transaction)
-    if source.database not in outbox.checked:
-        _check(conn, source.database)
-        outbox.checked.append(source.database)
-    return outbox.add(source, topic, list(routed), turn)
+    if database not in outbox.checked:
+        _check(conn, database)
+        outbox.checked.append(database)
+    return conn, outbox
+
+
+@contextmanager
+def _without_parameters() -> Iterator[None]:
+    """Keep the parameters of statements, which are messages, out of what SQLAlchemy's errors say."""
+    try:
+        yield
+    except DBAPIError as error:
+        error.hide_parameters = True
+        raise
 
 
 def connection_of(session: SessionLike, database: Database) -> Connection:
@@ -272,7 +336,7 @@ def connection_of(session: SessionLike, database: Database) -> Connection:
         )
         raise TypeError(complaint)
     if given.closed:
-        message = "This Connection is closed; the message was not published. Publish before you close it."
+        message = "This Connection is closed, and nothing was done in it. Publish before you close it."
         raise OutboxError(message)
     return given
 
@@ -287,7 +351,7 @@ def _connection_of_session(session: Session, database: Database) -> Connection:
             return session.connection(bind_arguments={"bind": database.engine})
         return session.connection()
     except InvalidRequestError as error:
-        message = f"This Session can't carry a message, and it was not published: {error}"
+        message = f"This Session can't carry a message, and nothing was done in it: {error}"
         raise OutboxError(message) from error
 
 

@@ -2,27 +2,37 @@
 
 from __future__ import annotations
 
+import time
 from typing import TYPE_CHECKING, Self, overload
 
 from sqlmq import outbox
 from sqlmq.closing import Closing
 from sqlmq.coalescer import Coalescer
 from sqlmq.errors import ProducerClosedError, UnknownTopicError
-from sqlmq.flows import manage, produce
+from sqlmq.flows import manage, produce, stage
 from sqlmq.flows.produce import Routed
 from sqlmq.message import Contents, Message, ProducerResult
-from sqlmq.options import check_no_timeout, check_partition, check_timeout
+from sqlmq.options import (
+    check_due,
+    check_no_timeout,
+    check_no_timeout_for_delayed,
+    check_partition,
+    check_timeout,
+)
 from sqlmq.partitioner import Rotation
 from sqlmq.timing import chance
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
     from concurrent.futures import Future
+    from datetime import datetime
     from types import TracebackType
 
     from sqlmq.database import Database
     from sqlmq.flows.produce import Load
+    from sqlmq.message import DelayedMessage
     from sqlmq.mover import Mover
+    from sqlmq.options import Due
     from sqlmq.outbox import Publication, SessionLike
     from sqlmq.store.topics import Topic
 
@@ -46,6 +56,7 @@ class Producer:
         self._rotation = Rotation(chance.randrange(topic.partitions))
         self._coalescer = Coalescer(topic.name, self._append)
         self._source = outbox.Source(database, mover.follow, self._forget_topic)
+        self._expect = mover.expect
         self._closing = Closing()
         self._closed = False
 
@@ -60,13 +71,55 @@ class Producer:
         return self._closed
 
     @overload
-    def produce(self, message: Message, *, timeout: float | None = None, session: None = None) -> ProducerResult: ...
+    def produce(
+        self,
+        message: Message,
+        *,
+        timeout: float | None = None,
+        session: None = None,
+        delay_seconds: None = None,
+        deliver_at: None = None,
+    ) -> ProducerResult: ...
     @overload
-    def produce(self, message: Message, *, timeout: None = None, session: SessionLike) -> Publication: ...
+    def produce(
+        self,
+        message: Message,
+        *,
+        timeout: None = None,
+        session: SessionLike,
+        delay_seconds: None = None,
+        deliver_at: None = None,
+    ) -> Publication: ...
+    @overload
+    def produce(
+        self,
+        message: Message,
+        *,
+        timeout: None = None,
+        session: SessionLike | None = None,
+        delay_seconds: float,
+        deliver_at: None = None,
+    ) -> DelayedMessage: ...
+    @overload
+    def produce(
+        self,
+        message: Message,
+        *,
+        timeout: None = None,
+        session: SessionLike | None = None,
+        delay_seconds: None = None,
+        deliver_at: datetime,
+    ) -> DelayedMessage: ...
 
     def produce(
-        self, message: Message, *, timeout: float | None = None, session: SessionLike | None = None
-    ) -> ProducerResult | Publication:
+        self,
+        message: Message,
+        *,
+        timeout: float | None = None,
+        session: SessionLike | None = None,
+        delay_seconds: float | None = None,
+        deliver_at: datetime | None = None,
+    ) -> ProducerResult | Publication | DelayedMessage:
         """Append *message* and return its place, once that is committed.
 
         *timeout*, in seconds, bounds the wait: TimeoutError means that the message was not sent, OutcomeUnknownError
@@ -77,25 +130,77 @@ class Producer:
         transaction instead: appended when that commits, never if it, or the savepoint around the call, is rolled back.
         The partition is locked for the commit only. Messages of one transaction keep their order in each partition;
         those without a key go to one partition. Raises OutboxError, at once, for a session that can't carry a message.
+
+        *delay_seconds*, from now by the database's clock, or *deliver_at*, an aware datetime, has the message stored
+        and appended when it is due, by any process that is alive then. ``mq.cancel_delayed`` takes it back until then.
         """
+        due = check_due(delay_seconds, deliver_at)
+        if due is not None:
+            return self._delay([message], None, timeout, session, due)[0]
         return self._send(Routed(self._checked(message), None), timeout, session)
 
     @overload
     def produce_with_partition(
-        self, message: Message, partition: int, *, timeout: float | None = None, session: None = None
+        self,
+        message: Message,
+        partition: int,
+        *,
+        timeout: float | None = None,
+        session: None = None,
+        delay_seconds: None = None,
+        deliver_at: None = None,
     ) -> ProducerResult: ...
     @overload
     def produce_with_partition(
-        self, message: Message, partition: int, *, timeout: None = None, session: SessionLike
+        self,
+        message: Message,
+        partition: int,
+        *,
+        timeout: None = None,
+        session: SessionLike,
+        delay_seconds: None = None,
+        deliver_at: None = None,
     ) -> Publication: ...
+    @overload
+    def produce_with_partition(
+        self,
+        message: Message,
+        partition: int,
+        *,
+        timeout: None = None,
+        session: SessionLike | None = None,
+        delay_seconds: float,
+        deliver_at: None = None,
+    ) -> DelayedMessage: ...
+    @overload
+    def produce_with_partition(
+        self,
+        message: Message,
+        partition: int,
+        *,
+        timeout: None = None,
+        session: SessionLike | None = None,
+        delay_seconds: None = None,
+        deliver_at: datetime,
+    ) -> DelayedMessage: ...
 
     def produce_with_partition(
-        self, message: Message, partition: int, *, timeout: float | None = None, session: SessionLike | None = None
-    ) -> ProducerResult | Publication:
+        self,
+        message: Message,
+        partition: int,
+        *,
+        timeout: float | None = None,
+        session: SessionLike | None = None,
+        delay_seconds: float | None = None,
+        deliver_at: datetime | None = None,
+    ) -> ProducerResult | Publication | DelayedMessage:
         """Append *message* to the partition with the number *partition*, whatever its key; else as ``produce``.
 
         Raises InvalidPartitionError if the topic has no such partition.
         """
+        due = check_due(delay_seconds, deliver_at)
+        if due is not None:
+            return self._delay([message], partition, timeout, session, due)[0]
         return self._send(Routed(self._checked(message), self._checked_partition(partition)), timeout, session)
 
     def submit(self, message: Message, partition: int | None = None) -> Future[ProducerResult]:
@@ -108,20 +213,61 @@ class Producer:
         return self._coalescer.submit(routed)
 
     @overload
-    def produce_many(self, messages: Iterable[Message], *, session: None = None) -> list[ProducerResult]: ...
+    def produce_many(
+        self,
+        messages: Iterable[Message],
+        *,
+        session: None = None,
+        delay_seconds: None = None,
+        deliver_at: None = None,
+    ) -> list[ProducerResult]: ...
     @overload
-    def produce_many(self, messages: Iterable[Message], *, session: SessionLike) -> list[Publication]: ...
+    def produce_many(
+        self,
+        messages: Iterable[Message],
+        *,
+        session: SessionLike,
+        delay_seconds: None = None,
+        deliver_at: None = None,
+    ) -> list[Publication]: ...
+    @overload
+    def produce_many(
+        self,
+        messages: Iterable[Message],
+        *,
+        session: SessionLike | None = None,
+        delay_seconds: float,
+        deliver_at: None = None,
+    ) -> list[DelayedMessage]: ...
+    @overload
+    def produce_many(
+        self,
+        messages: Iterable[Message],
+        *,
+        session: SessionLike | None = None,
+        delay_seconds: None = None,
+        deliver_at: datetime,
+    ) -> list[DelayedMessage]: ...
 
     def produce_many(
-        self, messages: Iterable[Message], *, session: SessionLike | None = None
-    ) -> list[ProducerResult] | list[Publication]:
+        self,
+        messages: Iterable[Message],
+        *,
+        session: SessionLike | None = None,
+        delay_seconds: float | None = None,
+        deliver_at: datetime | None = None,
+    ) -> list[ProducerResult] | list[Publication] | list[DelayedMessage]:
         """Append *messages* in one transaction, all or none, and return their places in the same order.
 
         Those without a key go to one partition together; if there are no others, on Postgres to one that nobody else
-        appends to at the moment. With a *session*, as ``produce``: in its transaction.
+        appends to at the moment. With a *session*, as ``produce``: in its transaction. With *delay_seconds* or
+        *deliver_at* as well: all are due at the same moment, and keep their order in each partition.
         """
+        due = check_due(delay_seconds, deliver_at)
         self._check_open()
         together = list(messages)
+        if due is not None:
+            return self._delay(together, None, None, session, due)
         contents = self._checked_contents(together)
         if session is not None:
             return self._publish([Routed(message, None) for message in together], session)
@@ -179,6 +325,31 @@ class Producer:
 
     def _publish(self, routed: list[Routed], session: SessionLike) -> list[Publication]:
         return outbox.add(session, self._source, self._current_topic(), routed, self._rotation)
+
+    def _delay(
+        self,
+        messages: Sequence[Message],
+        partition: int | None,
+        timeout: float | None,
+        session: SessionLike | None,
+        due: Due,
+    ) -> list[DelayedMessage]:
+        check_no_timeout_for_delayed(timeout)
+        checked = [self._checked(message) for message in messages]
+        number = None if partition is None else self._checked_partition(partition)
+        routed = [Routed(message, number) for message in checked]
+        topic = self._current_topic()
+        if session is not None:
+            return outbox.delay(session, self._source, topic, routed, self._rotation, due)
+        self._database.check_may_write()
+        placed = produce.place(topic, routed, self._rotation)
+        try:
+            delayed = self._database.write(lambda conn: stage.delay(conn, self._database.dialect, placed, due))
+        except UnknownTopicError:
+            self._forget_topic()
+            raise
+        self._expect(time.monotonic() + delayed.wait_seconds)
+        return delayed.messages
 
     def _append(self, routed: list[Routed]) -> list[ProducerResult]:
         return self._run(lambda topic: produce.load(produce.place(topic, routed, self._rotation)))

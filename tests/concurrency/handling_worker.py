@@ -91,7 +91,8 @@ def run(place: Place, journal: Path, crash_at: int, **options: Any) -> None:
         crash.watch(mq.engine)
         consumer = mq.consumer(TOPIC, GROUP)
         consumer.run(
-            Handler(journal, crash), **{"retry": PATIENT, "idle_timeout": IDLE_SECONDS, "handle_signals": False, **options}
+            Handler(journal, crash),
+            **{"retry": PATIENT, "idle_timeout": IDLE_SECONDS, "handle_signals": False, **options},
         )
 
 

@@ -118,7 +118,9 @@ def assert_nothing_is_left(mq: MQ, rounds: int) -> None:
 
 @BOTH
 @pytest.mark.parametrize("max_attempts", [1, 3])
-@pytest.mark.parametrize("options", [{}, {"transaction": True}, {"batch_size": 5}], ids=["plain", "transaction", "batch"])
+@pytest.mark.parametrize(
+    "options", [{}, {"transaction": True}, {"batch_size": 5}], ids=["plain", "transaction", "batch"]
+)
 def test_a_message_that_kills_the_process_becomes_a_dead_letter_after_so_many_attempts(
     mq: MQ, place: Place, tmp_path: Path, max_attempts: int, options: dict[str, Any]
 ) -> None:

@@ -190,10 +190,7 @@ class BlockingConsumer(Blocking):
                 return await session[0].run_sync(lambda sync: handler(given, sync))
             return await asyncio.to_thread(handler, given)
 
-        run: Callable[[], Awaitable[RunSummary]] = lambda: self._aio.run(
-            awaited if callable(handler) else handler, **options
-        )
-        return cast("RunSummary", self._loop.run(run))
+        return cast("RunSummary", self._loop.run(lambda: self._aio.run(awaited, **options)))
 
     def _finish(self, thread: threading.Thread) -> None:
         assert thread is threading.current_thread()

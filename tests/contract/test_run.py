@@ -360,7 +360,7 @@ def test_a_deleted_topic_ends_the_run_with_an_error(make_mq: MakeMQ) -> None:
 def test_sys_exit_in_a_handler_ends_the_run(mq: MQ) -> None:
     send(mq, numbered(2))
 
-    def handler(message: Message) -> None:
+    def handler(_message: Message) -> None:
         raise SystemExit(3)
 
     with pytest.raises(SystemExit):
@@ -439,7 +439,7 @@ def test_a_consumer_that_is_run_is_not_asked_for_messages(mq: MQ) -> None:
     consumer = mq.consumer("orders", "billing")
     errors: list[Exception] = []
 
-    def handler(message: Message) -> None:
+    def handler(_message: Message) -> None:
         try:
             consumer.poll(timeout=0)
         except RuntimeError as error:

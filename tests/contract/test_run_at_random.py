@@ -34,7 +34,9 @@ topics = itertools.count()
 
 @pytest.mark.slow
 @settings(
-    max_examples=EXAMPLES, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+    max_examples=EXAMPLES,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 @given(sent=st.lists(st.tuples(keys, failures), min_size=1, max_size=30), how=options)
 def check(mq: MQ, sent: list[tuple[bytes | None, int]], how: dict[str, Any]) -> None:

@@ -87,7 +87,7 @@ def test_a_handler_that_ends_the_transaction_itself_has_failed(mq: MQ, engine: E
     send(mq, numbered(1))
     effects = Effects(engine)
 
-    def handler(message: Message, session: Any) -> None:
+    def handler(_message: Message, session: Any) -> None:
         session.connection().exec_driver_sql(statement)
 
     drain(mq.consumer("orders", "billing"), handler, transaction=True, retry=Retry(max_attempts=1))

@@ -14,12 +14,12 @@ from sqlalchemy import Connection, Engine, NullPool, create_engine, event, text
 
 from sqlmq import Message
 from sqlmq.dialects import Dialect, Position, dialect_named
-from sqlmq.flows import consume, manage, membership, outlook, produce, transact
+from sqlmq.flows import consume, manage, membership, outlook, produce, stage, transact
 from sqlmq.flows.produce import Routed
 from sqlmq.partitioner import Rotation
 from sqlmq.progress import PartitionProgress
-from sqlmq.store import groups, messages, offsets
-from sqlmq.store.offsets import Commit
+from sqlmq.store import groups, messages, offsets, staged
+from sqlmq.store.offsets import Commit, Window
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -27,8 +27,9 @@ if TYPE_CHECKING:
     from sqlmq import MQ
     from tests.conftest import DatabaseUnderTest, MakeMQ
 
-BIG_TABLES = ("sqlmq_message", "sqlmq_group_offset", "sqlmq_claim")
+BIG_TABLES = ("sqlmq_message", "sqlmq_group_offset", "sqlmq_claim", "sqlmq_staged")
 MESSAGES = 5_000
+STAGED = 6_000
 GROUPS = 400
 LEASE_SECONDS = 10.0
 
@@ -65,6 +66,7 @@ class Grown:
                 {"partition_id": id_, "msg_offset": offset, "value": b"x" * 50} for offset in range(MESSAGES)
             ]
             connection.execute(tables.message.insert(), rows)
+        self._stage(connection)
         for number in range(GROUPS):
             made = groups.create(connection, self.dialect, self.topic, f"group {number}", "earliest")
             assert made
@@ -73,6 +75,20 @@ class Grown:
             commits = [Commit(id_, offset) for id_ in self.topic.partition_ids for offset in range(10)]
             offsets.insert_all(connection, self.dialect, group, commits)
         connection.commit()
+
+    def _stage(self, connection: Connection) -> None:
+        """Store messages, of which one in a thousand is due, and all wait for partitions that nothing else is about."""
+        tables = self.dialect.tables
+        for waits, count in ((1e6, STAGED - STAGED // 1_000), (0.0, STAGED // 1_000)):
+            slot = staged.slot(connection, self.dialect, self.topic.partition_ids, waits)
+            assert slot is not None
+            moment = self.dialect.moment(slot.deliver_at)
+            for first in range(0, count, 100):
+                rows = [
+                    {"partition_id": 10_000 + number % 50, "value": b"x" * 50, "deliver_at": moment}
+                    for number in range(first, min(first + 100, count))
+                ]
+                connection.execute(tables.staged.insert().values(rows))
 
     @property
     def finished(self) -> list[tuple[groups.Claim, Commit]]:
@@ -109,7 +125,8 @@ def prune(grown: Grown, connection: Connection) -> None:
     progresses = [
         PartitionProgress("orders", number, id_, 1, 1_999) for number, id_ in enumerate(grown.topic.partition_ids)
     ]
-    consume.prune(connection, grown.dialect, grown.group, progresses)
+    windows = [Window(one.partition_id, one.pruned_to, one.committed) for one in progresses]
+    consume.prune(connection, grown.dialect, grown.group, windows)
 
 
 def survey(grown: Grown, connection: Connection) -> None:
@@ -136,6 +153,32 @@ def hand_back_and_claim(grown: Grown, connection: Connection) -> None:
     ids = [claim.partition_id for claim in given]
     taken = groups.take(connection, grown.dialect, grown.group, grown.member_id, ids, len(ids))
     assert len(taken) == len(ids)
+
+
+def delay(grown: Grown, connection: Connection) -> None:
+    routed = [Routed(Message(b""), partition) for partition in range(grown.topic.partitions)]
+    placed = produce.place(grown.topic, routed, Rotation(0))
+    assert len(stage.delay(connection, grown.dialect, placed, 10.0).messages) == 3
+
+
+def look_for_what_is_due(grown: Grown, connection: Connection) -> None:
+    found = stage.look(connection, grown.dialect)
+    assert len(found.partition_ids) == STAGED // 1_000
+    assert found.is_complete
+    assert found.next_seconds is not None
+    assert 0 < found.next_seconds < 1e6
+    assert stage.look(connection, grown.dialect, found.partition_ids).partition_ids == []
+
+
+def move(grown: Grown, connection: Connection) -> None:
+    grown.dialect.begin(connection)
+    (first, *_) = stage.look(connection, grown.dialect).partition_ids
+    assert stage.move(connection, grown.dialect, first) == (None, 1)
+
+
+def list_what_waits_and_cancel_it(grown: Grown, connection: Connection) -> None:
+    assert stage.waiting(connection, grown.dialect, "orders") == []
+    assert len(stage.cancel(connection, grown.dialect, range(1, 6))) == 5
 
 
 def describe(grown: Grown, connection: Connection) -> None:
@@ -173,6 +216,10 @@ STEPS = (
     hand_back_and_claim,
     look,
     transact_once,
+    delay,
+    look_for_what_is_due,
+    move,
+    list_what_waits_and_cancel_it,
     describe,
 )
 
@@ -222,6 +269,9 @@ def test_on_postgres_no_hot_statement_scans_a_big_table(grown: Grown) -> None:
         ("append", "sqlmq_message"),
         ("commit", "sqlmq_claim"),
         ("find_positions", "sqlmq_group_offset"),
+        ("look_for_what_is_due", "sqlmq_staged"),
+        ("move", "sqlmq_staged"),
+        ("list_what_waits_and_cancel_it", "sqlmq_staged"),
     ):
         assert found[name][table][1] > 0
 

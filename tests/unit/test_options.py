@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import FrozenInstanceError, fields
+from datetime import UTC, datetime, timedelta, timezone
 from typing import Any
 
 import pytest
@@ -15,7 +16,9 @@ from sqlmq.options import (
     MAX_PARTITIONS,
     Options,
     check_ack,
+    check_due,
     check_group,
+    check_ids,
     check_partition,
     check_partitioner,
     check_partitions,
@@ -144,3 +147,43 @@ def test_choices_are_checked() -> None:
     for check, bad in ((check_start, "now"), (check_ack, "now"), (check_partitioner, "random"), (check_ack, [])):
         with pytest.raises(ValueError, match=r"now|random|after"):
             check(bad)
+
+
+# --- When a message is due ---
+
+offsets = st.integers(-24 * 60 + 1, 24 * 60 - 1).map(lambda minutes: timezone(timedelta(minutes=minutes)))
+
+
+@given(st.datetimes(timezones=offsets | st.timezones()))
+def test_every_moment_there_is_stays_itself_or_is_over_or_refused(moment: datetime) -> None:
+    try:
+        due = check_due(None, moment)
+    except ValueError:
+        assert moment >= datetime(9999, 1, 1, tzinfo=UTC)
+        return
+
+    assert isinstance(due, datetime)
+    assert due.tzinfo is UTC
+    # Not 1970 itself, which is the moment of what is no delayed message.
+    assert due == max(moment, datetime(1970, 1, 1, microsecond=1, tzinfo=UTC))
+
+
+@given(st.floats() | st.integers())
+def test_a_delay_is_a_number_of_seconds_from_now_to_three_centuries(seconds: float) -> None:
+    try:
+        due = check_due(seconds, None)
+    except ValueError:
+        assert not 0 <= seconds <= 9.5e9
+        return
+
+    assert isinstance(due, float)
+    assert due == seconds
+
+
+def test_a_message_that_is_not_delayed_is_due_at_no_moment() -> None:
+    assert check_due(None, None) is None
+
+
+@given(st.lists(st.integers()))
+def test_ids_that_no_message_can_have_are_left_out(ids: list[int]) -> None:
+    assert check_ids(ids) == list(dict.fromkeys(one for one in ids if 0 < one < 2**63))

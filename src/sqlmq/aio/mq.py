@@ -9,7 +9,7 @@ from sqlalchemy.exc import ArgumentError
 
 from sqlmq.aio.consumer import AsyncConsumer
 from sqlmq.aio.engines import Engines
-from sqlmq.aio.producer import AsyncProducer
+from sqlmq.aio.producer import AsyncProducer, carrier_of
 from sqlmq.aio.threads import Threads, to_the_end
 from sqlmq.dialects import blocking
 from sqlmq.mq import MQ
@@ -19,8 +19,10 @@ if TYPE_CHECKING:
 
     from sqlalchemy.ext.asyncio import AsyncEngine
 
+    from sqlmq.aio.producer import AsyncSessionLike
     from sqlmq.consumer import Ack
     from sqlmq.description import GroupDescription, TopicDescription
+    from sqlmq.message import DelayedMessage
     from sqlmq.options import Start
 
 
@@ -124,6 +126,24 @@ class AsyncMQ:
         Raises UnknownTopicError or UnknownGroupError.
         """
         return await self._threads.run(lambda: self._sync.describe_group(topic, group_id))
+
+    async def delayed(self, topic: str) -> list[DelayedMessage]:
+        """The messages of a topic that wait until they are due, in that order. Raises UnknownTopicError."""
+        return await self._threads.run(lambda: self._sync.delayed(topic))
+
+    async def cancel_delayed(self, *ids: int, session: AsyncSessionLike | None = None) -> list[int]:
+        """Take delayed messages back, and return the ids of those that are taken back. See ``MQ.cancel_delayed``.
+
+        A task that is cancelled meanwhile may have taken them back or not.
+        """
+        if session is None:
+            return await self._threads.run(lambda: self._sync.cancel_delayed(*ids))
+        given = carrier_of(session)
+        database = self._sync._database
+        if not database.knows_identity:
+            # Asked for by a connection of ours, which would keep the event loop waiting.
+            await self._threads.run(lambda: database.identity(fresh=False))
+        return await given.run_sync(lambda sync: self._sync.cancel_delayed(*ids, session=sync))
 
     async def close(self) -> None:
         """Close every producer and consumer made from this MQ, then the connections, unless an Engine was given.

@@ -7,17 +7,19 @@ from typing import TYPE_CHECKING, Self, TypeAlias, TypeVar, overload
 
 from sqlmq.aio.arrivals import Arrivals
 from sqlmq.coalescer import overdue
-from sqlmq.options import check_no_timeout, check_timeout
+from sqlmq.options import check_due, check_no_timeout, check_timeout
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Sequence
     from concurrent.futures import Future
+    from datetime import datetime
     from types import TracebackType
 
     from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession, async_scoped_session
 
     from sqlmq.aio.threads import Threads
-    from sqlmq.message import Message, ProducerResult
+    from sqlmq.message import DelayedMessage, Message, ProducerResult
+    from sqlmq.options import Due
     from sqlmq.outbox import Publication, SessionLike
     from sqlmq.producer import Producer
 
@@ -51,14 +53,54 @@ class AsyncProducer:
 
     @overload
     async def produce(
-        self, message: Message, *, timeout: float | None = None, session: None = None
+        self,
+        message: Message,
+        *,
+        timeout: float | None = None,
+        session: None = None,
+        delay_seconds: None = None,
+        deliver_at: None = None,
     ) -> ProducerResult: ...
     @overload
-    async def produce(self, message: Message, *, timeout: None = None, session: AsyncSessionLike) -> Publication: ...
+    async def produce(
+        self,
+        message: Message,
+        *,
+        timeout: None = None,
+        session: AsyncSessionLike,
+        delay_seconds: None = None,
+        deliver_at: None = None,
+    ) -> Publication: ...
+    @overload
+    async def produce(
+        self,
+        message: Message,
+        *,
+        timeout: None = None,
+        session: AsyncSessionLike | None = None,
+        delay_seconds: float,
+        deliver_at: None = None,
+    ) -> DelayedMessage: ...
+    @overload
+    async def produce(
+        self,
+        message: Message,
+        *,
+        timeout: None = None,
+        session: AsyncSessionLike | None = None,
+        delay_seconds: None = None,
+        deliver_at: datetime,
+    ) -> DelayedMessage: ...
 
     async def produce(
-        self, message: Message, *, timeout: float | None = None, session: AsyncSessionLike | None = None
-    ) -> ProducerResult | Publication:
+        self,
+        message: Message,
+        *,
+        timeout: float | None = None,
+        session: AsyncSessionLike | None = None,
+        delay_seconds: float | None = None,
+        deliver_at: datetime | None = None,
+    ) -> ProducerResult | Publication | DelayedMessage:
         """Append *message* and return its place, once that is committed.
 
         *timeout*, in seconds, bounds the wait: TimeoutError means that the message was not sent, OutcomeUnknownError
@@ -67,7 +109,13 @@ class AsyncProducer:
 
         With a *session* (an AsyncSession, async_scoped_session or AsyncConnection on the same database, whatever its
         driver) the message is part of its transaction instead, as ``Producer.produce`` tells.
+
+        *delay_seconds* or *deliver_at* has it stored, and appended when it is due, as ``Producer.produce`` tells.
+        Cancelled, it may be stored or not.
         """
+        due = check_due(delay_seconds, deliver_at)
+        if due is not None:
+            return (await self._delay([message], None, timeout, session, due))[0]
         if session is not None:
             check_no_timeout(timeout)
             return await self._publish(session, lambda sync: self._sync.produce(message, session=sync))
@@ -76,12 +124,48 @@ class AsyncProducer:
 
     @overload
     async def produce_with_partition(
-        self, message: Message, partition: int, *, timeout: float | None = None, session: None = None
+        self,
+        message: Message,
+        partition: int,
+        *,
+        timeout: float | None = None,
+        session: None = None,
+        delay_seconds: None = None,
+        deliver_at: None = None,
     ) -> ProducerResult: ...
     @overload
     async def produce_with_partition(
-        self, message: Message, partition: int, *, timeout: None = None, session: AsyncSessionLike
+        self,
+        message: Message,
+        partition: int,
+        *,
+        timeout: None = None,
+        session: AsyncSessionLike,
+        delay_seconds: None = None,
+        deliver_at: None = None,
     ) -> Publication: ...
+    @overload
+    async def produce_with_partition(
+        self,
+        message: Message,
+        partition: int,
+        *,
+        timeout: None = None,
+        session: AsyncSessionLike | None = None,
+        delay_seconds: float,
+        deliver_at: None = None,
+    ) -> DelayedMessage: ...
+    @overload
+    async def produce_with_partition(
+        self,
+        message: Message,
+        partition: int,
+        *,
+        timeout: None = None,
+        session: AsyncSessionLike | None = None,
+        delay_seconds: None = None,
+        deliver_at: datetime,
+    ) -> DelayedMessage: ...
 
     async def produce_with_partition(
         self,
@@ -90,11 +174,16 @@ class AsyncProducer:
         *,
         timeout: float | None = None,
         session: AsyncSessionLike | None = None,
-    ) -> ProducerResult | Publication:
+        delay_seconds: float | None = None,
+        deliver_at: datetime | None = None,
+    ) -> ProducerResult | Publication | DelayedMessage:
         """Append *message* to the partition with the number *partition*, whatever its key; else as ``produce``.
 
         Raises InvalidPartitionError if the topic has no such partition.
         """
+        due = check_due(delay_seconds, deliver_at)
+        if due is not None:
+            return (await self._delay([message], partition, timeout, session, due))[0]
         if session is not None:
             check_no_timeout(timeout)
             return await self._publish(
@@ -115,19 +204,60 @@ class AsyncProducer:
         return asyncio.ensure_future(self.produce_with_partition(message, partition))
 
     @overload
-    async def produce_many(self, messages: Iterable[Message], *, session: None = None) -> list[ProducerResult]: ...
+    async def produce_many(
+        self,
+        messages: Iterable[Message],
+        *,
+        session: None = None,
+        delay_seconds: None = None,
+        deliver_at: None = None,
+    ) -> list[ProducerResult]: ...
     @overload
-    async def produce_many(self, messages: Iterable[Message], *, session: AsyncSessionLike) -> list[Publication]: ...
+    async def produce_many(
+        self,
+        messages: Iterable[Message],
+        *,
+        session: AsyncSessionLike,
+        delay_seconds: None = None,
+        deliver_at: None = None,
+    ) -> list[Publication]: ...
+    @overload
+    async def produce_many(
+        self,
+        messages: Iterable[Message],
+        *,
+        session: AsyncSessionLike | None = None,
+        delay_seconds: float,
+        deliver_at: None = None,
+    ) -> list[DelayedMessage]: ...
+    @overload
+    async def produce_many(
+        self,
+        messages: Iterable[Message],
+        *,
+        session: AsyncSessionLike | None = None,
+        delay_seconds: None = None,
+        deliver_at: datetime,
+    ) -> list[DelayedMessage]: ...
 
     async def produce_many(
-        self, messages: Iterable[Message], *, session: AsyncSessionLike | None = None
-    ) -> list[ProducerResult] | list[Publication]:
+        self,
+        messages: Iterable[Message],
+        *,
+        session: AsyncSessionLike | None = None,
+        delay_seconds: float | None = None,
+        deliver_at: datetime | None = None,
+    ) -> list[ProducerResult] | list[Publication] | list[DelayedMessage]:
         """Append *messages* in one transaction, all or none, and return their places in the same order.
 
         Those without a key go to one partition together. Cancelled, all of them may be in the log, or none. With a
-        *session*, as ``produce``: in its transaction.
+        *session*, as ``produce``: in its transaction. With *delay_seconds* or *deliver_at* as well: all are due at the
+        same moment, and keep their order in each partition.
         """
+        due = check_due(delay_seconds, deliver_at)
         together = list(messages)
+        if due is not None:
+            return await self._delay(together, None, None, session, due)
         if session is not None:
             return await self._publish(session, lambda sync: self._sync.produce_many(together, session=sync))
         return await self._threads.run(lambda: self._sync.produce_many(together))
@@ -156,11 +286,23 @@ class AsyncProducer:
         return self._sync._topic is not None
 
     async def _publish(self, session: AsyncSessionLike, work: Callable[[SessionLike], T]) -> T:
-        given = _carrier(session)
+        given = carrier_of(session)
         if not (self._knows_topic and self._sync._database.knows_identity):
             # What *work* would ask the database for by a connection of ours, keeping the event loop waiting.
             await self._threads.run(self._sync._look_up)
         return await given.run_sync(work)
+
+    async def _delay(
+        self,
+        messages: Sequence[Message],
+        partition: int | None,
+        timeout: float | None,
+        session: AsyncSessionLike | None,
+        due: Due,
+    ) -> list[DelayedMessage]:
+        if session is None:
+            return await self._threads.run(lambda: self._sync._delay(messages, partition, timeout, None, due))
+        return await self._publish(session, lambda sync: self._sync._delay(messages, partition, timeout, sync, due))
 
     async def _submit(self, message: Message, partition: int | None) -> Future[ProducerResult]:
         if partition is None or self._knows_topic:
@@ -177,7 +319,8 @@ class AsyncProducer:
             return overdue(future, seconds)
 
 
-def _carrier(session: AsyncSessionLike) -> AsyncSession | AsyncConnection:
+def carrier_of(session: AsyncSessionLike) -> AsyncSession | AsyncConnection:
+    """What *session* stands for; raises TypeError for what is not asyncio's."""
     # Here, because those who have no such session need not have what SQLAlchemy needs for it.
     from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession, async_scoped_session
 

@@ -5,6 +5,7 @@
     topics              sqlmq topics ...        made, listed, described, deleted
     groups              sqlmq groups ...        positions, lag, owners
     produce, consume    messages in and out, as lines, bytes or JSON
+    delayed             sqlmq delayed ...       messages that wait: listed, cancelled
     demo                the whole thing at work: demo_worker is what its processes run, demo_log what they note down,
                         demo_view what is shown of it
     settings            the options that every command has, and the queue they name
@@ -27,6 +28,7 @@ import click
 # Under other names, so that `sqlmq.cli.consume` is the module and not the command in it.
 from sqlmq.cli.consume import consume as consume_command
 from sqlmq.cli.database import database as database_command
+from sqlmq.cli.delayed import delayed as delayed_command
 from sqlmq.cli.demo import demo as demo_command
 from sqlmq.cli.groups import groups as groups_command
 from sqlmq.cli.output import forget_stdout
@@ -97,6 +99,7 @@ def main() -> None:
 for command in (
     consume_command,
     database_command,
+    delayed_command,
     demo_command,
     groups_command,
     produce_command,

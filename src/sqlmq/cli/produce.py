@@ -9,18 +9,23 @@ from typing import TYPE_CHECKING, BinaryIO, cast
 
 import click
 
+from sqlmq.cli.delayed import facts_of, read_delay, read_moment
 from sqlmq.cli.output import count, forget_stdout, json_option, line
 from sqlmq.cli.settings import Settings, database_options, example, pass_settings
 from sqlmq.cli.signals import Stop
 from sqlmq.errors import SqlmqError
 from sqlmq.message import Message
+from sqlmq.options import check_due
 
 if TYPE_CHECKING:
     import io
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+    from datetime import datetime
 
-    from sqlmq.message import ProducerResult
+    from sqlmq.message import DelayedMessage
     from sqlmq.producer import Producer
+
+    _Store = Callable[[Sequence[Message]], Iterable[DelayedMessage]]
 
 _AT_MOST = 1_000
 """Messages in one transaction."""
@@ -32,6 +37,7 @@ _READ_BYTES = 256 * 1024
         "echo hello | sqlmq produce greetings",
         "sqlmq produce orders --key-separator : --header source=import orders.txt",
         "find . -name '*.json' -print0 | xargs -0 sqlmq produce documents --whole-files",
+        "echo 'pay, please' | sqlmq produce reminders --delay 1.5h",
     )
 )
 @click.argument("topic")
@@ -45,6 +51,19 @@ _READ_BYTES = 256 * 1024
 )
 @click.option("-p", "--partition", type=click.IntRange(min=0), help="Send to this partition, whatever the key.")
 @click.option("-H", "--header", "headers", multiple=True, metavar="NAME=TEXT", help="Add a header; may be repeated.")
+@click.option(
+    "--delay",
+    "delay_seconds",
+    metavar="TIME",
+    callback=read_delay,
+    help="Deliver the messages so much later: seconds, or a number with s, m, h, d or w behind it, as 90, 10m, 1.5h.",
+)
+@click.option(
+    "--deliver-at",
+    metavar="MOMENT",
+    callback=read_moment,
+    help="Deliver the messages at this moment, ISO 8601 with its offset from UTC: 2030-01-31T08:00:00+01:00.",
+)
 @click.option("-0", "--null-delimited", is_flag=True, help="Messages end with a NUL byte, not with a newline.")
 @click.option("--whole-files", is_flag=True, help="Each FILE is one message, whatever is in it.")
 @click.option(
@@ -65,6 +84,8 @@ def produce(
     key_separator: str | None,
     partition: int | None,
     headers: tuple[str, ...],
+    delay_seconds: float | None,
+    deliver_at: datetime | None,
     max_message_bytes: int,
     *,
     null_delimited: bool,
@@ -78,8 +99,16 @@ def produce(
     partitions. If a line can't be sent the command ends there: every line before it was sent, it and those behind it
     were not.
 
-    With --json, prints topic, partition and offset of each message once it is committed.
+    With --delay or --deliver-at they are stored, and go to the topic when they are due, by way of any program that has a
+    consumer then. `sqlmq delayed` lists them until then, and cancels.
+
+    With --json, prints topic, partition and offset of each message once it is committed; of a delayed one its id,
+    topic, partition and deliver_at.
     """
+    try:
+        check_due(delay_seconds, deliver_at)
+    except ValueError as error:
+        raise click.UsageError(str(error)) from error
     if key is not None and key_separator is not None:
         raise click.UsageError("--key and --key-separator exclude each other.")
     if key_separator == "":
@@ -96,7 +125,9 @@ def produce(
     with settings.open(max_message_bytes=max_message_bytes) as mq:
         if topic not in mq.topics():
             click.echo(f"Topic {topic!r} did not exist and is made, with 3 partitions.", err=True)
-        sender = _Sender(mq.producer(topic), partition, as_json=as_json)
+        producer = mq.producer(topic)
+        store = _storing(producer, partition, delay_seconds, deliver_at)
+        sender = _Sender(producer, partition, store, as_json=as_json)
         try:
             with Stop() as stop, _progress(files or ("-",)) as advance:
                 for name in files or ("-",):
@@ -104,7 +135,9 @@ def produce(
                         sender.send(lines)
                         stop.check()
         finally:
-            click.echo(f"{count(sender.sent, 'message')} produced to {topic!r}.", err=True)
+            click.echo(
+                f"{count(sender.sent, 'message')} {'delayed for' if store else 'produced to'} {topic!r}.", err=True
+            )
 
 
 class _Cut:
@@ -179,34 +212,57 @@ class _Cut:
 
 
 class _Sender:
-    """Sends batches, counts, and prints places if asked to."""
+    """Sends batches, or has *store* keep them for later, counts, and prints places if asked to."""
 
-    def __init__(self, producer: Producer, partition: int | None, *, as_json: bool) -> None:
+    def __init__(self, producer: Producer, partition: int | None, store: _Store | None, *, as_json: bool) -> None:
         self.sent = 0
         self._producer = producer
         self._partition = partition
+        self._store = store
         self._as_json = as_json
 
     def send(self, messages: Sequence[Message]) -> None:
-        if self._partition is None:
-            self._note(self._producer.produce_many(messages))
-            return
-        futures = [self._producer.submit(message, self._partition) for message in messages]
-        for future in futures:
-            self._note([future.result()])
+        if self._store is not None:
+            for stored in self._store(messages):
+                self._note([facts_of(stored)])
+        elif self._partition is None:
+            self._note([result._asdict() for result in self._producer.produce_many(messages)])
+        else:
+            futures = [self._producer.submit(message, self._partition) for message in messages]
+            for future in futures:
+                self._note([future.result()._asdict()])
 
-    def _note(self, results: Sequence[ProducerResult]) -> None:
+    def _note(self, results: Sequence[Mapping[str, object]]) -> None:
         self.sent += len(results)
         if not self._as_json:
             return
         try:
-            click.echo("\n".join(line(result._asdict()) for result in results))
+            click.echo("\n".join(map(line, results)))
         except BrokenPipeError:
             # Elsewhere a reader who has gone has had enough; here the rest of the messages would be lost quietly.
             forget_stdout()
             raise click.ClickException(
                 "nobody reads the results any more; the rest of the lines was not sent."
             ) from None
+
+
+def _storing(
+    producer: Producer, partition: int | None, delay_seconds: float | None, deliver_at: datetime | None
+) -> _Store | None:
+    """What stores messages until they are due; None if they are due at once."""
+    if delay_seconds is not None:
+        if partition is None:
+            return lambda messages: producer.produce_many(messages, delay_seconds=delay_seconds)
+        return lambda messages: (
+            producer.produce_with_partition(message, partition, delay_seconds=delay_seconds) for message in messages
+        )
+    if deliver_at is not None:
+        if partition is None:
+            return lambda messages: producer.produce_many(messages, deliver_at=deliver_at)
+        return lambda messages: (
+            producer.produce_with_partition(message, partition, deliver_at=deliver_at) for message in messages
+        )
+    return None
 
 
 def _parsed(headers: Sequence[str]) -> dict[str, str]:

@@ -16,6 +16,7 @@ from sqlmq.schema import tables
 if TYPE_CHECKING:
     import contextlib
     from collections.abc import Collection, Sequence
+    from datetime import datetime
 
     from sqlalchemy import URL, ColumnElement, Connection, Engine, Insert, Row, Select, Table
     from sqlalchemy.ext.asyncio import AsyncEngine
@@ -191,8 +192,16 @@ class Dialect(ABC):
         """This moment by the database's clock, as it is stored."""
 
     @abstractmethod
-    def after(self, seconds: float) -> ColumnElement[Any]:
+    def seconds_from_now(self, seconds: float) -> ColumnElement[object]:
         """The moment *seconds* from now by the database's clock, as it is stored."""
+
+    @abstractmethod
+    def moment(self, at: datetime) -> ColumnElement[object]:
+        """*at*, an aware moment, as it is stored."""
+
+    @abstractmethod
+    def microseconds(self, moment: ColumnElement[object]) -> ColumnElement[int]:
+        """*moment* as microseconds after 1970-01-01 UTC, whatever time zone and date style the session has."""
 
     @abstractmethod
     def age_seconds(self, moment: ColumnElement[object]) -> ColumnElement[float]:

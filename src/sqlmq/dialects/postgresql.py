@@ -7,11 +7,26 @@ messages on. Reading has a module of its own.
 from __future__ import annotations
 
 import contextlib
-from datetime import timedelta
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import psycopg
-from sqlalchemy import ColumnElement, DateTime, Float, String, create_engine, func, literal_column, select, text, true
+from sqlalchemy import (
+    BigInteger,
+    ColumnElement,
+    DateTime,
+    Float,
+    Interval,
+    String,
+    cast,
+    create_engine,
+    extract,
+    func,
+    literal,
+    literal_column,
+    select,
+    text,
+    true,
+)
 from sqlalchemy.dialects import postgresql
 from sqlalchemy.exc import DBAPIError
 
@@ -33,6 +48,7 @@ from sqlmq.errors import (
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Sequence
+    from datetime import datetime
 
     from sqlalchemy import URL, Connection, Engine, Insert, Select, Table
     from sqlalchemy.ext.asyncio import AsyncEngine
@@ -178,8 +194,14 @@ class Postgresql(Dialect):
     def now(self) -> ColumnElement[object]:
         return func.clock_timestamp(type_=DateTime(timezone=True))
 
-    def after(self, seconds: float) -> ColumnElement[Any]:
-        return func.clock_timestamp(type_=DateTime(timezone=True)) + timedelta(seconds=seconds)
+    def seconds_from_now(self, seconds: float) -> ColumnElement[object]:
+        return self.now() + literal(seconds, Float) * literal_column("interval '1 second'", Interval)
+
+    def moment(self, at: datetime) -> ColumnElement[object]:
+        return literal(at, DateTime(timezone=True))
+
+    def microseconds(self, moment: ColumnElement[object]) -> ColumnElement[int]:
+        return cast(extract("epoch", moment) * literal_column("1000000"), BigInteger)
 
     def age_seconds(self, moment: ColumnElement[object]) -> ColumnElement[float]:
         return func.date_part("epoch", func.clock_timestamp() - moment, type_=Float)

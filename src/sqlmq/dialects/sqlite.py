@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from sqlalchemy import (
+    BigInteger,
     ColumnElement,
     Float,
     StaticPool,
@@ -39,9 +40,11 @@ from sqlmq.errors import (
     SqlmqError,
     UnknownTopicError,
 )
+from sqlmq.message import microseconds_since_1970
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Sequence
+    from datetime import datetime
 
     from sqlalchemy import URL, Connection, Engine, Insert, Select, Table
     from sqlalchemy.engine.interfaces import DBAPIConnection, DBAPICursor
@@ -156,8 +159,15 @@ class Sqlite(Dialect):
     def now(self) -> ColumnElement[object]:
         return literal_column(NOW_US)
 
-    def after(self, seconds: float) -> ColumnElement[Any]:
-        return literal_column(NOW_US) + literal(int(seconds * 1_000_000))
+    def seconds_from_now(self, seconds: float) -> ColumnElement[object]:
+        moment: ColumnElement[object] = literal_column(NOW_US) + literal(round(seconds * 1e6), BigInteger)
+        return moment
+
+    def moment(self, at: datetime) -> ColumnElement[object]:
+        return literal(microseconds_since_1970(at), BigInteger)
+
+    def microseconds(self, moment: ColumnElement[object]) -> ColumnElement[int]:
+        return type_coerce(moment, BigInteger)
 
     def age_seconds(self, moment: ColumnElement[object]) -> ColumnElement[float]:
         return type_coerce((literal_column(NOW_US) - type_coerce(moment, Float)) / 1e6, Float)

@@ -113,7 +113,7 @@ def put(conn: Connection, dialect: Dialect, group: Group, record: Record) -> Non
         "key": record.key,
         "state": record.state,
         "attempts": record.attempts,
-        "due_at": dialect.after(record.delay_seconds),
+        "due_at": dialect.seconds_from_now(record.delay_seconds),
         "trying_since": dialect.now() if record.is_trying else null(),
     }
     if record.reason is not None:

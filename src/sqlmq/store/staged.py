@@ -1,31 +1,106 @@
-"""Messages that are committed, but not in the log yet: each knows its partition, and when it is due."""
+"""Messages that are committed, but not in the log yet: each knows its partition, and when it is due.
+
+Those of 1970 are due as soon as they are committed; all others are delayed ones. What an application's transaction
+carries goes past a ``schema_translate_map`` of its connection: that is for the application's tables.
+"""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from sqlalchemy import Text, cast, delete, select
+from sqlalchemy import (
+    ColumnElement,
+    Float,
+    Text,
+    cast,
+    delete,
+    func,
+    insert,
+    literal,
+    null,
+    select,
+    true,
+    union_all,
+)
 
-from sqlmq.message import Contents
+from sqlmq.message import Contents, moment_at
+from sqlmq.schema import Json
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Collection, Iterator, Sequence
+    from datetime import datetime
 
     from sqlalchemy import Connection
 
     from sqlmq.dialects import Dialect
+    from sqlmq.options import Due
+
+_INSERT_MESSAGES = 500
+_INSERT_BYTES = 16 * 1024 * 1024
+"""What one statement inserts at the most, but for a single message."""
+_DELETE_MESSAGES = 1_000
+
+_OWN_NAMES: dict[str, Any] = {"schema_translate_map": None}
 
 
-def due(conn: Connection, dialect: Dialect, at_most: int) -> list[int]:
-    """The ids of partitions that have messages due, in order, found among the first *at_most* of these. Takes no lock."""
+class Outlook(NamedTuple):
+    """What is due, and when to look again."""
+
+    partition_ids: list[int]
+    """Those that have messages due, in order."""
+    is_complete: bool
+    """Whether there are no others."""
+    next_seconds: float | None
+    """In how many seconds another message is due; None if there is none."""
+
+
+class Slot(NamedTuple):
+    """When messages will be due that are stored now, and which of their partitions are there."""
+
+    partition_ids: set[int]
+    deliver_at: datetime
+    wait_seconds: float
+    """How long that is from now, less than 0 if it is over."""
+
+
+class Waiting(NamedTuple):
+    """A delayed message as it is listed."""
+
+    id: int
+    partition_id: int
+    deliver_at: datetime
+    key: bytes | None
+    value_bytes: int
+
+
+def look(conn: Connection, dialect: Dialect, at_most: int, passing_over: Collection[int]) -> Outlook:
+    """Find out what is due, among the first *at_most* messages that are, and when the next one will be.
+
+    The partitions *passing_over* are left out. Takes no lock.
+    """
     s = dialect.tables.staged
-    rows = conn.execute(
-        select(s.c.partition_id)
-        .where(s.c.deliver_at <= select(dialect.now()).scalar_subquery())
+    # One moment for both parts, or what becomes due between them would be in neither.
+    now = select(dialect.now().label("now")).cte("moment")
+    now_value = select(now.c.now).scalar_subquery()
+    is_wanted = s.c.partition_id.not_in(passing_over) if passing_over else true()
+    due = (
+        select(s.c.partition_id, cast(null(), Float).label("seconds"))
+        .where(s.c.deliver_at <= now_value, is_wanted)
         .order_by(s.c.deliver_at)
         .limit(at_most)
+        .subquery("due")
     )
-    return sorted(set(rows.scalars()))
+    coming = (
+        select(s.c.partition_id, (-dialect.age_seconds(s.c.deliver_at)).label("seconds"))
+        .where(s.c.deliver_at > now_value)
+        .order_by(s.c.deliver_at)
+        .limit(1)
+        .subquery("coming")
+    )
+    rows = conn.execute(union_all(select(due), select(coming))).all()
+    found = [row.partition_id for row in rows if row.seconds is None]
+    next_seconds = next((float(row.seconds) for row in rows if row.seconds is not None), None)
+    return Outlook(sorted(set(found)), len(found) < at_most, next_seconds)
 
 
 def take(conn: Connection, dialect: Dialect, partition_id: int, at_most: int) -> tuple[list[int], Contents]:
@@ -55,3 +130,94 @@ def remove_all(conn: Connection, dialect: Dialect, partition_ids: Sequence[int])
     """Delete everything staged for *partition_ids*."""
     s = dialect.tables.staged
     conn.execute(delete(s).where(s.c.partition_id.in_(partition_ids)))
+
+
+def slot(conn: Connection, dialect: Dialect, partition_ids: Collection[int], due: Due) -> Slot | None:
+    """What to know before messages for *partition_ids* are stored that are *due* later; None if no partition is there."""
+    p = dialect.tables.partition
+    at = dialect.seconds_from_now(due) if isinstance(due, float) else dialect.moment(due)
+    moment = select(at.label("deliver_at")).cte("moment")
+    rows = conn.execute(
+        select(
+            p.c.id,
+            dialect.microseconds(moment.c.deliver_at).label("deliver_at_us"),
+            (-dialect.age_seconds(moment.c.deliver_at)).label("wait_seconds"),
+        )
+        .select_from(p.join(moment, true()))
+        .where(p.c.id.in_(partition_ids), p.c.topic_id.is_not(None)),
+        execution_options=_OWN_NAMES,
+    ).all()
+    if not rows:
+        return None
+    return Slot({row.id for row in rows}, moment_at(rows[0].deliver_at_us), float(rows[0].wait_seconds))
+
+
+def add(
+    conn: Connection, dialect: Dialect, partition_ids: Sequence[int], contents: Contents, deliver_at: datetime
+) -> list[int]:
+    """Store messages, each for the partition that stands at its place, until *deliver_at*; return their ids, ascending."""
+    s = dialect.tables.staged
+    moment = dialect.moment(deliver_at)
+    ids: list[int] = []
+    for first, end in _pieces(contents):
+        rows = [
+            {
+                "partition_id": partition_ids[place],
+                "key": contents.keys[place],
+                "value": contents.values[place],
+                "headers": _json(contents.headers[place]),
+                "deliver_at": moment,
+            }
+            for place in range(first, end)
+        ]
+        given = conn.execute(insert(s).values(rows).returning(s.c.id), execution_options=_OWN_NAMES).scalars()
+        # Ids ascend in the order of the rows; that of what is returned is nobody's promise.
+        ids += sorted(given)
+    return ids
+
+
+def waiting(conn: Connection, dialect: Dialect, partition_ids: Sequence[int]) -> list[Waiting]:
+    """The delayed messages of *partition_ids* in the order in which they are due."""
+    s = dialect.tables.staged
+    rows = conn.execute(
+        select(s.c.id, s.c.partition_id, dialect.microseconds(s.c.deliver_at), s.c.key, func.length(s.c.value))
+        .where(s.c.partition_id.in_(partition_ids), _is_delayed(dialect))
+        .order_by(s.c.deliver_at, s.c.id)
+    )
+    return [Waiting(id_, partition_id, moment_at(us), key, size) for id_, partition_id, us, key, size in rows]
+
+
+def cancel(conn: Connection, dialect: Dialect, ids: Collection[int]) -> set[int]:
+    """Delete those delayed messages of *ids* that are still there, and return their ids.
+
+    Waits for a mover that has them locked; whoever cancels locks them in order of id.
+    """
+    s = dialect.tables.staged
+    wanted = sorted(ids)
+    cancelled: set[int] = set()
+    for first in range(0, len(wanted), _DELETE_MESSAGES):
+        some = wanted[first : first + _DELETE_MESSAGES]
+        locked = select(s.c.id).where(s.c.id.in_(some), _is_delayed(dialect)).order_by(s.c.id).with_for_update()
+        statement = delete(s).where(s.c.id.in_(locked)).returning(s.c.id)
+        cancelled |= set(conn.execute(statement, execution_options=_OWN_NAMES).scalars())
+    return cancelled
+
+
+def _is_delayed(dialect: Dialect) -> ColumnElement[bool]:
+    return dialect.tables.staged.c.deliver_at > dialect.moment(moment_at(0))
+
+
+def _json(headers: bytes | None) -> ColumnElement[Any]:
+    return null() if headers is None else cast(literal(headers.decode(), Text), Json)
+
+
+def _pieces(contents: Contents) -> Iterator[tuple[int, int]]:
+    """The places from which, and up to which, one statement takes *contents*."""
+    first, size = 0, 0
+    for place, value in enumerate(contents.values):
+        size += len(value)
+        if place - first == _INSERT_MESSAGES or (size > _INSERT_BYTES and place > first):
+            yield first, place
+            first, size = place, len(value)
+    if contents.values:
+        yield first, len(contents.values)

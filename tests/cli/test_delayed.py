@@ -1,0 +1,169 @@
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from sqlmq import Message
+from tests.contract.delaying import FUTURE, LONG, Staged
+from tests.contract.waiting import receive, values
+
+if TYPE_CHECKING:
+    from sqlalchemy import Engine
+
+    from sqlmq import MQ
+    from tests.cli.conftest import Sqlmq
+    from tests.conftest import DatabaseUnderTest
+
+
+@pytest.fixture
+def staged(engine: Engine, database: DatabaseUnderTest) -> Staged:
+    return Staged(engine, database)
+
+
+def lines(text: str) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in text.splitlines()]
+
+
+# --- Produced for later ---
+
+
+@pytest.mark.parametrize(
+    ("typed", "seconds"),
+    [
+        ("90", 90),
+        ("2.5", 2.5),
+        ("10m", 600),
+        ("1.5h", 5_400),
+        ("1 H", 3_600),
+        ("2d", 172_800),
+        ("1w", 604_800),
+        (".5s", 0.5),
+    ],
+)
+def test_a_delay_is_typed_with_its_unit(sqlmq: Sqlmq, mq: MQ, typed: str, seconds: float) -> None:
+    mq.create_topic("orders")
+    before = datetime.now(UTC)
+
+    result = sqlmq("produce", "orders", "--delay", typed, "--json", stdin="later\n")
+
+    (facts,) = lines(result.stdout)
+    assert result.stderr.endswith("1 message delayed for 'orders'.\n")
+    assert set(facts) == {"id", "topic", "partition", "deliver_at"}
+    late = datetime.fromisoformat(facts["deliver_at"]) - before - timedelta(seconds=seconds)
+    assert timedelta(seconds=-1) < late < timedelta(minutes=5)
+
+
+@pytest.mark.parametrize(
+    "typed", ["2100-01-01T00:00:00+00:00", "2100-01-01T00:00Z", "2099-12-31 20:30:00-03:30", "21000101T010000+0100"]
+)
+def test_a_moment_is_typed_with_its_offset(sqlmq: Sqlmq, mq: MQ, typed: str) -> None:
+    sqlmq("produce", "orders", "--deliver-at", typed, stdin="later\n")
+
+    assert [one.deliver_at for one in mq.delayed("orders")] == [FUTURE]
+
+
+def test_messages_for_later_arrive_as_others_do(sqlmq: Sqlmq, mq: MQ, staged: Staged) -> None:
+    options = ("--delay", "1h", "-K", ":", "-H", "source=import")
+    sqlmq("produce", "orders", *options, stdin="a:1\nb:2\na:3\n")
+    sqlmq("produce", "orders", "--deliver-at", "2100-01-01T00:00:00Z", "--partition", "2", stdin="4\n5\n")
+    sqlmq("produce", "orders", "--delay", "1d", "--partition", "1", stdin="6\n")
+    waiting = mq.delayed("orders")
+    staged.make_due()
+
+    received = receive(mq.consumer("orders", "readers"), 6)
+
+    assert [one.key for one in waiting] == [b"a", b"b", b"a", None, None, None]
+    assert [one.partition for one in waiting[3:]] == [1, 2, 2]
+    assert sorted(values(received)) == [b"1", b"2", b"3", b"4", b"5", b"6"]
+    assert {message.headers.get("source") for message in received if message.key} == {"import"}
+
+
+@pytest.mark.parametrize(
+    ("options", "complaint"),
+    [
+        (("--delay", "soon"), "'soon' is no time"),
+        (("--delay", "1y"), "'1y' is no time"),
+        (("--delay", "-1"), "'-1' is no time"),
+        (("--delay", "1e400"), "'1e400' is no time"),
+        (("--delay", "99999w"), "300 years"),
+        (("--deliver-at", "tomorrow"), "is no moment by ISO 8601"),
+        (("--deliver-at", "2100-01-01T00:00:00"), "has no offset from UTC"),
+        (("--deliver-at", "9999-12-31T00:00:00Z"), "before the year 9999"),
+        (("--delay", "1", "--deliver-at", "2100-01-01T00:00:00Z"), "exclude each other"),
+    ],
+    ids=str,
+)
+def test_what_is_no_time_is_refused(sqlmq: Sqlmq, mq: MQ, options: tuple[str, ...], complaint: str) -> None:
+    result = sqlmq("produce", "orders", *options, stdin="never\n")
+
+    assert result.exit_code == 2
+    assert complaint in result.stderr
+    assert mq.topics() == []
+
+
+# --- Listed and cancelled ---
+
+
+def test_what_waits_is_listed(sqlmq: Sqlmq, mq: MQ) -> None:
+    mq.create_topic("orders", 1)
+    producer = mq.producer("orders")
+    later = producer.produce(Message(b"later"), deliver_at=FUTURE)
+    producer.produce(Message(b"sooner", "k\u00e4y".encode()), delay_seconds=LONG)
+    producer.produce(Message(b"", b"\xff"), delay_seconds=2 * LONG)
+
+    table = sqlmq("delayed", "list", "orders").stdout.splitlines()
+    facts = lines(sqlmq("delayed", "list", "orders", "--json").stdout)
+
+    assert [row.split()[0] for row in table] == ["id", "2", "3", "1"]
+    assert table[3].split() == ["1", "0", "2100-01-01T00:00:00+00:00", "-", "5"]
+    assert "k\u00e4y" in table[1]
+    assert facts[2] == {
+        "id": later.id,
+        "topic": "orders",
+        "partition": 0,
+        "deliver_at": "2100-01-01T00:00:00+00:00",
+        "key": None,
+        "value_bytes": 5,
+    }
+    assert (facts[0]["key"], facts[1]["key_base64"]) == ("k\u00e4y", "/w==")
+
+
+def test_an_empty_list_says_so(sqlmq: Sqlmq, mq: MQ) -> None:
+    mq.create_topic("orders")
+
+    result = sqlmq("delayed", "list", "orders")
+
+    assert (result.exit_code, result.stdout) == (0, "")
+    assert result.stderr.endswith("No message waits for topic 'orders'.\n")
+    assert sqlmq("delayed", "list", "orders", "--json").stdout == ""
+
+
+def test_a_topic_that_is_not_there_has_no_list(sqlmq: Sqlmq, mq: MQ) -> None:
+    mq.create_topic("orders")
+
+    result = sqlmq("delayed", "list", "invoices")
+
+    assert result.exit_code == 1
+    assert "invoices" in result.stderr
+
+
+def test_messages_are_cancelled_by_id(sqlmq: Sqlmq, mq: MQ) -> None:
+    first, second = mq.producer("orders").produce_many([Message(b""), Message(b"")], delay_seconds=LONG)
+
+    result = sqlmq("delayed", "cancel", str(first.id), "777", str(first.id))
+
+    assert result.exit_code == 0
+    assert result.stdout == (f"Cancelled message {first.id}.\nMessage 777 does not wait: delivered, or never there.\n")
+    assert mq.delayed("orders") == [second]
+    assert lines(sqlmq("delayed", "cancel", str(second.id), str(first.id), "--json").stdout) == [
+        {"id": second.id, "cancelled": True},
+        {"id": first.id, "cancelled": False},
+    ]
+
+
+@pytest.mark.parametrize("wrong", ["x", "0", "1.5"])
+def test_only_ids_can_be_cancelled(sqlmq: Sqlmq, wrong: str) -> None:
+    assert sqlmq("delayed", "cancel", wrong).exit_code == 2

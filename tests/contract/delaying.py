@@ -1,0 +1,74 @@
+"""Delayed messages in tests: what waits made due by moving its moment, so that nobody has to wait for it."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy import Connection, Engine, text
+
+from tests.contract.waiting import until
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from sqlmq import MQ
+    from tests.conftest import DatabaseUnderTest
+
+LONG = 3_600.0
+"""Seconds that no test takes."""
+PAST = datetime(2020, 1, 1, tzinfo=UTC)
+FUTURE = datetime(2100, 1, 1, tzinfo=UTC)
+
+
+class Staged:
+    """What waits, as it stands in the table."""
+
+    def __init__(self, engine: Engine, database: DatabaseUnderTest) -> None:
+        self._engine = engine
+        self.table = f"{database.schema}.sqlmq_staged" if database.schema else "sqlmq_staged"
+        self._is_postgres = database.is_postgres
+
+    def __len__(self) -> int:
+        with self._engine.connect() as connection:
+            count: int = connection.execute(text(f"SELECT count(*) FROM {self.table}")).scalar_one()
+        return count
+
+    def make_due(self, *ids: int) -> None:
+        """Have these, or all, be due since a minute, in the order there was."""
+        earlier = (
+            "deliver_at - interval '1000 years'" if self._is_postgres else f"deliver_at - {1_000 * 365 * 86_400}000000"
+        )
+        which = f" WHERE id IN ({', '.join(map(str, ids))})" if ids else ""
+        with self._engine.begin() as connection:
+            connection.execute(text(f"UPDATE {self.table} SET deliver_at = {earlier}{which}"))
+
+    def now(self) -> datetime:
+        """This moment by the database's clock."""
+        with self._engine.connect() as connection:
+            return now(connection)
+
+    def until_all_moved(self) -> None:
+        until(lambda: len(self) == 0, "everything in the log")
+
+
+def now(connection: Connection) -> datetime:
+    """This moment by the database's clock."""
+    if connection.dialect.name == "postgresql":
+        moment: datetime = connection.execute(text("SELECT clock_timestamp()")).scalar_one()
+        return moment.astimezone(UTC)
+    days: float = connection.execute(text("SELECT julianday('now') - 2440587.5")).scalar_one()
+    return datetime(1970, 1, 1, tzinfo=UTC) + timedelta(days=days)
+
+
+def without_polling(mq: MQ) -> MQ:
+    """*mq*, whose mover looks when it knows that something is due, and not each second."""
+    mq._mover._look_seconds = LONG
+    return mq
+
+
+def look_now(mq: MQ) -> None:
+    """Move in this thread what is due, as the mover does."""
+    mover: Any = mq._mover
+    move: Callable[[], None] = mover._move
+    move()

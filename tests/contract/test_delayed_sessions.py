@@ -1,0 +1,376 @@
+"""Delayed messages in the application's own transaction: stored if it commits, gone if it does not."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from sqlalchemy import Connection, create_engine, event, text
+from sqlalchemy.exc import DBAPIError, IntegrityError
+from sqlalchemy.orm import Session
+
+from sqlmq import MQ, DelayedMessage, Message, OutboxError, TransactionError, UnknownTopicError
+from tests.contract.delaying import FUTURE, LONG, PAST, Staged
+from tests.contract.shop import Order, Shop, savepoint_trees, with_savepoints
+from tests.contract.test_outbox import BOTH, EACH_SHAPE, POSTGRES, Transacted
+from tests.contract.waiting import receive, until, values
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from contextlib import AbstractContextManager
+
+    from sqlalchemy import Engine
+
+    from tests.conftest import DatabaseUnderTest, MakeMQ
+
+pytestmark = pytest.mark.sync_only(reason="its sessions block; tests/aio/test_delayed.py has those of asyncio")
+
+EITHER = pytest.mark.parametrize("database", ["postgres", "postgres-schema"], indirect=True)
+
+
+@pytest.fixture
+def shop(mq: MQ, engine: Engine, database: DatabaseUnderTest) -> Shop:
+    return Shop(mq, engine, database)
+
+
+@pytest.fixture
+def staged(engine: Engine, database: DatabaseUnderTest) -> Staged:
+    return Staged(engine, database)
+
+
+def remind(shop: Shop, session: Transacted, note: str) -> DelayedMessage:
+    """Insert an order, and delay its event, both in the transaction of *session*."""
+    session.execute(text("INSERT INTO customer_order (note) VALUES (:note)"), {"note": note})
+    return shop.producer.produce(Message(note.encode(), b"k"), delay_seconds=LONG, session=session)
+
+
+# --- Whatever stands for a transaction ---
+
+
+@EACH_SHAPE
+@BOTH
+def test_a_delayed_message_is_stored_when_its_transaction_has_committed(
+    shop: Shop, transaction: Callable[[Engine], AbstractContextManager[Transacted]]
+) -> None:
+    with transaction(shop.engine) as session:
+        delayed = remind(shop, session, "a")
+        assert shop.mq.delayed("events") == []
+
+    assert shop.mq.delayed("events") == [delayed]
+    assert shop.orders == ["a"]
+
+
+@EACH_SHAPE
+@BOTH
+def test_a_delayed_message_is_gone_when_its_transaction_failed(
+    shop: Shop, transaction: Callable[[Engine], AbstractContextManager[Transacted]]
+) -> None:
+    with pytest.raises(ZeroDivisionError), transaction(shop.engine) as session:  # noqa: PT012 - it is what the block does
+        remind(shop, session, "a")
+        raise ZeroDivisionError
+    with transaction(shop.engine) as session:
+        kept = remind(shop, session, "b")
+
+    assert shop.mq.delayed("events") == [kept]
+    assert shop.orders == ["b"]
+
+
+@EACH_SHAPE
+@BOTH
+def test_a_delayed_message_that_comes_first_begins_the_transaction(
+    shop: Shop, transaction: Callable[[Engine], AbstractContextManager[Transacted]]
+) -> None:
+    with transaction(shop.engine) as session:
+        delayed = shop.producer.produce(Message(b"first"), deliver_at=FUTURE, session=session)
+
+    assert shop.mq.delayed("events") == [delayed]
+
+
+def test_all_ways_to_produce_take_a_session(shop: Shop, staged: Staged) -> None:
+    consumer = shop.mq.consumer("events", "billing")
+    with Session(shop.engine) as session, session.begin():
+        one = shop.producer.produce(Message(b"a"), delay_seconds=LONG, session=session)
+        placed = shop.producer.produce_with_partition(Message(b"b"), 2, deliver_at=FUTURE, session=session)
+        many = shop.producer.produce_many([Message(b"c"), Message(b"d")], delay_seconds=2 * LONG, session=session)
+
+    assert placed.partition == 2
+    # Without a key, all of a transaction go to one partition.
+    assert {one.partition} == {delayed.partition for delayed in many}
+    assert shop.mq.delayed("events") == [one, *many, placed]
+    staged.make_due()
+    assert sorted(values(receive(consumer, 4))) == [b"a", b"b", b"c", b"d"]
+
+
+def test_messages_for_now_and_for_later_go_in_one_transaction(shop: Shop, staged: Staged) -> None:
+    with Session(shop.engine) as session, session.begin():
+        publication = shop.sell(session, "now")
+        delayed = shop.producer.produce(Message(b"later", b"k"), delay_seconds=LONG, session=session)
+
+    assert publication.partition == delayed.partition
+    assert (shop.events, shop.mq.delayed("events")) == (["now"], [delayed])
+    staged.make_due()
+    shop.mq.consumer("events", "billing")
+    until(lambda: shop.events == ["now", "later"], "both in the log")
+
+
+def test_who_stores_it_moves_it_after_the_commit(shop: Shop) -> None:
+    with Session(shop.engine) as session:
+        shop.producer.produce(Message(b"soon", b"k"), delay_seconds=0.1, session=session)
+        shop.producer.produce(Message(b"at once", b"k"), deliver_at=PAST, session=session)
+        shop.producer.produce(Message(b"never"), deliver_at=PAST, session=session)
+        session.rollback()
+        assert shop.events == []
+        shop.producer.produce(Message(b"soon", b"k"), delay_seconds=0.1, session=session)
+        shop.producer.produce(Message(b"at once", b"k"), deliver_at=PAST, session=session)
+        session.commit()
+
+    until(lambda: shop.events == ["at once", "soon"], "both in the log")
+
+
+def test_a_forked_or_second_mq_on_the_same_engine_stores_for_itself(shop: Shop, make_mq: MakeMQ) -> None:
+    other = make_mq().producer("events")
+    with Session(shop.engine) as session, session.begin():
+        shop.producer.produce(Message(b"a", b"k"), delay_seconds=0.1, session=session)
+        other.produce(Message(b"b", b"k"), delay_seconds=0.2, session=session)
+
+    until(lambda: shop.events == ["a", "b"], "both in the log")
+
+
+@given(tree=savepoint_trees)
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@BOTH
+def test_savepoints_decide_as_they_decide_for_rows(shop: Shop, database: DatabaseUnderTest, tree: list[Any]) -> None:
+    engine = with_savepoints(database.url)
+    with engine.begin() as connection:
+        connection.execute(text("DELETE FROM customer_order"))
+        connection.execute(text("DELETE FROM sqlmq_staged"))
+    expected: list[str] = []
+    with Session(engine) as session:
+        _follow(shop, session, tree, expected, "x")
+        session.commit()
+    engine.dispose()
+
+    stored = shop.mq.delayed("events")
+
+    assert shop.orders == expected
+    assert [one.value_bytes for one in stored] == [len(note) for note in expected]
+    assert shop.mq.cancel_delayed(*[one.id for one in stored]) == [one.id for one in stored]
+
+
+def _follow(shop: Shop, session: Session, tree: Sequence[Any], expected: list[str], name: str) -> None:
+    for number, branch in enumerate(tree):
+        note = f"{name}.{number}"
+        if branch is None:
+            remind(shop, session, note)
+            expected.append(note)
+            continue
+        is_kept, inner = branch
+        savepoint = session.begin_nested()
+        kept: list[str] = []
+        _follow(shop, session, inner, kept, note)
+        if is_kept:
+            savepoint.commit()
+            expected += kept
+        else:
+            savepoint.rollback()
+
+
+@EITHER
+@pytest.mark.parametrize("level", ["READ COMMITTED", "REPEATABLE READ", "SERIALIZABLE"])
+def test_any_isolation_level_will_do(shop: Shop, make_mq: MakeMQ, level: str) -> None:
+    engine = shop.engine.execution_options(isolation_level=level)
+    with Session(engine) as session:
+        session.execute(text("SELECT count(*) FROM customer_order"))  # the transaction has its snapshot
+        with make_mq() as other:
+            other.producer("events").produce(Message(b"meanwhile", b"k"), delay_seconds=LONG)
+        delayed = shop.producer.produce(Message(b"a", b"k"), delay_seconds=LONG, session=session)
+        session.commit()
+        second = shop.producer.produce(Message(b"b", b"k"), delay_seconds=0, session=session)
+        session.commit()
+
+    until(lambda: shop.events == ["b"], "the second in the log")
+    assert shop.mq.delayed("events")[1:] == [delayed]
+    assert second.id > delayed.id
+
+
+@EITHER
+def test_transactions_that_store_for_one_partition_do_not_wait_for_each_other(shop: Shop, make_mq: MakeMQ) -> None:
+    for level in ("READ COMMITTED", "SERIALIZABLE"):
+        engine = shop.engine.execution_options(isolation_level=level)
+        with ExitStack() as stack:
+            sessions = [stack.enter_context(Session(engine)) for _ in range(3)]
+            for number, session in enumerate(sessions):
+                session.execute(text("SET LOCAL lock_timeout = '2s'"))
+                shop.producer.produce(Message(b"%d" % number, b"k"), delay_seconds=LONG, session=session)
+            make_mq().producer("events").produce(Message(b"not held up", b"k"))
+            for session in reversed(sessions):
+                session.commit()
+
+    assert len(shop.mq.delayed("events")) == 6
+    assert shop.events == ["not held up"] * 2
+
+
+def test_a_handler_delays_in_the_transaction_of_its_messages(shop: Shop, staged: Staged) -> None:
+    consumer = shop.mq.consumer("events", "billing")
+    shop.producer.produce(Message(b"order", b"k"))
+
+    with pytest.raises(ZeroDivisionError), consumer.transaction(timeout=10) as tx:  # noqa: PT012 - leaving it rolls back
+        shop.producer.produce(Message(b"reminder", b"k"), delay_seconds=LONG, session=tx.session)
+        raise ZeroDivisionError
+    assert len(staged) == 0
+    with consumer.transaction(timeout=10) as tx:
+        assert values(tx.messages) == [b"order"]
+        first = shop.producer.produce(Message(b"reminder", b"k"), delay_seconds=LONG, session=tx.session)
+        second = shop.producer.produce(Message(b"again", b"k"), delay_seconds=LONG, session=tx.connection)
+        assert shop.mq.cancel_delayed(first.id, session=tx.session) == [first.id]
+
+    assert shop.mq.delayed("events") == [second]
+    staged.make_due()
+    with consumer.transaction(timeout=10) as tx:
+        assert values(tx.messages) == [b"again"]
+
+
+@pytest.mark.parametrize("database", ["sqlite"], indirect=True)
+def test_a_handler_on_sqlite_that_would_wait_for_itself_is_told_so(shop: Shop) -> None:
+    consumer = shop.mq.consumer("events", "billing")
+    shop.producer.produce(Message(b"order", b"k"))
+
+    with consumer.transaction(timeout=10) as tx:
+        for call in (
+            lambda: shop.producer.produce(Message(b"reminder"), delay_seconds=LONG),
+            lambda: shop.mq.cancel_delayed(1),
+        ):
+            with pytest.raises(TransactionError, match=r"session=tx\.session"):
+                call()
+        assert len(tx.messages) == 1
+
+
+# --- Cancelled in a transaction ---
+
+
+def test_messages_wait_on_when_the_transaction_that_cancelled_them_is_rolled_back(shop: Shop) -> None:
+    first, second = shop.producer.produce_many([Message(b"a"), Message(b"b")], delay_seconds=LONG)
+
+    with Session(shop.engine) as session:
+        assert shop.mq.cancel_delayed(first.id, session=session) == [first.id]
+        session.rollback()
+        assert shop.mq.delayed("events") == [first, second]
+        assert shop.mq.cancel_delayed(first.id, 999, session=session) == [first.id]
+        session.commit()
+
+    assert shop.mq.delayed("events") == [second]
+
+
+def test_what_a_transaction_has_stored_it_can_cancel(shop: Shop) -> None:
+    with shop.engine.begin() as connection:
+        delayed = remind(shop, connection, "a")
+        assert shop.mq.cancel_delayed(delayed.id, session=connection) == [delayed.id]
+
+    assert (shop.mq.delayed("events"), shop.orders) == ([], ["a"])
+
+
+def test_an_mq_whose_first_call_is_to_cancel_in_a_session_has_its_tables(make_mq: MakeMQ, engine: Engine) -> None:
+    mq = make_mq()
+
+    with Session(engine) as session:
+        assert mq.cancel_delayed(1, session=session) == []
+        session.commit()
+
+    assert mq.topics() == []
+
+
+# --- Refused ---
+
+
+def test_sessions_that_can_not_carry_a_message_are_refused(shop: Shop, staged: Staged) -> None:
+    autocommit = shop.engine.execution_options(isolation_level="AUTOCOMMIT")
+    elsewhere = create_engine("sqlite://")
+    with (
+        autocommit.connect() as committing,
+        elsewhere.connect() as other,
+        shop.engine.connect() as closed,
+        Session(shop.engine) as failed,
+    ):
+        closed.close()
+        failed.add_all([Order(note="a"), Order(note="a")])
+        with pytest.raises(IntegrityError):
+            failed.flush()
+        for session, complaint in (
+            (committing, "AUTOCOMMIT"),
+            (other, "another database"),
+            (closed, "is closed"),
+            (failed, "can't carry"),
+        ):
+            with pytest.raises(OutboxError, match=complaint):
+                shop.producer.produce(Message(b""), delay_seconds=LONG, session=session)
+            with pytest.raises(OutboxError, match=complaint):
+                shop.mq.cancel_delayed(1, session=session)
+    elsewhere.dispose()
+
+    assert len(staged) == 0
+
+
+def test_what_is_no_session_is_refused(shop: Shop) -> None:
+    wrong: Any = shop.engine
+
+    with pytest.raises(TypeError, match="session must be a Session"):
+        shop.producer.produce(Message(b""), delay_seconds=LONG, session=wrong)
+    with pytest.raises(TypeError, match="session must be a Session"):
+        shop.mq.cancel_delayed(1, session=wrong)
+
+
+def test_a_message_that_comes_while_its_transaction_commits_is_refused(shop: Shop, staged: Staged) -> None:
+    refused: list[OutboxError] = []
+
+    def delay(connection: Connection) -> None:
+        with pytest.raises(OutboxError, match="being committed") as raised:
+            shop.producer.produce(Message(b"too late"), delay_seconds=LONG, session=connection)
+        refused.append(raised.value)
+
+    event.listen(shop.engine, "commit", delay)
+    with shop.engine.begin() as connection:
+        connection.execute(text("INSERT INTO customer_order (note) VALUES ('a')"))
+    event.remove(shop.engine, "commit", delay)
+
+    assert (len(refused), len(staged)) == (1, 0)
+
+
+def test_a_topic_that_is_gone_is_told_at_once_and_a_new_one_of_its_name_is_found(shop: Shop, make_mq: MakeMQ) -> None:
+    make_mq().delete_topics("events")
+
+    with Session(shop.engine) as session:
+        with pytest.raises(UnknownTopicError, match="events"):
+            shop.producer.produce(Message(b""), delay_seconds=LONG, session=session)
+        session.rollback()
+        shop.mq.create_topic("events", 2)
+        delayed = shop.producer.produce(Message(b""), delay_seconds=LONG, session=session)
+        session.commit()
+
+    assert shop.mq.delayed("events") == [delayed]
+
+
+@BOTH
+def test_an_error_of_the_database_tells_no_content(shop: Shop) -> None:
+    with shop.engine.begin() as connection:
+        connection.execute(text("ALTER TABLE sqlmq_staged RENAME TO hidden"))
+
+    with Session(shop.engine) as session, pytest.raises(DBAPIError) as raised:
+        shop.producer.produce(Message(b"a secret", b"a secret", {"a": "a secret"}), delay_seconds=LONG, session=session)
+    with shop.engine.begin() as connection:
+        connection.execute(text("ALTER TABLE hidden RENAME TO sqlmq_staged"))
+
+    assert "sqlmq_staged" in str(raised.value)
+    assert "a secret" not in str(raised.value)
+
+
+@POSTGRES
+def test_a_schema_translate_map_is_for_the_applications_tables(shop: Shop) -> None:
+    engine = shop.engine.execution_options(schema_translate_map={None: "tenant"})
+    with Session(engine) as session, session.begin():
+        delayed = shop.producer.produce(Message(b"a"), delay_seconds=LONG, session=session)
+        gone = shop.producer.produce(Message(b"b"), delay_seconds=LONG, session=session)
+        assert shop.mq.cancel_delayed(gone.id, session=session) == [gone.id]
+
+    assert shop.mq.delayed("events") == [delayed]
