@@ -11,6 +11,7 @@ from sqlalchemy import Engine, event, text
 
 from sqlmq import Message, Retry
 from tests.concurrency.workers import GROUP, TOPIC, Journal, Place, end_at_once
+from tests.contract.waiting import until
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -20,8 +21,8 @@ if TYPE_CHECKING:
     from sqlalchemy.orm import Session
 
 PATIENT = Retry(max_attempts=5, backoff=0.001)
-ONCE, POISON, KILLER = b"once", b"poison", b"killer"
-"""Values: fails the first time in each process, fails always, ends the process always."""
+ONCE, POISON, KILLER, SLOW = b"once", b"poison", b"killer", b"slow"
+"""Values: fails the first time in each process, fails always, ends the process always, waits to be let go."""
 IDLE_SECONDS = 0.15
 CRASHED = 9
 
@@ -49,6 +50,7 @@ class Handler:
 
     def __init__(self, journal: Path, crash: Crash) -> None:
         self._journal = Journal(journal)
+        self._go = journal.parent / "go"
         self._crash = crash
         self._failed: set[bytes] = set()
 
@@ -66,6 +68,8 @@ class Handler:
                 text("INSERT INTO effect (message_key, number) VALUES (:key, :number)"),
                 {"key": key.decode(), "number": int(number)},
             )
+        if kind == SLOW:
+            until(self._go.exists, "to be let go")
         if kind == KILLER:
             end_at_once(CRASHED)
         if kind == POISON or (kind == ONCE and message.value not in self._failed):
