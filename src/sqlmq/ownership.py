@@ -158,6 +158,7 @@ class Ownership:
         """Hand one partition back, whatever is in hand of it."""
         if self.claimed.get(progress.partition_id) is progress:
             self._end(membership.hand_back, [progress.partition_id])
+            self.look_around()
 
     def give_back_if_forgotten(self, asked_at: float) -> None:
         """Hand everything back if the application last asked for messages, at *asked_at*, too long ago."""

@@ -32,6 +32,10 @@ class Step(NamedTuple):
     """To be called when that has committed."""
 
 
+class NotBegunError(Exception):
+    """The handler was not called: what it needs could not be had. The cause tells why."""
+
+
 class Performer(Protocol):
     """Calls the handler: in this thread or in an event loop, in a transaction or in none."""
 
@@ -39,7 +43,7 @@ class Performer(Protocol):
     """Whether it calls ``settle`` and ``settled`` for each batch."""
 
     def __call__(self, step: Step) -> None:
-        """Give each batch to the handler; raise what that raises."""
+        """Give each batch to the handler; raise what that raises, or NotBegunError."""
 
     def abandon(self, worker: Receiver) -> None:
         """Do what can be done to end the handler that *worker* waits for."""
@@ -92,22 +96,32 @@ class Transacting:
         """A thread can't be ended from outside; what it does is rolled back when it wants to commit."""
 
     def _transact(self, step: Step, batch: list[Message]) -> None:
-        database = self._shared.database
         with contextlib.ExitStack() as stack:
-            given = None if self._make_session is None else self._open(stack, self._make_session)
-            stack.enter_context(database.block())
-            target = stack.enter_context(database.connect()) if given is None else given
-            block = Block(self._shared, self._group())
-            stack.callback(block.undo)
-            block.begin(target)
-            block.guard()
+            try:
+                block = self._begin(stack)
+            except Exception as error:
+                raise NotBegunError from error
             self._handler(batch if self._in_batches else batch[0], block.session)
             block.finish(step.settle)
             block.commit()
         step.settled()
 
+    def _begin(self, stack: contextlib.ExitStack) -> Block:
+        database = self._shared.database
+        given = None if self._make_session is None else self._open(stack, self._make_session)
+        stack.enter_context(database.block())
+        target = stack.enter_context(database.connect()) if given is None else given
+        block = Block(self._shared, self._group())
+        stack.callback(block.undo)
+        block.begin(target)
+        block.guard()
+        return block
+
     def _open(self, stack: contextlib.ExitStack, make_session: Callable[[], Session]) -> Session:
-        session = make_session()
+        session: object = make_session()
+        if not isinstance(session, Session):
+            message = f"session= has to make a sqlalchemy.orm.Session; it made {type(session).__name__}."
+            raise TypeError(message)
         stack.callback(session.close)
         self._shared.check_free(session)
         if not self._shared.is_known(session):

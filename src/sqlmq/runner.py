@@ -21,7 +21,7 @@ from sqlmq.errors import (
 from sqlmq.handling import Handling
 from sqlmq.options import check_count, check_seconds
 from sqlmq.parking import Parking
-from sqlmq.performing import Step
+from sqlmq.performing import NotBegunError, Step
 from sqlmq.retry import next_stride
 from sqlmq.timing import Deadline
 
@@ -240,6 +240,10 @@ class Run:
         )
         try:
             self._perform(step)
+        except NotBegunError as failure:
+            if handling.claim(attempt):
+                handling.interrupt(worker, attempt)
+            raise failure.__cause__ or failure from None
         except FencedError as error:
             if not attempt.is_settling:
                 self._failed(worker, attempt, error)

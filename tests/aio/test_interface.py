@@ -39,6 +39,7 @@ NOT_AWAITED = {
     "submit": "it waits for nothing, and gives a future",
     "consume_chan": "it gives an iterator, of which each step is awaited",
     "transaction": "it gives what is awaited by `async with`",
+    "stop": "it waits for nothing",
 }
 AWAITED_PROTOCOLS = {"__enter__": "__aenter__", "__exit__": "__aexit__", "__iter__": "__aiter__"}
 RETURNS = {
@@ -53,6 +54,9 @@ RETURNS = {
 SESSIONS = {
     "*, session: 'SessionLike | None' = None": "*, session: 'AsyncSessionLike | None' = None",
     "session: 'SessionSource | None' = None": "session: 'AsyncSessionSource | None' = None",
+    "*, session: 'Callable[[], Session] | None' = None": (
+        "*, session: 'Callable[[], AsyncSession] | Callable[[], Session] | None' = None"
+    ),
 }
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -194,6 +195,6 @@ def test_a_second_signal_does_not_wait_for_the_handler(
 
 
 def is_gone(process: BaseProcess) -> bool:
-    if process.is_alive():
+    with suppress(ProcessLookupError):
         os.kill(process.pid or 0, signal.SIGTERM)
     return not process.is_alive()

@@ -69,7 +69,9 @@ def test_a_partition_that_is_stopped_has_nothing_due() -> None:
 
 
 @given(st.lists(keys, max_size=20), st.sets(st.sampled_from([b"a", b"b"])), st.integers(1, 9), st.integers(1, 9))
-def test_the_log_is_split_where_a_key_waits(sent: list[bytes | None], blocked: set[bytes], most: int, room: int) -> None:
+def test_the_log_is_split_where_a_key_waits(
+    sent: list[bytes | None], blocked: set[bytes], most: int, room: int
+) -> None:
     stands = aside(*(Waiting(number, key) for number, key in enumerate(sorted(blocked))))
     messages = [Message(b"%d" % number, key) for number, key in enumerate(sent)]
 

@@ -109,7 +109,9 @@ def test_the_policies_do_to_a_keyed_message_what_the_table_says(policy: Any, fai
 
 
 @given(st.integers(1, 100), st.integers(0, 100), st.floats(0, 1_000))
-def test_a_stride_is_within_its_bounds_and_grows_no_faster_than_twofold(stride: int, handled: int, seconds: float) -> None:
+def test_a_stride_is_within_its_bounds_and_grows_no_faster_than_twofold(
+    stride: int, handled: int, seconds: float
+) -> None:
     assert 1 <= next_stride(stride, handled, seconds) <= min(2 * stride, 100)
 
 

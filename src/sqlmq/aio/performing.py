@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING
 
 from sqlmq.aio.threads import to_the_end
 from sqlmq.block import JOIN_MODE, Block
+from sqlmq.performing import NotBegunError
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -81,29 +83,32 @@ class AsyncTransacting(Awaiting):
             await self._threads.run(step.settled)
 
     async def _transact(self, step: Step, batch: list[Message]) -> None:
-        from sqlalchemy.ext.asyncio import AsyncSession
-
-        if self._make_session is None:
-            async with self._engines.get().connect() as connection:
-                session = AsyncSession(connection, join_transaction_mode=JOIN_MODE)
-                await self._handle(step, batch, connection, session)
-            return
-        async with self._make_session() as session:
-            await self._check(session)
-            await self._handle(step, batch, session, session)
-
-    async def _handle(
-        self, step: Step, batch: list[Message], target: AsyncConnection | AsyncSession, session: AsyncSession
-    ) -> None:
-        block = Block(self._shared, self._group())
-        bound = None if target is session else session.sync_session
-        try:
-            await target.run_sync(lambda given: block.begin(given, bound))
-            await target.run_sync(lambda _: block.guard())
+        async with AsyncExitStack() as stack:
+            try:
+                block, target, session = await self._begin(stack)
+            except Exception as error:
+                raise NotBegunError from error
             await self._handler(batch if self._in_batches else batch[0], session)
             await to_the_end(self._commit(step, block, target))
-        finally:
-            await to_the_end(target.run_sync(lambda _: block.undo()))
+
+    async def _begin(self, stack: AsyncExitStack) -> tuple[Block, AsyncConnection | AsyncSession, AsyncSession]:
+        from sqlalchemy.ext.asyncio import AsyncSession
+
+        target: AsyncConnection | AsyncSession
+        if self._make_session is None:
+            target = await self._engines.get().connect()
+            session = AsyncSession(target, join_transaction_mode=JOIN_MODE)
+        else:
+            target = session = self._make_session()
+        stack.push_async_callback(lambda: to_the_end(target.close()))
+        if self._make_session is not None:
+            await self._check(session)
+        block = Block(self._shared, self._group())
+        bound = None if target is session else session.sync_session
+        stack.push_async_callback(lambda: to_the_end(target.run_sync(lambda _: block.undo())))
+        await target.run_sync(lambda given: block.begin(given, bound))
+        await target.run_sync(lambda _: block.guard())
+        return block, target, session
 
     @staticmethod
     async def _commit(step: Step, block: Block, target: AsyncConnection | AsyncSession) -> None:
