@@ -13,7 +13,7 @@ import traceback
 from typing import TYPE_CHECKING, NamedTuple
 
 from sqlmq.aside import Waiting
-from sqlmq.errors import FencedError
+from sqlmq.errors import DatabaseBusyError, DatabaseUnavailableError, FencedError, OutcomeUnknownError
 from sqlmq.flows import park
 from sqlmq.retry import Verdict, verdict
 from sqlmq.store.parked import Reason, Record
@@ -44,6 +44,9 @@ _STATES: dict[Verdict, State] = {
     Verdict.DEAD: "dead",
     Verdict.STOP: "stopped",
 }
+
+PASSING = (DatabaseUnavailableError, DatabaseBusyError, OutcomeUnknownError)
+"""What may be over when it is tried again."""
 
 ENDED = Reason("ProcessEnded", "The process ended, or lost the partition, while it handled the message.", None)
 
@@ -171,29 +174,47 @@ class Handling:
     def interrupt(self, worker: Receiver, attempt: Attempt) -> None:
         """The attempt does not count: it is to be made again, here or elsewhere."""
         waiting = attempt.waiting
-        if waiting is not None:
-            position = attempt.position(attempt.progress.committable())
-            self._write(
-                lambda conn: park.take_back(conn, self._database.dialect, attempt.seat, position, waiting.offset)
-            )
-        self.lose(worker, attempt)
+        try:
+            if waiting is not None:
+                position = attempt.position(attempt.progress.committable())
+                self._write(
+                    lambda conn: park.take_back(conn, self._database.dialect, attempt.seat, position, waiting.offset)
+                )
+        finally:
+            self.give_up(worker)
+
+    def give_up(self, worker: Receiver) -> None:
+        """What *worker* has was not tried; what is known of its partition stays true."""
+        with self._lock:
+            self._stock.give_up(worker)
 
     def lose(self, worker: Receiver, attempt: Attempt, *, is_uncertain: bool = False) -> None:
-        """Nobody here will finish the attempt; what is known of the partition may be wrong.
+        """Nobody here knows how the attempt ended; what is known of the partition may be wrong.
 
         If even its position *is_uncertain*, the partition is handed back, and its next owner will ask.
         """
         with self._lock:
             self._stock.give_up(worker)
             self._parking.forget(attempt.progress)
-            if is_uncertain:
-                self._ownership.part_with(attempt.progress)
+        if is_uncertain:
+            self._part_with(attempt)
 
     def end_stuck(self, worker: Receiver, attempt: Attempt, error: TimeoutError) -> None:
         """Take the partition from a handler that does not end: the attempt has failed, and others go on."""
-        self.fail(worker, attempt, error)
-        with self._lock:
-            self._ownership.part_with(attempt.progress)
+        try:
+            self.fail(worker, attempt, error)
+        except PASSING as failure:
+            log.warning("A failure could not be written down; the attempt counts all the same: %s", failure)
+            self.lose(worker, attempt)
+        self._part_with(attempt)
+
+    def _part_with(self, attempt: Attempt) -> None:
+        try:
+            with self._lock:
+                self._ownership.part_with(attempt.progress)
+        except PASSING as error:
+            # It is not ours any more as far as we know, and the next look at the group will put that right.
+            log.warning("Partition %d could not be handed back yet: %s", attempt.progress.partition, error)
 
     def _count(self, attempt: Attempt) -> bool:
         progress, messages, waiting = attempt.progress, attempt.messages, attempt.waiting

@@ -129,7 +129,8 @@ class Parking:
 
     def _look(self, now: float) -> None:
         active = self._stock.active()
-        self._asides = {id_: entry for id_, entry in self._asides.items() if self._is_claimed(entry[0])}
+        claimed = self._ownership.claimed
+        self._asides = {id_: entry for id_, entry in self._asides.items() if claimed.get(id_) is entry[0]}
         unknown = [progress for progress in active if progress.partition_id not in self._asides]
         known: list[PartitionProgress] = []
         if now >= self._refresh_at:

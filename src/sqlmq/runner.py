@@ -11,14 +11,8 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
-from sqlmq.errors import (
-    ConsumerClosedError,
-    DatabaseBusyError,
-    DatabaseUnavailableError,
-    FencedError,
-    OutcomeUnknownError,
-)
-from sqlmq.handling import Handling
+from sqlmq.errors import ConsumerClosedError, FencedError
+from sqlmq.handling import PASSING, Handling
 from sqlmq.options import check_count, check_seconds
 from sqlmq.parking import Parking
 from sqlmq.performing import NotBegunError, Step
@@ -103,12 +97,13 @@ class Worker:
         self.began = math.inf
         """When its handler got what it has now, by the monotonic clock."""
         self.is_replaced = False
+        """Whether another one has taken its place, because its handler does not end."""
         self.has_warned = False
         self.thread: threading.Thread
 
     def is_alive(self) -> bool:
         """Whether it can still finish what it has; as ``Receiver``."""
-        return self.thread.is_alive() and not self.is_replaced
+        return self.thread.is_alive()
 
 
 class Run:
@@ -219,9 +214,12 @@ class Run:
     def _attempt(self, worker: Worker, attempt: Attempt) -> None:
         handling = self._handling
         try:
-            if handling.begin(worker, attempt):
+            if self._begin(worker, attempt):
                 self._handle(worker, attempt)
-        except (DatabaseUnavailableError, DatabaseBusyError, OutcomeUnknownError) as error:
+        except FencedError as error:
+            log.warning("%s", error)
+            handling.lose(worker, attempt)
+        except PASSING as error:
             log.warning("%s goes on trying: %s", worker.name, error)
             handling.lose(worker, attempt, is_uncertain=attempt.is_settling)
             self._pause()
@@ -229,6 +227,15 @@ class Run:
             self._busy_at = time.monotonic()
             worker.attempt, worker.began, worker.has_warned = None, math.inf, False
             self._host.wakeups.wake()  # whoever looks for messages: this partition is free again
+
+    def _begin(self, worker: Worker, attempt: Attempt) -> bool:
+        try:
+            return self._handling.begin(worker, attempt)
+        except PASSING as error:
+            log.warning("%s goes on trying: %s", worker.name, error)
+            self._handling.give_up(worker)
+            self._pause()
+            return False
 
     def _handle(self, worker: Worker, attempt: Attempt) -> None:
         handling = self._handling
@@ -241,31 +248,29 @@ class Run:
         try:
             self._perform(step)
         except NotBegunError as failure:
-            if handling.claim(attempt):
-                handling.interrupt(worker, attempt)
+            self._interrupt(worker, attempt)
             raise failure.__cause__ or failure from None
-        except FencedError as error:
-            if not attempt.is_settling:
+        except Exception as error:
+            if attempt.is_settling and isinstance(error, (FencedError, *PASSING)):
+                if handling.claim(attempt):
+                    raise
+            elif attempt.current:
                 self._failed(worker, attempt, error)
-            elif handling.claim(attempt):
-                log.warning("%s", error)
-                handling.lose(worker, attempt)
-        except (DatabaseUnavailableError, DatabaseBusyError, OutcomeUnknownError) as error:
-            if not attempt.is_settling:
-                self._failed(worker, attempt, error)
-            elif handling.claim(attempt):
+            else:
+                self._interrupt(worker, attempt)
                 raise
-        except Exception as error:  # noqa: BLE001 - whatever a handler raises is a failure of the message
-            self._failed(worker, attempt, error)
         except BaseException:
-            if handling.claim(attempt):
-                handling.interrupt(worker, attempt)
+            self._interrupt(worker, attempt)
             raise
         else:
             if handling.claim(attempt):
                 handling.succeed(worker, attempt, is_settled=self._perform.is_settling)
                 handled = 1 if not attempt.current else attempt.messages.index(attempt.current[-1]) + 1
                 worker.stride = self._next_stride(worker.stride, handled, time.monotonic() - began)
+
+    def _interrupt(self, worker: Worker, attempt: Attempt) -> None:
+        if self._handling.claim(attempt):
+            self._handling.interrupt(worker, attempt)
 
     def _failed(self, worker: Worker, attempt: Attempt, error: BaseException) -> None:
         worker.stride = 1
@@ -343,13 +348,9 @@ class Run:
         if not self._handling.claim(attempt):
             return
         error = TimeoutError(f"The handler did not end within {most} seconds (max_processing_seconds).")
-        self._workers.remove(worker)
-        try:
-            self._handling.end_stuck(worker, attempt, error)
-        except (DatabaseUnavailableError, DatabaseBusyError, OutcomeUnknownError) as failure:
-            log.warning("%s goes on trying: %s", worker.name, failure)
-            self._handling.lose(worker, attempt)
         worker.is_replaced = True
+        self._workers.remove(worker)
+        self._handling.end_stuck(worker, attempt, error)
         self._perform.abandon(worker)
         self._start(worker.name)
 
@@ -372,7 +373,7 @@ class Run:
             self._perform.abandon(worker)
             try:
                 self._handling.interrupt(worker, attempt)
-            except (DatabaseUnavailableError, DatabaseBusyError, OutcomeUnknownError) as error:
+            except PASSING as error:
                 log.warning("An attempt that was interrupted counts all the same: %s", error)
 
     def _wake(self) -> None:

@@ -5,13 +5,15 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from sqlalchemy import text
+from sqlalchemy import create_engine, text
 from sqlalchemy.orm import Session, sessionmaker
 
-from sqlmq import Message, Retry
+from sqlmq import Message, Retry, TransactionError
 from tests.contract.running import Recorder, drain, numbered, position, send, set_aside
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from sqlalchemy import Engine
 
     from sqlmq import MQ
@@ -80,6 +82,20 @@ def test_sessions_are_made_by_the_applications_own_sessionmaker(mq: MQ, engine: 
     assert handler.numbers == [0, 1, 2]
     assert len(made) == 3
     assert position(mq) == 3
+
+
+@pytest.mark.sync_only("asyncio has session makers of its own: tests/aio")
+def test_a_session_that_can_not_be_used_ends_the_run_and_fails_no_message(mq: MQ, tmp_path: Path) -> None:
+    send(mq, numbered(2))
+    elsewhere = create_engine(f"sqlite:///{tmp_path / 'elsewhere.db'}")
+    called = Recorder()
+
+    with pytest.raises(TransactionError, match="leads to another database"):
+        drain(mq.consumer("orders", "billing"), called, transaction=True, session=sessionmaker(elsewhere))
+    elsewhere.dispose()
+
+    assert called.values == []
+    assert set_aside(mq) == []
 
 
 @pytest.mark.parametrize("statement", ["COMMIT", "ROLLBACK"])

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 from sqlalchemy import create_engine
 
-from sqlmq import MQ, DatabaseUnavailableError, Message, OutcomeUnknownError
+from sqlmq import MQ, DatabaseUnavailableError, Message, OutcomeUnknownError, Retry
 from sqlmq.migrate import upgrade
 from tests.contract.waiting import until
 from tests.postgres_server import PostgresServer, installations
@@ -123,6 +123,38 @@ def test_the_queue_goes_on_by_itself_when_the_server_comes_back(server: Postgres
         # What is in the log was acknowledged, or its producer was told that this is not known.
         unknown = sum(isinstance(error, OutcomeUnknownError) for error in traffic.refused)
         assert len(traffic.acknowledged) <= described.messages <= len(traffic.acknowledged) + unknown
+
+
+@pytest.mark.parametrize("transaction", [False, True], ids=["plain", "transaction"])
+def test_a_run_goes_on_and_no_message_is_to_blame_for_the_server(server: PostgresServer, transaction: bool) -> None:
+    with MQ(server.url) as mq:
+        mq.create_topic("orders", 2)
+        mq.producer("orders").produce_many([Message(b"%d" % number, b"k%d" % (number % 9)) for number in range(300)])
+        handled: list[bytes] = []
+        half, gone = threading.Event(), threading.Event()
+
+        def handler(message: Message, *_session: object) -> None:
+            if len(handled) == 150:
+                half.set()
+                gone.wait(PATIENCE_SECONDS)
+            handled.append(message.value)
+
+        consumer = mq.consumer("orders", "billing")
+        with ThreadPoolExecutor(1) as threads:
+            running = threads.submit(
+                consumer.run, handler, transaction=transaction, retry=Retry(max_attempts=2), handle_signals=False
+            )
+            assert half.wait(PATIENCE_SECONDS)
+            server.kill()
+            gone.set()
+            server.start()
+            until(lambda: len(set(handled)) == 300, "all to be handled", seconds=PATIENCE_SECONDS)
+            consumer.stop()
+            summary = running.result(PATIENCE_SECONDS)
+
+        group = mq.describe_group("orders", "billing")
+    assert summary.dead == 0
+    assert all(partition.lag == 0 for partition in group.partitions)
 
 
 def test_a_listener_hears_again_when_the_server_comes_back(server: PostgresServer) -> None:
