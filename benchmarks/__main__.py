@@ -29,6 +29,7 @@ BENCHMARKS = (
     "reading",
     "peers",
     "waking",
+    "handling",
     "steady",
     "sizes",
     "wal",

@@ -58,6 +58,8 @@ TARGETS = (
     Target("waking", "p99: notices / pgmq", 1, at_most=True),
     Target("waking", "another process, looking, p99", 60, at_most=True, unit="ms"),
     Target("waking", "another process, looking, p99", 60, SQLITE, at_most=True, unit="ms"),
+    Target("handling", "p50: set aside / well", 1.2, at_most=True),
+    Target("handling", "p50: set aside / well", 1.2, SQLITE, at_most=True),
     Target("steady", "produce, last / first", 0.85),
     Target("steady", "poll(1) and commit, last / first", 0.85),
     Target("steady", "produce: nothing deleted / all deleted", 1.2, at_most=True),
