@@ -402,6 +402,26 @@ def test_a_handler_that_takes_too_long_has_failed_and_others_go_on(make_mq: Make
     assert position(mq) == 4
 
 
+def test_a_handler_that_outlasts_a_lease_is_warned_of_and_keeps_its_partition(
+    make_mq: MakeMQ, caplog: pytest.LogCaptureFixture
+) -> None:
+    mq = make_mq(lease_seconds=0.6)
+    send(mq, numbered(2))
+    consumer = mq.consumer("orders", "billing")
+    owners: list[str | None] = []
+
+    def handler(_message: Message) -> None:
+        if not owners:
+            until(lambda: "longer than lease_seconds" in caplog.text, "a warning")
+            owners.append(mq.describe_group("orders", "billing").partitions[0].owner)
+
+    summary = drain(consumer, handler)
+
+    assert owners == [consumer.name]
+    assert summary.handled == 2
+    assert caplog.text.count("longer than lease_seconds") == 1
+
+
 # --- What can't be ---
 
 
