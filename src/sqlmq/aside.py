@@ -27,6 +27,8 @@ class Waiting:
     key: bytes | None
     attempts: int = 0
     due_at: float = -math.inf
+    is_recorded: bool = False
+    """Whether the database has a row of it."""
     has_failed_silently: bool = False
     """Whether its last attempt was begun and nobody knows how it ended: the process did."""
 

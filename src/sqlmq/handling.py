@@ -38,11 +38,12 @@ _ERROR_CHARACTERS = 2_000
 _TRACEBACK_CHARACTERS = 20_000
 _LOG_CHARACTERS = 200
 
-_STATES: dict[Verdict, State] = {
+_STATES: dict[Verdict, State | None] = {
     Verdict.ASIDE: "waiting",
     Verdict.HOLD: "held",
     Verdict.DEAD: "dead",
     Verdict.STOP: "stopped",
+    Verdict.SKIP: None,
 }
 
 ENDED = Reason("ProcessEnded", "The process ended, or lost the partition, while it handled the message.", None)
@@ -97,7 +98,7 @@ class Handling:
         with self._lock:
             for message in attempt.set_aside:
                 attempt.span.take()
-                attempt.aside.put(Waiting(message.offset or 0, message.key))
+                attempt.aside.put(Waiting(message.offset or 0, message.key, is_recorded=True))
                 self.tally.parked += 1
             if not attempt.messages:
                 self._stock.finish(worker, also_left=True)
@@ -202,7 +203,13 @@ class Handling:
         if waiting is not None:
             state: State = "waiting" if attempt.is_parked else "held"
             trying = Record(
-                progress.partition_id, waiting.offset, messages[0].key, state, waiting.attempts + 1, is_trying=True
+                progress.partition_id,
+                waiting.offset,
+                messages[0].key,
+                state,
+                waiting.attempts + 1,
+                is_trying=True,
+                is_known=waiting.is_recorded,
             )
         elif messages:
             in_hand_to = (messages[-1].offset or 0) + 1
@@ -218,6 +225,8 @@ class Handling:
             return False
         with self._lock:
             self._ownership.note(progress, first)
+            if waiting is not None:
+                waiting.is_recorded = True
         return True
 
     def _suspect(self, worker: Receiver, attempt: Attempt, error: BaseException) -> None:
@@ -252,7 +261,7 @@ class Handling:
             self.lose(worker, attempt)
             return
         _say(message, chosen, attempts, delay, error)
-        waiting = Waiting(offset, message.key, attempts, time.monotonic() + delay)
+        waiting = Waiting(offset, message.key, attempts, time.monotonic() + delay, is_recorded=True)
         with self._lock:
             self._ownership.note(attempt.progress, position.offset)
             attempt.progress.marked_to = position.in_hand_to
@@ -296,10 +305,16 @@ class Handling:
         reason: Reason | None,
     ) -> bool:
         dialect, seat = self._database.dialect, attempt.seat
-        offset = message.offset or 0
-        if chosen is Verdict.SKIP:
-            return self._write(lambda conn: park.settle(conn, dialect, seat, position, offset))
-        record = Record(seat.claim.partition_id, offset, message.key, _STATES[chosen], attempts, delay, reason)
+        record = Record(
+            seat.claim.partition_id,
+            message.offset or 0,
+            message.key,
+            _STATES[chosen],
+            attempts,
+            delay,
+            reason,
+            is_known=attempt.waiting is not None and attempt.waiting.is_recorded,
+        )
         return self._write(lambda conn: park.record(conn, dialect, seat, position, record))
 
     def _lose_parked(self, worker: Receiver, attempt: Attempt) -> None:

@@ -141,11 +141,15 @@ class Parking:
         ids = [progress.partition_id for progress in (*unknown, *known)]
         group, dialect = self._ownership.group, self._database.dialect
         found = self._database.read(lambda conn: park.load(conn, dialect, group, ids))
+        for progress in (*unknown, *known):
+            if (standing := found.standing.get(progress.partition_id)) is not None:
+                progress.skip_to(standing.offset)
         rows: dict[int, list[Row]] = {id_: [] for id_ in ids}
         for row in found.rows:
             rows[row.partition_id].append(row)
         for progress in unknown:
-            in_hand_to = found.in_hand[progress.partition_id]
+            standing = found.standing.get(progress.partition_id)
+            in_hand_to = 0 if standing is None else standing.in_hand_to or 0
             position = progress.committable()
             aside = _aside(rows[progress.partition_id], position, in_hand_to, now)
             if aside.held is None and in_hand_to == position + 1:
@@ -228,6 +232,5 @@ def _aside(rows: Sequence[Row], position: int, suspect_to: int, now: float) -> A
 
 
 def _waiting(row: Row, now: float) -> Waiting:
-    return Waiting(
-        row.offset, row.key, row.attempts, -math.inf if row.is_trying else now + row.due_seconds, row.is_trying
-    )
+    due_at = -math.inf if row.is_trying else now + row.due_seconds
+    return Waiting(row.offset, row.key, row.attempts, due_at, is_recorded=True, has_failed_silently=row.is_trying)

@@ -16,6 +16,7 @@ from sqlmq.schema import tables
 if TYPE_CHECKING:
     import contextlib
     from collections.abc import Collection, Sequence
+    from datetime import datetime
 
     from sqlalchemy import URL, ColumnElement, Connection, Engine, Insert, Row, Select, Table
     from sqlalchemy.ext.asyncio import AsyncEngine
@@ -193,6 +194,10 @@ class Dialect(ABC):
     @abstractmethod
     def after(self, seconds: float) -> ColumnElement[Any]:
         """The moment *seconds* from now by the database's clock, as it is stored."""
+
+    @abstractmethod
+    def moment(self, stored: Any) -> datetime:  # noqa: ANN401 - what the driver makes of the column
+        """A moment as it is *stored*, aware, UTC."""
 
     @abstractmethod
     def age_seconds(self, moment: ColumnElement[object]) -> ColumnElement[float]:

@@ -7,7 +7,7 @@ messages on. Reading has a module of its own.
 from __future__ import annotations
 
 import contextlib
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import psycopg
@@ -180,6 +180,9 @@ class Postgresql(Dialect):
 
     def after(self, seconds: float) -> ColumnElement[Any]:
         return func.clock_timestamp(type_=DateTime(timezone=True)) + timedelta(seconds=seconds)
+
+    def moment(self, stored: datetime) -> datetime:
+        return stored.astimezone(UTC)
 
     def age_seconds(self, moment: ColumnElement[object]) -> ColumnElement[float]:
         return func.date_part("epoch", func.clock_timestamp() - moment, type_=Float)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sqlite3
 from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -50,6 +51,7 @@ if TYPE_CHECKING:
     from sqlmq.message import Contents, LogRow
 
 _BUSY_TIMEOUT_SECONDS = 10
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 NOW_US = "CAST((julianday('now') - 2440587.5) * 86400000000 AS INTEGER)"
 """This moment in microseconds since 1970 (to a millisecond), in every SQLite since 3.8."""
@@ -158,6 +160,9 @@ class Sqlite(Dialect):
 
     def after(self, seconds: float) -> ColumnElement[Any]:
         return literal_column(NOW_US) + literal(int(seconds * 1_000_000))
+
+    def moment(self, stored: int) -> datetime:
+        return _EPOCH + timedelta(microseconds=stored)
 
     def age_seconds(self, moment: ColumnElement[object]) -> ColumnElement[float]:
         return type_coerce((literal_column(NOW_US) - type_coerce(moment, Float)) / 1e6, Float)
