@@ -353,12 +353,12 @@ def _reason(attempt: Attempt, error: BaseException | None) -> Reason | None:
     text = "".join(traceback.format_exception(error))
     kind = type(error)
     name = kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
-    # Postgres keeps no NUL in text.
-    return Reason(
-        name.replace("\x00", ""),
-        str(error).replace("\x00", "")[:_ERROR_CHARACTERS],
-        text.replace("\x00", "")[-_TRACEBACK_CHARACTERS:],
-    )
+    return Reason(_storable(name), _storable(str(error))[:_ERROR_CHARACTERS], _storable(text)[-_TRACEBACK_CHARACTERS:])
+
+
+def _storable(text: str) -> str:
+    """*text* without what a database can't keep: NUL, and the halves of characters, as file names can have."""
+    return text.replace("\x00", "").encode(errors="backslashreplace").decode()
 
 
 def _say(message: Message, chosen: Verdict, attempts: int, delay: float, error: BaseException | None) -> None:

@@ -126,6 +126,20 @@ def test_one_message_is_shown_with_its_traceback_and_itself(mq: MQ, shift: Shift
     assert shown.message.timestamp is not None
 
 
+def test_an_error_whose_text_no_database_can_keep_is_kept_as_far_as_it_can(
+    mq: MQ, shift: Shift, parked: Parked
+) -> None:
+    produce(mq, "a:bad")
+
+    def fail(_message: Message) -> None:
+        complaint = "no file \udcff\x00"
+        raise ValueError(complaint)
+
+    shift.run(fail, retry=ONCE)
+
+    assert parked.get(0, 0).error == "no file \\udcff"
+
+
 def test_a_message_that_is_in_the_log_no_more_is_shown_without_itself(
     mq: MQ, shift: Shift, parked: Parked, connection: Connection, database: DatabaseUnderTest
 ) -> None:
