@@ -126,7 +126,8 @@ class Parking:
         self._asides.pop(progress.partition_id, None)
 
     def __len__(self) -> int:
-        return sum(len(aside) + (aside.held is not None) for _, aside in self._asides.values())
+        """How many messages wait for another attempt."""
+        return sum(len(aside) + aside.is_holding for _, aside in self._asides.values())
 
     def _look(self, now: float) -> None:
         active = self._stock.active()

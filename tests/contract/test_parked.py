@@ -191,6 +191,16 @@ def test_a_dead_letter_blocks_no_key(mq: MQ, shift: Shift, parked: Parked) -> No
     assert parked.blocked_keys() == []
 
 
+def test_a_run_that_is_to_end_when_nothing_comes_does_not_wait_for_a_decision(
+    mq: MQ, shift: Shift, parked: Parked
+) -> None:
+    produce(mq, "a:bad", "b:behind")
+
+    shift.run(Handler(b"bad"), retry=ONCE, on_failure="stop")
+
+    assert [(one.offset, one.state) for one in parked.list()] == [(0, "stopped")]
+
+
 # --- Retried ---
 
 
