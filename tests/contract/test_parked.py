@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -127,8 +128,10 @@ def test_one_message_is_shown_with_its_traceback_and_itself(mq: MQ, shift: Shift
 
 
 def test_an_error_whose_text_no_database_can_keep_is_kept_as_far_as_it_can(
-    mq: MQ, shift: Shift, parked: Parked
+    mq: MQ, shift: Shift, parked: Parked, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    # What is logged can't pass from one process of a test run to the other either.
+    monkeypatch.setattr(logging.getLogger("sqlmq.handling"), "disabled", True)
     produce(mq, "a:bad")
 
     def fail(_message: Message) -> None:
