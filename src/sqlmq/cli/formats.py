@@ -46,8 +46,8 @@ def as_json(message: Message) -> bytes:
         "partition": message.partition,
         "offset": message.offset,
         "timestamp": message.timestamp.isoformat() if message.timestamp else None,
-        **_text_or_base64("key", message.key),
-        **_text_or_base64("value", message.value),
+        **text_or_base64("key", message.key),
+        **text_or_base64("value", message.value),
         "headers": dict(message.headers),
     }
     return f"{line(facts)}\n".encode()
@@ -80,7 +80,8 @@ def _constant(text: bytes) -> Writer:
     return lambda _: text
 
 
-def _text_or_base64(name: str, data: bytes | None) -> dict[str, str | None]:
+def text_or_base64(name: str, data: bytes | None) -> dict[str, str | None]:
+    """*data* as a field called *name*, for JSON; what is no UTF-8, in base64 as ``name_base64``."""
     if data is None:
         return {name: None}
     try:
