@@ -17,7 +17,6 @@ from sqlmq.dialects import Dialect, Position, dialect_named
 from sqlmq.flows import consume, manage, membership, outlook, produce, transact
 from sqlmq.flows.produce import Routed
 from sqlmq.partitioner import Rotation
-from sqlmq.progress import PartitionProgress
 from sqlmq.store import groups, messages, offsets
 from sqlmq.store.offsets import Commit
 
@@ -106,10 +105,8 @@ def commit(grown: Grown, connection: Connection) -> None:
 
 
 def prune(grown: Grown, connection: Connection) -> None:
-    progresses = [
-        PartitionProgress("orders", number, id_, 1, 1_999) for number, id_ in enumerate(grown.topic.partition_ids)
-    ]
-    consume.prune(connection, grown.dialect, grown.group, progresses)
+    windows = [offsets.Window(id_, 0, 1_999) for id_ in grown.topic.partition_ids]
+    consume.prune(connection, grown.dialect, grown.group, windows)
 
 
 def survey(grown: Grown, connection: Connection) -> None:
