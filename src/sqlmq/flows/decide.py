@@ -201,10 +201,13 @@ def _discard(conn: Connection, dialect: Dialect, group: Group, selection: Select
 
 
 def _behind(position: Commit) -> Commit:
-    """The position behind *position*, with what is in hand there beyond that message."""
+    """The position behind *position*, with what may have been in hand there beyond that message.
+
+    A single message is left out: of one alone the next owner would take it for certain.
+    """
     offset = position.offset + 1
     in_hand_to = position.in_hand_to or 0
-    return Commit(position.partition_id, offset, in_hand_to if in_hand_to > offset else None)
+    return Commit(position.partition_id, offset, in_hand_to if in_hand_to > offset + 1 else None)
 
 
 def _copied(place: _Place, row: Row[Any]) -> Message:
