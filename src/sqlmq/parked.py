@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
     from sqlmq.description import BlockedKey, ParkedDetails, ParkedMessage, ParkedState
     from sqlmq.dialects import Dialect
+    from sqlmq.flows.decide import Decided
     from sqlmq.message import ProducerResult
     from sqlmq.store.topics import Topic
 
@@ -50,7 +51,8 @@ class Parked:
     *state*; those that fit all that is said. With none of them nothing is meant: *everything* has to be said.
     Each is one transaction, all or nothing.
 
-    A consumer that runs the group notices within twice ``poll_max_seconds``. What is decided about a message that it
+    A consumer that runs the group notices within twice ``poll_max_seconds``; within ten times that, if it is idle and no
+    notice reaches it. What is decided about a message that it
     handles at that moment holds: if the attempt fails, that counts for nothing; if it succeeds, the message is done.
     """
 
@@ -135,7 +137,7 @@ class Parked:
         already. Those for which a partition waits (``held``, ``stopped``) are tried in their place.
         """
         wanted = _chosen(_wanted(partition, offset, key, state), everything=everything)
-        return self._write(lambda conn, dialect: decide.retry(conn, dialect, self._scope, wanted))
+        return self._told(self._write(lambda conn, dialect: decide.retry(conn, dialect, self._scope, wanted)))
 
     def discard(
         self,
@@ -151,7 +153,7 @@ class Parked:
         The next one of their key is due, and a partition that waits for one goes on behind it. They stay in the log.
         """
         wanted = _chosen(_wanted(partition, offset, key, state), everything=everything)
-        return self._write(lambda conn, dialect: decide.discard(conn, dialect, self._scope, wanted))
+        return self._told(self._write(lambda conn, dialect: decide.discard(conn, dialect, self._scope, wanted)))
 
     def copy(
         self,
@@ -177,12 +179,20 @@ class Parked:
         self.list(limit=1)
         to = self._find_or_create(to_topic)
         turn = Rotation(random.randrange(to.partitions))
-        results = self._write(
+        topic_id, results = self._write(
             lambda conn, dialect: decide.copy(conn, dialect, self._scope, wanted, to, turn, discarding=discard)
         )
         if results:
             self._wake(to.id)
+            if discard:
+                self._wake(topic_id)
         return results
+
+    def _told(self, decided: Decided) -> int:
+        """Have consumers that idle look, if anything was decided; return about how many messages."""
+        if decided.messages:
+            self._wake(decided.topic_id)
+        return decided.messages
 
     def __repr__(self) -> str:
         return f"<Parked messages of {self.topic!r} in {self.group!r}>"

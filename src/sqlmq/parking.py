@@ -35,6 +35,8 @@ log = logging.getLogger(__name__)
 
 _REFRESH_POLLS = 2
 """How many polls apart rows are read again, which people may have changed."""
+_REST_POLLS = 10
+"""And how many, if nobody has told of anything: for all who idle, that is a statement each time."""
 _BEYOND = 100
 """How many messages to look at beyond those wanted, where some may have to be set aside."""
 
@@ -100,6 +102,7 @@ class Parking:
         self._options = options
         self._asides: dict[int, tuple[PartitionProgress, Aside]] = {}
         self._refresh_at = 0.0
+        self._is_stirred = False
         self._full: set[int] = set()
 
     def choose(self, worker: Receiver, stride: int) -> Attempt | None:
@@ -115,11 +118,18 @@ class Parking:
         span = self._stock.reserve(worker, lambda progress: self._wanted(progress, stride, now))
         return None if span is None else self._fresh(span, stride)
 
-    def next_due_at(self) -> float:
-        """When, by the monotonic clock, something that stands aside is due in a partition that nobody works on."""
-        return min(
-            (aside.next_due_at() for progress, aside in self._asides.values() if progress.is_idle), default=math.inf
-        )
+    def look_at(self) -> float:
+        """When, by the monotonic clock, there is something to ``choose``, if nobody says so before.
+
+        Something that stands aside is due then, in a partition that nobody works on; or it is time to read rows again.
+        """
+        patience = (0 if self._is_stirred else _REST_POLLS - _REFRESH_POLLS) * self._options.poll_max_seconds
+        due = (aside.next_due_at() for progress, aside in self._asides.values() if progress.is_idle)
+        return min((self._refresh_at + patience, *due))
+
+    def stir(self) -> None:
+        """Somebody was woken: people may have changed rows."""
+        self._is_stirred = True
 
     def forget(self, progress: PartitionProgress) -> None:
         """What is known here may be wrong: ask before the partition is worked on again."""
@@ -136,6 +146,7 @@ class Parking:
         known: list[PartitionProgress] = []
         if now >= self._refresh_at:
             self._refresh_at = now + _REFRESH_POLLS * self._options.poll_max_seconds
+            self._is_stirred = False
             known = [progress for progress in active if progress.partition_id in self._asides and progress.is_idle]
         if not unknown and not known:
             return

@@ -51,9 +51,9 @@ class Handler:
 class Shift:
     """The group `billing` of the topic `orders`, run by a queue of its own."""
 
-    def __init__(self, database: DatabaseUnderTest) -> None:
+    def __init__(self, database: DatabaseUnderTest, *, notify: bool = True) -> None:
         # Looks again soon, so that what people have decided is found soon.
-        self.mq = MQ(database.url, schema=database.schema, poll_max_seconds=0.05)
+        self.mq = MQ(database.url, schema=database.schema, poll_max_seconds=0.05, notify=notify)
 
     def run(self, handler: Callable[[Message], None], **options: Any) -> None:
         """Handle all there is."""

@@ -329,6 +329,27 @@ def test_a_stopped_message_that_is_retried_is_held_until_somebody_runs_the_group
     assert held.due_at is not None
 
 
+@pytest.mark.parametrize("notify", [True, False])
+def test_a_consumer_that_has_long_had_nothing_to_do_finds_what_was_decided(
+    mq: MQ, database: DatabaseUnderTest, *, notify: bool
+) -> None:
+    mq.create_topic("orders", 1)
+    parked = mq.parked("orders", "billing")
+    produce(mq, "a:bad")
+    handler = Handler(b"bad")
+    shift = Shift(database, notify=notify)
+
+    with shift.running(handler, retry=ONCE) as consumer:
+        until(lambda: offsets(parked, state="dead") == [0], "a dead letter")
+        until(lambda: consumer.wakeups.patient > 0, "it leaves looking to others")
+        handler.failing.clear()
+        parked.retry(0, 0)
+        until(lambda: parked.list() == [], "handled")
+
+    shift.mq.close()
+    assert handler.given == [b"bad", b"bad"]
+
+
 # --- Discarded ---
 
 

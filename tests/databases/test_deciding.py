@@ -94,11 +94,11 @@ def test_what_was_in_hand_behind_a_discarded_message_stays_suspect(
         parked.put(connection, dialect, group, Record(partition_id, 7, b"a", "stopped", 5))
 
     with engine.begin() as connection:
-        count = decide.discard(connection, dialect, Scope("orders", "billing"), Wanted(state="stopped"))
+        decided = decide.discard(connection, dialect, Scope("orders", "billing"), Wanted(state="stopped"))
 
     with engine.connect() as connection:
         standing = offsets.standing(connection, dialect, group, [partition_id])[partition_id]
-    assert count == 1
+    assert decided.messages == 1
     assert standing == Commit(partition_id, 8, left and 7 + left)
 
 

@@ -1,8 +1,8 @@
 """Deciding: what people and programs see of parked messages, and what they have done with them.
 
 Each verb that changes something first locks the claims of the partitions that it touches, whoever has them, in order of
-id, until the transaction ends: so it never crosses the owner's own writes. The owner is not told. It finds out when it
-looks at its rows again, or when what it has made of a message is refused (``flows.park``).
+id, until the transaction ends: so it never crosses the owner's own writes. The owner finds out when it looks at its rows
+again, or when what it has made of a message is refused (``flows.park``).
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from sqlmq.errors import NotParkedError, UnknownTopicError
 from sqlmq.flows import produce
 from sqlmq.flows.manage import find_topic
 from sqlmq.flows.produce import Routed
-from sqlmq.message import Message
+from sqlmq.message import Message, ProducerResult
 from sqlmq.options import check_partition
 from sqlmq.store import groups, messages, offsets, selected, topics
 from sqlmq.store.offsets import Commit
@@ -31,7 +31,6 @@ if TYPE_CHECKING:
     from sqlmq.description import ParkedState
     from sqlmq.dialects import Dialect
     from sqlmq.flows.produce import Turn
-    from sqlmq.message import ProducerResult
     from sqlmq.store.groups import Group
     from sqlmq.store.topics import Topic
 
@@ -58,6 +57,20 @@ class Wanted(NamedTuple):
     offset: int | None = None
     key: bytes | None = None
     state: ParkedState | None = None
+
+
+class Decided(NamedTuple):
+    """What was decided: about how many messages, and of which topic, by its id."""
+
+    topic_id: int
+    messages: int
+
+
+class Copied(NamedTuple):
+    """Where copies are, and the id of the topic that the originals are of."""
+
+    topic_id: int
+    results: list[ProducerResult]
 
 
 class _Place(NamedTuple):
@@ -126,8 +139,8 @@ def blocked_keys(
     ]
 
 
-def retry(conn: Connection, dialect: Dialect, scope: Scope, wanted: Wanted) -> int:
-    """Have messages tried again from their first attempt on, now; return how many.
+def retry(conn: Connection, dialect: Dialect, scope: Scope, wanted: Wanted) -> Decided:
+    """Have messages tried again from their first attempt on, now.
 
     They wait, as those do that are set aside, in order of offset among those of their key; but the one at the group's
     position is held there.
@@ -136,18 +149,18 @@ def retry(conn: Connection, dialect: Dialect, scope: Scope, wanted: Wanted) -> i
     standing = _standing(conn, dialect, place.group, selection)
     count = selected.retry(conn, dialect, place.group, selection)
     selected.hold(conn, dialect, place.group, [Position(one.partition_id, one.offset) for one in standing])
-    return count
+    return Decided(place.topic.id, count)
 
 
-def discard(conn: Connection, dialect: Dialect, scope: Scope, wanted: Wanted) -> int:
-    """Forget messages; return how many. Behind one at the group's position the group goes on."""
+def discard(conn: Connection, dialect: Dialect, scope: Scope, wanted: Wanted) -> Decided:
+    """Forget messages. Behind one at the group's position the group goes on."""
     place, selection = _lock(conn, dialect, scope, wanted)
-    return _discard(conn, dialect, place.group, selection)
+    return Decided(place.topic.id, _discard(conn, dialect, place.group, selection))
 
 
 def copy(
     conn: Connection, dialect: Dialect, scope: Scope, wanted: Wanted, to: Topic, turn: Turn, *, discarding: bool
-) -> list[ProducerResult]:
+) -> Copied:
     """Append copies to the topic *to*, in order of the originals, and return their places in that order.
 
     What is not in the log any more is passed over. If *discarding*, the originals are discarded. Raises
@@ -167,7 +180,7 @@ def copy(
         results += produce.append(conn, dialect, produce.load(produce.place(to, routed, turn)))
     if discarding:
         _discard(conn, dialect, place.group, selection._replace(only_in_log=True))
-    return results
+    return Copied(place.topic.id, results)
 
 
 def _find(conn: Connection, dialect: Dialect, scope: Scope) -> _Place:
