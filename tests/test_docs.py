@@ -31,10 +31,14 @@ from sqlmq import (
     MQ,
     AsyncConsumer,
     AsyncMQ,
+    AsyncParked,
     AsyncProducer,
+    BlockedKey,
     Consumer,
     GroupDescription,
     GroupPartition,
+    Parked,
+    ParkedMessage,
     PartitionDescription,
     Producer,
     TopicDescription,
@@ -264,7 +268,9 @@ def test_the_reference_has_every_public_name() -> None:
     assert [public for public in sqlmq.__all__ if not re.search(rf"`{public}\b", reference())] == []
 
 
-@pytest.mark.parametrize(("kind", "variable"), [(MQ, "mq"), (Producer, "producer"), (Consumer, "consumer")])
+@pytest.mark.parametrize(
+    ("kind", "variable"), [(MQ, "mq"), (Producer, "producer"), (Consumer, "consumer"), (Parked, "parked")]
+)
 def test_the_reference_has_every_method_with_its_parameters(kind: type, variable: str) -> None:
     # What the background thread asks of a consumer is not the application's.
     internal = {name for name in vars(Keeper) if kind is Consumer}
@@ -279,7 +285,8 @@ def test_the_reference_has_every_method_with_its_parameters(kind: type, variable
 
 
 @pytest.mark.parametrize(
-    ("kind", "variable"), [(AsyncMQ, "mq"), (AsyncProducer, "producer"), (AsyncConsumer, "consumer")]
+    ("kind", "variable"),
+    [(AsyncMQ, "mq"), (AsyncProducer, "producer"), (AsyncConsumer, "consumer"), (AsyncParked, "parked")],
 )
 def test_the_reference_has_every_method_for_asyncio_with_its_parameters(kind: type, variable: str) -> None:
     for method, member in vars(kind).items():
@@ -298,7 +305,9 @@ def test_the_reference_has_every_option() -> None:
     assert [option for option in options if f"| `{option}` |" not in reference()] == []
 
 
-@pytest.mark.parametrize("kind", [TopicDescription, PartitionDescription, GroupDescription, GroupPartition])
+@pytest.mark.parametrize(
+    "kind", [TopicDescription, PartitionDescription, GroupDescription, GroupPartition, ParkedMessage, BlockedKey]
+)
 def test_the_reference_has_what_descriptions_hold(kind: type) -> None:
     row = next(line for line in reference().splitlines() if line.startswith(f"| `{kind.__name__}` |"))
     held = {field.name for field in dataclasses.fields(kind)} | {

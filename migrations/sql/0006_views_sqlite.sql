@@ -2,9 +2,13 @@
 CREATE VIEW sqlmq_parked_message AS
 SELECT
     t.name AS topic, g.name AS group_name, p.number AS partition, k.msg_offset, k.state, k.key, k.attempts,
-    strftime('%Y-%m-%dT%H:%M:%fZ', k.due_at / 1000000.0, 'unixepoch') AS due_at, k.error_type, k.last_error AS error, k.traceback,
-    strftime('%Y-%m-%dT%H:%M:%fZ', k.first_failed_at / 1000000.0, 'unixepoch') AS first_failed_at, strftime('%Y-%m-%dT%H:%M:%fZ', k.last_failed_at / 1000000.0, 'unixepoch') AS last_failed_at, strftime('%Y-%m-%dT%H:%M:%fZ', k.parked_at / 1000000.0, 'unixepoch') AS parked_at,
-    m.value, m.headers, strftime('%Y-%m-%dT%H:%M:%fZ', m.created_at / 1000000.0, 'unixepoch') AS created_at
+    CASE WHEN k.state IN ('waiting', 'held') THEN strftime('%Y-%m-%dT%H:%M:%fZ', k.due_at / 1000000.0, 'unixepoch') END AS due_at,
+    k.error_type, k.last_error AS error, k.traceback,
+    strftime('%Y-%m-%dT%H:%M:%fZ', k.first_failed_at / 1000000.0, 'unixepoch') AS first_failed_at,
+    strftime('%Y-%m-%dT%H:%M:%fZ', k.last_failed_at / 1000000.0, 'unixepoch') AS last_failed_at,
+    strftime('%Y-%m-%dT%H:%M:%fZ', k.parked_at / 1000000.0, 'unixepoch') AS parked_at,
+    m.value, m.headers,
+    strftime('%Y-%m-%dT%H:%M:%fZ', m.created_at / 1000000.0, 'unixepoch') AS created_at
 FROM sqlmq_parked k
 JOIN sqlmq_group g ON g.id = k.group_id
 JOIN sqlmq_topic t ON t.id = g.topic_id
@@ -13,18 +17,28 @@ LEFT JOIN sqlmq_message m ON m.partition_id = k.partition_id AND m.msg_offset = 
 
 -- Messages that have used up their attempts.
 CREATE VIEW sqlmq_dead_letter AS
-SELECT topic, group_name, partition, msg_offset, key, attempts, error_type, error, traceback, first_failed_at, last_failed_at,
-    value, headers, created_at
+SELECT
+    topic, group_name, partition, msg_offset, key, attempts, error_type, error, traceback, first_failed_at,
+    last_failed_at, value, headers, created_at
 FROM sqlmq_parked_message WHERE state = 'dead';
 
--- Keys whose messages wait, each behind the first of them.
+-- Keys whose messages wait, each behind the first of them, whose state, attempts and due_at these are.
 CREATE VIEW sqlmq_blocked_key AS
 SELECT
-    t.name AS topic, g.name AS group_name, p.number AS partition, k.key, count(*) AS messages,
-    min(k.msg_offset) AS first_offset, max(k.attempts) AS attempts, strftime('%Y-%m-%dT%H:%M:%fZ', min(k.parked_at) / 1000000.0, 'unixepoch') AS blocked_since
-FROM sqlmq_parked k
-JOIN sqlmq_group g ON g.id = k.group_id
+    t.name AS topic, g.name AS group_name, p.number AS partition, b.key, b.messages, b.first_offset,
+    k.state, k.attempts,
+    CASE WHEN k.state IN ('waiting', 'held') THEN strftime('%Y-%m-%dT%H:%M:%fZ', k.due_at / 1000000.0, 'unixepoch') END AS due_at,
+    strftime('%Y-%m-%dT%H:%M:%fZ', b.blocked_since / 1000000.0, 'unixepoch') AS blocked_since
+FROM (
+    SELECT
+        group_id, partition_id, key, count(*) AS messages, min(msg_offset) AS first_offset,
+        min(parked_at) AS blocked_since
+    FROM sqlmq_parked
+    WHERE state <> 'dead' AND key IS NOT NULL
+    GROUP BY group_id, partition_id, key
+) b
+JOIN sqlmq_parked k
+    ON k.group_id = b.group_id AND k.partition_id = b.partition_id AND k.msg_offset = b.first_offset
+JOIN sqlmq_group g ON g.id = b.group_id
 JOIN sqlmq_topic t ON t.id = g.topic_id
-JOIN sqlmq_partition p ON p.id = k.partition_id
-WHERE k.state <> 'dead' AND k.key IS NOT NULL
-GROUP BY t.name, g.name, p.number, k.key;
+JOIN sqlmq_partition p ON p.id = b.partition_id;

@@ -22,9 +22,17 @@ message through all of it.
 from importlib.metadata import version
 
 from sqlmq import migrate
-from sqlmq.aio import AsyncConsumer, AsyncMQ, AsyncProducer, AsyncTransaction
+from sqlmq.aio import AsyncConsumer, AsyncMQ, AsyncParked, AsyncProducer, AsyncTransaction
 from sqlmq.consumer import Consumer
-from sqlmq.description import GroupDescription, GroupPartition, PartitionDescription, TopicDescription
+from sqlmq.description import (
+    BlockedKey,
+    GroupDescription,
+    GroupPartition,
+    ParkedDetails,
+    ParkedMessage,
+    PartitionDescription,
+    TopicDescription,
+)
 from sqlmq.errors import (
     ClosedError,
     ConsumerClosedError,
@@ -42,6 +50,7 @@ from sqlmq.errors import (
     IsolationError,
     MessageTooLargeError,
     MQClosedError,
+    NotParkedError,
     OffsetGapError,
     OutboxError,
     OutcomeUnknownError,
@@ -61,6 +70,7 @@ from sqlmq.errors import (
 from sqlmq.message import DelayedMessage, Message, ProducerResult
 from sqlmq.mq import MQ
 from sqlmq.outbox import Publication
+from sqlmq.parked import Parked
 from sqlmq.producer import Producer
 from sqlmq.retry import Retry
 from sqlmq.runner import RunSummary
@@ -72,8 +82,10 @@ __all__ = [
     "MQ",
     "AsyncConsumer",
     "AsyncMQ",
+    "AsyncParked",
     "AsyncProducer",
     "AsyncTransaction",
+    "BlockedKey",
     "ClosedError",
     "Consumer",
     "ConsumerClosedError",
@@ -95,9 +107,13 @@ __all__ = [
     "MQClosedError",
     "Message",
     "MessageTooLargeError",
+    "NotParkedError",
     "OffsetGapError",
     "OutboxError",
     "OutcomeUnknownError",
+    "Parked",
+    "ParkedDetails",
+    "ParkedMessage",
     "PartitionDescription",
     "PermissionDeniedError",
     "Producer",

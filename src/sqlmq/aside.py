@@ -27,6 +27,8 @@ class Waiting:
     key: bytes | None
     attempts: int = 0
     due_at: float = -math.inf
+    is_recorded: bool = False
+    """Whether the database has a row of it."""
     has_failed_silently: bool = False
     """Whether its last attempt was begun and nobody knows how it ended: the process did."""
 
@@ -72,9 +74,14 @@ class Aside:
         first = min(self._firsts(), key=lambda one: one.due_at, default=None)
         return first if first is not None and first.due_at <= now else None
 
+    @property
+    def is_holding(self) -> bool:
+        """Whether a message waits in its place for another attempt."""
+        return self.held is not None and not self.is_stopped
+
     def next_due_at(self) -> float:
         """When there is something to do; never, if nothing waits."""
-        held_at = math.inf if self.held is None or self.is_stopped else self.held.due_at
+        held_at = self.held.due_at if self.held is not None and self.is_holding else math.inf
         return min(held_at, *(one.due_at for one in self._firsts()), math.inf)
 
     def may_read_on(self, most: int) -> bool:

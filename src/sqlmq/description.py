@@ -1,8 +1,15 @@
-"""What there is, for people and programs to look at: topics, groups, and how far each group has come."""
+"""What there is, for people and programs to look at: topics, groups, how far each has come, what it has set aside."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from datetime import datetime
+from typing import Literal, TypeAlias
+
+from sqlmq.message import Message
+
+ParkedState: TypeAlias = Literal["waiting", "held", "stopped", "dead"]
+"""Where a parked message is: aside, tried in its place, in its place and nobody tries it, a dead letter."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,3 +73,63 @@ class GroupDescription:
     def lag(self) -> int:
         """How many messages are not committed yet, over all partitions."""
         return sum(partition.lag for partition in self.partitions)
+
+
+@dataclass(frozen=True, slots=True)
+class ParkedMessage:
+    """A message that a group has set aside. Moments are aware, UTC, by the database's clock."""
+
+    topic: str
+    group: str
+    partition: int
+    offset: int
+    key: bytes | None
+    state: ParkedState
+    attempts: int
+    due_at: datetime | None
+    """When it is tried again, if none of its key is before it; None for what nobody tries: dead letters, stopped ones."""
+    parked_at: datetime
+    first_failed_at: datetime | None
+    """None, like what follows, for a message that waits behind another one of its key and was not tried yet."""
+    last_failed_at: datetime | None
+    error_type: str | None
+    error: str | None
+
+    @property
+    def place(self) -> tuple[int, int]:
+        """Partition and offset: what ``list`` takes as *after*, to go on behind it."""
+        return self.partition, self.offset
+
+
+@dataclass(frozen=True, slots=True)
+class ParkedDetails(ParkedMessage):
+    """A parked message with all there is to know about it."""
+
+    traceback: str | None
+    message: Message | None
+    """The message itself; None if it is not in the log any more."""
+
+
+@dataclass(frozen=True, slots=True)
+class BlockedKey:
+    """A key of a partition whose messages wait, each behind the one before."""
+
+    topic: str
+    group: str
+    partition: int
+    key: bytes
+    messages: int
+    """How many of its messages are set aside, the first included; later ones are set aside when their turn comes."""
+    first_offset: int
+    """The offset of the first, which is what the others wait for."""
+    state: ParkedState
+    """The state of the first, and what follows is about it too."""
+    attempts: int
+    due_at: datetime | None
+    blocked_since: datetime
+    """When the oldest of them was set aside."""
+
+    @property
+    def place(self) -> tuple[int, int]:
+        """Partition and first offset: what ``blocked_keys`` takes as *after*, to go on behind it."""
+        return self.partition, self.first_offset

@@ -9,6 +9,7 @@
      ├── InvalidURLError          (also a ValueError)    a database URL nobody can connect to
      ├── UnknownTopicError        (also a LookupError)
      ├── UnknownGroupError        (also a LookupError)
+     ├── NotParkedError           (also a LookupError)   the group has not set that message aside
      ├── TopicConflictError                              the topic is there, and made otherwise
      ├── ClosedError
      │    ├── MQClosedError
@@ -111,6 +112,20 @@ class UnknownGroupError(SqlmqError, LookupError):
         super().__init__(
             f"Group {group!r} does not exist on topic {topic!r}. A group is made by its first consumer; "
             "`sqlmq groups list` shows those there are."
+        )
+
+
+class NotParkedError(SqlmqError, LookupError):
+    """A group has not set that message aside, or not any more: it was handled, discarded, or never failed."""
+
+    def __init__(self, topic: str, group: str, partition: int, offset: int) -> None:
+        self.topic = topic
+        self.group = group
+        self.partition = partition
+        self.offset = offset
+        super().__init__(
+            f"Group {group!r} has not set message {topic}/{partition}@{offset} aside, or not any more. "
+            f"`sqlmq parked list {topic} --group {group}` shows what it has."
         )
 
 

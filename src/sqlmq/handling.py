@@ -38,11 +38,12 @@ _ERROR_CHARACTERS = 2_000
 _TRACEBACK_CHARACTERS = 20_000
 _LOG_CHARACTERS = 200
 
-_STATES: dict[Verdict, State] = {
+_STATES: dict[Verdict, State | None] = {
     Verdict.ASIDE: "waiting",
     Verdict.HOLD: "held",
     Verdict.DEAD: "dead",
     Verdict.STOP: "stopped",
+    Verdict.SKIP: None,
 }
 
 PASSING = (DatabaseUnavailableError, DatabaseBusyError, OutcomeUnknownError)
@@ -100,6 +101,7 @@ class Handling:
         with self._lock:
             for behind in attempt.set_aside:
                 attempt.span.take()
+                behind.is_recorded = True
                 attempt.aside.put(behind)
             self.tally.parked += len(attempt.set_aside)
             if not attempt.messages:
@@ -223,7 +225,13 @@ class Handling:
         if waiting is not None:
             state: State = "waiting" if attempt.is_parked else "held"
             trying = Record(
-                progress.partition_id, waiting.offset, messages[0].key, state, waiting.attempts + 1, is_trying=True
+                progress.partition_id,
+                waiting.offset,
+                messages[0].key,
+                state,
+                waiting.attempts + 1,
+                is_trying=True,
+                is_known=waiting.is_recorded,
             )
         elif messages:
             in_hand_to = (messages[-1].offset or 0) + 1
@@ -239,6 +247,8 @@ class Handling:
             return False
         with self._lock:
             self._ownership.note(progress, first)
+            if waiting is not None:
+                waiting.is_recorded = True
         return True
 
     def _suspect(self, worker: Receiver, attempt: Attempt, error: BaseException) -> None:
@@ -273,7 +283,7 @@ class Handling:
             self.lose(worker, attempt)
             return
         _say(message, chosen, attempts, delay, error)
-        waiting = Waiting(offset, message.key, attempts, time.monotonic() + delay)
+        waiting = Waiting(offset, message.key, attempts, time.monotonic() + delay, is_recorded=True)
         with self._lock:
             self._ownership.note(attempt.progress, position.offset)
             attempt.progress.marked_to = position.in_hand_to
@@ -317,10 +327,16 @@ class Handling:
         reason: Reason | None,
     ) -> bool:
         dialect, seat = self._database.dialect, attempt.seat
-        offset = message.offset or 0
-        if chosen is Verdict.SKIP:
-            return self._write(lambda conn: park.settle(conn, dialect, seat, position, offset))
-        record = Record(seat.claim.partition_id, offset, message.key, _STATES[chosen], attempts, delay, reason)
+        record = Record(
+            seat.claim.partition_id,
+            message.offset or 0,
+            message.key,
+            _STATES[chosen],
+            attempts,
+            delay,
+            reason,
+            is_known=attempt.waiting is not None and attempt.waiting.is_recorded,
+        )
         return self._write(lambda conn: park.record(conn, dialect, seat, position, record))
 
     def _lose_parked(self, worker: Receiver, attempt: Attempt) -> None:
@@ -359,12 +375,12 @@ def _reason(attempt: Attempt, error: BaseException | None) -> Reason | None:
     text = "".join(traceback.format_exception(error))
     kind = type(error)
     name = kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
-    # Postgres keeps no NUL in text.
-    return Reason(
-        name.replace("\x00", ""),
-        str(error).replace("\x00", "")[:_ERROR_CHARACTERS],
-        text.replace("\x00", "")[-_TRACEBACK_CHARACTERS:],
-    )
+    return Reason(_storable(name), _storable(str(error))[:_ERROR_CHARACTERS], _storable(text)[-_TRACEBACK_CHARACTERS:])
+
+
+def _storable(text: str) -> str:
+    """*text* without what a database can't keep: NUL, and the halves of characters, as file names can have."""
+    return text.replace("\x00", "").encode(errors="backslashreplace").decode()
 
 
 def _say(message: Message, chosen: Verdict, attempts: int, delay: float, error: BaseException | None) -> None:

@@ -33,6 +33,7 @@ from sqlmq.options import (
     check_topic,
 )
 from sqlmq.ownership import Joining
+from sqlmq.parked import Parked
 from sqlmq.producer import Producer
 
 if TYPE_CHECKING:
@@ -237,6 +238,15 @@ class MQ:
             self._database.prepare()
             cancelled = outbox.cancel(session, self._database, wanted)
         return [id_ for id_ in wanted if id_ in cancelled]
+
+    def parked(self, topic: str, group_id: str) -> Parked:
+        """What the group *group_id* has set aside of *topic*: to look at, retry, discard, copy.
+
+        Asks nothing by itself; its methods raise UnknownTopicError or UnknownGroupError.
+        """
+        check_topic(topic)
+        check_group(group_id)
+        return Parked(self._read, self._write, topic, group_id, self._find_or_create, self._announce)
 
     def close(self) -> None:
         """Close every producer and consumer made from this MQ, then the connections, unless the engine was given.

@@ -5,8 +5,9 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, fields
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Literal, TypeAlias
+from typing import TYPE_CHECKING, Literal, TypeAlias, cast, get_args
 
+from sqlmq.description import ParkedState
 from sqlmq.errors import InvalidGroupError, InvalidPartitionError, InvalidTopicError
 from sqlmq.partitioner import PARTITIONERS
 
@@ -125,12 +126,18 @@ def check_partitions(count: object) -> int:
 
 def check_partition(topic: str, number: object, partitions: int) -> int:
     """Return *number* if *topic*, which has *partitions* of them, has a partition with that number."""
-    if isinstance(number, bool) or not isinstance(number, int):
-        message = f"A partition is named by its number, an int, not {type(number).__name__}."
-        raise TypeError(message)
+    number = check_partition_number(number)
     if not 0 <= number < partitions:
         message = f"Topic {topic!r} has the partitions 0 to {partitions - 1}; there is no partition {number}."
         raise InvalidPartitionError(message, partition=number)
+    return number
+
+
+def check_partition_number(number: object) -> int:
+    """Return *number* if a partition could be named by it; whether a topic has that one is for ``check_partition``."""
+    if isinstance(number, bool) or not isinstance(number, int):
+        message = f"A partition is named by its number, an int, not {type(number).__name__}."
+        raise TypeError(message)
     return number
 
 
@@ -249,6 +256,44 @@ def check_no_timeout(timeout: object) -> None:
     if timeout is not None:
         message = "With session= there is nothing to wait for: the message goes when the transaction commits."
         raise ValueError(message)
+
+
+def check_offset(offset: object) -> int:
+    """Return *offset* if a message can have it."""
+    if isinstance(offset, bool) or not isinstance(offset, int):
+        message = f"offset must be int, not {type(offset).__name__}."
+        raise TypeError(message)
+    if offset < 0:
+        message = f"offset must be 0 or more, not {offset}."
+        raise ValueError(message)
+    return offset
+
+
+def check_key(key: object) -> bytes | None:
+    """Return *key* if it is one, or None."""
+    if key is not None and not isinstance(key, bytes):
+        message = f"key must be bytes or None, not {type(key).__name__}."
+        raise TypeError(message)
+    return key
+
+
+def check_state(state: object) -> ParkedState | None:
+    """Return *state* if a parked message can be in it, or None."""
+    if state is not None and state not in get_args(ParkedState):
+        message = f"state is 'waiting', 'held', 'stopped' or 'dead', not {state!r}."
+        raise ValueError(message)
+    return cast("ParkedState | None", state)
+
+
+def check_after(after: object) -> tuple[int, int] | None:
+    """Return *after* if it is a partition and an offset, or None."""
+    if after is None:
+        return None
+    is_place = isinstance(after, tuple) and len(after) == 2 and all(type(number) is int for number in after)
+    if not is_place:
+        message = f"after must be a partition and an offset, as the place of a parked message, not {after!r}."
+        raise TypeError(message)
+    return cast("tuple[int, int]", after)
 
 
 def check_no_timeout_for_delayed(timeout: object) -> None:

@@ -35,6 +35,8 @@ log = logging.getLogger(__name__)
 
 _REFRESH_POLLS = 5
 """How many polls apart rows are read again, which people may have changed."""
+_REST_POLLS = 10
+"""And how many, if nobody has told of anything: for all who idle, that is a statement each time."""
 _BEYOND = 100
 """How many messages to look at beyond those wanted, where some may have to be set aside."""
 
@@ -100,6 +102,7 @@ class Parking:
         self._options = options
         self._asides: dict[int, tuple[PartitionProgress, Aside]] = {}
         self._refresh_at = 0.0
+        self._is_stirred = False
         self._full: set[int] = set()
 
     def choose(self, worker: Receiver, stride: int) -> Attempt | None:
@@ -115,17 +118,26 @@ class Parking:
         span = self._stock.reserve(worker, lambda progress: self._wanted(progress, stride, now))
         return None if span is None else self._fresh(span, stride)
 
-    def look_again_at(self) -> float:
-        """When, by the monotonic clock, to look again at the latest: when something is due, or may have been changed."""
-        due_at = (aside.next_due_at() for progress, aside in self._asides.values() if progress.is_idle)
-        return min((self._refresh_at, *due_at)) if self._asides else math.inf
+    def look_at(self) -> float:
+        """When, by the monotonic clock, there is something to ``choose``, if nobody says so before.
+
+        Something that stands aside is due then, in a partition that nobody works on; or it is time to read rows again.
+        """
+        patience = (0 if self._is_stirred else _REST_POLLS - _REFRESH_POLLS) * self._options.poll_max_seconds
+        due = (aside.next_due_at() for progress, aside in self._asides.values() if progress.is_idle)
+        return min((self._refresh_at + patience, *due))
+
+    def stir(self) -> None:
+        """Somebody was woken: people may have changed rows."""
+        self._is_stirred = True
 
     def forget(self, progress: PartitionProgress) -> None:
         """What is known here may be wrong: ask before the partition is worked on again."""
         self._asides.pop(progress.partition_id, None)
 
     def __len__(self) -> int:
-        return sum(len(aside) + (aside.held is not None) for _, aside in self._asides.values())
+        """How many messages wait for another attempt."""
+        return sum(len(aside) + aside.is_holding for _, aside in self._asides.values())
 
     def _look(self, now: float) -> None:
         active = self._stock.active()
@@ -135,17 +147,22 @@ class Parking:
         known: list[PartitionProgress] = []
         if now >= self._refresh_at:
             self._refresh_at = now + _REFRESH_POLLS * self._options.poll_max_seconds
+            self._is_stirred = False
             known = [progress for progress in active if progress.partition_id in self._asides and progress.is_idle]
         if not unknown and not known:
             return
         ids = [progress.partition_id for progress in (*unknown, *known)]
         group, dialect = self._ownership.group, self._database.dialect
         found = self._database.read(lambda conn: park.load(conn, dialect, group, ids))
+        for progress in (*unknown, *known):
+            if (standing := found.standing.get(progress.partition_id)) is not None:
+                progress.skip_to(standing.offset)
         rows: dict[int, list[Row]] = {id_: [] for id_ in ids}
         for row in found.rows:
             rows[row.partition_id].append(row)
         for progress in unknown:
-            in_hand_to = found.in_hand[progress.partition_id]
+            standing = found.standing.get(progress.partition_id)
+            in_hand_to = 0 if standing is None else standing.in_hand_to or 0
             position = progress.committable()
             aside = _aside(rows[progress.partition_id], position, in_hand_to, now)
             if aside.held is None and in_hand_to == position + 1:
@@ -234,6 +251,5 @@ def _aside(rows: Sequence[Row], position: int, suspect_to: int, now: float) -> A
 
 
 def _waiting(row: Row, now: float) -> Waiting:
-    return Waiting(
-        row.offset, row.key, row.attempts, -math.inf if row.is_trying else now + row.due_seconds, row.is_trying
-    )
+    due_at = -math.inf if row.is_trying else now + row.due_seconds
+    return Waiting(row.offset, row.key, row.attempts, due_at, is_recorded=True, has_failed_silently=row.is_trying)

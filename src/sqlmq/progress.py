@@ -141,6 +141,13 @@ class PartitionProgress:
         self.committed = max(self.committed, offset)
         self.old_positions += 1
 
+    def skip_to(self, offset: int) -> None:
+        """Somebody else has moved the group on to *offset*, while nothing was in anybody's hands."""
+        if self.is_idle and offset > self.next_offset:
+            self.drop_ahead()
+            self.next_offset = offset
+            self.note_committed(offset)
+
     def note_pruned(self, end: int) -> None:
         """The database has no position below *end* any more."""
         self.pruned_to = end

@@ -207,9 +207,15 @@ class Run:
                     self._busy_at = math.inf
                     return attempt
                 with self._lock:
-                    deadline = Deadline(self._parking.look_again_at())
-                is_woken = wakeups.wait(wakeups.pause(looks, deadline, may_rest=True), seen)
+                    look_at = self._parking.look_at()
+                # What is due and can't be had now, as while the database is away, is looked for again and again, not at once.
+                is_due = look_at <= time.monotonic()
+                deadline = Deadline(math.inf if is_due else look_at)
+                is_woken = wakeups.wait(wakeups.pause(looks, deadline, may_rest=not is_due), seen)
                 looks = 0 if is_woken else looks + 1
+                if is_woken:
+                    with self._lock:
+                        self._parking.stir()
 
     def _attempt(self, worker: Worker, attempt: Attempt) -> None:
         handling = self._handling

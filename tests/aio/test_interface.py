@@ -14,12 +14,14 @@ from sqlmq import (
     MQ,
     AsyncConsumer,
     AsyncMQ,
+    AsyncParked,
     AsyncProducer,
     AsyncTransaction,
     Consumer,
     InvalidURLError,
     Message,
     MQClosedError,
+    Parked,
     Producer,
     Transaction,
 )
@@ -34,12 +36,14 @@ PAIRS = [
     (Producer, AsyncProducer),
     (Consumer, AsyncConsumer),
     (Transaction, AsyncTransaction),
+    (Parked, AsyncParked),
 ]
 NOT_AWAITED = {
     "submit": "it waits for nothing, and gives a future",
     "consume_chan": "it gives an iterator, of which each step is awaited",
     "transaction": "it gives what is awaited by `async with`",
     "stop": "it waits for nothing",
+    "parked": "it waits for nothing",
 }
 AWAITED_PROTOCOLS = {"__enter__": "__aenter__", "__exit__": "__aexit__", "__iter__": "__aiter__"}
 RETURNS = {
@@ -48,6 +52,7 @@ RETURNS = {
     "Future[ProducerResult]": "asyncio.Future[ProducerResult]",
     "Iterator[Message]": "AsyncIterator[Message]",
     "Transaction": "AsyncTransaction",
+    "Parked": "AsyncParked",
     "Session": "AsyncSession",
     "Connection": "AsyncConnection",
 }

@@ -12,7 +12,7 @@ import threading
 from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any, Self, cast
 
-from sqlmq import AsyncConsumer, AsyncMQ, AsyncProducer
+from sqlmq import AsyncConsumer, AsyncMQ, AsyncParked, AsyncProducer
 from tests.contract.waiting import PATIENCE_SECONDS
 
 if TYPE_CHECKING:
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     from sqlmq import MQ, Message, ProducerResult, RunSummary
 
+Face = AsyncMQ | AsyncProducer | AsyncConsumer | AsyncParked
 Call = tuple["Callable[[], Awaitable[Any]]", "Future[Any]"]
 
 
@@ -97,7 +98,7 @@ class _Actor:
 class Blocking:
     """An object for asyncio, with the methods of the synchronous one; what is private is that one's own."""
 
-    def __init__(self, aio: AsyncMQ | AsyncProducer | AsyncConsumer, loop: Loop) -> None:
+    def __init__(self, aio: Face, loop: Loop) -> None:
         self._aio = aio
         self._loop = loop
 
@@ -108,13 +109,16 @@ class Blocking:
         return self._blocking(member) if inspect.iscoroutinefunction(member) else member
 
     def __enter__(self) -> Self:
+        assert not isinstance(self._aio, AsyncParked)
         self._loop.run(self._aio.__aenter__)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self._loop.run(lambda: self._aio.__aexit__(kind, error, traceback))
+        aio = self._aio
+        assert not isinstance(aio, AsyncParked)
+        self._loop.run(lambda: aio.__aexit__(kind, error, traceback))
 
     def __repr__(self) -> str:
         return repr(self._aio._sync)
@@ -125,6 +129,13 @@ class Blocking:
             return wrapped(result, self._loop) if isinstance(result, AsyncProducer | AsyncConsumer) else result
 
         return call
+
+
+class BlockingMQ(Blocking):
+    _aio: AsyncMQ
+
+    def parked(self, topic: str, group_id: str) -> Blocking:
+        return wrapped(self._aio.parked(topic, group_id), self._loop)
 
 
 class BlockingProducer(Blocking):
@@ -206,8 +217,12 @@ def blocking(aio: AsyncMQ, loop: Loop) -> MQ:
     return cast("MQ", wrapped(aio, loop))
 
 
-def wrapped(aio: AsyncMQ | AsyncProducer | AsyncConsumer, loop: Loop) -> Blocking:
-    kinds: dict[type, type[Blocking]] = {AsyncProducer: BlockingProducer, AsyncConsumer: BlockingConsumer}
+def wrapped(aio: Face, loop: Loop) -> Blocking:
+    kinds: dict[type, type[Blocking]] = {
+        AsyncMQ: BlockingMQ,
+        AsyncProducer: BlockingProducer,
+        AsyncConsumer: BlockingConsumer,
+    }
     return kinds.get(type(aio), Blocking)(aio, loop)
 
 

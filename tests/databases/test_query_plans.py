@@ -17,9 +17,8 @@ from sqlmq.dialects import Dialect, Position, dialect_named
 from sqlmq.flows import consume, manage, membership, outlook, produce, stage, transact
 from sqlmq.flows.produce import Routed
 from sqlmq.partitioner import Rotation
-from sqlmq.progress import PartitionProgress
 from sqlmq.store import groups, messages, offsets, staged
-from sqlmq.store.offsets import Commit, Window
+from sqlmq.store.offsets import Commit
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -122,10 +121,7 @@ def commit(grown: Grown, connection: Connection) -> None:
 
 
 def prune(grown: Grown, connection: Connection) -> None:
-    progresses = [
-        PartitionProgress("orders", number, id_, 1, 1_999) for number, id_ in enumerate(grown.topic.partition_ids)
-    ]
-    windows = [Window(one.partition_id, one.pruned_to, one.committed) for one in progresses]
+    windows = [offsets.Window(id_, 0, 1_999) for id_ in grown.topic.partition_ids]
     consume.prune(connection, grown.dialect, grown.group, windows)
 
 

@@ -246,3 +246,23 @@ class Model(RuleBasedStateMachine):
 
 TestModel = Model.TestCase
 TestModel.settings = settings(max_examples=50, stateful_step_count=30, deadline=None)
+
+
+def test_a_partition_follows_a_position_that_somebody_else_has_moved_on() -> None:
+    progress = begun(2)
+
+    progress.skip_to(6)
+
+    assert (progress.read_position, progress.committable(), progress.committed, progress.ahead) == (6, 6, 6, 0)
+    assert not progress.has_uncommitted
+
+
+def test_a_partition_does_not_follow_a_position_that_it_has_passed_or_while_something_is_in_hand() -> None:
+    progress = begun(2)
+
+    progress.skip_to(4)
+    _, span = progress.hand_out(1)
+    progress.skip_to(9)
+    progress.finish(span)
+
+    assert (progress.committable(), progress.ahead) == (6, 1)

@@ -6,7 +6,8 @@ of work run where the loop does not wait for them, `consumer` does the waiting b
 
 from sqlmq.aio.consumer import AsyncConsumer
 from sqlmq.aio.mq import AsyncMQ
+from sqlmq.aio.parked import AsyncParked
 from sqlmq.aio.producer import AsyncProducer
 from sqlmq.aio.transaction import AsyncTransaction
 
-__all__ = ["AsyncConsumer", "AsyncMQ", "AsyncProducer", "AsyncTransaction"]
+__all__ = ["AsyncConsumer", "AsyncMQ", "AsyncParked", "AsyncProducer", "AsyncTransaction"]

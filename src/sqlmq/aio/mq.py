@@ -9,6 +9,7 @@ from sqlalchemy.exc import ArgumentError
 
 from sqlmq.aio.consumer import AsyncConsumer
 from sqlmq.aio.engines import Engines
+from sqlmq.aio.parked import AsyncParked
 from sqlmq.aio.producer import AsyncProducer, carrier_of
 from sqlmq.aio.threads import Threads, to_the_end
 from sqlmq.dialects import blocking
@@ -144,6 +145,10 @@ class AsyncMQ:
             # Asked for by a connection of ours, which would keep the event loop waiting.
             await self._threads.run(lambda: database.identity(fresh=False))
         return await given.run_sync(lambda sync: self._sync.cancel_delayed(*ids, session=sync))
+
+    def parked(self, topic: str, group_id: str) -> AsyncParked:
+        """What the group *group_id* has set aside of *topic*: to look at, retry, discard, copy. See ``MQ.parked``."""
+        return AsyncParked(self._sync.parked(topic, group_id), self._threads)
 
     async def close(self) -> None:
         """Close every producer and consumer made from this MQ, then the connections, unless an Engine was given.

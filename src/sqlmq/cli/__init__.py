@@ -4,6 +4,7 @@
     database            sqlmq db ...            tables made, checked, printed as SQL
     topics              sqlmq topics ...        made, listed, described, deleted
     groups              sqlmq groups ...        positions, lag, owners
+    parked              sqlmq parked ...        what was set aside: seen, retried, discarded, copied
     produce, consume    messages in and out, as lines, bytes or JSON
     delayed             sqlmq delayed ...       messages that wait: listed, cancelled
     demo                the whole thing at work: demo_worker is what its processes run, demo_log what they note down,
@@ -32,6 +33,7 @@ from sqlmq.cli.delayed import delayed as delayed_command
 from sqlmq.cli.demo import demo as demo_command
 from sqlmq.cli.groups import groups as groups_command
 from sqlmq.cli.output import forget_stdout
+from sqlmq.cli.parked import parked as parked_command
 from sqlmq.cli.produce import produce as produce_command
 from sqlmq.cli.settings import Settings, database_options, example
 from sqlmq.cli.topics import topics as topics_command
@@ -102,6 +104,7 @@ for command in (
     delayed_command,
     demo_command,
     groups_command,
+    parked_command,
     produce_command,
     topics_command,
 ):

@@ -81,7 +81,7 @@ def _constant(text: bytes) -> Writer:
 
 
 def text_or_base64(name: str, data: bytes | None) -> dict[str, str | None]:
-    """*data* by its *name*: as text, or in base64 under another name if it is none."""
+    """*data* as a field called *name*, for JSON; what is no UTF-8, in base64 as ``name_base64``."""
     if data is None:
         return {name: None}
     try:

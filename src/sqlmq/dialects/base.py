@@ -204,6 +204,10 @@ class Dialect(ABC):
         """*moment* as microseconds after 1970-01-01 UTC, whatever time zone and date style the session has."""
 
     @abstractmethod
+    def moment_of(self, stored: Any) -> datetime:  # noqa: ANN401 - what the driver makes of the column
+        """A moment as it is *stored*, aware, UTC."""
+
+    @abstractmethod
     def age_seconds(self, moment: ColumnElement[object]) -> ColumnElement[float]:
         """Seconds since *moment*, by the database's clock."""
 

@@ -7,6 +7,7 @@ messages on. Reading has a module of its own.
 from __future__ import annotations
 
 import contextlib
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import psycopg
@@ -202,6 +203,9 @@ class Postgresql(Dialect):
 
     def microseconds(self, moment: ColumnElement[object]) -> ColumnElement[int]:
         return cast(extract("epoch", moment) * literal_column("1000000"), BigInteger)
+
+    def moment_of(self, stored: datetime) -> datetime:
+        return stored.astimezone(UTC)
 
     def age_seconds(self, moment: ColumnElement[object]) -> ColumnElement[float]:
         return func.date_part("epoch", func.clock_timestamp() - moment, type_=Float)

@@ -40,7 +40,7 @@ from sqlmq.errors import (
     SqlmqError,
     UnknownTopicError,
 )
-from sqlmq.message import microseconds_since_1970
+from sqlmq.message import microseconds_since_1970, moment_at
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Sequence
@@ -168,6 +168,9 @@ class Sqlite(Dialect):
 
     def microseconds(self, moment: ColumnElement[object]) -> ColumnElement[int]:
         return type_coerce(moment, BigInteger)
+
+    def moment_of(self, stored: int) -> datetime:
+        return moment_at(stored)
 
     def age_seconds(self, moment: ColumnElement[object]) -> ColumnElement[float]:
         return type_coerce((literal_column(NOW_US) - type_coerce(moment, Float)) / 1e6, Float)

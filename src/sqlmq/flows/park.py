@@ -1,7 +1,8 @@
 """Parking: messages of a partition set aside, counted, recorded as failed, done with.
 
 Each verb but ``load`` first locks the claim, if it is still *claim*, until the transaction ends; if not, somebody else
-owns the partition: then it writes nothing and returns False. All can be repeated without harm.
+owns the partition: then it writes nothing and returns False. So it does if somebody has decided about the message
+meanwhile (``flows.decide``): what is known of it is not true any more. All can be repeated without harm.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple
 
 from sqlmq.flows import consume
-from sqlmq.store import offsets, parked
+from sqlmq.store import groups, offsets, parked
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -34,13 +35,15 @@ class Found(NamedTuple):
     """What stands beside the log when a partition is claimed."""
 
     rows: list[Row]
-    in_hand: dict[int, int]
-    """Up to where messages were in the hands of the owner before, by partition id."""
+    standing: dict[int, Commit]
+    """The group's positions, by partition id, and up to where messages were in the hands of the owner before."""
 
 
 def load(conn: Connection, dialect: Dialect, group: Group, partition_ids: Sequence[int]) -> Found:
     """What *group* has set aside of *partition_ids*, and what was in hand there. Takes no lock."""
-    return Found(parked.load(conn, dialect, group, partition_ids), offsets.in_hand(conn, dialect, group, partition_ids))
+    return Found(
+        parked.load(conn, dialect, group, partition_ids), offsets.standing(conn, dialect, group, partition_ids)
+    )
 
 
 def begin(
@@ -55,20 +58,17 @@ def begin(
 
     *trying* is the message that is tried, if it has a record of its own.
     """
+    if trying is not None and not _put(conn, dialect, seat, trying):
+        return False
     if not _move(conn, dialect, seat, position):
         return False
     parked.put_waiting(conn, dialect, seat.group, seat.claim.partition_id, aside)
-    if trying is not None:
-        parked.put(conn, dialect, seat.group, trying)
     return True
 
 
 def record(conn: Connection, dialect: Dialect, seat: Seat, position: Commit, outcome: Record) -> bool:
     """Write down what becomes of a message whose attempt has failed, with the group's *position* after that."""
-    if not _move(conn, dialect, seat, position):
-        return False
-    parked.put(conn, dialect, seat.group, outcome)
-    return True
+    return _put(conn, dialect, seat, outcome) and _move(conn, dialect, seat, position)
 
 
 def settle(
@@ -91,6 +91,12 @@ def take_back(conn: Connection, dialect: Dialect, seat: Seat, position: Commit, 
         return False
     parked.take_back(conn, dialect, seat.group, seat.claim.partition_id, offset)
     return True
+
+
+def _put(conn: Connection, dialect: Dialect, seat: Seat, record: Record) -> bool:
+    # Before the row: whoever decides about it locks the claim first, too.
+    is_ours = groups.lock(conn, dialect, seat.group, seat.member_id, [seat.claim])
+    return bool(is_ours) and parked.put(conn, dialect, seat.group, record)
 
 
 def _move(conn: Connection, dialect: Dialect, seat: Seat, position: Commit, *, own_driver: bool = True) -> bool:

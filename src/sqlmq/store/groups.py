@@ -243,6 +243,21 @@ def lock(conn: Connection, dialect: Dialect, group: Group, member_id: int, wante
     return [Claim(row.partition_id, row.epoch) for row in rows if epochs[row.partition_id] == row.epoch]
 
 
+def lock_all(conn: Connection, dialect: Dialect, group: Group, partition_ids: Sequence[int]) -> list[int]:
+    """Lock the claims on *partition_ids*, whoever has them, until the transaction ends; return the ids of those there are.
+
+    While they are locked, nobody takes a partition over, and its owner writes nothing for it.
+    """
+    c = dialect.tables.claim
+    rows = conn.execute(
+        select(c.c.partition_id)
+        .where(c.c.group_id == group.id, c.c.partition_id.in_(partition_ids))
+        .order_by(c.c.partition_id)
+        .with_for_update(key_share=True)
+    )
+    return list(rows.scalars())
+
+
 def _set_owner(
     conn: Connection, dialect: Dialect, group: Group, claims_: Iterable[Claim], member_id: int | None
 ) -> None:

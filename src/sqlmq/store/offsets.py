@@ -74,18 +74,21 @@ def insert_all(
         conn.execute(new, rows)
 
 
-def in_hand(conn: Connection, dialect: Dialect, group: Group, partition_ids: Sequence[int]) -> dict[int, int]:
-    """Up to where messages of *partition_ids* were in a handler's hands, as the newest position tells; 0 for nowhere."""
+def standing(conn: Connection, dialect: Dialect, group: Group, partition_ids: Sequence[int]) -> dict[int, Commit]:
+    """The group's position in each of *partition_ids*, by its id, with what was in hand there; None if nothing was."""
     o, p = dialect.tables.group_offset, dialect.tables.partition
-    newest = (
-        select(o.c.in_hand_to)
+    position, in_hand_to = (
+        select(column)
         .where(o.c.group_id == group.id, o.c.partition_id == p.c.id)
         .order_by(o.c.committed_offset.desc())
         .limit(1)
         .scalar_subquery()
+        for column in (o.c.committed_offset, o.c.in_hand_to)
     )
-    rows = conn.execute(select(p.c.id, func.coalesce(newest, 0)).where(p.c.id.in_(partition_ids)))
-    return {row[0]: row[1] for row in rows}
+    rows = conn.execute(
+        select(p.c.id, func.coalesce(position, p.c.start_offset), in_hand_to).where(p.c.id.in_(partition_ids))
+    )
+    return {id_: Commit(id_, offset, in_hand) for id_, offset, in_hand in rows}
 
 
 class Window(NamedTuple):

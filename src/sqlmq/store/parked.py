@@ -6,9 +6,11 @@ waits), ``stopped`` (in its place, and nobody retries it), ``dead`` (a dead lett
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
-from sqlalchemy import delete, null, select, update
+from sqlalchemy import delete, func, null, select, update
+
+from sqlmq.description import ParkedState
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -18,7 +20,7 @@ if TYPE_CHECKING:
     from sqlmq.dialects import Dialect
     from sqlmq.store.groups import Group
 
-State: TypeAlias = Literal["waiting", "held", "stopped", "dead"]
+State: TypeAlias = ParkedState
 
 _KEY = ("group_id", "partition_id", "msg_offset")
 
@@ -37,7 +39,8 @@ class Record(NamedTuple):
     partition_id: int
     offset: int
     key: bytes | None
-    state: State
+    state: State | None
+    """None is to forget it."""
     attempts: int
     delay_seconds: float = 0.0
     """After how long it is due."""
@@ -45,6 +48,8 @@ class Record(NamedTuple):
     """Why the last attempt failed; None leaves what is known of the one before."""
     is_trying: bool = False
     """Whether an attempt is about to be made."""
+    is_known: bool = False
+    """Whether it has a row already, to which this is what comes next."""
 
 
 class Row(NamedTuple):
@@ -103,14 +108,20 @@ def put_waiting(
         conn.execute(dialect.insert_new(dialect.tables.parked, _KEY), rows)
 
 
-def put(conn: Connection, dialect: Dialect, group: Group, record: Record) -> None:
-    """Write what *record* says, over what was there before. The caller holds the claim's lock."""
+def put(conn: Connection, dialect: Dialect, group: Group, record: Record) -> bool:
+    """Write what *record* says, over what was there before. The caller holds the claim's lock.
+
+    Returns False, with nothing written, for a row that should be known, and was removed or begun anew by somebody else:
+    its attempts are others. Can be repeated without harm.
+    """
     k = dialect.tables.parked
+    place = (group.id, record.partition_id, record.offset)
+    known = [column == value for column, value in zip((k.c[name] for name in _KEY), place, strict=True)]
+    if record.is_known:
+        known.append(k.c.attempts.in_((record.attempts, record.attempts - record.is_trying)))
+    if record.state is None:
+        return conn.execute(delete(k).where(*known)).rowcount > 0 or not record.is_known
     new: dict[str, Any] = {
-        "group_id": group.id,
-        "partition_id": record.partition_id,
-        "msg_offset": record.offset,
-        "key": record.key,
         "state": record.state,
         "attempts": record.attempts,
         "due_at": dialect.seconds_from_now(record.delay_seconds),
@@ -124,8 +135,14 @@ def put(conn: Connection, dialect: Dialect, group: Group, record: Record) -> Non
             "last_failed_at": dialect.now(),
             "first_failed_at": dialect.now(),
         }
-    changed = [name for name in new if name not in (*_KEY, "key", "first_failed_at")]
-    conn.execute(dialect.insert_or_update(k, _KEY, changed, kept=["first_failed_at"]).values(new))
+    if record.is_known:
+        if record.reason is not None:
+            new["first_failed_at"] = func.coalesce(k.c.first_failed_at, new["first_failed_at"])
+        return conn.execute(update(k).where(*known).values(new)).rowcount > 0
+    changed = [name for name in new if name != "first_failed_at"]
+    row = new | dict(zip(_KEY, place, strict=True)) | {"key": record.key}
+    conn.execute(dialect.insert_or_update(k, _KEY, changed, kept=["first_failed_at"]).values(row))
+    return True
 
 
 def remove(conn: Connection, dialect: Dialect, group: Group, partition_id: int, offset: int) -> None:
@@ -138,5 +155,6 @@ def take_back(conn: Connection, dialect: Dialect, group: Group, partition_id: in
     """Uncount an attempt that was interrupted; a message that was in its place and had no other is as if never tried."""
     k = dialect.tables.parked
     where = (k.c.group_id == group.id, k.c.partition_id == partition_id, k.c.msg_offset == offset)
-    conn.execute(update(k).where(*where).values(attempts=k.c.attempts - 1, trying_since=null()))
+    is_trying = k.c.trying_since.is_not(None)
+    conn.execute(update(k).where(*where, is_trying).values(attempts=k.c.attempts - 1, trying_since=null()))
     conn.execute(delete(k).where(*where, k.c.state == "held", k.c.attempts <= 0))

@@ -58,6 +58,12 @@ def lock_partition(conn: Connection, dialect: Dialect, partition_id: int) -> int
     return topic_id
 
 
+def lock_partitions(conn: Connection, dialect: Dialect, topic: Topic) -> None:
+    """Lock all partitions of *topic* as appends do, in order, until the transaction ends."""
+    p = dialect.tables.partition
+    conn.execute(select(p.c.id).where(p.c.topic_id == topic.id).order_by(p.c.id).with_for_update(key_share=True)).all()
+
+
 def names(conn: Connection, dialect: Dialect) -> list[str]:
     """The names of all topics, in order."""
     t = dialect.tables.topic
