@@ -41,6 +41,8 @@ log = logging.getLogger(__name__)
 
 _WATCH_SECONDS = 1.0
 """How often the workers are looked after when nothing happens."""
+_SAME_SIGNAL_SECONDS = 1.0
+"""Two signals so soon after each other are one: a terminal, or systemd, sends it to a process and to those who pass it on."""
 _RECOVER_SECONDS = 0.5
 """How long a worker waits after the database was away."""
 
@@ -130,6 +132,7 @@ class Run:
         self._workers: list[Worker] = []
         self._error: BaseException | None = None
         self._signals = 0
+        self._signalled_at = 0.0
         self._last_signal: signal.Signals | None = None
         self._busy_at = time.monotonic()
         self.is_stopping = False
@@ -387,6 +390,9 @@ class Run:
         self._host.wakeups.wake()
 
     def _arrive(self, number: int, _frame: FrameType | None) -> None:
-        self._signals += 1
+        now = time.monotonic()
+        if self._signals and now - self._signalled_at < _SAME_SIGNAL_SECONDS:
+            return
+        self._signals, self._signalled_at = self._signals + 1, now
         self._last_signal = signal.Signals(number)
         self.stop()

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 import pytest
 from sqlalchemy import text
 
-from sqlmq import Message
 from sqlmq.store.offsets import Commit
 from tests.contract.waiting import PATIENCE_SECONDS, until
 
@@ -19,7 +18,7 @@ if TYPE_CHECKING:
 
     from sqlalchemy import Engine
 
-    from sqlmq import MQ, Consumer
+    from sqlmq import MQ, Consumer, Message
     from tests.conftest import DatabaseUnderTest, MakeMQ
 
 PARTITIONS = 6

@@ -108,9 +108,7 @@ def test_a_member_that_joins_moves_only_its_own_share(ids: list[int], partitions
 
 
 @given(ids=member_ids.filter(lambda ids: len(ids) > 1), partitions=partition_counts, seed=st.integers())
-def test_a_member_that_leaves_moves_only_its_own_partitions(
-    ids: list[int], partitions: int, seed: int
-) -> None:
+def test_a_member_that_leaves_moves_only_its_own_partitions(ids: list[int], partitions: int, seed: int) -> None:
     owners: Owners = dict.fromkeys(range(partitions))
     settle(ids, owners, seed)
     *staying, left = ids

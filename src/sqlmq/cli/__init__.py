@@ -5,6 +5,8 @@
     topics              sqlmq topics ...        made, listed, described, deleted
     groups              sqlmq groups ...        positions, lag, owners
     produce, consume    messages in and out, as lines, bytes or JSON
+    run                 an application's handler called with messages: handlers finds it, run_log logs, processes keeps
+                        several at work, each of which is supervised
     demo                the whole thing at work: demo_worker is what its processes run, demo_log what they note down,
                         demo_view what is shown of it
     settings            the options that every command has, and the queue they name
@@ -31,6 +33,7 @@ from sqlmq.cli.demo import demo as demo_command
 from sqlmq.cli.groups import groups as groups_command
 from sqlmq.cli.output import forget_stdout
 from sqlmq.cli.produce import produce as produce_command
+from sqlmq.cli.run import run as run_command
 from sqlmq.cli.settings import Settings, database_options, example
 from sqlmq.cli.topics import topics as topics_command
 from sqlmq.errors import SqlmqError
@@ -69,7 +72,7 @@ Exit codes:
   1    it failed; one line on stderr says why (-v shows the traceback)
   2    the command line is wrong
   3    `sqlmq db check`: the tables are missing, too old or too new
-  130  ended by Ctrl-C, after tidying up (143: by SIGTERM)"""
+  130  ended by Ctrl-C, after tidying up (143: by SIGTERM); `sqlmq run`: at once, by a second one"""
 
 
 @click.group(
@@ -100,6 +103,7 @@ for command in (
     demo_command,
     groups_command,
     produce_command,
+    run_command,
     topics_command,
 ):
     main.add_command(command)
