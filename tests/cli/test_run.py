@@ -89,12 +89,22 @@ def die_of_poison(message):
 """
 
 
+SLOW = """
+import pathlib, time
+
+(pathlib.Path(__file__).parent / "importing").touch()
+while True:
+    time.sleep(0.01)
+"""
+
+
 @pytest.fixture
 def shop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A directory with the modules `shop_handlers` and, which can't be imported, `broken`; the current one."""
+    """A directory with the modules `shop_handlers`, `broken`, and `slow`, whose import never ends; the current one."""
     directory = tmp_path / "shop"
     directory.mkdir()
     (directory / "shop_handlers.py").write_text(HANDLERS)
+    (directory / "slow.py").write_text(SLOW)
     (directory / "broken.py").write_text("import no_such_module_anywhere\n")
     monkeypatch.chdir(directory)
     # What one test imports in this process is not the next one's.
@@ -294,6 +304,19 @@ def test_a_second_signal_does_not_wait_for_the_handler(
     assert process.returncode == 128 + number, errors
     assert lag(mq) == 1
     assert mq.describe_group("orders", "billing").members == ()
+
+
+@sends_signals
+@pytest.mark.parametrize("database", ["sqlite"], indirect=True)
+def test_a_signal_before_anything_has_begun_ends_it_there(sqlmq_process: SqlmqProcess, shop: Path) -> None:
+    process = sqlmq_process("run", "slow:note", "--topic", "orders", "--group", "billing", cwd=shop)
+    until((shop / "importing").exists, "the import to begin")
+
+    process.terminate()
+    _, errors = process.communicate(timeout=PATIENCE_SECONDS)
+
+    # Not by the signal itself: process 1 of a container would not be ended by that.
+    assert process.returncode == 143, errors
 
 
 @sends_signals

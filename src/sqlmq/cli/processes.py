@@ -67,8 +67,8 @@ class Child:
             return None
         pid = self._process.pid
         self._forget()
-        if status == 0 or -status in self._passed_on:
-            # By the signal itself ends who has not begun yet.
+        if status == 0 or self._passed_on.intersection((-status, status - 128)):
+            # So ends, by the signal itself or with its number, who has not begun yet.
             self.is_done = True
             return 0
         if may_start_again and status != USAGE_ERROR:

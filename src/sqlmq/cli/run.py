@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import os
 import signal
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, NamedTuple, get_args
 
 import click
 
@@ -13,15 +14,16 @@ from sqlmq.cli import handlers, run_log
 from sqlmq.cli.output import count
 from sqlmq.cli.processes import Supervisor
 from sqlmq.cli.settings import Settings, database_options, example, lease_option, pass_settings
-from sqlmq.cli.signals import Interrupted
+from sqlmq.cli.signals import Interrupted, Stop
 from sqlmq.errors import InvalidGroupError, InvalidTopicError
 from sqlmq.options import check_group, check_topic
 from sqlmq.performing import is_awaited
 from sqlmq.retry import FailurePolicy, Retry
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
+    from sqlmq.options import Start
     from sqlmq.runner import RunSummary
 
 log = logging.getLogger(__name__)
@@ -144,7 +146,7 @@ def run(
     topic: str,
     group: str,
     *,
-    start: Literal["earliest", "latest"],
+    start: Start,
     processes: int,
     lease_seconds: float,
     log_level: str,
@@ -172,40 +174,62 @@ def run(
         environment = os.environ | settings.environment()
         supervisor = Supervisor(processes, _arguments(ctx), environment, stop_timeout=terms["stop_timeout"])
         ctx.exit(supervisor.run())
-    function = handlers.load(handler)
-    log.info("%s handles topic %r for group %r: %s.", handler, topic, group, _how(terms))
-    try:
-        if is_awaited(function):
-            summary = _run_in_loop(settings, function, topic, group, start, lease_seconds, terms)
-        else:
-            with settings.open(lease_seconds=lease_seconds) as mq:
-                summary = mq.consumer(topic, group, start=start).run(function, **_terms(terms))
-    except KeyboardInterrupt as interrupt:
-        log.warning("Ended at once; what was being handled is delivered again.")
-        raise Interrupted(*interrupt.args or (signal.SIGINT,)) from interrupt
+    reading = _Reading(topic, group, start, lease_seconds, _terms(terms))
+    with Stop() as stop:
+        with stop.raising():
+            function = handlers.load(handler)
+        log.info("%s handles topic %r for group %r: %s.", handler, topic, group, _how(terms))
+        work = _run_in_loop if is_awaited(function) else _run_in_threads
+        summary = work(settings, stop, function, reading)
     log.info("Ended: %s.", _told(summary))
 
 
-def _run_in_loop(
-    settings: Settings,
-    handler: Callable[..., object],
-    topic: str,
-    group: str,
-    start: Literal["earliest", "latest"],
-    lease_seconds: float,
-    terms: dict[str, Any],
-) -> RunSummary:
+class _Reading(NamedTuple):
+    """What is read, and how."""
+
+    topic: str
+    group: str
+    start: Start
+    lease_seconds: float
+    terms: dict[str, Any]
+    """The keyword arguments of ``Consumer.run``."""
+
+
+def _run_in_threads(settings: Settings, stop: Stop, handler: Callable[..., object], reading: _Reading) -> RunSummary:
+    with settings.open(lease_seconds=reading.lease_seconds) as mq:
+        consumer = mq.consumer(reading.topic, reading.group, start=reading.start)
+        stop.check()
+        with _told_when_hurried():
+            return consumer.run(handler, **reading.terms)
+
+
+def _run_in_loop(settings: Settings, stop: Stop, handler: Callable[..., object], reading: _Reading) -> RunSummary:
     # What no other command needs.
     import asyncio
 
     from sqlmq.aio import AsyncMQ
 
     async def run_to_the_end() -> RunSummary:
-        async with AsyncMQ(settings.database_url(), schema=settings.schema, lease_seconds=lease_seconds) as mq:
-            consumer = await mq.consumer(topic, group, start=start)
-            return await consumer.run(handler, **_terms(terms))
+        url, schema, lease_seconds = settings.database_url(), settings.schema, reading.lease_seconds
+        async with AsyncMQ(url, schema=schema, lease_seconds=lease_seconds) as mq:
+            consumer = await mq.consumer(reading.topic, reading.group, start=reading.start)
+            stop.check()
+            return await consumer.run(handler, **reading.terms)
 
-    return asyncio.run(run_to_the_end())
+    with _told_when_hurried():
+        return asyncio.run(run_to_the_end())
+
+
+@contextmanager
+def _told_when_hurried() -> Iterator[None]:
+    """Turn what a run raises at a second signal into what a command is ended by."""
+    try:
+        yield
+    except Interrupted:
+        raise
+    except KeyboardInterrupt as interrupt:
+        log.warning("Ended at once; what was being handled is delivered again.")
+        raise Interrupted(*interrupt.args or (signal.SIGINT,)) from interrupt
 
 
 def _terms(options: dict[str, Any]) -> dict[str, Any]:
