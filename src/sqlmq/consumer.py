@@ -294,6 +294,7 @@ class Consumer(Kept):
         try:
             return run.work()
         finally:
+            self._ownership.has_successor = run.has_successor
             self.close()
 
     def _take(self, worker: Receiver, choose: Callable[[], Attempt | None]) -> Attempt | None:

@@ -52,6 +52,8 @@ class Ownership:
         """Progress by partition id."""
         self.leaving: set[int] = set()
         """Ids of partitions to hand back once nothing of them is in hand."""
+        self.has_successor = False
+        """Whether somebody is about to join in this member's place."""
         self.numbers: tuple[int, ...] = ()
         """The numbers of the claimed partitions, in order. Alone here it may be read at any time, by any thread."""
         self._flushed_at = time.monotonic()
@@ -178,7 +180,7 @@ class Ownership:
 
     def leave(self) -> None:
         """Commit what is finished, hand everything back and leave the group."""
-        self._end(membership.leave, self.claimed)
+        self._end(membership.leave_to_successor if self.has_successor else membership.leave, self.claimed)
 
     def fenced(self, numbers: tuple[int, ...]) -> FencedError:
         """The error that says that the partitions *numbers* are somebody else's."""

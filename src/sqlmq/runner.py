@@ -35,6 +35,8 @@ log = logging.getLogger(__name__)
 
 _WATCH_SECONDS = 1.0
 """How often the workers are looked after when nothing happens."""
+_SAME_SIGNAL_SECONDS = 1.0
+"""Two signals so soon after each other are one: a terminal, or systemd, sends it to a process and to those who pass it on."""
 _RECOVER_SECONDS = 0.5
 """How long a worker waits after the database was away."""
 
@@ -125,8 +127,15 @@ class Run:
         self._workers: list[Worker] = []
         self._error: BaseException | None = None
         self._signals = 0
+        self._signalled_at = 0.0
+        self._last_signal: signal.Signals | None = None
         self._busy_at = time.monotonic()
         self.is_stopping = False
+
+    @property
+    def has_successor(self) -> bool:
+        """Whether somebody is expected to take this process's place."""
+        return self._last_signal is signal.SIGTERM
 
     def stop(self) -> None:
         """Begin no other message. May be called by any thread, and by a signal."""
@@ -141,7 +150,10 @@ class Run:
 
     @contextlib.contextmanager
     def taking_signals(self) -> Iterator[None]:
-        """Stop at SIGTERM and SIGINT, in good order at the first, at once at the second."""
+        """Stop at SIGTERM and SIGINT, in good order at the first, at once at the second.
+
+        SIGTERM is taken for the end of this process, not of its work: somebody is to take its place.
+        """
         before = {}
         # Python takes signals in its main thread only.
         if threading.current_thread() is threading.main_thread():
@@ -158,7 +170,8 @@ class Run:
     def work(self) -> RunSummary:
         """Handle messages until told to stop; return what was done.
 
-        Raises what ended a worker, if it was not a message that failed; KeyboardInterrupt for a second signal.
+        Raises what ended a worker, if it was not a message that failed; KeyboardInterrupt, with its number, for a second
+        signal.
         """
         try:
             for number in range(self._limits.concurrency):
@@ -171,7 +184,7 @@ class Run:
         if self._error is not None:
             raise self._error
         if self._signals > 1:
-            raise KeyboardInterrupt
+            raise KeyboardInterrupt(self._last_signal)
         tally = self._handling.tally
         return RunSummary(tally.handled, tally.failures, tally.parked, tally.dead, tally.skipped)
 
@@ -387,6 +400,10 @@ class Run:
             self._changed.notify_all()
         self._host.wakeups.wake()
 
-    def _arrive(self, _number: int, _frame: FrameType | None) -> None:
-        self._signals += 1
+    def _arrive(self, number: int, _frame: FrameType | None) -> None:
+        now = time.monotonic()
+        if self._signals and now - self._signalled_at < _SAME_SIGNAL_SECONDS:
+            return
+        self._signals, self._signalled_at = self._signals + 1, now
+        self._last_signal = signal.Signals(number)
         self.stop()

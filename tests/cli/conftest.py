@@ -15,6 +15,7 @@ from sqlmq.cli import main
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
     from tests.conftest import DatabaseUnderTest
 
@@ -26,9 +27,9 @@ class Sqlmq(Protocol):
 
 
 class SqlmqProcess(Protocol):
-    """Starts `sqlmq` with arguments as a process with three pipes; it is killed at the end of the test."""
+    """Starts `sqlmq` with arguments as a process with three pipes, in a directory; it is killed at the end of the test."""
 
-    def __call__(self, *arguments: str) -> subprocess.Popen[bytes]: ...
+    def __call__(self, *arguments: str, cwd: Path | None = None) -> subprocess.Popen[bytes]: ...
 
 
 @pytest.fixture(autouse=True)
@@ -61,13 +62,14 @@ def sqlmq_process(settings: dict[str, str]) -> Iterator[SqlmqProcess]:
     )
     with ExitStack() as ending:
 
-        def start(*arguments: str) -> subprocess.Popen[bytes]:
+        def start(*arguments: str, cwd: Path | None = None) -> subprocess.Popen[bytes]:
             process = subprocess.Popen(
                 [sys.executable, "-c", program, *arguments],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
                 env=os.environ | settings,
+                cwd=cwd,
             )
             ending.callback(_end, process)
             return process

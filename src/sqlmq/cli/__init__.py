@@ -7,6 +7,8 @@
     parked              sqlmq parked ...        what was set aside: seen, retried, discarded, copied
     produce, consume    messages in and out, as lines, bytes or JSON
     delayed             sqlmq delayed ...       messages that wait: listed, cancelled
+    run                 an application's handler called with messages: handlers finds it, run_log logs, processes keeps
+                        several at work, each of which is supervised
     demo                the whole thing at work: demo_worker is what its processes run, demo_log what they note down,
                         demo_view what is shown of it
     settings            the options that every command has, and the queue they name
@@ -35,6 +37,7 @@ from sqlmq.cli.groups import groups as groups_command
 from sqlmq.cli.output import forget_stdout
 from sqlmq.cli.parked import parked as parked_command
 from sqlmq.cli.produce import produce as produce_command
+from sqlmq.cli.run import run as run_command
 from sqlmq.cli.settings import Settings, database_options, example
 from sqlmq.cli.topics import topics as topics_command
 from sqlmq.errors import SqlmqError
@@ -73,7 +76,7 @@ Exit codes:
   1    it failed; one line on stderr says why (-v shows the traceback)
   2    the command line is wrong
   3    `sqlmq db check`: the tables are missing, too old or too new
-  130  ended by Ctrl-C, after tidying up (143: by SIGTERM)"""
+  130  ended by Ctrl-C, after tidying up (143: by SIGTERM); `sqlmq run`: at once, by a second one"""
 
 
 @click.group(
@@ -106,6 +109,7 @@ for command in (
     groups_command,
     parked_command,
     produce_command,
+    run_command,
     topics_command,
 ):
     main.add_command(command)

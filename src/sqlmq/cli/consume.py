@@ -13,7 +13,7 @@ import click
 
 from sqlmq.cli import formats
 from sqlmq.cli.output import count
-from sqlmq.cli.settings import Settings, database_options, example, pass_settings
+from sqlmq.cli.settings import Settings, database_options, example, lease_option, pass_settings
 from sqlmq.cli.signals import Stop
 from sqlmq.errors import ConsumerClosedError, FencedError, SqlmqError
 
@@ -63,6 +63,7 @@ _PIPE_BYTES = getattr(select, "PIPE_BUF", 4096)
 @click.option("--json", "as_json", is_flag=True, help="Write each message as a JSON object on a line.")
 @click.option("-0", "--null-delimited", is_flag=True, help="Write a NUL byte after each value instead of a newline.")
 @click.option("--raw", is_flag=True, help="Write the values as they are, with nothing in between.")
+@lease_option
 @database_options
 @pass_settings
 def consume(
@@ -77,6 +78,7 @@ def consume(
     as_json: bool,
     null_delimited: bool,
     raw: bool,
+    lease_seconds: float,
 ) -> None:
     """Read the messages of TOPIC as a member of a group, and write them to stdout.
 
@@ -87,7 +89,7 @@ def consume(
     With --json, a key or value that is no UTF-8 stands in base64 as `key_base64` or `value_base64`.
     """
     writer = _writer(pattern, as_json=as_json, null_delimited=null_delimited, raw=raw)
-    with settings.open() as mq:
+    with settings.open(lease_seconds=lease_seconds) as mq:
         if topic not in mq.topics():
             click.echo(f"Topic {topic!r} did not exist and is made.", err=True)
         consumer = mq.consumer(topic, group, start=start)

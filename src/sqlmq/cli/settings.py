@@ -14,6 +14,7 @@ import click
 from click.core import ParameterSource
 
 from sqlmq.mq import MQ
+from sqlmq.options import Options
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -32,7 +33,7 @@ class Settings:
     schema: str | None = None
     verbosity: int = 0
     is_url_on_command_line: bool = False
-    has_logging: bool = False
+    log_handler: logging.Handler | None = None
 
     def database_url(self) -> str:
         """The database to use; says so on stderr if nobody named one."""
@@ -40,6 +41,18 @@ class Settings:
             click.echo(f"Using {DEFAULT_URL}; name another database with --url or SQLMQ_URL.", err=True)
             self.url = DEFAULT_URL
         return self.url
+
+    def environment(self) -> dict[str, str]:
+        """What tells another process the same, and nobody else: everybody can see a command line, and a URL has a password."""
+        return {"SQLMQ_URL": self.database_url()} | ({"SQLMQ_SCHEMA": self.schema} if self.schema else {})
+
+    def log_in_short(self, *, is_wanted: bool) -> None:
+        """Log the library's lines to stderr in the short form of commands that soon end, or not."""
+        logger = logging.getLogger("sqlmq")
+        if self.log_handler is not None:
+            logger.removeHandler(self.log_handler)
+            if is_wanted:
+                logger.addHandler(self.log_handler)
 
     def open(self, **options: Any) -> MQ:  # noqa: ANN401 - passed on to MQ as they are
         """The queue, with MQ's keyword arguments *options*. To be closed by the caller."""
@@ -84,6 +97,19 @@ def database_options(command: AnyCommand) -> AnyCommand:
     return command
 
 
+lease_option = click.option(
+    "--lease-seconds",
+    type=click.FloatRange(min=0, min_open=True),
+    default=Options().lease_seconds,
+    show_default=True,
+    envvar="SQLMQ_LEASE_SECONDS",
+    show_envvar=True,
+    metavar="SECONDS",
+    help="How long a member that has died keeps its partitions.",
+)
+"""Adds ``--lease-seconds`` to commands that are members of groups."""
+
+
 def example(*commands: str) -> str:
     """Return the end of a command's help; the backspace keeps click from joining its lines."""
     return "\b\nExample:\n" + "\n".join(f"  {command}" for command in commands)
@@ -104,11 +130,11 @@ def _keep_verbosity(ctx: click.Context, _option: click.Parameter, value: int) ->
     settings = ctx.ensure_object(Settings)
     settings.verbosity = max(settings.verbosity, value)
     logger = logging.getLogger("sqlmq")
-    if not settings.has_logging:
-        settings.has_logging = True
-        root, handler, level = ctx.find_root(), _ToStderr(), logger.level
-        logger.addHandler(handler)
-        root.call_on_close(lambda: logger.removeHandler(handler))
+    if settings.log_handler is None:
+        root, level = ctx.find_root(), logger.level
+        settings.log_handler = _ToStderr()
+        settings.log_in_short(is_wanted=True)
+        root.call_on_close(lambda: settings.log_in_short(is_wanted=False))
         root.call_on_close(lambda: logger.setLevel(level))
     logger.setLevel((logging.WARNING, logging.INFO, logging.DEBUG)[min(settings.verbosity, 2)])
 

@@ -104,7 +104,7 @@ def change(
 
 
 class Ending(Protocol):
-    """A way to part with partitions: ``hand_back`` or ``leave``."""
+    """A way to part with partitions: ``hand_back``, ``leave`` or ``leave_to_successor``."""
 
     def __call__(
         self,
@@ -144,6 +144,21 @@ def leave(
 ) -> None:
     """Commit *finished*, leave the claims *given* for others, and stop being a member."""
     hand_back(conn, dialect, group, member_id, finished=finished, given=given)
+    groups.remove_member(conn, dialect, member_id)
+
+
+def leave_to_successor(
+    conn: Connection,
+    dialect: Dialect,
+    group: Group,
+    member_id: int,
+    *,
+    finished: Iterable[tuple[Claim, offsets.Commit]],
+    given: Iterable[Claim],
+) -> None:
+    """As ``leave``, but the claims *given* wait for a member that joins, before others share them out."""
+    commit(conn, dialect, group, member_id, finished, marking=True)
+    groups.bequeath(conn, dialect, group, member_id, given)
     groups.remove_member(conn, dialect, member_id)
 
 

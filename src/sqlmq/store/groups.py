@@ -151,26 +151,27 @@ def look(conn: Connection, dialect: Dialect, group_ids: Collection[int]) -> dict
         (m.c.id.is_not(None), dialect.age_seconds(m.c.heartbeat_at) - m.c.lease_seconds),
         else_=dialect.age_seconds(c.c.changed_at),
     )
+    is_left = and_(c.c.member_id.is_not(None), m.c.id.is_(None))
     members = select(
         m.c.group_id,
         m.c.id.label("member_id"),
-        m.c.is_waiting,
+        m.c.is_waiting.label("flag"),
         dialect.age_seconds(m.c.joined_at).label("seconds"),
         null().label("partition_id"),
         null().label("epoch"),
     ).where(m.c.group_id.in_(group_ids), _is_live(dialect))
     claims = (
-        select(c.c.group_id, case((live, c.c.member_id)), null(), free_seconds, c.c.partition_id, c.c.epoch)
+        select(c.c.group_id, case((live, c.c.member_id)), is_left, free_seconds, c.c.partition_id, c.c.epoch)
         .select_from(c.outerjoin(m, m.c.id == c.c.member_id))
         .where(c.c.group_id.in_(group_ids))
     )
     seen = {id_: GroupSeen([], [], {}) for id_ in group_ids}
-    for group_id, member_id, is_waiting, seconds, partition_id, epoch in conn.execute(union_all(members, claims)):
+    for group_id, member_id, flag, seconds, partition_id, epoch in conn.execute(union_all(members, claims)):
         group = seen[group_id]
         if partition_id is None:
-            group.members.append(MemberSeen(member_id, is_waiting, seconds))
+            group.members.append(MemberSeen(member_id, bool(flag), seconds))
             continue
-        group.claims.append(ClaimSeen(partition_id, member_id, seconds))
+        group.claims.append(ClaimSeen(partition_id, member_id, seconds, bool(flag)))
         if member_id is not None:
             group.owned.setdefault(member_id, {})[partition_id] = Claim(partition_id, epoch)
     return seen
@@ -225,6 +226,15 @@ def hand_back(conn: Connection, dialect: Dialect, group: Group, member_id: int, 
     """Leave the claims *given* without an owner, those that *member_id* still has; the others are passed over."""
     held = lock(conn, dialect, group, member_id, given)
     _set_owner(conn, dialect, group, held, None)
+
+
+def bequeath(conn: Connection, dialect: Dialect, group: Group, member_id: int, given: Iterable[Claim]) -> None:
+    """Leave the claims *given* to whoever succeeds *member_id*, those that it still has; it is to be removed with this.
+
+    They keep its id, by which they are known until somebody joins, and get an epoch that is not its own.
+    """
+    held = lock(conn, dialect, group, member_id, given)
+    _set_owner(conn, dialect, group, [Claim(claim.partition_id, claim.epoch + 1) for claim in held], member_id)
 
 
 def lock(conn: Connection, dialect: Dialect, group: Group, member_id: int, wanted: Iterable[Claim]) -> list[Claim]:

@@ -1,0 +1,33 @@
+"""``python -m sqlmq.cli.supervised SECONDS ...``: the command ``sqlmq ...``, ended with the process that started it.
+
+That process holds the other end of stdin. When it is gone, whatever ended it, the command is told to stop, as by SIGTERM,
+and ended if it has not stopped SECONDS later.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+
+from sqlmq.cli import main
+
+
+def end_with_parent(seconds: float) -> None:
+    """Wait until stdin ends, then end this process."""
+    while os.read(0, 1024):
+        pass
+    timer = threading.Timer(seconds, os._exit, [1])
+    timer.daemon = True
+    timer.start()
+    if os.name == "nt":
+        signal.raise_signal(signal.SIGTERM)
+    else:
+        # To the main thread, or what that waits in would not be interrupted.
+        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGTERM)
+
+
+if __name__ == "__main__":
+    threading.Thread(target=end_with_parent, args=[float(sys.argv[1])], name="sqlmq-parent", daemon=True).start()
+    main(sys.argv[2:], prog_name="sqlmq")

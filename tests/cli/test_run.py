@@ -1,0 +1,485 @@
+"""`sqlmq run`: handlers found and called, told to stop, killed, and started again."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+from sqlalchemy import text
+
+from sqlmq import Message
+from tests.contract.waiting import PATIENCE_SECONDS, until
+
+if TYPE_CHECKING:
+    import subprocess
+
+    from click.testing import Result
+    from sqlalchemy import Engine
+
+    from sqlmq import MQ
+    from tests.cli.conftest import Sqlmq, SqlmqProcess
+    from tests.conftest import DatabaseUnderTest
+
+sends_signals = pytest.mark.skipif(os.name == "nt", reason="signals are sent as Unix does")
+
+HANDLERS = """
+import asyncio, logging, os, pathlib, time
+
+from sqlalchemy import text
+
+HERE = pathlib.Path(__file__).parent
+number = 7
+
+
+def note(message):
+    with (HERE / "handled").open("a") as file:
+        file.write(f"{os.getpid()} {message.value.decode()}\\n")
+
+
+async def note_soon(message):
+    await asyncio.sleep(0)
+    note(message)
+
+
+class Handlers:
+    @staticmethod
+    def note(message):
+        note(message)
+
+
+def note_all(messages):
+    for message in messages:
+        note(message)
+    note(type(messages[0])(b"together"))
+
+
+def note_in_transaction(message, session):
+    session.execute(text("SELECT 1"))
+    note(message)
+
+
+def complain(message):
+    logging.getLogger("shop").warning("no stock for %s", message.value.decode())
+    raise ValueError(f"no stock for {message.value.decode()}")
+
+
+def wait(message):
+    note(message)
+    while not (HERE / "go").exists():
+        time.sleep(0.01)
+
+
+async def wait_in_loop(message):
+    note(message)
+    while not (HERE / "go").exists():
+        await asyncio.sleep(0.01)
+
+
+def die_of_poison(message):
+    if message.value == b"poison":
+        note(message)
+        os._exit(9)
+    note(message)
+"""
+
+
+SLOW = """
+import pathlib, time
+
+(pathlib.Path(__file__).parent / "importing").touch()
+while True:
+    time.sleep(0.01)
+"""
+
+
+@pytest.fixture
+def shop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A directory with the modules `shop_handlers`, `broken`, and `slow`, whose import never ends; the current one."""
+    directory = tmp_path / "shop"
+    directory.mkdir()
+    (directory / "shop_handlers.py").write_text(HANDLERS)
+    (directory / "slow.py").write_text(SLOW)
+    (directory / "broken.py").write_text("import no_such_module_anywhere\n")
+    monkeypatch.chdir(directory)
+    # What one test imports in this process is not the next one's.
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    monkeypatch.delitem(sys.modules, "shop_handlers", raising=False)
+    return directory
+
+
+def handled(shop: Path) -> list[str]:
+    """What handlers have noted down, in order."""
+    return [line.partition(" ")[2] for line in lines(shop)]
+
+
+def lines(shop: Path) -> list[str]:
+    file = shop / "handled"
+    return file.read_text().splitlines() if file.exists() else []
+
+
+def fill(mq: MQ, *values: str, partitions: int = 1) -> None:
+    """Send *values*, each with itself as the key, to the topic `orders`."""
+    mq.create_topic("orders", partitions)
+    mq.producer("orders").produce_many([Message(value.encode(), value.encode()) for value in values])
+
+
+def run(sqlmq: Sqlmq, handler: str, *options: str) -> Result:
+    return sqlmq("run", handler, "--topic", "orders", "--group", "billing", "--idle-timeout", "1", *options)
+
+
+def start(sqlmq_process: SqlmqProcess, shop: Path, handler: str, *options: str) -> subprocess.Popen[bytes]:
+    return sqlmq_process(
+        "run", f"shop_handlers:{handler}", "--topic", "orders", "--group", "billing", *options, cwd=shop
+    )
+
+
+def lag(mq: MQ) -> int:
+    return mq.describe_group("orders", "billing").lag
+
+
+def send_twice(process: subprocess.Popen[bytes], number: signal.Signals) -> None:
+    """Send a signal, and again when it is not taken for the same any more."""
+    process.send_signal(number)
+    again_at = time.monotonic() + 1.2
+    until(lambda: time.monotonic() > again_at, "the second signal's time")
+    process.send_signal(number)
+
+
+def dead_letters(engine: Engine, database: DatabaseUnderTest) -> list[tuple[int, int, str]]:
+    prefix = f"{database.schema}." if database.schema else ""
+    query = (
+        f"SELECT msg_offset, attempts, error_type FROM {prefix}sqlmq_parked WHERE state = 'dead' ORDER BY msg_offset"
+    )
+    with engine.connect() as connection:
+        return [(row[0], row[1], row[2]) for row in connection.execute(text(query))]
+
+
+# --- The handler ---
+
+
+@pytest.mark.parametrize("handler", ["note", "note_soon", "Handlers.note"])
+def test_each_message_is_given_to_the_handler(sqlmq: Sqlmq, mq: MQ, shop: Path, handler: str) -> None:
+    fill(mq, "a", "b", "c")
+
+    result = run(sqlmq, f"shop_handlers:{handler}")
+
+    assert result.exit_code == 0, result.output
+    assert handled(shop) == ["a", "b", "c"]
+    assert lag(mq) == 0
+    assert "3 messages handled, 0 attempts failed" in result.stderr
+
+
+def test_batches_are_given_as_lists(sqlmq: Sqlmq, mq: MQ, shop: Path) -> None:
+    fill(mq, "a", "b", "c")
+
+    result = run(sqlmq, "shop_handlers:note_all", "--batch-size", "10")
+
+    assert result.exit_code == 0, result.output
+    assert handled(shop) == ["a", "b", "c", "together"]
+
+
+def test_in_a_transaction_the_handler_gets_a_session(sqlmq: Sqlmq, mq: MQ, shop: Path) -> None:
+    fill(mq, "a", "b")
+
+    result = run(sqlmq, "shop_handlers:note_in_transaction", "--transaction")
+
+    assert result.exit_code == 0, result.output
+    assert handled(shop) == ["a", "b"]
+
+
+@pytest.mark.usefixtures("shop")
+def test_a_message_that_fails_becomes_a_dead_letter_and_the_log_says_so_with_place_and_time(
+    sqlmq: Sqlmq, mq: MQ, engine: Engine, database: DatabaseUnderTest
+) -> None:
+    fill(mq, "a")
+
+    result = run(sqlmq, "shop_handlers:complain", "--max-attempts", "2", "--backoff", "0")
+
+    assert result.exit_code == 0, result.output
+    assert dead_letters(engine, database) == [(0, 2, "ValueError")]
+    time_and_level = r"^\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3} "
+    assert re.search(
+        time_and_level + r"ERROR .*orders/0@0 failed, and it is a dead letter", result.stderr, re.MULTILINE
+    )
+    assert re.search(time_and_level + r"WARNING .* shop: no stock for a", result.stderr, re.MULTILINE)
+    assert "1 dead letter," in result.stderr
+
+
+@pytest.mark.usefixtures("shop")
+def test_a_new_group_can_begin_with_the_next_message(sqlmq: Sqlmq, mq: MQ) -> None:
+    fill(mq, "a")
+
+    result = run(sqlmq, "shop_handlers:note", "--start", "latest")
+
+    assert "0 messages handled" in result.stderr
+
+
+@pytest.mark.usefixtures("shop")
+def test_the_log_says_what_is_read_and_how(sqlmq: Sqlmq) -> None:
+    result = run(sqlmq, "shop_handlers:note", "--concurrency", "2", "--max-attempts", "unlimited")
+
+    assert "shop_handlers:note handles topic 'orders' for group 'billing'" in result.stderr
+    assert "2 partitions side by side, unlimited attempts" in result.stderr
+
+
+@pytest.mark.usefixtures("shop")
+@pytest.mark.parametrize(
+    ("handler", "said"),
+    [
+        ("no_such:handle", "There is no module 'no_such'"),
+        ("shop_handlers:missing", "Module 'shop_handlers' has no 'missing'"),
+        ("shop_handlers:number", "shop_handlers:number is not a function but int"),
+        ("shop_handlers", "is not of the form MODULE:HANDLER"),
+        ("shop_handlers:", "is not of the form MODULE:HANDLER"),
+    ],
+)
+def test_a_handler_that_is_not_there_is_a_usage_error(sqlmq: Sqlmq, handler: str, said: str) -> None:
+    result = run(sqlmq, handler)
+
+    assert result.exit_code == 2
+    assert said in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+@pytest.mark.usefixtures("shop")
+def test_a_module_that_fails_to_import_is_shown_with_its_own_traceback(sqlmq: Sqlmq) -> None:
+    result = run(sqlmq, "broken:handle")
+
+    assert result.exit_code == 2
+    assert "import no_such_module_anywhere" in result.stderr
+    assert "Importing 'broken' failed, see above" in result.stderr
+
+
+@pytest.mark.usefixtures("shop")
+@pytest.mark.parametrize(
+    "options", [["--max-attempts", "0"], ["--max-attempts", "many"], ["--concurrency", "0"], ["--topic", "-"]]
+)
+def test_options_that_make_no_sense_are_usage_errors(sqlmq: Sqlmq, options: list[str]) -> None:
+    assert run(sqlmq, "shop_handlers:note", *options).exit_code == 2
+
+
+# --- Signals ---
+
+
+@sends_signals
+@pytest.mark.parametrize("handler", ["wait", "wait_in_loop"])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_first_signal_lets_the_handler_finish_and_commits(
+    sqlmq_process: SqlmqProcess, mq: MQ, shop: Path, number: signal.Signals, handler: str
+) -> None:
+    fill(mq, "a", "b")
+    process = start(sqlmq_process, shop, handler)
+    until(lambda: handled(shop) == ["a"], "the handler to begin")
+
+    process.send_signal(number)
+    (shop / "go").touch()
+    _, errors = process.communicate(timeout=PATIENCE_SECONDS)
+
+    assert process.returncode == 0, errors
+    assert handled(shop) == ["a"]
+    assert lag(mq) == 1
+    assert mq.describe_group("orders", "billing").members == ()
+    assert b"1 message handled" in errors
+
+
+@sends_signals
+@pytest.mark.parametrize("handler", ["wait", "wait_in_loop"])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_second_signal_does_not_wait_for_the_handler(
+    sqlmq_process: SqlmqProcess, mq: MQ, shop: Path, number: signal.Signals, handler: str
+) -> None:
+    fill(mq, "a")
+    process = start(sqlmq_process, shop, handler, "--stop-timeout", "600")
+    until(lambda: handled(shop) == ["a"], "the handler to begin")
+
+    send_twice(process, number)
+    _, errors = process.communicate(timeout=PATIENCE_SECONDS)
+
+    assert process.returncode == 128 + number, errors
+    assert lag(mq) == 1
+    assert mq.describe_group("orders", "billing").members == ()
+
+
+@sends_signals
+@pytest.mark.parametrize("database", ["sqlite"], indirect=True)
+def test_a_signal_before_anything_has_begun_ends_it_there(sqlmq_process: SqlmqProcess, shop: Path) -> None:
+    process = sqlmq_process("run", "slow:note", "--topic", "orders", "--group", "billing", cwd=shop)
+    until((shop / "importing").exists, "the import to begin")
+
+    process.terminate()
+    _, errors = process.communicate(timeout=PATIENCE_SECONDS)
+
+    # Not by the signal itself: process 1 of a container would not be ended by that.
+    assert process.returncode == 143, errors
+
+
+@sends_signals
+def test_a_signal_that_comes_twice_at_once_is_one(sqlmq_process: SqlmqProcess, mq: MQ, shop: Path) -> None:
+    fill(mq, "a")
+    process = start(sqlmq_process, shop, "wait")
+    until(lambda: handled(shop) == ["a"], "the handler to begin")
+
+    process.send_signal(signal.SIGTERM)
+    process.send_signal(signal.SIGINT)
+    (shop / "go").touch()
+    _, errors = process.communicate(timeout=PATIENCE_SECONDS)
+
+    assert process.returncode == 0, errors
+    assert lag(mq) == 0
+
+
+# --- Processes ---
+
+
+def pids(shop: Path) -> set[int]:
+    return {int(line.partition(" ")[0]) for line in lines(shop)}
+
+
+def is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return _state(pid) != "Z"
+
+
+def _state(pid: int) -> str:
+    # A child that has ended, and whose parent is gone, may have nobody who collects it, in a container.
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return "?"
+
+
+def start_two(sqlmq_process: SqlmqProcess, mq: MQ, shop: Path, handler: str, *options: str) -> subprocess.Popen[bytes]:
+    """Start two processes that share four partitions, and wait until both have some."""
+    mq.create_topic("orders", 4)
+    process = start(sqlmq_process, shop, handler, "--processes", "2", *options)
+
+    def is_shared() -> bool:
+        if "billing" not in mq.groups("orders"):
+            return False
+        owners = [partition.owner for partition in mq.describe_group("orders", "billing").partitions]
+        return None not in owners and len(set(owners)) == 2
+
+    until(is_shared, "two members to share the partitions")
+    return process
+
+
+@sends_signals
+def test_several_processes_share_the_partitions_and_end_together(
+    sqlmq_process: SqlmqProcess, mq: MQ, shop: Path
+) -> None:
+    process = start_two(sqlmq_process, mq, shop, "note")
+    fill(mq, *map(str, range(40)), partitions=4)
+    until(lambda: len(handled(shop)) == 40, "all messages to be handled")
+    children = pids(shop)
+
+    process.terminate()
+    _, errors = process.communicate(timeout=PATIENCE_SECONDS)
+
+    assert process.returncode == 0, errors
+    assert len(children) == 2
+    assert process.pid not in children
+    assert sorted(handled(shop), key=int) == [str(number) for number in range(40)]
+    assert mq.describe_group("orders", "billing").members == ()
+    assert not any(map(is_alive, children))
+
+
+@sends_signals
+def test_a_message_that_kills_its_process_becomes_a_dead_letter_and_the_others_are_handled(
+    sqlmq_process: SqlmqProcess, mq: MQ, shop: Path, engine: Engine, database: DatabaseUnderTest
+) -> None:
+    fill(mq, "a", "poison", "b", "c")
+
+    process = start(
+        sqlmq_process,
+        shop,
+        "die_of_poison",
+        "--processes",
+        "2",
+        "--max-attempts",
+        "2",
+        "--lease-seconds",
+        "1",
+        "--backoff",
+        "0",
+    )
+    until(lambda: handled(shop).count("c") > 0 and len(dead_letters(engine, database)) == 1, "all to be dealt with")
+    process.terminate()
+    _, errors = process.communicate(timeout=PATIENCE_SECONDS)
+
+    assert process.returncode == 0, errors
+    assert dead_letters(engine, database) == [(1, 2, "ProcessEnded")]
+    assert handled(shop).count("poison") == 2
+    assert {"a", "b", "c"} < set(handled(shop))
+    assert errors.count(b"has ended with exit code 9. It is started again in") == 2
+
+
+@sends_signals
+def test_no_process_is_left_when_the_one_that_watches_them_is_killed(
+    sqlmq_process: SqlmqProcess, mq: MQ, shop: Path
+) -> None:
+    process = start_two(sqlmq_process, mq, shop, "note")
+    fill(mq, *map(str, range(40)), partitions=4)
+    until(lambda: len(pids(shop)) == 2, "both to handle something")
+
+    process.kill()
+
+    until(lambda: not any(map(is_alive, pids(shop))), "the processes to end")
+    until(lambda: mq.describe_group("orders", "billing").members == (), "them to have left in good order")
+
+
+@sends_signals
+def test_a_second_signal_ends_all_processes_at_once(sqlmq_process: SqlmqProcess, mq: MQ, shop: Path) -> None:
+    process = start_two(sqlmq_process, mq, shop, "wait", "--stop-timeout", "600")
+    fill(mq, *map(str, range(40)), partitions=4)
+    until(lambda: len(pids(shop)) == 2, "both to handle something")
+
+    send_twice(process, signal.SIGTERM)
+    _, errors = process.communicate(timeout=PATIENCE_SECONDS)
+
+    assert process.returncode == 143, errors
+    assert not any(map(is_alive, pids(shop)))
+
+
+@sends_signals
+@pytest.mark.usefixtures("shop")
+def test_what_is_wrong_with_the_command_line_ends_all_processes(
+    sqlmq: Sqlmq, capfd: pytest.CaptureFixture[str]
+) -> None:
+    result = run(sqlmq, "shop_handlers:missing", "--processes", "2")
+
+    assert result.exit_code == 2
+    assert "Module 'shop_handlers' has no 'missing'" in capfd.readouterr().err
+
+
+@sends_signals
+@pytest.mark.usefixtures("shop")
+@pytest.mark.parametrize("database", ["postgres"], indirect=True)
+def test_tables_that_are_missing_are_told_once_and_end_the_command(sqlmq: Sqlmq, engine: Engine) -> None:
+    with engine.begin() as connection:
+        connection.execute(text("DROP TABLE sqlmq_version"))
+        connection.execute(text("DROP TABLE sqlmq_topic CASCADE"))
+
+    result = run(sqlmq, "shop_handlers:note", "--processes", "2")
+
+    assert result.exit_code == 1
+    assert "sqlmq db upgrade" in result.stderr
+
+
+@sends_signals
+def test_processes_that_find_nothing_more_end_the_command(sqlmq_process: SqlmqProcess, mq: MQ, shop: Path) -> None:
+    fill(mq, "a", "b", partitions=2)
+
+    process = start(sqlmq_process, shop, "note", "--processes", "2", "--idle-timeout", "0.5")
+    _, errors = process.communicate(timeout=PATIENCE_SECONDS)
+
+    assert process.returncode == 0, errors
+    assert sorted(handled(shop)) == ["a", "b"]
