@@ -35,7 +35,7 @@ log = logging.getLogger(__name__)
 
 _WATCH_SECONDS = 1.0
 """How often the workers are looked after when nothing happens."""
-_SAME_SIGNAL_SECONDS = 1.0
+_SAME_SIGNAL_SECONDS = 0.2
 """Two signals so soon after each other are one: a terminal, or systemd, sends it to a process and to those who pass it on."""
 _RECOVER_SECONDS = 0.5
 """How long a worker waits after the database was away."""
@@ -129,7 +129,8 @@ class Run:
         self._signals = 0
         self._signalled_at = 0.0
         self._last_signal: signal.Signals | None = None
-        self._busy_at = time.monotonic()
+        self._busy_at = math.inf
+        """When somebody last had something to do, by the monotonic clock; not before somebody has looked for it."""
         self.is_stopping = False
 
     @property
@@ -142,11 +143,6 @@ class Run:
         self.is_stopping = True
         # In a thread of its own: whoever a signal has interrupted may hold the lock that waking takes.
         threading.Thread(target=self._wake, name="sqlmq-stop", daemon=True).start()
-
-    def stop_at_once(self) -> None:
-        """As ``stop``, and do not wait for what is in hand."""
-        self._signals = 2
-        self.stop()
 
     @contextlib.contextmanager
     def taking_signals(self) -> Iterator[None]:
@@ -217,8 +213,8 @@ class Run:
                 attempt = self._host.take(worker, lambda: self._parking.choose(worker, worker.stride))
                 if attempt is not None:
                     worker.attempt = attempt
-                    self._busy_at = math.inf
                     return attempt
+                self._busy_at = min(self._busy_at, time.monotonic())
                 with self._lock:
                     look_at = self._parking.look_at()
                 # What is due and can't be had now, as while the database is away, is looked for again and again, not at once.

@@ -94,6 +94,15 @@ def test_a_batch_is_a_list_of_messages_of_one_partition(mq: MQ) -> None:
     assert summary.handled == len(handler.values) == 25
 
 
+def test_without_any_patience_what_is_there_is_handled(mq: MQ) -> None:
+    send(mq, numbered(3))
+    handler = Recorder()
+
+    drain(mq.consumer("orders", "billing"), handler, idle_timeout=0)
+
+    assert len(handler.handled) == 3
+
+
 # --- When a handler fails ---
 
 

@@ -159,7 +159,7 @@ def run(
     aside as a dead letter, and the others go on.
 
     The first signal ends it in good order: what is in the handler's hands is finished, positions are committed, the
-    exit code is 0. A second one, a second or more later, ends it at once.
+    exit code is 0. A second one ends it at once.
     """
     try:
         check_topic(topic)
