@@ -344,6 +344,7 @@ def test_positions_left_behind_are_not_deleted_by_an_owner_whose_group_was_moved
         assert positions(mq) == [3]
 
 
+@pytest.mark.sync_only(reason="its blocks are no coroutines; what they lock is the same with asyncio")
 def test_a_transaction_that_is_under_way_ends_before_the_group_is_moved(mq: MQ, make_mq: MakeMQ) -> None:
     fill(mq)
     other = make_mq()
@@ -442,7 +443,9 @@ def test_moved_back_what_was_set_aside_from_there_on_comes_again_once(mq: MQ, sh
     assert change.forgotten == 2
     assert set_aside(mq) == [(0, "waiting", 1)]
     handler = Handler()
-    shift.run(handler, retry=MUCH_LATER)
+    with shift.running(handler, retry=MUCH_LATER):
+        handler.has_begun(b"good", 2)
+        until(lambda: positions(mq) == [5], "everything handled")
     assert handler.given == [b"bad", b"good", b"behind", b"good"]
     assert set_aside(mq) == [(0, "waiting", 1)]
 
@@ -584,8 +587,9 @@ def test_a_seek_beyond_the_log_is_refused_and_changes_nothing(mq: MQ) -> None:
 
 def test_a_consumer_seeks_only_in_what_it_owns(mq: MQ) -> None:
     fill(mq)
-    with mq.consumer("orders", "billing") as owner, mq.consumer("orders", "billing") as other:
-        until(lambda: bool(owner.poll(1, timeout=0)), "the partition claimed")
+    with mq.consumer("orders", "billing") as owner:
+        receive(owner, 1)
+        other = mq.consumer("orders", "billing")
 
         with pytest.raises(NotOwnedError) as raised:
             other.seek(0, 0)
