@@ -330,6 +330,8 @@ def test_on_postgres_the_plans_of_the_statements_sent_name_no_sequential_scan_of
         event.remove(connection, "before_cursor_execute", _remember)
         plans = []
         for statement, parameters in sent:
+            if statement.startswith("SET "):
+                continue
             one = parameters[0] if isinstance(parameters, list) else parameters
             (plan,) = connection.exec_driver_sql(f"EXPLAIN (FORMAT JSON) {statement}", one).scalar_one()
             plans.append((statement, sequential_scans_in(plan["Plan"])))
