@@ -129,8 +129,8 @@ class Background:
         """The members of this process; in a forked child, none of its parent's."""
         return [keeper.member_id for keeper in self.keepers()]
 
-    def look_around(self, group_id: int, *, but: Keeper) -> None:
-        """Tell the other consumers of a group, those in this process, that the group has changed."""
+    def look_around(self, group_id: int, *, but: Keeper | None = None) -> None:
+        """Tell the consumers of a group, those in this process *but* one, that the group has changed."""
         self._leave_fork()
         others = [keeper for keeper in self._keepers if keeper.group_id == group_id and keeper is not but]
         self._stir(others, at_groups=True)

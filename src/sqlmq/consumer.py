@@ -15,7 +15,6 @@ from sqlmq.errors import (
     ConsumerClosedError,
     DatabaseBusyError,
     DatabaseUnavailableError,
-    ForkedError,
     OutcomeUnknownError,
     SqlmqError,
 )
@@ -26,6 +25,7 @@ from sqlmq.parking import Terms
 from sqlmq.performing import Plain, Transacting, check_handler, check_no_session, session_maker
 from sqlmq.runner import Host as RunHost
 from sqlmq.runner import Limits, Run
+from sqlmq.targets import check_seek
 from sqlmq.timing import Deadline
 from sqlmq.transaction import Host, Transaction
 
@@ -47,6 +47,7 @@ if TYPE_CHECKING:
     from sqlmq.runner import RunSummary
     from sqlmq.stock import Receiver
     from sqlmq.store.groups import Group
+    from sqlmq.targets import SeekTo
     from sqlmq.transaction import SessionSource
 
 T = TypeVar("T")
@@ -74,7 +75,6 @@ class Consumer(Kept):
         super().__init__(database, background.nudge, joining, options)
         self._background = background
         self._ack = ack
-        self._pid = os.getpid()
         self._closing = Closing()
         self._transactions = Transactions(database, joining.topic, options)
         self._run: Run | None = None
@@ -229,6 +229,20 @@ class Consumer(Kept):
         """
         self._commit(threading.current_thread())
 
+    def seek(self, partition: int, to: SeekTo) -> None:
+        """Move the group in *partition*, which this consumer owns, and go on there.
+
+        *to* is an offset, ``earliest``, ``latest`` or an aware datetime: the first message since then. What any thread
+        has of the partition is dropped: its commit moves nothing. So is what the group has set aside from there on.
+
+        Raises NotOwnedError, FencedError, InvalidOffsetError, RuntimeError under ``run``.
+        """
+        with self._lock:
+            self._check_usable()
+            self._check_not_run("`mq.reset_group` moves its group.")
+            self._ownership.ensure()
+            self._ownership.seek(partition, check_seek(to))
+
     def close(self) -> None:
         """Commit what is finished, hand the partitions over and leave the group. A second call has the same result.
 
@@ -269,9 +283,6 @@ class Consumer(Kept):
             return Transacting(handler, self._transactions, self._group, session_maker(session), in_batches=in_batches)
         check_no_session(session)
         return Plain(handler, in_batches=in_batches)
-
-    def _group(self) -> Group:
-        return self._ownership.group
 
     def _new_run(self, perform: Performer, terms: Terms, limits: Limits) -> Run:
         if self._ack != "after":
@@ -360,9 +371,7 @@ class Consumer(Kept):
         """What *receiver* got before is done, but for the message at which it left a loop."""
         with self._lock:
             self._check_usable()
-            if self._is_run:
-                message = f"{self!r} is run: its messages go to the handler. Use another consumer to ask for some."
-                raise RuntimeError(message)
+            self._check_not_run("Use another consumer to ask for some.")
             self._stock.finish(receiver, also_left=False)
 
     def _try(
@@ -375,10 +384,6 @@ class Consumer(Kept):
             # Looking may take long, and the lease be over then.
             is_ready = self._make_ready(at_most, deadline) and self._ownership.is_trusted()
             return give(receiver, at_most) if is_ready else []
-
-    def _may_take(self, now: float) -> bool:
-        """Whether a loop may go on, *now*, with what was lent to it, before it asks again. Without the lock."""
-        return self._ownership.is_undisturbed(now) and not self._closed
 
     def _give_up(self, receiver: Receiver) -> None:
         """What *receiver* got will not be finished: it comes again, to whoever asks."""
@@ -441,10 +446,3 @@ class Consumer(Kept):
             # Not before, or its own process would take the member for another's, and send notices to it.
             self._background.remove(self)
         self._background.look_around(self.group_id, but=self)
-
-    def _check_usable(self) -> None:
-        if self._pid != os.getpid():
-            what = f"This consumer of {self.topic!r}"
-            raise ForkedError(what)
-        if self._closed:
-            raise ConsumerClosedError(self.topic, self.group)

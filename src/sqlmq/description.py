@@ -8,6 +8,9 @@ from typing import Literal, TypeAlias
 
 from sqlmq.message import Message
 
+Start: TypeAlias = Literal["earliest", "latest"] | datetime
+"""Where a group begins: the oldest message there is, the next one to come, or the first one since a moment."""
+
 ParkedState: TypeAlias = Literal["waiting", "held", "stopped", "dead"]
 """Where a parked message is: aside, tried in its place, in its place and nobody tries it, a dead letter."""
 
@@ -68,11 +71,28 @@ class GroupDescription:
     name: str
     partitions: tuple[GroupPartition, ...]
     members: tuple[str, ...]
+    start: Start
+    """Where it was to start when it was made; partitions added later it reads from their beginning."""
 
     @property
     def lag(self) -> int:
         """How many messages are not committed yet, over all partitions."""
         return sum(partition.lag for partition in self.partitions)
+
+
+@dataclass(frozen=True, slots=True)
+class PartitionReset:
+    """How a group is moved in one partition, or would be."""
+
+    partition: int
+    from_offset: int
+    """The group's position before."""
+    to_offset: int
+    """The offset it reads next after that."""
+    end_offset: int
+    """The offset the next message will get."""
+    forgotten: int
+    """How many messages the group has set aside no more: they come again from the log, or were skipped in their place."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,13 +4,16 @@
      ├── InvalidTopicError        (also a ValueError)    a topic's name that is not one
      ├── InvalidGroupError        (also a ValueError)    a group's name that is not one
      ├── InvalidPartitionError    (also a ValueError)    a partition number the topic does not have
-     ├── InvalidMessageError      (also a ValueError)    a message the log can't keep as it is
+     ├── InvalidOffsetError       (also a ValueError)    an offset beyond the ends of the log
+ ├── InvalidMessageError      (also a ValueError)    a message the log can't keep as it is
      │    └── MessageTooLargeError
      ├── InvalidURLError          (also a ValueError)    a database URL nobody can connect to
      ├── UnknownTopicError        (also a LookupError)
      ├── UnknownGroupError        (also a LookupError)
      ├── NotParkedError           (also a LookupError)   the group has not set that message aside
      ├── TopicConflictError                              the topic is there, and made otherwise
+ ├── GroupInUseError                                 the group has live members
+ ├── NotOwnedError                                   the consumer does not own the partition
      ├── ClosedError
      │    ├── MQClosedError
      │    ├── ProducerClosedError
@@ -72,6 +75,21 @@ class InvalidPartitionError(SqlmqError, ValueError):
     def __init__(self, fact: str, *, partition: int) -> None:
         self.partition = partition
         super().__init__(fact)
+
+
+class InvalidOffsetError(SqlmqError, ValueError):
+    """A group can't be moved to an offset: the log does not go so far, or not so far back any more."""
+
+    def __init__(self, topic: str, partition: int, offset: int, start_offset: int, end_offset: int) -> None:
+        self.topic = topic
+        self.partition = partition
+        self.offset = offset
+        self.start_offset = start_offset
+        self.end_offset = end_offset
+        super().__init__(
+            f"Partition {partition} of topic {topic!r} goes from offset {start_offset} to {end_offset}, where the next "
+            f"message will be; a group can't be moved to {offset}. 'earliest' and 'latest' name the two ends."
+        )
 
 
 class InvalidMessageError(SqlmqError, ValueError):
@@ -142,6 +160,34 @@ class TopicConflictError(SqlmqError):
         )
 
 
+class GroupInUseError(SqlmqError):
+    """A group was to be moved while members of it are alive. Nothing was moved."""
+
+    def __init__(self, topic: str, group: str, members: tuple[str, ...]) -> None:
+        self.topic = topic
+        self.group = group
+        self.members = members
+        super().__init__(
+            f"Group {group!r} on topic {topic!r} has live members: {', '.join(members)}. Stop them, or use force: then "
+            "they lose their partitions, and go on at the new positions."
+        )
+
+
+class NotOwnedError(SqlmqError):
+    """A consumer can move its group only in partitions that it owns."""
+
+    def __init__(self, topic: str, group: str, partition: int, owned: tuple[int, ...]) -> None:
+        self.topic = topic
+        self.group = group
+        self.partition = partition
+        self.owned = owned
+        super().__init__(
+            f"This consumer does not own partition {partition} of topic {topic!r} in group {group!r}; it owns "
+            f"{', '.join(map(str, owned)) or 'none'}. consumer.partitions shows those it owns; `mq.reset_group` moves a "
+            "group in any."
+        )
+
+
 class ClosedError(SqlmqError):
     """The object was closed and can't be used any more."""
 
@@ -186,7 +232,7 @@ class FencedError(SqlmqError):
         listed = ", ".join(map(str, partitions))
         super().__init__(
             f"This consumer has lost partition(s) {listed} of topic {topic!r} in group {group!r}: it was not heard of for "
-            "a lease and another one took over, or the topic was deleted. What it had not finished is delivered again. "
+            "a lease and another one took over, the group was reset, or the topic was deleted. What it had not finished is delivered again. "
             "If pauses of this process are long, raise lease_seconds."
         )
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import logging
+import os
 import threading
 import time
 from typing import TYPE_CHECKING
 
-from sqlmq.errors import SqlmqError
+from sqlmq.errors import ConsumerClosedError, ForkedError, SqlmqError
 from sqlmq.ownership import Ownership
 from sqlmq.stock import Stock
 from sqlmq.waking import Wakeups
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from sqlmq.flows.outlook import Outlook
     from sqlmq.options import Options
     from sqlmq.ownership import Joining
+    from sqlmq.store.groups import Group
 
 log = logging.getLogger(__name__)
 
@@ -31,6 +33,7 @@ class Kept:
         self._joining = joining
         self._options = options
         self._closed = False
+        self._pid = os.getpid()
         # Held while the database is asked, so only briefly waited for; never while waiting for messages.
         self._lock = threading.RLock()
         self._ownership = Ownership(database, joining, options)
@@ -110,3 +113,22 @@ class Kept:
             self._ownership.flush_unlocked(finished)
         except SqlmqError as error:
             log.warning("%r: %s", self, error)
+
+    def _group(self) -> Group:
+        return self._ownership.group
+
+    def _may_take(self, now: float) -> bool:
+        """Whether a loop may go on, *now*, with what was lent to it, before it asks again. Without the lock."""
+        return self._ownership.is_undisturbed(now) and not self._closed
+
+    def _check_usable(self) -> None:
+        if self._pid != os.getpid():
+            what = f"This consumer of {self._joining.topic.name!r}"
+            raise ForkedError(what)
+        if self._closed:
+            raise ConsumerClosedError(self._joining.topic.name, self._joining.group_name)
+
+    def _check_not_run(self, advice: str) -> None:
+        if self._is_run:
+            message = f"{self!r} is run: its messages go to the handler. {advice}"
+            raise RuntimeError(message)

@@ -6,6 +6,7 @@ import os
 import socket
 import threading
 import uuid
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Self
 
 from sqlmq import outbox
@@ -14,40 +15,41 @@ from sqlmq.closing import Closing
 from sqlmq.consumer import Ack, Consumer
 from sqlmq.database import Database
 from sqlmq.errors import MQClosedError, UnknownTopicError
-from sqlmq.flows import manage, stage
+from sqlmq.flows import manage, replay, stage
 from sqlmq.listener import Listener
 from sqlmq.lookout import Lookout
 from sqlmq.mover import Mover
 from sqlmq.notifier import Notifier
 from sqlmq.options import (
     Options,
-    Start,
     check_ack,
     check_group,
     check_ids,
     check_member_name,
+    check_partition_number,
     check_partitioner,
     check_partitions,
     check_schema,
-    check_start,
     check_topic,
 )
 from sqlmq.ownership import Joining
 from sqlmq.parked import Parked
 from sqlmq.producer import Producer
+from sqlmq.targets import check_reset, check_start
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
     from types import TracebackType
     from typing import TypeVar
 
     from sqlalchemy import URL, Connection, Engine
 
-    from sqlmq.description import GroupDescription, TopicDescription
+    from sqlmq.description import GroupDescription, PartitionReset, Start, TopicDescription
     from sqlmq.dialects import Dialect
     from sqlmq.message import DelayedMessage
     from sqlmq.outbox import SessionLike
     from sqlmq.store.topics import Topic
+    from sqlmq.targets import ResetTo
 
     T = TypeVar("T")
     Made = TypeVar("Made", Producer, Consumer)
@@ -182,12 +184,13 @@ class MQ:
         """Make a consumer that reads *topic* as a member of the group *group_id*.
 
         Group and topic are made if they do not exist (the topic unless ``create_topics`` is off). *start* is where a
-        new group begins: ``earliest``, or ``latest``, behind what is there now; an old one goes on where it was.
+        new group begins: ``earliest``, ``latest``, behind what is there now, or an aware datetime, the first message since
+        then; an old one goes on where it was.
         ``ack="before"`` commits a message before it is handed out: at most once, instead of at least once. *name* is
         what the member is called where members are listed; host and process by default.
         """
         check_group(group_id)
-        check_start(start)
+        start = check_start(start)
         check_ack(ack)
         if name is not None:
             check_member_name(name)
@@ -218,6 +221,44 @@ class MQ:
         check_topic(topic)
         check_group(group_id)
         return self._read(lambda conn, dialect: manage.describe_group(conn, dialect, topic, group_id))
+
+    def reset_group(
+        self,
+        topic: str,
+        group_id: str,
+        to: ResetTo | None = None,
+        *,
+        shift_by: int | None = None,
+        partitions: Iterable[int] | None = None,
+        execute: bool = False,
+        force: bool = False,
+    ) -> list[PartitionReset]:
+        """Move a group, back to read again or on to skip, and return what changes in each partition, in order.
+
+        Only a preview, unless told to *execute*. *to* is ``earliest``, ``latest``, an aware datetime (the first message
+        since then), a timedelta (so long ago by the database's clock), or a mapping of partitions to offsets; or else
+        *shift_by* messages on, or back if less than 0, as far as the log goes. Other *partitions* stay where they are.
+
+        It is one transaction. What the group has set aside from its new position on comes again from the log, dead
+        letters too, and is forgotten. Raises GroupInUseError while members are alive, unless *force*: then they lose
+        those partitions, commit nothing of them any more, and go on at the new positions. Raises InvalidOffsetError,
+        UnknownTopicError, UnknownGroupError; DatabaseBusyError if a transaction that holds a partition does not end.
+        """
+        check_topic(topic)
+        check_group(group_id)
+        target = check_reset(to, shift_by)
+        chosen = None if partitions is None else [check_partition_number(number) for number in partitions]
+        if chosen is not None and isinstance(to, Mapping):
+            message = "A mapping of partitions to offsets says which partitions: leave partitions= out."
+            raise ValueError(message)
+        wanted = replay.Wanted(topic, group_id, target, chosen)
+        if not execute:
+            return self._read(lambda conn, dialect: replay.preview(conn, dialect, wanted))
+        self._database.check_outside_block("reset a group")
+        done = self._write(lambda conn, dialect: replay.reset(conn, dialect, wanted, force=force))
+        self._background.look_around(done.group_id)
+        self._announce(done.topic_id)
+        return done.changes
 
     def delayed(self, topic: str) -> list[DelayedMessage]:
         """The messages of a topic that wait until they are due, in that order. Raises UnknownTopicError."""

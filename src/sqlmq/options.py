@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, fields
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Literal, TypeAlias, cast, get_args
+from typing import TYPE_CHECKING, TypeAlias, cast, get_args
 
 from sqlmq.description import ParkedState
 from sqlmq.errors import InvalidGroupError, InvalidPartitionError, InvalidTopicError
@@ -89,9 +89,6 @@ class Options:
 Due: TypeAlias = float | datetime
 """When a message is due: in so many seconds by the database's clock, or at a moment in UTC."""
 
-Start = Literal["earliest", "latest"]
-"""Where a new group begins: with the oldest message there is, or with the next one to come."""
-
 
 def check_topic(name: object) -> str:
     """Return *name* if it can name a topic: 2 to 50 characters, see InvalidTopicError."""
@@ -173,14 +170,6 @@ def check_schema(name: object) -> str | None:
     return name
 
 
-def check_start(start: object) -> Start:
-    """Return *start* if a group can begin there."""
-    if start not in ("earliest", "latest"):
-        message = f"A group starts at 'earliest' or 'latest', not at {start!r}."
-        raise ValueError(message)
-    return start
-
-
 def check_ack(ack: object) -> None:
     """Raise ValueError unless *ack* says when a message counts as done."""
     if ack not in ("after", "before"):
@@ -238,7 +227,25 @@ def check_due(delay_seconds: object, deliver_at: object) -> Due | None:
         raise ValueError(message)
     if delay_seconds is not None:
         return _checked_delay(delay_seconds)
-    return None if deliver_at is None else _checked_moment(deliver_at)
+    return None if deliver_at is None else check_moment("deliver_at", deliver_at)
+
+
+def check_moment(name: str, moment: object) -> datetime:
+    """Return *moment*, given as the parameter *name*, in UTC; 1970 stands for all before it."""
+    if not isinstance(moment, datetime):
+        message = f"{name} must be a datetime, not {type(moment).__name__}."
+        raise TypeError(message)
+    if moment.utcoffset() is None:
+        message = (
+            f"{name} has no time zone, so it is no moment yet. Say which one it is in, as in "
+            f"{name}.replace(tzinfo=ZoneInfo('Europe/Paris')), or datetime.now(UTC) + timedelta(hours=1)."
+        )
+        raise ValueError(message)
+    if moment >= _LATEST:
+        message = f"{name} must be before the year {_LATEST.year}, or no database keeps it; it is {moment}."
+        raise ValueError(message)
+    # Compared before it is converted, which the first and last days there are do not survive.
+    return _EARLIEST if moment <= _EARLIEST else moment.astimezone(UTC)
 
 
 def check_ids(ids: Iterable[object]) -> list[int]:
@@ -311,20 +318,3 @@ def _checked_delay(delay_seconds: object) -> float:
         message = f"delay_seconds must be 0 to {_MOST_DELAY_SECONDS:,.0f} (300 years), not {delay_seconds}."
         raise ValueError(message)
     return float(delay_seconds)
-
-
-def _checked_moment(deliver_at: object) -> datetime:
-    if not isinstance(deliver_at, datetime):
-        message = f"deliver_at must be a datetime, not {type(deliver_at).__name__}."
-        raise TypeError(message)
-    if deliver_at.utcoffset() is None:
-        message = (
-            "deliver_at has no time zone, so it is no moment yet. Say which one it is in, as in "
-            "deliver_at.replace(tzinfo=ZoneInfo('Europe/Paris')), or datetime.now(UTC) + timedelta(hours=1)."
-        )
-        raise ValueError(message)
-    if deliver_at >= _LATEST:
-        message = f"deliver_at must be before the year {_LATEST.year}, or no database keeps it; it is {deliver_at}."
-        raise ValueError(message)
-    # Compared before it is converted, which the first and last days there are do not survive.
-    return _EARLIEST if deliver_at <= _EARLIEST else deliver_at.astimezone(UTC)

@@ -10,9 +10,10 @@ import time
 from typing import TYPE_CHECKING, NamedTuple
 
 from sqlmq.dialects import Position
-from sqlmq.errors import FencedError, UnknownTopicError
-from sqlmq.flows import consume, manage, membership
+from sqlmq.errors import FencedError, NotOwnedError, UnknownTopicError
+from sqlmq.flows import consume, manage, membership, replay
 from sqlmq.flows.outlook import Outlook
+from sqlmq.options import check_partition
 from sqlmq.progress import PartitionProgress
 from sqlmq.store.groups import Claim
 from sqlmq.store.offsets import Commit, Window
@@ -22,9 +23,11 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Iterable
 
     from sqlmq.database import Database
-    from sqlmq.options import Options, Start
+    from sqlmq.description import Start
+    from sqlmq.options import Options
     from sqlmq.store.groups import Group
     from sqlmq.store.topics import Topic
+    from sqlmq.targets import SeekTo
 
 log = logging.getLogger(__name__)
 
@@ -151,6 +154,28 @@ class Ownership:
         """Somebody has committed *offset* in a transaction of his own."""
         commit = Commit(progress.partition_id, offset)
         self._note_written([(claim_of(progress), commit)], [commit])
+
+    def seek(self, number: int, to: SeekTo) -> None:
+        """Move the group in partition *number*; whatever is read ahead or in hand of it is dropped.
+
+        Raises NotOwnedError, FencedError, InvalidPartitionError or InvalidOffsetError.
+        """
+        topic = self._joining.topic
+        id_ = topic.partition_ids[check_partition(topic.name, number, topic.partitions)]
+        if id_ not in self.claimed:
+            raise NotOwnedError(topic.name, self.group.name, number, self.numbers)
+        claim = claim_of(self.claimed[id_])
+        # Should the answer get lost, the next look tells whether it was done.
+        self.look_around()
+        moved = self._database.write(
+            lambda conn: replay.seek(conn, self._database.dialect, topic, self.group, self.member_id, claim, to)
+        )
+        self._drop([id_])
+        if moved is None:
+            raise self.fenced((number,))
+        renewed, position = moved
+        self.claimed[id_] = PartitionProgress(topic.name, number, id_, renewed.epoch, position)
+        self._note_numbers()
 
     def give_back(self) -> None:
         """Commit what is finished and hand everything back, but stay a member."""
@@ -310,9 +335,14 @@ class Ownership:
     def _prune(self, overgrown: list[PartitionProgress]) -> None:
         if not overgrown:
             return
-        windows = [Window(progress.partition_id, progress.pruned_to, progress.committed) for progress in overgrown]
-        self._database.settle(lambda conn: consume.prune(conn, self._database.dialect, self.group, windows))
-        for progress, window in zip(overgrown, windows, strict=True):
+        windows = [
+            (claim_of(progress), Window(progress.partition_id, progress.pruned_to, progress.committed))
+            for progress in overgrown
+        ]
+        self._database.write_again(
+            lambda conn: consume.prune(conn, self._database.dialect, self.group, self.member_id, windows)
+        )
+        for progress, (_, window) in zip(overgrown, windows, strict=True):
             progress.note_pruned(window.end)
 
     def _end(self, flow: membership.Ending, partition_ids: Collection[int]) -> None:

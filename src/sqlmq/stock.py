@@ -136,7 +136,7 @@ class Stock:
         """What is lent to a loop, and not taken yet, is for whoever asks first."""
         if self._lent is not None:
             self._lent.progress.recall()
-            self._shelf[self._lent.progress.partition_id] = self._lent.progress
+            self._shelve(self._lent.progress)
             self._lent = None
 
     def finish(self, receiver: Receiver, *, also_left: bool) -> None:
@@ -146,7 +146,7 @@ class Stock:
                 span.progress.give_up(span)
             else:
                 span.progress.finish(span)
-                self._shelf[span.progress.partition_id] = span.progress  # what was lent of it, and not taken, is back
+                self._shelve(span.progress)  # what was lent of it, and not taken, is back
 
     def give_up(self, receiver: Receiver) -> None:
         """What *receiver* got will not be finished: it comes again, to whoever asks."""
@@ -186,6 +186,11 @@ class Stock:
                 self._shelf[partition_id] = progress
                 if partition_id not in self._ownership.leaving:
                     yield progress
+
+    def _shelve(self, progress: PartitionProgress) -> None:
+        """Serve *progress* too, unless it is of an earlier claim: another one may have its place."""
+        if self._ownership.claimed.get(progress.partition_id) is progress:
+            self._shelf[progress.partition_id] = progress
 
     def _ahead(self) -> int:
         """How many messages are read and not handed out."""

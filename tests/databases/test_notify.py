@@ -28,8 +28,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from sqlmq import Consumer, Producer
+    from sqlmq.description import Start
     from sqlmq.dialects import Listening
-    from sqlmq.options import Start
     from tests.conftest import DatabaseUnderTest, MakeMQ
 
 POSTGRES = pytest.mark.parametrize("database", ["postgres"], indirect=True)

@@ -7,6 +7,7 @@ them; on Postgres the server counts sequential scans, inside our SQL functions t
 from __future__ import annotations
 
 import sqlite3
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -14,7 +15,7 @@ from sqlalchemy import Connection, Engine, NullPool, create_engine, event, text
 
 from sqlmq import Message
 from sqlmq.dialects import Dialect, Position, dialect_named
-from sqlmq.flows import consume, manage, membership, outlook, produce, stage, transact
+from sqlmq.flows import consume, manage, membership, outlook, produce, replay, stage, transact
 from sqlmq.flows.produce import Routed
 from sqlmq.partitioner import Rotation
 from sqlmq.store import groups, messages, offsets, staged
@@ -121,8 +122,14 @@ def commit(grown: Grown, connection: Connection) -> None:
 
 
 def prune(grown: Grown, connection: Connection) -> None:
-    windows = [offsets.Window(id_, 0, 1_999) for id_ in grown.topic.partition_ids]
-    consume.prune(connection, grown.dialect, grown.group, windows)
+    windows = [(taken.claim, offsets.Window(taken.claim.partition_id, 0, 1_999)) for taken in grown.taken]
+    consume.prune(connection, grown.dialect, grown.group, grown.member_id, windows)
+
+
+def reset_to_a_moment(grown: Grown, connection: Connection) -> None:
+    since = datetime.now(UTC) + timedelta(days=1)
+    done = replay.reset(connection, grown.dialect, replay.Wanted("orders", "billing", since, None), force=True)
+    assert {(change.from_offset, change.to_offset) for change in done.changes} == {(1_999, MESSAGES)}
 
 
 def survey(grown: Grown, connection: Connection) -> None:
@@ -207,6 +214,7 @@ STEPS = (
     find_positions,
     commit,
     prune,
+    reset_to_a_moment,
     survey,
     look_for_many,
     hand_back_and_claim,
@@ -306,12 +314,24 @@ def test_on_postgres_the_plans_of_the_statements_sent_name_no_sequential_scan_of
         def _remember(_conn: object, _cursor: object, statement: str, parameters: Any, *_rest: object) -> None:
             sent.append((statement, parameters))
 
-        for step in (find_positions, commit, prune, survey, look_for_many, hand_back_and_claim, look, transact_once):
+        for step in (
+            find_positions,
+            commit,
+            prune,
+            reset_to_a_moment,
+            survey,
+            look_for_many,
+            hand_back_and_claim,
+            look,
+            transact_once,
+        ):
             step(grown, connection)
             connection.rollback()
         event.remove(connection, "before_cursor_execute", _remember)
         plans = []
         for statement, parameters in sent:
+            if statement.startswith("SET "):
+                continue
             one = parameters[0] if isinstance(parameters, list) else parameters
             (plan,) = connection.exec_driver_sql(f"EXPLAIN (FORMAT JSON) {statement}", one).scalar_one()
             plans.append((statement, sequential_scans_in(plan["Plan"])))

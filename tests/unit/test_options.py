@@ -22,10 +22,10 @@ from sqlmq.options import (
     check_partition,
     check_partitioner,
     check_partitions,
-    check_start,
     check_timeout,
     check_topic,
 )
+from sqlmq.targets import check_start
 
 NUMBERS = [field.name for field in fields(Options) if field.type != "bool"]
 WHOLE_NUMBERS = ["default_partitions", "max_message_bytes", "prefetch", "prefetch_bytes"]

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from sqlmq.retry import FailurePolicy, Retry
     from sqlmq.runner import RunSummary
     from sqlmq.stock import Receiver
+    from sqlmq.targets import SeekTo
 
 T = TypeVar("T")
 
@@ -188,6 +189,13 @@ class AsyncConsumer:
         """
         receiver = self._receiver()
         await self._threads.run(lambda: self._sync._commit(receiver))
+
+    async def seek(self, partition: int, to: SeekTo) -> None:
+        """Move the group in *partition*, which this consumer owns, and go on there. See ``Consumer.seek``.
+
+        A task that is cancelled meanwhile ends when it is moved, or can't be.
+        """
+        await self._threads.run(lambda: self._sync.seek(partition, to))
 
     async def close(self) -> None:
         """Commit what is finished, hand the partitions over and leave the group. A second call has the same result.

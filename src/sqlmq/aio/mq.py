@@ -16,15 +16,16 @@ from sqlmq.dialects import blocking
 from sqlmq.mq import MQ
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
     from types import TracebackType
 
     from sqlalchemy.ext.asyncio import AsyncEngine
 
     from sqlmq.aio.producer import AsyncSessionLike
     from sqlmq.consumer import Ack
-    from sqlmq.description import GroupDescription, TopicDescription
+    from sqlmq.description import GroupDescription, PartitionReset, Start, TopicDescription
     from sqlmq.message import DelayedMessage
-    from sqlmq.options import Start
+    from sqlmq.targets import ResetTo
 
 
 class AsyncMQ:
@@ -127,6 +128,27 @@ class AsyncMQ:
         Raises UnknownTopicError or UnknownGroupError.
         """
         return await self._threads.run(lambda: self._sync.describe_group(topic, group_id))
+
+    async def reset_group(
+        self,
+        topic: str,
+        group_id: str,
+        to: ResetTo | None = None,
+        *,
+        shift_by: int | None = None,
+        partitions: Iterable[int] | None = None,
+        execute: bool = False,
+        force: bool = False,
+    ) -> list[PartitionReset]:
+        """Move a group, back to read again or on to skip, and return what changes. See ``MQ.reset_group``.
+
+        A task that is cancelled meanwhile ends when it is moved, or can't be.
+        """
+        return await self._threads.run(
+            lambda: self._sync.reset_group(
+                topic, group_id, to, shift_by=shift_by, partitions=partitions, execute=execute, force=force
+            )
+        )
 
     async def delayed(self, topic: str) -> list[DelayedMessage]:
         """The messages of a topic that wait until they are due, in that order. Raises UnknownTopicError."""

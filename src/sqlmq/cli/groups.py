@@ -1,4 +1,4 @@
-"""``sqlmq groups``: how far each group has come, and who reads what."""
+"""``sqlmq groups``: how far each group has come, and who reads what; ``reset`` is apart."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from sqlmq.cli.output import json_option, show
+from sqlmq.cli.reset import reset
 from sqlmq.cli.settings import Settings, database_options, example, pass_settings
 from sqlmq.errors import UnknownGroupError, UnknownTopicError
 
@@ -19,7 +20,10 @@ if TYPE_CHECKING:
 @click.group(epilog=example("sqlmq groups list", "sqlmq groups describe billing --topic orders"))
 @database_options
 def groups() -> None:
-    """Show how far groups have come, and who reads what."""
+    """Show how far groups have come, and who reads what; move them."""
+
+
+groups.add_command(reset)
 
 
 @groups.command("list", epilog=example("sqlmq groups list", "sqlmq groups list --topic orders --json"))

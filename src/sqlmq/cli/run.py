@@ -23,7 +23,7 @@ from sqlmq.retry import FailurePolicy, Retry
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from sqlmq.options import Start
+    from sqlmq.description import Start
     from sqlmq.runner import RunSummary
 
 log = logging.getLogger(__name__)

@@ -74,6 +74,14 @@ def commit(
     return commits
 
 
-def prune(conn: Connection, dialect: Dialect, group: Group, windows: Sequence[offsets.Window]) -> None:
-    """Delete the positions in *windows*, of which there is one at least, that were left behind."""
-    offsets.prune(conn, dialect, group, windows)
+def prune(
+    conn: Connection, dialect: Dialect, group: Group, member_id: int, windows: Sequence[tuple[Claim, offsets.Window]]
+) -> None:
+    """Delete the positions in *windows* that were left behind, in those partitions that *member_id* still holds.
+
+    In the others the group may have been moved back to one of them.
+    """
+    held = groups.lock(conn, dialect, group, member_id, [claim for claim, _ in windows])
+    ours = [window for claim, window in windows if claim in held]
+    if ours:
+        offsets.prune(conn, dialect, group, ours)

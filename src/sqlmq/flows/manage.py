@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from sqlmq import targets
 from sqlmq.description import GroupDescription, GroupPartition, PartitionDescription, TopicDescription
 from sqlmq.errors import TopicConflictError, UnknownTopicError
 from sqlmq.store import groups, messages, offsets, topics
@@ -90,4 +91,5 @@ def describe_group(conn: Connection, dialect: Dialect, topic_name: str, name: st
             for number, id_ in enumerate(topic.partition_ids)
         ),
         tuple(members.values()),
+        targets.read(group.start_from),
     )

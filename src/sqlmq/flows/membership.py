@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
-from sqlmq import assignment
+from sqlmq import assignment, targets
 from sqlmq.errors import UnknownTopicError
+from sqlmq.flows import replay
 from sqlmq.flows.consume import commit
-from sqlmq.store import groups, messages, offsets, topics
+from sqlmq.store import groups, offsets, topics
 from sqlmq.store.groups import Claim
 
 if TYPE_CHECKING:
@@ -16,8 +17,8 @@ if TYPE_CHECKING:
 
     from sqlalchemy import Connection
 
+    from sqlmq.description import Start
     from sqlmq.dialects import Dialect
-    from sqlmq.options import Start
     from sqlmq.store.groups import Group, GroupSeen
     from sqlmq.store.topics import Topic
 
@@ -54,11 +55,10 @@ def join(
     """
     if not topics.hold(conn, dialect, topic):
         raise UnknownTopicError(topic.name)
-    made = groups.create(conn, dialect, topic, group_name, start)
+    made = groups.create(conn, dialect, topic, group_name, targets.written(start))
     group = groups.get(conn, dialect, topic, group_name)
-    if made and start == "latest":
-        ends = {number: end for number, (_, end) in messages.bounds(conn, dialect, topic).items()}
-        offsets.start_at_end(conn, dialect, group, topic, ends)
+    if made and start != "earliest":
+        replay.start(conn, dialect, topic, group, start)
     groups.add_claims(conn, dialect, group, topic)
     groups.remove_dead(conn, dialect, group)
     return group, groups.add_member(conn, dialect, group, name, lease_seconds)

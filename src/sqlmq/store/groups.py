@@ -268,6 +268,28 @@ def lock_all(conn: Connection, dialect: Dialect, group: Group, partition_ids: Se
     return list(rows.scalars())
 
 
+def dispossess(conn: Connection, dialect: Dialect, group: Group, partition_ids: Sequence[int]) -> None:
+    """Take *partition_ids* from whoever has them, who is fenced. The caller has locked their claims (``lock_all``)."""
+    c = dialect.tables.claim
+    conn.execute(
+        update(c)
+        .where(c.c.group_id == group.id, c.c.partition_id.in_(partition_ids))
+        .values(member_id=null(), epoch=c.c.epoch + 1, changed_at=dialect.now())
+    )
+
+
+def renew(conn: Connection, dialect: Dialect, group: Group, member_id: int, claim: Claim) -> Claim | None:
+    """Raise the epoch of *claim*, which stays the member's, and lock it; None if *member_id* has it no more.
+
+    What the member itself has sent, or is to send, by the old one is fenced.
+    """
+    if not lock(conn, dialect, group, member_id, [claim]):
+        return None
+    renewed = Claim(claim.partition_id, claim.epoch + 1)
+    _set_owner(conn, dialect, group, [renewed], member_id)
+    return renewed
+
+
 def _set_owner(
     conn: Connection, dialect: Dialect, group: Group, claims_: Iterable[Claim], member_id: int | None
 ) -> None:

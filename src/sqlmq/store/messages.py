@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from sqlalchemy import func, select
+from sqlalchemy import case, func, select
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Sequence
+    from collections.abc import Collection, Mapping, Sequence
+    from datetime import datetime
 
     from sqlalchemy import Connection
 
@@ -67,3 +68,23 @@ def bounds(conn: Connection, dialect: Dialect, topic: Topic) -> dict[int, tuple[
         select(p.c.number, p.c.start_offset, func.coalesce(newest, p.c.start_offset)).where(p.c.topic_id == topic.id)
     )
     return {number: (start, end) for number, start, end in rows}
+
+
+def not_older(conn: Connection, dialect: Dialect, offsets: Mapping[int, int], moment: datetime) -> set[int]:
+    """The ids of those partitions whose message at the offset that *offsets* gives for them is not older than *moment*."""
+    p, m = dialect.tables.partition, dialect.tables.message
+    # One look into the index for each partition: a join may read the whole log.
+    created_at = (
+        select(m.c.created_at)
+        .where(m.c.partition_id == p.c.id, m.c.msg_offset == case(dict(offsets), value=p.c.id))
+        .correlate(p)
+        .scalar_subquery()
+    )
+    return set(
+        conn.execute(select(p.c.id).where(p.c.id.in_(list(offsets)), created_at >= dialect.moment(moment))).scalars()
+    )
+
+
+def moment_ago(conn: Connection, dialect: Dialect, seconds: float) -> datetime:
+    """The moment *seconds* ago by the database's clock."""
+    return dialect.moment_of(conn.execute(select(dialect.seconds_from_now(-seconds))).scalar_one())

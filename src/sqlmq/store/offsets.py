@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 
     from sqlmq.dialects import Dialect
     from sqlmq.store.groups import Claim, Group
-    from sqlmq.store.topics import Topic
 
 
 class Commit(NamedTuple):
@@ -72,6 +71,14 @@ def insert_all(
         unique = ["group_id", "partition_id", "committed_offset"]
         new = dialect.insert_or_update(o, unique, ["in_hand_to"]) if marking else dialect.insert_new(o, unique)
         conn.execute(new, rows)
+
+
+def replace(conn: Connection, dialect: Dialect, group: Group, commits: Sequence[Commit]) -> None:
+    """Make *commits* the group's positions, wherever it was. The caller has locked the claims (``groups.lock_all``)."""
+    o = dialect.tables.group_offset
+    ids = [commit.partition_id for commit in commits]
+    conn.execute(delete(o).where(o.c.group_id == group.id, o.c.partition_id.in_(ids)))
+    insert_all(conn, dialect, group, commits)
 
 
 def standing(conn: Connection, dialect: Dialect, group: Group, partition_ids: Sequence[int]) -> dict[int, Commit]:
@@ -131,9 +138,3 @@ def positions(conn: Connection, dialect: Dialect, group: Group, partition_ids: S
         select(p.c.id, func.coalesce(newest, p.c.start_offset).label("position")).where(p.c.id.in_(partition_ids))
     )
     return {row.id: row.position for row in rows}
-
-
-def start_at_end(conn: Connection, dialect: Dialect, group: Group, topic: Topic, ends: dict[int, int]) -> None:
-    """Commit, for a group just made, the *ends* of the partitions by number: it reads only what comes after."""
-    commits = [Commit(topic.partition_ids[number], end) for number, end in ends.items()]
-    insert_all(conn, dialect, group, commits)

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
-from sqlalchemy import delete, func, null, select, update
+from sqlalchemy import case, delete, func, null, or_, select, update
 
 from sqlmq.description import ParkedState
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
-    from sqlalchemy import Connection
+    from sqlalchemy import ColumnElement, Connection
 
     from sqlmq.dialects import Dialect
     from sqlmq.store.groups import Group
@@ -158,3 +158,32 @@ def take_back(conn: Connection, dialect: Dialect, group: Group, partition_id: in
     is_trying = k.c.trying_since.is_not(None)
     conn.execute(update(k).where(*where, is_trying).values(attempts=k.c.attempts - 1, trying_since=null()))
     conn.execute(delete(k).where(*where, k.c.state == "held", k.c.attempts <= 0))
+
+
+def forget(conn: Connection, dialect: Dialect, group: Group, positions: Mapping[int, int]) -> None:
+    """Forget what a group that is moved to *positions*, by partition id, is not to know of any more.
+
+    That is what comes again from the log, and what was in its place, which is not the group's position any more.
+    """
+    conn.execute(delete(dialect.tables.parked).where(*_forgotten(dialect, group, positions)))
+
+
+def count_forgotten(conn: Connection, dialect: Dialect, group: Group, positions: Mapping[int, int]) -> dict[int, int]:
+    """How many ``forget`` would forget, by partition id; nothing of partitions in which there are none."""
+    k = dialect.tables.parked
+    rows = conn.execute(
+        select(k.c.partition_id, func.count().label("messages"))
+        .where(*_forgotten(dialect, group, positions))
+        .group_by(k.c.partition_id)
+    )
+    return {row.partition_id: row.messages for row in rows}
+
+
+def _forgotten(dialect: Dialect, group: Group, positions: Mapping[int, int]) -> list[ColumnElement[bool]]:
+    k = dialect.tables.parked
+    position = case(dict(positions), value=k.c.partition_id)
+    return [
+        k.c.group_id == group.id,
+        k.c.partition_id.in_(list(positions)),
+        or_(k.c.msg_offset >= position, k.c.state.in_(("held", "stopped"))),
+    ]
