@@ -26,12 +26,14 @@ from sqlmq.aio import AsyncConsumer, AsyncMQ, AsyncParked, AsyncProducer, AsyncT
 from sqlmq.consumer import Consumer
 from sqlmq.description import (
     BlockedKey,
+    Eviction,
     GroupDescription,
     GroupPartition,
     ParkedDetails,
     ParkedMessage,
     PartitionDescription,
     TopicDescription,
+    Trimmed,
 )
 from sqlmq.errors import (
     ClosedError,
@@ -40,6 +42,7 @@ from sqlmq.errors import (
     DatabaseError,
     DatabaseFullError,
     DatabaseUnavailableError,
+    EvictedError,
     FencedError,
     ForkedError,
     InvalidGroupError,
@@ -72,6 +75,7 @@ from sqlmq.mq import MQ
 from sqlmq.outbox import Publication
 from sqlmq.parked import Parked
 from sqlmq.producer import Producer
+from sqlmq.retention import Retention
 from sqlmq.retry import Retry
 from sqlmq.runner import RunSummary
 from sqlmq.transaction import Transaction
@@ -94,6 +98,8 @@ __all__ = [
     "DatabaseFullError",
     "DatabaseUnavailableError",
     "DelayedMessage",
+    "EvictedError",
+    "Eviction",
     "FencedError",
     "ForkedError",
     "GroupDescription",
@@ -121,6 +127,7 @@ __all__ = [
     "ProducerResult",
     "Publication",
     "ReadOnlyDatabaseError",
+    "Retention",
     "Retry",
     "RunSummary",
     "SchemaError",
@@ -132,6 +139,7 @@ __all__ = [
     "TopicDescription",
     "Transaction",
     "TransactionError",
+    "Trimmed",
     "UnknownGroupError",
     "UnknownTopicError",
     "migrate",

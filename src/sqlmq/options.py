@@ -93,6 +93,17 @@ Start = Literal["earliest", "latest"]
 """Where a new group begins: with the oldest message there is, or with the next one to come."""
 
 
+OnEvicted = Literal["raise", "earliest"]
+"""What a consumer does about messages that retention took from its group: raise, or go on with the oldest there is."""
+
+
+def check_on_evicted(policy: object) -> None:
+    """Raise ValueError unless *policy* is one."""
+    if policy not in get_args(OnEvicted):
+        message = f"on_evicted is 'raise' or 'earliest', not {policy!r}."
+        raise ValueError(message)
+
+
 def check_topic(name: object) -> str:
     """Return *name* if it can name a topic: 2 to 50 characters, see InvalidTopicError."""
     if not isinstance(name, str):
