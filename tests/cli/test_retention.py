@@ -36,7 +36,13 @@ def test_what_a_topic_keeps_is_replaced_and_shown(sqlmq: Sqlmq) -> None:
     described = sqlmq("topics", "describe", "orders")
     as_json = json.loads(sqlmq("topics", "describe", "orders", "--json").stdout)
 
-    retention: dict[str, object] = {"seconds": None, "bytes": None, "messages": 5, "protect": False, "max_seconds": None}
+    retention: dict[str, object] = {
+        "seconds": None,
+        "bytes": None,
+        "messages": 5,
+        "protect": False,
+        "max_seconds": None,
+    }
     retention |= {"group_expiry_seconds": 604_800.0}
     assert json.loads(changed.stdout) == {"topic": "orders", "retention": retention}
     assert "It keeps messages up to 5 messages in a partition; whatever groups have read." in described.stdout

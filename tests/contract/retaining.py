@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from sqlalchemy import create_engine, select, text, update
+from sqlalchemy import create_engine, func, select, text, update
 
 from sqlmq import Message
 from sqlmq.dialects import dialect_named
 
 if TYPE_CHECKING:
+    from sqlalchemy import ColumnElement
+
     from sqlmq import MQ, Consumer, Retention
     from tests.conftest import DatabaseUnderTest
 
@@ -17,14 +19,15 @@ DAY = 86_400.0
 
 
 class Shelf:
-    """The topic "orders", seen past the library where time has to pass."""
+    """A topic, "orders" by default, seen past the library where time has to pass."""
 
-    def __init__(self, database: DatabaseUnderTest, mq: MQ) -> None:
+    def __init__(self, database: DatabaseUnderTest, mq: MQ, topic: str = "orders") -> None:
         self.mq = mq
+        self.topic = topic
         self._engine = create_engine(database.url)
         self._dialect = dialect_named("postgresql" if database.is_postgres else "sqlite", database.schema)
-        mq.create_topic("orders", 1)
-        self.producer = mq.producer("orders")
+        mq.create_topic(topic, 1)
+        self.producer = mq.producer(topic)
 
     def put(self, count: int, *, days_old: float = 0.0, value: bytes = b"x") -> None:
         """Produce *count* messages, and make them as old as that."""
@@ -33,7 +36,7 @@ class Shelf:
         m = self._dialect.tables.message
         at = self._dialect.seconds_from_now(-days_old * DAY)
         with self._engine.begin() as connection:
-            connection.execute(update(m).where(m.c.msg_offset >= first).values(created_at=at))
+            connection.execute(update(m).where(self._is_mine, m.c.msg_offset >= first).values(created_at=at))
 
     def let_pass(self, group: str, *, days: float) -> None:
         """Have *days* gone by since anything was heard of *group*: its members, claims, commits, its making."""
@@ -50,30 +53,37 @@ class Shelf:
             connection.execute(update(tables.group).where(tables.group.c.name == group).values(created_at=at))
 
     def keep(self, retention: Retention) -> None:
-        self.mq.set_retention("orders", retention)
+        self.mq.set_retention(self.topic, retention)
 
     def trim(self) -> int:
         """One round; return how many messages were deleted."""
-        return sum(trimmed.messages for trimmed in self.mq.maintain("orders"))
+        return sum(trimmed.messages for trimmed in self.mq.maintain(self.topic))
 
     def read(self, group: str, count: int) -> None:
         """Have *group* read and commit *count* messages, and leave."""
-        with self.mq.consumer("orders", group) as consumer:
+        with self.mq.consumer(self.topic, group) as consumer:
             take(consumer, count)
 
     @property
     def start(self) -> int:
-        return self.mq.describe_topic("orders").partitions[0].start_offset
+        return self.mq.describe_topic(self.topic).partitions[0].start_offset
 
     @property
     def end(self) -> int:
-        return self.mq.describe_topic("orders").partitions[0].end_offset
+        return self.mq.describe_topic(self.topic).partitions[0].end_offset
 
     def stored(self) -> list[int]:
         """The offsets whose rows are there."""
         m = self._dialect.tables.message
         with self._engine.connect() as connection:
-            return list(connection.execute(select(m.c.msg_offset).order_by(m.c.msg_offset)).scalars())
+            return list(
+                connection.execute(select(m.c.msg_offset).where(self._is_mine).order_by(m.c.msg_offset)).scalars()
+            )
+
+    def count(self) -> int:
+        """How many rows there are, also of topics that are gone."""
+        with self._engine.connect() as connection:
+            return connection.execute(select(func.count()).select_from(self._dialect.tables.message)).scalar_one()
 
     def execute(self, sql: str) -> None:
         prefix = f"{self._dialect.schema}." if self._dialect.schema else ""
@@ -82,7 +92,13 @@ class Shelf:
 
     def losses(self) -> list[tuple[str, str, int, int]]:
         """Which group has lost what, from where, up to where."""
-        return [(one.group, one.kind, one.start_offset, one.end_offset) for one in self.mq.evictions("orders")]
+        return [(one.group, one.kind, one.start_offset, one.end_offset) for one in self.mq.evictions(self.topic)]
+
+    @property
+    def _is_mine(self) -> ColumnElement[bool]:
+        p, t = self._dialect.tables.partition, self._dialect.tables.topic
+        ids = select(p.c.id).join(t, t.c.id == p.c.topic_id).where(t.c.name == self.topic)
+        return self._dialect.tables.message.c.partition_id.in_(ids)
 
     def close(self) -> None:
         self._engine.dispose()

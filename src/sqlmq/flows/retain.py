@@ -55,8 +55,10 @@ class Plan(NamedTuple):
     extent: Extent
     start: int
     """As the limits, and the groups, have it."""
+    free: int
+    """Up to here, no group needs anything."""
     overdue: int
-    """Up to here, messages are older than ``max_seconds``: no group protects them."""
+    """From *free* up to here, messages are older than ``max_seconds``: no group protects them."""
     sized: Sized | None
     """From *start* on."""
 
@@ -88,14 +90,13 @@ def plan(conn: Connection, dialect: Dialect, due: Due, expired: Collection[int])
     walk = _Walk(conn, dialect, due, extent)
     standings = retained.standings(conn, dialect, due.topic_id, due.partition_id)
     free = protected_from(due.retention, standings, expired, extent.end)
-    overdue = extent.start
-    if free < extent.end and due.retention.max_seconds is not None:
-        overdue = walk.older_than(due.retention.max_seconds, extent.end)
-    limit = min(max(free, overdue), walk.furthest)
-    start = walk.within_limits(limit)
+    overdue = free
+    if due.retention.max_seconds is not None:
+        overdue = walk.older_than(due.retention.max_seconds, free, extent.end)
+    start = walk.within_limits(min(overdue, walk.furthest))
     sized = walk.sized_from(start)
     is_news = start > extent.start or sized != _sized(extent)
-    return Plan(extent, start, overdue, sized) if is_news else None
+    return Plan(extent, start, free, overdue, sized) if is_news else None
 
 
 def advance(conn: Connection, dialect: Dialect, due: Due, expired: Collection[int], planned: Plan) -> Advance | None:
@@ -109,7 +110,7 @@ def advance(conn: Connection, dialect: Dialect, due: Due, expired: Collection[in
         return None
     standings = retained.standings(conn, dialect, due.topic_id, due.partition_id)
     free = protected_from(due.retention, standings, expired, extent.end)
-    if planned.start > max(free, planned.overdue):
+    if planned.start > free and (free < planned.free or planned.start > planned.overdue):
         return None
     lost = losses(due.retention, standings, expired, extent.start, planned.start)
     for loss in lost:
@@ -191,13 +192,13 @@ class _Walk:
         if start < limit and self._terms.bytes is not None:
             start = max(start, self._within_bytes(self._terms.bytes, limit))
         if start < limit and self._terms.seconds is not None:
-            start = max(start, self.older_than(self._terms.seconds, limit))
+            start = self.older_than(self._terms.seconds, start, limit)
         return start
 
-    def older_than(self, seconds: float, limit: int) -> int:
-        """Up to where, *limit* at most, all messages are older than that."""
-        limit = min(limit, self.furthest)
-        for first, end in _windows(self._extent.start, limit):
+    def older_than(self, seconds: float, start: int, limit: int) -> int:
+        """Up to where, *limit* at most, all messages from *start* on are older than that."""
+        limit = max(start, min(limit, self.furthest))
+        for first, end in _windows(start, limit):
             found = retained.first_younger(self._conn, self._dialect, self._id, first, end, seconds)
             if found is not None:
                 return found
