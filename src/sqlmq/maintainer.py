@@ -105,14 +105,15 @@ class Maintainer:
 
     def _trim(self, due: Due, expired: set[int]) -> Trimmed | None:
         planned = self._read(lambda conn: retain.plan(conn, self._dialect, due, expired))
+        advanced = None
         if planned is not None:
             advanced = self._write(lambda conn: retain.advance(conn, self._dialect, due, expired, planned))
-            for loss in advanced.losses if advanced else ():
-                _say_lost(due, loss)
-        deleted = sum(self._deletes(due))
+        for loss in advanced.losses if advanced else ():
+            _say_lost(due, loss)
+        deleted = sum(self._deletes(due)) if advanced or due.has_rest else 0
         self._forget_parked(due)
-        start = self._read(lambda conn: retain.start(conn, self._dialect, due))
-        return Trimmed(due.topic, due.number, start, deleted) if deleted and start is not None else None
+        start = self._read(lambda conn: retain.start(conn, self._dialect, due)) if deleted else None
+        return None if start is None else Trimmed(due.topic, due.number, start, deleted)
 
     def _deletes(self, due: Due) -> Iterator[int]:
         for _ in range(_MOST_DELETES):

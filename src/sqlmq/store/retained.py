@@ -26,6 +26,8 @@ class Due(NamedTuple):
     number: int
     topic_id: int
     topic: str
+    has_rest: bool
+    """Whether there may be something below its start, which a round before has not deleted."""
     retention: Retention
 
 
@@ -74,13 +76,17 @@ def due(conn: Connection, dialect: Dialect, topic_id: int | None) -> list[Due]:
     limits = or_(
         t.c.retention_seconds.is_not(None), t.c.retention_bytes.is_not(None), t.c.retention_messages.is_not(None)
     )
+    has_rest = p.c.purged_to < p.c.start_offset
     rows = conn.execute(
-        select(p.c.id, p.c.number, t.c.id, t.c.name, *(t.c[name] for name in columns(Retention())))
+        select(p.c.id, p.c.number, t.c.id, t.c.name, has_rest, *(t.c[name] for name in columns(Retention())))
         .join(t, t.c.id == p.c.topic_id)
-        .where(or_(limits, p.c.purged_to < p.c.start_offset), *([] if topic_id is None else [t.c.id == topic_id]))
+        .where(or_(limits, has_rest), *([] if topic_id is None else [t.c.id == topic_id]))
         .order_by(t.c.name, p.c.number)
     )
-    return [Due(id_, number, of, name, Retention(*terms)) for id_, number, of, name, *terms in rows]
+    return [
+        Due(id_, number, of, name, bool(is_behind), Retention(*terms))
+        for id_, number, of, name, is_behind, *terms in rows
+    ]
 
 
 def start(conn: Connection, dialect: Dialect, partition_id: int) -> int | None:
