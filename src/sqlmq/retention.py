@@ -91,11 +91,16 @@ class Loss(NamedTuple):
     is_protected: bool
 
 
-def protected_from(retention: Retention, standings: Iterable[Standing], expired: Collection[int], end: int) -> int:
-    """From which offset on a partition that ends at *end* has to be kept for groups, but for those *expired*."""
+def protected_from(
+    retention: Retention, standings: Iterable[Standing], expired: Collection[int], start: int, end: int
+) -> int:
+    """From which offset on a partition, of what it holds, has to be kept for groups, but for those *expired*.
+
+    A group that has lost something already needs all that is left.
+    """
     if not retention.protect:
         return end
-    return min((one.needs for one in standings if protects(one, expired)), default=end)
+    return max(start, min((one.needs for one in standings if protects(one, expired)), default=end))
 
 
 def protects(standing: Standing, expired: Collection[int]) -> bool:

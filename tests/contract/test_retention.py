@@ -493,6 +493,18 @@ def test_a_group_that_had_read_nothing_learns_what_it_lost(shelf: Shelf, mq: MQ)
         mq.consumer("orders", "billing").poll(timeout=5)
 
 
+def test_a_group_that_stays_behind_protects_what_is_left_and_never_moves_the_start_back(shelf: Shelf, mq: MQ) -> None:
+    lose(shelf)
+    shelf.keep(Retention(messages=1, bytes=1))
+    with mq.consumer("orders", "billing") as consumer, pytest.raises(EvictedError):
+        consumer.poll(timeout=5)
+    shelf.put(2)
+
+    assert shelf.trim() == 0
+    assert shelf.start == 6
+    assert shelf.stored() == list(range(6, 12))
+
+
 def test_a_loop_ends_with_the_error(shelf: Shelf, mq: MQ) -> None:
     lose(shelf)
 

@@ -66,14 +66,18 @@ def test_what_is_of_another_type_is_refused(terms: dict[str, Any]) -> None:
 def test_the_lowest_position_or_parked_message_protects() -> None:
     standings = [standing(1, 70), standing(2, 50), standing(3, 90, parked=40)]
 
-    assert protected_from(Retention(), standings, set(), 100) == 40
-    assert protected_from(Retention(), standings, {3}, 100) == 50
-    assert protected_from(Retention(), standings, {1, 2, 3}, 100) == 100
-    assert protected_from(Retention(protect=False), standings, set(), 100) == 100
+    assert protected_from(Retention(), standings, set(), 20, 100) == 40
+    assert protected_from(Retention(), standings, {3}, 20, 100) == 50
+    assert protected_from(Retention(), standings, {1, 2, 3}, 20, 100) == 100
+    assert protected_from(Retention(protect=False), standings, set(), 20, 100) == 100
+
+
+def test_a_group_that_has_lost_something_protects_all_that_is_left() -> None:
+    assert protected_from(Retention(), [standing(1, 5)], set(), 20, 100) == 20
 
 
 def test_a_group_that_has_expired_and_has_come_back_protects() -> None:
-    assert protected_from(Retention(), [standing(1, 50, is_live=True)], {1}, 100) == 50
+    assert protected_from(Retention(), [standing(1, 50, is_live=True)], {1}, 20, 100) == 50
 
 
 def test_a_group_loses_what_it_had_not_committed_of_what_was_there() -> None:

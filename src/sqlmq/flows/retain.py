@@ -89,7 +89,7 @@ def plan(conn: Connection, dialect: Dialect, due: Due, expired: Collection[int])
         return None
     walk = _Walk(conn, dialect, due, extent)
     standings = retained.standings(conn, dialect, due.topic_id, due.partition_id)
-    free = protected_from(due.retention, standings, expired, extent.end)
+    free = protected_from(due.retention, standings, expired, extent.start, extent.end)
     overdue = free
     if due.retention.max_seconds is not None:
         overdue = walk.older_than(due.retention.max_seconds, free, extent.end)
@@ -109,7 +109,7 @@ def advance(conn: Connection, dialect: Dialect, due: Due, expired: Collection[in
     if extent is None or (extent.start, *extent[3:]) != (planned.extent.start, *planned.extent[3:]):
         return None
     standings = retained.standings(conn, dialect, due.topic_id, due.partition_id)
-    free = protected_from(due.retention, standings, expired, extent.end)
+    free = protected_from(due.retention, standings, expired, extent.start, extent.end)
     if planned.start > free and (free < planned.free or planned.start > planned.overdue):
         return None
     lost = losses(due.retention, standings, expired, extent.start, planned.start)
