@@ -33,6 +33,8 @@ class Put:
 class Read:
     group: str
     at_most: int
+    goes_on: bool
+    """Whether it goes on after it was told what it has lost."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +79,7 @@ def keeps(draw: st.DrawFn) -> Keep:
 acts = st.lists(
     st.one_of(
         st.builds(Put, count=st.integers(1, 6), days_old=st.integers(0, 10), size=st.integers(0, 40)),
-        st.builds(Read, group=groups, at_most=st.integers(1, 8)),
+        st.builds(Read, group=groups, at_most=st.integers(1, 8), goes_on=st.booleans()),
         st.builds(Expire, group=groups),
         keeps(),
     ),
@@ -145,6 +147,9 @@ def read(shelf: Shelf, model: Model, act: Read, name: str) -> None:
             with pytest.raises(EvictedError) as caught:
                 consumer.poll(timeout=0)
             assert (caught.value.start, caught.value.end) == (position, model.start)
+            model.expired.discard(act.group)
+            if not act.goes_on:
+                return
     with shelf.mq.consumer(name, f"{act.group}-{name}", on_evicted="earliest") as consumer:
         messages = consumer.poll(act.at_most, timeout=0)
     at = max(position, model.start)
@@ -158,7 +163,7 @@ def read(shelf: Shelf, model: Model, act: Read, name: str) -> None:
 
 @BOTH
 @given(todo=acts)
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_whatever_happens_what_remains_and_what_is_lost_is_as_in_the_model(
     mq: MQ, database: DatabaseUnderTest, todo: list[Act]
 ) -> None:
