@@ -35,13 +35,16 @@ from sqlmq import (
     AsyncProducer,
     BlockedKey,
     Consumer,
+    Eviction,
     GroupDescription,
     GroupPartition,
     Parked,
     ParkedMessage,
     PartitionDescription,
     Producer,
+    Retention,
     TopicDescription,
+    Trimmed,
 )
 from sqlmq.background import Keeper
 
@@ -306,7 +309,18 @@ def test_the_reference_has_every_option() -> None:
 
 
 @pytest.mark.parametrize(
-    "kind", [TopicDescription, PartitionDescription, GroupDescription, GroupPartition, ParkedMessage, BlockedKey]
+    "kind",
+    [
+        TopicDescription,
+        PartitionDescription,
+        GroupDescription,
+        GroupPartition,
+        ParkedMessage,
+        BlockedKey,
+        Retention,
+        Trimmed,
+        Eviction,
+    ],
 )
 def test_the_reference_has_what_descriptions_hold(kind: type) -> None:
     row = next(line for line in reference().splitlines() if line.startswith(f"| `{kind.__name__}` |"))

@@ -26,6 +26,7 @@ from sqlmq.aio import AsyncConsumer, AsyncMQ, AsyncParked, AsyncProducer, AsyncT
 from sqlmq.consumer import Consumer
 from sqlmq.description import (
     BlockedKey,
+    Eviction,
     GroupDescription,
     GroupPartition,
     ParkedDetails,
@@ -33,6 +34,7 @@ from sqlmq.description import (
     PartitionDescription,
     PartitionReset,
     TopicDescription,
+    Trimmed,
 )
 from sqlmq.errors import (
     ClosedError,
@@ -41,6 +43,7 @@ from sqlmq.errors import (
     DatabaseError,
     DatabaseFullError,
     DatabaseUnavailableError,
+    EvictedError,
     FencedError,
     ForkedError,
     GroupInUseError,
@@ -76,6 +79,7 @@ from sqlmq.mq import MQ
 from sqlmq.outbox import Publication
 from sqlmq.parked import Parked
 from sqlmq.producer import Producer
+from sqlmq.retention import Retention
 from sqlmq.retry import Retry
 from sqlmq.runner import RunSummary
 from sqlmq.transaction import Transaction
@@ -98,6 +102,8 @@ __all__ = [
     "DatabaseFullError",
     "DatabaseUnavailableError",
     "DelayedMessage",
+    "EvictedError",
+    "Eviction",
     "FencedError",
     "ForkedError",
     "GroupDescription",
@@ -129,6 +135,7 @@ __all__ = [
     "ProducerResult",
     "Publication",
     "ReadOnlyDatabaseError",
+    "Retention",
     "Retry",
     "RunSummary",
     "SchemaError",
@@ -140,6 +147,7 @@ __all__ = [
     "TopicDescription",
     "Transaction",
     "TransactionError",
+    "Trimmed",
     "UnknownGroupError",
     "UnknownTopicError",
     "migrate",

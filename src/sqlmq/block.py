@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from sqlalchemy.orm.session import JoinTransactionMode
 
     from sqlmq.database import Database
-    from sqlmq.options import Options
+    from sqlmq.options import OnEvicted, Options
     from sqlmq.store.groups import Group
     from sqlmq.store.topics import Topic
 
@@ -42,10 +42,11 @@ JOIN_MODE: JoinTransactionMode = "rollback_only"
 class Transactions:
     """What the transactions of one consumer have in common. May be shared by threads."""
 
-    def __init__(self, database: Database, topic: Topic, options: Options) -> None:
+    def __init__(self, database: Database, topic: Topic, options: Options, on_evicted: OnEvicted) -> None:
         self.database = database
         self.topic = topic
         self.options = options
+        self.on_evicted = on_evicted
         self._lock = threading.Lock()
         self._rolled_back: list[int] = []
         self._known: weakref.WeakSet[Engine] = weakref.WeakSet((database.engine,))
@@ -195,11 +196,19 @@ class Block:
     def take(self, max_messages: int, last: Sequence[int]) -> bool:
         """Lock a partition and read from it; return whether there is something."""
         options = self._shared.options
-        limits = Limits(max_messages, options.prefetch_bytes, options.max_poll_seconds, options.lease_seconds)
+        limits = Limits(
+            max_messages,
+            options.prefetch_bytes,
+            options.max_poll_seconds,
+            options.lease_seconds,
+            self._shared.on_evicted,
+        )
         with self._database.translating():
             self.taken = transact.take(
                 self.connection, self._database.dialect, self._shared.topic, self._group, limits, last
             )
+        if self.taken is not None and self.taken.evicted is not None:
+            log.warning("%s It goes on at offset %d.", self.taken.evicted.fact, self.taken.evicted.end)
         return self.taken is not None
 
     def guard(self) -> None:

@@ -76,7 +76,7 @@ class Consumer(Kept):
         self._background = background
         self._ack = ack
         self._closing = Closing()
-        self._transactions = Transactions(database, joining.topic, options)
+        self._transactions = Transactions(database, joining.topic, options, joining.on_evicted)
         self._run: Run | None = None
         self._is_stopped = False
         background.add(self)

@@ -7,6 +7,7 @@ from datetime import datetime
 from typing import Literal, TypeAlias
 
 from sqlmq.message import Message
+from sqlmq.retention import Retention
 
 Start: TypeAlias = Literal["earliest", "latest"] | datetime
 """Where a group begins: the oldest message there is, the next one to come, or the first one since a moment."""
@@ -39,11 +40,45 @@ class TopicDescription:
     partitioner: str
     partitions: tuple[PartitionDescription, ...]
     groups: tuple[str, ...]
+    retention: Retention
+    """What it keeps; without any limit, everything."""
 
     @property
     def messages(self) -> int:
         """How many messages it holds."""
         return sum(partition.messages for partition in self.partitions)
+
+
+@dataclass(frozen=True, slots=True)
+class Trimmed:
+    """What a round of retention has deleted of a partition."""
+
+    topic: str
+    partition: int
+    start_offset: int
+    """The oldest offset kept."""
+    messages: int
+    """How many were deleted."""
+
+
+@dataclass(frozen=True, slots=True)
+class Eviction:
+    """Messages that a group has lost to retention: from *start_offset* up to, not including, *end_offset*."""
+
+    topic: str
+    group: str
+    partition: int
+    kind: Literal["unread", "parked"]
+    """Not committed by the group, or set aside by it."""
+    start_offset: int
+    end_offset: int
+    evicted_at: datetime
+    """Aware, UTC, by the database's clock: when the last of them was lost."""
+
+    @property
+    def messages(self) -> int:
+        """How many messages these are."""
+        return self.end_offset - self.start_offset
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,6 +20,7 @@
      │    └── ConsumerClosedError
      ├── FencedError                                     somebody else owns the partition by now
      ├── OffsetGapError                                  the log lacks an offset it must have
+     ├── EvictedError                                    the log begins later by now than where the group is
      ├── OutboxError                                     a session that can't carry a message
      ├── TransactionError                                a transaction that can't be used so, or was ended too early
      ├── ForkedError                                     the object belongs to the parent process
@@ -249,6 +250,25 @@ class OffsetGapError(SqlmqError):
             f"Partition {partition} of topic {topic!r} has no message at offset {expected}; the next one is at {found}."
             " Rows of sqlmq_message were deleted by hand or lost with the disk. Nothing was skipped: find out what is "
             "missing before the group reads on."
+        )
+
+
+class EvictedError(SqlmqError):
+    """Retention has deleted messages that the group had not read: those from ``start`` up to, not including, ``end``."""
+
+    def __init__(self, topic: str, group: str, partition: int, *, start: int, end: int) -> None:
+        self.topic = topic
+        self.group = group
+        self.partition = partition
+        self.start = start
+        self.end = end
+        self.fact = (
+            f"Retention has deleted the messages {topic}/{partition}@{start} to {end - 1}, which group {group!r} had not "
+            "read."
+        )
+        super().__init__(
+            f"{self.fact} Nothing was skipped: make the consumer with on_evicted='earliest' to go on at offset {end}, "
+            f"once you know what to do about them. `sqlmq topics evictions {topic}` lists what groups have lost."
         )
 
 

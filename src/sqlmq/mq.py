@@ -18,14 +18,17 @@ from sqlmq.errors import MQClosedError, UnknownTopicError
 from sqlmq.flows import manage, replay, stage
 from sqlmq.listener import Listener
 from sqlmq.lookout import Lookout
+from sqlmq.maintainer import Maintainer
 from sqlmq.mover import Mover
 from sqlmq.notifier import Notifier
 from sqlmq.options import (
+    OnEvicted,
     Options,
     check_ack,
     check_group,
     check_ids,
     check_member_name,
+    check_on_evicted,
     check_partition_number,
     check_partitioner,
     check_partitions,
@@ -35,6 +38,7 @@ from sqlmq.options import (
 from sqlmq.ownership import Joining
 from sqlmq.parked import Parked
 from sqlmq.producer import Producer
+from sqlmq.retention import Retention, check_retention
 from sqlmq.targets import check_reset, check_start
 
 if TYPE_CHECKING:
@@ -44,7 +48,7 @@ if TYPE_CHECKING:
 
     from sqlalchemy import URL, Connection, Engine
 
-    from sqlmq.description import GroupDescription, PartitionReset, Start, TopicDescription
+    from sqlmq.description import Eviction, GroupDescription, PartitionReset, Start, TopicDescription, Trimmed
     from sqlmq.dialects import Dialect
     from sqlmq.message import DelayedMessage
     from sqlmq.outbox import SessionLike
@@ -124,6 +128,7 @@ class MQ:
         self._mover = Mover(
             self._database, self._announce, wakes_others=self._notifies, poll_max_seconds=poll_max_seconds
         )
+        self._maintainer = Maintainer(self._database)
         self._made: list[Producer | Consumer] = []
         self._keeping = threading.Lock()
         self._closing = Closing()
@@ -139,18 +144,49 @@ class MQ:
         """The schema the tables are in; None for the connection's default."""
         return self._database.schema
 
-    def create_topic(self, topic: str, partitions: int = 3, *, partitioner: str | None = None) -> bool:
+    def create_topic(
+        self, topic: str, partitions: int = 3, *, partitioner: str | None = None, retention: Retention | None = None
+    ) -> bool:
         """Make a topic with *partitions*, numbered from 0; return whether it was made.
 
         One that is there already is no error, and stays as it is. *partitioner* decides which partition a key goes to:
         ``murmur2`` (the default; as Kafka's Java client), ``fnv1a`` or ``crc32``. It is stored with the topic and can't
-        change; naming another one than the topic has raises TopicConflictError.
+        change; naming another one than the topic has raises TopicConflictError. *retention* is what it keeps: everything,
+        unless told otherwise, now or later by ``set_retention``.
         """
         check_topic(topic)
         check_partitions(partitions)
         if partitioner is not None:
             check_partitioner(partitioner)
-        return self._write(lambda conn, dialect: manage.create_topic(conn, dialect, topic, partitions, partitioner))
+        if retention is not None:
+            check_retention(retention)
+        return self._write(
+            lambda conn, dialect: manage.create_topic(conn, dialect, topic, partitions, partitioner, retention)
+        )
+
+    def set_retention(self, topic: str, retention: Retention) -> None:
+        """Have *topic* keep what *retention* says, from the next round on. Raises UnknownTopicError."""
+        check_topic(topic)
+        check_retention(retention)
+        self._write(lambda conn, dialect: manage.set_retention(conn, dialect, topic, retention))
+
+    def maintain(self, topic: str | None = None) -> list[Trimmed]:
+        """Delete now what exceeds the retention of *topic*, or of all; return what was deleted of which partition.
+
+        Every MQ that has made a consumer does it by itself, about once a minute. May be called anywhere, by many at once.
+        A million messages of a partition are deleted at the most. Partitions that fail are left to the next round, and
+        their errors come together in one ExceptionGroup. Raises UnknownTopicError.
+        """
+        if topic is not None:
+            check_topic(topic)
+        self._check_open()
+        self._database.check_outside_block("delete messages")
+        return self._maintainer.round(topic)
+
+    def evictions(self, topic: str) -> list[Eviction]:
+        """What the groups of a topic have lost to retention unread, or set aside, the newest last. Raises UnknownTopicError."""
+        check_topic(topic)
+        return self._read(lambda conn, dialect: manage.evictions(conn, dialect, topic))
 
     def delete_topics(self, *topics: str) -> list[str]:
         """Delete *topics* with their messages and groups; return the names of those there were.
@@ -179,7 +215,14 @@ class MQ:
         )
 
     def consumer(
-        self, topic: str, group_id: str, *, start: Start = "earliest", ack: Ack = "after", name: str | None = None
+        self,
+        topic: str,
+        group_id: str,
+        *,
+        start: Start = "earliest",
+        ack: Ack = "after",
+        name: str | None = None,
+        on_evicted: OnEvicted = "raise",
     ) -> Consumer:
         """Make a consumer that reads *topic* as a member of the group *group_id*.
 
@@ -187,16 +230,20 @@ class MQ:
         new group begins: ``earliest``, ``latest``, behind what is there now, or an aware datetime, the first message since
         then; an old one goes on where it was.
         ``ack="before"`` commits a message before it is handed out: at most once, instead of at least once. *name* is
-        what the member is called where members are listed; host and process by default.
+        what the member is called where members are listed; host and process by default. *on_evicted* is what happens
+        where retention has deleted messages that the group had not read: ``raise`` EvictedError, or go on with the
+        ``earliest`` there is, with a warning in the log that names them.
         """
         check_group(group_id)
         start = check_start(start)
         check_ack(ack)
+        check_on_evicted(on_evicted)
         if name is not None:
             check_member_name(name)
         found = self._find_or_create(topic)
-        joining = Joining(found, group_id, start, _member_name() if name is None else name)
+        joining = Joining(found, group_id, start, _member_name() if name is None else name, on_evicted)
         self._mover.watch()
+        self._maintainer.watch()
         return self._keep(Consumer(self._database, self._background, joining, self._options, ack))
 
     def topics(self) -> list[str]:
@@ -318,6 +365,7 @@ class MQ:
                 one.close()
             except Exception as error:  # noqa: BLE001 - raised below, with the others
                 errors.append(error)
+        self._maintainer.close()
         self._mover.close()
         self._listener.close()
         self._notifier.close()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, fields
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, TypeAlias, cast, get_args
+from typing import TYPE_CHECKING, Literal, TypeAlias, cast, get_args
 
 from sqlmq.description import ParkedState
 from sqlmq.errors import InvalidGroupError, InvalidPartitionError, InvalidTopicError
@@ -88,6 +88,17 @@ class Options:
 
 Due: TypeAlias = float | datetime
 """When a message is due: in so many seconds by the database's clock, or at a moment in UTC."""
+
+
+OnEvicted = Literal["raise", "earliest"]
+"""What a consumer does about messages that retention took from its group: raise, or go on with the oldest there is."""
+
+
+def check_on_evicted(policy: object) -> None:
+    """Raise ValueError unless *policy* is one."""
+    if policy not in get_args(OnEvicted):
+        message = f"on_evicted is 'raise' or 'earliest', not {policy!r}."
+        raise ValueError(message)
 
 
 def check_topic(name: object) -> str:

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from sqlmq.dialects import Position
 from sqlmq.errors import FencedError, NotOwnedError, UnknownTopicError
-from sqlmq.flows import consume, manage, membership, replay
+from sqlmq.flows import consume, manage, membership, replay, retain
 from sqlmq.flows.outlook import Outlook
+from sqlmq.flows.retain import Place
 from sqlmq.options import check_partition
 from sqlmq.progress import PartitionProgress
 from sqlmq.store.groups import Claim
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 
     from sqlmq.database import Database
     from sqlmq.description import Start
-    from sqlmq.options import Options
+    from sqlmq.options import OnEvicted, Options
     from sqlmq.store.groups import Group
     from sqlmq.store.topics import Topic
     from sqlmq.targets import SeekTo
@@ -42,6 +43,7 @@ class Joining(NamedTuple):
     group_name: str
     start: Start
     member_name: str
+    on_evicted: OnEvicted = "raise"
 
 
 class Ownership:
@@ -150,6 +152,21 @@ class Ownership:
         """
         return bool(self._write([(claim_of(progress), commit)], marking=True))
 
+    def pass_over_evicted(self, progress: PartitionProgress) -> bool:
+        """See whether retention has deleted what is to be read next; if so, go on behind it, or raise EvictedError."""
+        number, id_, position = progress.partition, progress.partition_id, progress.read_position
+        topic, group = self._joining.topic.name, self._joining.group_name
+        error = self._database.read(
+            lambda conn: retain.missed(conn, self._database.dialect, topic, group, Place(number, id_, position))
+        )
+        if error is None:
+            return False
+        if self._joining.on_evicted == "raise":
+            raise error
+        if progress.pass_over(error.end):
+            log.warning("%s It goes on at offset %d.", error.fact, error.end)
+        return True
+
     def note(self, progress: PartitionProgress, offset: int) -> None:
         """Somebody has committed *offset* in a transaction of his own."""
         commit = Commit(progress.partition_id, offset)
@@ -220,7 +237,7 @@ class Ownership:
 
     def _join(self) -> None:
         began = time.monotonic()
-        topic, group_name, start, name = self._joining
+        topic, group_name, start, name, _ = self._joining
         lease_seconds = self._options.lease_seconds
         self.group, self.member_id = self._database.write(
             lambda conn: membership.join(conn, self._database.dialect, topic, group_name, start, name, lease_seconds)
@@ -286,7 +303,7 @@ class Ownership:
         for new in taken:
             id_ = new.claim.partition_id
             self.claimed[id_] = PartitionProgress(
-                self._joining.topic.name, numbers[id_], id_, new.claim.epoch, new.position
+                self._joining.topic.name, numbers[id_], id_, new.claim.epoch, new.position, new.log_start
             )
         self._note_numbers()
         log.debug("%s took %d partition(s), handed back %d", self._joining.member_name, len(taken), len(give))

@@ -55,6 +55,8 @@ class PartitionProgress:
     partition_id: int
     epoch: int
     committed: int
+    log_start: int = 0
+    """The oldest offset that was kept when the partition was claimed."""
     next_offset: int = field(init=False)
     pruned_to: int = 0
     """Below this, the group's old positions were deleted."""
@@ -74,6 +76,11 @@ class PartitionProgress:
     def read_position(self) -> int:
         """The offset to read next from the log."""
         return self.next_offset + len(self._ahead)
+
+    @property
+    def is_behind(self) -> bool:
+        """Whether the log is known to begin later than where it is to be read."""
+        return self.read_position < self.log_start
 
     @property
     def ahead(self) -> int:
@@ -147,6 +154,14 @@ class PartitionProgress:
             self.drop_ahead()
             self.next_offset = offset
             self.note_committed(offset)
+
+    def pass_over(self, end: int) -> bool:
+        """Read on at *end*: what is before it, and was not read, is in the log no more. Only once all read is handed out."""
+        self.recall()
+        if self._ahead:
+            return False
+        self.next_offset = end
+        return True
 
     def note_pruned(self, end: int) -> None:
         """The database has no position below *end* any more."""

@@ -28,7 +28,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects import postgresql
 
-REVISION = "0006"
+REVISION = "0007"
 """The newest revision in ``migrations/``, which this version works with."""
 
 VERSION_TABLE = "sqlmq_version"
@@ -58,6 +58,7 @@ class Tables:
     group_offset: Table
     staged: Table
     parked: Table
+    eviction: Table
 
 
 @lru_cache
@@ -76,6 +77,9 @@ def tables(schema: str | None) -> Tables:
             Column("retention_seconds", Float),
             Column("retention_bytes", BigInteger),
             Column("retention_messages", BigInteger),
+            Column("retention_protects", Boolean(create_constraint=False), nullable=False),
+            Column("retention_max_seconds", Float),
+            Column("group_expiry_seconds", Float, nullable=False),
             Column("created_at", Moment, nullable=False),
             UniqueConstraint("name", name="sqlmq_topic_name_key"),
         ),
@@ -87,6 +91,9 @@ def tables(schema: str | None) -> Tables:
             Column("topic_id", BigInteger),
             Column("number", Integer, nullable=False),
             Column("start_offset", BigInteger, nullable=False),
+            Column("purged_to", BigInteger, nullable=False),
+            Column("sized_to", BigInteger),
+            Column("sized_bytes", BigInteger),
             UniqueConstraint("topic_id", "number", name="sqlmq_partition_topic_id_number_key"),
         ),
         message=Table(
@@ -169,5 +176,15 @@ def tables(schema: str | None) -> Tables:
             Column("first_failed_at", Moment),
             Column("last_failed_at", Moment),
             Column("trying_since", Moment),
+        ),
+        eviction=Table(
+            "sqlmq_eviction",
+            metadata,
+            Column("group_id", BigInteger, primary_key=True, autoincrement=False),
+            Column("partition_id", BigInteger, primary_key=True, autoincrement=False),
+            Column("kind", String(10), primary_key=True),
+            Column("from_offset", BigInteger, primary_key=True, autoincrement=False),
+            Column("to_offset", BigInteger, nullable=False),
+            Column("evicted_at", Moment, nullable=False),
         ),
     )

@@ -12,10 +12,11 @@ from concurrent.futures import Future, ThreadPoolExecutor, wait
 from itertools import islice
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
+from sqlmq.errors import OffsetGapError
 from sqlmq.flows import consume
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from sqlmq.database import Database
     from sqlmq.message import Message
@@ -92,7 +93,10 @@ class Stock:
             return
         at_most = min(max(at_most, self._options.read_messages), _MOST_AT_ONCE)
         self._ahead_at_once = min(at_most, self._options.prefetch)
-        self._keep(positions, self._read(positions, at_most), at_most)
+        evicted = self._keep(positions, self._read(positions, at_most), at_most)
+        if evicted:
+            again = self._positions(evicted)
+            self._keep(again, self._read(again, at_most), at_most)
 
     def hand_out(self, receiver: Receiver, at_most: int) -> list[Message]:
         """Give *receiver* up to *at_most* messages, of several partitions if need be."""
@@ -226,14 +230,17 @@ class Stock:
 
     def _keep(
         self, positions: list[tuple[PartitionProgress, int]], found: dict[int, list[Message]], at_most: int
-    ) -> None:
+    ) -> list[PartitionProgress]:
+        """Keep what was *found*; return the partitions to read again, because retention has deleted what was next."""
         claimed = self._ownership.claimed
+        evicted = []
         unfound = set(found)
         for progress, position in positions:
             id_ = progress.partition_id
             if claimed.get(id_) is progress:
                 if progress.read_position == position:
-                    progress.receive(found.get(id_, ()))
+                    if not self._receive_from(progress, found.get(id_, ())):
+                        evicted.append(progress)
                     self._shelf[id_] = progress
                 # To the end of the row, as far as was looked.
                 claimed[id_] = claimed.pop(id_)
@@ -241,3 +248,14 @@ class Stock:
             if found and not unfound:
                 break
         self._has_backlog = 2 * sum(map(len, found.values())) >= at_most
+        return evicted
+
+    def _receive_from(self, progress: PartitionProgress, messages: Sequence[Message]) -> bool:
+        """Keep *messages*; return False if retention has deleted what is missing before them, and it is passed over."""
+        try:
+            progress.receive(messages)
+        except OffsetGapError:
+            if not self._ownership.pass_over_evicted(progress):
+                raise
+            return False
+        return bool(messages) or not progress.is_behind or not self._ownership.pass_over_evicted(progress)

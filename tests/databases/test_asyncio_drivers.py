@@ -43,7 +43,7 @@ def blocks(mq: MQ, engine: Engine) -> Callable[[], Block]:
     headers = {"kind": "täst"}
     mq.producer("orders").produce_many([Message(b"\x00%d" % i, b"key", headers) for i in range(3)])
     consumer = mq.consumer("orders", "billing")
-    shared = Transactions(mq._database, consumer._joining.topic, Options())
+    shared = Transactions(mq._database, consumer._joining.topic, Options(), "raise")
     with engine.begin() as connection:
         connection.execute(text("CREATE TABLE effect (message_offset INTEGER)"))
     return lambda: Block(shared, consumer._ownership.group)

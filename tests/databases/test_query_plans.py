@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from sqlalchemy import Connection, Engine, NullPool, create_engine, event, text
 
-from sqlmq import Message
+from sqlmq import Message, Retention
 from sqlmq.dialects import Dialect, Position, dialect_named
-from sqlmq.flows import consume, manage, membership, outlook, produce, replay, stage, transact
+from sqlmq.flows import consume, manage, membership, outlook, produce, replay, retain, stage, transact
 from sqlmq.flows.produce import Routed
 from sqlmq.partitioner import Rotation
-from sqlmq.store import groups, messages, offsets, staged
+from sqlmq.store import groups, messages, offsets, retained, staged
 from sqlmq.store.offsets import Commit
 
 if TYPE_CHECKING:
@@ -207,6 +207,26 @@ def transact_once(grown: Grown, connection: Connection) -> None:
     transact.finish(connection, grown.dialect, grown.topic, grown.group, taken)
 
 
+def trim(grown: Grown, connection: Connection) -> None:
+    week = Retention()
+    assert retain.expired(connection, grown.dialect, grown.topic.id, week) == set()
+    keeps = Retention(seconds=1e6, bytes=50 * 3_500, messages=4_000, max_seconds=1e6)
+    manage.set_retention(connection, grown.dialect, "orders", keeps)
+    due = retain.due(connection, grown.dialect, grown.topic.id)[0]
+    # All but the one group that is live have expired.
+    others = {one.group_id for one in retained.standings(connection, grown.dialect, due.topic_id, due.partition_id)}
+    others.discard(grown.group.id)
+    planned = retain.plan(connection, grown.dialect, due, others)
+    assert planned is not None
+    assert planned.start == 1_500
+    advanced = retain.advance(connection, grown.dialect, due, others, planned)
+    assert advanced is not None
+    assert len(advanced.losses) == GROUPS
+    assert retain.delete(connection, grown.dialect, due.partition_id) == 1_500
+    assert retain.losing_parked(connection, grown.dialect, due) == []
+    assert retain.forget_parked(connection, grown.dialect, due, grown.group.id, "billing") == []
+
+
 STEPS = (
     append,
     read_the_middle_of_the_log,
@@ -225,6 +245,7 @@ STEPS = (
     move,
     list_what_waits_and_cancel_it,
     describe,
+    trim,
 )
 
 

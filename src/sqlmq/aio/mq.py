@@ -23,8 +23,10 @@ if TYPE_CHECKING:
 
     from sqlmq.aio.producer import AsyncSessionLike
     from sqlmq.consumer import Ack
-    from sqlmq.description import GroupDescription, PartitionReset, Start, TopicDescription
+    from sqlmq.description import Eviction, GroupDescription, PartitionReset, Start, TopicDescription, Trimmed
     from sqlmq.message import DelayedMessage
+    from sqlmq.options import OnEvicted
+    from sqlmq.retention import Retention
     from sqlmq.targets import ResetTo
 
 
@@ -85,9 +87,28 @@ class AsyncMQ:
         """The schema the tables are in; None for the connection's default."""
         return self._sync.schema
 
-    async def create_topic(self, topic: str, partitions: int = 3, *, partitioner: str | None = None) -> bool:
+    async def create_topic(
+        self, topic: str, partitions: int = 3, *, partitioner: str | None = None, retention: Retention | None = None
+    ) -> bool:
         """Make a topic with *partitions*, numbered from 0; return whether it was made. See ``MQ.create_topic``."""
-        return await self._threads.run(lambda: self._sync.create_topic(topic, partitions, partitioner=partitioner))
+        return await self._threads.run(
+            lambda: self._sync.create_topic(topic, partitions, partitioner=partitioner, retention=retention)
+        )
+
+    async def set_retention(self, topic: str, retention: Retention) -> None:
+        """Have *topic* keep what *retention* says, from the next round on. Raises UnknownTopicError."""
+        await self._threads.run(lambda: self._sync.set_retention(topic, retention))
+
+    async def maintain(self, topic: str | None = None) -> list[Trimmed]:
+        """Delete now what exceeds the retention of *topic*, or of all. See ``MQ.maintain``.
+
+        A task that is cancelled meanwhile ends when the round is over.
+        """
+        return await self._threads.run(lambda: self._sync.maintain(topic))
+
+    async def evictions(self, topic: str) -> list[Eviction]:
+        """What the groups of a topic have lost to retention unread, or set aside, the newest last. Raises UnknownTopicError."""
+        return await self._threads.run(lambda: self._sync.evictions(topic))
 
     async def delete_topics(self, *topics: str) -> list[str]:
         """Delete *topics* with their messages and groups; return the names of those there were.
@@ -102,11 +123,19 @@ class AsyncMQ:
         return AsyncProducer(made, self._threads)
 
     async def consumer(
-        self, topic: str, group_id: str, *, start: Start = "earliest", ack: Ack = "after", name: str | None = None
+        self,
+        topic: str,
+        group_id: str,
+        *,
+        start: Start = "earliest",
+        ack: Ack = "after",
+        name: str | None = None,
+        on_evicted: OnEvicted = "raise",
     ) -> AsyncConsumer:
         """Make a consumer that reads *topic* as a member of the group *group_id*. See ``MQ.consumer``."""
         made = await self._threads.run(
-            lambda: self._sync.consumer(topic, group_id, start=start, ack=ack, name=name), lambda made: made.close()
+            lambda: self._sync.consumer(topic, group_id, start=start, ack=ack, name=name, on_evicted=on_evicted),
+            lambda made: made.close(),
         )
         return AsyncConsumer(made, self._threads, self._engines)
 

@@ -2,7 +2,8 @@
 
     __init__            the command itself, and what its exit codes mean
     database            sqlmq db ...            tables made, checked, printed as SQL
-    topics              sqlmq topics ...        made, listed, described, deleted
+    topics              sqlmq topics ...        made, listed, described, deleted; what they keep, what groups have lost
+    retention           sqlmq maintain          what exceeds what topics keep, deleted
     groups              sqlmq groups ...        positions, lag, owners
     parked              sqlmq parked ...        what was set aside: seen, retried, discarded, copied
     produce, consume    messages in and out, as lines, bytes or JSON
@@ -37,6 +38,7 @@ from sqlmq.cli.groups import groups as groups_command
 from sqlmq.cli.output import forget_stdout
 from sqlmq.cli.parked import parked as parked_command
 from sqlmq.cli.produce import produce as produce_command
+from sqlmq.cli.retention import maintain as maintain_command
 from sqlmq.cli.run import run as run_command
 from sqlmq.cli.settings import Settings, database_options, example
 from sqlmq.cli.topics import topics as topics_command
@@ -107,6 +109,7 @@ for command in (
     delayed_command,
     demo_command,
     groups_command,
+    maintain_command,
     parked_command,
     produce_command,
     run_command,

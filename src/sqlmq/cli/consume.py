@@ -53,6 +53,13 @@ _PIPE_BYTES = getattr(select, "PIPE_BUF", 4096)
     help="Where a new group begins. One that is there goes on where it was.",
 )
 @click.option(
+    "--on-evicted",
+    type=click.Choice(["raise", "earliest"]),
+    default="raise",
+    show_default=True,
+    help="Where retention has deleted what the group had not read: end with an error, or go on with the earliest.",
+)
+@click.option(
     "-f",
     "--format",
     "pattern",
@@ -73,6 +80,7 @@ def consume(
     at_most: int | None,
     timeout: float | None,
     start: Literal["earliest", "latest"],
+    on_evicted: Literal["raise", "earliest"],
     pattern: str | None,
     *,
     as_json: bool,
@@ -92,7 +100,7 @@ def consume(
     with settings.open(lease_seconds=lease_seconds) as mq:
         if topic not in mq.topics():
             click.echo(f"Topic {topic!r} did not exist and is made.", err=True)
-        consumer = mq.consumer(topic, group, start=start)
+        consumer = mq.consumer(topic, group, start=start, on_evicted=on_evicted)
         if sys.stderr.isatty():
             click.echo(f"Reading {topic!r} as group {group!r}; Ctrl-C ends.", err=True)
         with Stop() as stop:

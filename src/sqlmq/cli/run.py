@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from sqlmq.description import Start
+    from sqlmq.options import OnEvicted
     from sqlmq.runner import RunSummary
 
 log = logging.getLogger(__name__)
@@ -55,6 +56,13 @@ def _check_attempts(_ctx: click.Context, _param: click.Parameter, value: str) ->
     default="earliest",
     show_default=True,
     help="Where a new group begins. One that is there goes on where it was.",
+)
+@click.option(
+    "--on-evicted",
+    type=click.Choice(["raise", "earliest"]),
+    default="raise",
+    show_default=True,
+    help="Where retention has deleted what the group had not read: end with an error, or go on with the earliest.",
 )
 @click.option(
     "--processes",
@@ -147,6 +155,7 @@ def run(
     group: str,
     *,
     start: Start,
+    on_evicted: OnEvicted,
     processes: int,
     lease_seconds: float,
     log_level: str,
@@ -174,7 +183,7 @@ def run(
         environment = os.environ | settings.environment()
         supervisor = Supervisor(processes, _arguments(ctx), environment, stop_timeout=terms["stop_timeout"])
         ctx.exit(supervisor.run())
-    reading = _Reading(topic, group, start, lease_seconds, _terms(terms))
+    reading = _Reading(topic, group, start, on_evicted, lease_seconds, _terms(terms))
     with Stop() as stop:
         with stop.raising():
             function = handlers.load(handler)
@@ -190,6 +199,7 @@ class _Reading(NamedTuple):
     topic: str
     group: str
     start: Start
+    on_evicted: OnEvicted
     lease_seconds: float
     terms: dict[str, Any]
     """The keyword arguments of ``Consumer.run``."""
@@ -197,7 +207,7 @@ class _Reading(NamedTuple):
 
 def _run_in_threads(settings: Settings, stop: Stop, handler: Callable[..., object], reading: _Reading) -> RunSummary:
     with settings.open(lease_seconds=reading.lease_seconds) as mq:
-        consumer = mq.consumer(reading.topic, reading.group, start=reading.start)
+        consumer = mq.consumer(reading.topic, reading.group, start=reading.start, on_evicted=reading.on_evicted)
         stop.check()
         with _told_when_hurried():
             return consumer.run(handler, **reading.terms)
@@ -212,7 +222,9 @@ def _run_in_loop(settings: Settings, stop: Stop, handler: Callable[..., object],
     async def run_to_the_end() -> RunSummary:
         url, schema, lease_seconds = settings.database_url(), settings.schema, reading.lease_seconds
         async with AsyncMQ(url, schema=schema, lease_seconds=lease_seconds) as mq:
-            consumer = await mq.consumer(reading.topic, reading.group, start=reading.start)
+            consumer = await mq.consumer(
+                reading.topic, reading.group, start=reading.start, on_evicted=reading.on_evicted
+            )
             stop.check()
             return await consumer.run(handler, **reading.terms)
 

@@ -1,25 +1,33 @@
-"""``sqlmq topics``: made, listed, described, deleted."""
+"""``sqlmq topics``: made, listed, described, deleted; what they keep, and what groups have lost by that."""
 
 from __future__ import annotations
 
 from contextlib import suppress
+from typing import TYPE_CHECKING, Unpack
 
 import click
 
 from sqlmq.cli.database import confirm
 from sqlmq.cli.output import count, json_option, line, say, show
+from sqlmq.cli.retention import read_retention, retention_facts, retention_options, retention_sentence
 from sqlmq.cli.settings import Settings, database_options, example, pass_settings
 from sqlmq.errors import UnknownTopicError
 from sqlmq.partitioner import PARTITIONERS
+from sqlmq.retention import Retention
+
+if TYPE_CHECKING:
+    from sqlmq.cli.retention import Terms
 
 
 @click.group(epilog=example("sqlmq topics create orders --partitions 6", "sqlmq topics list"))
 @database_options
 def topics() -> None:
-    """Make, list, describe and delete topics."""
+    """Make, list, describe and delete topics, and say what they keep."""
 
 
-@topics.command(epilog=example("sqlmq topics create orders --partitions 6"))
+@topics.command(
+    epilog=example("sqlmq topics create orders --partitions 6", "sqlmq topics create clicks --retention 7d")
+)
 @click.argument("name")
 @click.option("--partitions", type=int, default=3, show_default=True, help="How many; they are numbered from 0.")
 @click.option(
@@ -27,18 +35,31 @@ def topics() -> None:
     type=click.Choice(sorted(PARTITIONERS)),
     help="What decides which partition a key goes to; murmur2 (as Kafka's Java client) if not given.",
 )
+@retention_options
 @json_option
 @database_options
 @pass_settings
-def create(settings: Settings, name: str, partitions: int, partitioner: str | None, *, as_json: bool) -> None:
+def create(
+    settings: Settings,
+    name: str,
+    partitions: int,
+    partitioner: str | None,
+    *,
+    as_json: bool,
+    **terms: Unpack[Terms],
+) -> None:
     """Make the topic NAME. One that is there already stays as it is, and is no error.
 
-    More partitions let more consumers of a group work side by side. Order is kept within a partition.
+    More partitions let more consumers of a group work side by side. Order is kept within a partition. Without a limit,
+    messages stay until the topic is deleted.
     """
+    retention = read_retention(terms)
     with settings.open() as mq:
-        made = mq.create_topic(name, partitions, partitioner=partitioner)
+        made = mq.create_topic(name, partitions, partitioner=partitioner, retention=retention)
         topic = mq.describe_topic(name)
     what = f"{count(len(topic.partitions), 'partition')}, keys placed by {topic.partitioner}"
+    if topic.retention.is_limited:
+        what += f", {retention_sentence(topic.retention)}"
     facts = {"topic": name, "created": made, "partitions": len(topic.partitions), "partitioner": topic.partitioner}
     say(
         f"Created topic {name!r}: {what}." if made else f"Topic {name!r} is there already: {what}.",
@@ -90,13 +111,75 @@ def describe(settings: Settings, name: str, *, as_json: bool) -> None:
     ]
     readers = [{"group": one.name, "members": len(one.members), "lag": one.lag} for one in groups]
     if as_json:
-        facts = {"topic": name, "partitioner": topic.partitioner, "messages": topic.messages}
+        facts = {"topic": name, "partitioner": topic.partitioner, "messages": topic.messages} | {
+            "retention": retention_facts(topic.retention)
+        }
         click.echo(line(facts | {"partitions": partitions, "groups": readers}))
         return
-    click.echo(f"{name}: {count(topic.messages, 'message')}, keys placed by {topic.partitioner}\n")
+    click.echo(f"{name}: {count(topic.messages, 'message')}, keys placed by {topic.partitioner}")
+    click.echo(f"It {retention_sentence(topic.retention)}.\n")
     show(partitions, ["partition", "start", "end", "messages"], as_json=False)
     click.echo()
     show(readers, ["group", "members", "lag"], as_json=False, empty="No group reads it yet.")
+
+
+@topics.command(
+    "set-retention",
+    epilog=example(
+        "sqlmq topics set-retention orders --retention 7d --max-retention 30d",
+        "sqlmq topics set-retention orders --keep-everything",
+    ),
+)
+@click.argument("name")
+@retention_options
+@click.option("--keep-everything", is_flag=True, help="Have no limits any more.")
+@json_option
+@database_options
+@pass_settings
+def set_retention(
+    settings: Settings, name: str, *, keep_everything: bool, as_json: bool, **terms: Unpack[Terms]
+) -> None:
+    """Say what the topic NAME keeps, instead of all that was said before. An option not given is as by default.
+
+    Programs that have a consumer delete what exceeds it, about once a minute; `sqlmq maintain` does it where there is none.
+    """
+    retention = read_retention(terms)
+    if retention.is_limited == keep_everything:
+        raise click.UsageError(
+            "Give a limit: --retention, --retention-bytes, --retention-messages; or --keep-everything."
+        )
+    with settings.open() as mq:
+        mq.set_retention(name, Retention() if keep_everything else retention)
+    facts = {"topic": name, "retention": retention_facts(retention)}
+    say(f"Topic {name!r} {retention_sentence(retention)}.", facts, as_json=as_json)
+
+
+@topics.command(epilog=example("sqlmq topics evictions orders", "sqlmq topics evictions orders --json | tail -1"))
+@click.argument("name")
+@json_option
+@database_options
+@pass_settings
+def evictions(settings: Settings, name: str, *, as_json: bool) -> None:
+    """List the messages of the topic NAME that groups have lost to retention, the newest loss last.
+
+    `unread` are those that the group had not committed, `parked` those that it had set aside. `to` is the last one.
+    """
+    with settings.open() as mq:
+        found = mq.evictions(name)
+    rows = [
+        {
+            "group": one.group,
+            "partition": one.partition,
+            "kind": one.kind,
+            "from": one.start_offset,
+            "to": one.end_offset - 1,
+            "messages": one.messages,
+            "evicted_at": one.evicted_at.isoformat(),
+        }
+        for one in found
+    ]
+    columns = ["group", "partition", "kind", "from", "to", "messages", "evicted_at"]
+    show(rows, columns, as_json=as_json, empty=f"No group has lost anything of {name!r}.")
 
 
 @topics.command(epilog=example("sqlmq topics delete orders", "sqlmq topics delete orders invoices --yes"))

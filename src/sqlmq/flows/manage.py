@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from sqlmq import targets
-from sqlmq.description import GroupDescription, GroupPartition, PartitionDescription, TopicDescription
+from sqlmq.description import Eviction, GroupDescription, GroupPartition, PartitionDescription, TopicDescription
 from sqlmq.errors import TopicConflictError, UnknownTopicError
-from sqlmq.store import groups, messages, offsets, topics
+from sqlmq.retention import Retention
+from sqlmq.store import groups, messages, offsets, retained, topics
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection
@@ -21,12 +22,19 @@ PURGE_MESSAGES = 10_000
 """How many messages of a deleted topic one transaction deletes."""
 
 
-def create_topic(conn: Connection, dialect: Dialect, name: str, partitions: int, partitioner: str | None) -> bool:
+def create_topic(
+    conn: Connection,
+    dialect: Dialect,
+    name: str,
+    partitions: int,
+    partitioner: str | None,
+    retention: Retention | None = None,
+) -> bool:
     """Make a topic, unless there is one of that name; return whether it was made.
 
     Raises TopicConflictError if the one there is places keys by another partitioner than the one named.
     """
-    if topics.create(conn, dialect, name, partitions, partitioner or DEFAULT_PARTITIONER):
+    if topics.create(conn, dialect, name, partitions, partitioner or DEFAULT_PARTITIONER, retention or Retention()):
         return True
     existing = find_topic(conn, dialect, name)
     if partitioner not in (None, existing.partitioner):
@@ -66,7 +74,22 @@ def describe_topic(conn: Connection, dialect: Dialect, name: str) -> TopicDescri
         topic.partitioner,
         tuple(PartitionDescription(number, start, end) for number, (start, end) in sorted(bounds.items())),
         tuple(groups.names(conn, dialect, topic)),
+        retained.of_topic(conn, dialect, topic.id),
     )
+
+
+def set_retention(conn: Connection, dialect: Dialect, name: str, retention: Retention) -> None:
+    """Have a topic keep what *retention* says; raises UnknownTopicError if there is none."""
+    retained.replace(conn, dialect, find_topic(conn, dialect, name).id, retention)
+
+
+def evictions(conn: Connection, dialect: Dialect, name: str) -> list[Eviction]:
+    """What a topic's groups have lost to retention, the newest last; raises UnknownTopicError if there is no topic."""
+    rows = retained.evictions(conn, dialect, find_topic(conn, dialect, name).id)
+    return [
+        Eviction(name, group, number, kind, start, end, dialect.moment_of(at))
+        for group, number, kind, start, end, at in rows
+    ]
 
 
 def list_groups(conn: Connection, dialect: Dialect, topic_name: str) -> list[str]:

@@ -9,7 +9,7 @@ from sqlmq import assignment, targets
 from sqlmq.errors import UnknownTopicError
 from sqlmq.flows import replay
 from sqlmq.flows.consume import commit
-from sqlmq.store import groups, offsets, topics
+from sqlmq.store import groups, offsets, retained, topics
 from sqlmq.store.groups import Claim
 
 if TYPE_CHECKING:
@@ -44,6 +44,8 @@ class Taken:
 
     claim: Claim
     position: int
+    log_start: int
+    """The oldest offset kept."""
 
 
 def join(
@@ -96,11 +98,16 @@ def change(
     groups.hand_back(conn, dialect, group, member_id, give)
     plan = seen.plan
     taken = groups.take(conn, dialect, group, member_id, plan.take, plan.take_at_most) if plan.take_at_most else []
-    where = offsets.positions(conn, dialect, group, [claim.partition_id for claim in taken])
+    ids = [claim.partition_id for claim in taken]
+    where, starts = offsets.positions(conn, dialect, group, ids), retained.starts(conn, dialect, ids)
     is_waiting = len(seen.mine) - len(give) + len(taken) < plan.share
     if is_waiting != seen.was_waiting:
         groups.set_waiting(conn, dialect, member_id, is_waiting=is_waiting)
-    return written, [Taken(claim, where[claim.partition_id]) for claim in taken if claim.partition_id in where]
+    return written, [
+        Taken(claim, where[claim.partition_id], starts[claim.partition_id])
+        for claim in taken
+        if claim.partition_id in where and claim.partition_id in starts
+    ]
 
 
 class Ending(Protocol):

@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING, NamedTuple
 from sqlalchemy import literal, select
 
 from sqlmq.dialects import Position
-from sqlmq.errors import FencedError, TransactionError, UnknownTopicError
+from sqlmq.errors import EvictedError, FencedError, OffsetGapError, TransactionError, UnknownTopicError
+from sqlmq.flows import retain
 from sqlmq.flows.consume import PRUNE_EVERY
+from sqlmq.flows.retain import Place
 from sqlmq.message import Message
 from sqlmq.progress import check_dense
 from sqlmq.store import groups, holds, messages, offsets
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
     from sqlalchemy import Connection
 
     from sqlmq.dialects import Dialect
+    from sqlmq.options import OnEvicted
     from sqlmq.store.groups import Claim, Group
     from sqlmq.store.holds import Look
     from sqlmq.store.topics import Topic
@@ -45,6 +48,7 @@ class Limits(NamedTuple):
     max_bytes: int
     quiet_seconds: float
     vanished_seconds: float
+    on_evicted: OnEvicted = "raise"
 
 
 class Guard(NamedTuple):
@@ -60,11 +64,13 @@ class Taken(NamedTuple):
     token: str | None
     start: int
     messages: list[Message]
+    evicted: EvictedError | None = None
+    """What of it retention has deleted unread."""
 
     @property
     def end(self) -> int:
         """Where the group goes on when this is done."""
-        return self.start + len(self.messages)
+        return (self.start if self.evicted is None else self.evicted.end) + len(self.messages)
 
 
 def look(conn: Connection, dialect: Dialect, topic: Topic, group: Group) -> Look:
@@ -89,7 +95,7 @@ def take(
 ) -> Taken | None:
     """Lock a partition that nobody has, and read on in it; None if there is none, or nothing in it after all.
 
-    Raises IsolationError if the transaction could not see the group's newest position, OffsetGapError.
+    Raises IsolationError if the transaction could not see the group's newest position, OffsetGapError, EvictedError.
     """
     claim, held = holds.hold(
         conn,
@@ -105,17 +111,19 @@ def take(
     start = offsets.positions(conn, dialect, group, [claim.partition_id]).get(claim.partition_id)
     if start is None:
         return None
-    rows = messages.read(
-        conn,
-        dialect,
-        [Position(claim.partition_id, start)],
-        limit=limits.max_messages,
-        max_bytes=limits.max_bytes,
-    )
-    number = topic.partition_ids.index(claim.partition_id)
-    arrived = Message.arrived(topic.name, number, rows, moments_from_us=dialect.moments_from_us)
-    check_dense(topic.name, number, arrived, start)
-    return Taken(claim, held.token, start, arrived) if arrived else None
+    place = Place(topic.partition_ids.index(claim.partition_id), claim.partition_id, start)
+    arrived, evicted = _read(conn, dialect, topic, place, limits), None
+    try:
+        check_dense(topic.name, place.partition, arrived, start)
+    except OffsetGapError:
+        evicted = retain.missed(conn, dialect, topic.name, group.name, place)
+        if evicted is None:
+            raise
+        if limits.on_evicted == "raise":
+            raise evicted from None
+        arrived = _read(conn, dialect, topic, place._replace(offset=evicted.end), limits)
+        check_dense(topic.name, place.partition, arrived, evicted.end)
+    return Taken(claim, held.token, start, arrived, evicted) if arrived else None
 
 
 def finish(conn: Connection, dialect: Dialect, topic: Topic, group: Group, taken: Taken) -> None:
@@ -155,3 +163,9 @@ def leave(conn: Connection, dialect: Dialect, guard: Guard) -> None:
     """The last act before COMMIT. Raises TransactionError if this is not the transaction of *guard* any more."""
     if not (holds.is_held(conn, dialect, guard.token) and dialect.let_go(conn)):
         raise TransactionError(ENDED)
+
+
+def _read(conn: Connection, dialect: Dialect, topic: Topic, place: Place, limits: Limits) -> list[Message]:
+    at = Position(place.partition_id, place.offset)
+    rows = messages.read(conn, dialect, [at], limit=limits.max_messages, max_bytes=limits.max_bytes)
+    return Message.arrived(topic.name, place.partition, rows, moments_from_us=dialect.moments_from_us)

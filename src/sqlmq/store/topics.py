@@ -7,12 +7,13 @@ from typing import TYPE_CHECKING
 
 from sqlalchemy import and_, delete, func, insert, select, update
 
-from sqlmq.store import staged
+from sqlmq.store import retained, staged
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection
 
     from sqlmq.dialects import Dialect
+    from sqlmq.retention import Retention
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,13 +71,15 @@ def names(conn: Connection, dialect: Dialect) -> list[str]:
     return list(conn.execute(select(t.c.name).order_by(t.c.name)).scalars())
 
 
-def create(conn: Connection, dialect: Dialect, name: str, partitions: int, partitioner: str) -> bool:
+def create(
+    conn: Connection, dialect: Dialect, name: str, partitions: int, partitioner: str, retention: Retention
+) -> bool:
     """Make a topic, unless there is one of that name; return whether it was made.
 
     Waits for a transaction that is about to make the same.
     """
     t = dialect.tables.topic
-    row = {"name": name, "partitions": partitions, "partitioner": partitioner}
+    row = {"name": name, "partitions": partitions, "partitioner": partitioner} | retained.columns(retention)
     made = conn.execute(dialect.insert_new(t, ["name"]).values(row).returning(t.c.id)).scalar()
     if made is None:
         return False
@@ -118,7 +121,7 @@ def purge(conn: Connection, dialect: Dialect, at_most: int) -> bool:
     """
     p, m = dialect.tables.partition, dialect.tables.message
     partition = conn.execute(
-        select(p.c.id, p.c.start_offset)
+        select(p.c.id, p.c.purged_to)
         .where(p.c.topic_id.is_(None))
         .order_by(p.c.id)
         .limit(1)
@@ -127,18 +130,19 @@ def purge(conn: Connection, dialect: Dialect, at_most: int) -> bool:
     if partition is None:
         return False
     # Each search begins where the one before ended, and does not step over what that has deleted.
-    rest = and_(m.c.partition_id == partition.id, m.c.msg_offset >= partition.start_offset)
+    rest = and_(m.c.partition_id == partition.id, m.c.msg_offset >= partition.purged_to)
     oldest = conn.execute(select(func.min(m.c.msg_offset)).where(rest)).scalar()
     if oldest is None:
         conn.execute(delete(p).where(p.c.id == partition.id))
     else:
         conn.execute(delete(m).where(rest, m.c.msg_offset < oldest + at_most))
-        conn.execute(update(p).where(p.c.id == partition.id).values(start_offset=oldest + at_most))
+        conn.execute(update(p).where(p.c.id == partition.id).values(purged_to=oldest + at_most))
     return True
 
 
 def _delete_groups(conn: Connection, dialect: Dialect, group_ids: list[int]) -> None:
     g = dialect.tables.group
-    for table in (dialect.tables.claim, dialect.tables.group_offset, dialect.tables.parked, dialect.tables.member):
+    tables = dialect.tables
+    for table in (tables.claim, tables.group_offset, tables.parked, tables.eviction, tables.member):
         conn.execute(delete(table).where(table.c.group_id.in_(group_ids)))
     conn.execute(delete(g).where(g.c.id.in_(group_ids)))

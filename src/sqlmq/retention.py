@@ -1,0 +1,156 @@
+"""How long a topic keeps its messages, and for whom it keeps them longer; where that puts the start of a partition.
+
+Pure: what is in the log, and how far the groups are, is given.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterable
+
+_WEEK_SECONDS = 7 * 86_400.0
+_MOST = 2**62
+
+
+@dataclass(frozen=True, slots=True)
+class Retention:
+    """What a topic keeps. Without any limit, everything; with several, what exceeds one of them goes.
+
+    Limits are for each partition. Raises ``TypeError`` or ``ValueError`` for what can't be.
+    """
+
+    seconds: float | None = None
+    """Messages older than this go."""
+    bytes: int | None = None
+    """The oldest go while keys and values together are more than this."""
+    messages: int | None = None
+    """The oldest go while there are more than this."""
+    protect: bool = True
+    """Keep, beyond the limits, what a group has not committed or has set aside."""
+    max_seconds: float | None = None
+    """Keep what is protected for no longer than this; None for as long as it takes."""
+    group_expiry_seconds: float = _WEEK_SECONDS
+    """A group that for so long had no member and committed nothing protects nothing any more."""
+
+    def __post_init__(self) -> None:
+        for name, kind in (("bytes", int), ("messages", int), ("seconds", float), ("max_seconds", float)):
+            check_limit(name, getattr(self, name), kind)
+        check_limit("group_expiry_seconds", self.group_expiry_seconds, float, is_optional=False)
+        check_bool("protect", self.protect)
+        if self.max_seconds is not None and not self.protect:
+            message = "max_seconds is how long protected messages are kept; with protect=False there are none."
+            raise ValueError(message)
+        if self.max_seconds is not None and self.max_seconds < (self.seconds or 0):
+            message = f"max_seconds must be seconds ({self.seconds}) or more, not {self.max_seconds}."
+            raise ValueError(message)
+
+    @property
+    def is_limited(self) -> bool:
+        """Whether anything ever goes."""
+        return (self.seconds, self.bytes, self.messages) != (None, None, None)
+
+
+def check_retention(retention: object) -> None:
+    """Raise TypeError unless *retention* is one."""
+    if not isinstance(retention, Retention):
+        message = f"retention must be a Retention, as Retention(seconds=7 * 86400), not {type(retention).__name__}."
+        raise TypeError(message)
+
+
+class Standing(NamedTuple):
+    """Where a group is in one partition."""
+
+    group_id: int
+    name: str
+    position: int
+    """What it reads next."""
+    is_stored: bool
+    """Whether it has committed that; else it is where the log starts."""
+    first_parked: int | None
+    """The lowest offset it has set aside."""
+    is_live: bool
+    """Whether it has members."""
+
+    @property
+    def needs(self) -> int:
+        """The lowest offset it may still read."""
+        return self.position if self.first_parked is None else min(self.position, self.first_parked)
+
+
+class Loss(NamedTuple):
+    """Messages from *start* up to, not including, *end* that a group had not committed, or had set aside."""
+
+    group_id: int
+    group: str
+    start: int
+    end: int
+    is_stored: bool
+    is_protected: bool
+
+
+def protected_from(
+    retention: Retention, standings: Iterable[Standing], expired: Collection[int], start: int, end: int
+) -> int:
+    """From which offset on a partition, of what it holds, has to be kept for groups, but for those *expired*.
+
+    A group that has lost something already needs all that is left.
+    """
+    if not retention.protect:
+        return end
+    return max(start, min((one.needs for one in standings if protects(one, expired)), default=end))
+
+
+def protects(standing: Standing, expired: Collection[int]) -> bool:
+    """Whether a group protects what it has not read: not if it has *expired*, and nobody has come back since."""
+    return standing.is_live or standing.group_id not in expired
+
+
+def losses(
+    retention: Retention, standings: Iterable[Standing], expired: Collection[int], start: int, end: int
+) -> list[Loss]:
+    """What each group loses unread when the log, which began at *start*, begins at *end*."""
+    return [
+        Loss(
+            one.group_id,
+            one.name,
+            max(one.position, start),
+            end,
+            one.is_stored,
+            retention.protect and protects(one, expired),
+        )
+        for one in standings
+        if max(one.position, start) < end
+    ]
+
+
+def runs(offsets: Iterable[int]) -> list[tuple[int, int]]:
+    """Ascending *offsets* as runs, each from an offset up to, not including, another."""
+    found: list[tuple[int, int]] = []
+    for offset in offsets:
+        if found and found[-1][1] == offset:
+            found[-1] = (found[-1][0], offset + 1)
+        else:
+            found.append((offset, offset + 1))
+    return found
+
+
+def check_limit(name: str, limit: object, kind: type, *, is_optional: bool = True) -> None:
+    """Raise TypeError or ValueError unless *limit* is a number of that *kind*, or None where that *is_optional*."""
+    if limit is None and is_optional:
+        return
+    if isinstance(limit, bool) or not isinstance(limit, int if kind is int else (int, float)):
+        message = f"{name} must be {kind.__name__}, not {type(limit).__name__}."
+        raise TypeError(message)
+    if not 0 < limit < float("inf") or (kind is int and limit > _MOST):
+        message = f"{name} must be more than 0 and finite, not {limit}."
+        raise ValueError(message)
+
+
+def check_bool(name: str, value: object) -> None:
+    """Raise TypeError unless *value* is True or False."""
+    if not isinstance(value, bool):
+        message = f"{name} must be bool, not {type(value).__name__}."
+        raise TypeError(message)
