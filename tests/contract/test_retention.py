@@ -555,7 +555,7 @@ def test_a_hole_that_retention_has_not_made_is_still_another_error(shelf: Shelf,
 
 def test_an_unknown_policy_is_refused(mq: MQ) -> None:
     with pytest.raises(ValueError, match="on_evicted"):
-        mq.consumer("orders", "billing", on_evicted="latest")
+        mq.consumer("orders", "billing", on_evicted="latest")  # type: ignore[arg-type]
 
 
 # --- Steps, crashes, others ---
