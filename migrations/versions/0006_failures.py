@@ -20,7 +20,6 @@ MOMENT = sa.DateTime(timezone=True).with_variant(sa.BigInteger, "sqlite")
 
 
 def upgrade(op: Operations, schema: str | None, run_sql: Callable[[str], None]) -> None:
-    schema = _whole(schema)
     op.add_column("sqlmq_group_offset", sa.Column("in_hand_to", sa.BigInteger), schema=schema)
     for column in (
         sa.Column("error_type", sa.Text),
@@ -36,15 +35,9 @@ def upgrade(op: Operations, schema: str | None, run_sql: Callable[[str], None]) 
 
 
 def downgrade(op: Operations, schema: str | None, run_sql: Callable[[str], None]) -> None:
-    schema = _whole(schema)
     run_sql("0006_down.sql")
     op.create_index("sqlmq_parked_due_at_idx", "sqlmq_parked", ["due_at"], schema=schema)
     # Not altered in batches: SQLite would copy the tables, and has been able to drop a column since 3.35.
     for column in ("trying_since", "last_failed_at", "first_failed_at", "traceback", "error_type"):
         op.drop_column("sqlmq_parked", column, schema=schema)
     op.drop_column("sqlmq_group_offset", "in_hand_to", schema=schema)
-
-
-def _whole(schema: str | None) -> str | None:
-    # Else alembic takes a dot in it for that between a database and a schema, where it alters a table.
-    return None if schema is None else sa.sql.quoted_name(schema, quote=True)

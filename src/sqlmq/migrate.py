@@ -146,7 +146,9 @@ def _run_revisions(context: MigrationContext, schema: str | None) -> None:
             placed = statement.replace("{schema}", quoted).replace("{search_path}", search_path)
             op.execute(sa.DDL(placed.replace("%", "%%")))  # type: ignore[no-untyped-call]
 
-    context.run_migrations(op=op, schema=schema, run_sql=run_sql)
+    # Quoted, or alembic takes a dot in it for that between a database and a schema, where it alters a table.
+    whole = None if schema is None else sa.sql.quoted_name(schema, quote=True)
+    context.run_migrations(op=op, schema=whole, run_sql=run_sql)
 
 
 def _options(schema: str | None) -> dict[str, object]:
