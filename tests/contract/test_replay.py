@@ -129,7 +129,7 @@ def test_only_the_partitions_that_are_named_move(mq: MQ) -> None:
 
 
 def moments(mq: MQ) -> list[datetime]:
-    """When the messages of partition 0 were appended; each later than the one before."""
+    """When the messages of partition 0 were appended."""
     with mq.consumer("orders", "moments") as consumer:
         found = [message.timestamp for message in finish(consumer, COUNT)]
     times = [moment for moment in found if moment is not None]
@@ -548,8 +548,9 @@ def test_a_consumer_seeks_before_it_has_asked_for_anything(filled: MQ) -> None:
     times = moments(filled)
     with filled.consumer("orders", "billing") as consumer:
         consumer.seek(0, times[6])
+        first = first_since(times, times[6])  # SQLite's clock may show the same for two
 
-        assert values(finish(consumer, 4)) == [b"6", b"7", b"8", b"9"]
+        assert values(finish(consumer, COUNT - first)) == [b"%d" % offset for offset in range(first, COUNT)]
 
 
 def test_a_loop_goes_on_where_it_has_sought(mq: MQ) -> None:
@@ -671,10 +672,11 @@ def test_a_consumer_that_is_run_does_not_seek(mq: MQ, shift: Shift) -> None:
 
 def test_a_new_group_starts_with_the_first_message_since_a_moment(filled: MQ) -> None:
     times = moments(filled)
+    first = first_since(times, times[4])
 
     with filled.consumer("orders", "audit", start=times[4]) as consumer:
-        assert positions(filled, "audit") == [4]
-        assert values(finish(consumer, 6)) == [b"4", b"5", b"6", b"7", b"8", b"9"]
+        assert positions(filled, "audit") == [first]
+        assert values(finish(consumer, COUNT - first)) == [b"%d" % offset for offset in range(first, COUNT)]
 
     shown = filled.describe_group("orders", "audit").start
     assert isinstance(shown, datetime)
