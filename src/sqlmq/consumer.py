@@ -308,9 +308,8 @@ class Consumer(Kept):
             self._ownership.has_successor = run.has_successor
             self.close()
 
-    def _take(self, worker: Receiver, choose: Callable[[], Attempt | None]) -> Attempt | None:
-        """Have *choose* choose for *worker*, if anything may be handed out at this moment."""
-        del worker
+    def _take(self, choose: Callable[[], Attempt | None]) -> Attempt | None:
+        """Have *choose* choose, if anything may be handed out at this moment."""
         with self._lock:
             self._check_usable()
             is_ready = self._make_ready(1, Deadline.after(None, 0.0)) and self._ownership.is_trusted()

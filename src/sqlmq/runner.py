@@ -11,6 +11,7 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
+from sqlmq import stop_signals
 from sqlmq.errors import ConsumerClosedError, FencedError
 from sqlmq.handling import PASSING, Handling
 from sqlmq.options import check_count, check_seconds
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
     from sqlmq.options import Options
     from sqlmq.parking import Attempt, Terms
     from sqlmq.performing import Performer
-    from sqlmq.stock import Receiver
     from sqlmq.waking import Wakeups
 
 log = logging.getLogger(__name__)
@@ -44,7 +44,7 @@ _RECOVER_SECONDS = 0.5
 class Host(NamedTuple):
     """What a run needs of its consumer."""
 
-    take: Callable[[Receiver, Callable[[], Attempt | None]], Attempt | None]
+    take: Callable[[Callable[[], Attempt | None]], Attempt | None]
     """Call, with the consumer's lock, what chooses; None if nothing may be handed out at this moment."""
     may_go_on: Callable[[float], bool]
     """Whether messages may still be handed out at this moment of the monotonic clock."""
@@ -150,18 +150,12 @@ class Run:
 
         SIGTERM is taken for the end of this process, not of its work: somebody is to take its place.
         """
-        before = {}
-        # Python takes signals in its main thread only.
-        if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
-                # Whoever started us with `nohup` or in the background wants no Ctrl-C to come through.
-                if signal.getsignal(number) is not signal.SIG_IGN:
-                    before[number] = signal.signal(number, self._arrive)
+        before: stop_signals.Handlers = {}
+        stop_signals.take(self._arrive, before)
         try:
             yield
         finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
+            stop_signals.give_back(before)
 
     def work(self) -> RunSummary:
         """Handle messages until told to stop; return what was done.
@@ -210,7 +204,7 @@ class Run:
                 seen = wakeups.count
                 if self.is_stopping:
                     return None
-                attempt = self._host.take(worker, lambda: self._parking.choose(worker, worker.stride))
+                attempt = self._host.take(lambda: self._parking.choose(worker, worker.stride))
                 if attempt is not None:
                     worker.attempt = attempt
                     return attempt

@@ -7,9 +7,10 @@ the next place that said how. A second one ends the process there and then, for 
 from __future__ import annotations
 
 import signal
-import threading
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, NoReturn, Self
+
+from sqlmq import stop_signals
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -30,7 +31,7 @@ class Stop:
     def __init__(self) -> None:
         self.signal_number: int | None = None
         self._action: Callable[[], None] | None = None
-        self._before: dict[int, Callable[[int, FrameType | None], object] | int | None] = {}
+        self._before: stop_signals.Handlers = {}
 
     @property
     def is_requested(self) -> bool:
@@ -60,17 +61,11 @@ class Stop:
             yield
 
     def __enter__(self) -> Self:
-        # Python takes signals in its main thread only.
-        if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
-                # Whoever started us with `nohup` or in the background wants no Ctrl-C to come through.
-                if signal.getsignal(number) is not signal.SIG_IGN:
-                    self._before[number] = signal.signal(number, self._arrive)
+        stop_signals.take(self._arrive, self._before)
         return self
 
     def __exit__(self, *_error: object) -> None:
-        for number, before in self._before.items():
-            signal.signal(number, before)
+        stop_signals.give_back(self._before)
 
     def _arrive(self, number: int, _frame: FrameType | None) -> None:
         self.signal_number = number
