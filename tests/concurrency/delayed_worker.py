@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from sqlmq import Message
 from sqlmq.flows import stage
 from sqlmq.store import messages, staged
-from tests.concurrency.workers import Journal
+from tests.concurrency.workers import Journal, in_child
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -77,16 +77,13 @@ def store_move_and_crash(place: Place, journal_path: Path, number: int, count: i
     for child in range(count):
         step = list(Step)[child % len(Step)]
         child_seed = chosen.getrandbits(32)
-        pid = os.fork()
-        if pid == 0:
-            try:
-                _work(place, journal, crash, f"{number}.{child}", step, random.Random(child_seed))
-            except BaseException as error:  # noqa: BLE001 - told, and judged by the exit code
-                print(f"{step.name}: {type(error).__name__}: {error}", flush=True)
-                os._exit(100)
-            os._exit(101)
-        _, status = os.waitpid(pid, 0)
-        assert os.waitstatus_to_exitcode(status) == -signal.SIGKILL, (step.name, status)
+        name = f"{number}.{child}"
+        status = in_child(
+            lambda step=step, name=name, seed=child_seed: _work(  # type: ignore[misc]
+                place, journal, crash, name, step, random.Random(seed)
+            )
+        )
+        assert status == -signal.SIGKILL, (step.name, status)
         journal.write("crashed", step.name)
 
 

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import itertools
-import os
 import threading
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import Engine, event, text
 
 from sqlmq import Message, Retry
-from tests.concurrency.workers import GROUP, TOPIC, Journal, Place, end_at_once
+from tests.concurrency.workers import GROUP, TOPIC, Journal, Place, end_at_once, in_child
 from tests.contract.waiting import until
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
     from pathlib import Path
 
     from sqlalchemy import Connection
@@ -123,20 +121,6 @@ def bury(place: Place) -> None:
     with place.open() as mq, mq.engine.begin() as connection:
         old = "0" if connection.dialect.name == "sqlite" else "to_timestamp(0)"
         connection.execute(text(f"UPDATE sqlmq_member SET heartbeat_at = {old}"))
-
-
-def in_child(work: Callable[[], None]) -> int:
-    """Do *work* in a forked child; return its exit code."""
-    pid = os.fork()
-    if pid == 0:
-        try:
-            work()
-        except BaseException as error:  # noqa: BLE001 - told, and judged by the exit code
-            print(f"{type(error).__name__}: {error}", flush=True)
-            os._exit(100)
-        os._exit(0)
-    _, status = os.waitpid(pid, 0)
-    return os.waitstatus_to_exitcode(status)
 
 
 def send(place: Place) -> None:

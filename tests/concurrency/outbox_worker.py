@@ -17,6 +17,7 @@ from sqlalchemy.orm import Session
 
 from sqlmq import Message
 from sqlmq.flows import produce
+from tests.concurrency.workers import in_child
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -103,16 +104,13 @@ def sell_and_crash(place: Place, results: Path, number: int, count: int, seed: i
     for child in range(count):
         step = list(Step)[child % len(Step)]
         child_seed = chosen.getrandbits(32)
-        pid = os.fork()
-        if pid == 0:
-            try:
-                application.sell(f"{number}.{child}", step, random.Random(child_seed), acknowledged)
-            except BaseException as error:  # noqa: BLE001 - told, and judged by the exit code
-                print(f"{type(error).__name__}: {error}", flush=True)
-                os._exit(100)
-            os._exit(101)
-        _, status = os.waitpid(pid, 0)
-        assert os.waitstatus_to_exitcode(status) == step, (step, status)
+        name = f"{number}.{child}"
+        status = in_child(
+            lambda step=step, name=name, seed=child_seed: application.sell(  # type: ignore[misc]
+                name, step, random.Random(seed), acknowledged
+            )
+        )
+        assert status == step, (step, status)
         counts[step.name] += 1
     results.write_text(json.dumps({"counts": counts, "seconds": time.monotonic() - began}), encoding="utf-8")
     application.mq.close()

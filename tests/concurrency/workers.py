@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from sqlmq import MQ, FencedError, Message
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from multiprocessing.context import BaseContext
     from pathlib import Path
 
@@ -77,6 +78,20 @@ def context() -> BaseContext:
 def end_at_once(exit_code: int) -> NoReturn:
     """End this process as a crash does: nothing is closed, flushed or sent."""
     os._exit(exit_code)
+
+
+def in_child(work: Callable[[], None]) -> int:
+    """Do *work* in a forked child; return its exit code."""
+    pid = os.fork()
+    if pid == 0:
+        try:
+            work()
+        except BaseException as error:  # noqa: BLE001 - told, and judged by the exit code
+            print(f"{type(error).__name__}: {error}", flush=True)
+            os._exit(100)
+        os._exit(0)
+    _, status = os.waitpid(pid, 0)
+    return os.waitstatus_to_exitcode(status)
 
 
 def produce(place: Place, journal_path: Path, until: float, pause_seconds: float) -> None:
