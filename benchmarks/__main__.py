@@ -31,6 +31,7 @@ BENCHMARKS = (
     "waking",
     "handling",
     "steady",
+    "lasting",
     "sizes",
     "wal",
     "memory",
@@ -55,7 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             report.begin(record)
             for name in options.only or BENCHMARKS:
                 for database in measured:
-                    measure(name, database, record, report)
+                    measure(name, database, record, report, options.minutes)
     report.end(record)
     if options.json:
         record.write(options.json)
@@ -66,13 +67,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 1 if record.failures else 0
 
 
-def measure(name: str, database: BenchDatabase, record: Record, report: Report) -> None:
+def measure(name: str, database: BenchDatabase, record: Record, report: Report, minutes: float) -> None:
     """Run one benchmark on one database, and add to *record* what it found, or why it found nothing."""
     what = f"{name}, {database.kind}"
     began = time.perf_counter()
     try:
         with database.apart() as own:
-            bench = Bench(name, own, record.quick, report.show, record.results)
+            bench = Bench(name, own, record.quick, report.show, record.results, minutes)
             importlib.import_module(f"benchmarks.{name}").run(bench)
     except Exception as error:  # noqa: BLE001 - the others are measured all the same
         record.failures[what] = f"{type(error).__name__}: {error}"
@@ -85,6 +86,9 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="dev.py bench", description=__doc__)
     parser.add_argument("--only", choices=BENCHMARKS, action="append", help="run this one; may be given again")
     parser.add_argument("--quick", action="store_true", help="fewer messages and rounds: does it run, not how fast")
+    parser.add_argument(
+        "--minutes", type=float, default=10.0, help="how long each part of `lasting` takes; 10 if not given"
+    )
     parser.add_argument("--url", help="measure on this database alone; else on a Postgres and a SQLite of our own")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every round of every figure to this file")
     parser.add_argument(

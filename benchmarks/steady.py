@@ -10,19 +10,20 @@ from __future__ import annotations
 
 import time
 import uuid
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
 import psycopg
 from sqlalchemy import make_url
 
 from benchmarks import peers
+from benchmarks.snapshot import old_snapshot
 from benchmarks.suite import Rounds, ratio
 from benchmarks.workload import check, fill, keys_and_values, messages, new_group, new_topic
 from sqlmq import MQ
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
     from benchmarks.databases import BenchDatabase
     from benchmarks.suite import Bench
@@ -48,7 +49,7 @@ def run(bench: Bench) -> None:
             steps |= _others(bench, stack)
         for measure in steps.values():
             measure()
-        with _old_snapshot(bench.database):
+        with old_snapshot(bench.database):
             found: dict[str, list[float]] = {step: [] for step in steps}
             for _ in range(parts):
                 for step, measure in steps.items():
@@ -150,7 +151,7 @@ def _after_retention(bench: Bench) -> None:
         producers = {name: mq.producer(name) for name in (kept, emptied)}
         for producer in producers.values():
             fill(producer, count)
-        with _old_snapshot(bench.database):
+        with old_snapshot(bench.database):
             with bench.database.connect() as connection:
                 retain_nothing(connection, emptied, count)
             check(mq.describe_topic(emptied).messages == 0, "messages are left")
@@ -187,20 +188,3 @@ def _url(database: BenchDatabase) -> str:
         return database.url
     url = make_url(database.url).update_query_dict({"options": ASYNCHRONOUS})
     return url.render_as_string(hide_password=False)
-
-
-@contextmanager
-def _old_snapshot(database: BenchDatabase) -> Iterator[None]:
-    if database.is_postgres:
-        with database.connect() as connection:
-            connection.execute("BEGIN ISOLATION LEVEL REPEATABLE READ")
-            connection.execute("SELECT count(*) FROM sqlmq_partition")
-            yield
-            connection.execute("ROLLBACK")
-        return
-    file = database.open()
-    file.execute("BEGIN")
-    file.execute("SELECT count(*) FROM sqlmq_partition").fetchone()
-    yield
-    file.execute("ROLLBACK")
-    file.close()

@@ -92,6 +92,8 @@ class Bench:
     quick: bool
     show: Callable[[Result], None]
     results: list[Result] = field(default_factory=list)
+    minutes: float = 10.0
+    """For how long what measures time rather than messages goes on."""
 
     @property
     def url(self) -> str:
