@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import os
+import shutil
 import sqlite3
 import threading
-import time
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
-from uuid import uuid4
 
 import pytest
-from sqlalchemy import Connection, Engine, create_engine, event, make_url, text
-from sqlalchemy.pool import NullPool
+from sqlalchemy import Connection, Engine, create_engine, event
 
 from sqlmq import MQ
-from sqlmq.migrate import upgrade
+from tests.postgres_databases import PostgresDatabases
 from tests.postgres_server import URL_VARIABLE, PostgresUnavailableError, TestPostgres, provide
 
 if TYPE_CHECKING:
@@ -46,6 +44,11 @@ def pytest_sessionstart(session: pytest.Session) -> None:
     os.environ[URL_VARIABLE] = server.url.render_as_string(hide_password=False)
 
 
+def pytest_xdist_auto_num_workers() -> int:
+    """Half as many workers again as there are processors: many tests wait, for leases and for each other."""
+    return max(3, (os.cpu_count() or 1) * 3 // 2)
+
+
 def pytest_report_header(config: pytest.Config) -> str:
     """Say which databases the results are about."""
     server = config.stash.get(SERVER, None)
@@ -58,7 +61,7 @@ def pytest_report_header(config: pytest.Config) -> str:
 
 @dataclass(frozen=True, slots=True)
 class DatabaseUnderTest:
-    """An empty queue in a database of the test's own: migrated on Postgres, a file not yet made on SQLite."""
+    """An empty queue in a database of the test's own, with its tables."""
 
     kind: str
     url: str
@@ -67,69 +70,6 @@ class DatabaseUnderTest:
     @property
     def is_postgres(self) -> bool:
         return self.kind != "sqlite"
-
-
-class PostgresDatabases:
-    """Makes databases by copying a migrated one (about 60 ms), and drops them."""
-
-    def __init__(self, url: str, worker: str) -> None:
-        self._url = make_url(url)
-        # Several runs may share one server.
-        self._prefix = f"sqlmq_test_{worker}_{uuid4().hex[:8]}"
-        self._admin = create_engine(self._url, isolation_level="AUTOCOMMIT", poolclass=NullPool)
-        self._templates: dict[str | None, str] = {}
-        self._made = 0
-
-    def url(self, name: str) -> str:
-        return self._url.set(database=name).render_as_string(hide_password=False)
-
-    def create(self, schema: str | None) -> str:
-        """Make a database with the tables in *schema* and return its name."""
-        if schema not in self._templates:
-            self._templates[schema] = self._create_template(schema)
-        self._made += 1
-        return self._create(f"{self._prefix}_{self._made}", f"TEMPLATE {self._templates[schema]}")
-
-    def create_empty(self) -> str:
-        """Make a database without any tables and return its name."""
-        self._made += 1
-        return self._create(f"{self._prefix}_{self._made}", "TEMPLATE template0")
-
-    def drop(self, name: str) -> None:
-        with self._admin.connect() as connection:
-            connection.execute(text(f"DROP DATABASE IF EXISTS {name} WITH (FORCE)"))
-
-    def close(self) -> None:
-        for template in self._templates.values():
-            self.drop(template)
-
-    def transactions_left_open(self, name: str) -> list[str]:
-        """Say which sessions sit in an open transaction, once those that are just ending have had time to end."""
-        query = text(
-            "SELECT application_name || ': ' || state || ' after ' || query FROM pg_stat_activity"
-            " WHERE datname = :name AND state LIKE 'idle in transaction%'"
-        )
-        deadline = time.monotonic() + 2
-        with self._admin.connect() as connection:
-            while True:
-                found = list(connection.execute(query, {"name": name}).scalars())
-                if not found or time.monotonic() > deadline:
-                    return found
-                time.sleep(0.02)
-
-    def _create(self, name: str, options: str) -> str:
-        with self._admin.connect() as connection:
-            connection.execute(text(f"CREATE DATABASE {name} {options}"))
-        return name
-
-    def _create_template(self, schema: str | None) -> str:
-        name = self._create(f"{self._prefix}_template_{schema or 'default'}", "TEMPLATE template0")
-        engine = create_engine(self.url(name), poolclass=NullPool)
-        with engine.begin() as connection:
-            if schema is not None:
-                connection.execute(text(f"CREATE SCHEMA {schema}"))
-            upgrade(connection, schema=schema)
-        return name
 
 
 @pytest.fixture(scope="session")
@@ -145,27 +85,28 @@ def postgres_databases(postgres_url: str) -> Iterator[PostgresDatabases]:
     databases.close()
 
 
-@contextmanager
-def _postgres(databases: PostgresDatabases, kind: str, schema: str | None) -> Iterator[DatabaseUnderTest]:
-    name = databases.create(schema)
-    try:
-        yield DatabaseUnderTest(kind, databases.url(name), schema)
-        left_open = databases.transactions_left_open(name)
-    finally:
-        databases.drop(name)
-    assert left_open == [], "the test left transactions open"
+@pytest.fixture(scope="session")
+def migrated_sqlite(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A file with the tables in it, to be copied."""
+    path = tmp_path_factory.mktemp("sqlite") / "migrated.db"
+    with MQ(f"sqlite:///{path}") as mq:
+        mq.topics()
+    return path
 
 
 @contextmanager
 def database_of_kind(kind: str, request: pytest.FixtureRequest, directory: Path) -> Iterator[DatabaseUnderTest]:
-    """A database that is gone in the end, on Postgres with the assertion that no transaction was left open."""
+    """An empty database; on Postgres, with the assertion in the end that no transaction was left open."""
     if kind == "sqlite":
+        made: Path = request.getfixturevalue("migrated_sqlite")
+        shutil.copyfile(made, directory / "queue.db")
         yield DatabaseUnderTest(kind, f"sqlite:///{directory / 'queue.db'}", None)
         return
     # Asked for here, so that tests on SQLite alone make no template.
     databases: PostgresDatabases = request.getfixturevalue("postgres_databases")
-    with _postgres(databases, kind, SCHEMA if kind == "postgres-schema" else None) as made:
-        yield made
+    schema = SCHEMA if kind == "postgres-schema" else None
+    with databases.lend(schema, new=request.node.get_closest_marker("new_database") is not None) as name:
+        yield DatabaseUnderTest(kind, databases.url(name), schema)
 
 
 @pytest.fixture(params=KINDS)

@@ -149,8 +149,10 @@ def test_every_module_can_be_imported_by_itself() -> None:
 
 
 def test_no_test_sleeps() -> None:
-    # The server that tests run on is started and stopped by polling it, and so is the fixture that looks at its sessions.
-    polling = {ROOT / "tests" / name for name in ("conftest.py", "postgres_server.py", "test_postgres_server.py")}
+    # The server that tests run on is started and stopped by polling it, and so is what looks at its sessions.
+    polling = {
+        ROOT / "tests" / name for name in ("postgres_databases.py", "postgres_server.py", "test_postgres_server.py")
+    }
     sleeping = [
         f"{name_of(path)}:{node.lineno}"
         for path in sorted((ROOT / "tests").rglob("*.py"))

@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from tests.cli.conftest import Sqlmq
-    from tests.conftest import DatabaseUnderTest, PostgresDatabases
+    from tests.conftest import DatabaseUnderTest
+    from tests.postgres_databases import PostgresDatabases
 
 
 @pytest.fixture

@@ -28,13 +28,23 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Leave a schema of its own with asyncio out: where the tables are is no business of the face's."""
+    """Leave combinations out that show nothing new: where the tables are is no business of the face for asyncio."""
     items[:] = [item for item in items if not _is_left_out(item)]
 
 
 def _is_left_out(item: pytest.Item) -> bool:
+    """On Postgres a test runs once in each way: synchronous in a schema of its own, with asyncio in the default one."""
     parameters = item.callspec.params if isinstance(item, pytest.Function) and hasattr(item, "callspec") else {}
-    return parameters.get("way") == "asyncio" and parameters.get("database") == "postgres-schema"
+    match parameters.get("way"), parameters.get("database"):
+        case "asyncio", "postgres-schema":
+            return True
+        case "sync", "postgres":
+            return item.get_closest_marker("sync_only") is None and not _chooses_databases(item)
+    return False
+
+
+def _chooses_databases(item: pytest.Item) -> bool:
+    return any("database" in marker.args[0] for marker in item.iter_markers("parametrize"))
 
 
 @pytest.fixture

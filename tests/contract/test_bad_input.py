@@ -39,7 +39,8 @@ if TYPE_CHECKING:
 
     from sqlalchemy import Connection, Engine
 
-    from tests.conftest import DatabaseUnderTest, MakeMQ, PostgresDatabases
+    from tests.conftest import DatabaseUnderTest, MakeMQ
+    from tests.postgres_databases import PostgresDatabases
 
 sqlite_only = pytest.mark.parametrize("database", ["sqlite"], indirect=True)
 postgres_only = pytest.mark.parametrize("database", ["postgres", "postgres-schema"], indirect=True)

@@ -26,7 +26,8 @@ if TYPE_CHECKING:
 
     from sqlalchemy import Engine
 
-    from tests.conftest import DatabaseUnderTest, MakeMQ, PostgresDatabases
+    from tests.conftest import DatabaseUnderTest, MakeMQ
+    from tests.postgres_databases import PostgresDatabases
 
 pytestmark = pytest.mark.sync_only(reason="its sessions block; tests/aio/test_sessions.py has those of asyncio")
 

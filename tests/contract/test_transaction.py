@@ -37,7 +37,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from sqlmq import Consumer, Transaction
-    from tests.conftest import DatabaseUnderTest, MakeMQ, PostgresDatabases
+    from tests.conftest import DatabaseUnderTest, MakeMQ
+    from tests.postgres_databases import PostgresDatabases
 
 pytestmark = pytest.mark.sync_only(reason="its sessions block; tests/aio/test_transaction.py has those of asyncio")
 

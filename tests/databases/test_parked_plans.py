@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from sqlmq import MQ
     from tests.conftest import DatabaseUnderTest
 
+pytestmark = pytest.mark.new_database
+
 COUNT = 10_000
 LAST = COUNT - 50
 OTHER_GROUPS = 3

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from sqlmq import MQ
     from tests.conftest import DatabaseUnderTest, MakeMQ
 
+pytestmark = pytest.mark.new_database
+
 BIG_TABLES = ("sqlmq_message", "sqlmq_group_offset", "sqlmq_claim", "sqlmq_staged")
 MESSAGES = 5_000
 STAGED = 6_000

@@ -94,7 +94,7 @@ def test_every_connection_syncs_at_each_commit_so_that_power_loss_takes_nothing_
 
 
 def test_an_engine_of_the_application_keeps_its_settings(database: DatabaseUnderTest) -> None:
-    engine = create_engine(database.url)
+    engine = create_engine(f"{database.url}.of-the-application")
 
     with MQ(engine) as mq:
         mq.producer("orders").produce(Message(b"1"))

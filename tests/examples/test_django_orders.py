@@ -13,7 +13,7 @@ from tests.examples.programs import post_form, run, serving
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from tests.conftest import PostgresDatabases
+    from tests.postgres_databases import PostgresDatabases
 
 # The service, which takes seconds to start, serves all tests of this module: they run in one worker.
 pytestmark = pytest.mark.xdist_group("django_orders")

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from sqlalchemy.orm import InstrumentedAttribute
 
-    from tests.conftest import PostgresDatabases
+    from tests.postgres_databases import PostgresDatabases
 
 # The service, which takes seconds to start, serves all tests of this module: they run in one worker.
 pytestmark = pytest.mark.xdist_group("fastapi_orders")

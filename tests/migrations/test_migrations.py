@@ -27,7 +27,7 @@ from tests.conftest import DatabaseUnderTest
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from tests.conftest import PostgresDatabases
+    from tests.postgres_databases import PostgresDatabases
 
 ROOT = Path(__file__).parent.parent.parent
 DIRECTORY = ROOT / "migrations"
