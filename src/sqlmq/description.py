@@ -25,6 +25,12 @@ class PartitionDescription:
     """The oldest offset kept."""
     end_offset: int
     """The offset the next message will get."""
+    messages_per_second: float
+    """How fast it has grown over the last minute."""
+    estimated_bytes: int
+    """About what its rows take, by its 100 newest messages: not counting what the database has not made free yet."""
+    newest_at: datetime | None
+    """When its newest message came; None if it has none."""
 
     @property
     def messages(self) -> int:
@@ -47,6 +53,16 @@ class TopicDescription:
     def messages(self) -> int:
         """How many messages it holds."""
         return sum(partition.messages for partition in self.partitions)
+
+    @property
+    def messages_per_second(self) -> float:
+        """How fast it has grown over the last minute."""
+        return sum(partition.messages_per_second for partition in self.partitions)
+
+    @property
+    def estimated_bytes(self) -> int:
+        """About what its messages take, by the 100 newest of each partition."""
+        return sum(partition.estimated_bytes for partition in self.partitions)
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +107,14 @@ class GroupPartition:
     end_offset: int
     owner: str | None
     """The name of the live member that reads it, if there is one."""
+    lag_seconds: float
+    """How old the oldest message is that is not committed; 0.0 if there is none."""
+    committed_at: datetime | None
+    """When it came to its position; None if the group has committed nothing there."""
+    waiting: int
+    """How many messages are set aside, dead letters not counted."""
+    dead: int
+    """How many dead letters there are."""
 
     @property
     def lag(self) -> int:
@@ -113,6 +137,67 @@ class GroupDescription:
     def lag(self) -> int:
         """How many messages are not committed yet, over all partitions."""
         return sum(partition.lag for partition in self.partitions)
+
+    @property
+    def lag_seconds(self) -> float:
+        """How old the oldest message is that is not committed, over all partitions; 0.0 if there is none."""
+        return max((partition.lag_seconds for partition in self.partitions), default=0.0)
+
+    @property
+    def waiting(self) -> int:
+        """How many messages are set aside, dead letters not counted."""
+        return sum(partition.waiting for partition in self.partitions)
+
+    @property
+    def dead(self) -> int:
+        """How many dead letters there are."""
+        return sum(partition.dead for partition in self.partitions)
+
+
+@dataclass(frozen=True, slots=True)
+class PartitionLag:
+    """How far a group is behind in one partition, at one moment. All ages are by the database's clock."""
+
+    topic: str
+    group: str
+    partition: int
+    position: int
+    """The offset the group will read next, if it starts again now."""
+    end_offset: int
+    """The offset the next message will get."""
+    seconds: float
+    """How old the oldest message is that is not committed; 0.0 if there is none. What is set aside does not count."""
+    owner: str | None
+    """The name of the live member that reads it, if there is one."""
+    committed_at: datetime | None
+    """When it came to its position; None if the group has committed nothing there."""
+    waiting: int
+    """How many messages are set aside, dead letters not counted."""
+    dead: int
+    """How many dead letters there are."""
+
+    @property
+    def messages(self) -> int:
+        """How many messages are not committed yet."""
+        return self.end_offset - self.position
+
+
+@dataclass(frozen=True, slots=True)
+class MemberDescription:
+    """A member of a group."""
+
+    name: str
+    joined_at: datetime
+    heartbeat_seconds: float
+    """How long ago it was last heard of."""
+    lease_seconds: float
+    """After how long without a heartbeat its partitions go to others."""
+    is_live: bool
+    """Whether that has not passed yet."""
+    is_waiting: bool
+    """Whether it owns less than its share."""
+    partitions: tuple[int, ...]
+    """The numbers of the partitions that it owns; of one that is not live, those that nobody has taken over yet."""
 
 
 @dataclass(frozen=True, slots=True)

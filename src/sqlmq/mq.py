@@ -17,6 +17,7 @@ from sqlmq.database import Database
 from sqlmq.errors import MQClosedError, UnknownTopicError
 from sqlmq.flows import manage, replay, stage
 from sqlmq.listener import Listener
+from sqlmq.looking import Looking
 from sqlmq.lookout import Lookout
 from sqlmq.maintainer import Maintainer
 from sqlmq.mover import Mover
@@ -48,9 +49,8 @@ if TYPE_CHECKING:
 
     from sqlalchemy import URL, Connection, Engine
 
-    from sqlmq.description import Eviction, GroupDescription, PartitionReset, Start, TopicDescription, Trimmed
+    from sqlmq.description import PartitionReset, Start, Trimmed
     from sqlmq.dialects import Dialect
-    from sqlmq.message import DelayedMessage
     from sqlmq.outbox import SessionLike
     from sqlmq.store.topics import Topic
     from sqlmq.targets import ResetTo
@@ -59,7 +59,7 @@ if TYPE_CHECKING:
     Made = TypeVar("Made", Producer, Consumer)
 
 
-class MQ:
+class MQ(Looking):
     """A message queue in a SQL database. May be shared by threads.
 
     *database* is a URL (``sqlite:///file.db``, ``postgresql://user:password@host/name``), a SQLAlchemy URL, or an
@@ -183,11 +183,6 @@ class MQ:
         self._database.check_outside_block("delete messages")
         return self._maintainer.round(topic)
 
-    def evictions(self, topic: str) -> list[Eviction]:
-        """What the groups of a topic have lost to retention unread, or set aside, the newest last. Raises UnknownTopicError."""
-        check_topic(topic)
-        return self._read(lambda conn, dialect: manage.evictions(conn, dialect, topic))
-
     def delete_topics(self, *topics: str) -> list[str]:
         """Delete *topics* with their messages and groups; return the names of those there were.
 
@@ -246,29 +241,6 @@ class MQ:
         self._maintainer.watch()
         return self._keep(Consumer(self._database, self._background, joining, self._options, ack))
 
-    def topics(self) -> list[str]:
-        """The names of all topics, in order."""
-        return self._read(manage.list_topics)
-
-    def describe_topic(self, topic: str) -> TopicDescription:
-        """A topic's partitions and groups as they are now. Raises UnknownTopicError."""
-        check_topic(topic)
-        return self._read(lambda conn, dialect: manage.describe_topic(conn, dialect, topic))
-
-    def groups(self, topic: str) -> list[str]:
-        """The names of a topic's groups, in order. Raises UnknownTopicError."""
-        check_topic(topic)
-        return self._read(lambda conn, dialect: manage.list_groups(conn, dialect, topic))
-
-    def describe_group(self, topic: str, group_id: str) -> GroupDescription:
-        """A group's position, lag and owner in each partition, as they are now.
-
-        Raises UnknownTopicError or UnknownGroupError.
-        """
-        check_topic(topic)
-        check_group(group_id)
-        return self._read(lambda conn, dialect: manage.describe_group(conn, dialect, topic, group_id))
-
     def reset_group(
         self,
         topic: str,
@@ -306,11 +278,6 @@ class MQ:
         self._background.look_around(done.group_id)
         self._announce(done.topic_id)
         return done.changes
-
-    def delayed(self, topic: str) -> list[DelayedMessage]:
-        """The messages of a topic that wait until they are due, in that order. Raises UnknownTopicError."""
-        check_topic(topic)
-        return self._read(lambda conn, dialect: stage.waiting(conn, dialect, topic))
 
     def cancel_delayed(self, *ids: int, session: SessionLike | None = None) -> list[int]:
         """Take delayed messages back, and return the ids of those that are taken back.

@@ -137,6 +137,21 @@ class BlockingMQ(Blocking):
     def parked(self, topic: str, group_id: str) -> Blocking:
         return wrapped(self._aio.parked(topic, group_id), self._loop)
 
+    def tail(self, topic: str, **options: Any) -> Iterator[Message]:
+        # What is wrong is said at the call, and from that moment on messages are seen.
+        return self._each(self._loop.run(lambda: self._aio.tail(topic, **options)))
+
+    def _each(self, iterator: Any) -> Iterator[Message]:
+        try:
+            while True:
+                try:
+                    message = self._loop.run(iterator.__anext__)
+                except StopAsyncIteration:
+                    return
+                yield message
+        finally:
+            self._loop.run(iterator.aclose)
+
 
 class BlockingProducer(Blocking):
     _aio: AsyncProducer

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import TYPE_CHECKING, Self
 
 from sqlalchemy import URL, Engine, make_url
@@ -14,17 +15,28 @@ from sqlmq.aio.producer import AsyncProducer, carrier_of
 from sqlmq.aio.threads import Threads, to_the_end
 from sqlmq.dialects import blocking
 from sqlmq.mq import MQ
+from sqlmq.tail import check_tail
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import AsyncIterator, Iterable
     from types import TracebackType
 
     from sqlalchemy.ext.asyncio import AsyncEngine
 
     from sqlmq.aio.producer import AsyncSessionLike
     from sqlmq.consumer import Ack
-    from sqlmq.description import Eviction, GroupDescription, PartitionReset, Start, TopicDescription, Trimmed
-    from sqlmq.message import DelayedMessage
+    from sqlmq.description import (
+        Eviction,
+        GroupDescription,
+        MemberDescription,
+        PartitionLag,
+        PartitionReset,
+        Start,
+        TopicDescription,
+        Trimmed,
+    )
+    from sqlmq.diagnosis import Finding
+    from sqlmq.message import DelayedMessage, Message
     from sqlmq.options import OnEvicted
     from sqlmq.retention import Retention
     from sqlmq.targets import ResetTo
@@ -157,6 +169,41 @@ class AsyncMQ:
         Raises UnknownTopicError or UnknownGroupError.
         """
         return await self._threads.run(lambda: self._sync.describe_group(topic, group_id))
+
+    async def lag(self, topic: str | None = None, group_id: str | None = None) -> list[PartitionLag]:
+        """How far groups are behind in each partition, in messages and in seconds. See ``MQ.lag``."""
+        return await self._threads.run(lambda: self._sync.lag(topic, group_id))
+
+    async def members(self, topic: str, group_id: str) -> list[MemberDescription]:
+        """Who is in a group, with its heartbeat's age and its partitions. See ``MQ.members``."""
+        return await self._threads.run(lambda: self._sync.members(topic, group_id))
+
+    async def diagnose_group(self, topic: str, group_id: str, *, stuck_seconds: float = 30.0) -> list[Finding]:
+        """Why messages of a group wait, and what to do about it. See ``MQ.diagnose_group``."""
+        return await self._threads.run(lambda: self._sync.diagnose_group(topic, group_id, stuck_seconds=stuck_seconds))
+
+    async def tail(
+        self,
+        topic: str,
+        *,
+        last: int = 0,
+        offset: int | None = None,
+        partitions: Iterable[int] | None = None,
+        timeout: float | None = None,
+    ) -> AsyncIterator[Message]:
+        """Watch a topic without a group: ``async for message in await mq.tail(topic)``. See ``MQ.tail``."""
+        wanted = check_tail(topic, last, offset, partitions, timeout)
+        tail = await self._threads.run(lambda: self._sync._tail(wanted))
+
+        async def messages() -> AsyncIterator[Message]:
+            while (found := await self._threads.run(tail.step)) is not None:
+                if isinstance(found, float):
+                    await asyncio.sleep(found)
+                else:
+                    for message in found:
+                        yield message
+
+        return messages()
 
     async def reset_group(
         self,

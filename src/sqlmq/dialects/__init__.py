@@ -8,7 +8,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-from sqlmq.dialects.base import Dialect, Held, HeldPosition, Listening, Part, Position, without_secrets
+from sqlmq.dialects.base import Dialect, Held, HeldPosition, Holder, Listening, Part, Position, without_secrets
 from sqlmq.errors import InvalidURLError
 
 if TYPE_CHECKING:
@@ -18,6 +18,7 @@ __all__ = [
     "Dialect",
     "Held",
     "HeldPosition",
+    "Holder",
     "Listening",
     "Part",
     "Position",

@@ -70,6 +70,19 @@ class Held(NamedTuple):
     token: str | None
 
 
+class Holder(NamedTuple):
+    """A transaction that holds claims of groups."""
+
+    pid: int
+    """Of the server's process."""
+    application: str
+    """What the session calls itself; often nothing."""
+    state: str
+    """``active``, ``idle in transaction``, ...; empty where we may not see it."""
+    seconds: float
+    """For how long it has been open."""
+
+
 class Listening(ABC):
     """A connection that hears what ``Dialect.notify`` sends from anywhere. Used by one thread, but for ``interrupt``."""
 
@@ -206,6 +219,15 @@ class Dialect(ABC):
     @abstractmethod
     def moment_of(self, stored: Any) -> datetime:  # noqa: ANN401 - what the driver makes of the column
         """A moment as it is *stored*, aware, UTC."""
+
+    @abstractmethod
+    def moment_shown(self, shown: Any) -> datetime | None:  # noqa: ANN401 - what the driver makes of a view's column
+        """A moment as our views show it, aware, UTC; None if there is none."""
+
+    def claim_holders(self, conn: Connection) -> list[Holder]:
+        """The transactions that hold claims of groups locked now, as far as the database tells; the oldest first."""
+        del conn
+        return []
 
     @abstractmethod
     def age_seconds(self, moment: ColumnElement[object]) -> ColumnElement[float]:

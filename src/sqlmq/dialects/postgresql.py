@@ -31,8 +31,8 @@ from sqlalchemy import (
 from sqlalchemy.dialects import postgresql
 from sqlalchemy.exc import DBAPIError
 
-from sqlmq.dialects import postgresql_listening
-from sqlmq.dialects.base import Dialect, Held, HeldPosition, Listening, Part, Position
+from sqlmq.dialects import postgresql_listening, postgresql_looking
+from sqlmq.dialects.base import Dialect, Held, HeldPosition, Holder, Listening, Part, Position
 from sqlmq.dialects.postgresql_appending import Appending, fits_arrays
 from sqlmq.dialects.postgresql_reading import POSTGRES_EPOCH_US, Reading
 from sqlmq.errors import (
@@ -206,6 +206,12 @@ class Postgresql(Dialect):
 
     def moment_of(self, stored: datetime) -> datetime:
         return stored.astimezone(UTC)
+
+    def moment_shown(self, shown: datetime | None) -> datetime | None:
+        return None if shown is None else shown.astimezone(UTC)
+
+    def claim_holders(self, conn: Connection) -> list[Holder]:
+        return postgresql_looking.claim_holders(conn, self._topic_table.removesuffix("topic") + "claim")
 
     def age_seconds(self, moment: ColumnElement[object]) -> ColumnElement[float]:
         return func.date_part("epoch", func.clock_timestamp() - moment, type_=Float)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sqlite3
 from contextlib import contextmanager
+from datetime import datetime
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -44,7 +45,6 @@ from sqlmq.message import microseconds_since_1970, moment_at
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Sequence
-    from datetime import datetime
 
     from sqlalchemy import URL, Connection, Engine, Insert, Select, Table
     from sqlalchemy.engine.interfaces import DBAPIConnection, DBAPICursor
@@ -171,6 +171,9 @@ class Sqlite(Dialect):
 
     def moment_of(self, stored: int) -> datetime:
         return moment_at(stored)
+
+    def moment_shown(self, shown: str | None) -> datetime | None:
+        return None if shown is None else datetime.fromisoformat(shown)
 
     def age_seconds(self, moment: ColumnElement[object]) -> ColumnElement[float]:
         return type_coerce((literal_column(NOW_US) - type_coerce(moment, Float)) / 1e6, Float)

@@ -8,7 +8,7 @@ from sqlmq import targets
 from sqlmq.description import Eviction, GroupDescription, GroupPartition, PartitionDescription, TopicDescription
 from sqlmq.errors import TopicConflictError, UnknownTopicError
 from sqlmq.retention import Retention
-from sqlmq.store import groups, messages, offsets, retained, topics
+from sqlmq.store import groups, retained, seen, topics
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection
@@ -68,11 +68,20 @@ def list_topics(conn: Connection, dialect: Dialect) -> list[str]:
 def describe_topic(conn: Connection, dialect: Dialect, name: str) -> TopicDescription:
     """A topic as it is now; raises UnknownTopicError if there is none."""
     topic = find_topic(conn, dialect, name)
-    bounds = messages.bounds(conn, dialect, topic)
     return TopicDescription(
         name,
         topic.partitioner,
-        tuple(PartitionDescription(number, start, end) for number, (start, end) in sorted(bounds.items())),
+        tuple(
+            PartitionDescription(
+                row.partition,
+                row.start_offset,
+                row.end_offset,
+                row.messages_per_second,
+                row.estimated_bytes,
+                dialect.moment_shown(row.newest_at),
+            )
+            for row in seen.partitions(conn, dialect, name)
+        ),
         tuple(groups.names(conn, dialect, topic)),
         retained.of_topic(conn, dialect, topic.id),
     )
@@ -99,20 +108,23 @@ def list_groups(conn: Connection, dialect: Dialect, topic_name: str) -> list[str
 
 def describe_group(conn: Connection, dialect: Dialect, topic_name: str, name: str) -> GroupDescription:
     """A group as it is now; raises UnknownTopicError or UnknownGroupError if there is none."""
-    topic = find_topic(conn, dialect, topic_name)
-    group = groups.get(conn, dialect, topic, name)
-    members = {member.id: member.name for member in groups.members(conn, dialect, group)}
-    seen = groups.look(conn, dialect, [group.id])[group.id]
-    owners = {claim.partition_id: members.get(claim.owner_id or 0) for claim in seen.claims}
-    positions = offsets.positions(conn, dialect, group, topic.partition_ids)
-    bounds = messages.bounds(conn, dialect, topic)
+    group = groups.get(conn, dialect, find_topic(conn, dialect, topic_name), name)
     return GroupDescription(
         topic_name,
         name,
         tuple(
-            GroupPartition(number, positions[id_], bounds[number][1], owners.get(id_))
-            for number, id_ in enumerate(topic.partition_ids)
+            GroupPartition(
+                row.partition,
+                row.position,
+                row.end_offset,
+                row.owner,
+                row.seconds,
+                dialect.moment_shown(row.committed_at),
+                row.waiting,
+                row.dead,
+            )
+            for row in seen.lag(conn, dialect, topic_name, name)
         ),
-        tuple(members.values()),
+        tuple(member.name for member in groups.members(conn, dialect, group)),
         targets.read(group.start_from),
     )

@@ -1,0 +1,126 @@
+-- How far each group is in each partition, and who reads it; moments as text, in UTC.
+CREATE VIEW sqlmq_lag AS
+SELECT
+    w.topic, w.group_name, w.partition, w.position, w.end_offset, max(w.end_offset - w.position, 0) AS messages,
+    COALESCE((
+        SELECT max((w.now_us - m.created_at) / 1000000.0, 0.0) FROM sqlmq_message m
+        WHERE m.partition_id = w.partition_id AND m.msg_offset >= max(w.position, w.start_offset)
+        ORDER BY m.msg_offset LIMIT 1
+    ), 0.0) AS seconds,
+    w.owner,
+    strftime('%Y-%m-%dT%H:%M:%fZ', w.committed_us / 1000000.0, 'unixepoch') AS committed_at,
+    w.waiting, w.dead
+FROM (
+    SELECT
+        t.name AS topic, g.name AS group_name, p.number AS partition, p.id AS partition_id,
+        p.start_offset AS start_offset, n.now_us AS now_us,
+        COALESCE((
+            SELECT o.committed_offset FROM sqlmq_group_offset o
+            WHERE o.group_id = g.id AND o.partition_id = p.id ORDER BY o.committed_offset DESC LIMIT 1
+        ), p.start_offset) AS position,
+        COALESCE((
+            SELECT m.msg_offset + 1 FROM sqlmq_message m
+            WHERE m.partition_id = p.id AND m.msg_offset >= p.start_offset ORDER BY m.msg_offset DESC LIMIT 1
+        ), p.start_offset) AS end_offset,
+        (
+            SELECT m.name FROM sqlmq_claim c JOIN sqlmq_member m ON m.id = c.member_id
+            WHERE c.group_id = g.id AND c.partition_id = p.id
+                AND (n.now_us - m.heartbeat_at) / 1000000.0 < m.lease_seconds
+        ) AS owner,
+        (
+            SELECT o.committed_at FROM sqlmq_group_offset o
+            WHERE o.group_id = g.id AND o.partition_id = p.id ORDER BY o.committed_offset DESC LIMIT 1
+        ) AS committed_us,
+        (
+            SELECT count(*) FROM sqlmq_parked k
+            WHERE k.group_id = g.id AND k.partition_id = p.id AND k.state <> 'dead'
+        ) AS waiting,
+        (
+            SELECT count(*) FROM sqlmq_parked k
+            WHERE k.group_id = g.id AND k.partition_id = p.id AND k.state = 'dead'
+        ) AS dead
+    FROM (SELECT CAST((julianday('now') - 2440587.5) * 86400000000 AS INTEGER) AS now_us) n
+    CROSS JOIN sqlmq_group g
+    JOIN sqlmq_topic t ON t.id = g.topic_id
+    JOIN sqlmq_partition p ON p.topic_id = t.id
+) w;
+
+-- What each partition holds and how fast it grows: messages of the last minute, found by halving the range of offsets;
+-- bytes by the 100 newest, with 24 for the row's numbers.
+CREATE VIEW sqlmq_partition_stats AS
+SELECT
+    w.topic, w.partition, w.start_offset, w.end_offset, w.end_offset - w.start_offset AS messages,
+    (w.end_offset - (
+        WITH RECURSIVE halving (low, high) AS (
+            SELECT w.start_offset, w.end_offset
+            UNION ALL
+            SELECT
+                CASE WHEN m.created_at >= w.minute_ago THEN low ELSE (low + high) / 2 + 1 END,
+                CASE WHEN m.created_at >= w.minute_ago THEN (low + high) / 2 ELSE high END
+            FROM halving
+            LEFT JOIN sqlmq_message m ON m.partition_id = w.partition_id AND m.msg_offset = (low + high) / 2
+            WHERE low < high
+        )
+        SELECT max(low) FROM halving
+    )) / 60.0 AS messages_per_second,
+    CAST(COALESCE((w.end_offset - w.start_offset) * (
+        SELECT avg(24 + length(m.value) + COALESCE(length(m.key), 0) + COALESCE(length(m.headers), 0))
+        FROM sqlmq_message m
+        WHERE m.partition_id = w.partition_id AND m.msg_offset >= max(w.start_offset, w.end_offset - 100)
+    ), 0) AS INTEGER) AS estimated_bytes,
+    strftime('%Y-%m-%dT%H:%M:%fZ', (
+        SELECT m.created_at FROM sqlmq_message m
+        WHERE m.partition_id = w.partition_id AND m.msg_offset = w.end_offset - 1
+    ) / 1000000.0, 'unixepoch') AS newest_at
+FROM (
+    SELECT
+        t.name AS topic, p.number AS partition, p.id AS partition_id, p.start_offset AS start_offset,
+        CAST((julianday('now') - 2440587.5) * 86400000000 AS INTEGER) - 60000000 AS minute_ago,
+        COALESCE((
+            SELECT m.msg_offset + 1 FROM sqlmq_message m
+            WHERE m.partition_id = p.id AND m.msg_offset >= p.start_offset ORDER BY m.msg_offset DESC LIMIT 1
+        ), p.start_offset) AS end_offset
+    FROM sqlmq_partition p
+    JOIN sqlmq_topic t ON t.id = p.topic_id
+) w;
+
+-- The same for each topic.
+CREATE VIEW sqlmq_topic_stats AS
+SELECT
+    s.topic, count(*) AS partitions, sum(s.messages) AS messages, sum(s.messages_per_second) AS messages_per_second,
+    sum(s.estimated_bytes) AS estimated_bytes, max(s.newest_at) AS newest_at,
+    (SELECT count(*) FROM sqlmq_group g JOIN sqlmq_topic t ON t.id = g.topic_id WHERE t.name = s.topic) AS groups,
+    (
+        SELECT count(*)
+        FROM sqlmq_member m
+        JOIN sqlmq_group g ON g.id = m.group_id
+        JOIN sqlmq_topic t ON t.id = g.topic_id
+        WHERE t.name = s.topic
+            AND (CAST((julianday('now') - 2440587.5) * 86400000000 AS INTEGER) - m.heartbeat_at) / 1000000.0
+                < m.lease_seconds
+    ) AS members
+FROM sqlmq_partition_stats s
+GROUP BY s.topic;
+
+-- Who is in a group, those included whose lease is over and whom nobody has removed yet.
+CREATE VIEW sqlmq_member_stats AS
+SELECT
+    w.topic, w.group_name, w.member,
+    strftime('%Y-%m-%dT%H:%M:%fZ', w.joined_us / 1000000.0, 'unixepoch') AS joined_at,
+    w.heartbeat_seconds, w.lease_seconds, w.heartbeat_seconds < w.lease_seconds AS is_live, w.is_waiting, w.partitions
+FROM (
+    SELECT
+        t.name AS topic, g.name AS group_name, m.name AS member, m.joined_at AS joined_us,
+        (CAST((julianday('now') - 2440587.5) * 86400000000 AS INTEGER) - m.heartbeat_at) / 1000000.0
+            AS heartbeat_seconds,
+        m.lease_seconds AS lease_seconds, m.is_waiting AS is_waiting,
+        COALESCE((
+            SELECT group_concat(o.number) FROM (
+                SELECT p.number AS number FROM sqlmq_claim c JOIN sqlmq_partition p ON p.id = c.partition_id
+                WHERE c.group_id = m.group_id AND c.member_id = m.id ORDER BY p.number
+            ) o
+        ), '') AS partitions
+    FROM sqlmq_member m
+    JOIN sqlmq_group g ON g.id = m.group_id
+    JOIN sqlmq_topic t ON t.id = g.topic_id
+) w;

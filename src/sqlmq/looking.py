@@ -1,0 +1,132 @@
+"""What an MQ tells without changing anything: topics, groups, lag, members, what is set aside for later, messages."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING
+
+from sqlmq.flows import manage, observe, stage
+from sqlmq.options import Options, check_group, check_seconds, check_topic
+from sqlmq.tail import Tail, check_tail
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+    from typing import TypeVar
+
+    from sqlalchemy import Connection
+
+    from sqlmq.description import (
+        Eviction,
+        GroupDescription,
+        MemberDescription,
+        PartitionLag,
+        TopicDescription,
+    )
+    from sqlmq.diagnosis import Finding
+    from sqlmq.dialects import Dialect
+    from sqlmq.message import DelayedMessage, Message
+    from sqlmq.tail import Wanted
+
+    T = TypeVar("T")
+
+
+class Looking(ABC):
+    """The methods of an MQ that only look. They take no lock, and each is one transaction that reads."""
+
+    _options: Options
+
+    @abstractmethod
+    def _read(self, flow: Callable[[Connection, Dialect], T]) -> T:
+        """Run *flow* in a transaction that reads; raises MQClosedError once the MQ is closed."""
+
+    def topics(self) -> list[str]:
+        """The names of all topics, in order."""
+        return self._read(manage.list_topics)
+
+    def describe_topic(self, topic: str) -> TopicDescription:
+        """A topic's partitions and groups as they are now. Raises UnknownTopicError."""
+        check_topic(topic)
+        return self._read(lambda conn, dialect: manage.describe_topic(conn, dialect, topic))
+
+    def groups(self, topic: str) -> list[str]:
+        """The names of a topic's groups, in order. Raises UnknownTopicError."""
+        check_topic(topic)
+        return self._read(lambda conn, dialect: manage.list_groups(conn, dialect, topic))
+
+    def describe_group(self, topic: str, group_id: str) -> GroupDescription:
+        """A group's position, lag and owner in each partition, as they are now.
+
+        Raises UnknownTopicError or UnknownGroupError.
+        """
+        check_topic(topic)
+        check_group(group_id)
+        return self._read(lambda conn, dialect: manage.describe_group(conn, dialect, topic, group_id))
+
+    def lag(self, topic: str | None = None, group_id: str | None = None) -> list[PartitionLag]:
+        """How far groups are behind in each partition, in messages and in seconds, in order of topic, group, partition.
+
+        Of one topic, one group, or all. It is one statement that looks into indexes, some times for each partition of
+        each group, and never counts the log; only what is set aside is counted. Raises UnknownTopicError, and
+        UnknownGroupError if both are named.
+        """
+        if topic is not None:
+            check_topic(topic)
+        if group_id is not None:
+            check_group(group_id)
+        return self._read(lambda conn, dialect: observe.lag(conn, dialect, topic, group_id))
+
+    def members(self, topic: str, group_id: str) -> list[MemberDescription]:
+        """Who is in a group, with its heartbeat's age and its partitions, in order of when they came.
+
+        Those too that have died and whom nobody has removed yet. Consumers that only use ``transaction()`` are no
+        members. Raises UnknownTopicError or UnknownGroupError.
+        """
+        check_topic(topic)
+        check_group(group_id)
+        return self._read(lambda conn, dialect: observe.members(conn, dialect, topic, group_id))
+
+    def diagnose_group(self, topic: str, group_id: str, *, stuck_seconds: float = 30.0) -> list[Finding]:
+        """Why messages of a group wait, where that can be told, and what to do about it.
+
+        A partition stands still if nothing was committed for *stuck_seconds*, and its oldest message has waited as long.
+        Transactions that hold claims are told on Postgres only. Raises UnknownTopicError or UnknownGroupError.
+        """
+        check_topic(topic)
+        check_group(group_id)
+        seconds = check_seconds("stuck_seconds", stuck_seconds)
+        return self._read(lambda conn, dialect: observe.diagnose(conn, dialect, topic, group_id, seconds))
+
+    def tail(
+        self,
+        topic: str,
+        *,
+        last: int = 0,
+        offset: int | None = None,
+        partitions: Iterable[int] | None = None,
+        timeout: float | None = None,
+    ) -> Iterator[Message]:
+        """Watch a topic without a group: an iterator of the messages that come from now on. Leaves no trace.
+
+        Before them the *last* of those there are, up to 1,000; or all from *offset* on in each partition. Of some
+        *partitions*, or all, the order within each is kept. Ends when nothing has come for *timeout* seconds, without
+        one only when the MQ is closed. Looks every ``poll_min_seconds`` to ``poll_max_seconds``, and reads 500 messages
+        and 4 MiB at a time. What retention deletes meanwhile is passed over. Raises UnknownTopicError, also when the topic
+        is deleted; InvalidPartitionError.
+        """
+        return self._tail(check_tail(topic, last, offset, partitions, timeout)).messages()
+
+    def evictions(self, topic: str) -> list[Eviction]:
+        """What the groups of a topic have lost to retention unread, or set aside, the newest last. Raises UnknownTopicError."""
+        check_topic(topic)
+        return self._read(lambda conn, dialect: manage.evictions(conn, dialect, topic))
+
+    def delayed(self, topic: str) -> list[DelayedMessage]:
+        """The messages of a topic that wait until they are due, in that order. Raises UnknownTopicError."""
+        check_topic(topic)
+        return self._read(lambda conn, dialect: stage.waiting(conn, dialect, topic))
+
+    def _tail(self, wanted: Wanted) -> Tail:
+        terms = self._options
+        return Tail(
+            self._read, wanted, poll_min_seconds=terms.poll_min_seconds, poll_max_seconds=terms.poll_max_seconds
+        )

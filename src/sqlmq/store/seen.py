@@ -1,0 +1,58 @@
+"""What the views show: lag, what partitions hold, members. The views are the one place that works it out."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy import column, select, table
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from sqlalchemy import Connection, Row
+
+    from sqlmq.dialects import Dialect
+
+_LAG = (
+    "topic",
+    "group_name",
+    "partition",
+    "position",
+    "end_offset",
+    "seconds",
+    "owner",
+    "committed_at",
+    "waiting",
+    "dead",
+)
+_PARTITIONS = ("partition", "start_offset", "end_offset", "messages_per_second", "estimated_bytes", "newest_at")
+_MEMBERS = ("member", "joined_at", "heartbeat_seconds", "lease_seconds", "is_live", "is_waiting", "partitions")
+
+
+def lag(conn: Connection, dialect: Dialect, topic: str | None, group: str | None) -> Sequence[Row[Any]]:
+    """How far groups are in each partition, in order of topic, group and partition: one statement for all."""
+    seen = table("sqlmq_lag", *map(column, _LAG), schema=dialect.schema)
+    wanted = {"topic": topic, "group_name": group}
+    return conn.execute(
+        select(seen)
+        .where(*(seen.c[name] == value for name, value in wanted.items() if value is not None))
+        .order_by(seen.c.topic, seen.c.group_name, seen.c.partition)
+    ).all()
+
+
+def partitions(conn: Connection, dialect: Dialect, topic: str) -> Sequence[Row[Any]]:
+    """What each partition of *topic* holds, and how fast it grows, in order."""
+    seen = table("sqlmq_partition_stats", *map(column, ("topic", *_PARTITIONS)), schema=dialect.schema)
+    return conn.execute(
+        select(*(seen.c[name] for name in _PARTITIONS)).where(seen.c.topic == topic).order_by(seen.c.partition)
+    ).all()
+
+
+def members(conn: Connection, dialect: Dialect, topic: str, group: str) -> Sequence[Row[Any]]:
+    """Who is in a group, in order of when they came; those too whose lease is over and whom nobody has removed."""
+    seen = table("sqlmq_member_stats", *map(column, ("topic", "group_name", *_MEMBERS)), schema=dialect.schema)
+    return conn.execute(
+        select(*(seen.c[name] for name in _MEMBERS))
+        .where(seen.c.topic == topic, seen.c.group_name == group)
+        .order_by(seen.c.joined_at, seen.c.member)
+    ).all()

@@ -1,0 +1,300 @@
+"""What the library tells of lag, members and the reasons why a group waits, and a topic watched from outside."""
+
+from __future__ import annotations
+
+import threading
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from sqlalchemy import text
+
+from sqlmq import InvalidPartitionError, Message, UnknownGroupError, UnknownTopicError
+from tests.contract.failing import AT_ONCE, MUCH_LATER, ONCE, Handler, Shift, produce
+from tests.contract.waiting import finish, receive, until, values
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from sqlalchemy import Engine
+
+    from sqlmq import MQ
+    from tests.conftest import DatabaseUnderTest, MakeMQ
+
+
+@pytest.fixture
+def shift(database: DatabaseUnderTest, mq: MQ) -> Iterator[Shift]:
+    mq.create_topic("orders", 1)
+    shift = Shift(database)
+    yield shift
+    shift.mq.close()
+
+
+def make_older(engine: Engine, database: DatabaseUnderTest, seconds: float) -> None:
+    """Have all that has a moment in the log and among commits been there *seconds* longer."""
+    prefix = f"{database.schema}." if database.schema else ""
+    back = f"{round(seconds * 1e6)}" if engine.dialect.name == "sqlite" else f"interval '{seconds} seconds'"
+    with engine.begin() as connection:
+        connection.execute(text(f"UPDATE {prefix}sqlmq_message SET created_at = created_at - {back}"))
+        connection.execute(text(f"UPDATE {prefix}sqlmq_group_offset SET committed_at = committed_at - {back}"))
+
+
+def kinds(mq: MQ, **options: Any) -> list[tuple[str, int | None]]:
+    return [(one.kind, one.partition) for one in mq.diagnose_group("orders", "billing", **options)]
+
+
+# --- Lag ---
+
+
+def test_lag_is_told_in_messages_and_seconds_with_owner_and_commit(
+    mq: MQ, engine: Engine, database: DatabaseUnderTest
+) -> None:
+    mq.create_topic("orders", 2)
+    mq.producer("orders").submit(Message(b"1"), 0).result(10)
+    mq.producer("orders").submit(Message(b"2"), 0).result(10)
+    consumer = mq.consumer("orders", "billing", name="me")
+    receive(consumer, 1)
+    consumer.commit()
+    make_older(engine, database, 100)
+
+    first, second = mq.lag("orders", "billing")
+
+    assert (first.topic, first.group, first.partition, first.owner) == ("orders", "billing", 0, "me")
+    assert (first.position, first.end_offset, first.messages) == (1, 2, 1)
+    assert 100 <= first.seconds < 160
+    assert first.committed_at is not None
+    assert timedelta(seconds=99) < datetime.now(UTC) - first.committed_at < timedelta(seconds=160)
+    assert (first.waiting, first.dead) == (0, 0)
+    assert (second.partition, second.messages, second.seconds, second.committed_at) == (1, 0, 0.0, None)
+
+
+def test_lag_of_all_groups_comes_in_order_and_can_be_narrowed(mq: MQ) -> None:
+    for topic, group in (("orders", "b"), ("orders", "a"), ("clicks", "b")):
+        mq.create_topic(topic, 1)
+        mq.consumer(topic, group)
+
+    assert [(one.topic, one.group) for one in mq.lag()] == [("clicks", "b"), ("orders", "a"), ("orders", "b")]
+    assert [(one.topic, one.group) for one in mq.lag("orders")] == [("orders", "a"), ("orders", "b")]
+    assert [(one.topic, one.group) for one in mq.lag(group_id="b")] == [("clicks", "b"), ("orders", "b")]
+    assert mq.lag(group_id="nobody") == []
+
+
+def test_lag_of_what_is_not_there_is_an_error(mq: MQ) -> None:
+    mq.create_topic("orders", 1)
+
+    with pytest.raises(UnknownTopicError):
+        mq.lag("nothing")
+    with pytest.raises(UnknownGroupError):
+        mq.lag("orders", "nobody")
+
+
+def test_lag_counts_what_is_set_aside_and_dead_letters(mq: MQ, shift: Shift) -> None:
+    produce(mq, "a:bad", "b:bad", "c:good")
+    with shift.running(Handler(b"bad"), retry=MUCH_LATER):
+        until(lambda: len(mq.parked("orders", "billing").list("waiting")) == 2, "both set aside")
+    produce(mq, "d:worse")
+    with shift.running(Handler(b"worse"), retry=ONCE):
+        until(lambda: len(mq.parked("orders", "billing").list("dead")) == 1, "a dead letter")
+
+    (lag,) = mq.lag("orders", "billing")
+    group = mq.describe_group("orders", "billing")
+
+    assert (lag.messages, lag.waiting, lag.dead) == (0, 2, 1)
+    assert (group.lag, group.waiting, group.dead, group.lag_seconds) == (0, 2, 1, 0.0)
+
+
+# --- Topics, members ---
+
+
+def test_a_topic_tells_what_it_takes_and_how_fast_it_grows(mq: MQ, engine: Engine, database: DatabaseUnderTest) -> None:
+    mq.create_topic("orders", 2)
+    mq.producer("orders").produce_many([Message(b"x" * 1_000, b"old") for _ in range(30)])
+    make_older(engine, database, 90)
+    mq.producer("orders").produce_many([Message(b"x" * 1_000, b"old") for _ in range(12)])
+
+    topic = mq.describe_topic("orders")
+
+    full, empty = sorted(topic.partitions, key=lambda one: -one.messages)
+    assert full.messages == 42
+    assert topic.messages_per_second == full.messages_per_second == pytest.approx(12 / 60)
+    assert 42_000 < topic.estimated_bytes < 60_000
+    assert full.newest_at is not None
+    assert datetime.now(UTC) - full.newest_at < timedelta(seconds=60)
+    assert (empty.messages_per_second, empty.estimated_bytes, empty.newest_at) == (0.0, 0, None)
+
+
+def test_members_are_told_with_their_partitions_and_heartbeats(make_mq: MakeMQ) -> None:
+    mq, dying = make_mq(lease_seconds=60), make_mq(lease_seconds=0.2)
+    mq.create_topic("orders", 2)
+    mq.consumer("orders", "billing", name="first").poll(timeout=0)
+    dying.consumer("orders", "billing", name="second")
+    dying._background.close()
+    until(lambda: not mq.members("orders", "billing")[1].is_live, "the end of a lease")
+
+    first, second = mq.members("orders", "billing")
+
+    assert (first.name, first.is_live, first.partitions) == ("first", True, (0, 1))
+    assert (second.name, second.is_live, second.partitions) == ("second", False, ())
+    assert 0 <= first.heartbeat_seconds < first.lease_seconds == 60
+    assert datetime.now(UTC) - first.joined_at < timedelta(seconds=60)
+    with pytest.raises(UnknownGroupError):
+        mq.members("orders", "nobody")
+
+
+# --- Why a group waits ---
+
+
+def test_a_group_that_gets_on_has_no_findings(mq: MQ) -> None:
+    mq.create_topic("orders", 1)
+    produce(mq, "a:1")
+    consumer = mq.consumer("orders", "billing")
+    finish(consumer, 1)
+    produce(mq, "a:2")
+
+    assert kinds(mq) == []
+
+
+def test_a_group_without_members_is_found(mq: MQ) -> None:
+    mq.create_topic("orders", 1)
+    mq.consumer("orders", "billing").close()
+    produce(mq, "a:1")
+
+    (found,) = mq.diagnose_group("orders", "billing")
+
+    assert (found.kind, found.partition) == ("no members", None)
+    assert "1 message waits" in found.reason
+    assert "sqlmq run" in found.remedy
+
+
+def test_an_owner_that_does_not_get_on_is_found(mq: MQ, engine: Engine, database: DatabaseUnderTest) -> None:
+    mq.create_topic("orders", 1)
+    produce(mq, "a:1", "a:2")
+    consumer = mq.consumer("orders", "billing", name="the reader")
+    receive(consumer, 1)
+    make_older(engine, database, 100)
+
+    (found,) = mq.diagnose_group("orders", "billing")
+
+    assert (found.kind, found.partition) == ("no progress", 0)
+    assert "the reader" in found.reason
+    assert "offset 0" in found.reason
+    assert kinds(mq, stuck_seconds=10_000) == []
+
+
+def test_a_partition_that_no_live_member_owns_is_found(mq: MQ) -> None:
+    mq.create_topic("orders", 1)
+    produce(mq, "a:1")
+    mq.consumer("orders", "billing")
+
+    assert kinds(mq) == [("no owner", 0)]
+
+
+def test_a_stopped_message_is_found_with_the_command_that_goes_on(
+    mq: MQ, shift: Shift, engine: Engine, database: DatabaseUnderTest
+) -> None:
+    produce(mq, "a:bad", "b:good")
+    shift.run(Handler(b"bad"), retry=AT_ONCE, on_failure="stop")
+    make_older(engine, database, 20)
+
+    found = {one.kind: one for one in mq.diagnose_group("orders", "billing")}
+
+    assert set(found) == {"no members", "in place"}
+    assert "offset 0 has failed 3 times, with ValueError" in found["in place"].reason
+    assert "sqlmq parked retry orders --group billing --partition 0 --offset 0" in found["in place"].remedy
+
+
+def test_blocked_keys_and_dead_letters_are_found(mq: MQ, shift: Shift) -> None:
+    produce(mq, "a:bad", "b:bad", "c:good")
+    with shift.running(Handler(b"bad"), retry=MUCH_LATER):
+        until(lambda: len(mq.parked("orders", "billing").list("waiting")) == 2, "both set aside")
+    produce(mq, "d:worse")
+    with shift.running(Handler(b"worse"), retry=ONCE):
+        until(lambda: len(mq.parked("orders", "billing").list("dead")) == 1, "a dead letter")
+
+    blocked, dead = mq.diagnose_group("orders", "billing")
+
+    assert (blocked.kind, dead.kind) == ("blocked keys", "dead letters")
+    assert "1 other key likewise" in blocked.reason
+    assert "--state dead" in dead.remedy
+
+
+# --- Watching ---
+
+
+def test_tail_gives_what_comes_from_now_on_and_leaves_no_trace(mq: MQ) -> None:
+    mq.create_topic("orders", 2)
+    produce(mq, "a:before")
+    watched = mq.tail("orders", timeout=20)
+    produce(mq, "a:1", "b:2")
+
+    seen = [next(watched), next(watched)]
+
+    assert sorted(values(seen)) == [b"1", b"2"]
+    assert {message.topic for message in seen} == {"orders"}
+    assert mq.groups("orders") == []
+
+
+def test_tail_gives_the_last_messages_of_all_partitions_first(
+    mq: MQ, engine: Engine, database: DatabaseUnderTest
+) -> None:
+    mq.create_topic("orders", 2)
+    producer = mq.producer("orders")
+    for value, partition in ((b"1", 0), (b"2", 1), (b"3", 0)):
+        producer.submit(Message(value), partition).result(10)
+        make_older(engine, database, 1)
+
+    assert values(list(mq.tail("orders", last=2, timeout=0))) == [b"2", b"3"]
+    assert values(list(mq.tail("orders", last=9, partitions=[0], timeout=0))) == [b"1", b"3"]
+    assert values(list(mq.tail("orders", offset=1, timeout=0))) == [b"3"]
+    assert list(mq.tail("orders", timeout=0)) == []
+
+
+def test_tail_of_many_messages_gives_the_newest_in_order(mq: MQ) -> None:
+    mq.create_topic("orders", 1)
+    mq.producer("orders").produce_many([Message(b"%d" % number) for number in range(1_500)])
+
+    assert values(list(mq.tail("orders", last=1_000, timeout=0))) == [b"%d" % number for number in range(500, 1_500)]
+    assert len(list(mq.tail("orders", offset=0, timeout=0))) == 1_500
+
+
+def test_tail_ends_with_the_mq(make_mq: MakeMQ) -> None:
+    mq = make_mq()
+    mq.create_topic("orders", 1)
+    watched = mq.tail("orders")
+    seen: list[Message] = []
+    watching = threading.Thread(target=lambda: seen.extend(watched))
+    watching.start()
+
+    mq.close()
+    watching.join(20)
+
+    assert not watching.is_alive()
+    assert seen == []
+
+
+def test_tail_of_a_topic_that_is_deleted_says_so(mq: MQ) -> None:
+    mq.create_topic("orders", 1)
+    watched = mq.tail("orders", timeout=20)
+
+    mq.delete_topics("orders")
+    mq.create_topic("orders", 1)
+
+    with pytest.raises(UnknownTopicError):
+        next(watched)
+
+
+@pytest.mark.parametrize(
+    ("options", "error"),
+    [
+        ({"last": -1}, ValueError),
+        ({"last": 1_001}, ValueError),
+        ({"last": 1, "offset": 1}, ValueError),
+        ({"last": "1"}, TypeError),
+        ({"partitions": [2]}, InvalidPartitionError),
+    ],
+)
+def test_tail_refuses_what_cannot_be(mq: MQ, options: dict[str, Any], error: type[Exception]) -> None:
+    mq.create_topic("orders", 2)
+
+    with pytest.raises(error):
+        mq.tail("orders", **options)
