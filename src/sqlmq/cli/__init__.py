@@ -4,7 +4,10 @@
     database            sqlmq db ...            tables made, checked, printed as SQL
     topics              sqlmq topics ...        made, listed, described, deleted; what they keep, what groups have lost
     retention           sqlmq maintain          what exceeds what topics keep, deleted
-    groups              sqlmq groups ...        positions, lag, owners
+    groups              sqlmq groups ...        positions, lag, owners, members, and why a group waits
+    lag                 sqlmq lag               how far groups are behind, and an exit code for monitoring
+    top                 sqlmq top               all topics and groups on one screen
+    tail                sqlmq tail              a topic watched without a group
     parked              sqlmq parked ...        what was set aside: seen, retried, discarded, copied
     produce, consume    messages in and out, as lines, bytes or JSON
     delayed             sqlmq delayed ...       messages that wait: listed, cancelled
@@ -13,6 +16,7 @@
     demo                the whole thing at work: demo_worker is what its processes run, demo_log what they note down,
                         demo_view what is shown of it
     settings            the options that every command has, and the queue they name
+    watching            a view that is shown again and again
     output              tables for people, JSON lines for programs: the only place that decides which
     formats             how a consumed message is written
     signals             Ctrl-C and SIGTERM, let in where nothing is half done
@@ -35,12 +39,15 @@ from sqlmq.cli.database import database as database_command
 from sqlmq.cli.delayed import delayed as delayed_command
 from sqlmq.cli.demo import demo as demo_command
 from sqlmq.cli.groups import groups as groups_command
+from sqlmq.cli.lag import lag as lag_command
 from sqlmq.cli.output import forget_stdout
 from sqlmq.cli.parked import parked as parked_command
 from sqlmq.cli.produce import produce as produce_command
 from sqlmq.cli.retention import maintain as maintain_command
 from sqlmq.cli.run import run as run_command
 from sqlmq.cli.settings import Settings, database_options, example
+from sqlmq.cli.tail import tail as tail_command
+from sqlmq.cli.top import top as top_command
 from sqlmq.cli.topics import topics as topics_command
 from sqlmq.errors import SqlmqError
 
@@ -77,7 +84,7 @@ Exit codes:
   0    it is done
   1    it failed; one line on stderr says why (-v shows the traceback)
   2    the command line is wrong
-  3    `sqlmq db check`: the tables are missing, too old or too new
+  3    `sqlmq db check`: the tables are missing, too old or too new; `sqlmq lag`: too far behind
   130  ended by Ctrl-C, after tidying up (143: by SIGTERM); `sqlmq run`: at once, by a second one"""
 
 
@@ -109,10 +116,13 @@ for command in (
     delayed_command,
     demo_command,
     groups_command,
+    lag_command,
     maintain_command,
     parked_command,
     produce_command,
     run_command,
+    tail_command,
+    top_command,
     topics_command,
 ):
     main.add_command(command)

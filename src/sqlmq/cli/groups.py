@@ -7,13 +7,16 @@ from typing import TYPE_CHECKING
 
 import click
 
-from sqlmq.cli.output import json_option, show
+from sqlmq.cli.output import json_option, printable, show
 from sqlmq.cli.reset import reset
 from sqlmq.cli.settings import Settings, database_options, example, pass_settings
 from sqlmq.errors import UnknownGroupError, UnknownTopicError
 
 if TYPE_CHECKING:
+    from typing import Any
+
     from sqlmq.description import GroupDescription
+    from sqlmq.diagnosis import Finding
     from sqlmq.mq import MQ
 
 
@@ -52,14 +55,25 @@ def list_groups(settings: Settings, topic: str | None, *, as_json: bool) -> None
 @groups.command(epilog=example("sqlmq groups describe billing --topic orders", "sqlmq groups describe billing --json"))
 @click.argument("group")
 @click.option("--topic", metavar="NAME", help="Topic that the group reads; all that it reads if not given.")
+@click.option(
+    "--stuck-after",
+    type=click.FloatRange(min=0, min_open=True),
+    default=30.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="A partition stands still if nothing was committed for so long, while a message waits.",
+)
 @json_option
 @database_options
 @pass_settings
-def describe(settings: Settings, group: str, topic: str | None, *, as_json: bool) -> None:
-    """Show where the group GROUP is in each partition, how far behind, and which member reads it.
+def describe(settings: Settings, group: str, topic: str | None, stuck_after: float, *, as_json: bool) -> None:
+    """Show where the group GROUP is in each partition, how far behind, which member reads it, and why it waits.
 
-    `position` is the offset it reads next, `end` the offset that the next message gets, `lag` the difference. A
-    partition without an owner is read by nobody at this moment.
+    `position` is the offset it reads next, `end` the offset that the next message gets, `lag` the difference, `seconds`
+    the age of the oldest message in between. `waiting` counts what is set aside, `dead` the dead letters. A partition
+    without an owner is read by nobody at this moment.
+
+    Below the table stands why messages wait, where that can be told, and after -> what to do about it.
     """
     with settings.open() as mq:
         if topic is None:
@@ -70,7 +84,8 @@ def describe(settings: Settings, group: str, topic: str | None, *, as_json: bool
                 )
         else:
             found = [mq.describe_group(topic, group)]
-    rows = [
+        findings = [finding for one in found for finding in _findings(mq, one, stuck_after)]
+    rows: list[dict[str, Any]] = [
         {
             "topic": one.topic,
             "group": one.name,
@@ -78,12 +93,57 @@ def describe(settings: Settings, group: str, topic: str | None, *, as_json: bool
             "position": partition.position,
             "end": partition.end_offset,
             "lag": partition.lag,
+            "seconds": round(partition.lag_seconds, 1),
+            "waiting": partition.waiting,
+            "dead": partition.dead,
+            "committed_at": partition.committed_at.isoformat() if partition.committed_at else None,
             "owner": partition.owner,
         }
         for one in found
         for partition in one.partitions
     ]
-    show(rows, ["topic", "partition", "position", "end", "lag", "owner"], as_json=as_json)
+    if as_json:
+        for row in rows:
+            row["findings"] = [
+                {"kind": finding.kind, "reason": finding.reason, "remedy": finding.remedy}
+                for finding in findings
+                if finding.topic == row["topic"] and finding.partition in (None, row["partition"])
+            ]
+    columns = ["topic", "partition", "position", "end", "lag", "seconds", "waiting", "dead", "committed_at", "owner"]
+    show(rows, columns, as_json=as_json)
+    for finding in [] if as_json else findings:
+        where = finding.topic if finding.partition is None else f"{finding.topic}, partition {finding.partition}"
+        click.echo(f"\n{where}: {printable(finding.reason)}\n  -> {printable(finding.remedy)}")
+
+
+@groups.command(epilog=example("sqlmq groups members billing --topic orders"))
+@click.argument("group")
+@click.option("--topic", required=True, metavar="NAME", help="Topic that the group reads.")
+@json_option
+@database_options
+@pass_settings
+def members(settings: Settings, group: str, topic: str, *, as_json: bool) -> None:
+    """List the members of the group GROUP, with their partitions, and how long ago each was heard of.
+
+    Also those that have died and whom nobody has removed yet: `live` is false. Consumers that only use transaction()
+    are no members.
+    """
+    with settings.open() as mq:
+        found = mq.members(topic, group)
+    rows = [
+        {
+            "member": one.name,
+            "live": one.is_live,
+            "heartbeat_seconds": round(one.heartbeat_seconds, 1),
+            "lease_seconds": one.lease_seconds,
+            "waiting": one.is_waiting,
+            "partitions": list(one.partitions),
+            "joined_at": one.joined_at.isoformat(),
+        }
+        for one in found
+    ]
+    columns = ["member", "live", "heartbeat_seconds", "lease_seconds", "waiting", "partitions", "joined_at"]
+    show(rows, columns, as_json=as_json, empty=f"The group {group!r} has no members at this moment.")
 
 
 def _groups(mq: MQ, topic: str, *, must_exist: bool) -> list[str]:
@@ -93,6 +153,13 @@ def _groups(mq: MQ, topic: str, *, must_exist: bool) -> list[str]:
         if must_exist:
             raise
         return []
+
+
+def _findings(mq: MQ, group: GroupDescription, stuck_seconds: float) -> list[Finding]:
+    """Why messages of *group* wait; nothing if it, or its topic, is not there any more."""
+    with suppress(UnknownTopicError, UnknownGroupError):
+        return mq.diagnose_group(group.topic, group.name, stuck_seconds=stuck_seconds)
+    return []
 
 
 def _described(mq: MQ, topic: str, group: str) -> GroupDescription | None:

@@ -13,6 +13,8 @@ import click
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
+    from rich.table import Table
+
 json_option = click.option(
     "--json", "as_json", is_flag=True, help="Print JSON for programs: one object on each line, nothing else on stdout."
 )
@@ -37,7 +39,7 @@ def show(rows: Iterable[Mapping[str, object]], columns: Sequence[str], *, as_jso
         for row in rows:
             click.echo(line(row))
     elif rows:
-        _table(rows, columns)
+        put(table(rows, columns))
     elif empty:
         click.echo(empty, err=True)
 
@@ -57,22 +59,29 @@ def printable(text: str) -> str:
     return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
 
 
-def _table(rows: Sequence[Mapping[str, object]], columns: Sequence[str]) -> None:
+def table(rows: Sequence[Mapping[str, object]], columns: Sequence[str]) -> Table:
+    """*rows* as a table of rich's, as ``show`` prints it."""
     # 50 ms that a program which asks for JSON need not wait.
     from rich import box
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
     is_terminal = sys.stdout.isatty()
-    table = Table(box=box.SIMPLE_HEAD if is_terminal else None, pad_edge=False, show_edge=False, header_style="bold")
+    made = Table(box=box.SIMPLE_HEAD if is_terminal else None, pad_edge=False, show_edge=False, header_style="bold")
     for column in columns:
-        is_number = all(isinstance(row[column], int | None) for row in rows)
-        table.add_column(column.replace("_", " "), justify="right" if is_number else "left", overflow="fold")
+        is_number = all(isinstance(row[column], int | float | None) for row in rows)
+        made.add_column(column.replace("_", " "), justify="right" if is_number else "left", overflow="fold")
     for row in rows:
-        table.add_row(*(Text(_cell(row[column])) for column in columns))
-    console = Console(file=sys.stdout, width=None if is_terminal else _WIDE, highlight=False)
-    console.print(table)
+        made.add_row(*(Text(_cell(row[column])) for column in columns))
+    return made
+
+
+def put(*parts: Table | str) -> None:
+    """Print tables and texts below each other."""
+    from rich.console import Console
+
+    console = Console(file=sys.stdout, width=None if sys.stdout.isatty() else _WIDE, highlight=False)
+    console.print(*parts, sep="\n")
 
 
 def _cell(value: object) -> str:
@@ -80,6 +89,8 @@ def _cell(value: object) -> str:
         return "-"
     if isinstance(value, int) and not isinstance(value, bool):
         return f"{value:,}"
+    if isinstance(value, float):
+        return f"{value:,.1f}"
     if isinstance(value, list | tuple):
         return ", ".join(map(_cell, value)) or "-"
     return printable(str(value))

@@ -100,16 +100,35 @@ def list_topics(settings: Settings, *, as_json: bool) -> None:
 def describe(settings: Settings, name: str, *, as_json: bool) -> None:
     """Show the partitions of the topic NAME and the lag of its groups.
 
-    `start` is the oldest offset kept, `end` the offset that the next message gets. With --json it is one object.
+    `start` is the oldest offset kept, `end` the offset that the next message gets, `per second` what has come over the
+    last minute, `estimated bytes` about what the messages take, by the 100 newest. With --json it is one object.
     """
     with settings.open() as mq:
         topic = mq.describe_topic(name)
         groups = [mq.describe_group(name, group) for group in topic.groups]
     partitions = [
-        {"partition": one.number, "start": one.start_offset, "end": one.end_offset, "messages": one.messages}
+        {
+            "partition": one.number,
+            "start": one.start_offset,
+            "end": one.end_offset,
+            "messages": one.messages,
+            "per_second": round(one.messages_per_second, 2),
+            "estimated_bytes": one.estimated_bytes,
+            "newest_at": one.newest_at.isoformat() if one.newest_at else None,
+        }
         for one in topic.partitions
     ]
-    readers = [{"group": one.name, "members": len(one.members), "lag": one.lag} for one in groups]
+    readers = [
+        {
+            "group": one.name,
+            "members": len(one.members),
+            "lag": one.lag,
+            "seconds": round(one.lag_seconds, 1),
+            "waiting": one.waiting,
+            "dead": one.dead,
+        }
+        for one in groups
+    ]
     if as_json:
         facts = {"topic": name, "partitioner": topic.partitioner, "messages": topic.messages} | {
             "retention": retention_facts(topic.retention)
@@ -118,9 +137,11 @@ def describe(settings: Settings, name: str, *, as_json: bool) -> None:
         return
     click.echo(f"{name}: {count(topic.messages, 'message')}, keys placed by {topic.partitioner}")
     click.echo(f"It {retention_sentence(topic.retention)}.\n")
-    show(partitions, ["partition", "start", "end", "messages"], as_json=False)
+    columns = ["partition", "start", "end", "messages", "per_second", "estimated_bytes", "newest_at"]
+    show(partitions, columns, as_json=False)
     click.echo()
-    show(readers, ["group", "members", "lag"], as_json=False, empty="No group reads it yet.")
+    columns = ["group", "members", "lag", "seconds", "waiting", "dead"]
+    show(readers, columns, as_json=False, empty="No group reads it yet.")
 
 
 @topics.command(
