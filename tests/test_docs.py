@@ -36,17 +36,21 @@ from sqlmq import (
     BlockedKey,
     Consumer,
     Eviction,
+    Finding,
     GroupDescription,
     GroupPartition,
+    MemberDescription,
     Parked,
     ParkedMessage,
     PartitionDescription,
+    PartitionLag,
     Producer,
     Retention,
     TopicDescription,
     Trimmed,
 )
 from sqlmq.background import Keeper
+from sqlmq.looking import Looking
 
 if TYPE_CHECKING:
     from tests.conftest import DatabaseUnderTest
@@ -272,7 +276,8 @@ def test_the_reference_has_every_public_name() -> None:
 
 
 @pytest.mark.parametrize(
-    ("kind", "variable"), [(MQ, "mq"), (Producer, "producer"), (Consumer, "consumer"), (Parked, "parked")]
+    ("kind", "variable"),
+    [(MQ, "mq"), (Looking, "mq"), (Producer, "producer"), (Consumer, "consumer"), (Parked, "parked")],
 )
 def test_the_reference_has_every_method_with_its_parameters(kind: type, variable: str) -> None:
     # What the background thread asks of a consumer is not the application's.
@@ -320,6 +325,9 @@ def test_the_reference_has_every_option() -> None:
         Retention,
         Trimmed,
         Eviction,
+        PartitionLag,
+        MemberDescription,
+        Finding,
     ],
 )
 def test_the_reference_has_what_descriptions_hold(kind: type) -> None:

@@ -61,7 +61,7 @@ def lag(
     """Show how far groups are behind: those of TOPIC, or all.
 
     `messages` is how many the group has not committed, `seconds` how old the oldest of them is. `waiting` counts what it
-    has set aside, `dead` its dead letters; both are in the log behind its position, and no part of its lag.
+    has set aside, `dead` its dead letters; what it has passed over so is no part of its lag.
 
     With --max-lag or --max-seconds, for monitoring: the exit code is 3 if any group is beyond, and stderr names it.
     """
