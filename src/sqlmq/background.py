@@ -14,6 +14,7 @@ import time
 from typing import TYPE_CHECKING, Protocol
 
 from sqlmq.flows import membership
+from sqlmq.logged import facts
 from sqlmq.timing import heartbeat_interval
 from sqlmq.waking import FEW
 
@@ -173,7 +174,7 @@ class Background:
                 keeper.tend()
             except Exception:
                 # Whatever it is, the others have to be tended to.
-                log.exception("Tending to %r failed", keeper)
+                log.exception("Tending to %r failed", keeper, extra=facts("tend failed"))
 
     def _beat(self, began: float) -> bool:
         keepers = self._keepers
@@ -185,7 +186,9 @@ class Background:
                 lambda conn: membership.heartbeat(conn, self._database.dialect, ids), goes_first=True
             )
         except Exception as error:  # noqa: BLE001 - a thread that dies here would end all consumers, silently
-            log.warning("A heartbeat failed and is tried again: %s", error)
+            log.warning(
+                "A heartbeat failed and is tried again: %s", error, extra=facts("heartbeat failed", error=error)
+            )
             return False
         for keeper, member_id in zip(keepers, ids, strict=True):
             if member_id in alive:

@@ -19,6 +19,7 @@ from sqlmq.database import roll_back_in_driver
 from sqlmq.errors import DatabaseBusyError, DatabaseError, DatabaseUnavailableError, TransactionError
 from sqlmq.flows import transact
 from sqlmq.flows.transact import ENDED, Limits
+from sqlmq.logged import facts
 from sqlmq.store import holds
 
 if TYPE_CHECKING:
@@ -208,7 +209,12 @@ class Block:
                 self.connection, self._database.dialect, self._shared.topic, self._group, limits, last
             )
         if self.taken is not None and self.taken.evicted is not None:
-            log.warning("%s It goes on at offset %d.", self.taken.evicted.fact, self.taken.evicted.end)
+            log.warning(
+                "%s It goes on at offset %d.",
+                self.taken.evicted.fact,
+                self.taken.evicted.end,
+                extra=facts("evicted passed over", topic=self._shared.topic.name, end_offset=self.taken.evicted.end),
+            )
         return self.taken is not None
 
     def guard(self) -> None:
@@ -263,7 +269,7 @@ class Block:
             if self._given.get_transaction() is not None:
                 self._given.rollback()
         except Exception as error:  # noqa: BLE001 - why the block failed says more, and the server rolls back anyway
-            log.debug("Rolling back failed: %s", error)
+            log.debug("Rolling back failed: %s", error, extra=facts("rollback failed", error=error))
 
     @property
     def _root_transaction(self) -> RootTransaction:

@@ -264,7 +264,7 @@ class Consumer(Kept):
         except SqlmqError:
             if error is None:
                 raise
-            log.exception("Closing %r failed", self)
+            log.exception("Closing %r failed", self, extra=self._told("close failed"))
 
     def __repr__(self) -> str:
         return f"<Consumer {self.name!r} of {self.topic!r} in {self.group!r}{' (closed)' if self._closed else ''}>"
@@ -316,7 +316,7 @@ class Consumer(Kept):
             try:
                 return choose() if is_ready else None
             except (DatabaseUnavailableError, DatabaseBusyError) as error:
-                log.warning("%r goes on trying: %s", self, error)
+                log.warning("%r goes on trying: %s", self, error, extra=self._told("retry", error))
                 return None
 
     # The loop of a thread. A task has one of its own, with the same steps.
@@ -408,18 +408,21 @@ class Consumer(Kept):
     def _make_ready(self, at_most: int, deadline: Deadline) -> bool:
         """Do what is due, and read on if need be; False while the database is away, as long as there is time."""
         for name in self._stock.give_up_dead():
-            log.warning("%r: %s ended without finishing its messages; they are delivered again.", self, name)
+            told = self._told("unfinished")
+            log.warning(
+                "%r: %s ended without finishing its messages; they are delivered again.", self, name, extra=told
+            )
         try:
             if self._ownership.ensure():
                 self._background.look_around(self.group_id, but=self)
             # The background thread does it, usually, while this one goes on.
             if self._ownership.is_flush_due(2) and (fenced := self._ownership.flush()):
-                log.warning("%s", self._ownership.fenced(fenced))
+                log.warning("%s", self._ownership.fenced(fenced), extra=self._told("fenced"))
             self._stock.refill(at_most)
         except (DatabaseUnavailableError, DatabaseBusyError, OutcomeUnknownError) as error:
             if deadline.passed(time.monotonic()):
                 raise
-            log.warning("%r goes on trying: %s", self, error)
+            log.warning("%r goes on trying: %s", self, error, extra=self._told("retry", error))
             return False
         return True
 

@@ -30,6 +30,7 @@ from sqlmq.errors import (
     SqlmqError,
     TransactionError,
 )
+from sqlmq.logged import facts
 from sqlmq.schema import REVISION
 from sqlmq.turn import Turn
 
@@ -326,7 +327,7 @@ class Database:
         except SqlmqError as error:
             if not self._is_passing(error):
                 raise
-            log.warning("%s (trying again for %.0f seconds)", error, _RETRY_SECONDS)
+            log.warning("%s (trying again for %.0f seconds)", error, _RETRY_SECONDS, extra=facts("retry", error=error))
         return Retrying(
             retry=retry_if_exception(self._is_passing),
             wait=wait_random_exponential(multiplier=0.05, max=1.0),

@@ -10,7 +10,7 @@ import logging
 import threading
 import time
 import traceback
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, Unpack
 
 from sqlmq.aside import Waiting
 from sqlmq.errors import DatabaseBusyError, DatabaseUnavailableError, FencedError, OutcomeUnknownError
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from sqlalchemy import Connection
 
     from sqlmq.database import Database
+    from sqlmq.logged import Facts
     from sqlmq.message import Message
     from sqlmq.ownership import Ownership
     from sqlmq.parking import Attempt, Parking, Terms
@@ -206,7 +207,11 @@ class Handling:
         try:
             self.fail(worker, attempt, error)
         except PASSING as failure:
-            log.warning("A failure could not be written down; the attempt counts all the same: %s", failure)
+            log.warning(
+                "A failure could not be written down; the attempt counts all the same: %s",
+                failure,
+                extra=self.facts("failure unwritten", attempt, failure),
+            )
             self.lose(worker, attempt)
         self._part_with(attempt)
 
@@ -216,7 +221,24 @@ class Handling:
                 self._ownership.part_with(attempt.progress)
         except PASSING as error:
             # It is not ours any more as far as we know, and the next look at the group will put that right.
-            log.warning("Partition %d could not be handed back yet: %s", attempt.progress.partition, error)
+            log.warning(
+                "Partition %d could not be handed back yet: %s",
+                attempt.progress.partition,
+                error,
+                extra=self.facts("hand back failed", attempt, error),
+            )
+
+    def facts(
+        self, event: str, attempt: Attempt, error: BaseException | None = None, **more: Unpack[Facts]
+    ) -> dict[str, object]:
+        """What a record of the log tells of *event*, with where it was."""
+        first = next(iter(attempt.current or attempt.messages), None)
+        where: Facts = {
+            "partition": attempt.progress.partition,
+            "offset": None if first is None else first.offset,
+            "error": error,
+        }
+        return self._ownership.facts(event, **(where | more))
 
     def _count(self, attempt: Attempt) -> bool:
         progress, messages, waiting = attempt.progress, attempt.messages, attempt.waiting
@@ -258,6 +280,7 @@ class Handling:
             len(attempt.current),
             _place(attempt.current[0]),
             _short(error),
+            extra=self.facts("batch failed", attempt, error),
         )
         with self._lock:
             self.tally.failures += 1
@@ -282,7 +305,9 @@ class Handling:
         if not self._record(attempt, message, chosen, attempts, delay, position, _reason(attempt, error)):
             self.lose(worker, attempt)
             return
-        _say(message, chosen, attempts, delay, error)
+        event = "attempt failed" if chosen in (Verdict.ASIDE, Verdict.HOLD) else "message given up"
+        told = self.facts(event, attempt, error, offset=message.offset, attempts=attempts)
+        _say(message, chosen, attempts, delay, error, told)
         waiting = Waiting(offset, message.key, attempts, time.monotonic() + delay, is_recorded=True)
         with self._lock:
             self._ownership.note(attempt.progress, position.offset)
@@ -347,6 +372,7 @@ class Handling:
             attempt.progress.topic,
             attempt.progress.partition,
             offset,
+            extra=self.facts("parked message gone", attempt),
         )
         position = attempt.position(attempt.progress.committable())
         self._write(lambda conn: park.settle(conn, self._database.dialect, attempt.seat, position, offset))
@@ -383,17 +409,31 @@ def _storable(text: str) -> str:
     return text.replace("\x00", "").encode(errors="backslashreplace").decode()
 
 
-def _say(message: Message, chosen: Verdict, attempts: int, delay: float, error: BaseException | None) -> None:
+def _say(
+    message: Message,
+    chosen: Verdict,
+    attempts: int,
+    delay: float,
+    error: BaseException | None,
+    told: dict[str, object],
+) -> None:
     where, why = _place(message), ENDED.error if error is None else _short(error)
     if chosen in (Verdict.ASIDE, Verdict.HOLD):
-        log.warning("Attempt %d at %s failed and is made again in %.1f seconds: %s", attempts, where, delay, why)
+        log.warning(
+            "Attempt %d at %s failed and is made again in %.1f seconds: %s",
+            attempts,
+            where,
+            delay,
+            why,
+            extra=told,
+        )
         return
     what = {
         Verdict.DEAD: "it is a dead letter",
         Verdict.SKIP: "it is skipped",
         Verdict.STOP: "its partition stops: retry or discard it with `sqlmq parked`",
     }[chosen]
-    log.error("Attempt %d at %s failed, and %s: %s", attempts, where, what, why, exc_info=error)
+    log.error("Attempt %d at %s failed, and %s: %s", attempts, where, what, why, exc_info=error, extra=told)
 
 
 def _place(message: Message) -> str:

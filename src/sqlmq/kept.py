@@ -112,7 +112,11 @@ class Kept:
                 self._lock.release()
             self._ownership.flush_unlocked(finished)
         except SqlmqError as error:
-            log.warning("%r: %s", self, error)
+            log.warning("%r: %s", self, error, extra=self._told("tend failed", error))
+
+    def _told(self, event: str, error: BaseException | None = None) -> dict[str, object]:
+        """What a record of the log tells of *event*."""
+        return self._ownership.facts(event, error=error)
 
     def _group(self) -> Group:
         return self._ownership.group

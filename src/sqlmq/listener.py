@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from sqlmq.errors import SqlmqError
 from sqlmq.flows import notice
+from sqlmq.logged import facts
 from sqlmq.timing import backoff, chance
 
 if TYPE_CHECKING:
@@ -100,7 +101,13 @@ class Listener:
                 # Whatever it is, a thread that dies here would make all messages late, silently.
                 level = logging.WARNING if attempt == 1 else logging.INFO
                 trace = not isinstance(error, SqlmqError)
-                log.log(level, "Listening for messages ended; consumers poll meanwhile: %s", error, exc_info=trace)
+                log.log(
+                    level,
+                    "Listening for messages ended; consumers poll meanwhile: %s",
+                    error,
+                    exc_info=trace,
+                    extra=facts("listening ended", error=error),
+                )
             finally:
                 self._is_hearing = False
                 self._listening = None
@@ -142,6 +149,7 @@ class Listener:
                 "For prompter delivery give the consumers' MQ a URL that leads to the server itself, or through a pool "
                 "in session mode; notify=False ends this warning.",
                 self._database.where,
+                extra=facts("listener deaf"),
             )
 
     def _start_over(self) -> None:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from sqlmq.errors import SqlmqError
 from sqlmq.flows import outlook
+from sqlmq.logged import facts
 from sqlmq.timing import backoff, chance, watch_interval
 from sqlmq.waking import FEW
 
@@ -151,7 +152,11 @@ class Lookout:
         try:
             return watch.has_changed()
         except Exception:
-            log.warning("Can't watch for writes of other processes; consumers poll.", exc_info=True)
+            log.warning(
+                "Can't watch for writes of other processes; consumers poll.",
+                exc_info=True,
+                extra=facts("watch unavailable"),
+            )
             self._can_watch = self._is_watching = False
             return False
 
@@ -207,7 +212,12 @@ class Lookout:
         except Exception as error:
             if self._is_well and not self._is_closing:
                 trace = not isinstance(error, SqlmqError)
-                log.warning("Looking for all consumers at once failed; each looks itself: %s", error, exc_info=trace)
+                log.warning(
+                    "Looking for all consumers at once failed; each looks itself: %s",
+                    error,
+                    exc_info=trace,
+                    extra=facts("look failed", error=error),
+                )
             self._is_well = False
             return iter(())
         self._is_well = True

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from sqlmq.description import Trimmed
 from sqlmq.flows import manage, retain
+from sqlmq.logged import facts
 from sqlmq.timing import chance
 
 if TYPE_CHECKING:
@@ -98,7 +99,8 @@ class Maintainer:
                 self.round()
             except Exception as error:  # noqa: BLE001 - a thread that dies here would let the database grow, silently
                 reasons = error.exceptions if isinstance(error, ExceptionGroup) else [error]
-                log.warning("Trimming failed and is tried again: %s", "; ".join(map(str, reasons)))
+                told = facts("trim failed", error=reasons[0])
+                log.warning("Trimming failed and is tried again: %s", "; ".join(map(str, reasons)), extra=told)
 
     def _expired(self, due: Due) -> set[int]:
         return self._read(lambda conn: retain.expired(conn, self._dialect, due.topic_id, due.retention))
@@ -135,6 +137,7 @@ class Maintainer:
                         due.number,
                         first,
                         end - 1,
+                        extra=_lost("parked lost", due, group, first, end),
                     )
 
     def _read(self, flow: Callable[[Connection], T]) -> T:
@@ -164,4 +167,10 @@ def _say_lost(due: Due, loss: Loss) -> None:
         loss.start,
         loss.end - 1,
         reason,
+        extra=_lost("unread lost", due, loss.group, loss.start, loss.end),
     )
+
+
+def _lost(event: str, due: Due, group: str, start: int, end: int) -> dict[str, object]:
+    lost = end - start
+    return facts(event, topic=due.topic, group=group, partition=due.number, offset=start, end_offset=end, messages=lost)

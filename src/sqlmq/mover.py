@@ -15,6 +15,7 @@ from weakref import ref
 
 from sqlmq.errors import SqlmqError
 from sqlmq.flows import stage
+from sqlmq.logged import facts
 from sqlmq.timing import chance
 
 if TYPE_CHECKING:
@@ -191,10 +192,14 @@ class Mover:
         try:
             return action()
         except SqlmqError as error:
-            log.warning("Staged messages could not be moved into the log, and are tried again: %s", error)
+            log.warning(
+                "Staged messages could not be moved into the log, and are tried again: %s",
+                error,
+                extra=facts("move failed", error=error),
+            )
         except Exception:
             # A thread that dies here would leave what is staged behind, silently.
-            log.exception("Moving staged messages failed, and is tried again")
+            log.exception("Moving staged messages failed, and is tried again", extra=facts("move failed"))
         with self._changed:
             self._look_at = min(self._look_at, time.monotonic() + _LOOK_SECONDS)
         return None
@@ -208,7 +213,11 @@ class Mover:
             if moved.topic_id is not None and moved.messages:
                 self._wake(moved.topic_id)
             if moved.topic_id is None and moved.messages:
-                log.warning("%d staged message(s) were deleted with their topic.", moved.messages)
+                log.warning(
+                    "%d staged message(s) were deleted with their topic.",
+                    moved.messages,
+                    extra=facts("staged deleted", messages=moved.messages),
+                )
             if not moved.may_leave_more or self._is_overdue:
                 return
 

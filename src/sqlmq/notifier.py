@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from sqlmq.errors import SqlmqError
 from sqlmq.flows import notice
+from sqlmq.logged import facts
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection
@@ -98,7 +99,12 @@ class Notifier:
             except Exception as error:
                 if is_well:
                     trace = not isinstance(error, SqlmqError)
-                    log.warning("Other processes can't be told of messages; they poll: %s", error, exc_info=trace)
+                    log.warning(
+                        "Other processes can't be told of messages; they poll: %s",
+                        error,
+                        exc_info=trace,
+                        extra=facts("notify failed", error=error),
+                    )
                 is_well = False
                 with self._changed:
                     self._told |= topic_ids

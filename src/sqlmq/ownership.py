@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import logging
 import time
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, Unpack
 
 from sqlmq.dialects import Position
 from sqlmq.errors import FencedError, NotOwnedError, UnknownTopicError
 from sqlmq.flows import consume, manage, membership, replay, retain
 from sqlmq.flows.outlook import Outlook
 from sqlmq.flows.retain import Place
+from sqlmq.logged import facts
 from sqlmq.options import check_partition
 from sqlmq.progress import PartitionProgress
 from sqlmq.store.groups import Claim
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
     from sqlmq.database import Database
     from sqlmq.description import Start
+    from sqlmq.logged import Facts
     from sqlmq.options import OnEvicted, Options
     from sqlmq.store.groups import Group
     from sqlmq.store.topics import Topic
@@ -164,7 +166,12 @@ class Ownership:
         if self._joining.on_evicted == "raise":
             raise error
         if progress.pass_over(error.end):
-            log.warning("%s It goes on at offset %d.", error.fact, error.end)
+            log.warning(
+                "%s It goes on at offset %d.",
+                error.fact,
+                error.end,
+                extra=self.facts("evicted passed over", partition=number, offset=position, end_offset=error.end),
+            )
         return True
 
     def note(self, progress: PartitionProgress, offset: int) -> None:
@@ -217,6 +224,7 @@ class Ownership:
             idle_seconds,
             self._options.max_poll_seconds,
             self._joining.topic.name,
+            extra=self.facts("member idle", seconds=idle_seconds),
         )
         self.give_back()
 
@@ -255,10 +263,21 @@ class Ownership:
                 "Member %s is not in group %r any more; it joins again.",
                 self._joining.member_name,
                 self._joining.group_name,
+                extra=self.facts("member expelled"),
             )
             self._drop(self.claimed)
             self._join()
         self._survey_at = 0.0
+
+    def facts(self, event: str, **more: Unpack[Facts]) -> dict[str, object]:
+        """What a record of the log tells of *event*, with topic, group and member."""
+        joining = self._joining
+        named: Facts = {
+            "topic": joining.topic.name,
+            "group": joining.group_name,
+            "member": joining.member_name,
+        }
+        return facts(event, **(named | more))
 
     def _survey(self) -> membership.Survey | None:
         return self._database.read(
@@ -271,7 +290,11 @@ class Ownership:
         """Mend what differs from what was *seen*: claims lost, too many or too few. Return whether others should know."""
         lost = [id_ for id_, progress in self.claimed.items() if seen.mine.get(id_) != claim_of(progress)]
         if lost:
-            log.warning("%s", self.fenced(tuple(sorted(self.claimed[id_].partition for id_ in lost))))
+            log.warning(
+                "%s",
+                self.fenced(tuple(sorted(self.claimed[id_].partition for id_ in lost))),
+                extra=self.facts("fenced"),
+            )
             self._drop(lost)
         self.leaving = {id_ for id_ in seen.plan.release if id_ in self.claimed}
         going = [id_ for id_ in self.leaving if self.claimed[id_].is_idle]
@@ -306,7 +329,13 @@ class Ownership:
                 self._joining.topic.name, numbers[id_], id_, new.claim.epoch, new.position, new.log_start
             )
         self._note_numbers()
-        log.debug("%s took %d partition(s), handed back %d", self._joining.member_name, len(taken), len(give))
+        log.debug(
+            "%s took %d partition(s), handed back %d",
+            self._joining.member_name,
+            len(taken),
+            len(give),
+            extra=self.facts("partitions changed"),
+        )
         return len(taken)
 
     def _say_if_idle(self, seen: membership.Survey) -> None:
@@ -317,6 +346,7 @@ class Ownership:
                 self._joining.member_name,
                 self._joining.group_name,
                 self._joining.topic.name,
+                extra=self.facts("member without partition"),
             )
 
     def _write(self, finished: list[tuple[Claim, Commit]], *, marking: bool = False) -> list[Commit]:

@@ -184,6 +184,7 @@ class Parking:
                 self._ownership.group.name,
                 len(aside),
                 self._terms.max_parked,
+                extra=self._ownership.facts("partition full", partition=progress.partition, messages=len(aside)),
             )
         (self._full.add if is_full else self._full.discard)(progress.partition_id)
 

@@ -226,10 +226,10 @@ class Run:
             if self._begin(worker, attempt):
                 self._handle(worker, attempt)
         except FencedError as error:
-            log.warning("%s", error)
+            log.warning("%s", error, extra=handling.facts("fenced", attempt, error))
             handling.lose(worker, attempt)
         except PASSING as error:
-            log.warning("%s goes on trying: %s", worker.name, error)
+            log.warning("%s goes on trying: %s", worker.name, error, extra=handling.facts("retry", attempt, error))
             handling.lose(worker, attempt, is_uncertain=attempt.is_settling)
             self._pause()
         finally:
@@ -241,7 +241,9 @@ class Run:
         try:
             return self._handling.begin(worker, attempt)
         except PASSING as error:
-            log.warning("%s goes on trying: %s", worker.name, error)
+            log.warning(
+                "%s goes on trying: %s", worker.name, error, extra=self._handling.facts("retry", attempt, error)
+            )
             self._handling.give_up(worker)
             self._pause()
             return False
@@ -351,6 +353,7 @@ class Run:
                     "waits for it; max_processing_seconds would end that.",
                     attempt.current[0],
                     seconds,
+                    extra=self._handling.facts("handler slow", attempt, seconds=seconds),
                 )
 
     def _end_stuck(self, worker: Worker, attempt: Attempt, most: float) -> None:
@@ -377,13 +380,18 @@ class Run:
                 "The handler did not end within %.0f seconds (stop_timeout); %s is delivered again.",
                 self._limits.stop_timeout,
                 attempt.current or attempt.messages,
+                extra=self._handling.facts("handler abandoned", attempt, seconds=self._limits.stop_timeout),
             )
             worker.is_replaced = True
             self._perform.abandon(worker)
             try:
                 self._handling.interrupt(worker, attempt)
             except PASSING as error:
-                log.warning("An attempt that was interrupted counts all the same: %s", error)
+                log.warning(
+                    "An attempt that was interrupted counts all the same: %s",
+                    error,
+                    extra=self._handling.facts("failure unwritten", attempt, error),
+                )
 
     def _wake(self) -> None:
         with self._changed:

@@ -18,6 +18,7 @@ from sqlmq.errors import (
     OutcomeUnknownError,
     TransactionError,
 )
+from sqlmq.logged import facts
 from sqlmq.timing import Deadline
 
 if TYPE_CHECKING:
@@ -173,7 +174,9 @@ class Transaction:
         except (DatabaseUnavailableError, DatabaseBusyError, OutcomeUnknownError) as error:
             if is_last:
                 raise
-            log.warning("A transaction on %r could not begin and is tried again: %s", self._shared.topic.name, error)
+            topic = self._shared.topic.name
+            told = facts("retry", topic=topic, error=error)
+            log.warning("A transaction on %r could not begin and is tried again: %s", topic, error, extra=told)
             return False
 
     def _begin(

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Self, TypeAlias, TypeVar
 from sqlmq.aio.threads import to_the_end
 from sqlmq.block import JOIN_MODE
 from sqlmq.errors import DatabaseBusyError, DatabaseUnavailableError, OutcomeUnknownError, TransactionError
+from sqlmq.logged import facts
 from sqlmq.timing import Deadline
 
 if TYPE_CHECKING:
@@ -158,7 +159,9 @@ class AsyncTransaction:
         except (DatabaseUnavailableError, DatabaseBusyError, OutcomeUnknownError) as error:
             if is_last:
                 raise
-            log.warning("A transaction on %r could not begin and is tried again: %s", shared.topic.name, error)
+            topic = shared.topic.name
+            told = facts("retry", topic=topic, error=error)
+            log.warning("A transaction on %r could not begin and is tried again: %s", topic, error, extra=told)
             if self._source is None:
                 await to_the_end(self._leave())  # the next attempt opens another connection
             return False

@@ -15,6 +15,7 @@ import time
 from typing import TYPE_CHECKING
 
 from sqlmq.cli.signals import Interrupted
+from sqlmq.logged import facts
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -59,7 +60,12 @@ class Child:
             # Ctrl-C is for this process, which passes it on.
             start_new_session=True,
         )
-        log.info("Process %d is started, with pid %d.", self.number, self._process.pid)
+        log.info(
+            "Process %d is started, with pid %d.",
+            self.number,
+            self._process.pid,
+            extra=facts("process started", process=self._process.pid),
+        )
 
     def look(self, now: float, *, may_start_again: bool) -> int | None:
         """See whether it has ended; return its exit status if it has, None if it runs or will."""
@@ -77,11 +83,18 @@ class Child:
             self._deaths += 1
             self._start_at = now + pause
             log.error(
-                "Process %d, pid %d, %s. It is started again in %.1f seconds.", self.number, pid, _told(status), pause
+                "Process %d, pid %d, %s. It is started again in %.1f seconds.",
+                self.number,
+                pid,
+                _told(status),
+                pause,
+                extra=facts("process ended", process=pid, seconds=pause),
             )
         else:
             self.is_done = True
-            log.error("Process %d, pid %d, %s.", self.number, pid, _told(status))
+            log.error(
+                "Process %d, pid %d, %s.", self.number, pid, _told(status), extra=facts("process ended", process=pid)
+            )
         return status
 
     @property
@@ -162,7 +175,8 @@ class Supervisor:
                 status = child.look(now, may_start_again=False)
                 worst = worst or int(bool(status))
             if now >= deadline:
-                log.error("Not all have ended within %.0f seconds; they are killed.", self._end_seconds)
+                told = facts("processes killed", seconds=self._end_seconds)
+                log.error("Not all have ended within %.0f seconds; they are killed.", self._end_seconds, extra=told)
                 return 1
             time.sleep(_LOOK_SECONDS)
         if len(self._signals) > 1:

@@ -16,6 +16,7 @@ from sqlmq.cli.processes import Supervisor
 from sqlmq.cli.settings import Settings, database_options, example, lease_option, pass_settings
 from sqlmq.cli.signals import Interrupted, Stop
 from sqlmq.errors import InvalidGroupError, InvalidTopicError
+from sqlmq.logged import facts
 from sqlmq.options import check_group, check_topic
 from sqlmq.performing import is_awaited
 from sqlmq.retry import FailurePolicy, Retry
@@ -187,10 +188,11 @@ def run(
     with Stop() as stop:
         with stop.raising():
             function = handlers.load(handler)
-        log.info("%s handles topic %r for group %r: %s.", handler, topic, group, _how(terms))
+        told = facts("run started", topic=topic, group=group)
+        log.info("%s handles topic %r for group %r: %s.", handler, topic, group, _how(terms), extra=told)
         work = _run_in_loop if is_awaited(function) else _run_in_threads
         summary = work(settings, stop, function, reading)
-    log.info("Ended: %s.", _told(summary))
+    log.info("Ended: %s.", _told(summary), extra=facts("run ended", topic=topic, group=group, messages=summary.handled))
 
 
 class _Reading(NamedTuple):
@@ -240,7 +242,7 @@ def _told_when_hurried() -> Iterator[None]:
     except Interrupted:
         raise
     except KeyboardInterrupt as interrupt:
-        log.warning("Ended at once; what was being handled is delivered again.")
+        log.warning("Ended at once; what was being handled is delivered again.", extra=facts("run cut off"))
         raise Interrupted(*interrupt.args or (signal.SIGINT,)) from interrupt
 
 

@@ -41,7 +41,11 @@ if TYPE_CHECKING:
     help="End when nothing has come for so long; 0 looks once. For ever if not given.",
 )
 @click.option(
-    "-f", "--format", "pattern", metavar="FORMAT", help="Write each message so; the letters are those of `sqlmq consume`."
+    "-f",
+    "--format",
+    "pattern",
+    metavar="FORMAT",
+    help="Write each message so; the letters are those of `sqlmq consume`.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Write each message as a JSON object on a line.")
 @database_options
