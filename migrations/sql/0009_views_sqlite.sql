@@ -23,9 +23,9 @@ FROM (
             WHERE m.partition_id = p.id AND m.msg_offset >= p.start_offset ORDER BY m.msg_offset DESC LIMIT 1
         ), p.start_offset) AS end_offset,
         (
-            SELECT m.name FROM sqlmq_claim c JOIN sqlmq_member m ON m.id = c.member_id
+            SELECT r.name FROM sqlmq_claim c CROSS JOIN sqlmq_member r ON r.id = c.member_id
             WHERE c.group_id = g.id AND c.partition_id = p.id
-                AND (n.now_us - m.heartbeat_at) / 1000000.0 < m.lease_seconds
+                AND (n.now_us - r.heartbeat_at) / 1000000.0 < r.lease_seconds
         ) AS owner,
         (
             SELECT o.committed_at FROM sqlmq_group_offset o
@@ -110,17 +110,17 @@ SELECT
     w.heartbeat_seconds, w.lease_seconds, w.heartbeat_seconds < w.lease_seconds AS is_live, w.is_waiting, w.partitions
 FROM (
     SELECT
-        t.name AS topic, g.name AS group_name, m.name AS member, m.joined_at AS joined_us,
-        (CAST((julianday('now') - 2440587.5) * 86400000000 AS INTEGER) - m.heartbeat_at) / 1000000.0
+        t.name AS topic, g.name AS group_name, r.name AS member, r.joined_at AS joined_us,
+        (CAST((julianday('now') - 2440587.5) * 86400000000 AS INTEGER) - r.heartbeat_at) / 1000000.0
             AS heartbeat_seconds,
-        m.lease_seconds AS lease_seconds, m.is_waiting AS is_waiting,
+        r.lease_seconds AS lease_seconds, r.is_waiting AS is_waiting,
         COALESCE((
             SELECT group_concat(o.number) FROM (
-                SELECT p.number AS number FROM sqlmq_claim c JOIN sqlmq_partition p ON p.id = c.partition_id
-                WHERE c.group_id = m.group_id AND c.member_id = m.id ORDER BY p.number
+                SELECT p.number AS number FROM sqlmq_claim c CROSS JOIN sqlmq_partition p ON p.id = c.partition_id
+                WHERE c.group_id = r.group_id AND c.member_id = r.id ORDER BY p.number
             ) o
         ), '') AS partitions
-    FROM sqlmq_member m
-    JOIN sqlmq_group g ON g.id = m.group_id
+    FROM sqlmq_member r
+    JOIN sqlmq_group g ON g.id = r.group_id
     JOIN sqlmq_topic t ON t.id = g.topic_id
 ) w;

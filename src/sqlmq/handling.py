@@ -210,7 +210,7 @@ class Handling:
             log.warning(
                 "A failure could not be written down; the attempt counts all the same: %s",
                 failure,
-                extra=self.facts("failure unwritten", attempt, failure),
+                extra=self.facts("failure unwritten", attempt, error=failure),
             )
             self.lose(worker, attempt)
         self._part_with(attempt)
@@ -225,18 +225,15 @@ class Handling:
                 "Partition %d could not be handed back yet: %s",
                 attempt.progress.partition,
                 error,
-                extra=self.facts("hand back failed", attempt, error),
+                extra=self.facts("hand back failed", attempt, error=error),
             )
 
-    def facts(
-        self, event: str, attempt: Attempt, error: BaseException | None = None, **more: Unpack[Facts]
-    ) -> dict[str, object]:
+    def facts(self, event: str, attempt: Attempt, **more: Unpack[Facts]) -> dict[str, object]:
         """What a record of the log tells of *event*, with where it was."""
         first = next(iter(attempt.current or attempt.messages), None)
         where: Facts = {
             "partition": attempt.progress.partition,
             "offset": None if first is None else first.offset,
-            "error": error,
         }
         return self._ownership.facts(event, **(where | more))
 
@@ -280,7 +277,7 @@ class Handling:
             len(attempt.current),
             _place(attempt.current[0]),
             _short(error),
-            extra=self.facts("batch failed", attempt, error),
+            extra=self.facts("batch failed", attempt, error=error),
         )
         with self._lock:
             self.tally.failures += 1
@@ -306,7 +303,7 @@ class Handling:
             self.lose(worker, attempt)
             return
         event = "attempt failed" if chosen in (Verdict.ASIDE, Verdict.HOLD) else "message given up"
-        told = self.facts(event, attempt, error, offset=message.offset, attempts=attempts)
+        told = self.facts(event, attempt, error=error, offset=message.offset, attempts=attempts)
         _say(message, chosen, attempts, delay, error, told)
         waiting = Waiting(offset, message.key, attempts, time.monotonic() + delay, is_recorded=True)
         with self._lock:

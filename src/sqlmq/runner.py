@@ -226,10 +226,12 @@ class Run:
             if self._begin(worker, attempt):
                 self._handle(worker, attempt)
         except FencedError as error:
-            log.warning("%s", error, extra=handling.facts("fenced", attempt, error))
+            log.warning("%s", error, extra=handling.facts("fenced", attempt, error=error))
             handling.lose(worker, attempt)
         except PASSING as error:
-            log.warning("%s goes on trying: %s", worker.name, error, extra=handling.facts("retry", attempt, error))
+            log.warning(
+                "%s goes on trying: %s", worker.name, error, extra=handling.facts("retry", attempt, error=error)
+            )
             handling.lose(worker, attempt, is_uncertain=attempt.is_settling)
             self._pause()
         finally:
@@ -242,7 +244,7 @@ class Run:
             return self._handling.begin(worker, attempt)
         except PASSING as error:
             log.warning(
-                "%s goes on trying: %s", worker.name, error, extra=self._handling.facts("retry", attempt, error)
+                "%s goes on trying: %s", worker.name, error, extra=self._handling.facts("retry", attempt, error=error)
             )
             self._handling.give_up(worker)
             self._pause()
@@ -390,7 +392,7 @@ class Run:
                 log.warning(
                     "An attempt that was interrupted counts all the same: %s",
                     error,
-                    extra=self._handling.facts("failure unwritten", attempt, error),
+                    extra=self._handling.facts("failure unwritten", attempt, error=error),
                 )
 
     def _wake(self) -> None:

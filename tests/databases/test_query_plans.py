@@ -15,7 +15,7 @@ from sqlalchemy import Connection, Engine, NullPool, create_engine, event, text
 
 from sqlmq import Message, Retention
 from sqlmq.dialects import Dialect, Position, dialect_named
-from sqlmq.flows import consume, manage, membership, outlook, produce, replay, retain, stage, transact
+from sqlmq.flows import consume, manage, membership, observe, outlook, produce, replay, retain, stage, transact
 from sqlmq.flows.produce import Routed
 from sqlmq.partitioner import Rotation
 from sqlmq.store import groups, messages, offsets, retained, staged
@@ -188,6 +188,11 @@ def list_what_waits_and_cancel_it(grown: Grown, connection: Connection) -> None:
 
 def describe(grown: Grown, connection: Connection) -> None:
     manage.describe_group(connection, grown.dialect, "orders", "billing")
+    described = manage.describe_topic(connection, grown.dialect, "orders")
+    assert [one.messages for one in described.partitions] == [MESSAGES] * 3
+    lags = observe.lag(connection, grown.dialect, "orders", "billing")
+    assert [one.messages for one in lags] == [MESSAGES - 1_999] * 3
+    assert observe.diagnose(connection, grown.dialect, "orders", "billing", 1e6) == []
 
 
 def look(grown: Grown, connection: Connection) -> None:

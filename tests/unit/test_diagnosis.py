@@ -1,0 +1,77 @@
+from __future__ import annotations
+
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from sqlmq import MemberDescription, PartitionLag
+from sqlmq.diagnosis import Seen, Transaction, findings
+
+if TYPE_CHECKING:
+    from sqlmq.diagnosis import Finding
+
+NOW = datetime(2026, 1, 31, 12, tzinfo=UTC)
+LONG_AGO = NOW - timedelta(minutes=10)
+BEHIND = PartitionLag("orders", "billing", 0, 7, 9, 600.0, "me", LONG_AGO, 0, 0)
+MEMBER = MemberDescription("me", LONG_AGO, 1.0, 10.0, is_live=True, is_waiting=False, partitions=(0,))
+
+
+def look(lag: PartitionLag = BEHIND, **seen: Any) -> list[Finding]:
+    everything: dict[str, Any] = {"members": [MEMBER], "starts": {0: 0}, "in_place": [], "blocked": [], "holders": []}
+    return findings(Seen([lag], now=NOW, **(everything | seen)), 30.0)
+
+
+def kinds(found: list[Finding]) -> list[str]:
+    return [one.kind for one in found]
+
+
+def test_an_owner_that_has_not_been_heard_of_for_half_its_lease_is_told_before_what_it_does_not_do() -> None:
+    (found,) = look(members=[replace(MEMBER, heartbeat_seconds=6.0)])
+
+    assert found.kind == "silent owner"
+    assert "6.0 s ago" in found.reason
+
+
+def test_what_retention_has_taken_is_told_with_the_command_that_goes_on() -> None:
+    (found,) = look(starts={0: 8})
+
+    assert found.kind == "evicted"
+    assert "sqlmq groups reset billing --topic orders --partition 0 --to-earliest --execute" in found.remedy
+
+
+def test_a_transaction_that_holds_claims_for_long_is_told_if_the_group_stands_still() -> None:
+    holder = Transaction(4711, "psql", "idle in transaction", 300.0)
+
+    assert kinds(look(holders=[holder])) == ["held", "no progress"]
+    assert "pg_terminate_backend(4711)" in look(holders=[holder])[0].remedy
+    assert kinds(look(holders=[holder._replace(seconds=3.0)])) == ["no progress"]
+    assert look(replace(BEHIND, committed_at=NOW), holders=[holder]) == []
+
+
+@pytest.mark.parametrize(("ago", "expected"), [(5, []), (15, ["no members"])])
+def test_consumers_that_are_no_members_show_by_what_they_have_just_committed(ago: int, expected: list[str]) -> None:
+    lag = replace(BEHIND, owner=None, committed_at=NOW - timedelta(seconds=ago))
+
+    assert kinds(look(lag, members=[])) == expected
+
+
+def test_a_member_that_has_died_is_told_of_where_nobody_reads() -> None:
+    dead = replace(MEMBER, is_live=False, heartbeat_seconds=7_300.0)
+
+    (found,) = look(replace(BEHIND, owner=None), members=[dead])
+
+    assert found.kind == "no members"
+    assert "heard of 2 h ago" in found.reason
+
+
+def test_names_are_quoted_in_commands() -> None:
+    (found,) = look(replace(BEHIND, group="a:b"), starts={0: 8})
+
+    assert "sqlmq groups reset a:b " in found.remedy
+
+
+@pytest.mark.parametrize("lag", [replace(BEHIND, position=9, seconds=0.0), replace(BEHIND, seconds=3.0)])
+def test_a_group_that_gets_on_has_no_findings(lag: PartitionLag) -> None:
+    assert look(lag) == []
