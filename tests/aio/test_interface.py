@@ -26,6 +26,7 @@ from sqlmq import (
     Transaction,
 )
 from sqlmq.background import Keeper
+from sqlmq.looking import Looking
 from tests.contract.waiting import PATIENCE_SECONDS
 
 if TYPE_CHECKING:
@@ -67,9 +68,10 @@ SESSIONS = {
 
 def members(kind: type) -> dict[str, object]:
     internal = set(vars(Keeper)) if kind is Consumer else set()
+    everything = {**vars(Looking), **vars(kind)} if kind is MQ else vars(kind)
     return {
         name: member
-        for name, member in vars(kind).items()
+        for name, member in everything.items()
         if name not in internal and (not name.startswith("_") or name in AWAITED_PROTOCOLS)
     }
 
@@ -103,7 +105,7 @@ def test_every_method_has_its_awaited_equal_with_the_same_parameters(sync: type,
 
 @pytest.mark.parametrize(("sync", "aio"), PAIRS)
 def test_nothing_public_is_there_for_asyncio_alone(sync: type, aio: type) -> None:
-    assert [name for name in vars(aio) if not name.startswith("_") and name not in vars(sync)] == []
+    assert [name for name in vars(aio) if not name.startswith("_") and name not in members(sync)] == []
 
 
 def test_an_async_mq_takes_the_options_of_an_mq() -> None:
