@@ -9,7 +9,7 @@ if TYPE_CHECKING:
 
     from alembic.operations import Operations
 
-revision = "0009"
+revision = "0008"
 down_revision = "0007"
 branch_labels = None
 depends_on = None
@@ -17,9 +17,9 @@ depends_on = None
 
 def upgrade(op: Operations, schema: str | None, run_sql: Callable[[str], None]) -> None:
     del schema
-    run_sql("0009_views.sql" if op.get_context().dialect.name == "postgresql" else "0009_views_sqlite.sql")
+    run_sql("0008_views.sql" if op.get_context().dialect.name == "postgresql" else "0008_views_sqlite.sql")
 
 
 def downgrade(op: Operations, schema: str | None, run_sql: Callable[[str], None]) -> None:
     del op, schema
-    run_sql("0009_down.sql")
+    run_sql("0008_down.sql")
