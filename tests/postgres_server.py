@@ -120,11 +120,11 @@ class PostgresServer:
             start_new_session=True,
         )
         try:
-            self._account = _unprivileged_account()
+            self._account = unprivileged_account()
             if self._account:
                 os.chown(self.directory, self._account["user"], self._account["group"])
             self._installation = self._reachable(installation)
-            self._port = _free_port()
+            self._port = free_port()
             self._password = secrets.token_hex(16)
             self._make_data_directory()
         except BaseException:
@@ -171,6 +171,11 @@ class PostgresServer:
                 what = "ended at once" if ended else f"did not answer within {START_TIMEOUT:.0f} s"
                 self.kill()
                 raise PostgresUnavailableError(f"the server {what} ({error}); the end of its log:\n{tail}") from error
+
+    def start_as(self, other: PostgresServer) -> None:
+        """Start on a copy of *other*'s data, with its passwords."""
+        self._password = other.url.password or ""
+        self.start()
 
     def stop(self) -> None:
         """Shut the server down: sessions are ended, what is committed is kept."""
@@ -378,7 +383,7 @@ def _version(url: URL) -> str:
         return str(version)
 
 
-def _unprivileged_account() -> dict[str, Any]:
+def unprivileged_account() -> dict[str, Any]:
     """Say under which account a server may run here, as arguments for subprocess; none when it may under ours."""
     if WINDOWS or os.geteuid() != 0:
         return {}
@@ -399,7 +404,7 @@ def _environment() -> dict[str, str]:
     return {**kept, "LC_ALL": "C"}
 
 
-def _free_port() -> int:
+def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
