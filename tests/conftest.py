@@ -11,9 +11,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 import pytest
-from sqlalchemy import Connection, Engine, create_engine, event
+from sqlalchemy import Connection, Engine, create_engine, event, make_url
 
 from sqlmq import MQ
+from tests.pgbouncer import PgBouncer, PgBouncerUnavailableError
 from tests.postgres_databases import PostgresDatabases
 from tests.postgres_server import URL_VARIABLE, PostgresUnavailableError, TestPostgres, provide
 
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
-KINDS = ("sqlite", "postgres", "postgres-schema")
+KINDS = ("sqlite", "postgres", "postgres-schema", "pgbouncer")
 SCHEMA = "mq_schema"
 SERVER = pytest.StashKey[TestPostgres]()
 
@@ -42,6 +43,27 @@ def pytest_sessionstart(session: pytest.Session) -> None:
     config.add_cleanup(server.remove)
     # Workers inherit the environment, and so do the programs that tests start.
     os.environ[URL_VARIABLE] = server.url.render_as_string(hide_password=False)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Let the whole suite, or the part of it that is asked for, run through PgBouncer too."""
+    parser.addoption("--pgbouncer", action="store_true", help="run all that runs on Postgres through PgBouncer as well")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave PgBouncer to the tests that are marked for it, unless it is asked for."""
+    if not config.getoption("pgbouncer"):
+        items[:] = [item for item in items if parameter_of(item, "database") != "pgbouncer" or _is_marked(item)]
+
+
+def _is_marked(item: pytest.Item) -> bool:
+    return item.get_closest_marker("pgbouncer") is not None
+
+
+def parameter_of(item: pytest.Item, name: str) -> object:
+    """What the test is run with as *name*; None if it takes no such thing."""
+    return item.callspec.params.get(name) if isinstance(item, pytest.Function) and hasattr(item, "callspec") else None
 
 
 def pytest_xdist_auto_num_workers() -> int:
@@ -71,6 +93,11 @@ class DatabaseUnderTest:
     def is_postgres(self) -> bool:
         return self.kind != "sqlite"
 
+    @property
+    def engine_arguments(self) -> dict[str, Any]:
+        """What an application has to give its own engine here."""
+        return {"connect_args": {"prepare_threshold": None}} if self.kind == "pgbouncer" else {}
+
 
 @pytest.fixture(scope="session")
 def postgres_url() -> str:
@@ -94,6 +121,19 @@ def migrated_sqlite(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+@pytest.fixture(scope="session")
+def pgbouncer(postgres_url: str) -> Iterator[PgBouncer]:
+    """A PgBouncer in front of the server. Where there is none, tests are skipped; not in CI, where they fail."""
+    try:
+        pgbouncer = PgBouncer(make_url(postgres_url))
+    except PgBouncerUnavailableError as error:
+        if os.environ.get("CI"):
+            raise
+        pytest.skip(str(error))
+    yield pgbouncer
+    pgbouncer.remove()
+
+
 @contextmanager
 def database_of_kind(kind: str, request: pytest.FixtureRequest, directory: Path) -> Iterator[DatabaseUnderTest]:
     """An empty database; on Postgres, with the assertion in the end that no transaction was left open."""
@@ -106,7 +146,12 @@ def database_of_kind(kind: str, request: pytest.FixtureRequest, directory: Path)
     databases: PostgresDatabases = request.getfixturevalue("postgres_databases")
     schema = SCHEMA if kind == "postgres-schema" else None
     with databases.lend(schema, new=request.node.get_closest_marker("new_database") is not None) as name:
-        yield DatabaseUnderTest(kind, databases.url(name), schema)
+        if kind != "pgbouncer":
+            yield DatabaseUnderTest(kind, databases.url(name), schema)
+            return
+        pgbouncer: PgBouncer = request.getfixturevalue("pgbouncer")
+        yield DatabaseUnderTest(kind, pgbouncer.url(name), schema)
+        pgbouncer.forget(name)
 
 
 @pytest.fixture(params=KINDS)
@@ -122,7 +167,7 @@ def database(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Databas
 @pytest.fixture
 def engine(database: DatabaseUnderTest) -> Iterator[Engine]:
     """The application's own engine, beside the queue's."""
-    engine = create_engine(database.url)
+    engine = create_engine(database.url, **database.engine_arguments)
     yield engine
     engine.dispose()
 

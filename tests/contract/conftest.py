@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from sqlmq import MQ, AsyncMQ
-from tests.conftest import close_and_count
+from tests.conftest import close_and_count, parameter_of
 from tests.contract.blocking import Loop, blocking
 
 if TYPE_CHECKING:
@@ -34,8 +34,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 def _is_left_out(item: pytest.Item) -> bool:
     """On Postgres a test runs once in each way: synchronous in a schema of its own, with asyncio in the default one."""
-    parameters = item.callspec.params if isinstance(item, pytest.Function) and hasattr(item, "callspec") else {}
-    match parameters.get("way"), parameters.get("database"):
+    match parameter_of(item, "way"), parameter_of(item, "database"):
         case "asyncio", "postgres-schema":
             return True
         case "sync", "postgres":

@@ -147,6 +147,7 @@ def test_a_waiting_consumer_gets_what_its_own_process_produces_at_once(make_mq: 
         assert received.result(PATIENCE_SECONDS / 2).value == b"42"
 
 
+@pytest.mark.pgbouncer
 def test_a_waiting_consumer_gets_what_another_mq_produces_soon(make_mq: MakeMQ) -> None:
     here, there = make_mq(), make_mq()
     consumer, producer = here.consumer("orders", "billing"), there.producer("orders")
@@ -195,6 +196,7 @@ def test_no_more_messages_are_read_ahead_than_allowed(make_mq: MakeMQ) -> None:
     assert sum(progress.ahead for progress in consumer._ownership.claimed.values()) <= 9
 
 
+@pytest.mark.pgbouncer
 def test_a_large_backlog_comes_whole_and_in_order(mq: MQ) -> None:
     mq.create_topic("orders", 1)
     mq.producer("orders").produce_many(Message(b"%d" % i) for i in range(10_000))
@@ -447,6 +449,7 @@ def test_what_was_finished_is_committed_without_being_asked(make_mq: MakeMQ) -> 
     until(lambda: position(mq) == 1, "the first message to be committed")
 
 
+@pytest.mark.pgbouncer
 def test_commits_are_batched_and_flushed_by_close(
     make_mq: MakeMQ, database: DatabaseUnderTest, connection: Connection
 ) -> None:

@@ -62,6 +62,7 @@ def facts(message: Message) -> tuple[bytes, bytes | None, dict[str, str]]:
 # --- Stored ---
 
 
+@pytest.mark.pgbouncer
 def test_a_delayed_message_is_in_the_log_when_it_is_due_and_not_before(mq: MQ, staged: Staged) -> None:
     producer, consumer = mq.producer("orders"), mq.consumer("orders", "billing")
 
@@ -627,7 +628,9 @@ AHEAD = timedelta(days=365)
 
 
 @pytest.fixture
-def database_clock_ahead(engine: Engine, database: DatabaseUnderTest, monkeypatch: pytest.MonkeyPatch) -> timedelta:
+def database_clock_ahead(
+    engine: Engine, database: DatabaseUnderTest, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> timedelta:
     """A database whose clock is a year ahead of this process's, as far as the library can tell."""
     if not database.is_postgres:
         from sqlmq.dialects import sqlite
@@ -645,6 +648,8 @@ def database_clock_ahead(engine: Engine, database: DatabaseUnderTest, monkeypatc
         name = connection.execute(text("SELECT current_database()")).scalar_one()
         connection.execute(text(f"ALTER DATABASE {name} SET search_path = clock, pg_catalog, public"))
     engine.dispose()
+    if database.kind == "pgbouncer":
+        request.getfixturevalue("pgbouncer").forget(name)  # what it has pooled was begun before
     return AHEAD
 
 

@@ -212,6 +212,7 @@ def test_a_waiting_member_receives_what_a_closed_one_left(make_mq: MakeMQ) -> No
         assert len(received.result(PATIENCE_SECONDS)) >= 1
 
 
+@pytest.mark.pgbouncer
 def test_a_dead_member_is_replaced_when_its_lease_is_over(make_mq: MakeMQ) -> None:
     dying, other = make_mq(lease_seconds=1), make_mq(lease_seconds=1)
     settle(dying.consumer("orders", "billing"), survivor := other.consumer("orders", "billing"))
@@ -260,6 +261,7 @@ def test_heartbeats_go_on_while_a_consumer_is_long_in_committing(
         may_go_on.set()
 
 
+@pytest.mark.pgbouncer
 def test_a_zombies_commit_is_refused_and_changes_nothing(make_mq: MakeMQ) -> None:
     mq, other = make_mq(lease_seconds=1), make_mq(lease_seconds=1)
     mq.create_topic("orders", 1)
@@ -503,6 +505,7 @@ def test_members_that_die_and_come_again_leave_no_rows_behind(make_mq: MakeMQ) -
 @given(
     steps=st.lists(st.sampled_from(["join", "leave", "ask", "ask", "send"]), min_size=5, max_size=15), data=st.data()
 )
+@pytest.mark.pgbouncer
 def test_however_members_come_and_go_each_partition_has_one_owner_and_each_message_arrives(
     make_mq: MakeMQ, steps: list[str], data: st.DataObject
 ) -> None:

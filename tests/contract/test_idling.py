@@ -131,6 +131,7 @@ def test_a_message_wakes_of_many_consumers_only_the_one_whose_it_is(make_mq: Mak
 # --- That nothing is missed by it ---
 
 
+@pytest.mark.pgbouncer
 def test_a_look_for_all_finds_what_another_process_has_produced(make_mq: MakeMQ) -> None:
     here, there = unwatched(make_mq(**RARELY)), make_mq(notify=False)
     consumers = group_of(here, 2, partitions=2)

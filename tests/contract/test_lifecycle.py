@@ -293,7 +293,7 @@ def test_a_given_engine_works_after_the_mq_was_closed(database: DatabaseUnderTes
 
 
 def test_a_given_engine_gets_all_connections_back(database: DatabaseUnderTest) -> None:
-    engine = create_engine(database.url)
+    engine = create_engine(database.url, **database.engine_arguments)
     out: list[object] = []
     event.listen(engine, "checkout", lambda dbapi, _record, _proxy: out.append(id(dbapi)))
     event.listen(engine, "checkin", lambda dbapi, _record: out.remove(id(dbapi)))
@@ -351,7 +351,7 @@ def test_the_transactions_of_a_given_engine_are_the_applications_own(
 @postgres_only
 @pytest.mark.parametrize("level", ["AUTOCOMMIT", "READ COMMITTED", "REPEATABLE READ", "SERIALIZABLE"])
 def test_our_own_transactions_work_on_an_engine_of_any_isolation_level(database: DatabaseUnderTest, level: str) -> None:
-    engine = create_engine(database.url, isolation_level=level)
+    engine = create_engine(database.url, isolation_level=level, **database.engine_arguments)
 
     with MQ(engine, schema=database.schema) as mq:
         producers = [mq.producer("orders") for _ in range(4)]
@@ -381,7 +381,9 @@ def test_our_own_transactions_work_where_the_database_has_another_isolation_leve
 
 
 def test_an_engine_with_a_single_connection_is_enough(database: DatabaseUnderTest) -> None:
-    engine = create_engine(database.url, pool_size=1, max_overflow=0, pool_timeout=PATIENCE_SECONDS)
+    engine = create_engine(
+        database.url, pool_size=1, max_overflow=0, pool_timeout=PATIENCE_SECONDS, **database.engine_arguments
+    )
 
     with MQ(engine, schema=database.schema) as mq:
         producer, consumer = mq.producer("orders"), mq.consumer("orders", "billing")

@@ -199,6 +199,7 @@ def test_a_partition_changes_hands_while_its_owner_loops(mq: MQ) -> None:
 
 
 @pytest.mark.parametrize("prefetch", [1, 2, 5, 7])
+@pytest.mark.pgbouncer
 def test_whatever_is_read_ahead_comes_once_and_in_order(make_mq: MakeMQ, prefetch: int) -> None:
     mq = make_mq(prefetch=prefetch)
     send(mq, partitions=3)

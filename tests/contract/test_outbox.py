@@ -135,6 +135,7 @@ EACH_SHAPE = pytest.mark.parametrize("transaction", SHAPES, ids=lambda shape: sh
 
 @EACH_SHAPE
 @BOTH
+@pytest.mark.pgbouncer
 def test_a_message_is_in_the_log_when_its_transaction_has_committed(
     shop: Shop, transaction: Callable[[Engine], AbstractContextManager[Transacted]]
 ) -> None:

@@ -207,6 +207,7 @@ def test_a_run_that_is_to_end_when_nothing_comes_does_not_wait_for_a_decision(
 # --- Retried ---
 
 
+@pytest.mark.pgbouncer
 def test_dead_letters_of_a_key_are_retried_in_order_and_before_what_came_later(
     mq: MQ, shift: Shift, parked: Parked
 ) -> None:

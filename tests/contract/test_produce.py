@@ -79,6 +79,7 @@ def writers_locked_out(engine: Engine, database: DatabaseUnderTest) -> Iterator[
 # --- One message ---
 
 
+@pytest.mark.pgbouncer
 def test_a_produced_message_is_at_the_place_that_was_returned(mq: MQ) -> None:
     producer = mq.producer("orders")
 
@@ -263,6 +264,7 @@ def test_a_cancelled_future_sends_nothing(mq: MQ, engine: Engine, database: Data
 # --- produce_many ---
 
 
+@pytest.mark.pgbouncer
 def test_results_of_many_are_in_the_order_of_the_messages(mq: MQ) -> None:
     mq.create_topic("orders", 3)
     messages = [Message(b"%d" % i, b"%d" % (i % 10)) for i in range(200)]
@@ -339,6 +341,7 @@ def test_many_that_the_database_refuses_half_way_are_all_refused(
     assert mq.describe_topic("orders").messages == 0
 
 
+@pytest.mark.pgbouncer
 def test_more_messages_than_one_statement_takes_are_one_transaction(mq: MQ) -> None:
     results = mq.producer("orders").produce_many(Message(b"", b"%d" % (i % 50)) for i in range(12_001))
 
@@ -525,6 +528,7 @@ def test_a_message_that_waits_behind_another_at_its_timeout_is_never_sent(
 # --- Many threads ---
 
 
+@pytest.mark.pgbouncer
 def test_many_threads_share_a_producer(mq: MQ) -> None:
     mq.create_topic("orders", 3)
     producer = mq.producer("orders")

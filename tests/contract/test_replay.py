@@ -77,6 +77,7 @@ def shift(database: DatabaseUnderTest, mq: MQ) -> Iterator[Shift]:
 # --- Where to ---
 
 
+@pytest.mark.pgbouncer
 def test_a_group_reads_again_from_the_earliest_message(filled: MQ) -> None:
     (change,) = filled.reset_group("orders", "billing", "earliest", execute=True)
 

@@ -651,6 +651,7 @@ def test_many_rounds_at_once_delete_everything_once(
     assert shelf.losses() == [("billing", "unread", 150, 190)]
 
 
+@pytest.mark.pgbouncer
 def test_rounds_among_producers_and_consumers_lose_nothing(
     shelf: Shelf, make_mq: MakeMQ, monkeypatch: pytest.MonkeyPatch
 ) -> None:

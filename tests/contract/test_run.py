@@ -21,6 +21,7 @@ LATER = Retry(max_attempts=3, backoff=0.2)
 """Long enough for others to be handled first."""
 
 
+@pytest.mark.pgbouncer
 def test_a_handler_gets_every_message_in_order(mq: MQ) -> None:
     send(mq, numbered(40))
     handler = Recorder()
@@ -106,6 +107,7 @@ def test_without_any_patience_what_is_there_is_handled(mq: MQ) -> None:
 # --- When a handler fails ---
 
 
+@pytest.mark.pgbouncer
 def test_a_failing_key_is_set_aside_and_the_others_go_on(mq: MQ) -> None:
     send(mq, numbered(12, keys=3))
     handler = Recorder({b"1": 2})

@@ -43,6 +43,7 @@ class Effects:
 
 
 @pytest.mark.parametrize("batch_size", [None, 4])
+@pytest.mark.pgbouncer
 def test_effects_of_what_fails_are_rolled_back_and_made_once(mq: MQ, engine: Engine, batch_size: int | None) -> None:
     send(mq, numbered(10, keys=2))
     handler = Effects(engine, {b"2": 1, b"5": POISON})

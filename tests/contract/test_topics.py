@@ -59,6 +59,7 @@ def test_creating_tells_whether_the_topic_was_made(mq: MQ) -> None:
     assert made == [True, False]
 
 
+@pytest.mark.pgbouncer
 def test_a_topic_created_by_many_at_once_is_made_once(make_mq: MakeMQ) -> None:
     queues = [make_mq(), make_mq()]
 

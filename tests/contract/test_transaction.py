@@ -119,6 +119,7 @@ class HandlerError(Exception):
 # --- Both or neither ---
 
 
+@pytest.mark.pgbouncer
 def test_effects_and_position_are_committed_together(mq: MQ, effects: Effects) -> None:
     places = send(mq, 5)
 
@@ -403,6 +404,7 @@ def _handle_once(consumer: Consumer, effects: Effects) -> list[bytes]:
 # --- Several at once ---
 
 
+@pytest.mark.pgbouncer
 def test_many_consumers_at_once_have_each_effect_once_and_in_order(make_mq: MakeMQ, effects: Effects) -> None:
     mq, other = make_mq(), make_mq()
     places = send(mq, 40, partitions=4)

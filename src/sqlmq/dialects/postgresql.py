@@ -34,6 +34,7 @@ from sqlalchemy.exc import DBAPIError
 from sqlmq.dialects import postgresql_listening, postgresql_looking
 from sqlmq.dialects.base import Dialect, Held, HeldPosition, Holder, Listening, Part, Position
 from sqlmq.dialects.postgresql_appending import Appending, fits_arrays
+from sqlmq.dialects.postgresql_pooling import heed_pooler
 from sqlmq.dialects.postgresql_reading import POSTGRES_EPOCH_US, Reading
 from sqlmq.errors import (
     DatabaseBusyError,
@@ -109,12 +110,14 @@ class Postgresql(Dialect):
         driver = url.drivername.partition("+")[2] or "psycopg"
         if driver != "psycopg":
             raise InvalidURLError(_wrong_driver(driver))
-        return create_engine(url.set(drivername="postgresql+psycopg"), **_engine_options(url))
+        return heed_pooler(create_engine(url.set(drivername="postgresql+psycopg"), **_engine_options(url)))
 
     def create_async_engine(self, url: URL) -> AsyncEngine:
         from sqlalchemy.ext.asyncio import create_async_engine
 
-        return create_async_engine(url.set(drivername="postgresql+psycopg"), **_engine_options(url))
+        engine = create_async_engine(url.set(drivername="postgresql+psycopg"), **_engine_options(url))
+        heed_pooler(engine.sync_engine)
+        return engine
 
     def blocking_url(self, url: URL) -> URL:
         driver = url.drivername.partition("+")[2]
@@ -345,7 +348,8 @@ def _limits(quiet_seconds: float, vanished_seconds: float, version: tuple[Any, .
     ]
 
 
-_PASSING = ("40001", "40P01", "55P03", "53300", "57P01", "57P02", "57P03", "08")
+# Of a server that was demoted, too: the next connection, by the URL, may reach the new primary.
+_PASSING = ("25006", "40001", "40P01", "55P03", "53300", "57P01", "57P02", "57P03", "08")
 
 _REFUSED_LOGINS = (
     ("password authentication failed", "28P01"),
@@ -363,10 +367,16 @@ _REFUSED_LOGINS = (
 _CUT_OFF = (DatabaseUnavailableError, "Is the server running, and reachable from here?")
 _TOO_LONG = "The transaction took too long, or was quiet for too long: nothing of it was written. See max_poll_seconds."
 _OTHER = (DatabaseError, "")
+_PREPARES = (
+    "A pooler, like PgBouncer, shares the server's sessions: make the engine with "
+    "connect_args={'prepare_threshold': None}, or give MQ the URL."
+)
 _VERDICTS: tuple[tuple[str, tuple[type[DatabaseError], str]], ...] = (
     (_ISOLATION, (IsolationError, "Use READ COMMITTED for transactions that produce.")),
     ("25P03", (DatabaseUnavailableError, _TOO_LONG)),
     ("25P04", (DatabaseUnavailableError, _TOO_LONG)),
+    ("26000", (DatabaseError, _PREPARES)),
+    ("42P05", (DatabaseError, _PREPARES)),
     ("28", (PermissionDeniedError, "Check user and password of the URL, and the server's pg_hba.conf.")),
     ("3D000", (DatabaseUnavailableError, "Create the database, or correct its name in the URL.")),
     ("42501", (PermissionDeniedError, "Grant the role the right, or connect as another one.")),
