@@ -6,6 +6,7 @@
     retention           sqlmq maintain          what exceeds what topics keep, deleted
     groups              sqlmq groups ...        positions, lag, owners, members, and why a group waits
     lag                 sqlmq lag               how far groups are behind, and an exit code for monitoring
+    metrics             sqlmq metrics           all of it for Prometheus
     top                 sqlmq top               all topics and groups on one screen
     tail                sqlmq tail              a topic watched without a group
     parked              sqlmq parked ...        what was set aside: seen, retried, discarded, copied
@@ -40,6 +41,7 @@ from sqlmq.cli.delayed import delayed as delayed_command
 from sqlmq.cli.demo import demo as demo_command
 from sqlmq.cli.groups import groups as groups_command
 from sqlmq.cli.lag import lag as lag_command
+from sqlmq.cli.metrics import metrics as metrics_command
 from sqlmq.cli.output import forget_stdout
 from sqlmq.cli.parked import parked as parked_command
 from sqlmq.cli.produce import produce as produce_command
@@ -118,6 +120,7 @@ for command in (
     groups_command,
     lag_command,
     maintain_command,
+    metrics_command,
     parked_command,
     produce_command,
     run_command,

@@ -1,0 +1,85 @@
+"""``sqlmq metrics``: what the database holds, served to Prometheus."""
+
+from __future__ import annotations
+
+import threading
+from typing import TYPE_CHECKING
+
+import click
+
+from sqlmq.cli.settings import Settings, database_options, example, pass_settings
+from sqlmq.cli.signals import Stop
+
+if TYPE_CHECKING:
+    from prometheus_client import CollectorRegistry
+
+    from sqlmq.mq import MQ
+
+
+@click.command(
+    epilog=example(
+        "sqlmq metrics",
+        "sqlmq metrics --host 0.0.0.0 --port 9000 --topic orders",
+        "sqlmq metrics --once | grep lag_seconds",
+    )
+)
+@click.option("--host", default="127.0.0.1", show_default=True, metavar="ADDRESS", help="Where to listen.")
+@click.option("--port", type=click.IntRange(0, 65535), default=9464, show_default=True, help="Where to listen.")
+@click.option("-t", "--topic", "topics", multiple=True, metavar="NAME", help="Only this topic; may be given again.")
+@click.option("--once", is_flag=True, help="Print the metrics, and end.")
+@database_options
+@pass_settings
+def metrics(settings: Settings, host: str, port: int, topics: tuple[str, ...], *, once: bool) -> None:
+    """Serve the state of the queue to Prometheus at /metrics, until Ctrl-C or SIGTERM.
+
+    Ends, positions, lag, owners, what is set aside, what was lost: all is read from the database when Prometheus asks, so one of
+    these is enough for a database. There is no password and no TLS: who can reach the port sees names of topics and groups, and
+    numbers.
+
+    With --once the exit code is 1 if the database did not answer.
+    """
+    with settings.open() as mq:
+        if once:
+            mq.topics()  # raises what is wrong, where the metrics would only say that something is
+            _print(_registry(mq, topics))
+            return
+        _serve(_registry(mq, topics), host, port)
+
+
+def _registry(mq: MQ, topics: tuple[str, ...]) -> CollectorRegistry:
+    try:
+        from prometheus_client import CollectorRegistry
+
+        from sqlmq.prometheus import Collector
+    except ModuleNotFoundError as error:
+        message = "This needs prometheus_client: pip install 'sqlmq[prometheus]'."
+        raise click.ClickException(message) from error
+    registry = CollectorRegistry()
+    registry.register(Collector(mq, topics=topics or None))
+    return registry
+
+
+def _print(registry: CollectorRegistry) -> None:
+    from prometheus_client import generate_latest
+
+    click.echo(generate_latest(registry), nl=False)
+
+
+def _serve(registry: CollectorRegistry, host: str, port: int) -> None:
+    from prometheus_client import start_http_server
+
+    over = threading.Event()
+    with Stop() as stop, stop.calling(over.set):
+        try:
+            server, thread = start_http_server(port, host, registry)
+        except OSError as error:
+            message = f"Nobody can listen at {host}:{port}: {error.strerror or error}."
+            raise click.ClickException(message) from error
+        click.echo(f"http://{host}:{server.server_port}/metrics", err=True)
+        try:
+            over.wait()
+        finally:
+            server.shutdown()
+            server.server_close()
+            thread.join()
+    stop.check()
