@@ -141,3 +141,23 @@ def test_the_printed_sql_can_start_at_a_revision() -> None:
     assert "CREATE TABLE sqlmq_topic" in all_of_it.stdout
     assert "CREATE TABLE sqlmq_topic" not in rest.stdout
     assert rest.stdout
+
+
+def test_the_sql_for_roles_is_printed_without_a_database() -> None:
+    printed = CliRunner().invoke(
+        main,
+        ["db", "roles", "--url", "postgresql://nobody@nowhere.invalid/x", "--schema", "my queue", "--producer", 'a"b'],
+    )
+
+    assert printed.exit_code == 0
+    assert printed.stdout.startswith(
+        'GRANT USAGE ON SCHEMA "my queue" TO "a""b";\nREVOKE ALL ON "my queue".sqlmq_version, '
+    )
+    assert 'GRANT SELECT (partition_id, msg_offset), INSERT ON "my queue".sqlmq_message TO "a""b";\n' in printed.stdout
+
+
+def test_roles_without_a_name_are_refused() -> None:
+    refused = CliRunner().invoke(main, ["db", "roles"])
+
+    assert refused.exit_code == 2
+    assert "--consumer billing" in refused.stderr

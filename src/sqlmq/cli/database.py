@@ -16,6 +16,7 @@ from sqlmq.cli.output import json_option, line, say
 from sqlmq.cli.settings import Settings, database_options, example, pass_settings
 from sqlmq.database import Database
 from sqlmq.errors import SchemaError
+from sqlmq.roles import grants
 from sqlmq.schema import REVISION
 
 if TYPE_CHECKING:
@@ -172,6 +173,38 @@ def _exists(opened: Database) -> bool:
     file = opened.engine.url.database or ":memory:"
     is_plain_file = opened.dialect.creates_schema_itself and not file.startswith((":", "file:"))
     return not is_plain_file or Path(file).exists()
+
+
+@database.command(
+    epilog=example(
+        "sqlmq db roles --consumer billing --producer shop --monitor grafana",
+        "sqlmq db roles --consumer billing --schema queue | psql",
+    )
+)
+@click.option("--monitor", multiple=True, metavar="ROLE", help="Sees lag, members, sizes and losses; no message.")
+@click.option("--producer", multiple=True, metavar="ROLE", help="Appends to topics that are there; reads no message.")
+@click.option("--consumer", multiple=True, metavar="ROLE", help="Reads in groups, and decides about dead letters.")
+@click.option("--admin", multiple=True, metavar="ROLE", help="Makes and deletes topics, moves groups.")
+@database_options
+@pass_settings
+def roles(
+    settings: Settings,
+    monitor: tuple[str, ...],
+    producer: tuple[str, ...],
+    consumer: tuple[str, ...],
+    admin: tuple[str, ...],
+) -> None:
+    """Print the SQL that gives Postgres roles the rights they need, and no others.
+
+    To be run by the owner of the tables, again after each upgrade. The roles have to be there (CREATE ROLE ... LOGIN). Connects to
+    no database.
+    """
+    named = {"monitor": monitor, "producer": producer, "consumer": consumer, "admin": admin}
+    if not any(named.values()):
+        raise click.UsageError("Name at least one role, as in --consumer billing.")
+    for kind, names in named.items():
+        for name in names:
+            click.echo("".join(f"{statement};\n" for statement in grants(kind, name, schema=settings.schema)))
 
 
 @contextmanager

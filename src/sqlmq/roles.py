@@ -1,0 +1,91 @@
+"""Who needs which rights on Postgres: four roles, from one that only looks to one that owns the tables.
+
+All topics share the tables, so rights are for the whole queue; what has to be kept apart goes into schemas of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TypeAlias
+
+Rights: TypeAlias = Mapping[str, str]
+"""Of each table or view, what may be done with it, as in GRANT."""
+
+ALL_TABLES = (
+    "sqlmq_version",
+    "sqlmq_topic",
+    "sqlmq_partition",
+    "sqlmq_message",
+    "sqlmq_group",
+    "sqlmq_member",
+    "sqlmq_claim",
+    "sqlmq_group_offset",
+    "sqlmq_staged",
+    "sqlmq_parked",
+    "sqlmq_eviction",
+)
+COUNTING_VIEWS = ("sqlmq_lag", "sqlmq_partition_stats", "sqlmq_topic_stats", "sqlmq_member_stats")
+"""Views without a key, an error's text or anything else of a message."""
+TELLING_VIEWS = ("sqlmq_parked_message", "sqlmq_dead_letter", "sqlmq_blocked_key")
+
+# A row is locked by whoever may update one of its columns: here those on which nothing depends, or that are counted anew.
+_LOCK_TOPICS = "SELECT, UPDATE (created_at)"
+_LOCK_PARTITIONS = "SELECT, UPDATE (sized_bytes)"
+
+MONITOR: Rights = {
+    **dict.fromkeys(
+        ("sqlmq_version", "sqlmq_topic", "sqlmq_partition", "sqlmq_group", "sqlmq_member", "sqlmq_claim"), "SELECT"
+    ),
+    "sqlmq_group_offset": "SELECT",
+    "sqlmq_eviction": "SELECT",
+    **dict.fromkeys(COUNTING_VIEWS, "SELECT"),
+}
+"""Sees lag, members, sizes and losses, and nothing of a message."""
+
+PRODUCER: Rights = {
+    **dict.fromkeys(("sqlmq_version", "sqlmq_topic", "sqlmq_group", "sqlmq_member", "sqlmq_claim"), "SELECT"),
+    "sqlmq_partition": _LOCK_PARTITIONS,
+    # Which offset is the next; not what is in the log.
+    "sqlmq_message": "SELECT (partition_id, msg_offset), INSERT",
+    "sqlmq_staged": "SELECT, INSERT, UPDATE, DELETE",
+}
+"""Appends to topics that are there, also later, and in its own transactions. Reads no message but what waits to be due."""
+
+CONSUMER: Rights = {
+    "sqlmq_version": "SELECT",
+    "sqlmq_topic": _LOCK_TOPICS,
+    # Every consumer also moves what is due, and deletes what retention lets go.
+    "sqlmq_partition": "SELECT, UPDATE (start_offset, purged_to, sized_to, sized_bytes)",
+    "sqlmq_message": "SELECT, INSERT, DELETE",
+    "sqlmq_group": "SELECT, INSERT",
+    **dict.fromkeys(
+        ("sqlmq_member", "sqlmq_claim", "sqlmq_group_offset", "sqlmq_parked"), "SELECT, INSERT, UPDATE, DELETE"
+    ),
+    "sqlmq_eviction": "SELECT, INSERT, UPDATE",
+    "sqlmq_staged": "SELECT, INSERT, UPDATE, DELETE",
+    **dict.fromkeys((*COUNTING_VIEWS, *TELLING_VIEWS), "SELECT"),
+}
+"""Reads topics that are there, in groups, and does what keeps them; decides about dead letters. Produces as well."""
+
+ADMIN: Rights = dict.fromkeys((*ALL_TABLES, *COUNTING_VIEWS, *TELLING_VIEWS), "ALL")
+"""Makes and deletes topics, resets groups. Tables are changed by their owner alone, who runs ``sqlmq db upgrade``."""
+
+ROLES: Mapping[str, Rights] = {"monitor": MONITOR, "producer": PRODUCER, "consumer": CONSUMER, "admin": ADMIN}
+
+
+def grants(kind: str, role: str, *, schema: str | None = None) -> list[str]:
+    """The statements that make the Postgres role *role*, which is there, a monitor, producer, consumer or admin.
+
+    They may be run again, after an upgrade too: what the role could do before is taken from it first.
+    """
+    prefix = "" if schema is None else f"{_quoted(schema)}."
+    to = _quoted(role)
+    everything = ", ".join(prefix + name for name in (*ALL_TABLES, *COUNTING_VIEWS, *TELLING_VIEWS))
+    statements = [] if schema is None else [f"GRANT USAGE ON SCHEMA {_quoted(schema)} TO {to}"]
+    statements.append(f"REVOKE ALL ON {everything} FROM {to}")
+    statements += [f"GRANT {rights} ON {prefix}{name} TO {to}" for name, rights in ROLES[kind].items()]
+    return statements
+
+
+def _quoted(name: str) -> str:
+    return '"' + name.replace('"', '""') + '"'

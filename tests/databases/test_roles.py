@@ -1,0 +1,226 @@
+"""Each role logs in, does its work, and is refused everything else."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+from psycopg.errors import InsufficientPrivilege
+from sqlalchemy import Connection, Engine, NullPool, create_engine, make_url, text
+from sqlalchemy.exc import ProgrammingError
+from sqlalchemy.orm import Session
+
+from sqlmq import MQ, Message, PermissionDeniedError, Retention, Retry
+from sqlmq.roles import COUNTING_VIEWS, ROLES, TELLING_VIEWS, grants
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from tests.conftest import DatabaseUnderTest
+
+EITHER = pytest.mark.parametrize("database", ["postgres", "postgres-schema"], indirect=True)
+
+PASSWORD = "role-password"  # noqa: S105 - of roles that are gone after the test
+
+
+@pytest.fixture
+def login(database: DatabaseUnderTest, engine: Engine) -> Iterator[Callable[[str], str]]:
+    """Makes a role of that kind, and gives the database's URL for it."""
+    made: list[str] = []
+
+    def make(kind: str) -> str:
+        url = make_url(database.url)
+        name = f'{kind} "of" {url.database}'
+        with engine.begin() as connection:
+            quoted = name.replace('"', '""')
+            connection.exec_driver_sql(f"CREATE ROLE \"{quoted}\" LOGIN PASSWORD '{PASSWORD}'")
+            made.append(quoted)
+            for statement in grants(kind, name, schema=database.schema):
+                connection.exec_driver_sql(statement)
+        return url.set(username=name, password=PASSWORD).render_as_string(hide_password=False)
+
+    yield make
+    with engine.begin() as connection:
+        for quoted in made:
+            connection.exec_driver_sql(f'DROP OWNED BY "{quoted}"')
+            connection.exec_driver_sql(f'DROP ROLE "{quoted}"')
+
+
+@pytest.fixture
+def filled(mq: MQ) -> MQ:
+    mq.create_topic("orders", 2, retention=Retention(messages=2))
+    mq.producer("orders").produce_many([Message(b"secret", b"%d" % number) for number in range(20)])
+    return mq
+
+
+@EITHER
+def test_a_producer_appends_in_every_way(filled: MQ, database: DatabaseUnderTest, login: Callable[[str], str]) -> None:
+    url = login("producer")
+    application = create_engine(url, poolclass=NullPool)
+
+    with MQ(url, schema=database.schema, create_topics=False) as mq:
+        producer = mq.producer("orders")
+        producer.produce(Message(b"1"))
+        producer.produce_many([Message(b"2"), Message(b"3", headers={"a": "b"})])
+        producer.submit(Message(b"4")).result(30)
+        producer.produce(Message(b"5"), delay_seconds=0.01)
+        (kept,) = mq.cancel_delayed(producer.produce(Message(b"6"), delay_seconds=600).id)
+        assert kept
+        with Session(application) as session, session.begin():
+            producer.produce(Message(b"7"), session=session)
+        with pytest.raises(PermissionDeniedError):
+            mq.create_topic("another")
+        with pytest.raises(PermissionDeniedError):
+            mq.delete_topics("orders")
+        with pytest.raises(PermissionDeniedError):
+            mq.consumer("orders", "billing").poll(timeout=5)
+    assert filled.describe_topic("orders").messages == 20 + 6
+
+
+@EITHER
+@pytest.mark.usefixtures("filled")
+def test_a_consumer_does_all_that_keeps_a_group(database: DatabaseUnderTest, login: Callable[[str], str]) -> None:
+    def handler(message: Message) -> None:
+        if message.key == b"7":
+            raise ValueError
+
+    with MQ(login("consumer"), schema=database.schema, create_topics=False) as mq:
+        mq.consumer("orders", "billing").run(handler, retry=Retry(max_attempts=2, backoff=0.01), idle_timeout=0.2)
+        parked = mq.parked("orders", "billing")
+        assert [message.key for message in parked.list()] == [b"7"]
+        parked.discard(key=b"7")
+        with mq.consumer("orders", "audit") as consumer:
+            with consumer.transaction() as tx:
+                assert tx.messages
+            assert consumer.poll(timeout=10)
+            consumer.commit()
+        mq.producer("orders").produce(Message(b"1"), delay_seconds=0.01)
+        assert mq.lag("orders", "billing")
+        mq.reset_group("orders", "billing", "latest", execute=True)
+        mq.maintain()
+        with pytest.raises(PermissionDeniedError):
+            mq.create_topic("another")
+        with pytest.raises(PermissionDeniedError):
+            mq.delete_topics("orders")
+        with pytest.raises(PermissionDeniedError):
+            mq.set_retention("orders", Retention())
+
+
+@EITHER
+def test_a_monitor_sees_numbers(filled: MQ, database: DatabaseUnderTest, login: Callable[[str], str]) -> None:
+    filled.consumer("orders", "billing").close()
+
+    with MQ(login("monitor"), schema=database.schema, create_topics=False) as mq:
+        assert sum(partition.messages for partition in mq.lag("orders", "billing")) == 20
+        assert mq.describe_topic("orders").messages == 20
+        assert mq.describe_group("orders", "billing").lag == 20
+        assert mq.members("orders", "billing") == []
+        assert mq.evictions("orders") == []
+        with pytest.raises(PermissionDeniedError):
+            list(mq.tail("orders", last=1, timeout=0))
+        with pytest.raises(PermissionDeniedError):
+            mq.parked("orders", "billing").list()
+
+
+@EITHER
+def test_an_admin_makes_and_deletes_topics(database: DatabaseUnderTest, login: Callable[[str], str]) -> None:
+    with MQ(login("admin"), schema=database.schema) as mq:
+        mq.create_topic("orders", 2)
+        mq.producer("orders").produce(Message(b"1"))
+        mq.set_retention("orders", Retention(messages=1))
+        with mq.consumer("orders", "billing") as consumer:
+            assert consumer.poll(timeout=10)
+        mq.reset_group("orders", "billing", "earliest", execute=True)
+        assert mq.delete_topics("orders") == ["orders"]
+
+
+@EITHER
+@pytest.mark.parametrize("kind", ROLES)
+def test_whatever_a_role_was_not_given_is_refused(
+    database: DatabaseUnderTest, engine: Engine, login: Callable[[str], str], kind: str
+) -> None:
+    schema = database.schema or "public"
+    with engine.connect() as connection:
+        columns: dict[str, list[str]] = {}
+        for table, column in connection.execute(
+            text("SELECT table_name, column_name FROM information_schema.columns WHERE table_schema = :s"),
+            {"s": schema},
+        ):
+            columns.setdefault(table, []).append(column)
+    rights = ROLES[kind]
+    assert columns.keys() == ROLES["admin"].keys(), "a table or view that no role knows"
+
+    with create_engine(login(kind), poolclass=NullPool, isolation_level="AUTOCOMMIT").connect() as connection:
+        for name, of_table in columns.items():
+            table, granted = f"{schema}.{name}", rights.get(name, "")
+            is_view = name in (*COUNTING_VIEWS, *TELLING_VIEWS)
+            for column in of_table:
+                statement = f'SELECT "{column}" FROM {table} WHERE false'
+                assert _may(connection, statement) == _has(granted, "SELECT", column), statement
+                if not is_view:
+                    statement = f'UPDATE {table} SET "{column}" = NULL WHERE false'
+                    assert _may(connection, statement) == _has(granted, "UPDATE", column), statement
+            if not is_view:
+                statement = f"DELETE FROM {table} WHERE false"
+                assert _may(connection, statement) == _has(granted, "DELETE"), statement
+                statement = f"INSERT INTO {table} SELECT * FROM {table} WHERE false"
+                assert _may(connection, statement) == (_has(granted, "INSERT") and _has(granted, "SELECT")), statement
+                if kind != "admin":
+                    assert not _may(connection, f"TRUNCATE {table}")
+                assert not _may(connection, f"ALTER TABLE {table} ADD COLUMN another integer")
+            assert not _may(connection, f"DROP {'VIEW' if is_view else 'TABLE'} {table}")
+        assert not _may(connection, f"CREATE TABLE {schema}.another (id integer)")
+
+
+def _may(connection: Connection, statement: str) -> bool:
+    """Whether the server runs *statement*, or refuses it for want of a right."""
+    try:
+        connection.exec_driver_sql(statement)
+    except ProgrammingError as error:
+        if not isinstance(error.orig, InsufficientPrivilege):
+            raise
+        return False
+    return True
+
+
+def _has(granted: str, right: str, column: str | None = None) -> bool:
+    """Whether rights, as in GRANT, contain that one, for a column or the whole table."""
+    if granted == "ALL":
+        return True
+    for one in granted.replace("), ", ")|").split("|"):
+        name, _, columns = one.partition(" (")
+        if columns and name.split(", ")[-1] == right:
+            return column is not None and column in columns.rstrip(")").split(", ")
+        if right in name.split(", "):
+            return True
+    return False
+
+
+@pytest.mark.parametrize("database", ["postgres-schema"], indirect=True)
+def test_with_a_schema_every_name_is_qualified(database: DatabaseUnderTest, login: Callable[[str], str]) -> None:
+    url = make_url(login("admin")).update_query_dict({"options": "-c search_path="})
+
+    with MQ(url, schema=database.schema) as mq:
+        with mq.engine.connect() as connection:
+            assert connection.scalar(text("SHOW search_path")) in ("", '""')
+        mq.create_topic("orders", 2, retention=Retention(messages=1))
+        producer = mq.producer("orders")
+        producer.produce(Message(b"1", key=b"1"))
+        producer.produce_many([Message(b"2"), Message(b"bad")])
+        producer.produce(Message(b"3"), delay_seconds=0.01)
+        with Session(mq.engine) as session, session.begin():
+            producer.produce(Message(b"4"), session=session)
+
+        def handler(message: Message) -> None:
+            if message.value == b"bad":
+                raise ValueError
+
+        mq.consumer("orders", "billing").run(handler, retry=Retry(max_attempts=1), idle_timeout=0.5)
+        with mq.consumer("orders", "audit") as consumer, consumer.transaction() as tx:
+            assert tx.messages
+        assert len(mq.parked("orders", "billing").list()) == 1
+        assert len(list(mq.tail("orders", last=10, timeout=0))) == 5
+        assert mq.diagnose_group("orders", "billing") is not None
+        mq.maintain()
+        mq.reset_group("orders", "billing", "latest", execute=True)
+        assert mq.delete_topics("orders") == ["orders"]
