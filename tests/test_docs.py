@@ -360,3 +360,15 @@ def test_the_functions_on_the_architectures_walks_exist() -> None:
 
     assert len(walks) == 2
     assert {function for function in functions if f"def {function}(" not in source} == set()
+
+
+def test_every_error_stands_in_the_troubleshooting() -> None:
+    page = (ROOT / "docs" / "troubleshooting.md").read_text(encoding="utf-8")
+    errors = [
+        name
+        for name in sqlmq.__all__
+        if inspect.isclass(found := getattr(sqlmq, name)) and issubclass(found, Exception)
+    ]
+
+    assert errors
+    assert [name for name in errors if f"`{name}`" not in page] == []
