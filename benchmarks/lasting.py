@@ -1,6 +1,6 @@
 """What a queue with retention is like after a long time: as fast as at first, and no larger?
 
-Two databases at once, for as long as ``--minutes`` says: one left alone, one on which another session holds an old snapshot
+Two databases of one server at once, for as long as ``--minutes`` says: one left alone, one on which another session holds an old snapshot
 from a tenth of the time to four fifths of it. On each a topic of four partitions that keeps its messages for a twentieth of
 the time, 500 messages a second in batches of 20, a consumer, and the maintenance that every consumer brings. Now and then a
 burst, as fast as it goes: how long it takes to produce and to consume is what is compared, and so are the sizes of the tables.
