@@ -3,7 +3,7 @@ from __future__ import annotations
 import base64
 import json
 import random
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
 import pytest
@@ -230,3 +230,17 @@ def test_both_commands_make_a_topic_that_is_not_there_and_say_so(sqlmq: Sqlmq) -
 
     assert "'misspelt' did not exist" in consumed.stderr
     assert "'orders' did not exist" in produced.stderr
+
+
+def test_a_new_group_begins_with_the_first_message_since_a_moment(sqlmq: Sqlmq) -> None:
+    sqlmq("produce", "orders", stdin="before\n")
+    moment = datetime.now(UTC) + timedelta(days=1)
+
+    since = sqlmq("consume", "orders", "--group", "late", "--from", moment.isoformat(), "--timeout", "0")
+    refused = sqlmq("consume", "orders", "--group", "other", "--from", "yesterday", "--timeout", "0")
+
+    assert (since.exit_code, since.stdout) == (0, "")
+    assert refused.exit_code == 2
+    assert "no moment by ISO 8601" in refused.stderr
+    whole = sqlmq("consume", "orders", "--group", "whole", "--from", "2000-01-01T00:00:00Z", "--timeout", "0")
+    assert whole.stdout == "before\n"

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Literal
 import click
 
 from sqlmq.cli import formats
+from sqlmq.cli.delayed import read_start
 from sqlmq.cli.output import count
 from sqlmq.cli.settings import Settings, database_options, example, lease_option, pass_settings
 from sqlmq.cli.signals import Stop
@@ -19,6 +20,7 @@ from sqlmq.errors import ConsumerClosedError, FencedError, SqlmqError
 
 if TYPE_CHECKING:
     from sqlmq.consumer import Consumer
+    from sqlmq.description import Start
 
 _AT_MOST = 100
 """Messages that are written and committed together: as many, at the most, come again after a `kill -9`."""
@@ -47,10 +49,11 @@ _PIPE_BYTES = getattr(select, "PIPE_BUF", 4096)
 @click.option(
     "--from",
     "start",
-    type=click.Choice(["earliest", "latest"]),
+    callback=read_start,
     default="earliest",
     show_default=True,
-    help="Where a new group begins. One that is there goes on where it was.",
+    metavar="earliest|latest|MOMENT",
+    help="Where a new group begins; a MOMENT by ISO 8601. One that is there goes on where it was.",
 )
 @click.option(
     "--on-evicted",
@@ -79,7 +82,7 @@ def consume(
     group: str,
     at_most: int | None,
     timeout: float | None,
-    start: Literal["earliest", "latest"],
+    start: Start,
     on_evicted: Literal["raise", "earliest"],
     pattern: str | None,
     *,

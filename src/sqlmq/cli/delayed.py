@@ -13,6 +13,7 @@ from sqlmq.cli.output import json_option, line, say, show
 from sqlmq.cli.settings import Settings, database_options, example, pass_settings
 
 if TYPE_CHECKING:
+    from sqlmq.description import Start
     from sqlmq.message import DelayedMessage
 
 _UNIT_SECONDS = {"": 1, "s": 1, "m": 60, "h": 3_600, "d": 86_400, "w": 7 * 86_400}
@@ -39,6 +40,17 @@ def read_moment(_ctx: click.Context, _option: click.Parameter, typed: str | None
         raise click.BadParameter(f"{typed!r} is no moment by ISO 8601. Write 2030-01-31T08:00:00+01:00.") from None
     if moment.utcoffset() is None:
         raise click.BadParameter(f"{typed!r} has no offset from UTC. Write one behind it, as +01:00, or Z for UTC.")
+    return moment
+
+
+def read_start(context: click.Context, option: click.Parameter, typed: str) -> Start:
+    """Where a new group begins, typed as ``earliest``, ``latest`` or a moment by ISO 8601."""
+    if typed == "earliest":
+        return "earliest"
+    if typed == "latest":
+        return "latest"
+    moment = read_moment(context, option, typed)
+    assert moment is not None  # noqa: S101 - something was typed
     return moment
 
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, get_args
 import click
 
 from sqlmq.cli import handlers, run_log
+from sqlmq.cli.delayed import read_start
 from sqlmq.cli.output import count
 from sqlmq.cli.processes import Supervisor
 from sqlmq.cli.settings import Settings, database_options, example, lease_option, pass_settings
@@ -53,10 +54,11 @@ def _check_attempts(_ctx: click.Context, _param: click.Parameter, value: str) ->
 @click.option("-g", "--group", required=True, metavar="NAME", help="Group to read as.")
 @click.option(
     "--start",
-    type=click.Choice(["earliest", "latest"]),
+    callback=read_start,
     default="earliest",
     show_default=True,
-    help="Where a new group begins. One that is there goes on where it was.",
+    metavar="earliest|latest|MOMENT",
+    help="Where a new group begins; a MOMENT by ISO 8601. One that is there goes on where it was.",
 )
 @click.option(
     "--on-evicted",
