@@ -77,6 +77,7 @@ from sqlmq.errors import (
     UnknownGroupError,
     UnknownTopicError,
 )
+from sqlmq.health import Limits, Problem
 from sqlmq.message import DelayedMessage, Message, ProducerResult
 from sqlmq.mq import MQ
 from sqlmq.outbox import Publication
@@ -120,6 +121,7 @@ __all__ = [
     "InvalidTopicError",
     "InvalidURLError",
     "IsolationError",
+    "Limits",
     "MQClosedError",
     "MemberDescription",
     "Message",
@@ -136,6 +138,7 @@ __all__ = [
     "PartitionLag",
     "PartitionReset",
     "PermissionDeniedError",
+    "Problem",
     "Producer",
     "ProducerClosedError",
     "ProducerResult",

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
 from abc import ABC, abstractmethod
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
-from sqlmq.flows import manage, observe, stage
+from sqlmq import health
+from sqlmq.errors import SchemaError
+from sqlmq.flows import examine, manage, observe, stage
+from sqlmq.health import Limits, Problem
 from sqlmq.options import Options, check_group, check_seconds, check_topic
 from sqlmq.tail import Tail, check_tail
 
@@ -95,6 +100,24 @@ class Looking(ABC):
         check_group(group_id)
         seconds = check_seconds("stuck_seconds", stuck_seconds)
         return self._read(lambda conn, dialect: observe.diagnose(conn, dialect, topic, group_id, seconds))
+
+    def diagnose(self, limits: Limits | None = None) -> list[Problem]:
+        """What is wrong with the database and its groups, the worst first, and what to do about it. Changes nothing.
+
+        *limits* say from where on something is a problem. Tables that are missing or of another version are one.
+        """
+        terms = Limits() if limits is None else limits
+        health.check_limits(terms)
+        began = datetime.now(UTC)
+        try:
+            seen = self._read(examine.examine)
+        except SchemaError as error:
+            return [Problem("schema", str(error), "sqlmq db upgrade; or, if they are too new, upgrade this program.")]
+        # The database was asked for the time at some moment between the two, so that much is uncertain.
+        ahead, behind = seen.now - datetime.now(UTC), seen.now - began
+        off = min(behind, timedelta()) + max(ahead, timedelta())
+        groups = itertools.chain.from_iterable(health.of_group(group, terms) for group in seen.groups)
+        return health.worst_first(itertools.chain(health.of_database(seen.vitals, -off.total_seconds(), terms), groups))
 
     def tail(
         self,

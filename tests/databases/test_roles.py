@@ -116,6 +116,8 @@ def test_a_monitor_sees_numbers(filled: MQ, database: DatabaseUnderTest, login: 
         assert mq.describe_group("orders", "billing").lag == 20
         assert mq.members("orders", "billing") == []
         assert mq.evictions("orders") == []
+        # Of the server that the tests run on.
+        assert "not-durable" in {problem.code for problem in mq.diagnose()}
         with pytest.raises(PermissionDeniedError):
             list(mq.tail("orders", last=1, timeout=0))
         with pytest.raises(PermissionDeniedError):

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
         Trimmed,
     )
     from sqlmq.diagnosis import Finding
+    from sqlmq.health import Limits, Problem
     from sqlmq.message import DelayedMessage, Message
     from sqlmq.options import OnEvicted
     from sqlmq.retention import Retention
@@ -181,6 +182,10 @@ class AsyncMQ:
     async def diagnose_group(self, topic: str, group_id: str, *, stuck_seconds: float = 30.0) -> list[Finding]:
         """Why messages of a group wait, and what to do about it. See ``MQ.diagnose_group``."""
         return await self._threads.run(lambda: self._sync.diagnose_group(topic, group_id, stuck_seconds=stuck_seconds))
+
+    async def diagnose(self, limits: Limits | None = None) -> list[Problem]:
+        """What is wrong with the database and its groups, the worst first. See ``MQ.diagnose``."""
+        return await self._threads.run(lambda: self._sync.diagnose(limits))
 
     async def tail(
         self,

@@ -6,6 +6,7 @@
     retention           sqlmq maintain          what exceeds what topics keep, deleted
     groups              sqlmq groups ...        positions, lag, owners, members, and why a group waits
     lag                 sqlmq lag               how far groups are behind, and an exit code for monitoring
+    doctor              sqlmq doctor            what is wrong, and what to do about it
     metrics             sqlmq metrics           all of it for Prometheus
     top                 sqlmq top               all topics and groups on one screen
     tail                sqlmq tail              a topic watched without a group
@@ -39,6 +40,7 @@ from sqlmq.cli.consume import consume as consume_command
 from sqlmq.cli.database import database as database_command
 from sqlmq.cli.delayed import delayed as delayed_command
 from sqlmq.cli.demo import demo as demo_command
+from sqlmq.cli.doctor import doctor as doctor_command
 from sqlmq.cli.groups import groups as groups_command
 from sqlmq.cli.lag import lag as lag_command
 from sqlmq.cli.metrics import metrics as metrics_command
@@ -117,6 +119,7 @@ for command in (
     database_command,
     delayed_command,
     demo_command,
+    doctor_command,
     groups_command,
     lag_command,
     maintain_command,

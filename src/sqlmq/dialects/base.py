@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncEngine
 
     from sqlmq.errors import SqlmqError
+    from sqlmq.health import Vitals
     from sqlmq.message import Contents, LogRow
 
 
@@ -223,6 +224,10 @@ class Dialect(ABC):
     @abstractmethod
     def moment_shown(self, shown: Any) -> datetime | None:  # noqa: ANN401 - what the driver makes of a view's column
         """A moment as our views show it, aware, UTC; None if there is none."""
+
+    @abstractmethod
+    def vitals(self, conn: Connection) -> Vitals:
+        """What the database says of itself."""
 
     def claim_holders(self, conn: Connection) -> list[Holder]:
         """The transactions that hold claims of groups locked now, as far as the database tells; the oldest first."""

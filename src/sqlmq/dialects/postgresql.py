@@ -31,7 +31,7 @@ from sqlalchemy import (
 from sqlalchemy.dialects import postgresql
 from sqlalchemy.exc import DBAPIError
 
-from sqlmq.dialects import postgresql_listening, postgresql_looking
+from sqlmq.dialects import postgresql_health, postgresql_listening, postgresql_looking
 from sqlmq.dialects.base import Dialect, Held, HeldPosition, Holder, Listening, Part, Position
 from sqlmq.dialects.postgresql_appending import Appending, fits_arrays
 from sqlmq.dialects.postgresql_pooling import heed_pooler
@@ -55,6 +55,7 @@ if TYPE_CHECKING:
     from sqlalchemy import URL, Connection, Engine, Insert, Select, Table
     from sqlalchemy.ext.asyncio import AsyncEngine
 
+    from sqlmq.health import Vitals
     from sqlmq.message import Contents, LogRow
 
 _CONNECT_TIMEOUT_SECONDS = 10
@@ -212,6 +213,9 @@ class Postgresql(Dialect):
 
     def moment_shown(self, shown: datetime | None) -> datetime | None:
         return None if shown is None else shown.astimezone(UTC)
+
+    def vitals(self, conn: Connection) -> Vitals:
+        return postgresql_health.vitals(conn, self._topic_table)
 
     def claim_holders(self, conn: Connection) -> list[Holder]:
         return postgresql_looking.claim_holders(conn, self._topic_table.removesuffix("topic") + "claim")

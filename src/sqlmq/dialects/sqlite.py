@@ -29,6 +29,7 @@ from sqlalchemy import (
 from sqlalchemy.dialects import sqlite
 from sqlalchemy.exc import DBAPIError
 
+from sqlmq.dialects import sqlite_health
 from sqlmq.dialects.base import Dialect, Held, Part, Position, most_partitions
 from sqlmq.errors import (
     DatabaseBusyError,
@@ -50,6 +51,7 @@ if TYPE_CHECKING:
     from sqlalchemy.engine.interfaces import DBAPIConnection, DBAPICursor
     from sqlalchemy.ext.asyncio import AsyncEngine
 
+    from sqlmq.health import Vitals
     from sqlmq.message import Contents, LogRow
 
 _BUSY_TIMEOUT_SECONDS = 10
@@ -103,6 +105,9 @@ class Sqlite(Dialect):
 
     def blocking_url(self, url: URL) -> URL:
         return url.set(drivername="sqlite") if url.drivername == "sqlite+aiosqlite" else url
+
+    def vitals(self, conn: Connection) -> Vitals:
+        return sqlite_health.vitals(conn)
 
     def is_private(self, url: URL) -> bool:
         return is_in_memory(url)

@@ -1,0 +1,67 @@
+"""What Postgres says of itself: who holds what back, how our tables are kept, what is switched off."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import psycopg
+from sqlalchemy import text
+
+from sqlmq.health import OpenTransaction, TableHealth, Vitals
+
+if TYPE_CHECKING:
+    from sqlalchemy import Connection
+
+_SETTINGS = text("""
+    SELECT pg_is_in_recovery(), current_setting('default_transaction_read_only')::boolean,
+        current_setting('default_transaction_isolation'),
+        ARRAY(SELECT name || ' is ' || setting FROM pg_settings
+            WHERE name IN ('fsync', 'full_page_writes', 'synchronous_commit') AND setting = 'off' ORDER BY name),
+        (SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'client backend'),
+        current_setting('max_connections')::integer, pg_backend_pid()
+""")
+# Another user's session shows neither its state nor since when, but to members of pg_monitor.
+_TRANSACTIONS = text("""
+    SELECT concat_ws(', ', 'process ' || pid, nullif(application_name, ''), state),
+        date_part('epoch', clock_timestamp() - xact_start)
+    FROM pg_stat_activity
+    WHERE datname = current_database() AND xact_start IS NOT NULL AND pid <> pg_backend_pid()
+        AND backend_type = 'client backend'
+    ORDER BY xact_start
+""")
+_PREPARED = text("""
+    SELECT gid, date_part('epoch', clock_timestamp() - prepared) FROM pg_prepared_xacts
+    WHERE database = current_database() ORDER BY prepared
+""")
+_TABLES = text(r"""
+    SELECT c.oid::regclass::text, coalesce(s.n_live_tup, 0), coalesce(s.n_dead_tup, 0),
+        current_setting('autovacuum')::boolean
+            AND NOT coalesce(c.reloptions, '{}') && ARRAY['autovacuum_enabled=false', 'autovacuum_enabled=off'],
+        age(c.relfrozenxid)
+    FROM pg_class c LEFT JOIN pg_stat_all_tables s ON s.relid = c.oid
+    WHERE c.relkind = 'r' AND c.relname LIKE 'sqlmq\_%'
+        AND c.relnamespace = (SELECT relnamespace FROM pg_class WHERE oid = to_regclass(:topic))
+    ORDER BY c.relname
+""")
+
+
+def vitals(conn: Connection, topic_table: str) -> Vitals:
+    """What a role without further rights can see."""
+    standby, read_only, isolation, off, used, most, pid = conn.execute(_SETTINGS).one()
+    why = "default_transaction_read_only is on" if read_only else None
+    return Vitals(
+        read_only="the server is a standby" if standby else why,
+        isolation=isolation,
+        is_pooled=pid != _connected_pid(conn),
+        off=tuple(off),
+        transactions=tuple(OpenTransaction(*row) for row in conn.execute(_TRANSACTIONS)),
+        prepared=tuple(OpenTransaction(*row) for row in conn.execute(_PREPARED)),
+        tables=tuple(TableHealth(*row) for row in conn.execute(_TABLES, {"topic": topic_table})),
+        connections=(used, most),
+    )
+
+
+def _connected_pid(conn: Connection) -> int:
+    driver = conn.connection.driver_connection
+    assert isinstance(driver, psycopg.Connection)  # noqa: S101 - what check_engine made sure of
+    return driver.info.backend_pid

@@ -1,0 +1,52 @@
+"""Examining: what the database says of itself, and how each group does. Only reads, without a lock."""
+
+from __future__ import annotations
+
+from itertools import groupby
+from typing import TYPE_CHECKING, NamedTuple
+
+from sqlmq.flows import observe
+from sqlmq.flows.manage import find_topic
+from sqlmq.health import GroupHealth, Vitals
+from sqlmq.store import messages, retained
+
+if TYPE_CHECKING:
+    from datetime import datetime
+
+    from sqlalchemy import Connection
+
+    from sqlmq.description import PartitionLag
+    from sqlmq.dialects import Dialect
+
+
+class Examined(NamedTuple):
+    """What was seen."""
+
+    vitals: Vitals
+    now: datetime
+    """By the database's clock."""
+    groups: list[GroupHealth]
+
+
+def examine(conn: Connection, dialect: Dialect) -> Examined:
+    """Look at the database and at all groups: some statements for each of them, none of which counts the log."""
+    now = messages.moment_ago(conn, dialect, 0.0)
+    found = []
+    for (topic, name), lags in groupby(observe.lag(conn, dialect, None, None), key=lambda lag: (lag.topic, lag.group)):
+        found.append(_group(conn, dialect, topic, name, list(lags)))
+    return Examined(dialect.vitals(conn), now, found)
+
+
+def _group(conn: Connection, dialect: Dialect, topic: str, name: str, lags: list[PartitionLag]) -> GroupHealth:
+    members = observe.members(conn, dialect, topic, name)
+    retention = retained.of_topic(conn, dialect, find_topic(conn, dialect, topic).id)
+    return GroupHealth(
+        topic,
+        name,
+        sum(lag.messages for lag in lags),
+        max((lag.seconds for lag in lags if lag.owner is None and lag.messages), default=0.0),
+        any(member.is_live for member in members),
+        tuple(member.name for member in members if not member.is_live),
+        sum(lag.dead for lag in lags),
+        retention.is_limited and retention.protect,
+    )

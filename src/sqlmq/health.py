@@ -1,0 +1,314 @@
+"""What is wrong with a database that holds a queue, and what to do about it. Pure: what was seen there is given."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Literal, NamedTuple, TypeAlias
+
+Severity: TypeAlias = Literal["error", "warning"]
+
+
+class Kind(NamedTuple):
+    """A kind of problem: what ``sqlmq doctor`` exits with, and how bad it is."""
+
+    exit_code: int
+    severity: Severity
+
+
+KINDS: Mapping[str, Kind] = {
+    "schema": Kind(10, "error"),
+    "read-only": Kind(11, "error"),
+    "wraparound": Kind(12, "error"),
+    "sqlite-version": Kind(13, "error"),
+    "network-file-system": Kind(14, "error"),
+    "not-durable": Kind(15, "error"),
+    "old-transaction": Kind(20, "warning"),
+    "prepared-transaction": Kind(21, "warning"),
+    "dead-rows": Kind(22, "warning"),
+    "no-autovacuum": Kind(23, "warning"),
+    "connections": Kind(24, "warning"),
+    "clock": Kind(25, "warning"),
+    "isolation": Kind(26, "warning"),
+    "pooler": Kind(27, "warning"),
+    "journal-mode": Kind(28, "warning"),
+    "large-wal": Kind(29, "warning"),
+    "no-owner": Kind(30, "warning"),
+    "dead-member": Kind(31, "warning"),
+    "dead-letters": Kind(32, "warning"),
+    "pins-retention": Kind(33, "warning"),
+}
+"""What can be found, the worst first."""
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """Something that is wrong, in words for people and in facts for programs."""
+
+    code: str
+    """One of ``KINDS``."""
+    summary: str
+    remedy: str
+    """What to do: a sentence, with a command or SQL where there is one."""
+    details: Mapping[str, object] = field(default_factory=dict)
+
+    @property
+    def severity(self) -> Severity:
+        """``error``: do it now. ``warning``: look at it."""
+        return KINDS[self.code].severity
+
+    @property
+    def exit_code(self) -> int:
+        """What ``sqlmq doctor`` exits with if nothing worse is found."""
+        return KINDS[self.code].exit_code
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """From where on something is a problem."""
+
+    transaction_seconds: float = 300.0
+    """How long a transaction, or a prepared one, may be open."""
+    dead_rows: int = 100_000
+    """How many rows of a table may wait to be cleared away, if they are more than half of it."""
+    transaction_ids: int = 1_000_000_000
+    """How old the oldest transaction id of a table may be; Postgres stops at 2,000,000,000."""
+    connections: float = 0.9
+    """Which part of the server's connections may be in use."""
+    clock_seconds: float = 1.0
+    """How far this machine's clock and the database's may be apart."""
+    wal_bytes: int = 256 * 2**20
+    """How large SQLite's write-ahead file may be."""
+    stuck_seconds: float = 60.0
+    """How long a message may wait for somebody who owns its partition."""
+
+
+def check_limits(limits: object) -> None:
+    """Raise TypeError unless *limits* are such."""
+    if not isinstance(limits, Limits):
+        message = f"limits must be Limits, as in Limits(transaction_seconds=600), not {type(limits).__name__}."
+        raise TypeError(message)
+
+
+class OpenTransaction(NamedTuple):
+    """A transaction of another session, or a prepared one, for as long as *seconds*."""
+
+    name: str
+    """Its process, application and state; or the identifier under which it was prepared."""
+    seconds: float
+
+
+class TableHealth(NamedTuple):
+    """How one of our tables is kept."""
+
+    name: str
+    live_rows: int
+    dead_rows: int
+    is_vacuumed: bool
+    """Whether autovacuum is on, for the server and the table."""
+    oldest_id: int
+    """How many transaction ids ago the oldest row that counts was written."""
+
+
+class Vitals(NamedTuple):
+    """What a database says of itself. None is: it has no such thing, or does not tell."""
+
+    read_only: str | None = None
+    """Why nothing can be written."""
+    isolation: str | None = None
+    is_pooled: bool = False
+    off: tuple[str, ...] = ()
+    """Settings that have to be on for a commit to be durable, and are not."""
+    transactions: tuple[OpenTransaction, ...] = ()
+    prepared: tuple[OpenTransaction, ...] = ()
+    tables: tuple[TableHealth, ...] = ()
+    connections: tuple[int, int] | None = None
+    """In use, and the most there can be."""
+    sqlite_version: tuple[int, ...] | None = None
+    journal_mode: str | None = None
+    file_system: str | None = None
+    """The kind of network file system that the file is on."""
+    wal_bytes: int = 0
+
+
+class GroupHealth(NamedTuple):
+    """How a group does."""
+
+    topic: str
+    name: str
+    lag: int
+    unowned_seconds: float
+    """How long the oldest message of a partition waits that nobody owns."""
+    has_members: bool
+    dead_members: tuple[str, ...]
+    dead_letters: int
+    is_protected: bool
+    """Whether the topic keeps, beyond its limits, what the group has not read."""
+
+
+def of_database(seen: Vitals, clock_seconds: float, limits: Limits) -> Iterator[Problem]:
+    """What is wrong with the database itself."""
+    if seen.read_only is not None:
+        yield Problem("read-only", f"Nothing can be written here: {seen.read_only}.", "Connect to the primary server.")
+    if seen.off:
+        settings = ", ".join(seen.off)
+        yield Problem(
+            "not-durable",
+            f"What was acknowledged can be lost when the machine goes down: {settings}.",
+            "Set them to on.",
+            {"settings": list(seen.off)},
+        )
+    yield from _held_back(seen, limits)
+    for table in seen.tables:
+        yield from _of_table(table, limits)
+    if seen.connections is not None and seen.connections[0] >= limits.connections * seen.connections[1]:
+        used, most = seen.connections
+        yield Problem(
+            "connections",
+            f"{used} of the server's {most} connections are in use.",
+            "Use smaller pools, PgBouncer, or raise max_connections.",
+            {"used": used, "most": most},
+        )
+    if abs(clock_seconds) > limits.clock_seconds:
+        yield Problem(
+            "clock",
+            f"This machine's clock is {clock_seconds:+.1f} s off the database's.",
+            "Have both follow NTP. sqlmq goes by the database's clock, so only moments that you give it are off.",
+            {"seconds": round(clock_seconds, 3)},
+        )
+    if seen.isolation not in (None, "read committed"):
+        yield Problem(
+            "isolation",
+            f"default_transaction_isolation is {seen.isolation}: what your sessions publish is staged first and moved a moment later.",
+            "Leave it at read committed, unless your application needs the other.",
+            {"isolation": seen.isolation},
+        )
+    if seen.is_pooled:
+        yield Problem(
+            "pooler",
+            "A pooler is in between: notices do not arrive, and consumers look again every poll_max_seconds.",
+            "Give consumers a URL that leads to the server itself, or leave it: nothing is lost.",
+        )
+    yield from _of_file(seen, limits)
+
+
+def of_group(group: GroupHealth, limits: Limits) -> Iterator[Problem]:
+    """What is wrong with a group."""
+    where: dict[str, object] = {"topic": group.topic, "group": group.name}
+    who = f"{group.name} on {group.topic}"
+    if group.unowned_seconds > limits.stuck_seconds:
+        yield Problem(
+            "no-owner",
+            f"{who}: messages wait for {group.unowned_seconds:.0f} s, and nobody owns their partition.",
+            f"Start a consumer; sqlmq groups describe {group.name} --topic {group.topic} says more.",
+            {**where, "seconds": round(group.unowned_seconds, 1)},
+        )
+    if group.dead_members:
+        yield Problem(
+            "dead-member",
+            f"{who}: not heard of for longer than their lease: {', '.join(group.dead_members)}.",
+            "They have died, or can't reach the database; the next consumer of the group removes them.",
+            {**where, "members": list(group.dead_members)},
+        )
+    if group.dead_letters:
+        yield Problem(
+            "dead-letters",
+            f"{who}: {group.dead_letters} dead letters wait for a decision.",
+            f"sqlmq parked list {group.topic} --group {group.name} --state dead",
+            {**where, "messages": group.dead_letters},
+        )
+    if group.is_protected and not group.has_members and group.lag:
+        yield Problem(
+            "pins-retention",
+            f"{who}: nobody reads, and {group.lag} messages are kept for it until it expires.",
+            f"Start a consumer, or skip them: sqlmq groups reset {group.name} --topic {group.topic} --to-latest --execute",
+            {**where, "messages": group.lag},
+        )
+
+
+def worst_first(problems: Iterator[Problem]) -> list[Problem]:
+    """*problems*, the worst first."""
+    order = list(KINDS)
+    return sorted(problems, key=lambda problem: order.index(problem.code))
+
+
+def _held_back(seen: Vitals, limits: Limits) -> Iterator[Problem]:
+    for code, transactions, remedy in (
+        (
+            "old-transaction",
+            seen.transactions,
+            "End it: SELECT pg_terminate_backend(PID). Then mend what left it open.",
+        ),
+        ("prepared-transaction", seen.prepared, "COMMIT PREPARED or ROLLBACK PREPARED, by its identifier."),
+    ):
+        for one in transactions:
+            if one.seconds > limits.transaction_seconds:
+                yield Problem(
+                    code,
+                    f"Open for {one.seconds:.0f} s: {one.name}. Deleted rows can't be cleared away meanwhile.",
+                    remedy,
+                    {"name": one.name, "seconds": round(one.seconds, 1)},
+                )
+
+
+def _of_table(table: TableHealth, limits: Limits) -> Iterator[Problem]:
+    if table.oldest_id > limits.transaction_ids:
+        yield Problem(
+            "wraparound",
+            f"{table.name}: its oldest transaction id is {table.oldest_id:,} old. At 2,000,000,000 the server stops writing.",
+            f"VACUUM (FREEZE) {table.name}, after ending old transactions.",
+            {"table": table.name, "age": table.oldest_id},
+        )
+    if table.dead_rows > limits.dead_rows and table.dead_rows > table.live_rows:
+        yield Problem(
+            "dead-rows",
+            f"{table.name}: {table.dead_rows:,} rows wait to be cleared away, beside {table.live_rows:,} live ones.",
+            f"Look for old transactions; then VACUUM {table.name}.",
+            {"table": table.name, "dead": table.dead_rows, "live": table.live_rows},
+        )
+    if not table.is_vacuumed:
+        yield Problem(
+            "no-autovacuum",
+            f"{table.name}: autovacuum is off, so deleted rows are never cleared away.",
+            f"Switch it on for the server; ALTER TABLE {table.name} RESET (autovacuum_enabled).",
+            {"table": table.name},
+        )
+
+
+def _of_file(seen: Vitals, limits: Limits) -> Iterator[Problem]:
+    if seen.sqlite_version is not None and seen.journal_mode == "wal" and _may_corrupt(seen.sqlite_version):
+        version = ".".join(map(str, seen.sqlite_version))
+        yield Problem(
+            "sqlite-version",
+            f"SQLite {version} can, rarely, damage a file in WAL mode when two connections write and checkpoint at once.",
+            "Use a Python with SQLite 3.51.3 or later, and keep backups. https://www.sqlite.org/wal.html#walresetbug",
+            {"version": version},
+        )
+    if seen.file_system is not None:
+        yield Problem(
+            "network-file-system",
+            f"The file is on a network file system ({seen.file_system}), on which SQLite's locks can't be trusted.",
+            "Keep it on a local disk, or use Postgres.",
+            {"file_system": seen.file_system},
+        )
+    if seen.journal_mode not in (None, "wal", "memory"):
+        yield Problem(
+            "journal-mode",
+            f"journal_mode is {seen.journal_mode}: readers and the writer hold each other up.",
+            "PRAGMA journal_mode = WAL; an MQ made from a URL does that itself.",
+            {"journal_mode": seen.journal_mode},
+        )
+    if seen.wal_bytes > limits.wal_bytes:
+        yield Problem(
+            "large-wal",
+            f"The write-ahead file has grown to {seen.wal_bytes:,} bytes: a read transaction has been open for long.",
+            "Find the process that reads, and end its transaction; then PRAGMA wal_checkpoint(TRUNCATE).",
+            {"bytes": seen.wal_bytes},
+        )
+
+
+def _may_corrupt(version: tuple[int, ...]) -> bool:
+    """Whether the WAL-reset bug is in it: from 3.7.0 on, mended in 3.51.3 and in two older lines."""
+    mended = {(3, 44): 6, (3, 50): 7}
+    line, patch = version[:2], version[2]
+    return line >= (3, 7) and version < (3, 51, 3) and not (line in mended and patch >= mended[line])

@@ -1,0 +1,283 @@
+"""Each problem is brought about, and found; and a database that is well has none."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+from sqlalchemy import Engine, create_engine, text
+
+from sqlmq import MQ, Limits, Message, Problem, Retention, Retry
+from sqlmq.health import KINDS
+
+if TYPE_CHECKING:
+    from tests.conftest import DatabaseUnderTest, MakeMQ
+
+POSTGRES = pytest.mark.parametrize("database", ["postgres", "postgres-schema"], indirect=True)
+SQLITE = pytest.mark.parametrize("database", ["sqlite"], indirect=True)
+# Of the machine and the server that the tests run on, which write nothing to the disk on purpose.
+OURS = {"not-durable", "sqlite-version"}
+
+
+def codes(problems: list[Problem]) -> set[str]:
+    return {problem.code for problem in problems} - OURS
+
+
+def the_one(problems: list[Problem], code: str) -> Problem:
+    (found,) = (problem for problem in problems if problem.code == code)
+    return found
+
+
+def test_a_queue_at_work_is_well(mq: MQ) -> None:
+    mq.create_topic("orders", 2, retention=Retention(messages=10))
+    mq.producer("orders").produce_many([Message(b"%d" % number) for number in range(20)])
+    consumer = mq.consumer("orders", "billing")
+    consumer.poll(timeout=10)
+
+    assert codes(mq.diagnose()) == set()
+
+
+def test_the_worst_comes_first_and_each_has_an_exit_code_of_its_own(mq: MQ) -> None:
+    mq.create_topic("orders", 1, retention=Retention(messages=1))
+    mq.consumer("orders", "billing").close()
+    mq.producer("orders").produce(Message(b""))
+    found = mq.diagnose(Limits(stuck_seconds=0))
+
+    assert codes(found) == {"no-owner", "pins-retention"}
+    assert [problem.exit_code for problem in found] == sorted(problem.exit_code for problem in found)
+    assert len({kind.exit_code for kind in KINDS.values()}) == len(KINDS)
+    with pytest.raises(TypeError, match="Limits"):
+        mq.diagnose(300)  # type: ignore[arg-type]
+
+
+# --- Groups ---
+
+
+def test_messages_that_nobody_reads_are_found(mq: MQ) -> None:
+    mq.create_topic("orders", 1)
+    mq.consumer("orders", "billing").close()
+    mq.producer("orders").produce(Message(b""))
+
+    found = the_one(mq.diagnose(Limits(stuck_seconds=0)), "no-owner")
+    assert "billing on orders" in found.summary
+    assert "sqlmq groups describe billing --topic orders" in found.remedy
+    assert codes(mq.diagnose()) == set(), "they have not waited for a minute"
+
+
+def test_a_group_that_keeps_messages_and_reads_none_is_found(mq: MQ) -> None:
+    mq.create_topic("orders", 1, retention=Retention(messages=1))
+    mq.consumer("orders", "billing").close()
+    mq.producer("orders").produce_many([Message(b"")] * 5)
+
+    assert the_one(mq.diagnose(), "pins-retention").details == {"topic": "orders", "group": "billing", "messages": 5}
+
+
+def test_dead_letters_are_found(mq: MQ) -> None:
+    def handler(_message: Message) -> None:
+        raise ValueError
+
+    mq.create_topic("orders", 1)
+    mq.producer("orders").produce_many([Message(b"")] * 2)
+    mq.consumer("orders", "billing").run(handler, retry=Retry(max_attempts=1), idle_timeout=0)
+
+    assert the_one(mq.diagnose(), "dead-letters").details == {"topic": "orders", "group": "billing", "messages": 2}
+
+
+def test_a_member_that_is_not_heard_of_is_found(mq: MQ, engine: Engine, database: DatabaseUnderTest) -> None:
+    consumer = mq.consumer("orders", "billing", name="left-behind")
+    consumer.poll(timeout=0)
+    table = "sqlmq_member" if database.schema is None else f"{database.schema}.sqlmq_member"
+    with engine.begin() as connection:
+        # Another one, which nobody keeps alive.
+        connection.execute(
+            text(
+                f"INSERT INTO {table} (group_id, name, lease_seconds, is_waiting, heartbeat_at, joined_at)"
+                f" SELECT group_id, 'gone', 0.0, false, heartbeat_at, joined_at FROM {table}"
+            )
+        )
+
+    assert the_one(mq.diagnose(), "dead-member").details["members"] == ["gone"]
+
+
+# --- Postgres ---
+
+
+@POSTGRES
+def test_a_transaction_that_stays_open_is_found(mq: MQ, engine: Engine) -> None:
+    with engine.connect() as connection:
+        pid = connection.scalar(text("SELECT pg_backend_pid()"))
+
+        found = the_one(mq.diagnose(Limits(transaction_seconds=0)), "old-transaction")
+
+    assert f"process {pid}, idle in transaction" in found.summary
+    assert codes(mq.diagnose(Limits(transaction_seconds=0))) == set()
+
+
+@POSTGRES
+def test_a_transaction_that_was_prepared_and_forgotten_is_found(mq: MQ, engine: Engine) -> None:
+    with engine.connect() as connection:
+        name = f"forgotten {connection.scalar(text('SELECT current_database()'))}"
+        connection.execute(text(f"PREPARE TRANSACTION '{name}'"))
+        connection.rollback()
+    try:
+        assert the_one(mq.diagnose(Limits(transaction_seconds=0)), "prepared-transaction").details["name"] == name
+    finally:
+        with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+            connection.execute(text(f"ROLLBACK PREPARED '{name}'"))
+
+
+def _set_for_database(engine: Engine, setting: str) -> None:
+    with engine.begin() as connection:
+        name = connection.scalar(text("SELECT current_database()"))
+        connection.execute(text(f"ALTER DATABASE {name} SET {setting}"))
+
+
+@POSTGRES
+@pytest.mark.parametrize(
+    ("setting", "code", "said"),
+    [
+        ("default_transaction_isolation = 'repeatable read'", "isolation", "repeatable read"),
+        ("default_transaction_read_only = on", "read-only", "default_transaction_read_only"),
+        ("synchronous_commit = off", "not-durable", "synchronous_commit is off"),
+    ],
+)
+def test_settings_of_the_database_are_found(
+    make_mq: MakeMQ, engine: Engine, setting: str, code: str, said: str
+) -> None:
+    _set_for_database(engine, setting)
+
+    assert said in the_one(make_mq().diagnose(), code).summary
+
+
+@POSTGRES
+def test_a_table_without_autovacuum_and_with_rows_to_be_cleared_away_is_found(
+    mq: MQ, engine: Engine, database: DatabaseUnderTest
+) -> None:
+    table = "sqlmq_message" if database.schema is None else f"{database.schema}.sqlmq_message"
+    mq.create_topic("orders", 1, retention=Retention(messages=1))
+    with engine.begin() as connection:
+        connection.execute(text(f"ALTER TABLE {table} SET (autovacuum_enabled = off)"))
+    mq.producer("orders").produce_many([Message(b"")] * 100)
+    mq.maintain()
+    with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+        # What the table's counts are told with a delay, ANALYZE tells at once.
+        connection.execute(text(f"ANALYZE {table}"))
+
+    found = mq.diagnose(Limits(dead_rows=10))
+    assert the_one(found, "no-autovacuum").details == {"table": table}
+    assert the_one(found, "dead-rows").details == {"table": table, "dead": 99, "live": 1}
+
+
+@POSTGRES
+def test_connections_and_transaction_ids_that_run_out_are_found(mq: MQ) -> None:
+    found = codes(mq.diagnose(Limits(connections=0.0, transaction_ids=-1)))
+
+    assert found == {"connections", "wraparound"}
+
+
+@POSTGRES
+def test_a_clock_that_is_off_is_found(mq: MQ, make_mq: MakeMQ, engine: Engine) -> None:
+    mq.topics()
+    with engine.begin() as connection:
+        connection.execute(text("CREATE SCHEMA clock"))
+        connection.execute(
+            text(
+                "CREATE FUNCTION clock.clock_timestamp() RETURNS timestamptz LANGUAGE sql VOLATILE"
+                " AS $$ SELECT pg_catalog.clock_timestamp() + interval '1 hour' $$"
+            )
+        )
+    _set_for_database(engine, "search_path = clock, pg_catalog, public")
+
+    assert "-3600" in the_one(make_mq().diagnose(), "clock").summary
+
+
+@pytest.mark.pgbouncer
+@pytest.mark.parametrize("database", ["pgbouncer"], indirect=True)
+def test_a_pooler_is_found(mq: MQ) -> None:
+    assert "pooler" in codes(mq.diagnose())
+
+
+@pytest.mark.sync_only("it is about the tables")
+def test_tables_of_another_version_are_found(database: DatabaseUnderTest, engine: Engine) -> None:
+    table = "sqlmq_version" if database.schema is None else f"{database.schema}.sqlmq_version"
+    with engine.begin() as connection:
+        connection.execute(text(f"UPDATE {table} SET version_num = '9999'"))
+
+    with MQ(database.url, schema=database.schema) as mq:
+        (found,) = mq.diagnose()
+    assert (found.code, found.severity) == ("schema", "error")
+
+
+# --- SQLite ---
+
+
+@SQLITE
+@pytest.mark.sync_only("an engine of the application's")
+@pytest.mark.parametrize(
+    ("pragma", "code"), [("journal_mode = DELETE", "journal-mode"), ("synchronous = NORMAL", "not-durable")]
+)
+def test_settings_of_a_file_are_found(database: DatabaseUnderTest, pragma: str, code: str) -> None:
+    engine = create_engine(database.url)
+    with engine.connect() as connection:
+        connection.exec_driver_sql(f"PRAGMA {pragma}")
+        connection.rollback()
+
+    with MQ(engine) as mq:
+        assert code in {problem.code for problem in mq.diagnose()}
+    engine.dispose()
+
+
+@SQLITE
+def test_a_write_ahead_file_that_has_grown_is_found(mq: MQ) -> None:
+    mq.producer("orders").produce(Message(b""))
+
+    assert codes(mq.diagnose(Limits(wal_bytes=1))) == {"large-wal"}
+
+
+@SQLITE
+@pytest.mark.parametrize(
+    ("version", "is_found"),
+    [
+        ((3, 40, 1), True),
+        ((3, 51, 2), True),
+        ((3, 51, 3), False),
+        ((3, 50, 7), False),
+        ((3, 44, 6), False),
+        ((3, 44, 5), True),
+    ],
+)
+def test_a_library_that_may_damage_the_file_is_found(
+    mq: MQ, monkeypatch: pytest.MonkeyPatch, version: tuple[int, ...], is_found: bool
+) -> None:
+    monkeypatch.setattr("sqlite3.sqlite_version_info", version)
+
+    assert ("sqlite-version" in {problem.code for problem in mq.diagnose()}) == is_found
+
+
+@SQLITE
+def test_a_file_that_may_not_be_written_is_found(mq: MQ, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.access", lambda _path, _mode: False)  # root may write whatever the mode is
+
+    assert the_one(mq.diagnose(), "read-only").severity == "error"
+
+
+@SQLITE
+def test_a_network_file_system_is_found(
+    mq: MQ, monkeypatch: pytest.MonkeyPatch, database: DatabaseUnderTest, tmp_path: object
+) -> None:
+    del database
+    table = f"/dev/sda1 / ext4 rw 0 0\nserver:/export {tmp_path} nfs4 rw 0 0\n"
+    monkeypatch.setattr("sqlmq.dialects.sqlite_health._mounts", lambda: table)
+
+    assert the_one(mq.diagnose(), "network-file-system").details == {"file_system": "nfs4"}
+
+
+@pytest.mark.parametrize("database", ["sqlite", "postgres"], indirect=True)
+def test_every_kind_of_problem_has_a_section_in_the_documentation(database: DatabaseUnderTest) -> None:
+    from pathlib import Path
+
+    del database
+    page = (Path(__file__).parent.parent.parent / "docs" / "doctor.md").read_text(encoding="utf-8")
+    for code, kind in KINDS.items():
+        assert f"\n## {code}\n" in page
+        assert f"| [{code}](#{code}) | {kind.exit_code} | {kind.severity} |" in page
