@@ -24,17 +24,15 @@ START_TIMEOUT = 20.0
 PAGE = Path(__file__).parent.parent / "docs" / "pgbouncer.md"
 
 
-class PgBouncerUnavailableError(Exception):
-    """There is no PgBouncer on this machine, or it does not start."""
+def find_pgbouncer() -> str | None:
+    """The program, on ``PATH`` or where Debian has it; None if there is none."""
+    return shutil.which("pgbouncer", path=f"{os.environ.get('PATH', '')}{os.pathsep}/usr/sbin")
 
 
 class PgBouncer:
     """Shares few sessions of the server among its clients, of every database."""
 
-    def __init__(self, server: URL) -> None:
-        program = shutil.which("pgbouncer", path=f"{os.environ.get('PATH', '')}{os.pathsep}/usr/sbin")
-        if program is None:
-            raise PgBouncerUnavailableError("There is no pgbouncer on this machine: `sudo apt install pgbouncer`.")
+    def __init__(self, program: str, server: URL) -> None:
         self._server = server
         self._port = free_port()
         self.directory = Path(tempfile.mkdtemp(prefix="sqlmq-pgbouncer-"))
@@ -110,7 +108,7 @@ class PgBouncer:
                     time.sleep(0.02)
                     continue
                 said = (self.directory / "output.log").read_text(errors="replace")[-2000:]
-                raise PgBouncerUnavailableError(f"PgBouncer does not answer ({error}): {said}") from error
+                raise RuntimeError(f"PgBouncer does not answer ({error}): {said}") from error
             return
 
     def _settings(self) -> str:
