@@ -120,6 +120,7 @@ class Run:
         self._limits = limits
         self._perform = performer
         self._lock = books.lock
+        self._ownership = books.ownership
         self._parking = Parking(books.database, books.ownership, books.stock, options, terms)
         self._handling = Handling(books, self._parking, terms)
         self._turn = threading.Lock()
@@ -141,8 +142,8 @@ class Run:
     def stop(self) -> None:
         """Begin no other message. May be called by any thread, and by a signal."""
         self.is_stopping = True
-        # In a thread of its own: whoever a signal has interrupted may hold the lock that waking takes.
-        threading.Thread(target=self._wake, name="sqlmq-stop", daemon=True).start()
+        # In a thread of its own: whoever a signal has interrupted may hold the lock that waking takes, or logging.
+        threading.Thread(target=self._tell_of_stop, name="sqlmq-stop", daemon=True).start()
 
     @contextlib.contextmanager
     def taking_signals(self) -> Iterator[None]:
@@ -394,6 +395,15 @@ class Run:
                     error,
                     extra=self._handling.facts("failure unwritten", attempt, error=error),
                 )
+
+    def _tell_of_stop(self) -> None:
+        self._wake()
+        if self._signals == 1 and self._last_signal is not None:
+            log.info(
+                "%s: what is in the handler's hands is finished first; a second signal ends it at once.",
+                self._last_signal.name,
+                extra=self._ownership.facts("run stopping"),
+            )
 
     def _wake(self) -> None:
         with self._changed:

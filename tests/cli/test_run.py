@@ -34,6 +34,7 @@ import asyncio, logging, os, pathlib, time
 from sqlalchemy import text
 
 HERE = pathlib.Path(__file__).parent
+logging.getLogger("sqlmq").addHandler(logging.FileHandler(HERE / "log"))
 number = 7
 
 
@@ -149,6 +150,11 @@ def send_twice(process: subprocess.Popen[bytes], number: signal.Signals) -> None
     again_at = time.monotonic() + 1.2
     until(lambda: time.monotonic() > again_at, "the second signal's time")
     process.send_signal(number)
+
+
+def until_told(shop: Path, number: signal.Signals) -> None:
+    """Wait until the process has taken the signal *number*: sent is not arrived."""
+    until(lambda: number.name in (shop / "log").read_text(), "the signal to arrive")
 
 
 def dead_letters(engine: Engine, database: DatabaseUnderTest) -> list[tuple[int, int, str]]:
@@ -278,6 +284,7 @@ def test_a_first_signal_lets_the_handler_finish_and_commits(
     until(lambda: handled(shop) == ["a"], "the handler to begin")
 
     process.send_signal(number)
+    until_told(shop, number)
     (shop / "go").touch()
     _, errors = process.communicate(timeout=PATIENCE_SECONDS)
 
