@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 FindingKind: TypeAlias = Literal[
     "no members",
     "no owner",
+    "not yet",
     "silent owner",
     "no progress",
     "in place",
@@ -54,6 +55,14 @@ class Transaction(NamedTuple):
     seconds: float
 
 
+class NotYet(NamedTuple):
+    """A partition that was added to the topic, by number, and what of which other has to be done before it is read."""
+
+    partition: int
+    origin: int
+    barrier_offset: int
+
+
 class Seen(NamedTuple):
     """What was seen of a group, all at one moment or nearly."""
 
@@ -64,6 +73,7 @@ class Seen(NamedTuple):
     in_place: Sequence[ParkedMessage]
     """Messages that are tried in their place, or stopped there."""
     blocked: Sequence[BlockedKey]
+    not_yet: Sequence[NotYet]
     holders: Sequence[Transaction]
     now: datetime
     """By the database's clock."""
@@ -119,11 +129,14 @@ def _of_partitions(seen: Seen, stuck_seconds: float) -> Iterator[Finding]:
     in_place = {message.partition: message for message in seen.in_place}
     blocked = Counter(key.partition for key in seen.blocked)
     first = {key.partition: key for key in reversed(seen.blocked)}
+    not_yet = {one.partition: one for one in seen.not_yet}
     for lag in seen.lags:
         if lag.position < seen.starts.get(lag.partition, 0):
             yield _evicted(lag, seen.starts[lag.partition])
         elif lag.partition in in_place:
             yield _in_place(lag, in_place[lag.partition])
+        elif lag.messages and lag.partition in not_yet:
+            yield _not_yet(lag, not_yet[lag.partition])
         elif lag.messages and lag.owner is None and live:
             yield _finding(
                 lag,
@@ -177,6 +190,18 @@ def _evicted(lag: PartitionLag, start: int) -> Finding:
         "Its consumers raise EvictedError.",
         f"`sqlmq topics evictions {lag.topic}` tells what is lost. To go on: `sqlmq groups reset {quote(lag.group)} "
         f"--topic {lag.topic} --partition {lag.partition} --to-earliest --execute`, or on_evicted='earliest'.",
+    )
+
+
+def _not_yet(lag: PartitionLag, before: NotYet) -> Finding:
+    return _finding(
+        lag,
+        lag.partition,
+        "not yet",
+        f"It was added to the topic, and its keys come from partition {before.origin}: it is read when the group is done "
+        f"there with all before offset {before.barrier_offset}, and nothing of that waits to be tried again.",
+        f"Nothing, if partition {before.origin} gets on; else see what holds that up: "
+        f"`sqlmq parked list {lag.topic} --group {quote(lag.group)}`.",
     )
 
 

@@ -164,6 +164,22 @@ class MQ(Looking):
             lambda conn, dialect: manage.create_topic(conn, dialect, topic, partitions, partitioner, retention)
         )
 
+    def add_partitions(self, topic: str, partitions: int) -> bool:
+        """Have *topic* be of *partitions* in all; return whether it got more. The numbers go on behind those there are.
+
+        That is a multiple of what it has, else InvalidPartitionError: so a key stays in its partition or goes to a new
+        one, and its order is kept. A group reads a new partition once it is done with what was in the one that its keys
+        come from, before the change; what waits there to be tried again holds it up, dead letters do not. Producers, in
+        every process, use the new partitions from the commit on. It waits for all producers of the topic at once, for
+        some milliseconds; DatabaseBusyError, with nothing changed, if one does not end. Raises UnknownTopicError.
+        """
+        check_topic(topic)
+        check_partitions(partitions)
+        self._database.check_outside_block("add partitions")
+        grown = self._write(lambda conn, dialect: manage.add_partitions(conn, dialect, topic, partitions))
+        self._announce(grown.topic_id)
+        return partitions > grown.before
+
     def set_retention(self, topic: str, retention: Retention) -> None:
         """Have *topic* keep what *retention* says, from the next round on. Raises UnknownTopicError."""
         check_topic(topic)

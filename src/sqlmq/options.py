@@ -132,6 +132,19 @@ def check_partitions(count: object) -> int:
     return count
 
 
+def check_growth(topic: str, before: int, partitions: int) -> int:
+    """Return *partitions* if *topic*, which has *before* of them, can get so many: a multiple, so that keys stay or move on."""
+    if partitions % before or partitions < before:
+        multiples = [str(before * factor) for factor in (2, 3, 4) if before * factor <= MAX_PARTITIONS]
+        advice = f"{', '.join(multiples)}, ..." if multiples else f"it can't get more: {MAX_PARTITIONS:,} are the most"
+        message = (
+            f"Topic {topic!r} has {before} partition{'' if before == 1 else 's'}, and can't have {partitions}. It grows "
+            f"to a multiple, so that a key either stays in its partition or goes to a new one: {advice}"
+        )
+        raise InvalidPartitionError(f"{message.rstrip('.')}.", partition=partitions)
+    return partitions
+
+
 def check_partition(topic: str, number: object, partitions: int) -> int:
     """Return *number* if *topic*, which has *partitions* of them, has a partition with that number."""
     number = check_partition_number(number)

@@ -21,8 +21,9 @@ from sqlalchemy.orm import Session, scoped_session
 from sqlalchemy.sql.expression import SavepointClause
 
 from sqlmq.database import roll_back_in_driver
+from sqlmq.dialects import TopicGrownError
 from sqlmq.errors import OutboxError, UnknownTopicError
-from sqlmq.flows import produce, stage
+from sqlmq.flows import manage, produce, stage
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
@@ -82,6 +83,8 @@ class Source(NamedTuple):
     """Is told of a transaction that is about to commit, the ids of its topics, and when what it staged is due."""
     forget_topic: Callable[[], None]
     """Is called when the topic turns out to be gone."""
+    know_topic: Callable[[Topic], None]
+    """Is told the topic as it is now, when that turns out to be other than was known."""
 
 
 class _Waiting(NamedTuple):
@@ -160,9 +163,15 @@ class _Outbox:
     def delay(
         self, conn: Connection, source: Source, topic: Topic, routed: Sequence[Routed], turn: Turn, due: Due
     ) -> list[DelayedMessage]:
+        dialect = source.database.dialect
         placed = self._place(topic, routed, turn)
         try:
-            delayed = stage.delay(conn, source.database.dialect, placed, due)
+            try:
+                delayed = stage.delay(conn, dialect, placed, due)
+            except TopicGrownError:
+                found = manage.find_topic(conn, dialect, topic.name)
+                source.know_topic(found)
+                delayed = stage.delay(conn, dialect, [one.on(found) for one in placed], due)
         except UnknownTopicError:
             source.forget_topic()
             raise
@@ -213,7 +222,11 @@ class _Outbox:
     def _publish_group(self, conn: Connection, transaction: RootTransaction, group: list[_Waiting]) -> None:
         dialect = group[0].source.database.dialect
         try:
-            results = produce.publish(conn, dialect, produce.load([one.placed for one in group]))
+            try:
+                results = produce.publish(conn, dialect, produce.load([one.placed for one in group]))
+            except TopicGrownError:
+                group = _placed_again(conn, group)
+                results = produce.publish(conn, dialect, produce.load([one.placed for one in group]))
         except UnknownTopicError as error:
             for one in group:
                 if one.publication.topic == error.topic:
@@ -236,6 +249,20 @@ class _Outbox:
         self._published.clear()
         self._savepoints.clear()
         self._delayed.clear()
+
+
+def _placed_again(conn: Connection, group: list[_Waiting]) -> list[_Waiting]:
+    """*group*, on the topics as the transaction sees them: one has got more partitions."""
+    dialect = group[0].source.database.dialect
+    found = {name: manage.find_topic(conn, dialect, name) for name in {one.publication.topic for one in group}}
+    again = []
+    for one in group:
+        topic = found[one.publication.topic]
+        one.source.know_topic(topic)
+        placed = one.placed.on(topic)
+        one.publication._partition = placed.number  # noqa: SLF001 - set by nobody else
+        again.append(one._replace(placed=placed))
+    return again
 
 
 _TOO_LATE = "The transaction is being committed, or prepared, and nothing was done in it. Publish before."

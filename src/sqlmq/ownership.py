@@ -185,8 +185,10 @@ class Ownership:
         Raises NotOwnedError, FencedError, InvalidPartitionError or InvalidOffsetError.
         """
         topic = self._joining.topic
-        id_ = topic.partition_ids[check_partition(topic.name, number, topic.partitions)]
-        if id_ not in self.claimed:
+        id_ = next((id_ for id_, progress in self.claimed.items() if progress.partition == number), None)
+        if id_ is None:
+            found = self._database.read(lambda conn: manage.find_topic(conn, self._database.dialect, topic.name))
+            check_partition(topic.name, number, found.partitions)
             raise NotOwnedError(topic.name, self.group.name, number, self.numbers)
         claim = claim_of(self.claimed[id_])
         # Should the answer get lost, the next look tells whether it was done.
@@ -322,11 +324,10 @@ class Ownership:
         self._note_written(finished, written)
         self._forget_lost(finished, written)
         self._drop(going)
-        numbers = {id_: number for number, id_ in enumerate(self._joining.topic.partition_ids)}
         for new in taken:
             id_ = new.claim.partition_id
             self.claimed[id_] = PartitionProgress(
-                self._joining.topic.name, numbers[id_], id_, new.claim.epoch, new.position, new.log_start
+                self._joining.topic.name, new.number, id_, new.claim.epoch, new.position, new.log_start
             )
         self._note_numbers()
         log.debug(

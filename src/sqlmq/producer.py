@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Self, overload
 from sqlmq import outbox
 from sqlmq.closing import Closing
 from sqlmq.coalescer import Coalescer
-from sqlmq.errors import ProducerClosedError, UnknownTopicError
+from sqlmq.dialects import TopicGrownError
+from sqlmq.errors import InvalidPartitionError, ProducerClosedError, UnknownTopicError
 from sqlmq.flows import manage, produce, stage
 from sqlmq.flows.produce import Routed
 from sqlmq.message import Contents, Message, ProducerResult
@@ -27,14 +28,18 @@ if TYPE_CHECKING:
     from concurrent.futures import Future
     from datetime import datetime
     from types import TracebackType
+    from typing import TypeVar
 
     from sqlmq.database import Database
-    from sqlmq.flows.produce import Load
+    from sqlmq.flows.produce import Load, Placed
+    from sqlmq.flows.stage import Delayed
     from sqlmq.message import DelayedMessage
     from sqlmq.mover import Mover
     from sqlmq.options import Due
     from sqlmq.outbox import Publication, SessionLike
     from sqlmq.store.topics import Topic
+
+    T = TypeVar("T")
 
 
 class Producer:
@@ -55,7 +60,7 @@ class Producer:
         self._wake = wake
         self._rotation = Rotation(chance.randrange(topic.partitions))
         self._coalescer = Coalescer(topic.name, self._append)
-        self._source = outbox.Source(database, mover.follow, self._forget_topic)
+        self._source = outbox.Source(database, mover.follow, self._forget_topic, self._know_topic)
         self._expect = mover.expect
         self._closing = Closing()
         self._closed = False
@@ -314,7 +319,11 @@ class Producer:
         return contents
 
     def _checked_partition(self, partition: int) -> int:
-        return check_partition(self._name, partition, self._current_topic().partitions)
+        try:
+            return check_partition(self._name, partition, self._current_topic().partitions)
+        except InvalidPartitionError:
+            self._forget_topic()  # it may have got more
+            return check_partition(self._name, partition, self._current_topic().partitions)
 
     def _send(self, routed: Routed, timeout: float | None, session: SessionLike | None) -> ProducerResult | Publication:
         if session is None:
@@ -338,34 +347,43 @@ class Producer:
         checked = [self._checked(message) for message in messages]
         number = None if partition is None else self._checked_partition(partition)
         routed = [Routed(message, number) for message in checked]
-        topic = self._current_topic()
         if session is not None:
-            return outbox.delay(session, self._source, topic, routed, self._rotation, due)
+            return outbox.delay(session, self._source, self._current_topic(), routed, self._rotation, due)
         self._database.check_may_write()
-        placed = produce.place(topic, routed, self._rotation)
-        try:
-            delayed = self._database.write(lambda conn: stage.delay(conn, self._database.dialect, placed, due))
-        except UnknownTopicError:
-            self._forget_topic()
-            raise
+        delayed = self._on_topic(lambda topic: self._store(produce.place(topic, routed, self._rotation), due))
         self._expect(time.monotonic() + delayed.wait_seconds)
         return delayed.messages
 
     def _append(self, routed: list[Routed]) -> list[ProducerResult]:
         return self._run(lambda topic: produce.load(produce.place(topic, routed, self._rotation)))
 
+    def _store(self, placed: list[Placed], due: Due) -> Delayed:
+        return self._database.write(lambda conn: stage.delay(conn, self._database.dialect, placed, due))
+
     def _run(self, load_for: Callable[[Topic], Load]) -> list[ProducerResult]:
-        topic = self._current_topic()
-        load = load_for(topic)
+        return self._on_topic(lambda topic: self._append_load(topic, load_for(topic)))
+
+    def _append_load(self, topic: Topic, load: Load) -> list[ProducerResult]:
         dialect = self._database.dialect
         run = self._database.append if dialect.takes_one_statement(load.contents) else self._database.write
-        try:
-            results = run(lambda conn: produce.append(conn, dialect, load))
-        except UnknownTopicError:
-            self._forget_topic()
-            raise
+        results = run(lambda conn: produce.append(conn, dialect, load))
         self._wake(topic.id)
         return results
+
+    def _on_topic(self, work: Callable[[Topic], T]) -> T:
+        """Do *work* with the topic as it is known; once more, from the beginning, if that turns out to have grown."""
+        topic = self._current_topic()
+        while True:
+            try:
+                return work(topic)
+            except UnknownTopicError:
+                self._forget_topic()
+                raise
+            except TopicGrownError:
+                self._forget_topic()
+                known, topic = topic, self._current_topic()
+                if topic == known:
+                    raise
 
     def _look_up(self) -> None:
         """Have at hand what publishing in a session asks the database for."""
@@ -379,6 +397,11 @@ class Producer:
             topic = self._database.read(lambda conn: manage.find_topic(conn, self._database.dialect, self._name))
             self._topic = topic
         return topic
+
+    def _know_topic(self, topic: Topic) -> None:
+        """The topic has got more partitions; but a transaction may see it as it was before."""
+        if self._topic is None or topic.partitions > self._topic.partitions:
+            self._topic = topic
 
     def _forget_topic(self) -> None:
         """There may be a new topic of this name by the next call."""

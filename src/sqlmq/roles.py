@@ -15,6 +15,7 @@ ALL_TABLES = (
     "sqlmq_version",
     "sqlmq_topic",
     "sqlmq_partition",
+    "sqlmq_origin",
     "sqlmq_message",
     "sqlmq_group",
     "sqlmq_member",
@@ -24,7 +25,7 @@ ALL_TABLES = (
     "sqlmq_parked",
     "sqlmq_eviction",
 )
-COUNTING_VIEWS = ("sqlmq_lag", "sqlmq_partition_stats", "sqlmq_topic_stats", "sqlmq_member_stats")
+COUNTING_VIEWS = ("sqlmq_lag", "sqlmq_partition_stats", "sqlmq_topic_stats", "sqlmq_member_stats", "sqlmq_not_yet")
 """Views without a key, an error's text or anything else of a message."""
 TELLING_VIEWS = ("sqlmq_parked_message", "sqlmq_dead_letter", "sqlmq_blocked_key")
 
@@ -34,7 +35,16 @@ _LOCK_PARTITIONS = "SELECT, UPDATE (sized_bytes)"
 
 MONITOR: Rights = {
     **dict.fromkeys(
-        ("sqlmq_version", "sqlmq_topic", "sqlmq_partition", "sqlmq_group", "sqlmq_member", "sqlmq_claim"), "SELECT"
+        (
+            "sqlmq_version",
+            "sqlmq_topic",
+            "sqlmq_partition",
+            "sqlmq_origin",
+            "sqlmq_group",
+            "sqlmq_member",
+            "sqlmq_claim",
+        ),
+        "SELECT",
     ),
     "sqlmq_group_offset": "SELECT",
     "sqlmq_eviction": "SELECT",
@@ -43,7 +53,9 @@ MONITOR: Rights = {
 """Sees lag, members, sizes and losses, and nothing of a message."""
 
 PRODUCER: Rights = {
-    **dict.fromkeys(("sqlmq_version", "sqlmq_topic", "sqlmq_group", "sqlmq_member", "sqlmq_claim"), "SELECT"),
+    **dict.fromkeys(
+        ("sqlmq_version", "sqlmq_topic", "sqlmq_origin", "sqlmq_group", "sqlmq_member", "sqlmq_claim"), "SELECT"
+    ),
     "sqlmq_partition": _LOCK_PARTITIONS,
     # Which offset is the next; not what is in the log.
     "sqlmq_message": "SELECT (partition_id, msg_offset), INSERT",
@@ -52,7 +64,7 @@ PRODUCER: Rights = {
 """Appends to topics that are there, also later, and in its own transactions. Reads no message but what waits to be due."""
 
 CONSUMER: Rights = {
-    "sqlmq_version": "SELECT",
+    **dict.fromkeys(("sqlmq_version", "sqlmq_origin"), "SELECT"),
     "sqlmq_topic": _LOCK_TOPICS,
     # Every consumer also moves what is due, and deletes what retention lets go.
     "sqlmq_partition": "SELECT, UPDATE (start_offset, purged_to, sized_to, sized_bytes)",

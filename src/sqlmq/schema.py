@@ -28,7 +28,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects import postgresql
 
-REVISION = "0008"
+REVISION = "0009"
 """The newest revision in ``migrations/``, which this version works with."""
 
 VERSION_TABLE = "sqlmq_version"
@@ -51,6 +51,7 @@ class Tables:
     metadata: MetaData
     topic: Table
     partition: Table
+    origin: Table
     message: Table
     group: Table
     member: Table
@@ -94,7 +95,16 @@ def tables(schema: str | None) -> Tables:
             Column("purged_to", BigInteger, nullable=False),
             Column("sized_to", BigInteger),
             Column("sized_bytes", BigInteger),
+            Column("topic_partitions", Integer, nullable=False),
             UniqueConstraint("topic_id", "number", name="sqlmq_partition_topic_id_number_key"),
+        ),
+        # What a partition that was added later continues, and up to where.
+        origin=Table(
+            "sqlmq_origin",
+            metadata,
+            Column("partition_id", BigInteger, primary_key=True, autoincrement=False),
+            Column("origin_id", BigInteger, primary_key=True, autoincrement=False),
+            Column("barrier_offset", BigInteger, nullable=False),
         ),
         message=Table(
             "sqlmq_message",
@@ -156,6 +166,7 @@ def tables(schema: str | None) -> Tables:
             Column("headers", Json),
             Column("deliver_at", Moment, nullable=False),
             Column("created_at", Moment, nullable=False),
+            Column("topic_partitions", Integer, nullable=False),
             Index("sqlmq_staged_partition_id_deliver_at_id_idx", "partition_id", "deliver_at", "id"),
             Index("sqlmq_staged_deliver_at_idx", "deliver_at"),
         ),

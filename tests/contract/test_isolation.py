@@ -299,7 +299,9 @@ def test_a_read_only_transaction_with_a_message_fails_at_its_commit(shop: Shop, 
 def test_appending_in_sql_without_staging_is_refused(shop: Shop, level: str) -> None:
     prefix = f"{shop.database.schema}." if shop.database.schema else ""
     with at(shop, level).connect() as connection, pytest.raises(DBAPIError, match=level) as raised:
-        connection.execute(text(f"SELECT {prefix}sqlmq_append(ARRAY[1], ARRAY[1], NULL, ARRAY['x'::bytea], NULL)"))
+        connection.execute(
+            text(f"SELECT {prefix}sqlmq_append(ARRAY[1], ARRAY[1], NULL, ARRAY['x'::bytea], NULL, ARRAY[3])")
+        )
 
     assert sqlstate(raised.value) == "MQ001"
 

@@ -199,7 +199,8 @@ def test_sql_cannot_append_to_partitions_out_of_order_or_gone(
     """
 
     with pytest.raises(DBAPIError, match=complaint):
-        connection.execute(text(f"SELECT sqlmq_append(({wanted}), ARRAY[1, 1], NULL, ARRAY['x', 'y']::bytea[], NULL)"))
+        values = "ARRAY[1, 1], NULL, ARRAY['x', 'y']::bytea[], NULL, ARRAY[2, 2]"
+        connection.execute(text(f"SELECT sqlmq_append(({wanted}), {values})"))
 
 
 @EITHER

@@ -108,6 +108,13 @@ class AsyncMQ:
             lambda: self._sync.create_topic(topic, partitions, partitioner=partitioner, retention=retention)
         )
 
+    async def add_partitions(self, topic: str, partitions: int) -> bool:
+        """Have *topic* be of *partitions* in all, a multiple of what it has. See ``MQ.add_partitions``.
+
+        A task that is cancelled meanwhile ends when it has them, or can't.
+        """
+        return await self._threads.run(lambda: self._sync.add_partitions(topic, partitions))
+
     async def set_retention(self, topic: str, retention: Retention) -> None:
         """Have *topic* keep what *retention* says, from the next round on. Raises UnknownTopicError."""
         await self._threads.run(lambda: self._sync.set_retention(topic, retention))

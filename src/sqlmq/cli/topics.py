@@ -145,6 +145,35 @@ def describe(settings: Settings, name: str, *, as_json: bool) -> None:
 
 
 @topics.command(
+    "add-partitions",
+    epilog=example(
+        "sqlmq topics add-partitions orders --partitions 8", "sqlmq topics add-partitions orders --partitions 8 --json"
+    ),
+)
+@click.argument("name")
+@click.option(
+    "--partitions", type=int, required=True, help="How many it is to have in all: a multiple of what it has now."
+)
+@json_option
+@database_options
+@pass_settings
+def add_partitions(settings: Settings, name: str, partitions: int, *, as_json: bool) -> None:
+    """Give the topic NAME more partitions, while it is used. One that has as many already is no error.
+
+    A key stays in its partition or goes to a new one, and its order is kept: a group reads a new partition once it is
+    done with what was in the one that its keys come from. Programs need not be started again.
+    """
+    with settings.open() as mq:
+        added = mq.add_partitions(name, partitions)
+    sentence = (
+        f"Topic {name!r} has {count(partitions, 'partition')} now."
+        if added
+        else (f"Topic {name!r} has {count(partitions, 'partition')} already.")
+    )
+    say(sentence, {"topic": name, "partitions": partitions, "added": added}, as_json=as_json)
+
+
+@topics.command(
     "set-retention",
     epilog=example(
         "sqlmq topics set-retention orders --retention 7d --max-retention 30d",

@@ -8,7 +8,17 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-from sqlmq.dialects.base import Dialect, Held, HeldPosition, Holder, Listening, Part, Position, without_secrets
+from sqlmq.dialects.base import (
+    Dialect,
+    Held,
+    HeldPosition,
+    Holder,
+    Listening,
+    Part,
+    Position,
+    TopicGrownError,
+    without_secrets,
+)
 from sqlmq.errors import InvalidURLError
 
 if TYPE_CHECKING:
@@ -22,6 +32,7 @@ __all__ = [
     "Listening",
     "Part",
     "Position",
+    "TopicGrownError",
     "blocking",
     "canonical",
     "dialect_named",

@@ -46,6 +46,12 @@ class Part(NamedTuple):
     """The topic's name, for errors to tell."""
     partition_id: int
     messages: int
+    topic_partitions: int
+    """How many partitions the topic has, as far as is known."""
+
+
+class TopicGrownError(Exception):
+    """A topic has other than the partitions that were known; nothing was appended."""
 
 
 class Position(NamedTuple):
@@ -275,18 +281,20 @@ class Dialect(ABC):
         """Number the messages *contents*, which lie in order of *parts*, and add them to the log.
 
         Returns the offset of the first message of each part. The partitions' rows, by whose ids the parts ascend, are
-        locked in that order until the transaction ends. Raises UnknownTopicError if one of the partitions is gone.
+        locked in that order until the transaction ends. Raises UnknownTopicError if one of the partitions is gone, and
+        TopicGrownError, with nothing appended, if one of the topics has other than the partitions known.
         """
 
     def append_anywhere(
-        self, conn: Connection, topic: str, partition_ids: Sequence[int], contents: Contents
+        self, conn: Connection, part: Part, others: Sequence[int], contents: Contents
     ) -> tuple[int, int]:
-        """As ``append``, to one of *partition_ids*: the first that nobody appends to now, if that can be told.
+        """As ``append``, to *part*; or to one of the partitions *others*, if nobody appends there now and to it somebody.
 
-        Otherwise the first of all. Returns the partition's id, and the offset of the first message.
+        Where that can't be told, it is *part*. Returns the partition's id, and the offset of the first message.
         """
-        (base,) = self.append(conn, [Part(topic, partition_ids[0], len(contents.values))], contents)
-        return partition_ids[0], base
+        del others
+        (base,) = self.append(conn, [part], contents)
+        return part.partition_id, base
 
     def publish(self, conn: Connection, parts: Sequence[Part], contents: Contents) -> list[int] | None:
         """As ``append``, in a transaction of any isolation level, on a connection of any driver.

@@ -252,11 +252,11 @@ class Postgresql(Dialect):
         return self._appending.append(conn, parts, contents)
 
     def append_anywhere(
-        self, conn: Connection, topic: str, partition_ids: Sequence[int], contents: Contents
+        self, conn: Connection, part: Part, others: Sequence[int], contents: Contents
     ) -> tuple[int, int]:
         if not fits_arrays(contents):
-            return super().append_anywhere(conn, topic, partition_ids, contents)
-        return self._appending.append_anywhere(conn, topic, partition_ids, contents)
+            return super().append_anywhere(conn, part, others, contents)
+        return self._appending.append_anywhere(conn, part, others, contents)
 
     def publish(self, conn: Connection, parts: Sequence[Part], contents: Contents) -> list[int] | None:
         return self._appending.publish(conn, parts, contents)

@@ -17,7 +17,7 @@ from psycopg.adapt import Dumper
 from psycopg.pq import Format
 from sqlalchemy.exc import DBAPIError
 
-from sqlmq.dialects.base import Part
+from sqlmq.dialects.base import Part, TopicGrownError
 from sqlmq.errors import UnknownTopicError
 
 if TYPE_CHECKING:
@@ -37,8 +37,11 @@ COPY_MESSAGES = 1_000
 # What our own function raises, in words that every driver hands on.
 _UNKNOWN_PARTITION = re.compile(r"the topic of partition id (\d+) was deleted")
 
-_MANY = ("bigint[]", "integer[]", "bytea[]", "bytea[]", "text[]")
-_ONE = ("bigint", "bytea", "bytea", "text")
+_MANY = ("bigint[]", "integer[]", "bytea[]", "bytea[]", "text[]", "integer[]")
+_ONE = ("bigint", "bytea", "bytea", "text", "integer")
+_KNOWN = ("bigint[]", "integer[]")
+_GROWN = -1
+"""What a function for one message gives if the topic has other than the partitions known; those for many give nothing."""
 _BIGINT, _INTEGER, _BYTEA, _TEXT = 20, 23, 17, 25
 
 _pack_bigint = struct.Struct("!q").pack
@@ -67,7 +70,7 @@ class Appending:
             f" FROM {quoted}sqlmq_free_partition(%b::bigint[]) AS free (id)"
         ).encode()
         self._append_one = self._call("sqlmq_append_one", _ONE, "psycopg").encode()
-        self._next_offsets = self._call("sqlmq_next_offsets", _MANY[:1], "psycopg").encode()
+        self._next_offsets = self._call("sqlmq_next_offsets", _KNOWN, "psycopg").encode()
         self._copy = f"COPY {prefix}sqlmq_message ({', '.join(_COPY_COLUMNS)}) FROM STDIN (FORMAT binary)".encode()
 
     def append(self, conn: Connection, parts: Sequence[Part], contents: Contents) -> list[int]:
@@ -76,19 +79,21 @@ class Appending:
             return self._run(cursor, parts, contents)
 
     def append_anywhere(
-        self, conn: Connection, topic: str, partition_ids: Sequence[int], contents: Contents
+        self, conn: Connection, part: Part, others: Sequence[int], contents: Contents
     ) -> tuple[int, int]:
         """As ``Dialect.append_anywhere``, for what fits into arrays."""
-        part = Part(topic, partition_ids[0], len(contents.values))
         with self._cursor(conn, [part]) as cursor:
             cursor.adapters.register_dumper(_Array, _ArrayDumper)
-            wanted = _array(_BIGINT, [_pack_bigint(id_) for id_ in partition_ids])
+            wanted = _array(_BIGINT, [_pack_bigint(id_) for id_ in (part.partition_id, *others)])
             cursor.execute(self._append_anywhere, (*_columns([part], contents), wanted))
             ((chosen, bases),) = cursor.fetchall()
-        return chosen, bases[0]
+        return chosen, _told(bases)[0]
 
     def publish(self, conn: Connection, parts: Sequence[Part], contents: Contents) -> list[int] | None:
         """As ``Dialect.publish``."""
+        if not fits_arrays(contents):
+            # What was published of one piece could not be taken back when the next finds its topic grown.
+            self._check_not_grown(conn, parts)
         found: dict[int, int] = {}
         for some_parts, some in _pieces(parts, contents):
             bases = self._publish(conn, some_parts, some)
@@ -111,12 +116,12 @@ class Appending:
 
     def _run(self, cursor: psycopg.Cursor[Any], parts: Sequence[Part], contents: Contents) -> list[int]:
         if len(contents.values) == 1:
-            return list(cursor.execute(self._append_one, _one(parts, contents)).fetchone() or ())
+            return _told_one(_only(cursor.execute(self._append_one, _one(parts, contents))))
         cursor.adapters.register_dumper(_Array, _ArrayDumper)
         ids = _array(_BIGINT, [_pack_bigint(part.partition_id) for part in parts])
         if fits_arrays(contents):
-            return _only(cursor.execute(self._append, (ids, *_columns(parts, contents))))
-        bases = _only(cursor.execute(self._next_offsets, (ids,)))
+            return _told(_only(cursor.execute(self._append, (ids, *_columns(parts, contents)))))
+        bases = _told(_only(cursor.execute(self._next_offsets, (ids, _known(parts)))))
         with cursor.copy(self._copy) as copy:
             for piece in _copied(parts, bases, contents):
                 copy.write(piece)
@@ -132,15 +137,17 @@ class Appending:
             columns = [
                 list(column) if _has_any(column) else None for column in (contents.keys, contents.values, headers)
             ]
-            parameters = ([part.partition_id for part in parts], [part.messages for part in parts], *columns)
-        try:
-            bases = conn.exec_driver_sql(statement, parameters).scalar_one()
-        except DBAPIError as error:
-            # The statement's parameters are messages, which belong in no log.
-            error.hide_parameters = True
-            _raise_if_unknown(error.orig, parts)
-            raise
-        return [bases] if isinstance(bases, int) else bases
+            ids, known = [part.partition_id for part in parts], [part.topic_partitions for part in parts]
+            parameters = (ids, [part.messages for part in parts], *columns, known)
+        bases = _executed(conn, statement, parameters, parts)
+        if bases is None:
+            return None
+        return _told_one(bases) if isinstance(bases, int) else _told(bases)
+
+    def _check_not_grown(self, conn: Connection, parts: Sequence[Part]) -> None:
+        ids, known = [part.partition_id for part in parts], [part.topic_partitions for part in parts]
+        if _executed(conn, self._call("sqlmq_is_grown", _KNOWN, conn.dialect.driver), (ids, known), parts):
+            raise TopicGrownError
 
     def _call(self, function: str, types: Sequence[str], driver: str) -> str:
         if driver == "asyncpg":
@@ -168,6 +175,16 @@ class _ArrayDumper(Dumper):
         return obj.data
 
 
+def _executed(conn: Connection, statement: str, parameters: tuple[object, ...], parts: Sequence[Part]) -> Any:  # noqa: ANN401 - a column of any type
+    try:
+        return conn.exec_driver_sql(statement, parameters).scalar_one()
+    except DBAPIError as error:
+        # The statement's parameters are messages, which belong in no log.
+        error.hide_parameters = True
+        _raise_if_unknown(error.orig, parts)
+        raise
+
+
 def fits_arrays(contents: Contents) -> bool:
     """Whether one statement takes all of *contents*."""
     count = len(contents.values)
@@ -181,7 +198,12 @@ def _columns(parts: Sequence[Part], contents: Contents) -> tuple[_Array | None, 
         _array(_BYTEA, contents.keys),
         _array(_BYTEA, contents.values),
         _array(_TEXT, contents.headers),
+        _known(parts),
     )
+
+
+def _known(parts: Sequence[Part]) -> _Array | None:
+    return _array(_INTEGER, [_pack_integer(part.topic_partitions) for part in parts])
 
 
 def _array(element_oid: int, column: Sequence[bytes | None]) -> _Array | None:
@@ -214,8 +236,8 @@ def _by_turns(*columns: Sequence[bytes]) -> list[bytes]:
 
 def _one(parts: Sequence[Part], contents: Contents) -> tuple[object, ...]:
     """The parameters for a single message."""
-    headers = contents.headers[0]
-    return parts[0].partition_id, contents.keys[0], contents.values[0], None if headers is None else headers.decode()
+    headers = None if contents.headers[0] is None else contents.headers[0].decode()
+    return parts[0].partition_id, contents.keys[0], contents.values[0], headers, parts[0].topic_partitions
 
 
 def _copied(parts: Sequence[Part], bases: Sequence[int], contents: Contents) -> Iterator[bytes]:
@@ -256,9 +278,21 @@ def _between(parts: Sequence[Part], first: int, end: int) -> list[Part]:
     return found
 
 
-def _only(cursor: psycopg.Cursor[Any]) -> list[int]:
-    ((bases,),) = cursor.fetchall()
-    return list(bases)
+def _only(cursor: psycopg.Cursor[Any]) -> Any:  # noqa: ANN401 - a column of any type
+    ((one,),) = cursor.fetchall()
+    return one
+
+
+def _told_one(base: int) -> list[int]:
+    if base == _GROWN:
+        raise TopicGrownError
+    return [base]
+
+
+def _told(bases: list[int]) -> list[int]:
+    if not bases:
+        raise TopicGrownError
+    return bases
 
 
 def _raise_if_unknown(error: BaseException | None, parts: Sequence[Part]) -> None:

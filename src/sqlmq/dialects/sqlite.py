@@ -30,7 +30,7 @@ from sqlalchemy.dialects import sqlite
 from sqlalchemy.exc import DBAPIError
 
 from sqlmq.dialects import sqlite_health
-from sqlmq.dialects.base import Dialect, Held, Part, Position, most_partitions
+from sqlmq.dialects.base import Dialect, Held, Part, Position, TopicGrownError, most_partitions
 from sqlmq.errors import (
     DatabaseBusyError,
     DatabaseError,
@@ -200,8 +200,12 @@ class Sqlite(Dialect):
         bases = []
         for part in parts:
             # Changes nothing; makes this transaction the writer, so that what is read next stays true.
-            if conn.exec_driver_sql(_LOCK_SQL, (part.partition_id,)).rowcount == 0:
+            locked = conn.exec_driver_sql(_LOCK_SQL, (part.partition_id,)).all()
+            if not locked:
                 raise UnknownTopicError(part.topic)
+            if locked[0][0] != part.topic_partitions:
+                raise TopicGrownError
+        for part in parts:
             base: int = conn.exec_driver_sql(_BASE_SQL, (part.partition_id,)).scalar_one()
             conn.exec_driver_sql(
                 "INSERT INTO sqlmq_message (partition_id, msg_offset, key, value, headers) VALUES (?, ?, ?, ?, ?)",
@@ -271,7 +275,7 @@ class Sqlite(Dialect):
 
 _HELD = "sqlmq_held"
 
-_LOCK_SQL = "UPDATE sqlmq_partition SET start_offset = start_offset WHERE id = ? AND topic_id IS NOT NULL"
+_LOCK_SQL = "UPDATE sqlmq_partition SET start_offset = start_offset WHERE id = ? AND topic_id IS NOT NULL RETURNING topic_partitions"
 _BASE_SQL = """
     SELECT max(p.start_offset, coalesce((
         SELECT m.msg_offset + 1 FROM sqlmq_message m

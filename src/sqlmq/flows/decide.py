@@ -169,6 +169,7 @@ def copy(
     place, selection = _lock(conn, dialect, scope, wanted)
     # All at once and in order, whatever comes: the copies are appended in several steps.
     topics.lock_partitions(conn, dialect, to)
+    to = _as_it_is(conn, dialect, to)
     results: list[ProducerResult] = []
     after: Position | None = None
     while True:
@@ -181,6 +182,14 @@ def copy(
     if discarding:
         _discard(conn, dialect, place.group, selection._replace(only_in_log=True))
     return Copied(place.topic.id, results)
+
+
+def _as_it_is(conn: Connection, dialect: Dialect, topic: Topic) -> Topic:
+    """*topic*, which may have got more partitions."""
+    found = find_topic(conn, dialect, topic.name)
+    if found.id != topic.id:
+        raise UnknownTopicError(topic.name)
+    return found
 
 
 def _find(conn: Connection, dialect: Dialect, scope: Scope) -> _Place:

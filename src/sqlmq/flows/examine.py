@@ -39,12 +39,14 @@ def examine(conn: Connection, dialect: Dialect) -> Examined:
 
 def _group(conn: Connection, dialect: Dialect, topic: str, name: str, lags: list[PartitionLag]) -> GroupHealth:
     members = observe.members(conn, dialect, topic, name)
+    not_yet = {one.partition for one in observe.not_yet(conn, dialect, topic, name)}
+    ownerless = [lag for lag in lags if lag.owner is None and lag.messages and lag.partition not in not_yet]
     retention = retained.of_topic(conn, dialect, find_topic(conn, dialect, topic).id)
     return GroupHealth(
         topic,
         name,
         sum(lag.messages for lag in lags),
-        max((lag.seconds for lag in lags if lag.owner is None and lag.messages), default=0.0),
+        max((lag.seconds for lag in ownerless), default=0.0),
         any(member.is_live for member in members),
         tuple(member.name for member in members if not member.is_live),
         sum(lag.dead for lag in lags),

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from sqlmq import targets
 from sqlmq.description import Eviction, GroupDescription, GroupPartition, PartitionDescription, TopicDescription
 from sqlmq.errors import TopicConflictError, UnknownTopicError
+from sqlmq.options import check_growth
 from sqlmq.retention import Retention
-from sqlmq.store import groups, retained, seen, topics
+from sqlmq.store import groups, growth, messages, retained, seen, topics
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection
@@ -18,8 +19,17 @@ if TYPE_CHECKING:
 
 DEFAULT_PARTITIONER = "murmur2"
 
+LOCK_SECONDS = 1.0
+"""How long a change of partitions waits for a producer that has one locked, before it lets go of all and tries again."""
 PURGE_MESSAGES = 10_000
 """How many messages of a deleted topic one transaction deletes."""
+
+
+class Grown(NamedTuple):
+    """A topic's id, and how many partitions it had before."""
+
+    topic_id: int
+    before: int
 
 
 def create_topic(
@@ -40,6 +50,24 @@ def create_topic(
     if partitioner not in (None, existing.partitioner):
         raise TopicConflictError(name, existing.partitioner, str(partitioner))
     return False
+
+
+def add_partitions(conn: Connection, dialect: Dialect, name: str, partitions: int) -> Grown:
+    """Have a topic be of *partitions*. Raises UnknownTopicError, and InvalidPartitionError unless they are a multiple.
+
+    All its partitions are locked as by appends: the change comes between two messages in each of them, and producers
+    that wait for a lock see it as soon as they have it.
+    """
+    dialect.limit_lock_wait(conn, LOCK_SECONDS)
+    topic = topics.lock(conn, dialect, find_topic(conn, dialect, name))
+    if topic is None:
+        raise UnknownTopicError(name)
+    check_growth(name, topic.partitions, partitions)
+    if partitions > topic.partitions:
+        topics.lock_partitions(conn, dialect, topic)
+        ends = {number: end for number, (_, end) in messages.bounds(conn, dialect, topic).items()}
+        growth.add_partitions(conn, dialect, topic, partitions, ends)
+    return Grown(topic.id, topic.partitions)
 
 
 def find_topic(conn: Connection, dialect: Dialect, name: str) -> Topic:

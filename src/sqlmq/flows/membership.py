@@ -43,6 +43,8 @@ class Taken:
     """A partition that was just claimed, and the group's position in it."""
 
     claim: Claim
+    number: int
+    """The partition's."""
     position: int
     log_start: int
     """The oldest offset kept."""
@@ -55,8 +57,10 @@ def join(
 
     A new group starts where *start* says, in all partitions at once, and keeps to it; for an old one it means nothing.
     """
-    if not topics.hold(conn, dialect, topic):
+    held = topics.hold(conn, dialect, topic)
+    if held is None:
         raise UnknownTopicError(topic.name)
+    topic = held
     made = groups.create(conn, dialect, topic, group_name, targets.written(start))
     group = groups.get(conn, dialect, topic, group_name)
     if made and start != "earliest":
@@ -104,9 +108,10 @@ def change(
     if is_waiting != seen.was_waiting:
         groups.set_waiting(conn, dialect, member_id, is_waiting=is_waiting)
     return written, [
-        Taken(claim, where[claim.partition_id], starts[claim.partition_id])
+        Taken(claim, number, where[claim.partition_id], start)
         for claim in taken
         if claim.partition_id in where and claim.partition_id in starts
+        for number, start in [starts[claim.partition_id]]
     ]
 
 

@@ -8,7 +8,7 @@ from sqlmq import diagnosis
 from sqlmq.description import MemberDescription, PartitionLag
 from sqlmq.flows import decide
 from sqlmq.flows.manage import find_topic
-from sqlmq.store import groups, messages, seen
+from sqlmq.store import groups, growth, messages, seen
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection
@@ -58,6 +58,11 @@ def members(conn: Connection, dialect: Dialect, topic: str, group: str) -> list[
     return described
 
 
+def not_yet(conn: Connection, dialect: Dialect, topic: str, group: str) -> list[growth.Waiting]:
+    """The partitions that were added to the topic and that the group does not read yet."""
+    return growth.waiting(conn, dialect, topic, group)
+
+
 def diagnose(
     conn: Connection, dialect: Dialect, topic: str, group: str, stuck_seconds: float
 ) -> list[diagnosis.Finding]:
@@ -76,6 +81,7 @@ def diagnose(
             {number: start for number, (start, _) in bounds.items()},
             in_place,
             decide.blocked_keys(conn, dialect, scope, after=None, limit=KEYS),
+            [diagnosis.NotYet(*one) for one in not_yet(conn, dialect, topic, group)],
             [diagnosis.Transaction(*holder) for holder in dialect.claim_holders(conn)],
             messages.moment_ago(conn, dialect, 0.0),
         ),

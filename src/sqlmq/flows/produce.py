@@ -39,6 +39,15 @@ class Placed(NamedTuple):
     topic: Topic
     number: int
     message: Message
+    by_key: bool
+    """Whether its key has decided that."""
+
+    def on(self, topic: Topic) -> Placed:
+        """The same on *topic*, which is the same with other partitions."""
+        key = self.message.key
+        if self.by_key and key is not None:
+            return self._replace(topic=topic, number=partition_for_key(topic.partitioner, key, topic.partitions))
+        return self._replace(topic=topic, number=check_partition(topic.name, self.number, topic.partitions))
 
 
 class Run(NamedTuple):
@@ -78,15 +87,15 @@ def place(topic: Topic, routed: Sequence[Routed], turn: Turn) -> list[Placed]:
             number = partition_for_key(topic.partitioner, message.key, topic.partitions)
         else:
             keyless = number = turn.next(topic.partitions) if keyless is None else keyless
-        placed.append(Placed(topic, number, message))
+        placed.append(Placed(topic, number, message, by_key=partition is None and message.key is not None))
     return placed
 
 
 def load(placed: Sequence[Placed]) -> Load:
     """Put messages, which may be of several topics, in order."""
-    ids = [topic.partition_ids[number] for topic, number, _ in placed]
+    ids = [one.topic.partition_ids[one.number] for one in placed]
     order = sorted(range(len(ids)), key=ids.__getitem__)
-    targets = {id_: (topic, number) for id_, (topic, number, _) in zip(ids, placed, strict=True)}
+    targets = {id_: (one.topic, one.number) for id_, one in zip(ids, placed, strict=True)}
     counts = Counter(ids)
     runs = [Run(*targets[id_], counts[id_]) for id_ in sorted(counts)]
     return Load(Contents.of([placed[i].message for i in order]), runs, order)
@@ -132,13 +141,16 @@ def publish(conn: Connection, dialect: Dialect, load: Load) -> list[ProducerResu
 def _append_anywhere(conn: Connection, dialect: Dialect, load: Load) -> list[ProducerResult]:
     (run,) = load.runs
     topic = run.topic
-    ids = [topic.partition_ids[number] for number in (run.number, *load.others)]
-    chosen, base = messages.append_anywhere(conn, dialect, topic.name, ids, load.contents)
+    (part,) = _parts(load)
+    others = [topic.partition_ids[number] for number in load.others]
+    chosen, base = messages.append_anywhere(conn, dialect, part, others, load.contents)
     return _results(load._replace(runs=[run._replace(number=topic.partition_ids.index(chosen))]), [base])
 
 
 def _parts(load: Load) -> list[Part]:
-    return [Part(topic.name, topic.partition_ids[number], count) for topic, number, count in load.runs]
+    return [
+        Part(topic.name, topic.partition_ids[number], count, topic.partitions) for topic, number, count in load.runs
+    ]
 
 
 def _results(load: Load, bases: Sequence[int]) -> list[ProducerResult]:

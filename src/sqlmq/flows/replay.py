@@ -63,8 +63,8 @@ def reset(conn: Connection, dialect: Dialect, wanted: Wanted, *, force: bool) ->
     Raises GroupInUseError while members are alive, unless *force*.
     """
     dialect.limit_lock_wait(conn, LOCK_SECONDS)
-    topic = find_topic(conn, dialect, wanted.topic)
-    if not topics.hold(conn, dialect, topic):
+    topic = topics.hold(conn, dialect, find_topic(conn, dialect, wanted.topic))
+    if topic is None:
         raise UnknownTopicError(wanted.topic)
     group = groups.get(conn, dialect, topic, wanted.group)
     numbers = _numbers(topic, wanted)
@@ -92,8 +92,10 @@ def seek(
     renewed = groups.renew(conn, dialect, group, member_id, claim)
     if renewed is None:
         return None
-    number = topic.partition_ids.index(claim.partition_id)
-    (change,) = _changes(conn, dialect, topic, group, to, [number])
+    topic = find_topic(conn, dialect, topic.name)
+    if claim.partition_id not in topic.partition_ids:
+        raise UnknownTopicError(topic.name)
+    (change,) = _changes(conn, dialect, topic, group, to, [topic.partition_ids.index(claim.partition_id)])
     _move(conn, dialect, group, [Commit(claim.partition_id, change.to_offset, 0)])
     return renewed, change.to_offset
 

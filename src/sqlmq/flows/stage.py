@@ -6,12 +6,14 @@ Delayed ones are due at a moment of their own; those that could not be numbered 
 from __future__ import annotations
 
 import math
+from collections import Counter
 from typing import TYPE_CHECKING, NamedTuple
 
-from sqlmq.dialects import Part
+from sqlmq.dialects import Part, TopicGrownError
 from sqlmq.errors import UnknownTopicError
 from sqlmq.flows import manage
 from sqlmq.message import Contents, DelayedMessage
+from sqlmq.partitioner import partition_for_key
 from sqlmq.store import messages, staged, topics
 
 if TYPE_CHECKING:
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
     from sqlmq.flows.produce import Placed
     from sqlmq.options import Due
     from sqlmq.store.staged import Outlook
+    from sqlmq.store.topics import Topic
 
 MOVE_MESSAGES = 200
 """How many messages one transaction moves; they pass through this process."""
@@ -61,36 +64,57 @@ def move(conn: Connection, dialect: Dialect, partition_id: int) -> Moved:
     """Append what is due in one partition to its log, in order, and delete it from where it was staged.
 
     The partition's row is locked first: several movers take turns, and each message is moved by one of them. What was
-    staged for a topic that was deleted meanwhile is deleted.
+    staged for a topic that was deleted meanwhile is deleted. A key that has left the partition meanwhile, because there
+    are more, takes its messages along.
     """
     dialect.limit_lock_wait(conn, LOCK_SECONDS)
-    topic_id = topics.lock_partition(conn, dialect, partition_id)
-    ids, found = staged.take(conn, dialect, partition_id, MOVE_MESSAGES)
-    if topic_id is not None and ids:
-        messages.append(conn, dialect, [Part("", partition_id, len(ids))], found)
-    staged.remove(conn, dialect, ids)
-    return Moved(topic_id, len(ids))
+    topic = topics.lock_partition(conn, dialect, partition_id)
+    taken = staged.take(conn, dialect, partition_id, MOVE_MESSAGES)
+    if topic is not None and taken.ids:
+        places = _places(topic, partition_id, taken)
+        order = sorted(range(len(places)), key=places.__getitem__)
+        counts = Counter(places)
+        parts = [Part(topic.name, id_, counts[id_], topic.partitions) for id_ in sorted(counts)]
+        messages.append(conn, dialect, parts, taken.contents.in_order(order))
+    staged.remove(conn, dialect, taken.ids)
+    return Moved(None if topic is None else topic.id, len(taken.ids))
+
+
+def _places(topic: Topic, partition_id: int, taken: staged.Taken) -> list[int]:
+    """The id of the partition for each message: another than it was staged for, if that was its key's and is no more."""
+    here = topic.partition_ids.index(partition_id)
+    places = []
+    for key, known in zip(taken.contents.keys, taken.topic_partitions, strict=True):
+        number = here
+        if known != topic.partitions and key is not None and known:
+            is_by_key = partition_for_key(topic.partitioner, key, known) == here
+            number = partition_for_key(topic.partitioner, key, topic.partitions) if is_by_key else here
+        places.append(topic.partition_ids[number])
+    return places
 
 
 def delay(conn: Connection, dialect: Dialect, placed: Sequence[Placed], due: Due) -> Delayed:
     """Store messages until they are *due*, all at the same moment; in a transaction of any isolation level.
 
     Takes no lock, or on a database with one writer that alone. Raises UnknownTopicError, and stores nothing, if the
-    topic of one was deleted.
+    topic of one was deleted, and TopicGrownError if it has other than the partitions known.
     """
     if not placed:
         return Delayed([], math.inf)
-    ids = [topic.partition_ids[number] for topic, number, _ in placed]
+    ids = [one.topic.partition_ids[one.number] for one in placed]
     slot = staged.slot(conn, dialect, set(ids), due)
     if slot is None:
         raise UnknownTopicError(placed[0].topic.name)
     for id_, one in zip(ids, placed, strict=True):
-        if id_ not in slot.partition_ids:
+        if id_ not in slot.partitions:
             raise UnknownTopicError(one.topic.name)
-    row_ids = staged.add(conn, dialect, ids, Contents.of([one.message for one in placed]), slot.deliver_at)
+        if slot.partitions[id_] != one.topic.partitions:
+            raise TopicGrownError
+    parts = [Part(one.topic.name, id_, 1, one.topic.partitions) for id_, one in zip(ids, placed, strict=True)]
+    row_ids = staged.add(conn, dialect, parts, Contents.of([one.message for one in placed]), slot.deliver_at)
     stored = [
-        DelayedMessage(row_id, topic.name, number, slot.deliver_at, message.key, len(message.value))
-        for row_id, (topic, number, message) in zip(row_ids, placed, strict=True)
+        DelayedMessage(row_id, one.topic.name, one.number, slot.deliver_at, one.message.key, len(one.message.value))
+        for row_id, one in zip(row_ids, placed, strict=True)
     ]
     return Delayed(stored, slot.wait_seconds)
 

@@ -17,7 +17,7 @@ from sqlmq.flows.consume import PRUNE_EVERY
 from sqlmq.flows.retain import Place
 from sqlmq.message import Message
 from sqlmq.progress import check_dense
-from sqlmq.store import groups, holds, messages, offsets
+from sqlmq.store import groups, holds, messages, offsets, topics
 from sqlmq.store.offsets import Commit
 
 if TYPE_CHECKING:
@@ -111,7 +111,7 @@ def take(
     start = offsets.positions(conn, dialect, group, [claim.partition_id]).get(claim.partition_id)
     if start is None:
         return None
-    place = Place(topic.partition_ids.index(claim.partition_id), claim.partition_id, start)
+    place = Place(topics.number_of(conn, dialect, topic, claim.partition_id), claim.partition_id, start)
     arrived, evicted = _read(conn, dialect, topic, place, limits), None
     try:
         check_dense(topic.name, place.partition, arrived, start)
@@ -139,7 +139,7 @@ def finish(conn: Connection, dialect: Dialect, topic: Topic, group: Group, taken
     if not moved:
         if not holds.is_held(conn, dialect, taken.token):
             raise TransactionError(ENDED)
-        raise FencedError(topic.name, group.name, (topic.partition_ids.index(id_),))
+        raise FencedError(topic.name, group.name, (topics.number_of(conn, dialect, topic, id_),))
     # A window of positions is deleted whenever the next one is reached, by whoever reaches it: what was before is gone.
     window = taken.start // PRUNE_EVERY
     if taken.end // PRUNE_EVERY > window:

@@ -9,6 +9,7 @@ from sqlalchemy import and_, bindparam, case, delete, insert, literal, null, or_
 
 from sqlmq.assignment import ClaimSeen, MemberSeen
 from sqlmq.errors import UnknownGroupError
+from sqlmq.store import growth
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Sequence
@@ -143,7 +144,10 @@ def set_waiting(conn: Connection, dialect: Dialect, member_id: int, *, is_waitin
 
 
 def look(conn: Connection, dialect: Dialect, group_ids: Collection[int]) -> dict[int, GroupSeen]:
-    """The live members of *group_ids*, and all claims, of one moment; by group id."""
+    """The live members of *group_ids*, and the claims, of one moment; by group id.
+
+    Without those on partitions that are not to be read yet.
+    """
     c, m = dialect.tables.claim, dialect.tables.member
     live = and_(m.c.id.is_not(None), _is_live(dialect))
     free_seconds = case(
@@ -163,7 +167,7 @@ def look(conn: Connection, dialect: Dialect, group_ids: Collection[int]) -> dict
     claims = (
         select(c.c.group_id, case((live, c.c.member_id)), is_left, free_seconds, c.c.partition_id, c.c.epoch)
         .select_from(c.outerjoin(m, m.c.id == c.c.member_id))
-        .where(c.c.group_id.in_(group_ids))
+        .where(c.c.group_id.in_(group_ids), or_(c.c.member_id.is_not(None), growth.is_open(dialect)))
     )
     seen = {id_: GroupSeen([], [], {}) for id_ in group_ids}
     for group_id, member_id, flag, seconds, partition_id, epoch in conn.execute(union_all(members, claims)):
@@ -203,7 +207,7 @@ def awaited_topics(conn: Connection, dialect: Dialect, topic_ids: Collection[int
 def take(
     conn: Connection, dialect: Dialect, group: Group, member_id: int, partition_ids: Sequence[int], at_most: int
 ) -> list[Claim]:
-    """Claim up to *at_most* of *partition_ids* that nobody live owns, and return those claims with their new epochs.
+    """Claim up to *at_most* of *partition_ids* that are to be read and nobody live owns; return them with new epochs.
 
     Passes over what somebody else is claiming or committing at this moment. The claims' rows stay locked until the
     transaction ends.
@@ -212,7 +216,7 @@ def take(
     is_free = or_(c.c.member_id.is_(None), ~has_live_owner(dialect))
     free = conn.execute(
         select(c.c.partition_id, c.c.epoch)
-        .where(c.c.group_id == group.id, c.c.partition_id.in_(partition_ids), is_free)
+        .where(c.c.group_id == group.id, c.c.partition_id.in_(partition_ids), is_free, growth.is_open(dialect))
         .order_by(c.c.partition_id)
         .limit(at_most)
         .with_for_update(key_share=True, skip_locked=True, of=c)

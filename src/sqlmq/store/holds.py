@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sqlalchemy import and_, case, cast, func, insert, nulls_first, select
 
+from sqlmq.store import growth
 from sqlmq.store.groups import Claim, has_live_owner
 
 if TYPE_CHECKING:
@@ -117,7 +118,7 @@ def identity(conn: Connection, dialect: Dialect, group: Group) -> object:
 
 
 def _free(dialect: Dialect, group: Group) -> Select[Any]:
-    """The claims of *group* that no member has, in whose partition there are messages to read."""
+    """The claims of *group* that no member has, in whose partition there are messages that are to be read."""
     c, m, p = dialect.tables.claim, dialect.tables.message, dialect.tables.partition
     # One look into the index for each partition: an EXISTS may become a join that reads the whole log.
     next_offset = (
@@ -131,7 +132,7 @@ def _free(dialect: Dialect, group: Group) -> Select[Any]:
     return (
         select(c.c.partition_id, c.c.epoch)
         .join(p, and_(p.c.id == c.c.partition_id, p.c.topic_id.is_not(None)))
-        .where(c.c.group_id == group.id, c.c.member_id.is_(None), next_offset.is_not(None))
+        .where(c.c.group_id == group.id, c.c.member_id.is_(None), next_offset.is_not(None), growth.is_open(dialect))
     )
 
 

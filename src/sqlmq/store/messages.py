@@ -28,10 +28,10 @@ def append(conn: Connection, dialect: Dialect, parts: Sequence[Part], contents: 
 
 
 def append_anywhere(
-    conn: Connection, dialect: Dialect, topic: str, partition_ids: Sequence[int], contents: Contents
+    conn: Connection, dialect: Dialect, part: Part, others: Sequence[int], contents: Contents
 ) -> tuple[int, int]:
-    """As ``append``, to one of *partition_ids*, the first that need not be waited for; return its id, and the offset."""
-    return dialect.append_anywhere(conn, topic, partition_ids, contents)
+    """As ``append``, to *part* or, if it would have to be waited for, one of *others*; return its id, and the offset."""
+    return dialect.append_anywhere(conn, part, others, contents)
 
 
 def publish(conn: Connection, dialect: Dialect, parts: Sequence[Part], contents: Contents) -> list[int] | None:

@@ -98,13 +98,13 @@ def start(conn: Connection, dialect: Dialect, partition_id: int) -> int | None:
     return found
 
 
-def starts(conn: Connection, dialect: Dialect, partition_ids: Sequence[int]) -> dict[int, int]:
-    """The oldest offset kept of each of *partition_ids*, by its id."""
+def starts(conn: Connection, dialect: Dialect, partition_ids: Sequence[int]) -> dict[int, tuple[int, int]]:
+    """The number and the oldest offset kept of each of *partition_ids*, by its id."""
     p = dialect.tables.partition
     if not partition_ids:
         return {}
-    rows = conn.execute(select(p.c.id, p.c.start_offset).where(p.c.id.in_(partition_ids)))
-    return {row.id: row.start_offset for row in rows}
+    rows = conn.execute(select(p.c.id, p.c.number, p.c.start_offset).where(p.c.id.in_(partition_ids)))
+    return {row.id: (row.number, row.start_offset) for row in rows}
 
 
 def extent(conn: Connection, dialect: Dialect, partition_id: int, *, locked: bool = False) -> Extent | None:

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
     from sqlalchemy import Connection
 
-    from sqlmq.dialects import Dialect
+    from sqlmq.dialects import Dialect, Part
     from sqlmq.options import Due
 
 _INSERT_MESSAGES = 500
@@ -54,10 +54,20 @@ class Outlook(NamedTuple):
     """In how many seconds another message is due; None if there is none."""
 
 
+class Taken(NamedTuple):
+    """Messages that are due, in order."""
+
+    ids: list[int]
+    contents: Contents
+    topic_partitions: list[int]
+    """Of each, how many partitions its topic had when it was staged."""
+
+
 class Slot(NamedTuple):
     """When messages will be due that are stored now, and which of their partitions are there."""
 
-    partition_ids: set[int]
+    partitions: dict[int, int]
+    """The ids of those, each with how many its topic has."""
     deliver_at: datetime
     wait_seconds: float
     """How long that is from now, less than 0 if it is over."""
@@ -103,21 +113,22 @@ def look(conn: Connection, dialect: Dialect, at_most: int, passing_over: Collect
     return Outlook(sorted(set(found)), len(found) < at_most, next_seconds)
 
 
-def take(conn: Connection, dialect: Dialect, partition_id: int, at_most: int) -> tuple[list[int], Contents]:
-    """Lock up to *at_most* messages of a partition that are due, in order; return their ids, and what they hold.
+def take(conn: Connection, dialect: Dialect, partition_id: int, at_most: int) -> Taken:
+    """Lock up to *at_most* messages of a partition that are due, in order, and return them.
 
     Passes over what somebody else has locked. The caller holds the partition's own lock, so nobody appends in between.
     """
     s = dialect.tables.staged
     rows = conn.execute(
-        select(s.c.id, s.c.key, s.c.value, cast(s.c.headers, Text).label("headers"))
+        select(s.c.id, s.c.key, s.c.value, cast(s.c.headers, Text).label("headers"), s.c.topic_partitions)
         .where(s.c.partition_id == partition_id, s.c.deliver_at <= select(dialect.now()).scalar_subquery())
         .order_by(s.c.deliver_at, s.c.id)
         .limit(at_most)
         .with_for_update(skip_locked=True)
     ).all()
     headers = [None if row.headers is None else row.headers.encode() for row in rows]
-    return [row.id for row in rows], Contents([row.key for row in rows], [row.value for row in rows], headers)
+    contents = Contents([row.key for row in rows], [row.value for row in rows], headers)
+    return Taken([row.id for row in rows], contents, [row.topic_partitions for row in rows])
 
 
 def remove(conn: Connection, dialect: Dialect, ids: Sequence[int]) -> None:
@@ -140,6 +151,7 @@ def slot(conn: Connection, dialect: Dialect, partition_ids: Collection[int], due
     rows = conn.execute(
         select(
             p.c.id,
+            p.c.topic_partitions,
             dialect.microseconds(moment.c.deliver_at).label("deliver_at_us"),
             (-dialect.age_seconds(moment.c.deliver_at)).label("wait_seconds"),
         )
@@ -149,20 +161,23 @@ def slot(conn: Connection, dialect: Dialect, partition_ids: Collection[int], due
     ).all()
     if not rows:
         return None
-    return Slot({row.id for row in rows}, moment_at(rows[0].deliver_at_us), float(rows[0].wait_seconds))
+    return Slot(
+        {row.id: row.topic_partitions for row in rows}, moment_at(rows[0].deliver_at_us), float(rows[0].wait_seconds)
+    )
 
 
 def add(
-    conn: Connection, dialect: Dialect, partition_ids: Sequence[int], contents: Contents, deliver_at: datetime
+    conn: Connection, dialect: Dialect, parts: Sequence[Part], contents: Contents, deliver_at: datetime
 ) -> list[int]:
-    """Store messages, each for the partition that stands at its place, until *deliver_at*; return their ids, ascending."""
+    """Store messages, each for the part that stands at its place, until *deliver_at*; return their ids, ascending."""
     s = dialect.tables.staged
     moment = dialect.moment(deliver_at)
     ids: list[int] = []
     for first, end in _pieces(contents):
         rows = [
             {
-                "partition_id": partition_ids[place],
+                "partition_id": parts[place].partition_id,
+                "topic_partitions": parts[place].topic_partitions,
                 "key": contents.keys[place],
                 "value": contents.values[place],
                 "headers": _json(contents.headers[place]),

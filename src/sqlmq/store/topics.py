@@ -10,7 +10,7 @@ from sqlalchemy import and_, delete, func, insert, select, update
 from sqlmq.store import retained, staged
 
 if TYPE_CHECKING:
-    from sqlalchemy import Connection
+    from sqlalchemy import ColumnElement, Connection
 
     from sqlmq.dialects import Dialect
     from sqlmq.retention import Retention
@@ -34,29 +34,34 @@ class Topic:
 
 def find(conn: Connection, dialect: Dialect, name: str) -> Topic | None:
     """The topic called *name*."""
-    t, p = dialect.tables.topic, dialect.tables.partition
-    rows = conn.execute(
-        select(t.c.id, t.c.partitioner, p.c.id.label("partition_id"))
-        .join(p, p.c.topic_id == t.c.id)
-        .where(t.c.name == name)
-        .order_by(p.c.number)
-    ).all()
-    return Topic(rows[0].id, name, rows[0].partitioner, tuple(row.partition_id for row in rows)) if rows else None
+    return _find(conn, dialect, dialect.tables.topic.c.name == name)
 
 
-def hold(conn: Connection, dialect: Dialect, topic: Topic) -> bool:
-    """Keep *topic* from being deleted until the transaction ends; return False if it is gone already."""
-    t = dialect.tables.topic
-    row = conn.execute(select(t.c.id).where(t.c.id == topic.id).with_for_update(read=True, key_share=True)).first()
-    return row is not None
+def hold(conn: Connection, dialect: Dialect, topic: Topic) -> Topic | None:
+    """Keep *topic* as it is until the transaction ends, and return what it is now; None if it is gone."""
+    return _keep(conn, dialect, topic, is_shared=True)
 
 
-def lock_partition(conn: Connection, dialect: Dialect, partition_id: int) -> int | None:
-    """Lock a partition as an append does, until the transaction ends; return its topic's id, None if that is gone."""
+def lock(conn: Connection, dialect: Dialect, topic: Topic) -> Topic | None:
+    """Lock *topic* to change it, and return what it is now; None if it is gone."""
+    return _keep(conn, dialect, topic, is_shared=False)
+
+
+def number_of(conn: Connection, dialect: Dialect, topic: Topic, partition_id: int) -> int:
+    """The number of a partition, which may have been added since *topic* was found."""
+    if partition_id in topic.partition_ids:
+        return topic.partition_ids.index(partition_id)
+    p = dialect.tables.partition
+    number: int = conn.execute(select(p.c.number).where(p.c.id == partition_id)).scalar_one()
+    return number
+
+
+def lock_partition(conn: Connection, dialect: Dialect, partition_id: int) -> Topic | None:
+    """Lock a partition as an append does, until the transaction ends; return its topic, None if that is gone."""
     p = dialect.tables.partition
     row = select(p.c.topic_id).where(p.c.id == partition_id).with_for_update(key_share=True)
     topic_id: int | None = conn.execute(row).scalar()
-    return topic_id
+    return None if topic_id is None else _find(conn, dialect, dialect.tables.topic.c.id == topic_id)
 
 
 def lock_partitions(conn: Connection, dialect: Dialect, topic: Topic) -> None:
@@ -83,7 +88,7 @@ def create(
     made = conn.execute(dialect.insert_new(t, ["name"]).values(row).returning(t.c.id)).scalar()
     if made is None:
         return False
-    numbers = [{"topic_id": made, "number": number} for number in range(partitions)]
+    numbers = [{"topic_id": made, "number": number, "topic_partitions": partitions} for number in range(partitions)]
     conn.execute(insert(dialect.tables.partition), numbers)
     return True
 
@@ -119,7 +124,7 @@ def purge(conn: Connection, dialect: Dialect, at_most: int) -> bool:
 
     Works on one that nobody else is working on.
     """
-    p, m = dialect.tables.partition, dialect.tables.message
+    p, m, o = dialect.tables.partition, dialect.tables.message, dialect.tables.origin
     partition = conn.execute(
         select(p.c.id, p.c.purged_to)
         .where(p.c.topic_id.is_(None))
@@ -133,11 +138,35 @@ def purge(conn: Connection, dialect: Dialect, at_most: int) -> bool:
     rest = and_(m.c.partition_id == partition.id, m.c.msg_offset >= partition.purged_to)
     oldest = conn.execute(select(func.min(m.c.msg_offset)).where(rest)).scalar()
     if oldest is None:
+        conn.execute(delete(o).where(o.c.partition_id == partition.id))
         conn.execute(delete(p).where(p.c.id == partition.id))
     else:
         conn.execute(delete(m).where(rest, m.c.msg_offset < oldest + at_most))
         conn.execute(update(p).where(p.c.id == partition.id).values(purged_to=oldest + at_most))
     return True
+
+
+def _find(conn: Connection, dialect: Dialect, which: ColumnElement[bool]) -> Topic | None:
+    t, p = dialect.tables.topic, dialect.tables.partition
+    rows = conn.execute(
+        select(t.c.id, t.c.name, t.c.partitioner, p.c.id.label("partition_id"))
+        .join(p, p.c.topic_id == t.c.id)
+        .where(which)
+        .order_by(p.c.number),
+        # It may be an application's connection, whose translation of schemas is for its own tables.
+        execution_options={"schema_translate_map": None},
+    ).all()
+    return (
+        Topic(rows[0].id, rows[0].name, rows[0].partitioner, tuple(row.partition_id for row in rows)) if rows else None
+    )
+
+
+def _keep(conn: Connection, dialect: Dialect, topic: Topic, *, is_shared: bool) -> Topic | None:
+    t = dialect.tables.topic
+    row = select(t.c.id).where(t.c.id == topic.id).with_for_update(read=is_shared, key_share=is_shared)
+    is_there = conn.execute(row).first() is not None
+    # Found after it was locked: it may have changed while that had to be waited for.
+    return _find(conn, dialect, t.c.id == topic.id) if is_there else None
 
 
 def _delete_groups(conn: Connection, dialect: Dialect, group_ids: list[int]) -> None:

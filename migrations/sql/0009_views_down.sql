@@ -1,0 +1,1 @@
+DROP VIEW {schema}sqlmq_not_yet;
