@@ -19,7 +19,7 @@ Every command, with all its options. What they are for, and how they go together
 same is told by `--help` after any command."""
 _SHARED = "Options of every command"
 _TITLES = {"Exit codes": ("exit code", "meaning")}
-"""What the end of a command's help is headed by, and a table of it; everything else is code."""
+"""What a list at the end of a command's help is headed by, if it is a table; any other is for a shell."""
 
 
 class Command(NamedTuple):
@@ -152,7 +152,8 @@ def _how_many(argument: click.Argument) -> str:
 
 
 def _is_repeated(option: click.Option) -> bool:
-    return option.multiple and "again" not in (option.help or "") and "several" not in (option.help or "")
+    """Whether it may stand several times, and its help does not say so."""
+    return option.multiple and re.search("again|several|repeated", option.help or "") is None
 
 
 def _summary(command: click.Command) -> str:
@@ -175,4 +176,4 @@ def _epilog(command: click.Command) -> Iterator[str]:
         if title in _TITLES:
             yield table(_TITLES[title], [escaped(line).split(None, 1) for line in lines])
         elif title:
-            yield f"{title}:\n\n{code(chr(10).join(lines))}"
+            yield f"{title}:\n\n{code(chr(10).join(lines), 'sh')}"
