@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""One command for everything: `python3 dev.py demo`, `test`, `check` or `bench`.
+"""One command for everything: `python3 dev.py demo`, `test`, `check`, `bench` or `references`.
 
 Needs Python 3.11 and nothing else. It makes `.venv` beside this file, installs into it when `pyproject.toml` has
 changed, and runs the command there; what follows the command is passed on, as in `python3 dev.py test -k outbox`.
@@ -25,6 +25,7 @@ COMMANDS = {
     "test": "run the tests; pytest's options are understood",
     "check": "run ruff, mypy and import-linter",
     "bench": "run the benchmarks",
+    "references": "write docs/reference anew, from the code",
 }
 CHECKS = (
     ("ruff", "check", "."),
@@ -113,7 +114,7 @@ def main(arguments: list[str]) -> int:
     if sys.version_info < (3, 11):  # noqa: UP036 - whoever has an older one is told so, rather than shown a traceback
         sys.exit("dev.py: Python 3.11 or newer is needed, this is " + sys.version.split()[0])
     if not arguments or arguments[0] in {"-h", "--help"}:
-        print(__doc__, *(f"    {name:<6}  {explanation}" for name, explanation in COMMANDS.items()), sep="\n")
+        print(__doc__, *(f"    {name:<10}  {explanation}" for name, explanation in COMMANDS.items()), sep="\n")
         return 0
     command, *passed_on = arguments
     if command not in COMMANDS:
@@ -129,6 +130,8 @@ def main(arguments: list[str]) -> int:
     if command == "bench":
         install_peers()
         return run(PYTHON, "-m", "benchmarks", *passed_on)
+    if command == "references":
+        return run(PYTHON, "-m", "docs.reference")
     return check()
 
 

@@ -68,7 +68,7 @@ def test_the_development_script_explains_itself_without_an_environment() -> None
     )
 
     assert result.returncode == 0
-    for command in ("demo", "test", "check", "bench"):
+    for command in ("demo", "test", "check", "bench", "references"):
         assert f"\n    {command} " in result.stdout
 
 

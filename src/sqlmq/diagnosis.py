@@ -25,7 +25,7 @@ FindingKind: TypeAlias = Literal[
     "evicted",
     "held",
 ]
-
+"""What keeps messages waiting, in a word or two; docs/stuck-consumer.md has the remedies."""
 
 _MOVING_SECONDS = 10.0
 """For how long a commit says that somebody reads who is no member."""

@@ -262,7 +262,7 @@ class EvictedError(SqlmqError):
         self.partition = partition
         self.start = start
         self.end = end
-        self.fact = (
+        self.fact: str = (
             f"Retention has deleted the messages {topic}/{partition}@{start} to {end - 1}, which group {group!r} had not "
             "read."
         )

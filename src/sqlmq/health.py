@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Literal, NamedTuple, TypeAlias
 
 Severity: TypeAlias = Literal["error", "warning"]
+"""Whether a problem is to be dealt with now, or looked at."""
 
 
 class Kind(NamedTuple):

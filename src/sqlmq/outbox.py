@@ -42,7 +42,10 @@ SessionLike: TypeAlias = "Session | scoped_session[Session] | Connection"
 
 
 class Publication:
-    """A message that is published when the transaction it was given to commits, or never."""
+    """A message that is published when the transaction it was given to commits, or never.
+
+    Made by ``Producer.produce`` with ``session=``.
+    """
 
     __slots__ = ("_partition", "_result", "_topic")
 

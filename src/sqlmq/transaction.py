@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from sqlmq.store.groups import Group
 
     SessionSource: TypeAlias = Session | scoped_session[Session] | Connection | Callable[[], Session]
+    """Where the session of a transaction comes from: one that there is, or what makes one, as a sessionmaker."""
 
 log = logging.getLogger(__name__)
 

@@ -9,7 +9,9 @@ from click.testing import CliRunner
 import sqlmq
 from sqlmq.cli import main
 
-REFERENCE = Path(__file__).parent.parent.parent / "docs" / "cli.md"
+DOCS = Path(__file__).parent.parent.parent / "docs"
+GUIDE = DOCS / "cli.md"
+REFERENCE = DOCS / "reference" / "cli.md"
 SHARED = {"url", "schema", "verbosity", "help"}
 
 
@@ -28,8 +30,15 @@ def options(command: click.Command) -> list[click.Option]:
 
 def section(path: str) -> str:
     """What the reference says of a command: from its heading to the next."""
-    _, _, rest = REFERENCE.read_text(encoding="utf-8").partition(f"\n### {path}\n")
+    _, _, rest = REFERENCE.read_text(encoding="utf-8").partition(f"\n## {path}\n")
     return rest.partition("\n#")[0]
+
+
+def row(path: str, option: click.Option) -> str:
+    """The line of the reference about an option of a command."""
+    text = section("Options of every command" if option.name in SHARED else path)
+    names = ", ".join(f"`{name}`" for name in [*option.opts, *option.secondary_opts])
+    return next((line for line in text.splitlines() if line.startswith(f"| {names} |")), "")
 
 
 @pytest.mark.parametrize("path", COMMANDS)
@@ -52,33 +61,50 @@ def test_every_command_takes_the_options_that_name_the_database(path: str) -> No
     assert {"url", "schema", "verbosity"} <= {option.name for option in options(LEAVES[path])}
 
 
-@pytest.mark.parametrize("path", LEAVES)
+@pytest.mark.parametrize("path", COMMANDS)
 def test_the_reference_has_every_command_with_all_its_options(path: str) -> None:
-    text = section(path)
+    found = options(COMMANDS[path])
 
-    assert text, f"docs/cli.md has no heading '### {path}'"
-    names = [name for option in options(LEAVES[path]) if option.name not in SHARED for name in option.opts]
-    assert [name for name in names if f"`{name}" not in text and f" {name}`" not in text] == []
+    assert section(path) or path == "sqlmq", f"docs/reference/cli.md has no heading '## {path}'"
+    assert [option.opts for option in found if option.name != "version" and not row(path, option)] == []
 
 
-def test_the_reference_has_the_options_that_all_commands_share() -> None:
-    text = REFERENCE.read_text(encoding="utf-8")
+@pytest.mark.parametrize("path", LEAVES)
+def test_the_reference_tells_the_arguments_environment_and_choices_of_a_command(path: str) -> None:
+    usage = section(path).partition("```\n")[2].partition("\n```")[0]
+
+    assert usage == " ".join([path, *LEAVES[path].collect_usage_pieces(click.Context(LEAVES[path]))])
+    for option in options(LEAVES[path]):
+        told = row(path, option)
+        assert not option.envvar or f"`{option.envvar}`" in told
+        assert not option.required or "| required |" in told
+        if isinstance(option.type, click.Choice) and option.metavar is None:
+            assert "\\|".join(option.type.choices) in told
+
+
+@pytest.mark.parametrize("path", LEAVES)
+def test_the_guide_leads_to_every_command(path: str) -> None:
+    assert f"[`{path}`](reference/cli.md#{path.replace(' ', '-')})" in GUIDE.read_text(encoding="utf-8")
+
+
+def test_the_guide_has_the_options_that_all_commands_share() -> None:
+    text = GUIDE.read_text(encoding="utf-8")
 
     names = [name for option in options(main) for name in option.opts]
     assert [name for name in names if f"`{name}" not in text] == []
 
 
 def test_the_reference_has_no_command_that_is_not_there() -> None:
-    headings = [line[4:] for line in REFERENCE.read_text(encoding="utf-8").splitlines() if line.startswith("### ")]
+    headings = [line[3:] for line in REFERENCE.read_text(encoding="utf-8").splitlines() if line.startswith("## ")]
 
     assert headings == list(dict.fromkeys(headings))
-    assert set(headings) == set(LEAVES)
+    assert set(headings) == {*COMMANDS, "Options of every command"} - {"sqlmq"}
 
 
 def test_help_tells_what_the_exit_codes_mean() -> None:
     result = CliRunner().invoke(main, ["--help"])
 
-    for code in ("0  ", "1  ", "2  ", "3  ", "130"):
+    for code in ("0  ", "1  ", "2  ", "3  ", "10+", "130"):
         assert f"\n    {code}" in result.output
 
 

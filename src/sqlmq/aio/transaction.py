@@ -34,6 +34,8 @@ T = TypeVar("T")
 AsyncSessionSource: TypeAlias = (
     "AsyncSession | async_scoped_session[AsyncSession] | AsyncConnection | Callable[[], AsyncSession]"
 )
+"""Where the session of a transaction comes from: one that there is, or what makes one, as an async_sessionmaker."""
+
 log = logging.getLogger(__name__)
 
 

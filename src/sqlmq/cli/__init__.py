@@ -89,6 +89,7 @@ Exit codes:
   1    it failed; one line on stderr says why (-v shows the traceback)
   2    the command line is wrong
   3    `sqlmq db check`: the tables are missing, too old or too new; `sqlmq lag`: too far behind
+  10+  `sqlmq doctor`: that of the worst problem it has found
   130  ended by Ctrl-C, after tidying up (143: by SIGTERM); `sqlmq run`: at once, by a second one"""
 
 

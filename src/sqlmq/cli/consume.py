@@ -68,7 +68,7 @@ _PIPE_BYTES = getattr(select, "PIPE_BUF", 4096)
     "pattern",
     metavar="FORMAT",
     help="Write each message so: %t topic, %p partition, %o offset, %k key, %v or %s value, %h headers, %T timestamp "
-    "in milliseconds, %K and %S length of key and value, %% and \\n \\t \\r \\0 \\\\ \\xFF.",
+    "in milliseconds since 1970, %K and %S length of key and value, %% and \\n \\t \\r \\0 \\\\ \\xFF. No newline is added.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Write each message as a JSON object on a line.")
 @click.option("-0", "--null-delimited", is_flag=True, help="Write a NUL byte after each value instead of a newline.")

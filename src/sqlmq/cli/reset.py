@@ -85,6 +85,8 @@ def reset(
 
     Shows for each partition where the group is, where it goes, and how many messages that it has set aside it forgets:
     those from the new position on, dead letters too, which come again. Changes nothing unless told to --execute.
+
+    One of the options from --to-earliest to --from-file has to be given.
     """
     to, shift_by = _goal(goals)
     with settings.open() as mq:

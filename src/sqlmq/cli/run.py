@@ -105,7 +105,7 @@ def _check_attempts(_ctx: click.Context, _param: click.Parameter, value: str) ->
     default=1.0,
     show_default=True,
     metavar="SECONDS",
-    help="How long the first retry waits.",
+    help="How long the first retry waits; each later one twice as long.",
 )
 @click.option(
     "--max-delay", type=_SECONDS, default=300.0, show_default=True, metavar="SECONDS", help="How long any retry waits."
