@@ -198,8 +198,9 @@ def test_sql_cannot_append_to_partitions_out_of_order_or_gone(
         FROM unnest(ARRAY[{numbers}]) WITH ORDINALITY AS w (number, place) LEFT JOIN sqlmq_partition p USING (number)
     """
 
+    values = "ARRAY[1, 1], NULL, ARRAY['x', 'y']::bytea[], NULL, ARRAY[2, 2]"
+
     with pytest.raises(DBAPIError, match=complaint):
-        values = "ARRAY[1, 1], NULL, ARRAY['x', 'y']::bytea[], NULL, ARRAY[2, 2]"
         connection.execute(text(f"SELECT sqlmq_append(({wanted}), {values})"))
 
 
