@@ -32,6 +32,20 @@ def test_creating_a_topic_again_is_no_error_and_changes_nothing(sqlmq: Sqlmq) ->
     }
 
 
+def test_a_topic_gets_more_partitions(sqlmq: Sqlmq) -> None:
+    sqlmq("topics", "create", "orders", "--partitions", "2")
+
+    added = sqlmq("topics", "add-partitions", "orders", "--partitions", "4")
+    again = sqlmq("topics", "add-partitions", "orders", "--partitions", "4", "--json")
+    refused = sqlmq("topics", "add-partitions", "orders", "--partitions", "6")
+
+    assert added.stdout == "Topic 'orders' has 4 partitions now.\n"
+    assert json.loads(again.stdout) == {"topic": "orders", "partitions": 4, "added": False}
+    assert json.loads(sqlmq("topics", "list", "--json").stdout)["partitions"] == 4
+    assert refused.exit_code == 1
+    assert "to a multiple" in refused.stderr
+
+
 @pytest.mark.parametrize("arguments", [("x",), ("orders", "--partitions", "0")])
 def test_a_topic_that_cannot_be_is_an_error(sqlmq: Sqlmq, arguments: tuple[str, ...]) -> None:
     assert sqlmq("topics", "create", *arguments).exit_code == 1
