@@ -125,6 +125,37 @@ def test_a_monitor_sees_numbers(filled: MQ, database: DatabaseUnderTest, login: 
 
 
 @EITHER
+@pytest.mark.parametrize("kind", ROLES)
+def test_the_doctor_says_what_a_role_may_not_look_at(
+    filled: MQ, database: DatabaseUnderTest, login: Callable[[str], str], kind: str
+) -> None:
+    filled.consumer("orders", "billing").close()
+
+    with MQ(login(kind), schema=database.schema, create_topics=False) as mq:
+        found = mq.diagnose()
+
+    unseen = {problem.details["name"] for problem in found if problem.code == "not-seen"}
+    sees_groups = "pins-retention" in {problem.code for problem in found}
+    assert unseen == {"sessions of other users"} | (set() if sees_groups else {"groups"})
+    assert sees_groups == (kind != "producer")
+    assert {problem.severity for problem in found if problem.code == "not-seen"} == {"info"}
+
+
+@EITHER
+def test_a_member_of_pg_monitor_sees_all_sessions(
+    mq: MQ, engine: Engine, database: DatabaseUnderTest, login: Callable[[str], str]
+) -> None:
+    url = login("monitor")
+    mq.topics()
+    with engine.begin() as connection:
+        quoted = str(make_url(url).username).replace('"', '""')
+        connection.exec_driver_sql(f'GRANT pg_monitor TO "{quoted}"')
+
+    with MQ(url, schema=database.schema, create_topics=False) as monitoring:
+        assert "not-seen" not in {problem.code for problem in monitoring.diagnose()}
+
+
+@EITHER
 def test_an_admin_makes_and_deletes_topics(database: DatabaseUnderTest, login: Callable[[str], str]) -> None:
     with MQ(login("admin"), schema=database.schema) as mq:
         mq.create_topic("orders", 2)
