@@ -173,6 +173,23 @@ def test_a_table_without_autovacuum_and_with_rows_to_be_cleared_away_is_found(
 
 
 @POSTGRES
+@pytest.mark.new_database
+@pytest.mark.parametrize(
+    ("value", "is_found"),
+    [("0", True), ("no", True), ("f", True), ("n", True), ("OFF", True), ("false", True), ("1", False), ("yes", False)],
+)
+def test_autovacuum_is_off_however_that_is_written(
+    mq: MQ, engine: Engine, database: DatabaseUnderTest, value: str, *, is_found: bool
+) -> None:
+    table = "sqlmq_message" if database.schema is None else f"{database.schema}.sqlmq_message"
+    mq.topics()
+    with engine.begin() as connection:
+        connection.execute(text(f"ALTER TABLE {table} SET (autovacuum_enabled = {value})"))
+
+    assert ("no-autovacuum" in codes(mq.diagnose())) == is_found
+
+
+@POSTGRES
 def test_connections_and_transaction_ids_that_run_out_are_found(mq: MQ) -> None:
     found = codes(mq.diagnose(Limits(connections=0.0, transaction_ids=-1)))
 

@@ -35,8 +35,10 @@ _PREPARED = text("""
 """)
 _TABLES = text(r"""
     SELECT c.oid::regclass::text, coalesce(s.n_live_tup, 0), coalesce(s.n_dead_tup, 0),
-        current_setting('autovacuum')::boolean
-            AND NOT coalesce(c.reloptions, '{}') && ARRAY['autovacuum_enabled=false', 'autovacuum_enabled=off'],
+        -- Options are kept as they were written: off, 0, no, f, ...
+        current_setting('autovacuum')::boolean AND coalesce((
+            SELECT option_value::boolean FROM pg_options_to_table(c.reloptions) WHERE option_name = 'autovacuum_enabled'
+        ), true),
         age(c.relfrozenxid)
     FROM pg_class c LEFT JOIN pg_stat_all_tables s ON s.relid = c.oid
     WHERE c.relkind = 'r' AND c.relname LIKE 'sqlmq\_%'
