@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple, TypeAlias
 
-Severity: TypeAlias = Literal["error", "warning"]
-"""Whether a problem is to be dealt with now, or looked at."""
+Severity: TypeAlias = Literal["error", "warning", "info"]
+"""Whether a problem is to be dealt with now, or looked at, or only says what was not looked at."""
 
 
 class Kind(NamedTuple):
-    """A kind of problem: what ``sqlmq doctor`` exits with, and how bad it is."""
+    """A kind of problem: what ``sqlmq doctor`` exits with, which for mere information is 0, and how bad it is."""
 
     exit_code: int
     severity: Severity
@@ -38,6 +38,7 @@ KINDS: Mapping[str, Kind] = {
     "dead-member": Kind(31, "warning"),
     "dead-letters": Kind(32, "warning"),
     "pins-retention": Kind(33, "warning"),
+    "not-seen": Kind(0, "info"),
 }
 """What can be found, the worst first."""
 
@@ -55,7 +56,7 @@ class Problem:
 
     @property
     def severity(self) -> Severity:
-        """``error``: do it now. ``warning``: look at it."""
+        """``error``: do it now. ``warning``: look at it. ``info``: nothing is wrong, but you should know."""
         return KINDS[self.code].severity
 
     @property
@@ -111,6 +112,13 @@ class TableHealth(NamedTuple):
     """How many transaction ids ago the oldest row that counts was written."""
 
 
+class Unseen(NamedTuple):
+    """What was not looked at, because the role may not."""
+
+    name: str
+    remedy: str
+
+
 class Vitals(NamedTuple):
     """What a database says of itself. None is: it has no such thing, or does not tell."""
 
@@ -130,6 +138,8 @@ class Vitals(NamedTuple):
     file_system: str | None = None
     """The kind of network file system that the file is on."""
     wal_bytes: int = 0
+    hides_sessions: bool = False
+    """Whether this role is not told since when other users' transactions are open."""
 
 
 class GroupHealth(NamedTuple):
@@ -191,6 +201,8 @@ def of_database(seen: Vitals, clock_seconds: float, limits: Limits) -> Iterator[
             "Give consumers a URL that leads to the server itself, or leave it: nothing is lost.",
         )
     yield from _of_file(seen, limits)
+    if seen.hides_sessions:
+        yield from of_unseen([Unseen("sessions of other users", "GRANT pg_read_all_stats TO it.")])
 
 
 def of_group(group: GroupHealth, limits: Limits) -> Iterator[Problem]:
@@ -225,6 +237,12 @@ def of_group(group: GroupHealth, limits: Limits) -> Iterator[Problem]:
             f"Start a consumer, or skip them: sqlmq groups reset {group.name} --topic {group.topic} --to-latest --execute",
             {**where, "messages": group.lag},
         )
+
+
+def of_unseen(unseen: Iterable[Unseen]) -> Iterator[Problem]:
+    """What nothing is known of."""
+    for one in unseen:
+        yield Problem("not-seen", f"Not looked at: {one.name}. This role may not.", one.remedy, {"name": one.name})
 
 
 def worst_first(problems: Iterator[Problem]) -> list[Problem]:

@@ -104,7 +104,8 @@ class Looking(ABC):
     def diagnose(self, limits: Limits | None = None) -> list[Problem]:
         """What is wrong with the database and its groups, the worst first, and what to do about it. Changes nothing.
 
-        *limits* say from where on something is a problem. Tables that are missing or of another version are one.
+        *limits* say from where on something is a problem. Tables that are missing or of another version are one. What the
+        role may not look at is said, too, as ``info``.
         """
         terms = Limits() if limits is None else limits
         health.check_limits(terms)
@@ -117,7 +118,8 @@ class Looking(ABC):
         ahead, behind = seen.now - datetime.now(UTC), seen.now - began
         off = min(behind, timedelta()) + max(ahead, timedelta())
         groups = itertools.chain.from_iterable(health.of_group(group, terms) for group in seen.groups)
-        return health.worst_first(itertools.chain(health.of_database(seen.vitals, -off.total_seconds(), terms), groups))
+        database = health.of_database(seen.vitals, -off.total_seconds(), terms)
+        return health.worst_first(itertools.chain(database, groups, health.of_unseen(seen.unseen)))
 
     def tail(
         self,

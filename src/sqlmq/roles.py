@@ -29,6 +29,26 @@ COUNTING_VIEWS = ("sqlmq_lag", "sqlmq_partition_stats", "sqlmq_topic_stats", "sq
 """Views without a key, an error's text or anything else of a message."""
 TELLING_VIEWS = ("sqlmq_parked_message", "sqlmq_dead_letter", "sqlmq_blocked_key")
 
+FUNCTIONS = (
+    "sqlmq_append(bigint[], integer[], bytea[], bytea[], text[], integer[])",
+    "sqlmq_append_one(bigint, bytea, bytea, text, integer)",
+    "sqlmq_crc32(bytea)",
+    "sqlmq_fnv1a(bytea)",
+    "sqlmq_free_partition(bigint[])",
+    "sqlmq_is_grown(bigint[], integer[])",
+    "sqlmq_murmur2(bytea)",
+    "sqlmq_next_offset(bigint, integer)",
+    "sqlmq_next_offsets(bigint[], integer[])",
+    "sqlmq_partition_for_key(text, bytea, integer)",
+    "sqlmq_produce(text, bytea, bytea, jsonb, integer)",
+    "sqlmq_produce(text, text, text, jsonb, integer)",
+    "sqlmq_publish(bigint[], integer[], bytea[], bytea[], text[], integer[])",
+    "sqlmq_publish_one(bigint, bytea, bytea, text, integer)",
+    "sqlmq_raise_deleted(bigint[], bigint[])",
+    "sqlmq_raise_isolation()",
+)
+"""All are for appending, and run with the rights of whoever calls them."""
+
 # A row is locked by whoever may update one of its columns: here those on which nothing depends, or that are counted anew.
 _LOCK_TOPICS = "SELECT, UPDATE (created_at)"
 _LOCK_PARTITIONS = "SELECT, UPDATE (sized_bytes)"
@@ -83,6 +103,8 @@ ADMIN: Rights = dict.fromkeys((*ALL_TABLES, *COUNTING_VIEWS, *TELLING_VIEWS), "A
 """Makes and deletes topics, resets groups. Tables are changed by their owner alone, who runs ``sqlmq db upgrade``."""
 
 ROLES: Mapping[str, Rights] = {"monitor": MONITOR, "producer": PRODUCER, "consumer": CONSUMER, "admin": ADMIN}
+APPENDING = ("producer", "consumer", "admin")
+"""Those who may call the functions."""
 
 
 def grants(kind: str, role: str, *, schema: str | None = None) -> list[str]:
@@ -95,7 +117,11 @@ def grants(kind: str, role: str, *, schema: str | None = None) -> list[str]:
     everything = ", ".join(prefix + name for name in (*ALL_TABLES, *COUNTING_VIEWS, *TELLING_VIEWS))
     statements = [] if schema is None else [f"GRANT USAGE ON SCHEMA {_quoted(schema)} TO {to}"]
     statements.append(f"REVOKE ALL ON {everything} FROM {to}")
+    functions = ", ".join(prefix + signature for signature in FUNCTIONS)
+    statements.append(f"REVOKE ALL ON FUNCTION {functions} FROM {to}")
     statements += [f"GRANT {rights} ON {prefix}{name} TO {to}" for name, rights in ROLES[kind].items()]
+    if kind in APPENDING:
+        statements.append(f"GRANT EXECUTE ON FUNCTION {functions} TO {to}")
     return statements
 
 

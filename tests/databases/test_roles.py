@@ -11,7 +11,7 @@ from sqlalchemy.exc import ProgrammingError
 from sqlalchemy.orm import Session
 
 from sqlmq import MQ, Message, PermissionDeniedError, Retention, Retry
-from sqlmq.roles import COUNTING_VIEWS, ROLES, TELLING_VIEWS, grants
+from sqlmq.roles import APPENDING, COUNTING_VIEWS, FUNCTIONS, ROLES, TELLING_VIEWS, grants
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -25,8 +25,9 @@ PASSWORD = "role-password"  # noqa: S105 - of roles that are gone after the test
 
 @pytest.fixture
 def login(database: DatabaseUnderTest, engine: Engine) -> Iterator[Callable[[str], str]]:
-    """Makes a role of that kind, and gives the database's URL for it."""
+    """Makes a role of that kind, and gives the database's URL for it. What everybody may do with functions, they may not."""
     made: list[str] = []
+    functions = f"ON ALL FUNCTIONS IN SCHEMA {database.schema or 'public'}"
 
     def make(kind: str) -> str:
         url = make_url(database.url)
@@ -35,6 +36,7 @@ def login(database: DatabaseUnderTest, engine: Engine) -> Iterator[Callable[[str
             quoted = name.replace('"', '""')
             connection.exec_driver_sql(f"CREATE ROLE \"{quoted}\" LOGIN PASSWORD '{PASSWORD}'")
             made.append(quoted)
+            connection.exec_driver_sql(f"REVOKE EXECUTE {functions} FROM PUBLIC")
             for statement in grants(kind, name, schema=database.schema):
                 connection.exec_driver_sql(statement)
         return url.set(username=name, password=PASSWORD).render_as_string(hide_password=False)
@@ -44,6 +46,7 @@ def login(database: DatabaseUnderTest, engine: Engine) -> Iterator[Callable[[str
         for quoted in made:
             connection.exec_driver_sql(f'DROP OWNED BY "{quoted}"')
             connection.exec_driver_sql(f'DROP ROLE "{quoted}"')
+        connection.exec_driver_sql(f"GRANT EXECUTE {functions} TO PUBLIC")
 
 
 @pytest.fixture
@@ -125,6 +128,37 @@ def test_a_monitor_sees_numbers(filled: MQ, database: DatabaseUnderTest, login: 
 
 
 @EITHER
+@pytest.mark.parametrize("kind", ROLES)
+def test_the_doctor_says_what_a_role_may_not_look_at(
+    filled: MQ, database: DatabaseUnderTest, login: Callable[[str], str], kind: str
+) -> None:
+    filled.consumer("orders", "billing").close()
+
+    with MQ(login(kind), schema=database.schema, create_topics=False) as mq:
+        found = mq.diagnose()
+
+    unseen = {problem.details["name"] for problem in found if problem.code == "not-seen"}
+    sees_groups = "pins-retention" in {problem.code for problem in found}
+    assert unseen == {"sessions of other users"} | (set() if sees_groups else {"groups"})
+    assert sees_groups == (kind != "producer")
+    assert {problem.severity for problem in found if problem.code == "not-seen"} == {"info"}
+
+
+@EITHER
+def test_a_member_of_pg_monitor_sees_all_sessions(
+    mq: MQ, engine: Engine, database: DatabaseUnderTest, login: Callable[[str], str]
+) -> None:
+    url = login("monitor")
+    mq.topics()
+    with engine.begin() as connection:
+        quoted = str(make_url(url).username).replace('"', '""')
+        connection.exec_driver_sql(f'GRANT pg_monitor TO "{quoted}"')
+
+    with MQ(url, schema=database.schema, create_topics=False) as monitoring:
+        assert "not-seen" not in {problem.code for problem in monitoring.diagnose()}
+
+
+@EITHER
 def test_an_admin_makes_and_deletes_topics(database: DatabaseUnderTest, login: Callable[[str], str]) -> None:
     with MQ(login("admin"), schema=database.schema) as mq:
         mq.create_topic("orders", 2)
@@ -172,6 +206,42 @@ def test_whatever_a_role_was_not_given_is_refused(
                 assert not _may(connection, f"ALTER TABLE {table} ADD COLUMN another integer")
             assert not _may(connection, f"DROP {'VIEW' if is_view else 'TABLE'} {table}")
         assert not _may(connection, f"CREATE TABLE {schema}.another (id integer)")
+
+
+@EITHER
+@pytest.mark.parametrize("kind", ROLES)
+def test_functions_are_for_those_who_append(
+    database: DatabaseUnderTest, engine: Engine, login: Callable[[str], str], kind: str
+) -> None:
+    role = make_url(login(kind)).username
+    with engine.connect() as connection:
+        rows = connection.execute(
+            text(
+                "SELECT proname || '(' || oidvectortypes(proargtypes) || ')' AS signature,"
+                " has_function_privilege(:role, oid, 'EXECUTE') AS may, prosecdef FROM pg_proc"
+                " WHERE pronamespace = CAST(:schema AS regnamespace)"
+            ),
+            {"role": role, "schema": database.schema or "public"},
+        ).all()
+
+    assert {row.signature for row in rows} == set(FUNCTIONS), "a function that no role knows"
+    assert {row.may for row in rows} == {kind in APPENDING}
+    # That everybody may call them does no harm for as long as nobody gets another's rights by that.
+    assert not any(row.prosecdef for row in rows)
+
+
+@EITHER
+def test_a_producer_calls_the_function_for_sql(
+    filled: MQ, database: DatabaseUnderTest, login: Callable[[str], str]
+) -> None:
+    prefix = "" if database.schema is None else f"{database.schema}."
+    produce = f"SELECT {prefix}sqlmq_produce('orders', 'customer 7', 'paid')"
+
+    with create_engine(login("producer"), poolclass=NullPool).begin() as connection:
+        assert _may(connection, produce)
+    with create_engine(login("monitor"), poolclass=NullPool).begin() as connection:
+        assert not _may(connection, produce)
+    assert filled.describe_topic("orders").messages == 20 + 1
 
 
 def _may(connection: Connection, statement: str) -> bool:

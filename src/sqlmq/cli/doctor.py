@@ -65,7 +65,7 @@ def doctor(
         found = [problem for problem in mq.diagnose(limits) if problem.code not in ignored]
     for problem in found:
         _show(problem, as_json=as_json)
-    if not found and not as_json:
+    if all(problem.severity == "info" for problem in found) and not as_json:
         click.echo("Nothing is wrong.", err=True)
     if found:
         click.get_current_context().exit(found[0].exit_code)

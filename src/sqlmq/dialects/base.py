@@ -235,6 +235,11 @@ class Dialect(ABC):
     def vitals(self, conn: Connection) -> Vitals:
         """What the database says of itself."""
 
+    def may_read(self, conn: Connection, table: str, column: str) -> bool:
+        """Whether the session may read *column* of *table*, a table or view of ours."""
+        del conn, table, column
+        return True
+
     def claim_holders(self, conn: Connection) -> list[Holder]:
         """The transactions that hold claims of groups locked now, as far as the database tells; the oldest first."""
         del conn

@@ -217,6 +217,9 @@ class Postgresql(Dialect):
     def vitals(self, conn: Connection) -> Vitals:
         return postgresql_health.vitals(conn, self._topic_table)
 
+    def may_read(self, conn: Connection, table: str, column: str) -> bool:
+        return postgresql_looking.may_read(conn, self._topic_table.removesuffix("sqlmq_topic") + table, column)
+
     def claim_holders(self, conn: Connection) -> list[Holder]:
         return postgresql_looking.claim_holders(conn, self._topic_table.removesuffix("topic") + "claim")
 

@@ -18,7 +18,7 @@ _SETTINGS = text("""
         ARRAY(SELECT name || ' is ' || setting FROM pg_settings
             WHERE name IN ('fsync', 'full_page_writes', 'synchronous_commit') AND setting = 'off' ORDER BY name),
         (SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'client backend'),
-        current_setting('max_connections')::integer, pg_backend_pid()
+        current_setting('max_connections')::integer, pg_backend_pid(), pg_has_role('pg_read_all_stats', 'USAGE')
 """)
 # Another user's session shows neither its state nor since when, but to members of pg_monitor.
 _TRANSACTIONS = text("""
@@ -35,8 +35,10 @@ _PREPARED = text("""
 """)
 _TABLES = text(r"""
     SELECT c.oid::regclass::text, coalesce(s.n_live_tup, 0), coalesce(s.n_dead_tup, 0),
-        current_setting('autovacuum')::boolean
-            AND NOT coalesce(c.reloptions, '{}') && ARRAY['autovacuum_enabled=false', 'autovacuum_enabled=off'],
+        -- Options are kept as they were written: off, 0, no, f, ...
+        current_setting('autovacuum')::boolean AND coalesce((
+            SELECT option_value::boolean FROM pg_options_to_table(c.reloptions) WHERE option_name = 'autovacuum_enabled'
+        ), true),
         age(c.relfrozenxid)
     FROM pg_class c LEFT JOIN pg_stat_all_tables s ON s.relid = c.oid
     WHERE c.relkind = 'r' AND c.relname LIKE 'sqlmq\_%'
@@ -47,7 +49,7 @@ _TABLES = text(r"""
 
 def vitals(conn: Connection, topic_table: str) -> Vitals:
     """What a role without further rights can see."""
-    standby, read_only, isolation, off, used, most, pid = conn.execute(_SETTINGS).one()
+    standby, read_only, isolation, off, used, most, pid, sees_sessions = conn.execute(_SETTINGS).one()
     why = "default_transaction_read_only is on" if read_only else None
     return Vitals(
         read_only="the server is a standby" if standby else why,
@@ -58,6 +60,7 @@ def vitals(conn: Connection, topic_table: str) -> Vitals:
         prepared=tuple(OpenTransaction(*row) for row in conn.execute(_PREPARED)),
         tables=tuple(TableHealth(*row) for row in conn.execute(_TABLES, {"topic": topic_table})),
         connections=(used, most),
+        hides_sessions=not sees_sessions,
     )
 
 

@@ -1,4 +1,4 @@
-"""What Postgres tells of other sessions: who holds claims of groups."""
+"""What Postgres tells of sessions: what this one may read, and which others hold claims of groups."""
 
 from __future__ import annotations
 
@@ -22,6 +22,12 @@ _HOLDERS_SQL = text("""
         AND l.relation = to_regclass(:claim) AND a.pid <> pg_backend_pid()
     ORDER BY seconds DESC
 """)
+
+
+def may_read(conn: Connection, table: str, column: str) -> bool:
+    """Whether the session may read *column* of *table*."""
+    sql = text("SELECT has_column_privilege(to_regclass(:table), :column, 'SELECT')")
+    return bool(conn.scalar(sql, {"table": table, "column": column}))
 
 
 def claim_holders(conn: Connection, claim_table: str) -> list[Holder]:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from sqlmq.flows import observe
 from sqlmq.flows.manage import find_topic
-from sqlmq.health import GroupHealth, Vitals
+from sqlmq.health import GroupHealth, Unseen, Vitals
 from sqlmq.store import messages, retained
 
 if TYPE_CHECKING:
@@ -19,6 +19,10 @@ if TYPE_CHECKING:
     from sqlmq.dialects import Dialect
 
 
+_GROUPS = Unseen("groups", "Run it as a monitor: sqlmq db roles --monitor ROLE | psql.")
+_PARTS = [(_GROUPS, "sqlmq_lag", "dead"), (_GROUPS, "sqlmq_member_stats", "is_live")]
+
+
 class Examined(NamedTuple):
     """What was seen."""
 
@@ -26,15 +30,22 @@ class Examined(NamedTuple):
     now: datetime
     """By the database's clock."""
     groups: list[GroupHealth]
+    unseen: list[Unseen]
+    """What this role may not look at."""
 
 
 def examine(conn: Connection, dialect: Dialect) -> Examined:
     """Look at the database and at all groups: some statements for each of them, none of which counts the log."""
     now = messages.moment_ago(conn, dialect, 0.0)
-    found = []
-    for (topic, name), lags in groupby(observe.lag(conn, dialect, None, None), key=lambda lag: (lag.topic, lag.group)):
-        found.append(_group(conn, dialect, topic, name, list(lags)))
-    return Examined(dialect.vitals(conn), now, found)
+    # Asked first: a statement that is refused would end the transaction of whoever is in one.
+    unseen = [part for part, table, column in _PARTS if not dialect.may_read(conn, table, column)]
+    found = [] if _GROUPS in unseen else _groups(conn, dialect)
+    return Examined(dialect.vitals(conn), now, found, unseen)
+
+
+def _groups(conn: Connection, dialect: Dialect) -> list[GroupHealth]:
+    lags = groupby(observe.lag(conn, dialect, None, None), key=lambda lag: (lag.topic, lag.group))
+    return [_group(conn, dialect, topic, name, list(of_group)) for (topic, name), of_group in lags]
 
 
 def _group(conn: Connection, dialect: Dialect, topic: str, name: str, lags: list[PartitionLag]) -> GroupHealth:
