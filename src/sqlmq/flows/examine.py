@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 
 
 _GROUPS = Unseen("groups", "Run it as a monitor: sqlmq db roles --monitor ROLE | psql.")
-_PARTS = [(_GROUPS, "sqlmq_lag", "dead"), (_GROUPS, "sqlmq_member_stats", "is_live")]
+_VIEWS = {"sqlmq_lag": "dead", "sqlmq_member_stats": "is_live", "sqlmq_not_yet": "origin"}
+_PARTS = [(_GROUPS, view, column) for view, column in _VIEWS.items()]
 
 
 class Examined(NamedTuple):
