@@ -122,7 +122,7 @@ class Telemetry:
         ``run`` does so by itself; a loop of your own can: ``with telemetry.handle("billing", [message]):``.
         """
         context = propagate.extract(messages[0].headers, Context()) if len(messages) == 1 else Context()
-        told = self._told("process", messages[0].topic or "") | {"messaging.consumer.group.name": group}
+        told = self._common("process", messages[0].topic or "") | {"messaging.consumer.group.name": group}
         span = self._tracer.start_span(
             f"process {messages[0].topic}",
             context,
@@ -141,7 +141,7 @@ class Telemetry:
         """Begin a span, and put its context into *messages*, but for those that were given one when they were made."""
         # What has arrived, and goes out again as it is, has the context of the time before.
         given = [_created(message) if message.offset is None else None for message in messages]
-        told = self._told("send", topic)
+        told = self._common("send", topic)
         span = self._tracer.start_span(
             f"send {topic}",
             kind=SpanKind.PRODUCER,
@@ -156,7 +156,7 @@ class Telemetry:
         ]
         return _Operation(span, told, len(messages), self._sent, self._sending_seconds), marked
 
-    def _told(self, operation: str, topic: str) -> Attributes:
+    def _common(self, operation: str, topic: str) -> Attributes:
         """What both spans and metrics tell of an *operation*."""
         return {
             **self._system,
