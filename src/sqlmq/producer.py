@@ -138,7 +138,7 @@ class Producer:
         due = check_due(delay_seconds, deliver_at)
         if due is not None:
             return self._delay([message], None, timeout, session, due)[0]
-        return self._send(message, None, timeout, session)
+        return self._send(self._checked(message), None, timeout, session)
 
     @overload
     def produce_with_partition(
@@ -202,7 +202,7 @@ class Producer:
         due = check_due(delay_seconds, deliver_at)
         if due is not None:
             return self._delay([message], partition, timeout, session, due)[0]
-        return self._send(message, partition, timeout, session)
+        return self._send(self._checked(message), self._checked_partition(partition), timeout, session)
 
     def submit(self, message: Message, partition: int | None = None) -> Future[ProducerResult]:
         """Append *message* without waiting for it; the future has the place, or the error.
@@ -331,21 +331,19 @@ class Producer:
     def _observed(self, messages: Sequence[Message], send: Callable[[Sequence[Message]], list[Sent]]) -> list[Sent]:
         """Have *send* send *messages*, which are checked, or what an observer puts in their place."""
         observer = self._database.observer
-        if observer is None:
+        if observer is None or not messages:
             return send(messages)
         return observer.send(self._name, messages, lambda given: send([self._checked(message) for message in given]))
 
     def _send(
-        self, message: Message, partition: int | None, timeout: float | None, session: SessionLike | None
+        self, message: Message, number: int | None, timeout: float | None, session: SessionLike | None
     ) -> ProducerResult | Publication:
-        checked = self._checked(message)
-        number = None if partition is None else self._checked_partition(partition)
         if session is None:
             self._database.check_may_write()
             seconds = check_timeout(timeout)
-            return self._observed([checked], lambda given: [self._coalescer.call(Routed(given[0], number), seconds)])[0]
+            return self._observed([message], lambda given: [self._coalescer.call(Routed(given[0], number), seconds)])[0]
         check_no_timeout(timeout)
-        return self._publish([checked], number, session)[0]
+        return self._publish([message], number, session)[0]
 
     def _publish(self, messages: Sequence[Message], number: int | None, session: SessionLike) -> list[Publication]:
         def publish(given: Sequence[Message]) -> list[Publication]:

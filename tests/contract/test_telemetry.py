@@ -175,6 +175,14 @@ def test_the_span_of_what_was_submitted_ends_when_it_is_sent(mq: MQ, recording: 
     assert (recording.span("send orders").attributes or {})["messaging.message.id"] == "orders/0@0"
 
 
+def test_a_call_without_messages_has_no_span(mq: MQ, recording: Recording) -> None:
+    producer = mq.producer("orders")
+
+    assert producer.produce_many([]) == []
+    assert producer.produce_many([], delay_seconds=1) == []
+    assert recording.spans("send orders") == []
+
+
 @pytest.mark.sync_only("the test's context is that of its thread, not of a task")
 def test_baggage_arrives_in_the_handler_and_goes_on(mq: MQ) -> None:
     arrived: list[object] = []
