@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 _OPENING = """\
 Every public name, as the code has it: signatures, docstrings, attributes, errors. What belongs together, in short:
 [the API at a glance](../api.md)."""
-_MODULES = ("aio", "migrate", "prometheus")
+_MODULES = ("aio", "migrate", "opentelemetry", "prometheus")
 """Public below ``sqlmq``, under names of their own."""
 _OWN = {"Message": ("arrived", "check_size", "headers_json")}
 """Public among the modules of the library only."""

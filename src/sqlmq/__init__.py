@@ -80,6 +80,7 @@ from sqlmq.errors import (
 from sqlmq.health import Limits, Problem
 from sqlmq.message import DelayedMessage, Message, ProducerResult
 from sqlmq.mq import MQ
+from sqlmq.observer import Observer
 from sqlmq.outbox import Publication
 from sqlmq.parked import Parked
 from sqlmq.producer import Producer
@@ -128,6 +129,7 @@ __all__ = [
     "MessageTooLargeError",
     "NotOwnedError",
     "NotParkedError",
+    "Observer",
     "OffsetGapError",
     "OutboxError",
     "OutcomeUnknownError",

@@ -22,7 +22,7 @@ from sqlmq.handling import Books
 from sqlmq.kept import Kept
 from sqlmq.options import check_max_messages, check_timeout
 from sqlmq.parking import Terms
-from sqlmq.performing import Plain, Transacting, check_handler, check_no_session, session_maker
+from sqlmq.performing import Plain, Transacting, check_handler, check_no_session, observed, session_maker
 from sqlmq.runner import Host as RunHost
 from sqlmq.runner import Limits, Run
 from sqlmq.targets import check_seek
@@ -272,13 +272,9 @@ class Consumer(Kept):
     # What a run needs of a consumer.
 
     def _performer(
-        self,
-        handler: Callable[..., object],
-        session: object,
-        *,
-        in_batches: bool,
-        transaction: bool,
+        self, handler: Callable[..., object], session: object, *, in_batches: bool, transaction: bool
     ) -> Performer:
+        handler = observed(handler, self._database.observer, self.group)
         if transaction:
             return Transacting(handler, self._transactions, self._group, session_maker(session), in_batches=in_batches)
         check_no_session(session)

@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from sqlalchemy.pool import ConnectionPoolEntry
 
     from sqlmq.dialects import Dialect, Listening
+    from sqlmq.observer import Observer
 
 T = TypeVar("T")
 log = logging.getLogger(__name__)
@@ -74,6 +75,7 @@ class Database:
             event.listen(self.engine, "checkout", self._test_after_rest)
         self.schema = schema
         self.where = without_secrets(self.engine.url)
+        self.observer: Observer | None = None  # of all that is made from the MQ
         self._transactions = self.dialect.for_transactions(self.engine)
         self._single_statements = self.dialect.for_single_statements(self.engine)
         self._prepared = False

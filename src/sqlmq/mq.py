@@ -51,6 +51,7 @@ if TYPE_CHECKING:
 
     from sqlmq.description import PartitionReset, Start, Trimmed
     from sqlmq.dialects import Dialect
+    from sqlmq.observer import Observer
     from sqlmq.outbox import SessionLike
     from sqlmq.store.topics import Topic
     from sqlmq.targets import ResetTo
@@ -318,6 +319,13 @@ class MQ(Looking):
         check_topic(topic)
         check_group(group_id)
         return Parked(self._read, self._write, topic, group_id, self._find_or_create, self._announce)
+
+    def observe(self, observer: Observer | None) -> None:
+        """Have *observer* stand around what is sent and handled from now on; None for nobody. There is one at a time.
+
+        What ``run`` has begun to call goes on as before. ``sqlmq.opentelemetry`` has such an observer.
+        """
+        self._database.observer = observer
 
     def close(self) -> None:
         """Close every producer and consumer made from this MQ, then the connections, unless the engine was given.

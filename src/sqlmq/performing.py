@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from sqlmq.block import Transactions
     from sqlmq.message import Message
+    from sqlmq.observer import Observer
     from sqlmq.stock import Receiver
     from sqlmq.store.groups import Group
 
@@ -129,6 +130,18 @@ class Transacting:
             with self._shared.database.block():
                 self._shared.check_identity(self._group(), session, ours)
         return session
+
+
+def observed(handler: Callable[..., object], observer: Observer | None, group: str) -> Callable[..., object]:
+    """*handler*, with *observer* around each of its calls, if there is one."""
+    if observer is None:
+        return handler
+
+    def call(given: Message | list[Message], *session: Session) -> object:
+        with observer.handle(group, given if isinstance(given, list) else [given]):
+            return handler(given, *session)
+
+    return call
 
 
 def session_maker(source: object) -> Callable[[], Session] | None:

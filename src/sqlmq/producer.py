@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from sqlmq.flows.stage import Delayed
     from sqlmq.message import DelayedMessage
     from sqlmq.mover import Mover
+    from sqlmq.observer import Sent
     from sqlmq.options import Due
     from sqlmq.outbox import Publication, SessionLike
     from sqlmq.store.topics import Topic
@@ -142,7 +143,7 @@ class Producer:
         due = check_due(delay_seconds, deliver_at)
         if due is not None:
             return self._delay([message], None, timeout, session, due)[0]
-        return self._send(Routed(self._checked(message), None), timeout, session)
+        return self._send(self._checked(message), None, timeout, session)
 
     @overload
     def produce_with_partition(
@@ -206,7 +207,7 @@ class Producer:
         due = check_due(delay_seconds, deliver_at)
         if due is not None:
             return self._delay([message], partition, timeout, session, due)[0]
-        return self._send(Routed(self._checked(message), self._checked_partition(partition)), timeout, session)
+        return self._send(self._checked(message), self._checked_partition(partition), timeout, session)
 
     def submit(self, message: Message, partition: int | None = None) -> Future[ProducerResult]:
         """Append *message* without waiting for it; the future has the place, or the error.
@@ -215,7 +216,14 @@ class Producer:
         """
         routed = Routed(self._checked(message), None if partition is None else self._checked_partition(partition))
         self._database.check_may_write()
-        return self._coalescer.submit(routed)
+        observer = self._database.observer
+        if observer is None:
+            return self._coalescer.submit(routed)
+        return observer.submit(
+            self._name,
+            message,
+            lambda given: self._coalescer.submit(routed._replace(message=self._checked(given))),
+        )
 
     @overload
     def produce_many(
@@ -275,9 +283,13 @@ class Producer:
             return self._delay(together, None, None, session, due)
         contents = self._checked_contents(together)
         if session is not None:
-            return self._publish([Routed(message, None) for message in together], session)
+            return self._publish(together, None, session)
         self._database.check_may_write()
-        return self._run(lambda topic: produce.load_keyed(topic, contents, self._rotation)) if together else []
+        if not together:
+            return []
+        return self._observed(
+            together, lambda given: self._append_many(contents if given is together else Contents.of(given))
+        )
 
     def close(self) -> None:
         """Wait for what was submitted, then take no more. A second call has the same result."""
@@ -325,15 +337,29 @@ class Producer:
             self._forget_topic()  # it may have got more
             return check_partition(self._name, partition, self._current_topic().partitions)
 
-    def _send(self, routed: Routed, timeout: float | None, session: SessionLike | None) -> ProducerResult | Publication:
+    def _observed(self, messages: Sequence[Message], send: Callable[[Sequence[Message]], list[Sent]]) -> list[Sent]:
+        """Have *send* send *messages*, which are checked, or what an observer puts in their place."""
+        observer = self._database.observer
+        if observer is None or not messages:
+            return send(messages)
+        return observer.send(self._name, messages, lambda given: send([self._checked(message) for message in given]))
+
+    def _send(
+        self, message: Message, number: int | None, timeout: float | None, session: SessionLike | None
+    ) -> ProducerResult | Publication:
         if session is None:
             self._database.check_may_write()
-            return self._coalescer.call(routed, check_timeout(timeout))
+            seconds = check_timeout(timeout)
+            return self._observed([message], lambda given: [self._coalescer.call(Routed(given[0], number), seconds)])[0]
         check_no_timeout(timeout)
-        return self._publish([routed], session)[0]
+        return self._publish([message], number, session)[0]
 
-    def _publish(self, routed: list[Routed], session: SessionLike) -> list[Publication]:
-        return outbox.add(session, self._source, self._current_topic(), routed, self._rotation)
+    def _publish(self, messages: Sequence[Message], number: int | None, session: SessionLike) -> list[Publication]:
+        def publish(given: Sequence[Message]) -> list[Publication]:
+            routed = [Routed(message, number) for message in given]
+            return outbox.add(session, self._source, self._current_topic(), routed, self._rotation)
+
+        return self._observed(messages, publish)
 
     def _delay(
         self,
@@ -346,18 +372,26 @@ class Producer:
         check_no_timeout_for_delayed(timeout)
         checked = [self._checked(message) for message in messages]
         number = None if partition is None else self._checked_partition(partition)
-        routed = [Routed(message, number) for message in checked]
+        return self._observed(checked, lambda given: self._store(given, number, session, due))
+
+    def _store(
+        self, messages: Sequence[Message], number: int | None, session: SessionLike | None, due: Due
+    ) -> list[DelayedMessage]:
+        routed = [Routed(message, number) for message in messages]
         if session is not None:
             return outbox.delay(session, self._source, self._current_topic(), routed, self._rotation, due)
         self._database.check_may_write()
-        delayed = self._on_topic(lambda topic: self._store(produce.place(topic, routed, self._rotation), due))
+        delayed = self._on_topic(lambda topic: self._stage(produce.place(topic, routed, self._rotation), due))
         self._expect(time.monotonic() + delayed.wait_seconds)
         return delayed.messages
+
+    def _append_many(self, contents: Contents) -> list[ProducerResult]:
+        return self._run(lambda topic: produce.load_keyed(topic, contents, self._rotation))
 
     def _append(self, routed: list[Routed]) -> list[ProducerResult]:
         return self._run(lambda topic: produce.load(produce.place(topic, routed, self._rotation)))
 
-    def _store(self, placed: list[Placed], due: Due) -> Delayed:
+    def _stage(self, placed: list[Placed], due: Due) -> Delayed:
         return self._database.write(lambda conn: stage.delay(conn, self._database.dialect, placed, due))
 
     def _run(self, load_for: Callable[[Topic], Load]) -> list[ProducerResult]:

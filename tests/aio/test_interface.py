@@ -45,6 +45,7 @@ NOT_AWAITED = {
     "transaction": "it gives what is awaited by `async with`",
     "stop": "it waits for nothing",
     "parked": "it waits for nothing",
+    "observe": "it waits for nothing",
 }
 AWAITED_PROTOCOLS = {"__enter__": "__aenter__", "__exit__": "__aexit__", "__iter__": "__aiter__"}
 RETURNS = {

@@ -31,6 +31,7 @@ sends_signals = pytest.mark.skipif(os.name == "nt", reason="signals are sent as 
 HANDLERS = """
 import asyncio, logging, os, pathlib, time
 
+from opentelemetry import trace
 from sqlalchemy import text
 
 HERE = pathlib.Path(__file__).parent
@@ -46,6 +47,15 @@ def note(message):
 async def note_soon(message):
     await asyncio.sleep(0)
     note(message)
+
+
+def note_trace(message):
+    trace_id = trace.get_current_span().get_span_context().trace_id
+    note(type(message)(f"{trace_id:032x}".encode()))
+
+
+async def note_trace_soon(message):
+    note_trace(message)
 
 
 class Handlers:
@@ -197,6 +207,32 @@ def test_in_a_transaction_the_handler_gets_a_session(sqlmq: Sqlmq, mq: MQ, shop:
 
     assert result.exit_code == 0, result.output
     assert handled(shop) == ["a", "b"]
+
+
+@pytest.mark.parametrize("handler", ["note_trace", "note_trace_soon"])
+def test_a_handler_is_in_the_trace_of_its_message_if_that_is_wanted(
+    sqlmq: Sqlmq, mq: MQ, shop: Path, handler: str
+) -> None:
+    trace_id = "4bf92f3577b34da6a3ce929d0e0e4736"
+    message = Message(b"a", headers={"traceparent": f"00-{trace_id}-00f067aa0ba902b7-01"})
+    mq.producer("orders").produce(message)
+    assert run(sqlmq, f"shop_handlers:{handler}").exit_code == 0
+    mq.producer("orders").produce(message)
+
+    result = run(sqlmq, f"shop_handlers:{handler}", "--opentelemetry")
+
+    assert result.exit_code == 0, result.output
+    assert handled(shop) == ["0" * 32, trace_id]
+
+
+@pytest.mark.usefixtures("shop")
+def test_without_opentelemetry_the_command_says_what_to_install(sqlmq: Sqlmq, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "sqlmq.opentelemetry", None)
+
+    result = run(sqlmq, "shop_handlers:note", "--opentelemetry")
+
+    assert result.exit_code == 1
+    assert "pip install 'sqlmq[opentelemetry]'" in result.stderr
 
 
 @pytest.mark.usefixtures("shop")

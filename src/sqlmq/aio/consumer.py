@@ -10,7 +10,7 @@ import weakref
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Self, TypeVar, cast
 
-from sqlmq.aio.performing import AsyncTransacting, Awaiting, async_session_maker
+from sqlmq.aio.performing import AsyncTransacting, Awaiting, async_observed, async_session_maker
 from sqlmq.aio.transaction import AsyncTransaction
 from sqlmq.errors import ConsumerClosedError
 from sqlmq.options import check_max_messages, check_timeout
@@ -223,7 +223,7 @@ class AsyncConsumer:
         if not is_awaited(handler):
             check_handler(handler)
             return sync._performer(handler, session, in_batches=in_batches, transaction=transaction)
-        awaited = cast("Callable[..., Awaitable[object]]", handler)
+        awaited = async_observed(cast("Callable[..., Awaitable[object]]", handler), sync._database.observer, self.group)
         if not transaction:
             check_no_session(session)
             return Awaiting(awaited, in_batches=in_batches)

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from sqlmq.diagnosis import Finding
     from sqlmq.health import Limits, Problem
     from sqlmq.message import DelayedMessage, Message
+    from sqlmq.observer import Observer
     from sqlmq.options import OnEvicted
     from sqlmq.retention import Retention
     from sqlmq.targets import ResetTo
@@ -259,6 +260,10 @@ class AsyncMQ:
     def parked(self, topic: str, group_id: str) -> AsyncParked:
         """What the group *group_id* has set aside of *topic*: to look at, retry, discard, copy. See ``MQ.parked``."""
         return AsyncParked(self._sync.parked(topic, group_id), self._threads)
+
+    def observe(self, observer: Observer | None) -> None:
+        """Have *observer* stand around what is sent and handled from now on; None for nobody. See ``MQ.observe``."""
+        self._sync.observe(observer)
 
     async def close(self) -> None:
         """Close every producer and consumer made from this MQ, then the connections, unless an Engine was given.

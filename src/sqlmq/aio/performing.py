@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from sqlmq.aio.threads import Threads
     from sqlmq.block import Transactions
     from sqlmq.message import Message
+    from sqlmq.observer import Observer
     from sqlmq.performing import Step
     from sqlmq.stock import Receiver
     from sqlmq.store.groups import Group
@@ -121,6 +122,20 @@ class AsyncTransacting(Awaiting):
         if not shared.is_known(session.sync_session):
             ours = await self._threads.run(lambda: shared.own_identity(self._group()))
             await session.run_sync(lambda given: shared.check_identity(self._group(), given, ours))
+
+
+def async_observed(
+    handler: Callable[..., Awaitable[object]], observer: Observer | None, group: str
+) -> Callable[..., Awaitable[object]]:
+    """*handler*, with *observer* around each of its calls, if there is one."""
+    if observer is None:
+        return handler
+
+    async def call(given: Message | list[Message], *session: AsyncSession) -> object:
+        with observer.handle(group, given if isinstance(given, list) else [given]):
+            return await handler(given, *session)
+
+    return call
 
 
 def async_session_maker(source: object) -> Callable[[], AsyncSession] | None:

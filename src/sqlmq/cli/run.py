@@ -25,7 +25,9 @@ from sqlmq.retry import FailurePolicy, Retry
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from sqlmq.aio import AsyncMQ
     from sqlmq.description import Start
+    from sqlmq.mq import MQ
     from sqlmq.options import OnEvicted
     from sqlmq.runner import RunSummary
 
@@ -146,6 +148,11 @@ def _check_attempts(_ctx: click.Context, _param: click.Parameter, value: str) ->
     show_default=True,
     help="What to log to stderr, of sqlmq and of the handler's modules.",
 )
+@click.option(
+    "--opentelemetry",
+    is_flag=True,
+    help="Tell OpenTelemetry of each call of the handler; its environment says how and where.",
+)
 @database_options
 @pass_settings
 @click.pass_context
@@ -162,6 +169,7 @@ def run(
     processes: int,
     lease_seconds: float,
     log_level: str,
+    opentelemetry: bool,
     **terms: Any,  # noqa: ANN401 - the options of how to handle, each checked above
 ) -> None:
     """Call a handler with each message of a topic, until SIGTERM or Ctrl-C.
@@ -178,6 +186,7 @@ def run(
         check_group(group)
     except (InvalidTopicError, InvalidGroupError) as error:
         raise click.UsageError(str(error)) from error
+    instrument = _instrument() if opentelemetry else None
     run_log.begin(ctx, settings, log_level)
     if processes > 1:
         with settings.open() as mq:
@@ -186,7 +195,7 @@ def run(
         environment = os.environ | settings.environment()
         supervisor = Supervisor(processes, _arguments(ctx), environment, stop_timeout=terms["stop_timeout"])
         ctx.exit(supervisor.run())
-    reading = _Reading(topic, group, start, on_evicted, lease_seconds, _terms(terms))
+    reading = _Reading(topic, group, start, on_evicted, lease_seconds, instrument, _terms(terms))
     with Stop() as stop:
         with stop.raising():
             function = handlers.load(handler)
@@ -205,12 +214,25 @@ class _Reading(NamedTuple):
     start: Start
     on_evicted: OnEvicted
     lease_seconds: float
+    instrument: Callable[[MQ | AsyncMQ], object] | None
     terms: dict[str, Any]
     """The keyword arguments of ``Consumer.run``."""
 
 
+def _instrument() -> Callable[[MQ | AsyncMQ], object]:
+    """What has OpenTelemetry told of an MQ."""
+    try:
+        from sqlmq.opentelemetry import instrument
+    except ModuleNotFoundError as error:
+        message = "This needs OpenTelemetry's API: pip install 'sqlmq[opentelemetry]'."
+        raise click.ClickException(message) from error
+    return instrument
+
+
 def _run_in_threads(settings: Settings, stop: Stop, handler: Callable[..., object], reading: _Reading) -> RunSummary:
     with settings.open(lease_seconds=reading.lease_seconds) as mq:
+        if reading.instrument is not None:
+            reading.instrument(mq)
         consumer = mq.consumer(reading.topic, reading.group, start=reading.start, on_evicted=reading.on_evicted)
         stop.check()
         with _told_when_hurried():
@@ -226,6 +248,8 @@ def _run_in_loop(settings: Settings, stop: Stop, handler: Callable[..., object],
     async def run_to_the_end() -> RunSummary:
         url, schema, lease_seconds = settings.database_url(), settings.schema, reading.lease_seconds
         async with AsyncMQ(url, schema=schema, lease_seconds=lease_seconds) as mq:
+            if reading.instrument is not None:
+                reading.instrument(mq)
             consumer = await mq.consumer(
                 reading.topic, reading.group, start=reading.start, on_evicted=reading.on_evicted
             )
