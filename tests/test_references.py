@@ -14,6 +14,7 @@ import pytest
 
 import sqlmq
 import sqlmq.aio
+import sqlmq.opentelemetry
 import sqlmq.prometheus
 from docs.reference.markdown import escaped, prose, table
 from sqlmq.background import Keeper
@@ -25,8 +26,9 @@ if TYPE_CHECKING:
 PAGE = Path(__file__).parent.parent / "docs" / "reference" / "api.md"
 CLASSES = {name: one for name in sqlmq.__all__ if inspect.isclass(one := getattr(sqlmq, name))}
 CLASSES["Collector"] = sqlmq.prometheus.Collector
+CLASSES["Telemetry"] = sqlmq.opentelemetry.Telemetry
 ERRORS = {name: cls for name, cls in CLASSES.items() if issubclass(cls, sqlmq.SqlmqError)}
-MODULES: list[ModuleType] = [sqlmq.aio, sqlmq.migrate, sqlmq.prometheus]
+MODULES: list[ModuleType] = [sqlmq.aio, sqlmq.migrate, sqlmq.opentelemetry, sqlmq.prometheus]
 # What the library asks of its own objects, though it stands there under a public name.
 INTERNAL = {"Consumer": set(vars(Keeper)), "Message": {"arrived", "check_size", "headers_json"}}
 
