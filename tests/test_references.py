@@ -61,9 +61,10 @@ METHODS = {
     if inspect.isfunction(getattr(member, "__func__", member))
 }
 FUNCTIONS = {
-    f"### migrate.{name}": one
-    for name, one in vars(sqlmq.migrate).items()
-    if inspect.isfunction(one) and not name.startswith("_") and one.__module__ == "sqlmq.migrate"
+    f"### {module.__name__.removeprefix('sqlmq.')}.{name}": one
+    for module in (sqlmq.migrate, sqlmq.opentelemetry)
+    for name, one in vars(module).items()
+    if inspect.isfunction(one) and not name.startswith("_") and one.__module__ == module.__name__
 }
 
 

@@ -38,6 +38,9 @@ KINDS: Mapping[str, Kind] = {
     "dead-member": Kind(31, "warning"),
     "dead-letters": Kind(32, "warning"),
     "pins-retention": Kind(33, "warning"),
+    "inactive-slot": Kind(34, "warning"),
+    "overdue-delayed": Kind(35, "warning"),
+    "old-transaction-elsewhere": Kind(0, "info"),
     "not-seen": Kind(0, "info"),
 }
 """What can be found, the worst first."""
@@ -82,7 +85,9 @@ class Limits:
     wal_bytes: int = 256 * 2**20
     """How large SQLite's write-ahead file may be."""
     stuck_seconds: float = 60.0
-    """How long a message may wait for somebody who owns its partition."""
+    """How long a message may wait for somebody who owns its partition, and how long one that is due to be moved into the log."""
+    slot_bytes: int = 2**30
+    """How much of the write-ahead log may be kept for a replication slot that nobody uses."""
 
 
 def check_limits(limits: object) -> None:
@@ -112,6 +117,21 @@ class TableHealth(NamedTuple):
     """How many transaction ids ago the oldest row that counts was written."""
 
 
+class IdleSlot(NamedTuple):
+    """A replication slot that nobody uses, for which the server keeps so many bytes of its write-ahead log."""
+
+    name: str
+    kept_bytes: int
+
+
+class Overdue(NamedTuple):
+    """Messages of a topic that are due and not in the log, the first of them for as long as *seconds*."""
+
+    topic: str
+    messages: int
+    seconds: float
+
+
 class Unseen(NamedTuple):
     """What was not looked at, because the role may not."""
 
@@ -130,6 +150,9 @@ class Vitals(NamedTuple):
     """Settings that have to be on for a commit to be durable, and are not."""
     transactions: tuple[OpenTransaction, ...] = ()
     prepared: tuple[OpenTransaction, ...] = ()
+    transactions_elsewhere: tuple[OpenTransaction, ...] = ()
+    """Those of other databases of the server that hold something back here."""
+    idle_slots: tuple[IdleSlot, ...] = ()
     tables: tuple[TableHealth, ...] = ()
     connections: tuple[int, int] | None = None
     """In use, and the most there can be."""
@@ -194,12 +217,6 @@ def of_database(seen: Vitals, clock_seconds: float, limits: Limits) -> Iterator[
             "Leave it at read committed, unless your application needs the other.",
             {"isolation": seen.isolation},
         )
-    if seen.is_pooled:
-        yield Problem(
-            "pooler",
-            "A pooler is in between: notices do not arrive, and consumers look again every poll_max_seconds.",
-            "Give consumers a URL that leads to the server itself, or leave it: nothing is lost.",
-        )
     yield from _of_file(seen, limits)
     if seen.hides_sessions:
         yield from of_unseen([Unseen("sessions of other users", "GRANT pg_read_all_stats TO it.")])
@@ -239,6 +256,29 @@ def of_group(group: GroupHealth, limits: Limits) -> Iterator[Problem]:
         )
 
 
+def of_notices(seen: Vitals, *, do_arrive: bool) -> Iterator[Problem]:
+    """What is wrong with how consumers are woken, where they are by the database."""
+    if not do_arrive:
+        why = "A pooler is in between" if seen.is_pooled else "Something is wrong with LISTEN or NOTIFY"
+        yield Problem(
+            "pooler",
+            f"{why}: notices do not arrive, and consumers look again every poll_max_seconds.",
+            "Give consumers a URL that leads to the server itself, or leave it: nothing is lost.",
+            {"is_pooled": seen.is_pooled},
+        )
+
+
+def of_delayed(overdue: Overdue, limits: Limits) -> Iterator[Problem]:
+    """What is wrong with the messages of a topic that wait until they are due."""
+    if overdue.seconds > limits.stuck_seconds:
+        yield Problem(
+            "overdue-delayed",
+            f"{overdue.topic}: {overdue.messages} messages are due, for up to {overdue.seconds:.0f} s, and nobody moves them into the log.",
+            "Start a consumer, of any topic; if some run, look for 'move failed' in their logs.",
+            {"topic": overdue.topic, "messages": overdue.messages, "seconds": round(overdue.seconds, 1)},
+        )
+
+
 def of_unseen(unseen: Iterable[Unseen]) -> Iterator[Problem]:
     """What nothing is known of."""
     for one in unseen:
@@ -252,19 +292,33 @@ def worst_first(problems: Iterator[Problem]) -> list[Problem]:
 
 
 def _held_back(seen: Vitals, limits: Limits) -> Iterator[Problem]:
-    for code, transactions, remedy in (
+    for slot in seen.idle_slots:
+        if slot.kept_bytes > limits.slot_bytes:
+            yield Problem(
+                "inactive-slot",
+                f"Nobody uses the replication slot {slot.name}, and {slot.kept_bytes:,} bytes of the write-ahead log are kept for it.",
+                "Start what reads it; or, if that is gone: SELECT pg_drop_replication_slot(NAME).",
+                {"name": slot.name, "bytes": slot.kept_bytes},
+            )
+    rows, pages = (
+        "Deleted rows can't be cleared away meanwhile.",
+        "Emptied pages of indexes are not used again meanwhile.",
+    )
+    for code, transactions, harm, remedy in (
         (
             "old-transaction",
             seen.transactions,
+            rows,
             "End it: SELECT pg_terminate_backend(PID). Then mend what left it open.",
         ),
-        ("prepared-transaction", seen.prepared, "COMMIT PREPARED or ROLLBACK PREPARED, by its identifier."),
+        ("prepared-transaction", seen.prepared, rows, "COMMIT PREPARED or ROLLBACK PREPARED, by its identifier."),
+        ("old-transaction-elsewhere", seen.transactions_elsewhere, pages, "End it, as one of this database."),
     ):
         for one in transactions:
             if one.seconds > limits.transaction_seconds:
                 yield Problem(
                     code,
-                    f"Open for {one.seconds:.0f} s: {one.name}. Deleted rows can't be cleared away meanwhile.",
+                    f"Open for {one.seconds:.0f} s: {one.name}. {harm}",
                     remedy,
                     {"name": one.name, "seconds": round(one.seconds, 1)},
                 )

@@ -15,7 +15,7 @@ import time
 import uuid
 from typing import TYPE_CHECKING, Protocol
 
-from sqlmq.errors import SqlmqError
+from sqlmq.errors import DatabaseError, SqlmqError
 from sqlmq.flows import notice
 from sqlmq.logged import facts
 from sqlmq.timing import backoff, chance
@@ -166,6 +166,23 @@ class Listener:
 
 # Kept alive in a forked child: closing them there would end the parent's.
 _ABANDONED: list[Listening] = []
+
+
+def hears(database: Database) -> bool:
+    """Whether a connection that listens hears what another one sends, in as much time as a listener gives its probes."""
+    probe = Probe(uuid.uuid4().hex)
+    try:
+        with contextlib.closing(database.listen()) as listening:
+            database.read(lambda conn: database.dialect.notify(conn, [probe.payload]))
+            deadline = time.monotonic() + _ANSWER_SECONDS
+            while (seconds := deadline - time.monotonic()) > 0:
+                with database.translating():
+                    if probe.payload in listening.wait(seconds):
+                        return True
+    except DatabaseError:
+        # Consumers could not listen either, and poll.
+        return False
+    return False
 
 
 class Probe:

@@ -44,6 +44,10 @@ class Looking(ABC):
     def _read(self, flow: Callable[[Connection, Dialect], T]) -> T:
         """Run *flow* in a transaction that reads; raises MQClosedError once the MQ is closed."""
 
+    @abstractmethod
+    def _hears_notices(self) -> bool:
+        """Whether a notice arrives, or nobody waits for any."""
+
     def topics(self) -> list[str]:
         """The names of all topics, in order."""
         return self._read(manage.list_topics)
@@ -119,7 +123,11 @@ class Looking(ABC):
         off = min(behind, timedelta()) + max(ahead, timedelta())
         groups = itertools.chain.from_iterable(health.of_group(group, terms) for group in seen.groups)
         database = health.of_database(seen.vitals, -off.total_seconds(), terms)
-        return health.worst_first(itertools.chain(database, groups, health.of_unseen(seen.unseen)))
+        delayed = itertools.chain.from_iterable(health.of_delayed(overdue, terms) for overdue in seen.overdue)
+        # A standby refuses to listen.
+        is_told = seen.vitals.read_only is not None or self._hears_notices()
+        notices = health.of_notices(seen.vitals, do_arrive=is_told)
+        return health.worst_first(itertools.chain(database, groups, delayed, notices, health.of_unseen(seen.unseen)))
 
     def tail(
         self,

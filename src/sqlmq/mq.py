@@ -16,7 +16,7 @@ from sqlmq.consumer import Ack, Consumer
 from sqlmq.database import Database
 from sqlmq.errors import MQClosedError, UnknownTopicError
 from sqlmq.flows import manage, replay, stage
-from sqlmq.listener import Listener
+from sqlmq.listener import Listener, hears
 from sqlmq.looking import Looking
 from sqlmq.lookout import Lookout
 from sqlmq.maintainer import Maintainer
@@ -397,6 +397,9 @@ class MQ(Looking):
                 raise
         self.create_topic(name, self._options.default_partitions)
         return self._read(lambda conn, dialect: manage.find_topic(conn, dialect, name))
+
+    def _hears_notices(self) -> bool:
+        return not self._notifies or hears(self._database)
 
     def _read(self, flow: Callable[[Connection, Dialect], T]) -> T:
         self._check_open()

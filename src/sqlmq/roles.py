@@ -68,6 +68,8 @@ MONITOR: Rights = {
     ),
     "sqlmq_group_offset": "SELECT",
     "sqlmq_eviction": "SELECT",
+    # Which are due; not what they are.
+    "sqlmq_staged": "SELECT (partition_id, deliver_at, created_at)",
     **dict.fromkeys(COUNTING_VIEWS, "SELECT"),
 }
 """Sees lag, members, sizes and losses, and nothing of a message."""

@@ -17,6 +17,8 @@ POSTGRES = pytest.mark.parametrize("database", ["postgres", "postgres-schema"], 
 SQLITE = pytest.mark.parametrize("database", ["sqlite"], indirect=True)
 # Of the machine and the server that the tests run on, which write nothing to the disk on purpose.
 OURS = {"not-durable", "sqlite-version"}
+# Of other tests, which work in databases of their own meanwhile.
+THEIRS = {"old-transaction-elsewhere"}
 
 
 def codes(problems: list[Problem]) -> set[str]:
@@ -101,6 +103,29 @@ def test_a_member_that_is_not_heard_of_is_found(mq: MQ, engine: Engine, database
     assert the_one(mq.diagnose(), "dead-member").details["members"] == ["gone"]
 
 
+@pytest.mark.sync_only("nobody moves what is due but consumers")
+def test_messages_that_are_due_and_that_nobody_moves_are_found(
+    make_mq: MakeMQ, engine: Engine, database: DatabaseUnderTest
+) -> None:
+    mq = make_mq()
+    mq.create_topic("orders", 1)
+    for _ in range(3):
+        mq.producer("orders").produce(Message(b""), delay_seconds=3600)
+    assert codes(mq.diagnose(Limits(stuck_seconds=0))) == set(), "they are not due"
+    table = "sqlmq_staged" if database.schema is None else f"{database.schema}.sqlmq_staged"
+    with engine.begin() as connection:
+        hours_ago = "interval '2 hours'" if database.is_postgres else "7200 * 1000000"
+        connection.execute(
+            text(f"UPDATE {table} SET deliver_at = deliver_at - {hours_ago}, created_at = created_at - {hours_ago}")
+        )
+
+    found = the_one(mq.diagnose(), "overdue-delayed")
+    assert (found.details["topic"], found.details["messages"]) == ("orders", 3)
+    assert found.details["seconds"] == pytest.approx(3600, abs=60)
+    mq.consumer("orders", "billing").poll(timeout=10)
+    assert "overdue-delayed" not in codes(mq.diagnose(Limits(stuck_seconds=0)))
+
+
 # --- Postgres ---
 
 
@@ -112,7 +137,38 @@ def test_a_transaction_that_stays_open_is_found(mq: MQ, engine: Engine) -> None:
         found = the_one(mq.diagnose(Limits(transaction_seconds=0)), "old-transaction")
 
     assert f"process {pid}, idle in transaction" in found.summary
-    assert codes(mq.diagnose(Limits(transaction_seconds=0))) == set()
+    assert codes(mq.diagnose(Limits(transaction_seconds=0))) - THEIRS == set()
+
+
+@POSTGRES
+def test_a_transaction_in_another_database_is_found_where_it_matters(mq: MQ, postgres_url: str) -> None:
+    other = create_engine(postgres_url)
+    with other.connect() as connection:
+        pid, version = connection.execute(
+            text("SELECT pg_backend_pid(), current_setting('server_version_num')::integer, pg_current_xact_id()")
+        ).one()[:2]
+
+        found = mq.diagnose(Limits(transaction_seconds=0))
+
+    other.dispose()
+    names = [problem.summary for problem in found if problem.code == "old-transaction-elsewhere"]
+    assert any(f"process {pid} in database " in name for name in names) == (version < 160000)
+
+
+@POSTGRES
+def test_a_replication_slot_that_nobody_reads_is_found(mq: MQ, engine: Engine) -> None:
+    mq.topics()
+    with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+        name = connection.scalar(text("SELECT 'unread_' || current_database()"))
+        connection.execute(text("SELECT pg_create_physical_replication_slot(:name, true)"), {"name": name})
+        try:
+            found = [one for one in mq.diagnose(Limits(slot_bytes=-1)) if one.details.get("name") == name]
+            at_ease = codes(mq.diagnose())
+        finally:
+            connection.execute(text("SELECT pg_drop_replication_slot(:name)"), {"name": name})
+
+    assert "unread_" in the_one(found, "inactive-slot").summary
+    assert "inactive-slot" not in at_ease
 
 
 @POSTGRES
@@ -215,8 +271,27 @@ def test_a_clock_that_is_off_is_found(mq: MQ, make_mq: MakeMQ, engine: Engine) -
 
 @pytest.mark.pgbouncer
 @pytest.mark.parametrize("database", ["pgbouncer"], indirect=True)
-def test_a_pooler_is_found(mq: MQ) -> None:
-    assert "pooler" in codes(mq.diagnose())
+def test_a_pooler_is_found(mq: MQ, make_mq: MakeMQ, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sqlmq.listener._ANSWER_SECONDS", 0.2)
+
+    assert the_one(mq.diagnose(), "pooler").details == {"is_pooled": True}
+    assert "pooler" not in codes(make_mq(notify=False).diagnose()), "it waits for no notices"
+
+
+@POSTGRES
+def test_notices_that_get_lost_on_the_way_are_found(
+    mq: MQ, make_mq: MakeMQ, engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert "pooler" not in codes(mq.diagnose())
+    monkeypatch.setattr("sqlmq.listener._ANSWER_SECONDS", 0.2)
+    with engine.begin() as connection:
+        connection.execute(text("CREATE SCHEMA silent"))
+        connection.execute(
+            text("CREATE FUNCTION silent.pg_notify(text, text) RETURNS void LANGUAGE sql AS $$ SELECT NULL::void $$")
+        )
+    _set_for_database(engine, "search_path = silent, pg_catalog, public")
+
+    assert the_one(make_mq().diagnose(), "pooler").details == {"is_pooled": False}
 
 
 @pytest.mark.sync_only("it is about the tables")

@@ -116,6 +116,22 @@ def test_everybody_goes_on_with_the_standby_that_was_promoted(pair: Pair, end: C
     assert len(traffic.acknowledged) <= stored <= len(traffic.acknowledged) + traffic.unknown
 
 
+def test_the_doctor_says_of_a_standby_that_nothing_can_be_written(pair: Pair) -> None:
+    standby = pair.standby.url.render_as_string(hide_password=False)
+
+    def problems() -> dict[str, str]:
+        with MQ(standby) as mq:
+            return {problem.code: problem.summary for problem in mq.diagnose()}
+
+    as_standby = problems()
+    pair.promote()
+
+    assert as_standby["read-only"] == "Nothing can be written here: the server is a standby."
+    # A standby refuses to listen, so nothing is said of notices.
+    assert as_standby.keys() <= {"read-only", "not-durable"}
+    assert "read-only" not in problems()
+
+
 def test_connections_to_a_primary_that_takes_no_writes_any_more_are_given_up(pair: Pair) -> None:
     with MQ(pair.url) as mq:
         producer = mq.producer("orders")

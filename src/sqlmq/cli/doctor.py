@@ -20,8 +20,17 @@ _DEFAULTS = Limits()
     epilog=example(
         "sqlmq doctor",
         "sqlmq doctor --json --ignore clock --ignore isolation",
+        "sqlmq doctor --only no-owner --only dead-letters --stuck-seconds 600",
         "sqlmq doctor --max-transaction-seconds 3600 || echo look at the database",
     )
+)
+@click.option(
+    "--only",
+    "wanted",
+    multiple=True,
+    type=click.Choice(sorted(KINDS)),
+    metavar="CODE",
+    help="Only this; may be given again.",
 )
 @click.option(
     "--ignore",
@@ -45,24 +54,31 @@ _DEFAULTS = Limits()
     default=_DEFAULTS.stuck_seconds,
     show_default=True,
     metavar="SECONDS",
-    help="How long a message may wait while nobody owns its partition.",
+    help="How long a message may wait while nobody owns its partition, or nobody moves it when it is due.",
 )
 @json_option
 @database_options
 @pass_settings
 def doctor(
-    settings: Settings, ignored: tuple[str, ...], max_transaction_seconds: float, stuck_seconds: float, *, as_json: bool
+    settings: Settings,
+    wanted: tuple[str, ...],
+    ignored: tuple[str, ...],
+    max_transaction_seconds: float,
+    stuck_seconds: float,
+    *,
+    as_json: bool,
 ) -> None:
     """Say what is wrong with the database and the groups in it, and what to do.
 
-    Looks, and changes nothing: the version of the tables, settings, poolers, old transactions, rows that wait to be cleared away,
-    clocks, groups without members, dead letters; on SQLite the library, the file and where it lies.
+    Looks, and changes nothing: the version of the tables, settings, poolers, whether notices arrive, old transactions, replication
+    slots, rows that wait to be cleared away, clocks, groups without members, dead letters, delayed messages that are overdue; on SQLite the library, the file and where it lies.
 
-    The exit code is 0 if nothing was found, 1 if the database does not answer, and else that of the worst problem, from 10 on.
+    The exit code is 0 if nothing is wrong, 1 if the database does not answer, and else that of the worst problem, from 10 on.
     """
     limits = Limits(transaction_seconds=max_transaction_seconds, stuck_seconds=stuck_seconds)
     with settings.open() as mq:
-        found = [problem for problem in mq.diagnose(limits) if problem.code not in ignored]
+        codes = set(wanted or KINDS).difference(ignored)
+        found = [problem for problem in mq.diagnose(limits) if problem.code in codes]
     for problem in found:
         _show(problem, as_json=as_json)
     if all(problem.severity == "info" for problem in found) and not as_json:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import psycopg
 from sqlalchemy import text
 
-from sqlmq.health import OpenTransaction, TableHealth, Vitals
+from sqlmq.health import IdleSlot, OpenTransaction, TableHealth, Vitals
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection
@@ -28,6 +28,22 @@ _TRANSACTIONS = text("""
     WHERE datname = current_database() AND xact_start IS NOT NULL AND pid <> pg_backend_pid()
         AND backend_type = 'client backend'
     ORDER BY xact_start
+""")
+# Before 16, whether an emptied page of an index may be used again is asked of the whole server's oldest snapshot.
+_ELSEWHERE = text("""
+    SELECT concat_ws(', ', 'process ' || pid || ' in database ' || datname, nullif(application_name, ''), state),
+        date_part('epoch', clock_timestamp() - xact_start)
+    FROM pg_stat_activity
+    WHERE datname <> current_database() AND xact_start IS NOT NULL AND backend_type = 'client backend'
+        AND (backend_xmin IS NOT NULL OR backend_xid IS NOT NULL)
+        AND current_setting('server_version_num')::integer < 160000
+    ORDER BY xact_start
+""")
+_IDLE_SLOTS = text("""
+    SELECT slot_name, pg_wal_lsn_diff(
+        CASE WHEN pg_is_in_recovery() THEN pg_last_wal_replay_lsn() ELSE pg_current_wal_lsn() END, restart_lsn
+    )::bigint
+    FROM pg_replication_slots WHERE NOT active AND restart_lsn IS NOT NULL ORDER BY slot_name
 """)
 _PREPARED = text("""
     SELECT gid, date_part('epoch', clock_timestamp() - prepared) FROM pg_prepared_xacts
@@ -58,6 +74,8 @@ def vitals(conn: Connection, topic_table: str) -> Vitals:
         off=tuple(off),
         transactions=tuple(OpenTransaction(*row) for row in conn.execute(_TRANSACTIONS)),
         prepared=tuple(OpenTransaction(*row) for row in conn.execute(_PREPARED)),
+        transactions_elsewhere=tuple(OpenTransaction(*row) for row in conn.execute(_ELSEWHERE)),
+        idle_slots=tuple(IdleSlot(*row) for row in conn.execute(_IDLE_SLOTS)),
         tables=tuple(TableHealth(*row) for row in conn.execute(_TABLES, {"topic": topic_table})),
         connections=(used, most),
         hides_sessions=not sees_sessions,

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from sqlmq.flows import observe
 from sqlmq.flows.manage import find_topic
-from sqlmq.health import GroupHealth, Unseen, Vitals
-from sqlmq.store import messages, retained
+from sqlmq.health import GroupHealth, Overdue, Unseen, Vitals
+from sqlmq.store import messages, retained, staged
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -19,9 +19,17 @@ if TYPE_CHECKING:
     from sqlmq.dialects import Dialect
 
 
+OVERDUE_MESSAGES = 10_000
+"""How many messages that are due are counted."""
+
 _GROUPS = Unseen("groups", "Run it as a monitor: sqlmq db roles --monitor ROLE | psql.")
-_VIEWS = {"sqlmq_lag": "dead", "sqlmq_member_stats": "is_live", "sqlmq_not_yet": "origin"}
-_PARTS = [(_GROUPS, view, column) for view, column in _VIEWS.items()]
+_DELAYED = _GROUPS._replace(name="delayed messages")
+_PARTS = [
+    (_GROUPS, "sqlmq_lag", "dead"),
+    (_GROUPS, "sqlmq_member_stats", "is_live"),
+    (_GROUPS, "sqlmq_not_yet", "origin"),
+    (_DELAYED, "sqlmq_staged", "created_at"),
+]
 
 
 class Examined(NamedTuple):
@@ -31,6 +39,7 @@ class Examined(NamedTuple):
     now: datetime
     """By the database's clock."""
     groups: list[GroupHealth]
+    overdue: list[Overdue]
     unseen: list[Unseen]
     """What this role may not look at."""
 
@@ -39,9 +48,11 @@ def examine(conn: Connection, dialect: Dialect) -> Examined:
     """Look at the database and at all groups: some statements for each of them, none of which counts the log."""
     now = messages.moment_ago(conn, dialect, 0.0)
     # Asked first: a statement that is refused would end the transaction of whoever is in one.
-    unseen = [part for part, table, column in _PARTS if not dialect.may_read(conn, table, column)]
+    unseen = list(dict.fromkeys(part for part, table, column in _PARTS if not dialect.may_read(conn, table, column)))
     found = [] if _GROUPS in unseen else _groups(conn, dialect)
-    return Examined(dialect.vitals(conn), now, found, unseen)
+    overdue = [] if _DELAYED in unseen else staged.overdue(conn, dialect, OVERDUE_MESSAGES)
+    late = [Overdue(row.name, row.messages, row.seconds) for row in overdue]
+    return Examined(dialect.vitals(conn), now, found, late, unseen)
 
 
 def _groups(conn: Connection, dialect: Dialect) -> list[GroupHealth]:

@@ -12,6 +12,7 @@ from sqlalchemy import (
     ColumnElement,
     Float,
     Text,
+    case,
     cast,
     delete,
     func,
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Sequence
     from datetime import datetime
 
-    from sqlalchemy import Connection
+    from sqlalchemy import Connection, Row
 
     from sqlmq.dialects import Dialect, Part
     from sqlmq.options import Due
@@ -200,6 +201,28 @@ def waiting(conn: Connection, dialect: Dialect, partition_ids: Sequence[int]) ->
         .order_by(s.c.deliver_at, s.c.id)
     )
     return [Waiting(id_, partition_id, moment_at(us), key, size) for id_, partition_id, us, key, size in rows]
+
+
+def overdue(conn: Connection, dialect: Dialect, at_most: int) -> Sequence[Row[Any]]:
+    """Of each topic, how many messages are due, among the first *at_most*, and for how many seconds the first has been.
+
+    What was due as soon as it was committed has been since its transaction began to write it. Takes no lock.
+    """
+    s, p, t = dialect.tables.staged, dialect.tables.partition, dialect.tables.topic
+    since_due, since_stored = dialect.age_seconds(s.c.deliver_at), dialect.age_seconds(s.c.created_at)
+    due = (
+        select(s.c.partition_id, case((since_due < since_stored, since_due), else_=since_stored).label("seconds"))
+        .where(s.c.deliver_at <= select(dialect.now()).scalar_subquery())
+        .order_by(s.c.deliver_at)
+        .limit(at_most)
+        .subquery("due")
+    )
+    return conn.execute(
+        select(t.c.name, func.count().label("messages"), func.max(due.c.seconds).label("seconds"))
+        .select_from(due.join(p, p.c.id == due.c.partition_id).join(t, t.c.id == p.c.topic_id))
+        .group_by(t.c.name)
+        .order_by(t.c.name)
+    ).all()
 
 
 def cancel(conn: Connection, dialect: Dialect, ids: Collection[int]) -> set[int]:
