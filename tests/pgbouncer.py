@@ -1,4 +1,4 @@
-"""A PgBouncer in front of the tests' Postgres, in transaction mode, with the settings that the documentation shows."""
+"""A PgBouncer in front of the tests' Postgres, in transaction mode if not told otherwise, with the settings that the documentation shows."""
 
 from __future__ import annotations
 
@@ -32,8 +32,9 @@ def find_pgbouncer() -> str | None:
 class PgBouncer:
     """Shares few sessions of the server among its clients, of every database."""
 
-    def __init__(self, program: str, server: URL) -> None:
+    def __init__(self, program: str, server: URL, *, pool_mode: str = "transaction") -> None:
         self._server = server
+        self._pool_mode = pool_mode
         self._port = free_port()
         self.directory = Path(tempfile.mkdtemp(prefix="sqlmq-pgbouncer-"))
         account = unprivileged_account()
@@ -117,6 +118,7 @@ class PgBouncer:
         assert shown is not None
         here = {
             "host": f"{self._server.host} port={self._server.port}",
+            "pool_mode": self._pool_mode,
             "listen_port": str(self._port),
             "listen_addr": "127.0.0.1",
             "auth_file": str(self.directory / "userlist.txt"),

@@ -69,7 +69,7 @@ class MQ(Looking):
 
     - *create_topics*: make a topic that a producer or consumer names and that is not there; else UnknownTopicError.
     - *default_partitions*: how many partitions a topic made that way gets.
-    - *max_message_bytes*: the largest value, key or headers a producer takes.
+    - *max_message_bytes*: the largest value, key or headers a producer takes, and ``parked`` copies.
     - *lease_seconds*: how long a consumer that is not heard of keeps its partitions.
     - *max_poll_seconds*: after how long without asking for messages a consumer gives its partitions back.
     - *commit_interval_seconds*: how long finished messages may wait to be committed together.
@@ -318,7 +318,15 @@ class MQ(Looking):
         """
         check_topic(topic)
         check_group(group_id)
-        return Parked(self._read, self._write, topic, group_id, self._find_or_create, self._announce)
+        return Parked(
+            self._read,
+            self._write,
+            topic,
+            group_id,
+            self._find_or_create,
+            self._announce,
+            max_message_bytes=self._options.max_message_bytes,
+        )
 
     def observe(self, observer: Observer | None) -> None:
         """Have *observer* stand around what is sent and handled from now on; None for nobody. There is one at a time.

@@ -38,7 +38,7 @@ class Options:
     default_partitions: int = 3
     """How many partitions a topic made that way gets."""
     max_message_bytes: int = 1024 * 1024
-    """The largest value, key or headers a producer takes."""
+    """The largest value, key or headers a producer takes, and a copy of a parked message has."""
     lease_seconds: float = 10.0
     """How long a consumer that is not heard of keeps its partitions. A heartbeat goes out three times as often."""
     max_poll_seconds: float = 300.0

@@ -64,12 +64,15 @@ class Parked:
         group: str,
         find_or_create: Callable[[str], Topic],
         wake: Callable[[int], None],
+        *,
+        max_message_bytes: int,
     ) -> None:
         self._read = read
         self._write = write
         self._scope = Scope(topic, group)
         self._find_or_create = find_or_create
         self._wake = wake
+        self._max_message_bytes = max_message_bytes
 
     @property
     def topic(self) -> str:
@@ -172,6 +175,8 @@ class Parked:
         ``sqlmq-offset``, ``sqlmq-group`` and ``sqlmq-error``, unless it has one of those already: a copy of a copy says
         where the first came from. With *discard* the originals are discarded in the same transaction: a move.
         What is not in the log any more is passed over, and stays. *to_topic* is made as ``mq.producer`` makes topics.
+        Raises MessageTooLargeError for what exceeds the MQ's ``max_message_bytes``, and InvalidMessageError for headers
+        that are none; then nothing is copied.
         """
         wanted = _chosen(_wanted(partition, offset, key, state), everything=everything)
         check_topic(to_topic)
@@ -180,7 +185,16 @@ class Parked:
         to = self._find_or_create(to_topic)
         turn = Rotation(random.randrange(to.partitions))
         topic_id, results = self._write(
-            lambda conn, dialect: decide.copy(conn, dialect, self._scope, wanted, to, turn, discarding=discard)
+            lambda conn, dialect: decide.copy(
+                conn,
+                dialect,
+                self._scope,
+                wanted,
+                to,
+                turn,
+                discarding=discard,
+                max_message_bytes=self._max_message_bytes,
+            )
         )
         if results:
             self._wake(to.id)

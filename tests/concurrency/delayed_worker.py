@@ -151,10 +151,10 @@ def _crash_inside(crash: Crash) -> None:
     take, move = staged.take, stage.move
 
     def take_or_crash(*arguments: Any) -> Any:
-        ids, contents = take(*arguments)
-        if ids:
+        taken = take(*arguments)
+        if taken.ids:
             crash.at(Step.TAKEN)
-        return ids, contents
+        return taken
 
     def move_or_crash(*arguments: Any) -> Any:
         crash.at(Step.BEFORE_MOVING)

@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import pytest
-from sqlalchemy import Engine, create_engine, text
+from sqlalchemy import Engine, create_engine, make_url, text
 
 from sqlmq import MQ, Limits, Message, Problem, Retention, Retry
 from sqlmq.health import KINDS
+from tests.pgbouncer import PgBouncer, find_pgbouncer
 
 if TYPE_CHECKING:
     from tests.conftest import DatabaseUnderTest, MakeMQ
@@ -17,12 +18,18 @@ POSTGRES = pytest.mark.parametrize("database", ["postgres", "postgres-schema"], 
 SQLITE = pytest.mark.parametrize("database", ["sqlite"], indirect=True)
 # Of the machine and the server that the tests run on, which write nothing to the disk on purpose.
 OURS = {"not-durable", "sqlite-version"}
+# Of the way there, with `--pgbouncer`.
+POOLER = {"pooler"}
 # Of other tests, which work in databases of their own meanwhile.
 THEIRS = {"old-transaction-elsewhere"}
 
 
 def codes(problems: list[Problem]) -> set[str]:
-    return {problem.code for problem in problems} - OURS
+    return {problem.code for problem in problems} - OURS - POOLER
+
+
+def is_pooler_found(mq: MQ) -> bool:
+    return "pooler" in {problem.code for problem in mq.diagnose()}
 
 
 def the_one(problems: list[Problem], code: str) -> Problem:
@@ -275,14 +282,32 @@ def test_a_pooler_is_found(mq: MQ, make_mq: MakeMQ, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr("sqlmq.listener._ANSWER_SECONDS", 0.2)
 
     assert the_one(mq.diagnose(), "pooler").details == {"is_pooled": True}
-    assert "pooler" not in codes(make_mq(notify=False).diagnose()), "it waits for no notices"
+    assert not is_pooler_found(make_mq(notify=False)), "it waits for no notices"
+
+
+@pytest.mark.pgbouncer
+@pytest.mark.sync_only("it is about the server")
+@pytest.mark.parametrize("database", ["postgres"], indirect=True)
+def test_a_pooler_in_session_mode_is_no_problem(database: DatabaseUnderTest, postgres_url: str) -> None:
+    program = find_pgbouncer()
+    if program is None:
+        pytest.skip("There is no pgbouncer on this machine: `sudo apt install pgbouncer`.")
+    name = make_url(database.url).database
+    assert name is not None
+    pooler = PgBouncer(program, make_url(postgres_url), pool_mode="session")
+    try:
+        with MQ(pooler.url(name)) as mq:
+            assert not is_pooler_found(mq)
+    finally:
+        pooler.forget(name)
+        pooler.remove()
 
 
 @POSTGRES
 def test_notices_that_get_lost_on_the_way_are_found(
     mq: MQ, make_mq: MakeMQ, engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert "pooler" not in codes(mq.diagnose())
+    assert not is_pooler_found(mq)
     monkeypatch.setattr("sqlmq.listener._ANSWER_SECONDS", 0.2)
     with engine.begin() as connection:
         connection.execute(text("CREATE SCHEMA silent"))

@@ -9,8 +9,18 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from sqlalchemy import text
 
-from sqlmq import InvalidPartitionError, Message, MQClosedError, NotParkedError, UnknownGroupError, UnknownTopicError
+from sqlmq import (
+    InvalidMessageError,
+    InvalidPartitionError,
+    Message,
+    MessageTooLargeError,
+    MQClosedError,
+    NotParkedError,
+    UnknownGroupError,
+    UnknownTopicError,
+)
 from sqlmq.flows import decide
+from sqlmq.store import selected
 from tests.contract.failing import AT_ONCE, MUCH_LATER, ONCE, Handler, Shift, produce
 from tests.contract.waiting import receive, until, values
 
@@ -43,6 +53,10 @@ def offsets(parked: Parked, **which: Any) -> list[int]:
 
 def position(mq: MQ) -> int:
     return mq.describe_group("orders", "billing").partitions[0].position
+
+
+def _fail(_message: Message) -> None:
+    raise ValueError
 
 
 # --- Looked at ---
@@ -570,6 +584,70 @@ def test_copies_keep_the_order_of_the_originals_however_many_they_are(mq: MQ, sh
         assert values(receive(consumer, count)) == [b"%d" % number for number in range(count)]
     assert [result.offset for result in results] == list(range(count))
     assert parked.list() == []
+
+
+def test_what_is_copied_passes_through_in_pieces_of_few_bytes(
+    mq: MQ, shift: Shift, parked: Parked, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(decide, "COPY_BYTES", 25)
+    read: list[int] = []
+    contents = selected.contents
+
+    def counting(*arguments: Any, limit: int, **others: Any) -> Any:
+        read.append(limit)
+        return contents(*arguments, limit=limit, **others)
+
+    monkeypatch.setattr(selected, "contents", counting)
+    sizes = [10, 9, 100, 1, 2, 3]
+    mq.producer("orders").produce_many([Message(bytes(size), b"a") for size in sizes])
+    shift.run(_fail, retry=ONCE)
+
+    assert len(parked.copy("letters", everything=True)) == len(sizes)
+    # Each with one byte of key.
+    assert read == [2, 1, 3]
+
+
+@pytest.mark.parametrize(
+    ("message", "part"),
+    [
+        (Message(bytes(101)), "value"),
+        (Message(b"", bytes(101)), "key"),
+        (Message(b"", headers={"name": "x" * 100}), "headers"),
+        (Message(b"", headers={"name": "é" * 50}), "headers"),
+    ],
+    ids=["value", "key", "headers", "headers in bytes"],
+)
+def test_what_is_larger_than_a_message_may_be_is_not_copied(
+    mq: MQ, shift: Shift, make_mq: MakeMQ, message: Message, part: str
+) -> None:
+    mq.producer("orders").produce_many([Message(b"small"), message])
+    shift.run(_fail, retry=ONCE)
+    mq.create_topic("letters", 1)
+    parked = make_mq(max_message_bytes=100).parked("orders", "billing")
+
+    with pytest.raises(MessageTooLargeError, match=f"The message's {part} has 1"):
+        parked.copy("letters", everything=True, discard=True)
+
+    assert mq.describe_topic("letters").messages == 0
+    assert offsets(parked) == [0, 1]
+    assert len(mq.parked("orders", "billing").copy("letters", everything=True)) == 2
+
+
+@pytest.mark.parametrize("stored", ["[1]", '{"a": 1}', '{"a": {"b": "c"}}', '{"a": ' + "[" * 900 + "]" * 900 + "}"])
+def test_headers_that_are_none_are_not_copied(
+    mq: MQ, shift: Shift, parked: Parked, connection: Connection, database: DatabaseUnderTest, stored: str
+) -> None:
+    produce(mq, "a:bad")
+    shift.run(Handler(b"bad"), retry=ONCE)
+    table = "sqlmq_message" if database.schema is None else f"{database.schema}.sqlmq_message"
+    value = "CAST(:stored AS jsonb)" if database.is_postgres else ":stored"
+    connection.execute(text(f"UPDATE {table} SET headers = {value}"), {"stored": stored})
+    connection.commit()
+
+    with pytest.raises(InvalidMessageError, match="no JSON object whose values are strings"):
+        parked.copy("letters", everything=True)
+
+    assert parked.discard(everything=True) == 1
 
 
 def test_a_move_takes_place_as_a_whole_or_not_at_all(

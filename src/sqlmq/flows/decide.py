@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sqlmq.description import BlockedKey, ParkedDetails, ParkedMessage
 from sqlmq.dialects import Position
-from sqlmq.errors import NotParkedError, UnknownTopicError
+from sqlmq.errors import InvalidMessageError, MessageTooLargeError, NotParkedError, UnknownTopicError
 from sqlmq.flows import produce
 from sqlmq.flows.manage import find_topic
 from sqlmq.flows.produce import Routed
@@ -23,7 +23,7 @@ from sqlmq.store.offsets import Commit
 from sqlmq.store.selected import Selection
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
     from datetime import datetime
 
     from sqlalchemy import Connection, Row
@@ -32,12 +32,15 @@ if TYPE_CHECKING:
     from sqlmq.dialects import Dialect
     from sqlmq.flows.produce import Turn
     from sqlmq.store.groups import Group
+    from sqlmq.store.selected import Size
     from sqlmq.store.topics import Topic
 
 LOCK_SECONDS = 1.0
 """How long a statement waits for somebody who has a claim locked, before the transaction is run again."""
 COPY_MESSAGES = 100
 """How many messages pass through this process at a time."""
+COPY_BYTES = 8 * 1024 * 1024
+"""How large they may be together, but for a single message."""
 
 ORIGIN = ("sqlmq-topic", "sqlmq-partition", "sqlmq-offset", "sqlmq-group", "sqlmq-error")
 """The headers that say where a copy comes from."""
@@ -159,12 +162,21 @@ def discard(conn: Connection, dialect: Dialect, scope: Scope, wanted: Wanted) ->
 
 
 def copy(
-    conn: Connection, dialect: Dialect, scope: Scope, wanted: Wanted, to: Topic, turn: Turn, *, discarding: bool
+    conn: Connection,
+    dialect: Dialect,
+    scope: Scope,
+    wanted: Wanted,
+    to: Topic,
+    turn: Turn,
+    *,
+    discarding: bool,
+    max_message_bytes: int,
 ) -> Copied:
     """Append copies to the topic *to*, in order of the originals, and return their places in that order.
 
     What is not in the log any more is passed over. If *discarding*, the originals are discarded. Raises
-    UnknownTopicError if one of the topics is gone.
+    UnknownTopicError if one of the topics is gone; MessageTooLargeError, before it is read, if one exceeds
+    *max_message_bytes*.
     """
     place, selection = _lock(conn, dialect, scope, wanted)
     # All at once and in order, whatever comes: the copies are appended in several steps.
@@ -173,11 +185,13 @@ def copy(
     results: list[ProducerResult] = []
     after: Position | None = None
     while True:
-        rows = selected.contents(conn, dialect, place.group, selection, after=after, limit=COPY_MESSAGES)
+        sizes = selected.sizes(conn, dialect, place.group, selection, after=after, limit=COPY_MESSAGES)
+        some = _at_a_time(sizes, max_message_bytes)
+        rows = selected.contents(conn, dialect, place.group, selection, after=after, limit=some) if some else []
         if not rows:
             break
         after = Position(rows[-1].partition_id, rows[-1].msg_offset)
-        routed = [Routed(_copied(place, row), None) for row in rows]
+        routed = [Routed(_copied(place, row, max_message_bytes), None) for row in rows]
         results += produce.append(conn, dialect, produce.load(produce.place(to, routed, turn)))
     if discarding:
         _discard(conn, dialect, place.group, selection._replace(only_in_log=True))
@@ -232,9 +246,39 @@ def _behind(position: Commit) -> Commit:
     return Commit(position.partition_id, offset, in_hand_to if in_hand_to > offset + 1 else None)
 
 
-def _copied(place: _Place, row: Row[Any]) -> Message:
-    headers: dict[str, str] = json.loads(row.headers) if row.headers else {}
+def _at_a_time(sizes: Sequence[Size], max_message_bytes: int) -> int:
+    """How many of the messages of *sizes* are read at a time; raises MessageTooLargeError."""
+    together = 0
+    for count, one in enumerate(sizes):
+        for part, size in one._asdict().items():
+            if size > max_message_bytes:
+                raise MessageTooLargeError(part, size, max_message_bytes)
+            together += size
+        if count and together > COPY_BYTES:
+            return count
+    return len(sizes)
+
+
+def _copied(place: _Place, row: Row[Any], max_message_bytes: int) -> Message:
+    headers = _headers(row.headers, max_message_bytes) if row.headers else {}
     return Message(row.value, row.key, headers | _origin(place, row, headers))
+
+
+def _headers(stored: str, max_message_bytes: int) -> dict[str, str]:
+    """Headers as they are stored, which may have been written by anybody."""
+    # The database has counted characters.
+    if (size := len(stored.encode())) > max_message_bytes:
+        raise MessageTooLargeError("headers", size, max_message_bytes)
+    try:
+        headers = json.loads(stored)
+    except (ValueError, RecursionError):
+        headers = None
+    if not isinstance(headers, dict) or not all(isinstance(text, str) for text in headers.values()):
+        message = (
+            "The headers of a message are no JSON object whose values are strings, so it can't be copied; discard it."
+        )
+        raise InvalidMessageError(message)
+    return headers
 
 
 def _origin(place: _Place, row: Row[Any], headers: Mapping[str, str]) -> dict[str, str]:

@@ -12,7 +12,7 @@ from sqlalchemy import Text, and_, bindparam, cast, delete, func, null, select, 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from sqlalchemy import ColumnElement, Connection, Row
+    from sqlalchemy import ColumnElement, Connection, Join, Row
 
     from sqlmq.description import ParkedState
     from sqlmq.dialects import Dialect, Position
@@ -28,6 +28,15 @@ class Selection(NamedTuple):
     state: ParkedState | None = None
     only_in_log: bool = False
     """Whether to leave out those that are in the log no more."""
+
+
+class Size(NamedTuple):
+    """How large the parts of a message are."""
+
+    value: int
+    key: int
+    headers: int
+    """In characters."""
 
 
 def page(
@@ -101,11 +110,30 @@ def contents(
             m.c.value,
             cast(m.c.headers, Text).label("headers"),
         )
-        .join(m, and_(m.c.partition_id == k.c.partition_id, m.c.msg_offset == k.c.msg_offset))
+        .select_from(_in_log(dialect))
         .where(*_where(dialect, group, selection), *_behind(k.c.partition_id, k.c.msg_offset, after))
         .order_by(k.c.partition_id, k.c.msg_offset)
         .limit(limit)
     ).all()
+
+
+def sizes(
+    conn: Connection, dialect: Dialect, group: Group, selection: Selection, *, after: Position | None, limit: int
+) -> list[Size]:
+    """How large that is which ``contents`` gives, without reading it."""
+    k, m = dialect.tables.parked, dialect.tables.message
+    rows = conn.execute(
+        select(
+            func.length(m.c.value),
+            func.coalesce(func.length(m.c.key), 0),
+            func.coalesce(func.length(cast(m.c.headers, Text)), 0),
+        )
+        .select_from(_in_log(dialect))
+        .where(*_where(dialect, group, selection), *_behind(k.c.partition_id, k.c.msg_offset, after))
+        .order_by(k.c.partition_id, k.c.msg_offset)
+        .limit(limit)
+    )
+    return [Size(value, key, headers) for value, key, headers in rows]
 
 
 def partition_ids(conn: Connection, dialect: Dialect, group: Group, selection: Selection) -> list[int]:
@@ -152,6 +180,11 @@ def discard(conn: Connection, dialect: Dialect, group: Group, selection: Selecti
     """Forget them; return how many there were."""
     k = dialect.tables.parked
     return conn.execute(delete(k).where(*_where(dialect, group, selection))).rowcount
+
+
+def _in_log(dialect: Dialect) -> Join:
+    k, m = dialect.tables.parked, dialect.tables.message
+    return k.join(m, and_(m.c.partition_id == k.c.partition_id, m.c.msg_offset == k.c.msg_offset))
 
 
 def _where(dialect: Dialect, group: Group, selection: Selection) -> list[ColumnElement[bool]]:
