@@ -136,12 +136,12 @@ def check_growth(topic: str, before: int, partitions: int) -> int:
     """Return *partitions* if *topic*, which has *before* of them, can get so many: a multiple, so that keys stay or move on."""
     if partitions % before or partitions < before:
         multiples = [str(before * factor) for factor in (2, 3, 4) if before * factor <= MAX_PARTITIONS]
-        advice = f"{', '.join(multiples)}, ..." if multiples else f"it can't get more: {MAX_PARTITIONS:,} are the most"
+        advice = f"as {', '.join(multiples)}" if multiples else f"but {MAX_PARTITIONS:,} are the most"
         message = (
             f"Topic {topic!r} has {before} partition{'' if before == 1 else 's'}, and can't have {partitions}. It grows "
-            f"to a multiple, so that a key either stays in its partition or goes to a new one: {advice}"
+            f"to a multiple, {advice}, so that a key either stays in its partition or goes to a new one."
         )
-        raise InvalidPartitionError(f"{message.rstrip('.')}.", partition=partitions)
+        raise InvalidPartitionError(message, partition=partitions)
     return partitions
 
 
