@@ -16,9 +16,11 @@ WHERE c.member_id IS NULL AND (
         SELECT w.committed_offset FROM {schema}sqlmq_group_offset w
         WHERE w.group_id = c.group_id AND w.partition_id = o.origin_id ORDER BY w.committed_offset DESC LIMIT 1
     ), e.start_offset) < o.barrier_offset
-    OR EXISTS (
+    -- Not EXISTS, for which Postgres may read what all groups have set aside.
+    OR (
         SELECT 1 FROM {schema}sqlmq_parked k
         WHERE k.group_id = c.group_id AND k.partition_id = o.origin_id AND k.msg_offset < o.barrier_offset
             AND k.state <> 'dead' AND k.key IS NOT NULL
-    )
+        LIMIT 1
+    ) IS NOT NULL
 );

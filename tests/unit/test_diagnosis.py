@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from sqlmq import MemberDescription, PartitionLag
-from sqlmq.diagnosis import Seen, Transaction, findings
+from sqlmq.diagnosis import NotYet, Seen, Transaction, findings
 
 if TYPE_CHECKING:
     from sqlmq.diagnosis import Finding
@@ -19,7 +19,9 @@ MEMBER = MemberDescription("me", LONG_AGO, 1.0, 10.0, is_live=True, is_waiting=F
 
 
 def look(lag: PartitionLag = BEHIND, **seen: Any) -> list[Finding]:
-    everything: dict[str, Any] = {"members": [MEMBER], "starts": {0: 0}, "in_place": [], "blocked": [], "holders": []}
+    everything: dict[str, Any] = {"members": [MEMBER], "starts": {0: 0}} | dict.fromkeys(
+        ("in_place", "blocked", "not_yet", "holders"), ()
+    )
     return findings(Seen([lag], now=NOW, **(everything | seen)), 30.0)
 
 
@@ -75,3 +77,11 @@ def test_names_are_quoted_in_commands() -> None:
 @pytest.mark.parametrize("lag", [replace(BEHIND, position=9, seconds=0.0), replace(BEHIND, seconds=3.0)])
 def test_a_group_that_gets_on_has_no_findings(lag: PartitionLag) -> None:
     assert look(lag) == []
+
+
+def test_a_partition_that_is_not_to_be_read_yet_is_told_what_it_waits_for() -> None:
+    (finding,) = look(replace(BEHIND, owner=None), not_yet=[NotYet(0, 3, 17)])
+
+    assert finding.kind == "not yet"
+    assert "partition 3" in finding.reason
+    assert "offset 17" in finding.reason

@@ -53,8 +53,15 @@ def add_partitions(conn: Connection, dialect: Dialect, topic: Topic, partitions:
 def is_open(dialect: Dialect) -> ColumnElement[bool]:
     """Whether the group of a claim, of the enclosing statement, is done with what has to be read before its partition."""
     c, seen = dialect.tables.claim, _seen(dialect)
-    closed = select(seen.c.partition_id).where(seen.c.group_id == c.c.group_id, seen.c.partition_id == c.c.partition_id)
-    return ~closed.correlate(c).exists()
+    # One look for each claim: an EXISTS may become a table of all groups' partitions, for whose sake all is read.
+    closed = (
+        select(seen.c.partition_id)
+        .where(seen.c.group_id == c.c.group_id, seen.c.partition_id == c.c.partition_id)
+        .limit(1)
+        .correlate(c)
+        .scalar_subquery()
+    )
+    return closed.is_(None)
 
 
 def waiting(conn: Connection, dialect: Dialect, topic: str, group: str) -> list[Waiting]:
