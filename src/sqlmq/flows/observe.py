@@ -58,7 +58,7 @@ def members(conn: Connection, dialect: Dialect, topic: str, group: str) -> list[
     return described
 
 
-def not_yet(conn: Connection, dialect: Dialect, topic: str, group: str) -> list[growth.Waiting]:
+def not_yet(conn: Connection, dialect: Dialect, topic: str, group: str) -> list[diagnosis.NotYet]:
     """The partitions that were added to the topic and that the group does not read yet."""
     return growth.waiting(conn, dialect, topic, group)
 
@@ -81,7 +81,7 @@ def diagnose(
             {number: start for number, (start, _) in bounds.items()},
             in_place,
             decide.blocked_keys(conn, dialect, scope, after=None, limit=KEYS),
-            [diagnosis.NotYet(*one) for one in not_yet(conn, dialect, topic, group)],
+            not_yet(conn, dialect, topic, group),
             [diagnosis.Transaction(*holder) for holder in dialect.claim_holders(conn)],
             messages.moment_ago(conn, dialect, 0.0),
         ),

@@ -7,9 +7,11 @@ that ended at the change, the barrier. Origins of an origin count as well, whate
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from sqlalchemy import column, insert, select, table, update
+
+from sqlmq.diagnosis import NotYet
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -20,14 +22,6 @@ if TYPE_CHECKING:
     from sqlmq.store.topics import Topic
 
 _NOT_YET = ("topic", "group_name", "partition", "origin", "barrier_offset", "group_id", "partition_id")
-
-
-class Waiting(NamedTuple):
-    """A partition that a group does not read yet, by number, and what of which other one it has to be done with first."""
-
-    partition: int
-    origin: int
-    barrier_offset: int
 
 
 def add_partitions(conn: Connection, dialect: Dialect, topic: Topic, partitions: int, ends: Mapping[int, int]) -> None:
@@ -64,7 +58,7 @@ def is_open(dialect: Dialect) -> ColumnElement[bool]:
     return closed.is_(None)
 
 
-def waiting(conn: Connection, dialect: Dialect, topic: str, group: str) -> list[Waiting]:
+def waiting(conn: Connection, dialect: Dialect, topic: str, group: str) -> list[NotYet]:
     """The partitions that a group does not read yet, each with the first of what it waits for."""
     seen = _seen(dialect)
     rows = conn.execute(
@@ -72,9 +66,9 @@ def waiting(conn: Connection, dialect: Dialect, topic: str, group: str) -> list[
         .where(seen.c.topic == topic, seen.c.group_name == group)
         .order_by(seen.c.partition, seen.c.origin)
     )
-    found: dict[int, Waiting] = {}
+    found: dict[int, NotYet] = {}
     for row in rows:
-        found.setdefault(row.partition, Waiting(*row))
+        found.setdefault(row.partition, NotYet(*row))
     return list(found.values())
 
 
