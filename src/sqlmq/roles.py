@@ -55,16 +55,7 @@ _LOCK_PARTITIONS = "SELECT, UPDATE (sized_bytes)"
 
 MONITOR: Rights = {
     **dict.fromkeys(
-        (
-            "sqlmq_version",
-            "sqlmq_topic",
-            "sqlmq_partition",
-            "sqlmq_origin",
-            "sqlmq_group",
-            "sqlmq_member",
-            "sqlmq_claim",
-        ),
-        "SELECT",
+        ("sqlmq_version", "sqlmq_topic", "sqlmq_partition", "sqlmq_group", "sqlmq_member", "sqlmq_claim"), "SELECT"
     ),
     "sqlmq_group_offset": "SELECT",
     "sqlmq_eviction": "SELECT",
@@ -75,9 +66,7 @@ MONITOR: Rights = {
 """Sees lag, members, sizes and losses, and nothing of a message."""
 
 PRODUCER: Rights = {
-    **dict.fromkeys(
-        ("sqlmq_version", "sqlmq_topic", "sqlmq_origin", "sqlmq_group", "sqlmq_member", "sqlmq_claim"), "SELECT"
-    ),
+    **dict.fromkeys(("sqlmq_version", "sqlmq_topic", "sqlmq_group", "sqlmq_member", "sqlmq_claim"), "SELECT"),
     "sqlmq_partition": _LOCK_PARTITIONS,
     # Which offset is the next; not what is in the log.
     "sqlmq_message": "SELECT (partition_id, msg_offset), INSERT",
@@ -86,7 +75,7 @@ PRODUCER: Rights = {
 """Appends to topics that are there, also later, and in its own transactions. Reads no message but what waits to be due."""
 
 CONSUMER: Rights = {
-    **dict.fromkeys(("sqlmq_version", "sqlmq_origin"), "SELECT"),
+    "sqlmq_version": "SELECT",
     "sqlmq_topic": _LOCK_TOPICS,
     # Every consumer also moves what is due, and deletes what retention lets go.
     "sqlmq_partition": "SELECT, UPDATE (start_offset, purged_to, sized_to, sized_bytes)",
