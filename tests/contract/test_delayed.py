@@ -23,6 +23,7 @@ from sqlmq import (
     mover,
 )
 from sqlmq.flows import stage
+from sqlmq.store import staged as staged_rows
 from tests.contract.delaying import FUTURE, LONG, PAST, Staged, look_now, without_polling
 from tests.contract.shop import read_log
 from tests.contract.waiting import PATIENCE_SECONDS, at_once, receive, until, values
@@ -389,6 +390,30 @@ def test_more_than_a_look_sees_is_moved_in_one_go(
     look_now(make_mq())
 
     assert len(staged) == 0
+
+
+def test_large_messages_are_moved_a_few_at_a_time_and_in_their_order(
+    mq: MQ, staged: Staged, engine: Engine, database: DatabaseUnderTest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stage, "MOVE_BYTES", 1_000)
+    moved: list[int] = []
+    take = staged_rows.take
+
+    def take_and_tell(*arguments: Any) -> staged_rows.Taken:
+        taken = take(*arguments)
+        moved.append(len(taken.ids))
+        return taken
+
+    monkeypatch.setattr(staged_rows, "take", take_and_tell)
+    values = [f"{number}".ljust(size) for number, size in enumerate([600, 600, 1, 5_000, 10, 10, 990, 1])]
+    mq.producer("orders").produce_many([Message(value.encode(), b"k") for value in values], delay_seconds=LONG)
+    staged.make_due()
+
+    look_now(mq)
+    staged.until_all_moved()
+
+    assert log(engine, database) == values
+    assert [count for count in moved if count] == [2, 2, 3, 1]
 
 
 @EITHER  # SQLite locks the file

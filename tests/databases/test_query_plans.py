@@ -178,7 +178,7 @@ def look_for_what_is_due(grown: Grown, connection: Connection) -> None:
 def move(grown: Grown, connection: Connection) -> None:
     grown.dialect.begin(connection)
     (first, *_) = stage.look(connection, grown.dialect).partition_ids
-    assert stage.move(connection, grown.dialect, first) == (None, 1)
+    assert stage.move(connection, grown.dialect, first) == (None, 1, False)
 
 
 def list_what_waits_and_cancel_it(grown: Grown, connection: Connection) -> None:

@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
 MOVE_MESSAGES = 200
 """How many messages one transaction moves; they pass through this process."""
+MOVE_BYTES = 16 * 1024 * 1024
+"""At how many bytes of values a transaction takes no more of them."""
 LOCK_SECONDS = 1.0
 """How long a mover waits for somebody who has the partition's lock, before it tries another time."""
 LOOK_MESSAGES = 1_000
@@ -40,11 +42,8 @@ class Moved(NamedTuple):
 
     topic_id: int | None
     messages: int
-
-    @property
-    def may_leave_more(self) -> bool:
-        """Whether there may be more to move in that partition."""
-        return self.messages == MOVE_MESSAGES
+    may_leave_more: bool
+    """Whether there may be more to move in that partition."""
 
 
 class Delayed(NamedTuple):
@@ -69,7 +68,7 @@ def move(conn: Connection, dialect: Dialect, partition_id: int) -> Moved:
     """
     dialect.limit_lock_wait(conn, LOCK_SECONDS)
     topic = topics.lock_partition(conn, dialect, partition_id)
-    taken = staged.take(conn, dialect, partition_id, MOVE_MESSAGES)
+    taken = staged.take(conn, dialect, partition_id, MOVE_MESSAGES, MOVE_BYTES)
     if topic is not None and taken.ids:
         places = _places(topic, partition_id, taken)
         order = sorted(range(len(places)), key=places.__getitem__)
@@ -77,7 +76,8 @@ def move(conn: Connection, dialect: Dialect, partition_id: int) -> Moved:
         parts = [Part(topic.name, id_, counts[id_], topic.partitions) for id_ in sorted(counts)]
         messages.append(conn, dialect, parts, taken.contents.in_order(order))
     staged.remove(conn, dialect, taken.ids)
-    return Moved(None if topic is None else topic.id, len(taken.ids))
+    is_full = len(taken.ids) == MOVE_MESSAGES or taken.value_bytes >= MOVE_BYTES
+    return Moved(None if topic is None else topic.id, len(taken.ids), is_full)
 
 
 def _places(topic: Topic, partition_id: int, taken: staged.Taken) -> list[int]:

@@ -63,6 +63,11 @@ class Taken(NamedTuple):
     topic_partitions: list[int]
     """Of each, how many partitions its topic had when it was staged."""
 
+    @property
+    def value_bytes(self) -> int:
+        """What the values take."""
+        return sum(map(len, self.contents.values))
+
 
 class Slot(NamedTuple):
     """When messages will be due that are stored now, and which of their partitions are there."""
@@ -114,18 +119,28 @@ def look(conn: Connection, dialect: Dialect, at_most: int, passing_over: Collect
     return Outlook(sorted(set(found)), len(found) < at_most, next_seconds)
 
 
-def take(conn: Connection, dialect: Dialect, partition_id: int, at_most: int) -> Taken:
+def take(conn: Connection, dialect: Dialect, partition_id: int, at_most: int, most_bytes: int) -> Taken:
     """Lock up to *at_most* messages of a partition that are due, in order, and return them.
 
-    Passes over what somebody else has locked. The caller holds the partition's own lock, so nobody appends in between.
+    No more are taken once their values are *most_bytes*; the first one always is. Passes over what somebody else has
+    locked. The caller holds the partition's own lock, so nobody appends in between.
     """
     s = dialect.tables.staged
+    in_order = (s.c.deliver_at, s.c.id)
+    due = (
+        select(s.c.id, s.c.deliver_at, func.length(s.c.value).label("value_bytes"))
+        .where(s.c.partition_id == partition_id, s.c.deliver_at <= select(dialect.now()).scalar_subquery())
+        .order_by(*in_order)
+        .limit(at_most)
+        .subquery("due")
+    )
+    before = func.sum(due.c.value_bytes).over(order_by=(due.c.deliver_at, due.c.id), rows=(None, -1))
+    sized = select(due.c.id, before.label("bytes_before")).subquery("sized")
     rows = conn.execute(
         select(s.c.id, s.c.key, s.c.value, cast(s.c.headers, Text).label("headers"), s.c.topic_partitions)
-        .where(s.c.partition_id == partition_id, s.c.deliver_at <= select(dialect.now()).scalar_subquery())
-        .order_by(s.c.deliver_at, s.c.id)
-        .limit(at_most)
-        .with_for_update(skip_locked=True)
+        .where(s.c.id.in_(select(sized.c.id).where(func.coalesce(sized.c.bytes_before, 0) < most_bytes)))
+        .order_by(*in_order)
+        .with_for_update(skip_locked=True, of=s)
     ).all()
     headers = [None if row.headers is None else row.headers.encode() for row in rows]
     contents = Contents([row.key for row in rows], [row.value for row in rows], headers)
