@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import os
 import threading
 import time
@@ -130,8 +131,7 @@ class Consumer(Kept):
                 return
             try:
                 for span in spans:
-                    while self._may_take(time.monotonic()) and (message := span.take()) is not None:
-                        yield message
+                    yield from self._taking(span, math.inf)
             except GeneratorExit:
                 self._leave_in_hand(threading.current_thread())
                 raise
@@ -362,13 +362,6 @@ class Consumer(Kept):
 
     # The steps: each takes the lock, asks the database once at the most, and waits for nothing else.
 
-    def _finish(self, receiver: Receiver) -> None:
-        """What *receiver* got before is done, but for the message at which it left a loop."""
-        with self._lock:
-            self._check_usable()
-            self._check_not_run("Use another consumer to ask for some.")
-            self._stock.finish(receiver, also_left=False)
-
     def _try(
         self, receiver: Receiver, give: Callable[[Receiver, int], list[T]], at_most: int, deadline: Deadline
     ) -> list[T]:
@@ -379,15 +372,6 @@ class Consumer(Kept):
             # Looking may take long, and the lease be over then.
             is_ready = self._make_ready(at_most, deadline) and self._ownership.is_trusted()
             return give(receiver, at_most) if is_ready else []
-
-    def _give_up(self, receiver: Receiver) -> None:
-        """What *receiver* got will not be finished: it comes again, to whoever asks."""
-        with self._lock:
-            self._stock.give_up(receiver)
-
-    def _leave_in_hand(self, receiver: Receiver) -> None:
-        """*receiver* has left the loop in which it got its messages."""
-        self._stock.leave(receiver)
 
     def _commit(self, receiver: Receiver) -> None:
         """Finish what *receiver* got, also where it left a loop, and commit whatever is finished."""

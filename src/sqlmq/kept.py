@@ -14,13 +14,19 @@ from sqlmq.stock import Stock
 from sqlmq.waking import Wakeups
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
+    from typing import TypeVar
 
     from sqlmq.database import Database
     from sqlmq.flows.outlook import Outlook
+    from sqlmq.message import Message
     from sqlmq.options import Options
     from sqlmq.ownership import Joining
+    from sqlmq.progress import Span
+    from sqlmq.stock import Receiver
     from sqlmq.store.groups import Group
+
+    T = TypeVar("T")
 
 log = logging.getLogger(__name__)
 
@@ -124,6 +130,41 @@ class Kept:
     def _may_take(self, now: float) -> bool:
         """Whether a loop may go on, *now*, with what was lent to it, before it asks again. Without the lock."""
         return self._ownership.is_undisturbed(now) and not self._closed
+
+    def _taking(self, span: Span, until: float) -> Iterator[Message]:
+        """Take what is lent, until the loop has to ask again, or the monotonic clock has come to *until*."""
+        while self._may_take(now := time.monotonic()) and now < until and (message := span.take()) is not None:
+            yield message
+
+    # The steps that ask no database.
+
+    def _finish(self, receiver: Receiver) -> None:
+        """What *receiver* got before is done, but for the message at which it left a loop."""
+        with self._lock:
+            self._check_usable()
+            self._check_not_run("Use another consumer to ask for some.")
+            self._stock.finish(receiver, also_left=False)
+
+    def _try_at_once(self, receiver: Receiver, give: Callable[[Receiver, int], list[T]], at_most: int) -> list[T]:
+        """As ``_finish`` and ``_try``, but give nothing if that takes the database, or somebody has the lock."""
+        if not self._lock.acquire(blocking=False):
+            return []
+        try:
+            self._finish(receiver)
+            self._asked_at = now = time.monotonic()
+            is_calm = self._ownership.is_undisturbed(now) and not self._ownership.is_flush_due(2)
+            return give(receiver, at_most) if is_calm and self._stock.is_ready(now) else []
+        finally:
+            self._lock.release()
+
+    def _give_up(self, receiver: Receiver) -> None:
+        """What *receiver* got will not be finished: it comes again, to whoever asks."""
+        with self._lock:
+            self._stock.give_up(receiver)
+
+    def _leave_in_hand(self, receiver: Receiver) -> None:
+        """*receiver* has left the loop in which it got its messages."""
+        self._stock.leave(receiver)
 
     def _check_usable(self) -> None:
         if self._pid != os.getpid():

@@ -98,6 +98,11 @@ class Stock:
             again = self._positions(evicted)
             self._keep(again, self._read(again, at_most), at_most)
 
+    def is_ready(self, now: float) -> bool:
+        """Whether something can be handed out *now*, before anything is due that asks the database or tells the log."""
+        self.recall()
+        return now < self._refill_at and self._ahead() > 0 and all(one.is_alive() for one in self._in_hand)
+
     def hand_out(self, receiver: Receiver, at_most: int) -> list[Message]:
         """Give *receiver* up to *at_most* messages, of several partitions if need be."""
         messages: list[Message] = []

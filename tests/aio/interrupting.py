@@ -31,7 +31,9 @@ def _interrupted(coroutine: Coroutine[Any, Any, T], at: int, how: How) -> Genera
         except StopIteration as end:
             return end.value, number > at
         if number == at or (number > at and how == "again and again"):
-            if how == "done":
+            if how == "done" and future is None:  # lets others run
+                task.get_loop().call_soon(task.cancel)
+            elif how == "done":
                 future.add_done_callback(lambda _: task.cancel())
             else:
                 task.cancel()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import multiprocessing
 import sys
 import threading
@@ -183,6 +184,62 @@ async def test_with_ack_before_a_call_may_be_a_task_of_its_own(mq: AsyncMQ) -> N
 
 
 # --- Many tasks, few transactions, few threads ---
+
+
+@pytest.mark.parametrize("way", ["consume", "poll", "loop"])
+async def test_messages_that_were_read_ahead_take_no_thread(
+    mq: AsyncMQ, monkeypatch: pytest.MonkeyPatch, way: str
+) -> None:
+    await send(mq, 500)
+    consumer = await mq.consumer("orders", "billing")
+    await take(consumer)
+    units = 0
+    start = consumer._threads._start
+
+    def count_and_start(work: Callable[[], Any]) -> Any:
+        nonlocal units
+        units += 1
+        return start(work)
+
+    monkeypatch.setattr(consumer._threads, "_start", count_and_start)
+    # Nothing else falls due.
+    monkeypatch.setattr(consumer._sync._stock, "_refill_at", math.inf)
+    monkeypatch.setattr(consumer._sync._ownership, "_survey_at", math.inf)
+
+    if way == "consume":
+        found = [await take(consumer) for _ in range(499)]
+    elif way == "poll":
+        found = [message.value for _ in range(499) for message in await consumer.poll(1)]
+    else:
+        found = [(await anext(messages)).value for messages in [consumer.consume_chan()] for _ in range(499)]
+
+    assert found == [b"%d" % i for i in range(1, 500)]
+    assert units == 0
+
+
+@pytest.mark.parametrize("way", ["consume", "loop"])
+async def test_a_task_that_never_waits_lets_others_run(mq: AsyncMQ, monkeypatch: pytest.MonkeyPatch, way: str) -> None:
+    monkeypatch.setattr("sqlmq.aio.consumer._YIELD_SECONDS", 0.001)
+    await send(mq, 3_000)
+    consumer = await mq.consumer("orders", "billing")
+    messages = consumer.consume_chan()
+    turns = 0
+
+    async def take_turns() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await asyncio.sleep(0)
+
+    await anext(messages)
+    others = asyncio.create_task(take_turns())
+    taken = 1
+    while turns < 3 and taken < 3_000:
+        await (take(consumer) if way == "consume" else anext(messages))
+        taken += 1
+    others.cancel()
+
+    assert turns >= 3
 
 
 async def test_ten_thousand_tasks_that_produce_share_few_transactions(mq: AsyncMQ) -> None:

@@ -21,7 +21,7 @@ from sqlmq.timing import Deadline
 from sqlmq.transaction import Host
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable
+    from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
     from types import TracebackType
 
     from sqlalchemy.ext.asyncio import AsyncSession
@@ -62,6 +62,7 @@ class AsyncConsumer:
         self._engines = engines
         # Whoever has the turn looks for messages; the others wait for the turn.
         self._turns: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Lock] = weakref.WeakKeyDictionary()
+        self._yield_at = 0.0
 
     @property
     def topic(self) -> str:
@@ -242,7 +243,14 @@ class AsyncConsumer:
     async def _ask(self, give: Callable[[Receiver, int], list[T]], at_most: int, timeout: float | None) -> list[T]:
         receiver = self._receiver()
         sync = self._sync
-        deadline = Deadline.after(timeout, time.monotonic())
+        began = time.monotonic()
+        deadline = Deadline.after(timeout, began)
+        if began > self._yield_at:
+            await asyncio.sleep(0)
+            self._yield_at = began + _YIELD_SECONDS
+        # At most once, each message takes a commit.
+        if sync._ack == "after" and (given := sync._try_at_once(receiver, give, at_most)):
+            return given
         turn = self._turns.setdefault(asyncio.get_running_loop(), asyncio.Lock())
         has_turn = False
         attempt = 0
@@ -344,40 +352,47 @@ class _Messages:
 
     def __init__(self, consumer: AsyncConsumer) -> None:
         self._consumer = consumer
-        self._may_take = consumer._sync._may_take
-        self._given_to: TaskReceiver | None = None
+        self._loop: asyncio.AbstractEventLoop
+        self._task: asyncio.Task[object] | None = None
+        """The one that got the last message; None when it has left the loop."""
         self._span: Span
-        self._yield_at = 0.0
+        self._lent: Iterator[Message] = iter(())
 
     def __aiter__(self) -> Self:
         return self
 
     async def __anext__(self) -> Message:
-        if self._given_to is not None and self._given_to.task is asyncio.current_task():
-            now = time.monotonic()
-            if now > self._yield_at:
-                await asyncio.sleep(0)
-                self._yield_at = now + _YIELD_SECONDS
-            if self._may_take(now) and (message := self._span.take()) is not None:
+        # Told the loop, it takes 0.1 us instead of 0.3, before Python 3.12.
+        if self._task is not None and self._task is asyncio.current_task(self._loop):
+            message = next(self._lent, None)
+            if message is not None:
+                return message
+            await asyncio.sleep(0)
+            message = self._next_of(self._span)
+            if message is not None:
                 return message
         return await self._ask()
 
     async def _ask(self) -> Message:
         consumer = self._consumer
-        self._given_to = None
+        self._task = None
         try:
             while True:
                 if consumer._sync._ack == "before":
                     return await consumer.consume()
                 (self._span,) = await consumer._ask(consumer._sync._lend, consumer._sync._options.read_messages, None)
-                message = self._span.take()
+                message = self._next_of(self._span)
                 if message is not None:  # nobody else has asked in between
                     break
         except ConsumerClosedError:
             raise StopAsyncIteration from None
-        self._given_to = consumer._receiver()
-        self._yield_at = time.monotonic() + _YIELD_SECONDS
+        self._task = consumer._receiver().task
+        self._loop = self._task.get_loop()
         return message
+
+    def _next_of(self, span: Span) -> Message | None:
+        self._lent = self._consumer._sync._taking(span, time.monotonic() + _YIELD_SECONDS)
+        return next(self._lent, None)
 
     async def aclose(self) -> None:
         """Leave the message that was given last unfinished."""
@@ -387,9 +402,9 @@ class _Messages:
         self._leave()
 
     def _leave(self) -> None:
-        receiver, self._given_to = self._given_to, None
-        if receiver is not None:
-            self._consumer._sync._leave_in_hand(receiver)
+        task, self._task = self._task, None
+        if task is not None:
+            self._consumer._sync._leave_in_hand(TaskReceiver(task))
 
 
 def _is_one_call(running: object) -> bool:
