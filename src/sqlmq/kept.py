@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import os
 import threading
-import time
 from typing import TYPE_CHECKING
 
 from sqlmq.errors import ConsumerClosedError, ForkedError, SqlmqError
@@ -30,6 +29,7 @@ class Kept:
 
     def __init__(self, database: Database, nudge: Callable[[], None], joining: Joining, options: Options) -> None:
         self._database = database
+        self._runtime = database.runtime
         self._joining = joining
         self._options = options
         self._closed = False
@@ -38,10 +38,10 @@ class Kept:
         self._lock = threading.RLock()
         self._ownership = Ownership(database, joining, options)
         self._stock = Stock(database, self._ownership, options)
-        self._asked_at = time.monotonic()
+        self._asked_at = self._runtime.monotonic()
         self._is_run = False
         """Whether workers ask for messages whenever their handlers let them."""
-        self._wakeups = Wakeups(nudge, options)
+        self._wakeups = Wakeups(nudge, options, self._runtime)
 
     @property
     def member_id(self) -> int:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import math
-import time
 import weakref
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Self, TypeVar, cast
@@ -58,6 +57,7 @@ class AsyncConsumer:
 
     def __init__(self, sync: Consumer, threads: Threads, engines: Engines) -> None:
         self._sync = sync
+        self._monotonic = sync._runtime.monotonic
         self._threads = threads
         self._engines = engines
         # Whoever has the turn looks for messages; the others wait for the turn.
@@ -242,7 +242,7 @@ class AsyncConsumer:
     async def _ask(self, give: Callable[[Receiver, int], list[T]], at_most: int, timeout: float | None) -> list[T]:
         receiver = self._receiver()
         sync = self._sync
-        deadline = Deadline.after(timeout, time.monotonic())
+        deadline = Deadline.after(timeout, self._monotonic())
         turn = self._turns.setdefault(asyncio.get_running_loop(), asyncio.Lock())
         has_turn = False
         attempt = 0
@@ -263,7 +263,7 @@ class AsyncConsumer:
                 seen = sync._wakeups.count
                 given = await self._threads.run(step, give_back)
                 step = look
-                now = time.monotonic()
+                now = self._monotonic()
                 if given or deadline.passed(now):
                     return given
                 if not has_turn:
@@ -345,6 +345,7 @@ class _Messages:
     def __init__(self, consumer: AsyncConsumer) -> None:
         self._consumer = consumer
         self._may_take = consumer._sync._may_take
+        self._monotonic = consumer._monotonic
         self._given_to: TaskReceiver | None = None
         self._span: Span
         self._yield_at = 0.0
@@ -354,7 +355,7 @@ class _Messages:
 
     async def __anext__(self) -> Message:
         if self._given_to is not None and self._given_to.task is asyncio.current_task():
-            now = time.monotonic()
+            now = self._monotonic()
             if now > self._yield_at:
                 await asyncio.sleep(0)
                 self._yield_at = now + _YIELD_SECONDS
@@ -376,7 +377,7 @@ class _Messages:
         except ConsumerClosedError:
             raise StopAsyncIteration from None
         self._given_to = consumer._receiver()
-        self._yield_at = time.monotonic() + _YIELD_SECONDS
+        self._yield_at = self._monotonic() + _YIELD_SECONDS
         return message
 
     async def aclose(self) -> None:
