@@ -168,6 +168,7 @@ def test_no_test_sleeps() -> None:
 
 ASKS_FOR_ITSELF = {
     "runtime.py": "is where it comes from",
+    "failpoints.py": "its gates are a test's own, and must open whatever the clock that is tested does",
     "looking.py": "compares the wall clock of this machine with the database's, which is what it tells",
     "opentelemetry.py": "measures what it tells, and decides nothing by it",
     "prometheus.py": "measures what it tells, and decides nothing by it",

@@ -28,6 +28,7 @@ from sqlmq.errors import (
     SqlmqError,
     TransactionError,
 )
+from sqlmq.failpoints import failpoint
 from sqlmq.logged import facts
 from sqlmq.opening import open_engine
 from sqlmq.runtime import SYSTEM
@@ -237,10 +238,14 @@ class Database:
     def _write_once(self, flow: Callable[[Connection], T], *, goes_first: bool = False, committing: bool = True) -> T:
         with self._in_turn(writing=True, goes_first=goes_first), self._connect(self._transactions) as conn:
             with self.translating():
+                failpoint("begin.before")
                 self.dialect.begin(conn)
+                failpoint("begin.after")
                 result = flow(conn)
+                failpoint("commit.before")
             with self.translating(committing=committing):
                 conn.commit()
+            failpoint("commit.after")
             return result
 
     def _append_once(self, flow: Callable[[Connection], T], *, committing: bool) -> T:
@@ -251,7 +256,10 @@ class Database:
             self.translating(committing=committing),
             self.dialect.autocommitting(conn),
         ):
-            return flow(conn)
+            failpoint("statement.before")
+            result = flow(conn)
+            failpoint("statement.after")
+            return result
 
     def _note_return(self, _connection: object, record: ConnectionPoolEntry) -> None:
         record.info["returned_at"] = self.runtime.monotonic()

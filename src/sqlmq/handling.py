@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple, Unpack
 
 from sqlmq.aside import Waiting
 from sqlmq.errors import DatabaseBusyError, DatabaseUnavailableError, FencedError, OutcomeUnknownError
+from sqlmq.failpoints import failpoint
 from sqlmq.flows import park
 from sqlmq.retry import Verdict, verdict
 from sqlmq.store.parked import Reason, Record
@@ -106,6 +107,7 @@ class Handling:
             self.tally.parked += len(attempt.set_aside)
             if not attempt.messages:
                 self._stock.finish(worker, also_left=True)
+        failpoint("attempt.after")
         return bool(attempt.messages)
 
     def batches(self, attempt: Attempt, may_go_on: Callable[[], bool]) -> Iterator[list[Message]]:
@@ -145,6 +147,8 @@ class Handling:
 
     def succeed(self, worker: Receiver, attempt: Attempt, *, is_settled: bool) -> None:
         """The handler is done with everything it was given."""
+        if not is_settled:
+            failpoint("handler.after")
         if not attempt.current:
             self.interrupt(worker, attempt)
             return

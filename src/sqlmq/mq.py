@@ -14,6 +14,7 @@ from sqlmq.closing import Closing
 from sqlmq.consumer import Ack, Consumer
 from sqlmq.database import Database
 from sqlmq.errors import MQClosedError, UnknownTopicError
+from sqlmq.failpoints import arm_by_environment
 from sqlmq.flows import manage, replay, stage
 from sqlmq.listener import Listener, hears
 from sqlmq.looking import Looking
@@ -116,6 +117,7 @@ class MQ(Looking):
             poll_max_seconds=poll_max_seconds,
             notify=notify,
         )
+        arm_by_environment()
         self._runtime = check_runtime(runtime)
         self._database = Database(database, check_schema(schema), self._runtime)
         self._lookout: Lookout  # each needs the other
