@@ -166,6 +166,35 @@ def test_no_test_sleeps() -> None:
     assert sleeping == []
 
 
+ASKS_FOR_ITSELF = {
+    "runtime.py": "is where it comes from",
+    "failpoints.py": "its gates are a test's own, and must open whatever the clock that is tested does",
+    "looking.py": "compares the wall clock of this machine with the database's, which is what it tells",
+    "opentelemetry.py": "measures what it tells, and decides nothing by it",
+    "prometheus.py": "measures what it tells, and decides nothing by it",
+    "aio/mq.py": "waits by the event loop, whose clock is the loop's",
+}
+"""The modules that need no runtime for time, waits and chance, beside the commands, whose time is that of people."""
+
+
+@pytest.mark.parametrize("path", [path for path in MODULES if "cli" not in path.parts], ids=name_of)
+def test_time_waits_and_chance_come_from_the_runtime(path: Path) -> None:
+    asking = []
+    for node in ast.walk(tree(path)):
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            names = {alias.name for alias in node.names} if isinstance(node, ast.Import) else {node.module or ""}
+            # For its types it may be named.
+            is_typing = isinstance(node, ast.ImportFrom) and {alias.name for alias in node.names} == {"Random"}
+            asking += [] if is_typing else sorted(names & {"time", "random", "uuid", "secrets"})
+        elif isinstance(node, ast.Call):
+            called = ast.unparse(node.func)
+            is_asking = called in {"threading.Condition", "threading.Event", "threading.Timer", "datetime.now"}
+            is_sleeping = called == "asyncio.sleep" and ast.unparse(node) != "asyncio.sleep(0)"
+            asking += [called] if is_asking or is_sleeping else []
+
+    assert bool(asking) == (path.relative_to(SOURCE).as_posix() in ASKS_FOR_ITSELF), asking
+
+
 def test_nothing_below_the_shells_begins_or_ends_a_transaction() -> None:
     below = [path for path in MODULES if path.parent.name in {"flows", "store"} or path.name == "schema.py"]
     ending = [

@@ -87,6 +87,7 @@ from sqlmq.producer import Producer
 from sqlmq.retention import Retention
 from sqlmq.retry import Retry
 from sqlmq.runner import RunSummary
+from sqlmq.runtime import Runtime
 from sqlmq.transaction import Transaction
 
 __version__ = version("sqlmq")
@@ -149,6 +150,7 @@ __all__ = [
     "Retention",
     "Retry",
     "RunSummary",
+    "Runtime",
     "SchemaError",
     "SchemaMissingError",
     "SchemaTooNewError",

@@ -10,7 +10,6 @@ from __future__ import annotations
 import logging
 import os
 import threading
-import time
 from typing import TYPE_CHECKING, Protocol
 
 from sqlmq.flows import membership
@@ -87,6 +86,7 @@ class Background:
         look_soon: Callable[[bool], bool],
     ) -> None:
         self._database = database
+        self._runtime = database.runtime
         self.nudge = awaited
         self._look_soon = look_soon
         self._beat_seconds = heartbeat_interval(lease_seconds)
@@ -160,9 +160,9 @@ class Background:
     def _keep_beating(self) -> None:
         is_over = False
         while not is_over:
-            began = time.monotonic()
+            began = self._runtime.monotonic()
             pause = self._beat_seconds if self._beat(began) else self._beat_seconds / 10
-            is_over = self._closing.wait(max(0.0, began + pause - time.monotonic()))
+            is_over = self._closing.wait(max(0.0, began + pause - self._runtime.monotonic()))
 
     def _keep_tending(self) -> None:
         while not self._closing.wait(self._tend_seconds):
@@ -208,6 +208,6 @@ class Background:
         """
         self._pid = os.getpid()
         self._lock = threading.Lock()
-        self._closing = threading.Event()
+        self._closing = self._runtime.event()
         self._keepers = ()
         self._threads = ()

@@ -17,6 +17,7 @@ from sqlalchemy.orm import Session
 
 from sqlmq.database import roll_back_in_driver
 from sqlmq.errors import DatabaseBusyError, DatabaseError, DatabaseUnavailableError, TransactionError
+from sqlmq.failpoints import failpoint
 from sqlmq.flows import transact
 from sqlmq.flows.transact import ENDED, Limits
 from sqlmq.logged import facts
@@ -192,7 +193,9 @@ class Block:
             if self._database.dialect.is_autocommit(self.connection):
                 message = "In AUTOCOMMIT there is no transaction to take part in. Use READ COMMITTED."
                 raise TransactionError(message)
+            failpoint("begin.before")
             self._database.dialect.begin(self.connection)
+            failpoint("begin.after")
 
     def take(self, max_messages: int, last: Sequence[int]) -> bool:
         """Lock a partition and read from it; return whether there is something."""
@@ -229,6 +232,7 @@ class Block:
         *settle* does that where nothing was taken here. Raises TransactionError or FencedError if the transaction, or
         the partition, is not what it was.
         """
+        failpoint("effect.after")
         self._check_same()
         # The application's own statements, whose errors are SQLAlchemy's.
         if self._owner is None:
@@ -250,12 +254,14 @@ class Block:
 
     def commit(self) -> None:
         """Commit. Raises OutcomeUnknownError if the connection breaks meanwhile."""
+        failpoint("commit.before")
         with self._database.translating(committing=True):
             try:
                 (self._owner or self._root_transaction).commit()
             except BaseException:
                 roll_back_in_driver(self.connection)
                 raise
+        failpoint("commit.after")
         self.is_done = True
 
     def undo(self) -> None:

@@ -9,19 +9,21 @@ as long: docs/design/performance.md has the figures.
 from __future__ import annotations
 
 import os
-import threading
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from typing import TYPE_CHECKING
 
 from sqlmq.errors import OutcomeUnknownError, ProducerClosedError
+from sqlmq.runtime import SYSTEM
 
 if TYPE_CHECKING:
+    import threading
     from collections.abc import Callable
 
     from sqlmq.flows.produce import Routed
     from sqlmq.message import ProducerResult
+    from sqlmq.runtime import Runtime
 
 MOST_TOGETHER = 1_000
 """Messages in one transaction at the most, so that those in front do not wait for a crowd behind."""
@@ -32,19 +34,22 @@ class _Waiting:
 
     __slots__ = ("future", "leads", "routed", "turn")
 
-    def __init__(self, routed: Routed, *, in_call: bool) -> None:
+    def __init__(self, routed: Routed, turn: threading.Event | None) -> None:
         self.routed = routed
         self.future: Future[ProducerResult] = Future()
         self.leads = False
-        self.turn: threading.Event | None = threading.Event() if in_call else None
+        self.turn = turn
 
 
 class Coalescer:
     """Sends messages in as few transactions as there is time for. May be shared by threads."""
 
-    def __init__(self, topic: str, append: Callable[[list[Routed]], list[ProducerResult]]) -> None:
+    def __init__(
+        self, topic: str, append: Callable[[list[Routed]], list[ProducerResult]], runtime: Runtime = SYSTEM
+    ) -> None:
         self._topic = topic
         self._append = append
+        self._runtime = runtime
         self._is_closed = False
         self._threads: ThreadPoolExecutor | None
         self._somebody_leads: bool
@@ -86,7 +91,7 @@ class Coalescer:
 
     def _enter(self, routed: Routed, *, in_call: bool) -> _Waiting:
         self._leave_fork()
-        waiting = _Waiting(routed, in_call=in_call)
+        waiting = _Waiting(routed, self._runtime.event() if in_call else None)
         with self._idle:
             if self._is_closed:
                 raise ProducerClosedError(self._topic)
@@ -173,7 +178,7 @@ class Coalescer:
     def _start_over(self) -> None:
         """In the beginning, and in a forked child: those who wait in the parent are the parent's to serve."""
         self._pid = os.getpid()
-        self._idle = threading.Condition()
+        self._idle = self._runtime.condition()
         self._waiting: deque[_Waiting] = deque()
         self._somebody_leads = False
         self._threads = None

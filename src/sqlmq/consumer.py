@@ -7,7 +7,6 @@ import logging
 import math
 import os
 import threading
-import time
 from typing import TYPE_CHECKING, Literal, Self, TypeVar
 
 from sqlmq.block import Transactions
@@ -319,13 +318,13 @@ class Consumer(Kept):
 
     def _ask(self, give: Callable[[Receiver, int], list[T]], at_most: int, timeout: float | None) -> list[T]:
         receiver = threading.current_thread()
-        deadline = Deadline.after(timeout, time.monotonic())
+        deadline = Deadline.after(timeout, self._runtime.monotonic())
         self._finish(receiver)
         attempt = 0
         while True:
             seen = self._wakeups.count
             given = self._try(receiver, give, at_most, deadline)
-            if given or deadline.passed(time.monotonic()):
+            if given or deadline.passed(self._runtime.monotonic()):
                 return given
             is_woken = self._wait(attempt, deadline, seen, may_rest=True)
             attempt = 0 if is_woken else attempt + 1
@@ -350,7 +349,7 @@ class Consumer(Kept):
         """Finish what *receiver* got, and have no claims by lease, but be a member; return the group."""
         with self._lock:
             self._finish(receiver)
-            self._asked_at = time.monotonic()
+            self._asked_at = self._runtime.monotonic()
             if self._ownership.claimed:
                 self._ownership.give_back()
                 self._background.look_around(self.group_id, but=self)
@@ -368,7 +367,7 @@ class Consumer(Kept):
         """Have *give* give *receiver* up to *at_most* messages, if there are any at this moment."""
         with self._lock:
             self._check_usable()
-            self._asked_at = time.monotonic()
+            self._asked_at = self._runtime.monotonic()
             # Looking may take long, and the lease be over then.
             is_ready = self._make_ready(at_most, deadline) and self._ownership.is_trusted()
             return give(receiver, at_most) if is_ready else []
@@ -400,7 +399,7 @@ class Consumer(Kept):
                 log.warning("%s", self._ownership.fenced(fenced), extra=self._told("fenced"))
             self._stock.refill(at_most)
         except (DatabaseUnavailableError, DatabaseBusyError, OutcomeUnknownError) as error:
-            if deadline.passed(time.monotonic()):
+            if deadline.passed(self._runtime.monotonic()):
                 raise
             log.warning("%r goes on trying: %s", self, error, extra=self._told("retry", error))
             return False

@@ -10,27 +10,28 @@ import contextlib
 import logging
 import math
 import threading
-import time
 from functools import partial
 from typing import TYPE_CHECKING, NoReturn, TypeVar
 
-from sqlalchemy import URL, Engine, StaticPool, event, make_url
+from sqlalchemy import URL, Engine, StaticPool, event
 from sqlalchemy import exc as sa_exc
-from tenacity import Retrying, retry_if_exception, stop_after_delay, wait_random_exponential
+from tenacity import Retrying, retry_if_exception, wait_exponential
 
 from sqlmq import forks, migrate
-from sqlmq.dialects import canonical, dialect_named, without_secrets
+from sqlmq.dialects import dialect_named, without_secrets
 from sqlmq.errors import (
     DatabaseBusyError,
     DatabaseUnavailableError,
     ForkedError,
-    InvalidURLError,
     OutcomeUnknownError,
     ReadOnlyDatabaseError,
     SqlmqError,
     TransactionError,
 )
+from sqlmq.failpoints import failpoint
 from sqlmq.logged import facts
+from sqlmq.opening import open_engine
+from sqlmq.runtime import SYSTEM
 from sqlmq.schema import REVISION
 from sqlmq.turn import Turn
 
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
 
     from sqlmq.dialects import Dialect, Listening
     from sqlmq.observer import Observer
+    from sqlmq.runtime import Runtime
 
 T = TypeVar("T")
 log = logging.getLogger(__name__)
@@ -59,19 +61,23 @@ _BLOCK_SECONDS = 10.0
 _RETRY_SECONDS = 5.0
 """For how long a transaction is tried again. A server that restarts is back within that, usually."""
 
+_LONGER = wait_exponential(multiplier=0.05, max=1.0)
+"""How long to wait at the most before the next try."""
+
 
 class Database:
     """An engine, the dialect for it, and transactions. May be shared by threads."""
 
-    def __init__(self, target: str | URL | Engine, schema: str | None) -> None:
+    def __init__(self, target: str | URL | Engine, schema: str | None, runtime: Runtime = SYSTEM) -> None:
+        self.runtime = runtime  # of all that is made from the MQ
         self._owns_engine = not isinstance(target, Engine)
         if isinstance(target, Engine):
             self.dialect: Dialect = dialect_named(target.dialect.name, schema)
             self.dialect.check_engine(target)
             self.engine = target
         else:
-            self.dialect, self.engine = _open(target, schema)
-            event.listen(self.engine, "checkin", _note_return)
+            self.dialect, self.engine = open_engine(target, schema)
+            event.listen(self.engine, "checkin", self._note_return)
             event.listen(self.engine, "checkout", self._test_after_rest)
         self.schema = schema
         self.where = without_secrets(self.engine.url)
@@ -232,10 +238,14 @@ class Database:
     def _write_once(self, flow: Callable[[Connection], T], *, goes_first: bool = False, committing: bool = True) -> T:
         with self._in_turn(writing=True, goes_first=goes_first), self._connect(self._transactions) as conn:
             with self.translating():
+                failpoint("begin.before")
                 self.dialect.begin(conn)
+                failpoint("begin.after")
                 result = flow(conn)
+                failpoint("commit.before")
             with self.translating(committing=committing):
                 conn.commit()
+            failpoint("commit.after")
             return result
 
     def _append_once(self, flow: Callable[[Connection], T], *, committing: bool) -> T:
@@ -246,14 +256,20 @@ class Database:
             self.translating(committing=committing),
             self.dialect.autocommitting(conn),
         ):
-            return flow(conn)
+            failpoint("statement.before")
+            result = flow(conn)
+            failpoint("statement.after")
+            return result
+
+    def _note_return(self, _connection: object, record: ConnectionPoolEntry) -> None:
+        record.info["returned_at"] = self.runtime.monotonic()
 
     def _test_after_rest(self, connection: DBAPIConnection, record: ConnectionPoolEntry, _proxy: object) -> None:
         """Replace a connection that the server has closed while nobody used it, before it gets something to do.
 
         What breaks in the middle of a COMMIT has an unknown outcome; what breaks here has a known one.
         """
-        if time.monotonic() - record.info.get("returned_at", math.inf) < _REST_SECONDS:
+        if self.runtime.monotonic() - record.info.get("returned_at", math.inf) < _REST_SECONDS:
             return
         try:
             self.engine.dialect.do_ping(connection)
@@ -330,10 +346,13 @@ class Database:
             if not self._is_passing(error):
                 raise
             log.warning("%s (trying again for %.0f seconds)", error, _RETRY_SECONDS, extra=facts("retry", error=error))
+        runtime = self.runtime
+        give_up_at = runtime.monotonic() + _RETRY_SECONDS
         return Retrying(
             retry=retry_if_exception(self._is_passing),
-            wait=wait_random_exponential(multiplier=0.05, max=1.0),
-            stop=stop_after_delay(_RETRY_SECONDS),
+            wait=lambda tries: _LONGER(tries) * runtime.random.random(),
+            stop=lambda _: runtime.monotonic() >= give_up_at,
+            sleep=runtime.sleep,
             reraise=True,
         )(attempt)
 
@@ -344,9 +363,9 @@ class Database:
         return isinstance(cause, Exception) and self.dialect.is_passing(cause)
 
     def _make_locks(self) -> None:
-        self._turn = Turn()
+        self._turn = Turn(self.runtime)
         self._preparing = threading.RLock()
-        self._unused = threading.Condition()
+        self._unused = self.runtime.condition()
         self._in_use = 0
         # The threads that are inside a block, each as often as it is in one.
         self._in_block: list[int] = []
@@ -418,30 +437,3 @@ _BLOCKED = (
 )
 
 _ABANDONED: list[Pool] = []
-
-
-def _note_return(_connection: object, record: ConnectionPoolEntry) -> None:
-    record.info["returned_at"] = time.monotonic()
-
-
-def _open(target: object, schema: str | None) -> tuple[Dialect, Engine]:
-    if not isinstance(target, str | URL):
-        message = f"MQ takes a database URL or a SQLAlchemy Engine, not {type(target).__name__}."
-        raise TypeError(message)
-    try:
-        url = make_url(target)
-    except (sa_exc.ArgumentError, ValueError):
-        message = (
-            "This is no database URL. It looks like sqlite:///file.db or postgresql://user:password@host/database; "
-            "special characters of a password are written as %40 and the like."
-        )
-        raise InvalidURLError(message) from None
-    url = canonical(url)
-    dialect = dialect_named(url.get_backend_name(), schema)
-    try:
-        return dialect, dialect.create_engine(url)
-    except (sa_exc.ArgumentError, ModuleNotFoundError, TypeError, ValueError) as error:
-        if isinstance(error, SqlmqError):
-            raise
-        message = f"No engine can be made for {without_secrets(url)}: {error}"
-        raise InvalidURLError(message) from None

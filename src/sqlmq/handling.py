@@ -8,16 +8,15 @@ from __future__ import annotations
 
 import logging
 import threading
-import time
 import traceback
 from typing import TYPE_CHECKING, NamedTuple, Unpack
 
 from sqlmq.aside import Waiting
 from sqlmq.errors import DatabaseBusyError, DatabaseUnavailableError, FencedError, OutcomeUnknownError
+from sqlmq.failpoints import failpoint
 from sqlmq.flows import park
 from sqlmq.retry import Verdict, verdict
 from sqlmq.store.parked import Reason, Record
-from sqlmq.timing import chance
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -80,6 +79,7 @@ class Handling:
 
     def __init__(self, books: Books, parking: Parking, terms: Terms) -> None:
         self._database, self._ownership, self._stock, self._lock = books
+        self._runtime = self._database.runtime
         self._parking = parking
         self._terms = terms
         self.tally = Tally()
@@ -107,6 +107,7 @@ class Handling:
             self.tally.parked += len(attempt.set_aside)
             if not attempt.messages:
                 self._stock.finish(worker, also_left=True)
+        failpoint("attempt.after")
         return bool(attempt.messages)
 
     def batches(self, attempt: Attempt, may_go_on: Callable[[], bool]) -> Iterator[list[Message]]:
@@ -146,6 +147,8 @@ class Handling:
 
     def succeed(self, worker: Receiver, attempt: Attempt, *, is_settled: bool) -> None:
         """The handler is done with everything it was given."""
+        if not is_settled:
+            failpoint("handler.after")
         if not attempt.current:
             self.interrupt(worker, attempt)
             return
@@ -294,7 +297,7 @@ class Handling:
         )
         if chosen is Verdict.ASIDE and not attempt.is_parked and len(aside) >= self._terms.max_parked:
             chosen = Verdict.HOLD
-        delay = 0.0 if is_final else retry.delay_seconds(attempts, chance.random())
+        delay = 0.0 if is_final else retry.delay_seconds(attempts, self._runtime.random.random())
         offset = message.offset or 0
         is_passed = chosen in (Verdict.ASIDE, Verdict.DEAD, Verdict.SKIP)
         committable = attempt.progress.committable()
@@ -305,7 +308,7 @@ class Handling:
         event = "attempt failed" if chosen in (Verdict.ASIDE, Verdict.HOLD) else "message given up"
         told = self.facts(event, attempt, error=error, offset=message.offset, attempts=attempts)
         _say(message, chosen, attempts, delay, error, told)
-        waiting = Waiting(offset, message.key, attempts, time.monotonic() + delay, is_recorded=True)
+        waiting = Waiting(offset, message.key, attempts, self._runtime.monotonic() + delay, is_recorded=True)
         with self._lock:
             self._ownership.note(attempt.progress, position.offset)
             attempt.progress.marked_to = position.in_hand_to

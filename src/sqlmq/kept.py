@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import os
 import threading
-import time
 from typing import TYPE_CHECKING
 
 from sqlmq.errors import ConsumerClosedError, ForkedError, SqlmqError
@@ -36,6 +35,7 @@ class Kept:
 
     def __init__(self, database: Database, nudge: Callable[[], None], joining: Joining, options: Options) -> None:
         self._database = database
+        self._runtime = database.runtime
         self._joining = joining
         self._options = options
         self._closed = False
@@ -44,10 +44,10 @@ class Kept:
         self._lock = threading.RLock()
         self._ownership = Ownership(database, joining, options)
         self._stock = Stock(database, self._ownership, options)
-        self._asked_at = time.monotonic()
+        self._asked_at = self._runtime.monotonic()
         self._is_run = False
         """Whether workers ask for messages whenever their handlers let them."""
-        self._wakeups = Wakeups(nudge, options)
+        self._wakeups = Wakeups(nudge, options, self._runtime)
 
     @property
     def member_id(self) -> int:
@@ -133,7 +133,8 @@ class Kept:
 
     def _taking(self, span: Span, until: float) -> Iterator[Message]:
         """Take what is lent, until the loop has to ask again, or the monotonic clock has come to *until*."""
-        while self._may_take(now := time.monotonic()) and now < until and (message := span.take()) is not None:
+        monotonic = self._runtime.monotonic
+        while self._may_take(now := monotonic()) and now < until and (message := span.take()) is not None:
             yield message
 
     # The steps that ask no database.
@@ -151,7 +152,7 @@ class Kept:
             return []
         try:
             self._finish(receiver)
-            self._asked_at = now = time.monotonic()
+            self._asked_at = now = self._runtime.monotonic()
             is_calm = self._ownership.is_undisturbed(now) and not self._ownership.is_flush_due(2)
             return give(receiver, at_most) if is_calm and self._stock.is_ready(now) else []
         finally:

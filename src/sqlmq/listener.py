@@ -11,20 +11,19 @@ import contextlib
 import logging
 import os
 import threading
-import time
-import uuid
 from typing import TYPE_CHECKING, Protocol
 
 from sqlmq.errors import DatabaseError, SqlmqError
 from sqlmq.flows import notice
 from sqlmq.logged import facts
-from sqlmq.timing import backoff, chance
+from sqlmq.timing import backoff
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from sqlmq.database import Database
     from sqlmq.dialects import Listening
+    from sqlmq.runtime import Runtime
 
 log = logging.getLogger(__name__)
 
@@ -57,6 +56,7 @@ class Listener:
 
     def __init__(self, database: Database, consumers: Wakes, send: Callable[[str, Callable[[], None]], None]) -> None:
         self._database = database
+        self._runtime = database.runtime
         self._consumers = consumers
         self._send = send
         self._warned_deaf = False
@@ -95,7 +95,7 @@ class Listener:
             hearing = None
             try:
                 with contextlib.closing(self._database.listen()) as self._listening:
-                    hearing = Hearing(time.monotonic())
+                    hearing = Hearing(self._runtime.monotonic())
                     self._hear(self._listening, hearing)
             except Exception as error:
                 # Whatever it is, a thread that dies here would make all messages late, silently.
@@ -123,11 +123,11 @@ class Listener:
         # What was committed before there was anybody to listen.
         self._consumers.wake_all()
         while not self._closing.is_set() and not hearing.is_over:
-            if hearing.is_probe_due(time.monotonic()):
-                hearing.probe = probe = Probe(uuid.uuid4().hex)
+            if hearing.is_probe_due(self._runtime.monotonic()):
+                hearing.probe = probe = Probe(self._runtime)
                 self._send(probe.payload, probe.sent)
-            payloads = self._wait(listening, hearing.pause(time.monotonic()))
-            hearing.arrived(payloads, time.monotonic())
+            payloads = self._wait(listening, hearing.pause(self._runtime.monotonic()))
+            hearing.arrived(payloads, self._runtime.monotonic())
             self._is_hearing = hearing.has_heard
             for topic_id in {notice.topic_id(payload) for payload in payloads} - {None}:
                 assert topic_id is not None  # noqa: S101 - for mypy
@@ -138,7 +138,9 @@ class Listener:
             return listening.wait(seconds)
 
     def _pause(self, attempt: int) -> float:
-        return backoff(attempt, least=_RECONNECT_SECONDS, most=_RECONNECT_MOST_SECONDS, random=chance.random())
+        return backoff(
+            attempt, least=_RECONNECT_SECONDS, most=_RECONNECT_MOST_SECONDS, random=self._runtime.random.random()
+        )
 
     def _warn_deaf(self) -> None:
         if not self._warned_deaf:
@@ -158,7 +160,7 @@ class Listener:
             _ABANDONED.append(self._listening)
         self._pid = os.getpid()
         self._starting = threading.Lock()
-        self._closing = threading.Event()
+        self._closing = self._runtime.event()
         self._listening = None
         self._thread = None
         self._is_hearing = False
@@ -170,12 +172,13 @@ _ABANDONED: list[Listening] = []
 
 def hears(database: Database) -> bool:
     """Whether a connection that listens hears what another one sends, in as much time as a listener gives its probes."""
-    probe = Probe(uuid.uuid4().hex)
+    runtime = database.runtime
+    probe = Probe(runtime)
     try:
         with contextlib.closing(database.listen()) as listening:
             database.read(lambda conn: database.dialect.notify(conn, [probe.payload]))
-            deadline = time.monotonic() + _ANSWER_SECONDS
-            while (seconds := deadline - time.monotonic()) > 0:
+            deadline = runtime.monotonic() + _ANSWER_SECONDS
+            while (seconds := deadline - runtime.monotonic()) > 0:
                 with database.translating():
                     if probe.payload in listening.wait(seconds):
                         return True
@@ -188,13 +191,14 @@ def hears(database: Database) -> bool:
 class Probe:
     """A notice to oneself. It counts from when it was sent, which may wait for a connection to send it by."""
 
-    def __init__(self, token: str) -> None:
-        self.payload = f"probe {token}"
+    def __init__(self, runtime: Runtime) -> None:
+        self._monotonic = runtime.monotonic
+        self.payload = f"probe {runtime.token()}"
         self.sent_at: float | None = None
 
     def sent(self) -> None:
         """It was sent just now."""
-        self.sent_at = time.monotonic()
+        self.sent_at = self._monotonic()
 
 
 class Hearing:

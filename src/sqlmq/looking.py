@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from sqlmq.diagnosis import Finding
     from sqlmq.dialects import Dialect
     from sqlmq.message import DelayedMessage, Message
+    from sqlmq.runtime import Runtime
     from sqlmq.tail import Wanted
 
     T = TypeVar("T")
@@ -39,6 +40,7 @@ class Looking(ABC):
     """The methods of an MQ that only look. They take no lock, and each is one transaction that reads."""
 
     _options: Options
+    _runtime: Runtime
 
     @abstractmethod
     def _read(self, flow: Callable[[Connection, Dialect], T]) -> T:
@@ -161,5 +163,9 @@ class Looking(ABC):
     def _tail(self, wanted: Wanted) -> Tail:
         terms = self._options
         return Tail(
-            self._read, wanted, poll_min_seconds=terms.poll_min_seconds, poll_max_seconds=terms.poll_max_seconds
+            self._read,
+            wanted,
+            self._runtime,
+            poll_min_seconds=terms.poll_min_seconds,
+            poll_max_seconds=terms.poll_max_seconds,
         )

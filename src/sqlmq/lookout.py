@@ -11,13 +11,12 @@ import logging
 import math
 import os
 import threading
-import time
 from typing import TYPE_CHECKING, Protocol
 
 from sqlmq.errors import SqlmqError
 from sqlmq.flows import outlook
 from sqlmq.logged import facts
-from sqlmq.timing import backoff, chance, watch_interval
+from sqlmq.timing import backoff, watch_interval
 from sqlmq.waking import FEW
 
 if TYPE_CHECKING:
@@ -70,6 +69,7 @@ class Lookout:
         self, database: Database, consumers: Callable[[], Sequence[Sleeper]], *, poll_max_seconds: float
     ) -> None:
         self._database = database
+        self._runtime = database.runtime
         self._consumers = consumers
         self._poll_max_seconds = poll_max_seconds
         self._can_watch = database.dialect.has_change_token and not database.one_connection
@@ -97,7 +97,7 @@ class Lookout:
         """Look for all who wait, without delay; return False if they had better look themselves."""
         if self._pid != os.getpid() or self._thread is None or not self._thread.is_alive():
             return False
-        if not self._is_well or time.monotonic() - self._looking_since > _SLOW_SECONDS:
+        if not self._is_well or self._runtime.monotonic() - self._looking_since > _SLOW_SECONDS:
             return False
         with self._asking:
             self._is_asked = True
@@ -135,18 +135,18 @@ class Lookout:
             self._look_if_asked(consumers)
             if self._is_watching and self._has_changed(watch):
                 self._look_after_change(consumers)
-            if time.monotonic() >= look_at:
+            if self._runtime.monotonic() >= look_at:
                 look_at = self._next_look()
                 resting = [consumer for consumer in consumers if consumer.wakeups.patient]
                 self._look(resting, _leave_alone, at_groups=True)
-            pause = look_at - time.monotonic()
+            pause = look_at - self._runtime.monotonic()
             if self._is_watching:
-                pause = min(pause, watch_interval(time.monotonic() - self._found_at))
+                pause = min(pause, watch_interval(self._runtime.monotonic() - self._found_at))
             self._stirred.wait(max(0.0, pause))
 
     def _next_look(self) -> float:
         seconds = self._poll_max_seconds
-        return time.monotonic() + backoff(0, least=seconds, most=seconds, random=chance.random())
+        return self._runtime.monotonic() + backoff(0, least=seconds, most=seconds, random=self._runtime.random.random())
 
     def _has_changed(self, watch: _Watch) -> bool:
         try:
@@ -169,7 +169,7 @@ class Lookout:
             self._look(awaiting, _look_around if at_groups else _wake, at_groups=at_groups)
 
     def _look_after_change(self, consumers: Sequence[Sleeper]) -> None:
-        now = time.monotonic()
+        now = self._runtime.monotonic()
         at_groups = now >= self._groups_at
         if at_groups:
             self._groups_at = now + _GROUPS_SECONDS
@@ -183,7 +183,7 @@ class Lookout:
 
     def _look(self, consumers: Sequence[Sleeper], missed: Callable[[Sleeper], None], *, at_groups: bool) -> None:
         """Look for *consumers*, and wake those for whom there is something; those who could not be looked for are *missed*."""
-        self._looking_since = began = time.monotonic()
+        self._looking_since = began = self._runtime.monotonic()
         views = [(consumer, consumer.outlook()) for consumer in consumers]
         found = self._look_once([view for _, view in views if view is not None], at_groups=at_groups)
         self._looking_since = math.inf
@@ -227,7 +227,7 @@ class Lookout:
         """In the beginning, and in a forked child: the parent's thread stays with the parent."""
         self._pid = os.getpid()
         self._starting = threading.Lock()
-        self._stirred = threading.Event()
+        self._stirred = self._runtime.event()
         self._thread = None
         self._is_closing = False
         self._is_watching = False
@@ -235,7 +235,7 @@ class Lookout:
         self._looking_since = math.inf
         self._asking = threading.Lock()
         self._is_asked = self._is_asked_for_groups = False
-        self._found_at = time.monotonic()
+        self._found_at = self._runtime.monotonic()
         self._groups_at = 0.0
 
 

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING
 from sqlmq.description import Trimmed
 from sqlmq.flows import manage, retain
 from sqlmq.logged import facts
-from sqlmq.timing import chance
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -42,6 +41,7 @@ class Maintainer:
 
     def __init__(self, database: Database) -> None:
         self._database = database
+        self._runtime = database.runtime
         self._thread: threading.Thread | None
         self._start_over()
 
@@ -94,7 +94,7 @@ class Maintainer:
         return self._database.dialect
 
     def _run(self) -> None:
-        while not self._closing.wait(ROUND_SECONDS * chance.uniform(0.75, 1.25)):
+        while not self._closing.wait(ROUND_SECONDS * self._runtime.random.uniform(0.75, 1.25)):
             try:
                 self.round()
             except Exception as error:  # noqa: BLE001 - a thread that dies here would let the database grow, silently
@@ -150,7 +150,7 @@ class Maintainer:
         """In the beginning, and in a forked child: the parent's thread stays with the parent."""
         self._pid = os.getpid()
         self._lock = threading.Lock()
-        self._closing = threading.Event()
+        self._closing = self._runtime.event()
         self._thread = None
 
 

@@ -9,14 +9,12 @@ import logging
 import math
 import os
 import threading
-import time
 from typing import TYPE_CHECKING, NamedTuple
 from weakref import ref
 
 from sqlmq.errors import SqlmqError
 from sqlmq.flows import stage
 from sqlmq.logged import facts
-from sqlmq.timing import chance
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -69,6 +67,7 @@ class Mover:
         self, database: Database, wake: Callable[[int], None], *, wakes_others: bool, poll_max_seconds: float
     ) -> None:
         self._database = database
+        self._runtime = database.runtime
         self._wake = wake
         self._wakes_others = wakes_others
         self._look_seconds = min(_LOOK_SECONDS, poll_max_seconds)
@@ -109,7 +108,7 @@ class Mover:
             return
         with self._changed:
             self._is_closing = True
-            self._give_up_at = time.monotonic() + _CLOSE_SECONDS / 2
+            self._give_up_at = self._runtime.monotonic() + _CLOSE_SECONDS / 2
             self._changed.notify_all()
             thread = self._thread
         if thread is not None:
@@ -125,13 +124,13 @@ class Mover:
         pause = _COMMIT_SECONDS
         while not self._is_closing or self._has_staged or any(one.is_over for one in self._committing):
             self._wake_over()
-            if self._has_staged or time.monotonic() >= self._look_at:
+            if self._has_staged or self._runtime.monotonic() >= self._look_at:
                 self._move()
             with self._changed:
                 if self._is_closing or self._has_staged:
                     continue
                 # Somebody who begins to commit is asked after soon, however long another one takes.
-                seconds = min(max(0.0, self._look_at - time.monotonic()), threading.TIMEOUT_MAX)
+                seconds = min(max(0.0, self._look_at - self._runtime.monotonic()), threading.TIMEOUT_MAX)
                 was_told = self._changed.wait(min(seconds, pause) if self._committing else seconds)
                 pause = _COMMIT_SECONDS if was_told else min(2 * pause, _COMMIT_MOST_SECONDS)
 
@@ -147,7 +146,7 @@ class Mover:
 
     def _note_due(self, due_at: float) -> bool:
         """Look when something is due at that moment; return whether the thread has to be told. With the lock."""
-        if due_at <= time.monotonic():
+        if due_at <= self._runtime.monotonic():
             is_news, self._has_staged = not self._has_staged, True
             return is_news
         is_news = due_at < self._look_at
@@ -158,7 +157,7 @@ class Mover:
         """Move what is due, partition by partition."""
         with self._changed:
             self._has_staged = False
-            self._look_at = time.monotonic() + self._look_seconds if self._is_watching else math.inf
+            self._look_at = self._runtime.monotonic() + self._look_seconds if self._is_watching else math.inf
         seen: set[int] = set()
         while (outlook := self._trying(lambda: self._look(seen))) is not None:
             for partition_id in outlook.partition_ids:
@@ -173,11 +172,11 @@ class Mover:
     def _look(self, seen: set[int]) -> Outlook:
         """See what is due, but for the partitions *seen*, and look again when something else will be."""
         outlook = self._database.read(lambda conn: stage.look(conn, self._database.dialect, seen))
-        now = time.monotonic()
+        now = self._runtime.monotonic()
         # Soon, too, if something is due, for somebody may have a row of it locked.
         soon = now + _LOOK_SECONDS if outlook.partition_ids else math.inf
         if outlook.next_seconds is not None:
-            spread = chance.uniform(0, _SPREAD_SECONDS)
+            spread = self._runtime.random.uniform(0, _SPREAD_SECONDS)
             soon = min(soon, now + outlook.next_seconds + spread, now + _UNSURE_SECONDS)
         with self._changed:
             self._look_at = min(self._look_at, soon)
@@ -186,7 +185,7 @@ class Mover:
     @property
     def _is_overdue(self) -> bool:
         """Whether whoever closes waits no longer; what is due is left to others then."""
-        return self._is_closing and time.monotonic() >= self._give_up_at
+        return self._is_closing and self._runtime.monotonic() >= self._give_up_at
 
     def _trying(self, action: Callable[[], T]) -> T | None:
         try:
@@ -201,7 +200,7 @@ class Mover:
             # A thread that dies here would leave what is staged behind, silently.
             log.exception("Moving staged messages failed, and is tried again", extra=facts("move failed"))
         with self._changed:
-            self._look_at = min(self._look_at, time.monotonic() + _LOOK_SECONDS)
+            self._look_at = min(self._look_at, self._runtime.monotonic() + _LOOK_SECONDS)
         return None
 
     def _move_all_of(self, partition_id: int) -> None:
@@ -228,7 +227,7 @@ class Mover:
     def _start_over(self) -> None:
         """In the beginning, and in a forked child: the parent's thread and transactions stay with the parent."""
         self._pid = os.getpid()
-        self._changed = threading.Condition()
+        self._changed = self._runtime.condition()
         self._thread = None
         self._committing = []
         self._look_at = math.inf

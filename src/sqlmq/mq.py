@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import socket
 import threading
-import uuid
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Self
 
@@ -15,6 +14,7 @@ from sqlmq.closing import Closing
 from sqlmq.consumer import Ack, Consumer
 from sqlmq.database import Database
 from sqlmq.errors import MQClosedError, UnknownTopicError
+from sqlmq.failpoints import arm_by_environment
 from sqlmq.flows import manage, replay, stage
 from sqlmq.listener import Listener, hears
 from sqlmq.looking import Looking
@@ -40,6 +40,7 @@ from sqlmq.ownership import Joining
 from sqlmq.parked import Parked
 from sqlmq.producer import Producer
 from sqlmq.retention import Retention, check_retention
+from sqlmq.runtime import check_runtime
 from sqlmq.targets import check_reset, check_start
 
 if TYPE_CHECKING:
@@ -53,6 +54,7 @@ if TYPE_CHECKING:
     from sqlmq.dialects import Dialect
     from sqlmq.observer import Observer
     from sqlmq.outbox import SessionLike
+    from sqlmq.runtime import Runtime
     from sqlmq.store.topics import Topic
     from sqlmq.targets import ResetTo
 
@@ -77,6 +79,7 @@ class MQ(Looking):
     - *prefetch*, *prefetch_bytes*: how much a consumer reads ahead.
     - *poll_min_seconds*, *poll_max_seconds*: how soon an idle consumer looks again, at first and in the end.
     - *notify*: on Postgres, wake waiting consumers of other processes by NOTIFY, and listen for theirs.
+    - *runtime*: clock, waits and chance, for tests; the system's by default.
 
     Raises InvalidURLError, and ``TypeError`` or ``ValueError`` for options that can't be.
     """
@@ -98,6 +101,7 @@ class MQ(Looking):
         poll_min_seconds: float = 0.005,
         poll_max_seconds: float = 1.0,
         notify: bool = True,
+        runtime: Runtime | None = None,
     ) -> None:
         self._options = Options(
             create_topics=create_topics,
@@ -113,7 +117,9 @@ class MQ(Looking):
             poll_max_seconds=poll_max_seconds,
             notify=notify,
         )
-        self._database = Database(database, check_schema(schema))
+        arm_by_environment()
+        self._runtime = check_runtime(runtime)
+        self._database = Database(database, check_schema(schema), self._runtime)
         self._lookout: Lookout  # each needs the other
         self._background = Background(
             self._database,
@@ -253,7 +259,7 @@ class MQ(Looking):
         if name is not None:
             check_member_name(name)
         found = self._find_or_create(topic)
-        joining = Joining(found, group_id, start, _member_name() if name is None else name, on_evicted)
+        joining = Joining(found, group_id, start, _member_name(self._runtime) if name is None else name, on_evicted)
         self._mover.watch()
         self._maintainer.watch()
         return self._keep(Consumer(self._database, self._background, joining, self._options, ack))
@@ -325,6 +331,7 @@ class MQ(Looking):
             group_id,
             self._find_or_create,
             self._announce,
+            self._runtime.random,
             max_message_bytes=self._options.max_message_bytes,
         )
 
@@ -422,6 +429,6 @@ class MQ(Looking):
             raise MQClosedError
 
 
-def _member_name() -> str:
+def _member_name(runtime: Runtime) -> str:
     """Tells hosts and processes apart for people, and members of one process for everybody."""
-    return f"{socket.gethostname()}:{os.getpid()}:{uuid.uuid4().hex[:8]}"
+    return f"{socket.gethostname()}:{os.getpid()}:{runtime.token()[:8]}"

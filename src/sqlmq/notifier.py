@@ -10,7 +10,6 @@ from __future__ import annotations
 import logging
 import os
 import threading
-import time
 from typing import TYPE_CHECKING
 
 from sqlmq.errors import SqlmqError
@@ -40,6 +39,7 @@ class Notifier:
 
     def __init__(self, database: Database, own_members: Callable[[], Collection[int]]) -> None:
         self._database = database
+        self._runtime = database.runtime
         self._own_members = own_members
         self._thread: threading.Thread | None
         self._told: set[int]
@@ -83,7 +83,7 @@ class Notifier:
         schedule = Schedule()
         is_well = True
         while True:
-            now = time.monotonic()
+            now = self._runtime.monotonic()
             with self._changed:
                 is_last = self._is_closing
                 topic_ids = set(self._told) if is_last else schedule.ready(self._told, now)
@@ -119,7 +119,7 @@ class Notifier:
                 return
 
     def _send(self, schedule: Schedule, topic_ids: set[int], others: list[str]) -> None:
-        now = time.monotonic()
+        now = self._runtime.monotonic()
         sure = schedule.awaited(topic_ids, now)
         unsure = topic_ids - sure
         but = self._own_members()
@@ -137,7 +137,7 @@ class Notifier:
     def _start_over(self) -> None:
         """In the beginning, and in a forked child: the parent's thread and what it was told stay with the parent."""
         self._pid = os.getpid()
-        self._changed = threading.Condition()
+        self._changed = self._runtime.condition()
         self._thread = None
         self._told = set()
         self._others = []

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import inspect
 import math
-import time
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 from weakref import WeakKeyDictionary, ref
@@ -178,7 +177,7 @@ class _Outbox:
         except UnknownTopicError:
             source.forget_topic()
             raise
-        due_at = time.monotonic() + delayed.wait_seconds
+        due_at = source.database.runtime.monotonic() + delayed.wait_seconds
         _, sooner_at = self._delayed.get(source.database, (source, math.inf))
         self._delayed[source.database] = (source, min(due_at, sooner_at))
         return delayed.messages

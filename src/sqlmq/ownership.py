@@ -6,7 +6,6 @@ Not safe to share between threads: the consumer's lock guards it, but for ``hear
 from __future__ import annotations
 
 import logging
-import time
 from typing import TYPE_CHECKING, NamedTuple, Unpack
 
 from sqlmq.dialects import Position
@@ -53,6 +52,7 @@ class Ownership:
 
     def __init__(self, database: Database, joining: Joining, options: Options) -> None:
         self._database = database
+        self._runtime = database.runtime
         self._joining = joining
         self._options = options
         self.claimed: dict[int, PartitionProgress] = {}
@@ -63,7 +63,7 @@ class Ownership:
         """Whether somebody is about to join in this member's place."""
         self.numbers: tuple[int, ...] = ()
         """The numbers of the claimed partitions, in order. Alone here it may be read at any time, by any thread."""
-        self._flushed_at = time.monotonic()
+        self._flushed_at = self._runtime.monotonic()
         self._survey_at = 0.0
         self._has_said_idle = False
         self.group: Group
@@ -88,7 +88,7 @@ class Ownership:
         Asks only when it is time to: each second, more often while partitions are missing, and before anything else
         when no heartbeat has arrived for nearly a lease.
         """
-        now = time.monotonic()
+        now = self._runtime.monotonic()
         if now >= self._trusted_until:
             self._regain_trust(now)
         if now < self._survey_at:
@@ -101,7 +101,7 @@ class Ownership:
 
     def stay(self) -> None:
         """Be a member, again if need be, without claiming anything."""
-        now = time.monotonic()
+        now = self._runtime.monotonic()
         if now >= self._trusted_until:
             self._regain_trust(now)
 
@@ -119,7 +119,7 @@ class Ownership:
 
     def is_trusted(self) -> bool:
         """Whether what is claimed here can't be anybody else's yet."""
-        return time.monotonic() < self._trusted_until
+        return self._runtime.monotonic() < self._trusted_until
 
     def is_undisturbed(self, now: float) -> bool:
         """Whether ``ensure`` would find nothing to do *now*."""
@@ -127,7 +127,7 @@ class Ownership:
 
     def is_flush_due(self, intervals: int) -> bool:
         """Whether the last commit is so many commit intervals ago."""
-        return time.monotonic() - self._flushed_at >= intervals * self._options.commit_interval_seconds
+        return self._runtime.monotonic() - self._flushed_at >= intervals * self._options.commit_interval_seconds
 
     def flush(self) -> tuple[int, ...]:
         """Commit what is finished; forget the partitions that are somebody else's by now, and return their numbers."""
@@ -136,7 +136,7 @@ class Ownership:
 
     def finished(self) -> list[tuple[Claim, Commit]]:
         """What ``flush`` and ``flush_unlocked`` would commit now."""
-        self._flushed_at = time.monotonic()
+        self._flushed_at = self._runtime.monotonic()
         return _finished(self.claimed.values())
 
     def flush_unlocked(self, finished: list[tuple[Claim, Commit]]) -> None:
@@ -215,7 +215,7 @@ class Ownership:
 
     def give_back_if_forgotten(self, asked_at: float) -> None:
         """Hand everything back if the application last asked for messages, at *asked_at*, too long ago."""
-        idle_seconds = time.monotonic() - asked_at
+        idle_seconds = self._runtime.monotonic() - asked_at
         if not self.claimed or idle_seconds <= self._options.max_poll_seconds:
             return
         log.warning(
@@ -246,7 +246,7 @@ class Ownership:
             raise UnknownTopicError(topic.name)
 
     def _join(self) -> None:
-        began = time.monotonic()
+        began = self._runtime.monotonic()
         topic, group_name, start, name, _ = self._joining
         lease_seconds = self._options.lease_seconds
         self.group, self.member_id = self._database.write(
@@ -311,7 +311,7 @@ class Ownership:
         self._say_if_idle(seen)
         is_missing = owned < seen.plan.share or bool(self.leaving)
         pause = _SURVEY_MIN_SECONDS if is_missing else min(_SURVEY_MAX_SECONDS, self._options.lease_seconds / 10)
-        self._survey_at = time.monotonic() + pause
+        self._survey_at = self._runtime.monotonic() + pause
         return bool(give or taken or not is_told)
 
     def _change(self, seen: membership.Survey, going: list[int], give: list[Claim]) -> int:

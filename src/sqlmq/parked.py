@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 from typing import TYPE_CHECKING, Protocol, TypeAlias, TypeVar
 
 from sqlmq.flows import decide
@@ -20,6 +19,7 @@ from sqlmq.partitioner import Rotation
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from random import Random
 
     from sqlalchemy import Connection
 
@@ -64,6 +64,7 @@ class Parked:
         group: str,
         find_or_create: Callable[[str], Topic],
         wake: Callable[[int], None],
+        random: Random,
         *,
         max_message_bytes: int,
     ) -> None:
@@ -72,6 +73,7 @@ class Parked:
         self._scope = Scope(topic, group)
         self._find_or_create = find_or_create
         self._wake = wake
+        self._random = random
         self._max_message_bytes = max_message_bytes
 
     @property
@@ -183,7 +185,7 @@ class Parked:
         # So that a mistyped name makes no topic.
         self.list(limit=1)
         to = self._find_or_create(to_topic)
-        turn = Rotation(random.randrange(to.partitions))
+        turn = Rotation(self._random.randrange(to.partitions))
         topic_id, results = self._write(
             lambda conn, dialect: decide.copy(
                 conn,

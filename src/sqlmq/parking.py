@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import logging
 import math
-import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -96,6 +95,7 @@ class Parking:
 
     def __init__(self, database: Database, ownership: Ownership, stock: Stock, options: Options, terms: Terms) -> None:
         self._database = database
+        self._runtime = database.runtime
         self._ownership = ownership
         self._stock = stock
         self._terms = terms
@@ -110,7 +110,7 @@ class Parking:
 
         Asks the database what stands aside of partitions that are new here, and now and then of all that are free.
         """
-        now = time.monotonic()
+        now = self._runtime.monotonic()
         self._look(now)
         for progress, aside in self._asides.values():
             if progress.is_idle and self._is_claimed(progress) and (waiting := aside.due(now)):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from typing import TYPE_CHECKING, Self, overload
 
 from sqlmq import outbox
@@ -21,7 +20,6 @@ from sqlmq.options import (
     check_timeout,
 )
 from sqlmq.partitioner import Rotation
-from sqlmq.timing import chance
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -55,12 +53,13 @@ class Producer:
         self, database: Database, topic: Topic, *, max_message_bytes: int, wake: Callable[[int], None], mover: Mover
     ) -> None:
         self._database = database
+        self._runtime = database.runtime
         self._name = topic.name
         self._topic: Topic | None = topic
         self._max_message_bytes = max_message_bytes
         self._wake = wake
-        self._rotation = Rotation(chance.randrange(topic.partitions))
-        self._coalescer = Coalescer(topic.name, self._append)
+        self._rotation = Rotation(self._runtime.random.randrange(topic.partitions))
+        self._coalescer = Coalescer(topic.name, self._append, self._runtime)
         self._source = outbox.Source(database, mover.follow, self._forget_topic, self._know_topic)
         self._expect = mover.expect
         self._closing = Closing()
@@ -382,7 +381,7 @@ class Producer:
             return outbox.delay(session, self._source, self._current_topic(), routed, self._rotation, due)
         self._database.check_may_write()
         delayed = self._on_topic(lambda topic: self._stage(produce.place(topic, routed, self._rotation), due))
-        self._expect(time.monotonic() + delayed.wait_seconds)
+        self._expect(self._runtime.monotonic() + delayed.wait_seconds)
         return delayed.messages
 
     def _append_many(self, contents: Contents) -> list[ProducerResult]:

@@ -7,7 +7,6 @@ import logging
 import math
 import signal
 import threading
-import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -120,11 +119,12 @@ class Run:
         self._limits = limits
         self._perform = performer
         self._lock = books.lock
+        self._runtime = books.database.runtime
         self._ownership = books.ownership
         self._parking = Parking(books.database, books.ownership, books.stock, options, terms)
         self._handling = Handling(books, self._parking, terms)
         self._turn = threading.Lock()
-        self._changed = threading.Condition()
+        self._changed = self._runtime.condition()
         self._workers: list[Worker] = []
         self._error: BaseException | None = None
         self._signals = 0
@@ -209,11 +209,11 @@ class Run:
                 if attempt is not None:
                     worker.attempt = attempt
                     return attempt
-                self._busy_at = min(self._busy_at, time.monotonic())
+                self._busy_at = min(self._busy_at, self._runtime.monotonic())
                 with self._lock:
                     look_at = self._parking.look_at()
                 # What is due and can't be had now, as while the database is away, is looked for again and again, not at once.
-                is_due = look_at <= time.monotonic()
+                is_due = look_at <= self._runtime.monotonic()
                 deadline = Deadline(math.inf if is_due else look_at)
                 is_woken = wakeups.wait(wakeups.pause(looks, deadline, may_rest=not is_due), seen)
                 looks = 0 if is_woken else looks + 1
@@ -236,7 +236,7 @@ class Run:
             handling.lose(worker, attempt, is_uncertain=attempt.is_settling)
             self._pause()
         finally:
-            self._busy_at = time.monotonic()
+            self._busy_at = self._runtime.monotonic()
             worker.attempt, worker.began, worker.has_warned = None, math.inf, False
             self._host.wakeups.wake()  # whoever looks for messages: this partition is free again
 
@@ -253,7 +253,7 @@ class Run:
 
     def _handle(self, worker: Worker, attempt: Attempt) -> None:
         handling = self._handling
-        began = worker.began = time.monotonic()
+        began = worker.began = self._runtime.monotonic()
         step = Step(
             self._counted(worker, handling.batches(attempt, self._may_go_on)),
             lambda conn: handling.settle(attempt, conn),
@@ -280,7 +280,7 @@ class Run:
             if handling.claim(attempt):
                 handling.succeed(worker, attempt, is_settled=self._perform.is_settling)
                 handled = 1 if not attempt.current else attempt.messages.index(attempt.current[-1]) + 1
-                worker.stride = self._next_stride(worker.stride, handled, time.monotonic() - began)
+                worker.stride = self._next_stride(worker.stride, handled, self._runtime.monotonic() - began)
 
     def _interrupt(self, worker: Worker, attempt: Attempt) -> None:
         if self._handling.claim(attempt):
@@ -297,12 +297,12 @@ class Run:
 
     def _counted(self, worker: Worker, batches: Iterator[list[Message]]) -> Iterator[list[Message]]:
         for batch in batches:
-            worker.began, worker.has_warned = time.monotonic(), False
+            worker.began, worker.has_warned = self._runtime.monotonic(), False
             yield batch
             self._handling.tally.count_handled(len(batch))
 
     def _may_go_on(self) -> bool:
-        return not self.is_stopping and self._host.may_go_on(time.monotonic())
+        return not self.is_stopping and self._host.may_go_on(self._runtime.monotonic())
 
     def _give_notice(self, error: BaseException | None) -> None:
         with self._changed:
@@ -324,7 +324,7 @@ class Run:
         while not self.is_stopping:
             if self._is_idle():
                 return
-            self._look_after_workers(time.monotonic())
+            self._look_after_workers(self._runtime.monotonic())
             with self._changed:
                 self._changed.wait_for(lambda: self.is_stopping, self._until_idle(pause))
 
@@ -332,11 +332,11 @@ class Run:
         timeout = self._limits.idle_timeout
         if timeout is None or math.isinf(self._busy_at):
             return pause
-        return max(0.001, min(pause, self._busy_at + timeout - time.monotonic()))
+        return max(0.001, min(pause, self._busy_at + timeout - self._runtime.monotonic()))
 
     def _is_idle(self) -> bool:
         timeout = self._limits.idle_timeout
-        if timeout is None or time.monotonic() - self._busy_at < timeout:
+        if timeout is None or self._runtime.monotonic() - self._busy_at < timeout:
             return False
         with self._lock:
             return len(self._parking) == 0 and all(worker.attempt is None for worker in self._workers)
@@ -371,10 +371,10 @@ class Run:
 
     def _end(self) -> None:
         """Wait for the workers, as long as they may take; take back what does not end."""
-        deadline = Deadline.after(self._limits.stop_timeout, time.monotonic())
+        deadline = Deadline.after(self._limits.stop_timeout, self._runtime.monotonic())
         for worker in self._workers:
-            while worker.thread.is_alive() and self._signals < 2 and not deadline.passed(time.monotonic()):
-                worker.thread.join(min(0.1, deadline.remaining(time.monotonic())))
+            while worker.thread.is_alive() and self._signals < 2 and not deadline.passed(self._runtime.monotonic()):
+                worker.thread.join(min(0.1, deadline.remaining(self._runtime.monotonic())))
         for worker in self._workers:
             attempt = worker.attempt
             if attempt is None or not worker.thread.is_alive() or not self._handling.claim(attempt):
@@ -411,7 +411,7 @@ class Run:
         self._host.wakeups.wake()
 
     def _arrive(self, number: int, _frame: FrameType | None) -> None:
-        now = time.monotonic()
+        now = self._runtime.monotonic()
         if self._signals and now - self._signalled_at < _SAME_SIGNAL_SECONDS:
             return
         self._signals, self._signalled_at = self._signals + 1, now

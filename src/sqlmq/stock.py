@@ -7,7 +7,6 @@ are read, while those before are handled, touches the database and nothing here.
 from __future__ import annotations
 
 import logging
-import time
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from itertools import islice
 from typing import TYPE_CHECKING, NamedTuple, Protocol
@@ -61,6 +60,7 @@ class Stock:
 
     def __init__(self, database: Database, ownership: Ownership, options: Options) -> None:
         self._database = database
+        self._runtime = database.runtime
         self._ownership = ownership
         self._options = options
         self._shelf: dict[int, PartitionProgress] = {}
@@ -84,7 +84,7 @@ class Stock:
         self.recall()
         if self._reading is not None and (not self._ahead() or self._reading.found.done()):
             self._receive(self._reading)
-        now = time.monotonic()
+        now = self._runtime.monotonic()
         if self._ahead() and (now < self._refill_at or self._reading is not None):
             return
         self._refill_at = now + _REFILL_SECONDS

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import heapq
-import time
 from itertools import groupby
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
@@ -22,6 +21,7 @@ if TYPE_CHECKING:
     from sqlalchemy import Connection
 
     from sqlmq.dialects import Dialect
+    from sqlmq.runtime import Runtime
     from sqlmq.store.topics import Topic
 
     T = TypeVar("T")
@@ -74,8 +74,11 @@ def check_tail(
 class Tail:
     """Where a watcher is in each partition. Used by one thread or task at a time."""
 
-    def __init__(self, read: Read, wanted: Wanted, *, poll_min_seconds: float, poll_max_seconds: float) -> None:
+    def __init__(
+        self, read: Read, wanted: Wanted, runtime: Runtime, *, poll_min_seconds: float, poll_max_seconds: float
+    ) -> None:
         self._read = read
+        self._runtime = runtime
         self._wanted = wanted
         self._poll_seconds = (poll_min_seconds, poll_max_seconds)
         self._pause_seconds = poll_min_seconds
@@ -83,7 +86,7 @@ class Tail:
         self._numbers: dict[int, int] = {}
         self._ends: dict[int, int] = {}
         self._topic = self._read(self._begin)
-        self._deadline = Deadline.after(wanted.timeout, time.monotonic())
+        self._deadline = Deadline.after(wanted.timeout, self._runtime.monotonic())
         self._past = self._read_past() if wanted.last else []
 
     def step(self) -> list[Message] | float | None:
@@ -101,7 +104,7 @@ class Tail:
                 self._read(self._look_around)
         except MQClosedError:
             return None
-        now = time.monotonic()
+        now = self._runtime.monotonic()
         if found:
             self._pause_seconds = self._poll_seconds[0]
             self._deadline = Deadline.after(self._wanted.timeout, now)
@@ -116,7 +119,7 @@ class Tail:
         """One message after the other, waiting in this thread."""
         while (found := self.step()) is not None:
             if isinstance(found, float):
-                time.sleep(found)
+                self._runtime.sleep(found)
             else:
                 yield from found
 

@@ -4,10 +4,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from random import Random
-
-chance = Random()
-"""Where everything here that happens at random comes from: the common generator is the application's, who may have seeded it."""
 
 _REST_LOOKS = 3
 _WATCH_LEAST_SECONDS, _WATCH_MOST_SECONDS = 0.01, 0.05

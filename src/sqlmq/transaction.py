@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import time
 from typing import TYPE_CHECKING, NamedTuple, Self, TypeAlias
 
 from sqlalchemy import Connection
@@ -64,6 +63,7 @@ class Transaction:
     ) -> None:
         self._shared = shared
         self._database = shared.database
+        self._runtime = shared.database.runtime
         self._host = host
         self._max_messages = max_messages
         self._timeout = timeout
@@ -98,7 +98,7 @@ class Transaction:
             message = "A transaction is used once: call consumer.transaction() for another one."
             raise TransactionError(message)
         self._is_used = True
-        deadline = Deadline.after(self._timeout, time.monotonic())
+        deadline = Deadline.after(self._timeout, self._runtime.monotonic())
         with contextlib.ExitStack() as stack:
             given = self._open(stack)
             attempt = 0
@@ -162,7 +162,7 @@ class Transaction:
 
     def _attempt(self, given: Session | Connection | None, deadline: Deadline, ending: contextlib.ExitStack) -> bool:
         """Take messages, or begin without any if it is time; return whether the block may begin."""
-        is_last = deadline.passed(time.monotonic())
+        is_last = deadline.passed(self._runtime.monotonic())
         try:
             group = self._host.prepare()
             if given is not None and not self._shared.is_known(given):

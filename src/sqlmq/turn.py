@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import threading
-import time
+from typing import TYPE_CHECKING
+
+from sqlmq.runtime import SYSTEM
+
+if TYPE_CHECKING:
+    from sqlmq.runtime import Runtime
 
 
 class Turn:
     """A lock that its thread may take again, and that lets pass whoever cannot wait behind all the others."""
 
-    def __init__(self) -> None:
+    def __init__(self, runtime: Runtime = SYSTEM) -> None:
+        self._runtime = runtime
         self._lock = threading.RLock()
-        self._passed = threading.Condition()
+        self._passed = runtime.condition()
         self._going_first = 0
 
     def acquire(self, seconds: float, *, goes_first: bool = False) -> bool:
@@ -21,13 +27,13 @@ class Turn:
         """
         if goes_first:
             return self._go_first(seconds)
-        ends_at = time.monotonic() + seconds
-        while self._lock.acquire(timeout=max(0.0, ends_at - time.monotonic())):
+        ends_at = self._runtime.monotonic() + seconds
+        while self._lock.acquire(timeout=max(0.0, ends_at - self._runtime.monotonic())):
             if not self._going_first:
                 return True
             self._lock.release()
             with self._passed:
-                self._passed.wait_for(lambda: not self._going_first, max(0.0, ends_at - time.monotonic()))
+                self._passed.wait_for(lambda: not self._going_first, max(0.0, ends_at - self._runtime.monotonic()))
         return False
 
     def release(self) -> None:

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import math
-import threading
-import time
 from typing import TYPE_CHECKING
 
 from sqlmq import timing
-from sqlmq.timing import chance
+from sqlmq.runtime import SYSTEM
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from sqlmq.options import Options
+    from sqlmq.runtime import Runtime
     from sqlmq.timing import Deadline, Pause
 
 FEW = 4
@@ -24,11 +23,12 @@ FEW = 4
 class Wakeups:
     """Counts wake-ups: whoever looks first, and then waits for the count to differ, misses none. Shared by threads."""
 
-    def __init__(self, nudge: Callable[[], None], options: Options) -> None:
+    def __init__(self, nudge: Callable[[], None], options: Options, runtime: Runtime = SYSTEM) -> None:
         self._nudge = nudge
         self._options = options
+        self._runtime = runtime
         # Never held for longer than it takes to count.
-        self._woken = threading.Condition()
+        self._woken = runtime.condition()
         self._alarms: list[Callable[[], None]] = []
         self.count = 0
         """How often there was a wake-up."""
@@ -60,8 +60,10 @@ class Wakeups:
     def pause(self, attempt: int, deadline: Deadline, *, may_rest: bool) -> Pause:
         """The wait that begins now, after look number *attempt*; it *may_rest* if others look for whoever waits."""
         least, most = self._options.poll_min_seconds, self._options.poll_max_seconds
-        now = time.monotonic()
-        return timing.pause(attempt, now, deadline, least=least, most=most, random=chance.random(), may_rest=may_rest)
+        now = self._runtime.monotonic()
+        return timing.pause(
+            attempt, now, deadline, least=least, most=most, random=self._runtime.random.random(), may_rest=may_rest
+        )
 
     def wait(self, pause: Pause, seen: int) -> bool:
         """Block the thread until there is a wake-up, which may have come since the count *seen*; return whether."""
@@ -72,7 +74,7 @@ class Wakeups:
 
     def remaining(self, pause: Pause) -> float:
         """How many seconds are left of *pause*."""
-        return pause.remaining(time.monotonic(), self.looked_at)
+        return pause.remaining(self._runtime.monotonic(), self.looked_at)
 
     @contextlib.contextmanager
     def awaited(self, pause: Pause | None = None, alarm: Callable[[], None] | None = None) -> Iterator[None]:
@@ -93,7 +95,7 @@ class Wakeups:
             yield
         finally:
             with self._woken:
-                self.awaited_at = time.monotonic()
+                self.awaited_at = self._runtime.monotonic()
                 self.waiters -= 1
                 self.alone -= is_alone
                 self.patient -= is_patient

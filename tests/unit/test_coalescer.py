@@ -13,6 +13,7 @@ from sqlmq.coalescer import MOST_TOGETHER, Coalescer
 from sqlmq.errors import OutcomeUnknownError
 from sqlmq.flows.produce import Routed
 from sqlmq.message import Message, ProducerResult
+from sqlmq.runtime import Runtime
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -297,7 +298,7 @@ def test_a_caller_that_is_interrupted_while_it_waits_strands_nobody(
     first = threads.submit(coalescer.call, routed(b"first"), None)
     log.wait_for_batch()
     with monkeypatch.context() as patched:
-        patched.setattr("sqlmq.coalescer.threading.Event", Interrupted)
+        patched.setattr(coalescer, "_runtime", Runtime(event=Interrupted))
         with pytest.raises(KeyboardInterrupt):
             coalescer.call(routed(b"interrupted"), None)
     behind = coalescer.submit(routed(b"behind"))

@@ -7,6 +7,7 @@ import pytest
 from sqlmq.flows.notice import topic_id
 from sqlmq.listener import Hearing, Probe
 from sqlmq.notifier import Schedule
+from sqlmq.runtime import Runtime
 
 
 def test_the_first_notice_of_a_topic_is_due_at_once() -> None:
@@ -68,7 +69,7 @@ def test_a_connection_that_heard_before_is_not_deaf_but_dead() -> None:
     hearing.arrived({hearing.probe.payload}, 100.1)
     assert not hearing.is_probe_due(130.0)
     assert hearing.is_probe_due(130.2)
-    hearing.probe = Probe("second")
+    hearing.probe = Probe(Runtime(token=lambda: "second"))
     hearing.probe.sent_at = 130.2
 
     hearing.arrived(set(), 135.3)
@@ -79,7 +80,7 @@ def test_a_connection_that_heard_before_is_not_deaf_but_dead() -> None:
 
 def test_a_probe_that_could_not_be_sent_tells_nothing() -> None:
     hearing = Hearing(100.0)
-    hearing.probe = Probe("first")
+    hearing.probe = Probe(Runtime(token=lambda: "first"))
 
     hearing.arrived(set(), 1_000.0)
 
@@ -99,6 +100,6 @@ def test_a_topics_number_is_one() -> None:
 def probed_at(now: float) -> Hearing:
     hearing = Hearing(now)
     assert hearing.is_probe_due(now)
-    hearing.probe = Probe("first")
+    hearing.probe = Probe(Runtime(token=lambda: "first"))
     hearing.probe.sent_at = now
     return hearing

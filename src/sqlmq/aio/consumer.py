@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import math
-import time
 import weakref
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Self, TypeVar, cast
@@ -58,6 +57,7 @@ class AsyncConsumer:
 
     def __init__(self, sync: Consumer, threads: Threads, engines: Engines) -> None:
         self._sync = sync
+        self._monotonic = sync._runtime.monotonic
         self._threads = threads
         self._engines = engines
         # Whoever has the turn looks for messages; the others wait for the turn.
@@ -243,7 +243,7 @@ class AsyncConsumer:
     async def _ask(self, give: Callable[[Receiver, int], list[T]], at_most: int, timeout: float | None) -> list[T]:
         receiver = self._receiver()
         sync = self._sync
-        began = time.monotonic()
+        began = self._monotonic()
         deadline = Deadline.after(timeout, began)
         if began > self._yield_at:
             await asyncio.sleep(0)
@@ -271,7 +271,7 @@ class AsyncConsumer:
                 seen = sync._wakeups.count
                 given = await self._threads.run(step, give_back)
                 step = look
-                now = time.monotonic()
+                now = self._monotonic()
                 if given or deadline.passed(now):
                     return given
                 if not has_turn:
@@ -391,7 +391,7 @@ class _Messages:
         return message
 
     def _next_of(self, span: Span) -> Message | None:
-        self._lent = self._consumer._sync._taking(span, time.monotonic() + _YIELD_SECONDS)
+        self._lent = self._consumer._sync._taking(span, self._consumer._monotonic() + _YIELD_SECONDS)
         return next(self._lent, None)
 
     async def aclose(self) -> None:

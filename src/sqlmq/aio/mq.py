@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from sqlmq.observer import Observer
     from sqlmq.options import OnEvicted
     from sqlmq.retention import Retention
+    from sqlmq.runtime import Runtime
     from sqlmq.targets import ResetTo
 
 
@@ -70,6 +71,7 @@ class AsyncMQ:
         poll_min_seconds: float = 0.005,
         poll_max_seconds: float = 1.0,
         notify: bool = True,
+        runtime: Runtime | None = None,
     ) -> None:
         self._sync = MQ(
             _blocking(database),
@@ -86,6 +88,7 @@ class AsyncMQ:
             poll_min_seconds=poll_min_seconds,
             poll_max_seconds=poll_max_seconds,
             notify=notify,
+            runtime=runtime,
         )
         self._threads = Threads()
         given = database if not isinstance(database, str | URL | Engine) else None

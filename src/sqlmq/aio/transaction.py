@@ -6,7 +6,6 @@ The steps are those of ``block``, run on a driver for asyncio; our own looks at 
 from __future__ import annotations
 
 import logging
-import time
 from typing import TYPE_CHECKING, Self, TypeAlias, TypeVar
 
 from sqlmq.aio.threads import to_the_end
@@ -58,6 +57,7 @@ class AsyncTransaction:
         source: AsyncSessionSource | None,
     ) -> None:
         self._shared = shared
+        self._runtime = shared.database.runtime
         self._host = host
         self._wait = wait
         self._threads = threads
@@ -97,7 +97,7 @@ class AsyncTransaction:
             message = "A transaction is used once: call consumer.transaction() for another one."
             raise TransactionError(message)
         self._is_used = True
-        deadline = Deadline.after(self._timeout, time.monotonic())
+        deadline = Deadline.after(self._timeout, self._runtime.monotonic())
         try:
             if self._source is not None:
                 self._open_source(self._source)
@@ -151,7 +151,7 @@ class AsyncTransaction:
 
     async def _attempt(self, deadline: Deadline) -> bool:
         """Take messages, or begin without any if it is time; return whether the block may begin."""
-        is_last = deadline.passed(time.monotonic())
+        is_last = deadline.passed(self._runtime.monotonic())
         shared = self._shared
         try:
             group = await self._threads.run(self._host.prepare)

@@ -42,6 +42,7 @@ from sqlmq.errors import (
     SqlmqError,
     UnknownTopicError,
 )
+from sqlmq.failpoints import failpoint
 from sqlmq.message import microseconds_since_1970, moment_at
 
 if TYPE_CHECKING:
@@ -205,6 +206,7 @@ class Sqlite(Dialect):
                 raise UnknownTopicError(part.topic)
             if locked[0][0] != part.topic_partitions:
                 raise TopicGrownError
+        failpoint("append.locked")
         for part in parts:
             base: int = conn.exec_driver_sql(_BASE_SQL, (part.partition_id,)).scalar_one()
             conn.exec_driver_sql(

@@ -7,6 +7,7 @@ from operator import itemgetter
 from typing import TYPE_CHECKING
 
 from sqlmq.dialects import Position
+from sqlmq.failpoints import failpoint
 from sqlmq.message import Message
 from sqlmq.store import groups, messages, offsets
 
@@ -63,14 +64,18 @@ def commit(
     finished = list(finished)
     if not finished:
         return []
+    failpoint("position.before")
     written = None
     if own_driver:
         written = offsets.commit_held(conn, dialect, group, member_id, finished, durably=durably, marking=marking)
     if written is not None:
+        failpoint("position.after")
         return [commit for _, commit in finished if commit.partition_id in written]
     held = {claim.partition_id for claim in groups.lock(conn, dialect, group, member_id, [c for c, _ in finished])}
     commits = [commit for _, commit in finished if commit.partition_id in held]
+    failpoint("fence.checked")
     offsets.insert_all(conn, dialect, group, commits, marking=marking)
+    failpoint("position.after")
     return commits
 
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from sqlmq import assignment, targets
 from sqlmq.errors import UnknownTopicError
+from sqlmq.failpoints import failpoint
 from sqlmq.flows import replay
 from sqlmq.flows.consume import commit
 from sqlmq.store import groups, offsets, retained, topics
@@ -67,7 +68,9 @@ def join(
         replay.start(conn, dialect, topic, group, start)
     groups.add_claims(conn, dialect, group, topic)
     groups.remove_dead(conn, dialect, group)
-    return group, groups.add_member(conn, dialect, group, name, lease_seconds)
+    member_id = groups.add_member(conn, dialect, group, name, lease_seconds)
+    failpoint("join.after")
+    return group, member_id
 
 
 def survey(conn: Connection, dialect: Dialect, group: Group, member_id: int, lease_seconds: float) -> Survey | None:
@@ -101,7 +104,11 @@ def change(
     written = commit(conn, dialect, group, member_id, finished, marking=True)
     groups.hand_back(conn, dialect, group, member_id, give)
     plan = seen.plan
-    taken = groups.take(conn, dialect, group, member_id, plan.take, plan.take_at_most) if plan.take_at_most else []
+    taken = []
+    if plan.take_at_most:
+        failpoint("claim.before")
+        taken = groups.take(conn, dialect, group, member_id, plan.take, plan.take_at_most)
+        failpoint("claim.after")
     ids = [claim.partition_id for claim in taken]
     where, starts = offsets.positions(conn, dialect, group, ids), retained.starts(conn, dialect, ids)
     is_waiting = len(seen.mine) - len(give) + len(taken) < plan.share
@@ -142,7 +149,9 @@ def hand_back(
 ) -> None:
     """Commit *finished* and leave the claims *given* for others."""
     commit(conn, dialect, group, member_id, finished, marking=True)
+    failpoint("handover.before")
     groups.hand_back(conn, dialect, group, member_id, given)
+    failpoint("handover.after")
 
 
 def leave(
@@ -157,6 +166,7 @@ def leave(
     """Commit *finished*, leave the claims *given* for others, and stop being a member."""
     hand_back(conn, dialect, group, member_id, finished=finished, given=given)
     groups.remove_member(conn, dialect, member_id)
+    failpoint("leave.after")
 
 
 def leave_to_successor(
@@ -170,10 +180,16 @@ def leave_to_successor(
 ) -> None:
     """As ``leave``, but the claims *given* wait for a member that joins, before others share them out."""
     commit(conn, dialect, group, member_id, finished, marking=True)
+    failpoint("handover.before")
     groups.bequeath(conn, dialect, group, member_id, given)
+    failpoint("handover.after")
     groups.remove_member(conn, dialect, member_id)
+    failpoint("leave.after")
 
 
 def heartbeat(conn: Connection, dialect: Dialect, member_ids: Sequence[int]) -> set[int]:
     """Say that *member_ids* are alive; return those that are still members."""
-    return groups.beat(conn, dialect, member_ids)
+    failpoint("heartbeat.before")
+    alive = groups.beat(conn, dialect, member_ids)
+    failpoint("heartbeat.after")
+    return alive

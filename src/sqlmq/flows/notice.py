@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from sqlmq.failpoints import failpoint
 from sqlmq.store import groups
 
 if TYPE_CHECKING:
@@ -31,7 +32,9 @@ def tell(
     awaited = groups.awaited_topics(conn, dialect, unsure, but) if unsure else set()
     payloads = [str(topic_id) for topic_id in sorted({*sure, *awaited})]
     if payloads or others:
+        failpoint("notify.before")
         dialect.notify(conn, [*payloads, *others])
+        failpoint("notify.after")
     return awaited
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
+from sqlmq.failpoints import failpoint
 from sqlmq.flows import consume
 from sqlmq.store import groups, offsets, parked
 
@@ -63,12 +64,16 @@ def begin(
     if not _move(conn, dialect, seat, position):
         return False
     parked.put_waiting(conn, dialect, seat.group, seat.claim.partition_id, aside)
+    failpoint("attempt.begun")
     return True
 
 
 def record(conn: Connection, dialect: Dialect, seat: Seat, position: Commit, outcome: Record) -> bool:
     """Write down what becomes of a message whose attempt has failed, with the group's *position* after that."""
-    return _put(conn, dialect, seat, outcome) and _move(conn, dialect, seat, position)
+    failpoint("park.before")
+    is_ours = _put(conn, dialect, seat, outcome) and _move(conn, dialect, seat, position)
+    failpoint("park.after")
+    return is_ours
 
 
 def settle(
@@ -82,6 +87,7 @@ def settle(
         return False
     if offset is not None:
         parked.remove(conn, dialect, seat.group, seat.claim.partition_id, offset)
+    failpoint("settle.after")
     return True
 
 

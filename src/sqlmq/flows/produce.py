@@ -7,6 +7,7 @@ from itertools import repeat
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from sqlmq.dialects import Part
+from sqlmq.failpoints import failpoint
 from sqlmq.message import Contents, ProducerResult
 from sqlmq.options import check_partition
 from sqlmq.partitioner import partition_for_key
@@ -124,9 +125,13 @@ def append(conn: Connection, dialect: Dialect, load: Load) -> list[ProducerResul
     topics, so two producers can't wait for each other. If other partitions would do as well, it is one that nobody else
     has locked.
     """
+    failpoint("append.before")
     if load.others:
-        return _append_anywhere(conn, dialect, load)
-    return _results(load, messages.append(conn, dialect, _parts(load), load.contents))
+        results = _append_anywhere(conn, dialect, load)
+    else:
+        results = _results(load, messages.append(conn, dialect, _parts(load), load.contents))
+    failpoint("append.after")
+    return results
 
 
 def publish(conn: Connection, dialect: Dialect, load: Load) -> list[ProducerResult] | None:
@@ -134,7 +139,9 @@ def publish(conn: Connection, dialect: Dialect, load: Load) -> list[ProducerResu
 
     Staged messages keep their order in each partition, and are in the log once ``flows.stage.move`` has moved them.
     """
+    failpoint("publish.before")
     bases = messages.publish(conn, dialect, _parts(load), load.contents)
+    failpoint("publish.after")
     return None if bases is None else _results(load, bases)
 
 

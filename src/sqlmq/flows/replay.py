@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from sqlmq.description import PartitionReset
 from sqlmq.errors import GroupInUseError, InvalidOffsetError, UnknownTopicError
+from sqlmq.failpoints import failpoint
 from sqlmq.flows.manage import find_topic
 from sqlmq.options import check_partition
 from sqlmq.store import groups, messages, offsets, parked, topics
@@ -111,6 +112,7 @@ def _move(conn: Connection, dialect: Dialect, group: Group, commits: Sequence[Co
     """Make *commits* the group's positions. What it has set aside from there on comes again from the log."""
     offsets.replace(conn, dialect, group, commits)
     parked.forget(conn, dialect, group, {commit.partition_id: commit.offset for commit in commits})
+    failpoint("replay.moved")
 
 
 def _numbers(topic: Topic, wanted: Wanted) -> list[int]:

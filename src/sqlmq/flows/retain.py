@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple
 
 from sqlmq.errors import EvictedError
+from sqlmq.failpoints import failpoint
 from sqlmq.retention import losses, protected_from, runs
 from sqlmq.store import groups, retained
 from sqlmq.store.groups import Group
@@ -118,6 +119,7 @@ def advance(conn: Connection, dialect: Dialect, due: Due, expired: Collection[in
             retained.settle_position(conn, dialect, loss, due.partition_id)
         retained.note_eviction(conn, dialect, loss.group_id, due.partition_id, "unread", loss.start, loss.end)
     retained.begin_at(conn, dialect, due.partition_id, planned.start, *(planned.sized or (None, None)))
+    failpoint("retention.advanced")
     return Advance(planned.start, lost)
 
 
@@ -128,7 +130,9 @@ def delete(conn: Connection, dialect: Dialect, partition_id: int) -> int | None:
     if bounds is None or bounds[0] >= bounds[1]:
         return None
     purged_to, start = bounds
-    return retained.delete_range(conn, dialect, partition_id, purged_to, min(start, purged_to + DELETE_MESSAGES))
+    deleted = retained.delete_range(conn, dialect, partition_id, purged_to, min(start, purged_to + DELETE_MESSAGES))
+    failpoint("retention.deleted")
+    return deleted
 
 
 def start(conn: Connection, dialect: Dialect, due: Due) -> int | None:

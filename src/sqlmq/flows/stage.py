@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from sqlmq.dialects import Part, TopicGrownError
 from sqlmq.errors import UnknownTopicError
+from sqlmq.failpoints import failpoint
 from sqlmq.flows import manage
 from sqlmq.message import Contents, DelayedMessage
 from sqlmq.partitioner import partition_for_key
@@ -68,6 +69,7 @@ def move(conn: Connection, dialect: Dialect, partition_id: int) -> Moved:
     """
     dialect.limit_lock_wait(conn, LOCK_SECONDS)
     topic = topics.lock_partition(conn, dialect, partition_id)
+    failpoint("move.locked")
     taken = staged.take(conn, dialect, partition_id, MOVE_MESSAGES, MOVE_BYTES)
     if topic is not None and taken.ids:
         places = _places(topic, partition_id, taken)
@@ -75,7 +77,9 @@ def move(conn: Connection, dialect: Dialect, partition_id: int) -> Moved:
         counts = Counter(places)
         parts = [Part(topic.name, id_, counts[id_], topic.partitions) for id_ in sorted(counts)]
         messages.append(conn, dialect, parts, taken.contents.in_order(order))
+    failpoint("move.appended")
     staged.remove(conn, dialect, taken.ids)
+    failpoint("move.after")
     is_full = len(taken.ids) == MOVE_MESSAGES or taken.value_bytes >= MOVE_BYTES
     return Moved(None if topic is None else topic.id, len(taken.ids), is_full)
 
@@ -101,6 +105,7 @@ def delay(conn: Connection, dialect: Dialect, placed: Sequence[Placed], due: Due
     """
     if not placed:
         return Delayed([], math.inf)
+    failpoint("stage.before")
     ids = [one.topic.partition_ids[one.number] for one in placed]
     slot = staged.slot(conn, dialect, set(ids), due)
     if slot is None:
@@ -112,6 +117,7 @@ def delay(conn: Connection, dialect: Dialect, placed: Sequence[Placed], due: Due
             raise TopicGrownError
     parts = [Part(one.topic.name, id_, 1, one.topic.partitions) for id_, one in zip(ids, placed, strict=True)]
     row_ids = staged.add(conn, dialect, parts, Contents.of([one.message for one in placed]), slot.deliver_at)
+    failpoint("stage.after")
     stored = [
         DelayedMessage(row_id, one.topic.name, one.number, slot.deliver_at, one.message.key, len(one.message.value))
         for row_id, one in zip(row_ids, placed, strict=True)

@@ -12,6 +12,7 @@ from sqlalchemy import literal, select
 
 from sqlmq.dialects import Position
 from sqlmq.errors import EvictedError, FencedError, OffsetGapError, TransactionError, UnknownTopicError
+from sqlmq.failpoints import failpoint
 from sqlmq.flows import retain
 from sqlmq.flows.consume import PRUNE_EVERY
 from sqlmq.flows.retain import Place
@@ -107,6 +108,7 @@ def take(
     )
     if claim is None:
         return None
+    failpoint("take.held")
     # A statement later than the lock: whoever had it has committed his position by now.
     start = offsets.positions(conn, dialect, group, [claim.partition_id]).get(claim.partition_id)
     if start is None:
@@ -123,6 +125,7 @@ def take(
             raise evicted from None
         arrived = _read(conn, dialect, topic, place._replace(offset=evicted.end), limits)
         check_dense(topic.name, place.partition, arrived, evicted.end)
+    failpoint("take.after")
     return Taken(claim, held.token, start, arrived, evicted) if arrived else None
 
 
@@ -133,9 +136,11 @@ def finish(conn: Connection, dialect: Dialect, topic: Topic, group: Group, taken
     was left: then nothing may be committed.
     """
     id_ = taken.claim.partition_id
+    failpoint("position.before")
     moved = holds.move_on(
         conn, dialect, group, taken.claim, taken.token, start=taken.start, commit=Commit(id_, taken.end)
     )
+    failpoint("position.after")
     if not moved:
         if not holds.is_held(conn, dialect, taken.token):
             raise TransactionError(ENDED)

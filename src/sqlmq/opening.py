@@ -1,0 +1,40 @@
+"""Engines, made from what the user says a database is."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from sqlalchemy import URL, make_url
+from sqlalchemy import exc as sa_exc
+
+from sqlmq.dialects import canonical, dialect_named, without_secrets
+from sqlmq.errors import InvalidURLError, SqlmqError
+
+if TYPE_CHECKING:
+    from sqlalchemy import Engine
+
+    from sqlmq.dialects import Dialect
+
+
+def open_engine(target: object, schema: str | None) -> tuple[Dialect, Engine]:
+    """The engine for the URL *target*, and what knows its database. Raises TypeError or InvalidURLError."""
+    if not isinstance(target, str | URL):
+        message = f"MQ takes a database URL or a SQLAlchemy Engine, not {type(target).__name__}."
+        raise TypeError(message)
+    try:
+        url = make_url(target)
+    except (sa_exc.ArgumentError, ValueError):
+        message = (
+            "This is no database URL. It looks like sqlite:///file.db or postgresql://user:password@host/database; "
+            "special characters of a password are written as %40 and the like."
+        )
+        raise InvalidURLError(message) from None
+    url = canonical(url)
+    dialect = dialect_named(url.get_backend_name(), schema)
+    try:
+        return dialect, dialect.create_engine(url)
+    except (sa_exc.ArgumentError, ModuleNotFoundError, TypeError, ValueError) as error:
+        if isinstance(error, SqlmqError):
+            raise
+        message = f"No engine can be made for {without_secrets(url)}: {error}"
+        raise InvalidURLError(message) from None
