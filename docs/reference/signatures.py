@@ -142,7 +142,10 @@ def _default(parameter: griffe.Parameter, owner: griffe.Function) -> str:
     found: Any = importlib.import_module(owner.module.canonical_path)
     for name in owner.canonical_path.removeprefix(f"{owner.module.canonical_path}.").split("."):
         found = getattr(found, name)
-    return _quoted(repr(inspect.signature(found).parameters[parameter.name].default))
+    default = inspect.signature(found).parameters[parameter.name].default
+    # repr() of a function says where it lies in memory.
+    shown = f"{default.__module__}.{default.__qualname__}" if inspect.isroutine(default) else repr(default)
+    return _quoted(shown)
 
 
 def _quoted(text: str) -> str:
