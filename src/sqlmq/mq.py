@@ -76,6 +76,7 @@ class MQ(Looking):
     - *durable_positions*: on Postgres, wait for the disk then; else a crash of the server may bring some again.
     - *prefetch*, *prefetch_bytes*: how much a consumer reads ahead.
     - *poll_min_seconds*, *poll_max_seconds*: how soon an idle consumer looks again, at first and in the end.
+    - *answer_seconds*: on Postgres, how long the database may keep silent before the connection is given up.
     - *notify*: on Postgres, wake waiting consumers of other processes by NOTIFY, and listen for theirs.
 
     Raises InvalidURLError, and ``TypeError`` or ``ValueError`` for options that can't be.
@@ -97,6 +98,7 @@ class MQ(Looking):
         prefetch_bytes: int = 8 * 1024 * 1024,
         poll_min_seconds: float = 0.005,
         poll_max_seconds: float = 1.0,
+        answer_seconds: float = 30.0,
         notify: bool = True,
     ) -> None:
         self._options = Options(
@@ -111,9 +113,10 @@ class MQ(Looking):
             prefetch_bytes=prefetch_bytes,
             poll_min_seconds=poll_min_seconds,
             poll_max_seconds=poll_max_seconds,
+            answer_seconds=answer_seconds,
             notify=notify,
         )
-        self._database = Database(database, check_schema(schema))
+        self._database = Database(database, check_schema(schema), answer_seconds)
         self._lookout: Lookout  # each needs the other
         self._background = Background(
             self._database,
@@ -338,7 +341,8 @@ class MQ(Looking):
     def close(self) -> None:
         """Close every producer and consumer made from this MQ, then the connections, unless the engine was given.
 
-        Errors of theirs come together in one ExceptionGroup. A second call has the same result.
+        Errors of theirs come together in one ExceptionGroup. A second call has the same result. A database that does not
+        answer is waited for no longer than five seconds.
         """
         self._database.check_outside_block("close its MQ")
         self._closing.run(self._close)
@@ -358,6 +362,7 @@ class MQ(Looking):
     def _close(self) -> None:
         with self._keeping:
             self._closed = True
+        self._database.answers.hurry()
         errors: list[Exception] = []
         for one in self._made:
             try:

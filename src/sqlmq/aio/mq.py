@@ -69,6 +69,7 @@ class AsyncMQ:
         prefetch_bytes: int = 8 * 1024 * 1024,
         poll_min_seconds: float = 0.005,
         poll_max_seconds: float = 1.0,
+        answer_seconds: float = 30.0,
         notify: bool = True,
     ) -> None:
         self._sync = MQ(
@@ -85,6 +86,7 @@ class AsyncMQ:
             prefetch_bytes=prefetch_bytes,
             poll_min_seconds=poll_min_seconds,
             poll_max_seconds=poll_max_seconds,
+            answer_seconds=answer_seconds,
             notify=notify,
         )
         self._threads = Threads()

@@ -8,27 +8,32 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING
 
+from sqlalchemy import URL, make_url
+from sqlalchemy import exc as sa_exc
+
 from sqlmq.dialects.base import (
     Dialect,
     Held,
     HeldPosition,
     Holder,
+    Line,
     Listening,
     Part,
     Position,
     TopicGrownError,
     without_secrets,
 )
-from sqlmq.errors import InvalidURLError
+from sqlmq.errors import InvalidURLError, SqlmqError
 
 if TYPE_CHECKING:
-    from sqlalchemy import URL, Connection
+    from sqlalchemy import Connection, Engine
 
 __all__ = [
     "Dialect",
     "Held",
     "HeldPosition",
     "Holder",
+    "Line",
     "Listening",
     "Part",
     "Position",
@@ -37,6 +42,7 @@ __all__ = [
     "canonical",
     "dialect_named",
     "dialect_of",
+    "open_engine",
     "without_secrets",
 ]
 
@@ -84,3 +90,27 @@ def blocking(url: URL, *, is_made: bool) -> URL:
 def dialect_of(conn: Connection, schema: str | None) -> Dialect:
     """The dialect for the database of *conn*."""
     return dialect_named(conn.dialect.name, schema)
+
+
+def open_engine(target: object, schema: str | None) -> tuple[Dialect, Engine]:
+    """The dialect for the URL *target*, and an engine of our own. Raises InvalidURLError."""
+    if not isinstance(target, str | URL):
+        message = f"MQ takes a database URL or a SQLAlchemy Engine, not {type(target).__name__}."
+        raise TypeError(message)
+    try:
+        url = make_url(target)
+    except (sa_exc.ArgumentError, ValueError):
+        message = (
+            "This is no database URL. It looks like sqlite:///file.db or postgresql://user:password@host/database; "
+            "special characters of a password are written as %40 and the like."
+        )
+        raise InvalidURLError(message) from None
+    url = canonical(url)
+    dialect = dialect_named(url.get_backend_name(), schema)
+    try:
+        return dialect, dialect.create_engine(url)
+    except (sa_exc.ArgumentError, ModuleNotFoundError, TypeError, ValueError) as error:
+        if isinstance(error, SqlmqError):
+            raise
+        message = f"No engine can be made for {without_secrets(url)}: {error}"
+        raise InvalidURLError(message) from None
