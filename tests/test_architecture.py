@@ -178,6 +178,7 @@ def test_no_test_sleeps() -> None:
 
 
 ASKS_FOR_ITSELF = {
+    "answers.py": "how long a network is silent is told by the kernel, in its own time",
     "runtime.py": "is where it comes from",
     "failpoints.py": "its gates are a test's own, and must open whatever the clock that is tested does",
     "looking.py": "compares the wall clock of this machine with the database's, which is what it tells",

@@ -6,6 +6,7 @@ Each is a few statements on a connection that is given, so that they can run in 
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
 import weakref
@@ -73,7 +74,7 @@ class Transactions:
         block = Block(self, group)
         try:
             block.begin(given)
-            with self.database.translating():
+            with self.database.translating(), self.database.awaiting(block.connection):
                 theirs = holds.identity(block.connection, self.database.dialect, group)
         except (DatabaseUnavailableError, DatabaseBusyError):
             raise
@@ -169,6 +170,7 @@ class Block:
         self.is_done = False
         self.taken: transact.Taken | None = None
         self._guard: transact.Guard | None = None
+        self._awaiting = contextlib.ExitStack()
         self.session: Session
         self.connection: Connection
 
@@ -190,6 +192,9 @@ class Block:
                 self.connection = given
                 given.begin()
             self._root = self.connection.get_transaction()
+            # As long as the server would wait for us. The application's own statements may take long.
+            limit = self._shared.options.max_poll_seconds
+            self._awaiting.enter_context(self._database.awaiting(self.connection, limit))
             if self._database.dialect.is_autocommit(self.connection):
                 message = "In AUTOCOMMIT there is no transaction to take part in. Use READ COMMITTED."
                 raise TransactionError(message)
@@ -207,7 +212,7 @@ class Block:
             options.lease_seconds,
             self._shared.on_evicted,
         )
-        with self._database.translating():
+        with self._database.translating(), self._database.awaiting(self.connection):
             self.taken = transact.take(
                 self.connection, self._database.dialect, self._shared.topic, self._group, limits, last
             )
@@ -222,7 +227,7 @@ class Block:
 
     def guard(self) -> None:
         """Take nothing, but notice if somebody ends the transaction before ``finish``."""
-        with self._database.translating():
+        with self._database.translating(), self._database.awaiting(self.connection):
             lease_seconds = self._shared.options.lease_seconds
             self._guard = transact.enter(self.connection, self._database.dialect, vanished_seconds=lease_seconds)
 
@@ -242,7 +247,7 @@ class Block:
                 nested.commit()
             self.session.flush()
         self._check_same()
-        with self._database.translating():
+        with self._database.translating(), self._database.awaiting(self.connection):
             while (savepoint := self.connection.get_nested_transaction()) is not None:
                 savepoint.commit()
             if self.taken is not None:
@@ -255,7 +260,7 @@ class Block:
     def commit(self) -> None:
         """Commit. Raises OutcomeUnknownError if the connection breaks meanwhile."""
         failpoint("commit.before")
-        with self._database.translating(committing=True):
+        with self._database.translating(committing=True), self._database.awaiting(self.connection):
             try:
                 (self._owner or self._root_transaction).commit()
             except BaseException:
@@ -266,6 +271,7 @@ class Block:
 
     def undo(self) -> None:
         """Roll back, unless it was committed, and leave what was given as it was."""
+        self._awaiting.close()
         if self.is_done or self._given is None:
             return
         try:

@@ -420,7 +420,7 @@ class Consumer(Kept):
         self._closed = True
         self.wake()
         try:
-            with self._lock:
+            with self._database.answers.hurrying(), self._locked_soon():
                 self._stock.close()
                 self._ownership.leave()
         finally:

@@ -8,16 +8,16 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import math
 import threading
 from functools import partial
 from typing import TYPE_CHECKING, NoReturn, TypeVar
 
-from sqlalchemy import URL, Engine, StaticPool, event
+from sqlalchemy import URL, Engine, StaticPool
 from sqlalchemy import exc as sa_exc
 from tenacity import Retrying, retry_if_exception, wait_exponential
 
 from sqlmq import forks, migrate
+from sqlmq.answers import Answers, gone
 from sqlmq.dialects import dialect_named, without_secrets
 from sqlmq.errors import (
     DatabaseBusyError,
@@ -39,8 +39,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from sqlalchemy import Connection, Pool
-    from sqlalchemy.engine.interfaces import DBAPIConnection
-    from sqlalchemy.pool import ConnectionPoolEntry
 
     from sqlmq.dialects import Dialect, Listening
     from sqlmq.observer import Observer
@@ -48,9 +46,6 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 log = logging.getLogger(__name__)
-
-_REST_SECONDS = 1.0
-"""After how long unused a connection is tested before it is used again."""
 
 _CLOSE_SECONDS = 5.0
 """For how long closing, and a fork, wait for transactions of other threads."""
@@ -68,7 +63,13 @@ _LONGER = wait_exponential(multiplier=0.05, max=1.0)
 class Database:
     """An engine, the dialect for it, and transactions. May be shared by threads."""
 
-    def __init__(self, target: str | URL | Engine, schema: str | None, runtime: Runtime = SYSTEM) -> None:
+    def __init__(
+        self,
+        target: str | URL | Engine,
+        schema: str | None,
+        answer_seconds: float = 30.0,
+        runtime: Runtime = SYSTEM,
+    ) -> None:
         self.runtime = runtime  # of all that is made from the MQ
         self._owns_engine = not isinstance(target, Engine)
         if isinstance(target, Engine):
@@ -77,10 +78,11 @@ class Database:
             self.engine = target
         else:
             self.dialect, self.engine = open_engine(target, schema)
-            event.listen(self.engine, "checkin", self._note_return)
-            event.listen(self.engine, "checkout", self._test_after_rest)
         self.schema = schema
         self.where = without_secrets(self.engine.url)
+        self.answers = Answers(self.dialect.line, self.where, answer_seconds)
+        if self._owns_engine:
+            self.answers.attend(self.engine, has_line=self.dialect.has_line)
         self.observer: Observer | None = None  # of all that is made from the MQ
         self._transactions = self.dialect.for_transactions(self.engine)
         self._single_statements = self.dialect.for_single_statements(self.engine)
@@ -113,8 +115,8 @@ class Database:
         return self._retrying(lambda: self._read_once(flow))
 
     def write_unprepared(self, flow: Callable[[Connection], T]) -> T:
-        """As ``write``, whatever tables there are: for migrations."""
-        return self._retrying(lambda: self._write_once(flow))
+        """As ``write``, whatever tables there are: for migrations, whose statements may take long."""
+        return self._retrying(lambda: self._write_once(flow, is_patient=True))
 
     def append(self, flow: Callable[[Connection], T]) -> T:
         """Run *flow*, which is one appending statement, in a transaction of its own: in one round trip where possible."""
@@ -139,7 +141,7 @@ class Database:
         self.prepare()
         self._check_open()
         with self.translating():
-            return self.dialect.listen(self.engine)
+            return self.dialect.listen(self.engine, self.answers.awaited)
 
     @contextlib.contextmanager
     def block(self) -> Iterator[None]:
@@ -164,7 +166,13 @@ class Database:
 
     def connect(self) -> contextlib.AbstractContextManager[Connection]:
         """A connection for a block, in no transaction yet, in which positions can be read once they are locked."""
-        return self._connect(self._transactions)
+        return self._connect(self._transactions, is_patient=True)
+
+    def awaiting(self, conn: Connection, seconds: float | None = None) -> contextlib.AbstractContextManager[None]:
+        """A block in which whatever is asked on *conn* has to be answered in time, the usual one or *seconds*."""
+        if not self.dialect.has_line or conn.closed or conn.invalidated:
+            return contextlib.nullcontext()
+        return self.answers.awaited(conn.connection.driver_connection, seconds)
 
     def check_may_write(self) -> None:
         """Raise TransactionError if this thread, inside a block, would wait for itself."""
@@ -215,9 +223,11 @@ class Database:
 
     def close(self) -> None:
         """Close the connections, if the engine is our own, once other threads' transactions are over."""
+        left = _CLOSE_SECONDS - self.answers.hurry()
         with self._unused:
-            self._unused.wait_for(lambda: self._in_use == 0, _CLOSE_SECONDS)
+            self._unused.wait_for(lambda: self._in_use == 0, max(0.0, left))
             self._is_closed = True
+        self.answers.close()
         if self._owns_engine and not self._forked:
             self.engine.dispose()
 
@@ -226,7 +236,7 @@ class Database:
             with self._connect(self.engine) as conn:
                 found = migrate.current(conn, schema=self.schema)
             if found is None or found < REVISION:
-                self._write_once(lambda conn: migrate.upgrade(conn, schema=self.schema))
+                self._write_once(lambda conn: migrate.upgrade(conn, schema=self.schema), is_patient=True)
         with self._connect(self._single_statements) as conn, self.translating():
             migrate.check(conn, schema=self.schema)
             self._appends_in_one_statement = self.dialect.can_append_in_one_statement(conn)
@@ -235,8 +245,18 @@ class Database:
         with self._in_turn(writing=False), self._connect(self._single_statements) as conn, self.translating():
             return flow(conn)
 
-    def _write_once(self, flow: Callable[[Connection], T], *, goes_first: bool = False, committing: bool = True) -> T:
-        with self._in_turn(writing=True, goes_first=goes_first), self._connect(self._transactions) as conn:
+    def _write_once(
+        self,
+        flow: Callable[[Connection], T],
+        *,
+        goes_first: bool = False,
+        committing: bool = True,
+        is_patient: bool = False,
+    ) -> T:
+        with (
+            self._in_turn(writing=True, goes_first=goes_first),
+            self._connect(self._transactions, is_patient=is_patient) as conn,
+        ):
             with self.translating():
                 failpoint("begin.before")
                 self.dialect.begin(conn)
@@ -261,29 +281,15 @@ class Database:
             failpoint("statement.after")
             return result
 
-    def _note_return(self, _connection: object, record: ConnectionPoolEntry) -> None:
-        record.info["returned_at"] = self.runtime.monotonic()
-
-    def _test_after_rest(self, connection: DBAPIConnection, record: ConnectionPoolEntry, _proxy: object) -> None:
-        """Replace a connection that the server has closed while nobody used it, before it gets something to do.
-
-        What breaks in the middle of a COMMIT has an unknown outcome; what breaks here has a known one.
-        """
-        if self.runtime.monotonic() - record.info.get("returned_at", math.inf) < _REST_SECONDS:
-            return
-        try:
-            self.engine.dialect.do_ping(connection)
-        except self.engine.dialect.loaded_dbapi.Error as error:
-            raise sa_exc.DisconnectionError from error
-
     def _check_open(self) -> None:
         # Or a thread that was about to look would open a connection that nobody closes.
-        if self._is_closed:
-            message = f"{self.where}: the MQ is closed."
+        if self._is_closed or self.answers.is_given_up:
+            message = f"{self.where}: the MQ is closed." if self._is_closed else gone(self.where)
             raise DatabaseUnavailableError(message)
 
     @contextlib.contextmanager
-    def _connect(self, engine: Engine) -> Iterator[Connection]:
+    def _connect(self, engine: Engine, *, is_patient: bool = False) -> Iterator[Connection]:
+        """A connection; unless it *is_patient*, all that is asked in the block is to be answered in time."""
         with self._unused:
             self._check_open()
             self._in_use += 1
@@ -291,10 +297,11 @@ class Database:
             with self.translating():
                 connection = engine.connect()
             try:
-                yield connection
-            except ReadOnlyDatabaseError:
-                # After a failover the old primary may be a standby now; the next connection may reach the new one.
-                connection.invalidate()
+                with contextlib.nullcontext() if is_patient else self.awaiting(connection):
+                    yield connection
+            except SqlmqError as error:
+                if self._is_of_no_use_after(error):
+                    connection.invalidate()
                 raise
             finally:
                 with self.translating():
@@ -357,10 +364,16 @@ class Database:
         )(attempt)
 
     def _is_passing(self, error: BaseException) -> bool:
-        if isinstance(error, OutcomeUnknownError) or not isinstance(error, SqlmqError):
+        if isinstance(error, OutcomeUnknownError) or not isinstance(error, SqlmqError) or self.answers.is_given_up:
             return False
         cause = error.__cause__
         return isinstance(cause, Exception) and self.dialect.is_passing(cause)
+
+    def _is_of_no_use_after(self, error: SqlmqError) -> bool:
+        """Whether the connection is lost; or, after a failover, it leads to a standby and the next one elsewhere."""
+        cause = error.__cause__
+        is_lost = isinstance(cause, Exception) and self.dialect.is_disconnect(cause)
+        return is_lost or isinstance(error, ReadOnlyDatabaseError)
 
     def _make_locks(self) -> None:
         self._turn = Turn(self.runtime)
@@ -404,6 +417,7 @@ class Database:
         others: then whatever is tried next raises ForkedError.
         """
         self._make_locks()
+        self.answers.start_over()
         if not self._owns_engine or self.one_connection:
             self._forked = True
             return

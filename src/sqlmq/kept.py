@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import threading
 from typing import TYPE_CHECKING
 
-from sqlmq.errors import ConsumerClosedError, ForkedError, SqlmqError
+from sqlmq.errors import ConsumerClosedError, DatabaseUnavailableError, ForkedError, SqlmqError
 from sqlmq.ownership import Ownership
 from sqlmq.stock import Stock
 from sqlmq.waking import Wakeups
@@ -28,6 +29,9 @@ if TYPE_CHECKING:
     T = TypeVar("T")
 
 log = logging.getLogger(__name__)
+
+_CLOSE_SECONDS = 4.5
+"""For how long closing waits for the lock: somewhat longer than an answer is waited for then."""
 
 
 class Kept:
@@ -119,6 +123,19 @@ class Kept:
             self._ownership.flush_unlocked(finished)
         except SqlmqError as error:
             log.warning("%r: %s", self, error, extra=self._told("tend failed", error))
+
+    @contextlib.contextmanager
+    def _locked_soon(self) -> Iterator[None]:
+        """The lock, for closing: whoever has it may wait for a database that does not answer."""
+        if not self._lock.acquire(timeout=_CLOSE_SECONDS):
+            message = (
+                f"{self!r} can't leave its group: another thread waits for the database. Its lease ends by itself."
+            )
+            raise DatabaseUnavailableError(message)
+        try:
+            yield
+        finally:
+            self._lock.release()
 
     def _told(self, event: str, error: BaseException | None = None) -> dict[str, object]:
         """What a record of the log tells of *event*."""

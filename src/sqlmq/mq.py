@@ -78,6 +78,7 @@ class MQ(Looking):
     - *durable_positions*: on Postgres, wait for the disk then; else a crash of the server may bring some again.
     - *prefetch*, *prefetch_bytes*: how much a consumer reads ahead.
     - *poll_min_seconds*, *poll_max_seconds*: how soon an idle consumer looks again, at first and in the end.
+    - *answer_seconds*: on Postgres, how long the database may keep silent before the connection is given up.
     - *notify*: on Postgres, wake waiting consumers of other processes by NOTIFY, and listen for theirs.
     - *runtime*: clock, waits and chance, for tests; the system's by default.
 
@@ -100,6 +101,7 @@ class MQ(Looking):
         prefetch_bytes: int = 8 * 1024 * 1024,
         poll_min_seconds: float = 0.005,
         poll_max_seconds: float = 1.0,
+        answer_seconds: float = 30.0,
         notify: bool = True,
         runtime: Runtime | None = None,
     ) -> None:
@@ -115,11 +117,12 @@ class MQ(Looking):
             prefetch_bytes=prefetch_bytes,
             poll_min_seconds=poll_min_seconds,
             poll_max_seconds=poll_max_seconds,
+            answer_seconds=answer_seconds,
             notify=notify,
         )
         arm_by_environment()
         self._runtime = check_runtime(runtime)
-        self._database = Database(database, check_schema(schema), self._runtime)
+        self._database = Database(database, check_schema(schema), answer_seconds, self._runtime)
         self._lookout: Lookout  # each needs the other
         self._background = Background(
             self._database,
@@ -345,7 +348,8 @@ class MQ(Looking):
     def close(self) -> None:
         """Close every producer and consumer made from this MQ, then the connections, unless the engine was given.
 
-        Errors of theirs come together in one ExceptionGroup. A second call has the same result.
+        Errors of theirs come together in one ExceptionGroup. A second call has the same result. A database that does not
+        answer is waited for no longer than five seconds.
         """
         self._database.check_outside_block("close its MQ")
         self._closing.run(self._close)
@@ -365,6 +369,7 @@ class MQ(Looking):
     def _close(self) -> None:
         with self._keeping:
             self._closed = True
+        self._database.answers.hurry()
         errors: list[Exception] = []
         for one in self._made:
             try:

@@ -56,6 +56,8 @@ class Options:
     """How soon an idle consumer looks again at first."""
     poll_max_seconds: float = 1.0
     """How long it waits at most between two looks."""
+    answer_seconds: float = 30.0
+    """How long the database may keep silent while it is asked; then the connection is given up. On Postgres only."""
     notify: bool = True
     """Tell, and hear from, other processes at once, where the database can; else their consumers find out by polling."""
 

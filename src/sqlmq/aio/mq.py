@@ -70,6 +70,7 @@ class AsyncMQ:
         prefetch_bytes: int = 8 * 1024 * 1024,
         poll_min_seconds: float = 0.005,
         poll_max_seconds: float = 1.0,
+        answer_seconds: float = 30.0,
         notify: bool = True,
         runtime: Runtime | None = None,
     ) -> None:
@@ -87,6 +88,7 @@ class AsyncMQ:
             prefetch_bytes=prefetch_bytes,
             poll_min_seconds=poll_min_seconds,
             poll_max_seconds=poll_max_seconds,
+            answer_seconds=answer_seconds,
             notify=notify,
             runtime=runtime,
         )

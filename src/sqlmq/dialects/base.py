@@ -15,7 +15,7 @@ from sqlmq.schema import tables
 
 if TYPE_CHECKING:
     import contextlib
-    from collections.abc import Collection, Sequence
+    from collections.abc import Callable, Collection, Sequence
     from datetime import datetime
 
     from sqlalchemy import URL, ColumnElement, Connection, Engine, Insert, Row, Select, Table
@@ -106,6 +106,22 @@ class Listening(ABC):
         """Close the connection."""
 
 
+class Line(ABC):
+    """The wire of a connection, seen from another thread than the one that waits for an answer on it."""
+
+    @abstractmethod
+    def silent_seconds(self) -> float | None:
+        """Since when nothing has been sent or received; None where that can't be known."""
+
+    @abstractmethod
+    def ask_to_end(self, seconds: float) -> None:
+        """Ask the server to end the statement, and wait up to *seconds* until it has heard that."""
+
+    @abstractmethod
+    def cut(self) -> None:
+        """Break the connection, for whoever waits too."""
+
+
 class Dialect(ABC):
     """One database, and the schema our tables are in."""
 
@@ -115,6 +131,8 @@ class Dialect(ABC):
     one_writer: ClassVar[bool] = False
     """Whether the database has room for a single writing transaction at a time."""
 
+    has_line: ClassVar[bool] = False
+    """Whether there is a network between, whose silence has to be noticed."""
     has_change_token: ClassVar[bool] = False
     """Whether ``change_token`` tells something."""
     can_notify: ClassVar[bool] = False
@@ -353,9 +371,17 @@ class Dialect(ABC):
         """Send *payloads* to all who listen to the same tables, with *conn* in no transaction."""
         raise NotImplementedError
 
-    def listen(self, engine: Engine) -> Listening:
-        """Listen, on a connection made as *engine* makes its own, but outside its pool."""
+    def listen(self, engine: Engine, awaited: Callable[[object], contextlib.AbstractContextManager[None]]) -> Listening:
+        """Listen, on a connection made as *engine* makes its own, but outside its pool.
+
+        What is asked on that of the driver is asked in a block of *awaited*.
+        """
         raise NotImplementedError
+
+    def line(self, connection: object) -> Line | None:
+        """The line of a driver's *connection*; None if there is none that could be cut."""
+        del connection
+        return None
 
     @abstractmethod
     def translate(self, error: Exception, where: str) -> SqlmqError | None:

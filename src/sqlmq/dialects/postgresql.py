@@ -31,8 +31,8 @@ from sqlalchemy import (
 from sqlalchemy.dialects import postgresql
 from sqlalchemy.exc import DBAPIError
 
-from sqlmq.dialects import postgresql_health, postgresql_listening, postgresql_looking
-from sqlmq.dialects.base import Dialect, Held, HeldPosition, Holder, Listening, Part, Position
+from sqlmq.dialects import postgresql_health, postgresql_line, postgresql_listening, postgresql_looking
+from sqlmq.dialects.base import Dialect, Held, HeldPosition, Holder, Line, Listening, Part, Position
 from sqlmq.dialects.postgresql_appending import Appending, fits_arrays
 from sqlmq.dialects.postgresql_pooling import heed_pooler
 from sqlmq.dialects.postgresql_reading import POSTGRES_EPOCH_US, Reading
@@ -49,7 +49,7 @@ from sqlmq.errors import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator, Sequence
+    from collections.abc import Callable, Collection, Iterator, Sequence
     from datetime import datetime
 
     from sqlalchemy import URL, Connection, Engine, Insert, Select, Table
@@ -69,6 +69,7 @@ class Postgresql(Dialect):
 
     name: ClassVar[str] = "postgresql"
     can_notify: ClassVar[bool] = True
+    has_line: ClassVar[bool] = True
     reads_in_parallel: ClassVar[bool] = True
     moments_from_us: ClassVar[int] = POSTGRES_EPOCH_US
 
@@ -284,8 +285,11 @@ class Postgresql(Dialect):
     def notify(self, conn: Connection, payloads: Collection[str]) -> None:
         postgresql_listening.notify(conn, self._topic_table, payloads)
 
-    def listen(self, engine: Engine) -> Listening:
-        return postgresql_listening.PostgresListening(engine, self._topic_table)
+    def listen(self, engine: Engine, awaited: Callable[[object], contextlib.AbstractContextManager[None]]) -> Listening:
+        return postgresql_listening.PostgresListening(engine, self._topic_table, awaited)
+
+    def line(self, connection: object) -> Line | None:
+        return postgresql_line.line_of(connection)
 
     def translate(self, error: Exception, where: str) -> SqlmqError | None:
         driver_error = _driver_error(error) or _asyncpg_error(error)
@@ -395,7 +399,7 @@ _VERDICTS: tuple[tuple[str, tuple[type[DatabaseError], str]], ...] = (
     ("08", _CUT_OFF),
     ("40", (DatabaseBusyError, "Try again.")),
     ("55P03", (DatabaseBusyError, "Try again; another transaction holds the lock.")),
-    ("57014", (DatabaseBusyError, "A statement_timeout of the role or database ended it.")),
+    ("57014", (DatabaseBusyError, "A statement_timeout of the role or database, or answer_seconds, ended it.")),
 )
 
 

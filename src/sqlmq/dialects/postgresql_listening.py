@@ -15,7 +15,8 @@ import psycopg
 from sqlmq.dialects.base import Listening
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Callable, Collection
+    from contextlib import AbstractContextManager
 
     from sqlalchemy import Connection, Engine
 
@@ -31,7 +32,9 @@ def notify(conn: Connection, topic_table: str, payloads: Collection[str]) -> Non
 class PostgresListening(Listening):
     """A connection that listens, made as the engine makes its own, and counted by none of its pools."""
 
-    def __init__(self, engine: Engine, topic_table: str) -> None:
+    def __init__(
+        self, engine: Engine, topic_table: str, awaited: Callable[[object], AbstractContextManager[None]]
+    ) -> None:
         self._connection = _connect(engine)
         # To be interrupted by: closing a socket that somebody waits for wakes nobody.
         self._told, self._teller = socket.socketpair()
@@ -40,8 +43,9 @@ class PostgresListening(Listening):
             self._teller.setblocking(False)
             self._selector.register(self._told, selectors.EVENT_READ)
             self._selector.register(self._connection.fileno(), selectors.EVENT_READ)
-            row = self._connection.execute(f"SELECT {_CHANNEL}".encode(), (topic_table,)).fetchone()
-            self._connection.execute(f"LISTEN {row[0] if row else None}".encode())
+            with awaited(self._connection):
+                row = self._connection.execute(f"SELECT {_CHANNEL}".encode(), (topic_table,)).fetchone()
+                self._connection.execute(f"LISTEN {row[0] if row else None}".encode())
         except BaseException:
             self.close()
             raise

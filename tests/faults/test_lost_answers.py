@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import socket
-import threading
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING
 
 import pytest
 from sqlalchemy import create_engine, make_url, text
@@ -17,83 +14,16 @@ from sqlalchemy.orm import Session
 from sqlmq import MQ, AsyncMQ, Message, OutcomeUnknownError
 from tests.contract.shop import Shop, staged
 from tests.contract.waiting import PATIENCE_SECONDS, until
+from tests.faults.proxy import COMMIT, Proxy
 
 if TYPE_CHECKING:
-    from sqlalchemy import URL, Engine
+    from sqlalchemy import Engine
     from sqlalchemy.ext.asyncio import AsyncConnection
 
     from sqlmq import AsyncConsumer, AsyncTransaction, Transaction
     from tests.conftest import DatabaseUnderTest
 
 pytestmark = [pytest.mark.faults, pytest.mark.parametrize("database", ["postgres"], indirect=True)]
-
-# As a statement ends on the wire, unlike READ COMMITTED.
-COMMIT = b"COMMIT\0"
-
-
-class Proxy:
-    """Stands before the server, and can swallow the answer to a statement and cut the connection off instead."""
-
-    def __init__(self, server: URL) -> None:
-        self._server = (server.host or "", server.port or 5432)
-        self._listener = socket.create_server(("127.0.0.1", 0))
-        self._sockets: list[socket.socket] = [self._listener]
-        self._threads: list[threading.Thread] = []
-        self._word: bytes | None = None
-        self.seen: list[bytes] = []
-        self.lost = 0
-        self.url = server.set(host="127.0.0.1", port=self._listener.getsockname()[1])
-
-    def __enter__(self) -> Self:
-        self._start(self._accept)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for one in self._sockets:
-            self._cut(one)
-        for thread in self._threads:
-            thread.join(PATIENCE_SECONDS)
-        for one in self._sockets:
-            one.close()
-
-    def lose_answer_to(self, word: bytes) -> None:
-        """Swallow what the server says to the next that a client sends with *word* in it."""
-        self._word = word
-
-    def _start(self, work: object, *arguments: object) -> None:
-        thread = threading.Thread(target=work, args=arguments, daemon=True)  # type: ignore[arg-type]
-        self._threads.append(thread)
-        thread.start()
-
-    def _accept(self) -> None:
-        with contextlib.suppress(OSError):
-            while True:
-                client, _ = self._listener.accept()
-                server = socket.create_connection(self._server)
-                self._sockets += [client, server]
-                swallowing = threading.Event()
-                self._start(self._pass_on, client, server, swallowing, True)
-                self._start(self._pass_on, server, client, swallowing, False)
-
-    def _pass_on(self, source: socket.socket, target: socket.socket, swallowing: threading.Event, asks: bool) -> None:
-        with contextlib.suppress(OSError):
-            while data := source.recv(1 << 20):
-                if asks:
-                    self.seen.append(data)
-                    if self._word is not None and self._word in data:
-                        self._word = None
-                        swallowing.set()
-                elif swallowing.is_set():
-                    self.lost += 1
-                    break
-                target.sendall(data)
-        self._cut(source)
-        self._cut(target)
-
-    @staticmethod
-    def _cut(one: socket.socket) -> None:
-        with contextlib.suppress(OSError):
-            one.shutdown(socket.SHUT_RDWR)
 
 
 @pytest.fixture

@@ -1,0 +1,275 @@
+"""Answers of the database that do not come, so that nobody waits for ever.
+
+A network may swallow what is sent, and a server may hang, without any error for hours. Whoever asks says so here, and a
+thread, one per MQ, cuts the connection off when nothing has moved on it for too long: then it is broken, which everybody
+can handle. Before that the server is asked to end the statement, because one that only waits for a lock can say so.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import queue
+import threading
+import time
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy import event
+from sqlalchemy import exc as sa_exc
+
+from sqlmq.errors import DatabaseUnavailableError
+from sqlmq.logged import facts
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from sqlalchemy import Engine
+    from sqlalchemy.engine.interfaces import DBAPIConnection, Dialect
+    from sqlalchemy.pool import ConnectionPoolEntry
+
+    from sqlmq.dialects import Line
+
+log = logging.getLogger(__name__)
+
+HURRY_SECONDS = 3.0
+"""For how long an answer is waited for when something is being closed."""
+_PING_SECONDS = 5.0
+"""For how long the answer to a test of a connection is waited for."""
+_REST_SECONDS = 1.0
+"""After how long unused a connection is tested before it is used again."""
+_END_SECONDS = 0.5
+"""How long the server has to end a statement that it was asked to end."""
+_LOOK_SECONDS = 0.2
+
+
+class Answers:
+    """Waits for answers of one database no longer than so many *seconds*. May be shared by threads.
+
+    *line_of* gives the line of a driver's connection, if it can be cut. The thread starts with the first answer that is
+    awaited, and ends with ``close``.
+    """
+
+    def __init__(self, line_of: Callable[[object], Line | None], where: str, seconds: float) -> None:
+        self._line_of = line_of
+        self._thread: threading.Thread | None
+        self._rests: bool
+        self._is_closing: bool
+        self._hurry_at: float | None
+        self._is_gone: bool
+        self._where = where
+        self._seconds = seconds
+        self.start_over()
+
+    def attend(self, engine: Engine, *, has_line: bool) -> None:
+        """Test connections of *engine* that have rested; wait no longer than has to be for new ones, if it *has_line*."""
+
+        def test(connection: DBAPIConnection, record: ConnectionPoolEntry, _proxy: object) -> None:
+            self._test_after_rest(engine.dialect, connection, record)
+
+        event.listen(engine, "checkin", _note_return)
+        event.listen(engine, "checkout", test)
+        if has_line:
+            event.listen(engine, "do_connect", self._connect)
+
+    @contextlib.contextmanager
+    def awaited(self, connection: object, seconds: float | None = None) -> Iterator[None]:
+        """Wait in this block for what is asked on the driver's *connection*, the usual time or *seconds* for an answer."""
+        line = self._line_of(connection)
+        if line is None:
+            yield
+            return
+        if hasattr(self._hurried, "since"):
+            seconds = HURRY_SECONDS
+        one = _Awaited(line, seconds or self._seconds)
+        self._awaited[id(one)] = one
+        if self._rests:
+            self._wake()
+        try:
+            yield
+        finally:
+            self._awaited.pop(id(one), None)
+
+    @property
+    def is_given_up(self) -> bool:
+        """Whether this thread waits for nothing more: something is being closed, and has had its time."""
+        now = time.monotonic()
+        since: float = getattr(self._hurried, "since", now)
+        hurry_at = now if self._hurry_at is None else self._hurry_at
+        return self._is_gone or now - min(since, hurry_at) >= HURRY_SECONDS
+
+    @contextlib.contextmanager
+    def hurrying(self) -> Iterator[None]:
+        """Have this thread wait for no answer for longer than closing may take."""
+        self._hurried.since = time.monotonic()
+        try:
+            yield
+        finally:
+            del self._hurried.since
+
+    def hurry(self) -> float:
+        """Have nobody wait for longer than closing may take, from now on; return for how many seconds that has been so."""
+        now = time.monotonic()
+        if self._hurry_at is None:
+            self._hurry_at = now
+        return now - self._hurry_at
+
+    def close(self) -> None:
+        """End the thread, when nothing is awaited any more."""
+        with self._changed:
+            self._is_closing = True
+            self._changed.notify_all()
+            thread = self._thread
+        if thread is not None and thread is not threading.current_thread():
+            thread.join(HURRY_SECONDS if self._awaited else None)
+
+    def start_over(self) -> None:
+        """In the beginning, and in a forked child: whoever waits in the parent is the parent's."""
+        self._changed = threading.Condition()
+        self._awaited: dict[int, _Awaited] = {}
+        self._thread = None
+        self._rests = True
+        self._is_closing = False
+        self._hurried = threading.local()
+        self._hurry_at = None
+        self._is_gone = False
+
+    def _wake(self) -> None:
+        with self._changed:
+            self._rests = False
+            if self._thread is None or not self._thread.is_alive():
+                self._thread = threading.Thread(target=self._run, name="sqlmq-answers", daemon=True)
+                self._thread.start()
+            self._changed.notify_all()
+
+    def _run(self) -> None:
+        while True:
+            with self._changed:
+                # Before looking, or somebody who comes between would not wake us.
+                self._rests = True
+                self._rests = not self._awaited
+                if self._rests:
+                    if self._is_closing:
+                        return
+                    self._changed.wait()
+                    continue
+                self._changed.wait_for(lambda: self._is_closing and not self._awaited, _LOOK_SECONDS)
+            for one in list(self._awaited.values()):
+                self._look_at(one, time.monotonic())
+
+    def _look_at(self, one: _Awaited, now: float) -> None:
+        if one.asked_at is not None:
+            if now - one.asked_at >= _END_SECONDS and id(one) in self._awaited:
+                self._cut(one)
+            return
+        most = one.seconds
+        if self._hurry_at is not None and now - self._hurry_at >= HURRY_SECONDS:
+            most = min(most, HURRY_SECONDS)
+        if now - one.began < most:
+            return
+        silent = one.line.silent_seconds()
+        if silent is None or silent >= most:
+            one.asked_at = now
+            threading.Thread(target=one.line.ask_to_end, args=(_END_SECONDS,), name="sqlmq-end", daemon=True).start()
+
+    def _cut(self, one: _Awaited) -> None:
+        one.line.cut()
+        self._awaited.pop(id(one), None)
+        self._is_gone = self._hurry_at is not None
+        seconds = time.monotonic() - one.began
+        log.warning(
+            "%s has not answered for %.0f seconds; the connection is given up.",
+            self._where,
+            seconds,
+            extra=facts("connection given up", seconds=seconds),
+        )
+
+    def _test_after_rest(self, dialect: Dialect, connection: DBAPIConnection, record: ConnectionPoolEntry) -> None:
+        """Replace a connection that the server has closed while nobody used it, before it gets something to do.
+
+        What breaks in the middle of a COMMIT has an unknown outcome; what breaks here has a known one.
+        """
+        if time.monotonic() - record.info.get("returned_at", time.monotonic()) < _REST_SECONDS:
+            return
+        try:
+            with self.awaited(record.driver_connection, _PING_SECONDS):
+                dialect.do_ping(connection)
+        except dialect.loaded_dbapi.Error as error:
+            # The others are as old, and each would have to be waited for.
+            raise sa_exc.InvalidatePoolError from error
+
+    def _connect(
+        self, dialect: Dialect, _record: ConnectionPoolEntry, args: list[Any], options: dict[str, Any]
+    ) -> DBAPIConnection:
+        """Connect in another thread, which need not be waited for."""
+        return _Connecting(lambda: dialect.connect(*args, **options)).result(self._check_patience)
+
+    def _check_patience(self) -> None:
+        if self.is_given_up:
+            raise DatabaseUnavailableError(gone(self._where))
+
+
+def gone(where: str) -> str:
+    """What is said when something is being closed, and the database does not answer."""
+    return f"{where}: no answer came while closing, and no more is asked for."
+
+
+class _Awaited:
+    """Somebody who waits for an answer."""
+
+    __slots__ = ("asked_at", "began", "line", "seconds")
+
+    def __init__(self, line: Line, seconds: float) -> None:
+        self.line = line
+        self.seconds = seconds
+        self.began = time.monotonic()
+        self.asked_at: float | None = None
+        """When the server was asked to end the statement."""
+
+
+class _Connecting:
+    """A connection that is being made in a thread."""
+
+    def __init__(self, connect: Callable[[], DBAPIConnection]) -> None:
+        self._connect = connect
+        self._made: queue.SimpleQueue[DBAPIConnection | BaseException] = queue.SimpleQueue()
+        self._lock = threading.Lock()
+        self._is_left = False
+        threading.Thread(target=self._run, name="sqlmq-connect", daemon=True).start()
+
+    def result(self, check: Callable[[], None]) -> DBAPIConnection:
+        """Wait for it, until *check* raises; then it is closed when it is there."""
+        try:
+            while True:
+                with contextlib.suppress(queue.Empty):
+                    made = self._made.get(timeout=_LOOK_SECONDS)
+                    break
+                check()
+        except BaseException:
+            self._leave()
+            raise
+        if isinstance(made, BaseException):
+            raise made
+        return made
+
+    def _run(self) -> None:
+        made: DBAPIConnection | BaseException
+        try:
+            made = self._connect()
+        except BaseException as error:  # noqa: BLE001 - raised where it is waited for
+            made = error
+        with self._lock:
+            self._made.put(made)
+            is_left = self._is_left
+        if is_left and not isinstance(made, BaseException):
+            made.close()
+
+    def _leave(self) -> None:
+        with self._lock:
+            self._is_left = True
+            made = None if self._made.empty() else self._made.get()
+        if made is not None and not isinstance(made, BaseException):
+            made.close()
+
+
+def _note_return(_connection: object, record: ConnectionPoolEntry) -> None:
+    record.info["returned_at"] = time.monotonic()

@@ -1,0 +1,64 @@
+"""The wire to a Postgres server, seen from a thread that is not the one which waits for an answer.
+
+A socket that is shut down wakes whoever waits for it, who then finds the connection broken. Closing it would not.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import struct
+from typing import TYPE_CHECKING
+
+import psycopg
+
+from sqlmq.dialects.base import Line
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+# Of Linux' struct tcp_info: eight bytes, then numbers of four, of which the tenth and the twelfth are milliseconds since
+# data was last sent, and last received. https://man7.org/linux/man-pages/man7/tcp.7.html
+_TCP_INFO = getattr(socket, "TCP_INFO", None)
+_LAST_SENT, _LAST_RECEIVED = struct.Struct("=44xI"), struct.Struct("=52xI")
+_TCP_INFO_BYTES = 104
+
+
+def line_of(connection: object) -> Line | None:
+    """The line of psycopg's *connection*; None of any other driver's."""
+    return PostgresLine(connection) if isinstance(connection, psycopg.Connection | psycopg.AsyncConnection) else None
+
+
+class PostgresLine(Line):
+    """The line of one connection of psycopg's."""
+
+    def __init__(self, connection: psycopg.Connection | psycopg.AsyncConnection) -> None:
+        self._connection = connection
+
+    def silent_seconds(self) -> float | None:
+        if _TCP_INFO is None:
+            return None
+        with contextlib.suppress(OSError, psycopg.Error, struct.error), self._socket() as wire:
+            told = wire.getsockopt(socket.IPPROTO_TCP, _TCP_INFO, _TCP_INFO_BYTES)
+            return float(min(*_LAST_SENT.unpack_from(told), *_LAST_RECEIVED.unpack_from(told))) / 1000
+        return None
+
+    def ask_to_end(self, seconds: float) -> None:
+        # Without libpq 17 psycopg asks in a way that has no end where the network swallows it.
+        if isinstance(self._connection, psycopg.Connection) and psycopg.capabilities.has_cancel_safe():
+            with contextlib.suppress(psycopg.Error):
+                self._connection.cancel_safe(timeout=seconds)
+
+    def cut(self) -> None:
+        with contextlib.suppress(OSError, psycopg.Error), self._socket() as wire:
+            wire.shutdown(socket.SHUT_RDWR)
+
+    @contextlib.contextmanager
+    def _socket(self) -> Iterator[socket.socket]:
+        number = self._connection.pgconn.socket
+        with socket.fromfd(number, socket.AF_INET, socket.SOCK_STREAM) as wire:
+            # Or it was closed meanwhile, and somebody else has got the number.
+            if self._connection.pgconn.socket == number:
+                yield wire
+            else:
+                raise OSError
