@@ -81,6 +81,13 @@ class Traffic:
         for thread in self._consumers:
             thread.join(PATIENCE_SECONDS)
 
+    def check(self) -> None:
+        """Everything acknowledged has come to every group, offsets are dense, and nothing is there that nobody knows of."""
+        for group, places in self.delivered.items():
+            assert set(places) >= self.acknowledged, f"{group} has missed something"
+        stored = sum(self.stored.values())
+        assert len(self.acknowledged) <= stored <= len(self.acknowledged) + self.unknown
+
     def _told(self) -> str:
         return str({actor: len(self.progress[actor]) for actor in self.actors})
 
