@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import threading
 import time
 from collections import defaultdict
@@ -77,8 +78,14 @@ class Traffic:
             lambda: all(set(self.delivered[name]) >= self.acknowledged for name in ("loop", "run", "transaction"))
         )
         self.stored = {one.number: one.end_offset for one in self._mq.describe_topic(TOPIC).partitions}
-        self._mq.close()
-        for thread in self._consumers:
+        self.stop()
+
+    def stop(self) -> None:
+        """End everybody, whatever has come. Harmless when done before."""
+        self._ending.set()
+        with contextlib.suppress(ExceptionGroup):
+            self._mq.close()
+        for thread in (*self._producers, *self._consumers):
             thread.join(PATIENCE_SECONDS)
 
     def check(self) -> None:

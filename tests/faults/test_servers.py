@@ -74,10 +74,11 @@ OURS = """SELECT pid FROM pg_stat_activity WHERE datname = current_database() AN
 
 
 @pytest.fixture
-def traffic(url: URL) -> Traffic:
+def traffic(url: URL) -> Iterator[Traffic]:
     traffic = Traffic(url.render_as_string(hide_password=False))
     traffic.wait_for_everybody(time.monotonic())
-    return traffic
+    yield traffic
+    traffic.stop()
 
 
 def assert_that_it_goes_on(traffic: Traffic, since: float, most_seconds: float) -> None:
@@ -94,16 +95,18 @@ def assert_that_it_goes_on(traffic: Traffic, since: float, most_seconds: float) 
 @pytest.mark.timeout(120 + TERMINATIONS * 5)
 def test_everybody_goes_on_when_sessions_are_terminated(url: URL, traffic: Traffic) -> None:
     chosen = random.Random(17)
-    listeners = execute(url, f"{OURS} AND query LIKE 'LISTEN%'")
 
-    moment = time.monotonic()
-    execute(url, f"SELECT pg_terminate_backend({listeners[0]})")
+    def terminate_one() -> bool:
+        pids = execute(url, OURS)
+        return bool(pids) and execute(url, f"SELECT pg_terminate_backend({chosen.choice(pids)})") == [True]
+
+    until(lambda: traffic._mq._listener.is_hearing, "a listener that hears")
+    (listener,) = execute(url, f"{OURS} AND query LIKE 'LISTEN%'")
+    execute(url, f"SELECT pg_terminate_backend({listener})")
     for _ in range(TERMINATIONS):
-        pids: list[int] = []
-        until(lambda: bool(pids := execute(url, OURS)) or bool(pids), "a session to terminate")
-        pids = execute(url, OURS) or [0]
-        moment = time.monotonic()
-        execute(url, f"SELECT pg_terminate_backend({chosen.choice(pids)})")
+        until(terminate_one, "a session to terminate")
+    moment = time.monotonic()
+    execute(url, OURS.replace("SELECT pid", "SELECT pg_terminate_backend(pid)"))
 
     assert_that_it_goes_on(traffic, moment, RESTARTED_SECONDS)
 
@@ -216,7 +219,7 @@ def test_a_standby_alone_is_refused_for_what_it_is(pair: Pair) -> None:
     with MQ(pair.primary.url) as mq:
         mq.create_topic("orders")
     with MQ(pair.standby.url) as mq:
-        until(lambda: [topic.name for topic in mq.topics()] == ["orders"], "the topic to be there")
+        until(lambda: mq.topics() == ["orders"], "the topic to be there")
         producer = mq.producer("orders")
         began = time.monotonic()
 
@@ -225,4 +228,4 @@ def test_a_standby_alone_is_refused_for_what_it_is(pair: Pair) -> None:
         with pytest.raises(ReadOnlyDatabaseError):
             mq.consumer("orders", "billing").poll(timeout=PATIENCE_SECONDS)
 
-        assert time.monotonic() - began <= 2 * (PROMOTED_SECONDS + BUSY_SECONDS)
+        assert time.monotonic() - began <= BUSY_SECONDS
