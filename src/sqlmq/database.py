@@ -75,6 +75,7 @@ class Database:
         self._single_statements = self.dialect.for_single_statements(self.engine)
         self._prepared = False
         self._appends_in_one_statement = False
+        self._has_written = False
         self._forked = False
         self._is_closed = False
         self._identity: tuple[object, ...] | None = None
@@ -249,6 +250,7 @@ class Database:
                 result = flow(conn)
             with self.translating(committing=committing):
                 conn.commit()
+            self._has_written = True
             return result
 
     def _append_once(self, flow: Callable[[Connection], T], *, committing: bool) -> T:
@@ -259,7 +261,9 @@ class Database:
             self.translating(committing=committing),
             self.dialect.autocommitting(conn),
         ):
-            return flow(conn)
+            result = flow(conn)
+        self._has_written = True
+        return result
 
     def _check_open(self) -> None:
         # Or a thread that was about to look would open a connection that nobody closes.
@@ -343,6 +347,8 @@ class Database:
     def _is_passing(self, error: BaseException) -> bool:
         if isinstance(error, OutcomeUnknownError) or not isinstance(error, SqlmqError) or self.answers.is_given_up:
             return False
+        if isinstance(error, ReadOnlyDatabaseError) and not self._has_written:
+            return False  # the URL leads to a standby, not to a primary that has become one
         cause = error.__cause__
         return isinstance(cause, Exception) and self.dialect.is_passing(cause)
 
