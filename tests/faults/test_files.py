@@ -14,7 +14,15 @@ from typing import TYPE_CHECKING
 import pytest
 from sqlalchemy import make_url
 
-from sqlmq import MQ, DatabaseError, DatabaseFullError, DatabaseUnavailableError, Message, ReadOnlyDatabaseError
+from sqlmq import (
+    MQ,
+    DatabaseError,
+    DatabaseFullError,
+    DatabaseUnavailableError,
+    Message,
+    ReadOnlyDatabaseError,
+    SqlmqError,
+)
 from tests.contract.waiting import receive, values
 
 if TYPE_CHECKING:
@@ -53,29 +61,30 @@ def assert_that_it_is_sound(path: Path) -> None:
     connection.close()
 
 
-def test_on_a_full_disk_nothing_is_half_done_and_it_goes_on_when_there_is_room(path: Path, small_disk: Path) -> None:
+@pytest.mark.parametrize("fill", range(FILLS))
+def test_on_a_full_disk_nothing_is_half_done_and_it_goes_on_when_there_is_room(
+    path: Path, small_disk: Path, fill: int
+) -> None:
     shutil.copyfile(path, small_disk / "queue.db")
     ballast = small_disk / "ballast"
     acknowledged = 0
     with MQ(f"sqlite:///{small_disk / 'queue.db'}") as mq:
         mq.create_topic("orders", 1)
         producer = mq.producer("orders")
+        with ballast.open("ab") as file, pytest.raises(OSError, match="No space"):
+            file.write(bytes(4 << 20))
+        # Another step is the first for which there is no room.
+        os.truncate(ballast, ballast.stat().st_size - 4_096 * (10 + fill))
 
-        for fill in range(FILLS):
-            ballast.write_bytes(b"")
-            with pytest.raises(DatabaseFullError, match="Make room on the disk"):  # noqa: PT012 - it fills
-                with ballast.open("ab") as file, pytest.raises(OSError, match="No space"):
-                    file.write(bytes(4 << 20))
-                os.truncate(ballast, max(0, ballast.stat().st_size - (60_000 + 7_000 * fill)))
-                while True:
-                    acknowledged += len(producer.produce_many([Message(b"x" * 3_000)] * 5))
-            assert mq.describe_topic("orders").messages == acknowledged
-            os.truncate(ballast, 0)
-            acknowledged += 1
-            assert producer.produce(Message(b"room")).offset == acknowledged - 1
+        with pytest.raises(DatabaseFullError, match="Make room on the disk"):  # noqa: PT012 - it fills
+            while True:
+                acknowledged += len(producer.produce_many([Message(b"x" * 3_000)] * 5))
 
+        assert mq.describe_topic("orders").messages == acknowledged
+        os.truncate(ballast, 0)
+        assert producer.produce(Message(b"room")).offset == acknowledged
         consumer = mq.consumer("orders", "billing")
-        assert values(receive(consumer, acknowledged))[-1] == b"room"
+        assert values(receive(consumer, acknowledged + 1))[-1] == b"room"
     assert_that_it_is_sound(small_disk / "queue.db")
 
 
@@ -209,10 +218,19 @@ def test_a_damaged_file_is_an_error_or_read_as_it_is_and_never_made_anew(
     assert noticed or damage is flip
 
 
+def test_a_file_whose_schema_is_no_text_is_an_error_that_says_so(mq: MQ, path: Path) -> None:
+    mq.create_topic("orders", 1)
+    mq.close()
+    data = path.read_bytes()
+    at = data.index(b"CREATE INDEX sqlmq_member_group_id_idx")
+    path.write_bytes(data[: at + 4] + b"\xd4" + data[at + 5 :])
+
+    with MQ(f"sqlite:///{path}") as other, pytest.raises(DatabaseUnavailableError, match="damaged"):
+        other.topics()
+
+
 def is_told(reason: BaseException) -> bool:
     """Whether it says what is wrong with the file, or with what the tables hold."""
-    from sqlmq import SqlmqError
-
     return isinstance(reason, SqlmqError)
 
 
