@@ -187,6 +187,36 @@ class PostgresServer:
         # To the postmaster; it ends its children. SIGKILL would leave them holding the shared memory.
         self._end(signal.SIGTERM if WINDOWS else signal.SIGQUIT)
 
+    @property
+    def processes(self) -> list[int]:
+        """The ids of the server's processes, the postmaster's first. Linux only."""
+        if self._process is None:
+            return []
+        pid = self._process.pid
+        return [pid, *map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split())]
+
+    def pause(self) -> None:
+        """Stop all processes of the server where they are, until ``resume``."""
+        for pid in self.processes:
+            os.kill(pid, signal.SIGSTOP)
+
+    def resume(self) -> None:
+        """Let a server that was paused go on."""
+        for pid in reversed(self.processes):
+            os.kill(pid, signal.SIGCONT)
+
+    def kill_postmaster(self) -> None:
+        """Kill the postmaster alone, as the kernel does when memory is short, and wait until the others have noticed."""
+        postmaster, *children = self.processes
+        os.kill(postmaster, signal.SIGKILL)
+        assert self._process is not None
+        self._process.wait(STOP_TIMEOUT)
+        self._process = None
+        deadline = time.monotonic() + STOP_TIMEOUT
+        # While one of them has the shared memory, no new server starts.
+        while any(Path(f"/proc/{pid}").exists() for pid in children) and time.monotonic() < deadline:
+            time.sleep(0.02)
+
     def remove(self) -> None:
         """Stop the server and remove its directory. Harmless when done before."""
         self.stop()

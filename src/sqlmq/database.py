@@ -88,6 +88,7 @@ class Database:
         self._single_statements = self.dialect.for_single_statements(self.engine)
         self._prepared = False
         self._appends_in_one_statement = False
+        self._has_written = False
         self._forked = False
         self._is_closed = False
         self._identity: tuple[object, ...] | None = None
@@ -233,7 +234,7 @@ class Database:
 
     def _prepare_once(self) -> None:
         if self.dialect.creates_schema_itself:
-            with self._connect(self.engine) as conn:
+            with self._connect(self.engine) as conn, self.translating():
                 found = migrate.current(conn, schema=self.schema)
             if found is None or found < REVISION:
                 self._write_once(lambda conn: migrate.upgrade(conn, schema=self.schema), is_patient=True)
@@ -266,6 +267,7 @@ class Database:
             with self.translating(committing=committing):
                 conn.commit()
             failpoint("commit.after")
+            self._has_written = True
             return result
 
     def _append_once(self, flow: Callable[[Connection], T], *, committing: bool) -> T:
@@ -279,7 +281,8 @@ class Database:
             failpoint("statement.before")
             result = flow(conn)
             failpoint("statement.after")
-            return result
+        self._has_written = True
+        return result
 
     def _check_open(self) -> None:
         # Or a thread that was about to look would open a connection that nobody closes.
@@ -366,6 +369,8 @@ class Database:
     def _is_passing(self, error: BaseException) -> bool:
         if isinstance(error, OutcomeUnknownError) or not isinstance(error, SqlmqError) or self.answers.is_given_up:
             return False
+        if isinstance(error, ReadOnlyDatabaseError) and not self._has_written:
+            return False  # the URL leads to a standby, not to a primary that has become one
         cause = error.__cause__
         return isinstance(cause, Exception) and self.dialect.is_passing(cause)
 

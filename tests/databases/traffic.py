@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import threading
 import time
 from collections import defaultdict
@@ -77,9 +78,22 @@ class Traffic:
             lambda: all(set(self.delivered[name]) >= self.acknowledged for name in ("loop", "run", "transaction"))
         )
         self.stored = {one.number: one.end_offset for one in self._mq.describe_topic(TOPIC).partitions}
-        self._mq.close()
-        for thread in self._consumers:
+        self.stop()
+
+    def stop(self) -> None:
+        """End everybody, whatever has come. Harmless when done before."""
+        self._ending.set()
+        with contextlib.suppress(ExceptionGroup):
+            self._mq.close()
+        for thread in (*self._producers, *self._consumers):
             thread.join(PATIENCE_SECONDS)
+
+    def check(self) -> None:
+        """Everything acknowledged has come to every group, offsets are dense, and nothing is there that nobody knows of."""
+        for group, places in self.delivered.items():
+            assert set(places) >= self.acknowledged, f"{group} has missed something"
+        stored = sum(self.stored.values())
+        assert len(self.acknowledged) <= stored <= len(self.acknowledged) + self.unknown
 
     def _told(self) -> str:
         return str({actor: len(self.progress[actor]) for actor in self.actors})

@@ -169,6 +169,46 @@ def test_a_block_for_asyncio_whose_commit_is_not_answered_says_so(
     assert to_ship.mq.describe_group("events", "shipping").lag == 0
 
 
+def test_a_commit_of_positions_that_is_not_answered_is_sent_again_and_does_no_harm(
+    to_ship: Shop, database: DatabaseUnderTest
+) -> None:
+    with Proxy(make_url(database.url)) as proxy, MQ(proxy.url, notify=False) as mq:
+        consumer = mq.consumer("events", "shipping")
+        assert len(consumer.poll(timeout=PATIENCE_SECONDS)) == 3
+        proxy.lose_answer_to(b"sqlmq_group_offset")
+
+        consumer.commit()
+
+    assert proxy.lost == 1
+    assert to_ship.mq.describe_group("events", "shipping").lag == 0
+
+
+@pytest.mark.parametrize("transaction", [False, True], ids=["plain", "transaction"])
+def test_a_run_whose_commit_is_not_answered_goes_on_and_has_each_effect_once(
+    to_ship: Shop, database: DatabaseUnderTest, transaction: bool
+) -> None:
+    handled: list[str] = []
+
+    def ship(message: Message, session: Session | None = None) -> None:
+        note = message.value.decode()
+        if session is not None:
+            session.execute(SHIP, {"note": note})
+        handled.append(note)
+        if len(handled) == 1:
+            proxy.lose_answer_to(COMMIT if transaction else b"sqlmq_group_offset")
+        if {"a", "b", "c"} <= set(handled):
+            consumer.stop()
+
+    with Proxy(make_url(database.url)) as proxy, MQ(proxy.url, notify=False) as mq:
+        consumer = mq.consumer("events", "shipping")
+        consumer.run(ship, transaction=transaction, handle_signals=False)
+
+    assert proxy.lost == 1
+    assert shipped(to_ship) == (["a", "b", "c"] if transaction else [])
+    assert handled == ["a", "b", "c"]
+    assert to_ship.mq.describe_group("events", "shipping").lag == 0
+
+
 def test_a_producer_that_is_cut_off_in_the_middle_of_many_messages_sends_them_once(
     shop: Shop, database: DatabaseUnderTest
 ) -> None:

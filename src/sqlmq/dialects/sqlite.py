@@ -261,6 +261,10 @@ class Sqlite(Dialect):
 
     def translate(self, error: Exception, where: str) -> SqlmqError | None:
         driver_error = _driver_error(error)
+        if isinstance(error, UnicodeDecodeError):
+            # Where SQLite quotes what it can't read, the driver does not get as far as an error of its own.
+            driver_error = sqlite3.DatabaseError("its schema is no text")
+            driver_error.sqlite_errorcode = sqlite3.SQLITE_CORRUPT
         if driver_error is None:
             return None
         kind, advice = _VERDICTS.get(_primary_code(driver_error), (DatabaseError, ""))

@@ -1,0 +1,231 @@
+"""Postgres servers that are hurt under load: nobody has to be told, and everybody goes on in time.
+
+One server for all tests here, which each leave it as they found it, running.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import time
+from typing import TYPE_CHECKING
+
+import pytest
+from sqlalchemy import create_engine, text
+from sqlalchemy.pool import NullPool
+
+from sqlmq import MQ, Message, ReadOnlyDatabaseError
+from sqlmq.migrate import upgrade
+from tests.contract.waiting import until
+from tests.databases.test_failover import Pair
+from tests.databases.traffic import PATIENCE_SECONDS, Traffic
+from tests.postgres_server import PostgresServer, installations
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from sqlalchemy import URL
+
+TERMINATIONS = int(os.environ.get("SQLMQ_TERMINATIONS", "30"))
+RESTARTED_SECONDS, PROMOTED_SECONDS, HEARING_SECONDS, CLOSE_SECONDS = 3.0, 5.0, 5.0, 5.0
+BUSY_SECONDS = 1.0
+"""What a machine that is busy with other things may need beyond a bound."""
+
+pytestmark = [
+    pytest.mark.faults,
+    pytest.mark.slow,
+    pytest.mark.skipif(not os.path.isdir("/proc/self/task"), reason="finds the server's processes in /proc"),  # noqa: PTH112
+    pytest.mark.xdist_group("servers"),
+]
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[PostgresServer]:
+    server = PostgresServer(next(installations()))
+    try:
+        server.start()
+        yield server
+    finally:
+        server.remove()
+
+
+@pytest.fixture
+def url(server: PostgresServer, request: pytest.FixtureRequest) -> URL:
+    """A database of the test's own on the server that is hurt, with the tables in it."""
+    name = f"test_{abs(hash(request.node.name))}"
+    execute(server.url, f"CREATE DATABASE {name}")
+    url = server.url.set(database=name)
+    engine = create_engine(url, poolclass=NullPool)
+    with engine.begin() as connection:
+        upgrade(connection)
+    return url
+
+
+def execute(url: URL, statement: str) -> list[int]:
+    engine = create_engine(url, isolation_level="AUTOCOMMIT", poolclass=NullPool)
+    with engine.connect() as connection:
+        result = connection.execute(text(statement))
+        return list(result.scalars()) if result.returns_rows else []
+
+
+OURS = """SELECT pid FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()
+    AND backend_type = 'client backend'"""
+
+
+@pytest.fixture
+def traffic(url: URL) -> Iterator[Traffic]:
+    traffic = Traffic(url.render_as_string(hide_password=False))
+    traffic.wait_for_everybody(time.monotonic())
+    yield traffic
+    traffic.stop()
+
+
+def assert_that_it_goes_on(traffic: Traffic, since: float, most_seconds: float) -> None:
+    """Everybody makes progress in time, wake-ups work again, and in the end nothing is missing or there twice."""
+    traffic.wait_for_everybody(since)
+    took = traffic.seconds_until_progress(since)
+    print({actor: round(seconds, 2) for actor, seconds in took.items()})
+    until(lambda: traffic._mq._listener.is_hearing, "a listener that hears", seconds=HEARING_SECONDS + BUSY_SECONDS)
+    traffic.end()
+    traffic.check()
+    assert max(took.values()) <= most_seconds + BUSY_SECONDS
+
+
+@pytest.mark.timeout(120 + TERMINATIONS * 5)
+def test_everybody_goes_on_when_sessions_are_terminated(url: URL, traffic: Traffic) -> None:
+    chosen = random.Random(17)
+
+    def terminate_one() -> bool:
+        pids = execute(url, OURS)
+        return bool(pids) and execute(url, f"SELECT pg_terminate_backend({chosen.choice(pids)})") == [True]
+
+    until(lambda: traffic._mq._listener.is_hearing, "a listener that hears")
+    (listener,) = execute(url, f"{OURS} AND query LIKE 'LISTEN%'")
+    execute(url, f"SELECT pg_terminate_backend({listener})")
+    for _ in range(TERMINATIONS):
+        until(terminate_one, "a session to terminate")
+    moment = time.monotonic()
+    execute(url, OURS.replace("SELECT pid", "SELECT pg_terminate_backend(pid)"))
+
+    assert_that_it_goes_on(traffic, moment, RESTARTED_SECONDS)
+
+
+def kill_a_backend(server: PostgresServer, url: URL) -> None:
+    os.kill(execute(url, OURS)[0], signal.SIGKILL)
+    until(lambda: answers(server.url), "the server to be back")
+
+
+def kill_the_postmaster(server: PostgresServer, _url: URL) -> None:
+    server.kill_postmaster()
+    server.start()
+
+
+def stop_at_once(server: PostgresServer, _url: URL) -> None:
+    server.kill()
+    server.start()
+
+
+def stop_fast(server: PostgresServer, _url: URL) -> None:
+    server.stop()
+    server.start()
+
+
+def answers(url: URL) -> bool:
+    try:
+        return execute(url, "SELECT 1") == [1]
+    except Exception:  # noqa: BLE001 - whatever it is, it does not answer
+        return False
+
+
+@pytest.mark.parametrize("hurt", [kill_a_backend, kill_the_postmaster, stop_at_once, stop_fast])
+def test_everybody_goes_on_when_the_server_is_back(
+    server: PostgresServer, url: URL, traffic: Traffic, hurt: Callable[[PostgresServer, URL], None]
+) -> None:
+    hurt(server, url)
+
+    assert_that_it_goes_on(traffic, time.monotonic(), RESTARTED_SECONDS)
+
+
+def test_everybody_goes_on_when_the_server_was_paused(
+    server: PostgresServer, traffic: Traffic, resume_later: Callable[[PostgresServer, float], None]
+) -> None:
+    resume_later(server, 5.0)
+
+    assert_that_it_goes_on(traffic, time.monotonic(), RESTARTED_SECONDS)
+
+
+@pytest.fixture
+def resume_later() -> Callable[[PostgresServer, float], None]:
+    def pause(server: PostgresServer, seconds: float) -> None:
+        began = time.monotonic()
+        server.pause()
+        try:
+            until(lambda: time.monotonic() - began >= seconds, "the end of the pause")
+        finally:
+            server.resume()
+
+    return pause
+
+
+def test_an_mq_is_closed_in_time_while_the_server_hangs(server: PostgresServer, url: URL) -> None:
+    mq = MQ(url)
+    consumers = [mq.consumer("orders", group) for group in ("a", "b")]
+    mq.producer("orders").produce(Message(b"1"))
+    for consumer in consumers:
+        consumer.poll(timeout=10)
+    server.pause()
+    began = time.monotonic()
+    try:
+        with pytest.raises(ExceptionGroup):
+            mq.close()
+        took = time.monotonic() - began
+    finally:
+        server.resume()
+
+    assert took <= CLOSE_SECONDS + BUSY_SECONDS
+
+
+# A server that is a standby.
+
+
+@pytest.fixture
+def pair() -> Iterator[Pair]:
+    pair = Pair()
+    yield pair
+    pair.remove()
+
+
+def test_a_primary_that_comes_back_as_a_standby_at_its_address_is_left_for_the_new_one(pair: Pair) -> None:
+    with MQ(pair.url) as mq:
+        producer = mq.producer("orders")
+        producer.produce(Message(b"before"))
+        pair.primary.kill()
+        (pair.primary.directory / "data" / "standby.signal").touch()
+        pair.primary.start()
+        # The connections of the pool lead to the old one again, before there is a new one.
+        with pytest.raises(Exception, match=r"recovery|read-only|session|standby"):
+            producer.produce(Message(b"to nobody"))
+        promoted = pair.promote()
+
+        place = producer.produce(Message(b"after"))
+
+        assert time.monotonic() - promoted <= PROMOTED_SECONDS + BUSY_SECONDS
+    with MQ(pair.standby.url) as mq:
+        assert mq.describe_topic("orders").partitions[place.partition].end_offset == place.offset + 1
+
+
+def test_a_standby_alone_is_refused_for_what_it_is(pair: Pair) -> None:
+    with MQ(pair.primary.url) as mq:
+        mq.create_topic("orders")
+    with MQ(pair.standby.url) as mq:
+        until(lambda: mq.topics() == ["orders"], "the topic to be there")
+        producer = mq.producer("orders")
+        began = time.monotonic()
+
+        with pytest.raises(ReadOnlyDatabaseError, match="Connect to the primary server"):
+            producer.produce(Message(b"1"))
+        with pytest.raises(ReadOnlyDatabaseError):
+            mq.consumer("orders", "billing").poll(timeout=PATIENCE_SECONDS)
+
+        assert time.monotonic() - began <= BUSY_SECONDS
