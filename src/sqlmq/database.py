@@ -235,7 +235,11 @@ class Database:
                 self.dialect.begin(conn)
                 result = flow(conn)
             with self.translating(committing=committing):
-                conn.commit()
+                try:
+                    conn.commit()
+                except BaseException:
+                    roll_back_in_driver(conn)
+                    raise
             return result
 
     def _append_once(self, flow: Callable[[Connection], T], *, committing: bool) -> T:
@@ -319,9 +323,7 @@ class Database:
             translated = DatabaseUnavailableError(message)
         if translated is None:
             raise error
-        if self.dialect.quotes_rows(cause):
-            raise translated from None
-        raise translated from cause
+        raise translated from (None if self.dialect.quotes_rows(cause) else cause)
 
     def _retrying(self, attempt: Callable[[], T]) -> T:
         try:
