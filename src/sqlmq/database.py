@@ -217,7 +217,7 @@ class Database:
 
     def _prepare_once(self) -> None:
         if self.dialect.creates_schema_itself:
-            with self._connect(self.engine) as conn:
+            with self._connect(self.engine) as conn, self.translating():
                 found = migrate.current(conn, schema=self.schema)
             if found is None or found < REVISION:
                 self._write_once(lambda conn: migrate.upgrade(conn, schema=self.schema))
