@@ -97,7 +97,7 @@ class CloseProducer(Produce):
         super().__init__(world)
         self.producer = self.mq.producer("orders")
         self.future: Future[ProducerResult] | None = None
-        self.is_sent = False
+        self.is_sent = self.is_doubtful = False
 
     def call(self) -> None:
         if self.future is not None:
@@ -110,7 +110,8 @@ class CloseProducer(Produce):
 
     def check(self, sure: int, perhaps: int) -> None:
         # Closing again sends nothing again.
-        super().check(min(sure, int(self.is_sent)), perhaps)
+        self.is_doubtful |= perhaps > 0
+        super().check(min(sure, int(self.is_sent)), int(self.is_doubtful))
 
 
 class ProduceToNewTopic(Scene):

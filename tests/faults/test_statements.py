@@ -11,6 +11,7 @@ from sqlmq import runner
 from sqlmq.dialects import postgresql_appending
 from tests.conftest import database_of_kind
 from tests.faults.cases import Report, every_case
+from tests.faults.consuming import CONSUMING, DECIDING, RUNNING, TRANSACTIONS
 from tests.faults.scenes import IN_SESSIONS, LOOKS, MANAGING, PRODUCING
 from tests.faults.wire import POSTGRES_FAULTS, SQLITE_FAULTS, wired
 from tests.faults.world import World
@@ -35,6 +36,7 @@ def database(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Databas
 def world(database: DatabaseUnderTest, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
     monkeypatch.setattr(postgresql_appending, "ARRAY_MESSAGES", 6)
     monkeypatch.setattr(runner, "_RECOVER_SECONDS", 0.01)
+    monkeypatch.setattr(runner, "_WATCH_SECONDS", 0.01)
     logging.getLogger("sqlmq").setLevel(logging.CRITICAL)
     with wired():
         made = World(database, request.param)
@@ -69,3 +71,20 @@ def test_looking(world: World) -> None:
 
 def test_managing(world: World) -> None:
     try_all(world, MANAGING)
+
+
+def test_consuming(world: World) -> None:
+    try_all(world, CONSUMING)
+
+
+def test_transactions(world: World) -> None:
+    if world.way == "sync":
+        try_all(world, TRANSACTIONS)
+
+
+def test_running(world: World) -> None:
+    try_all(world, RUNNING)
+
+
+def test_deciding(world: World) -> None:
+    try_all(world, DECIDING)
