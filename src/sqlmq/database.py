@@ -265,7 +265,11 @@ class Database:
                 result = flow(conn)
                 failpoint("commit.before")
             with self.translating(committing=committing):
-                conn.commit()
+                try:
+                    conn.commit()
+                except BaseException:
+                    roll_back_in_driver(conn)
+                    raise
             failpoint("commit.after")
             self._has_written = True
             return result
@@ -345,9 +349,7 @@ class Database:
             translated = DatabaseUnavailableError(message)
         if translated is None:
             raise error
-        if self.dialect.quotes_rows(cause):
-            raise translated from None
-        raise translated from cause
+        raise translated from (None if self.dialect.quotes_rows(cause) else cause)
 
     def _retrying(self, attempt: Callable[[], T]) -> T:
         try:

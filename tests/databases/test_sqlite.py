@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 import pytest
 from sqlalchemy import create_engine, event, inspect, text
 
-from sqlmq import MQ, InvalidURLError, Message
+import sqlmq.database
+from sqlmq import MQ, DatabaseBusyError, InvalidURLError, Message
 from sqlmq.dialects import Position
 from sqlmq.schema import REVISION, tables
 from tests.contract.test_idling import RARELY, look_for_all
@@ -103,6 +104,31 @@ def test_an_engine_of_the_application_keeps_its_settings(database: DatabaseUnder
     with engine.connect() as connection:
         assert connection.execute(text("SELECT count(*) FROM sqlmq_message")).scalar_one() == 1
     engine.dispose()
+
+
+def test_what_could_not_be_committed_is_not_committed_with_what_comes_next(
+    database: DatabaseUnderTest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sqlmq.database, "_RETRY_SECONDS", 0.2)
+    engine = create_engine(database.url, connect_args={"timeout": 0}, pool_size=1, max_overflow=0)
+    reader = create_engine(database.url)
+    with engine.connect() as connection:
+        # Without WAL, who reads keeps others from committing; the transaction is still open then, for another try.
+        connection.exec_driver_sql("PRAGMA journal_mode = DELETE")
+    with MQ(engine, notify=False) as mq:
+        producer = mq.producer("orders")
+        with reader.connect() as reading:
+            reading.exec_driver_sql("BEGIN")
+            reading.exec_driver_sql("SELECT count(*) FROM sqlmq_message").all()
+
+            with pytest.raises(DatabaseBusyError):
+                producer.produce(Message(b"refused"))
+            reading.exec_driver_sql("ROLLBACK")
+        producer.produce(Message(b"written"))
+
+        assert [message.value for message in mq.tail("orders", offset=0, timeout=0)] == [b"written"]
+    engine.dispose()
+    reader.dispose()
 
 
 def test_an_engine_that_begins_transactions_by_an_event_of_its_own_can_be_used(database: DatabaseUnderTest) -> None:
