@@ -134,8 +134,8 @@ class Conductor:
     """Runs sessions side by side, as a schedule says; where it says nothing, each for as long as it can."""
 
     blocked: Blocked
-    after_step: Callable[[], object]
-    """Called after each statement, while nobody runs."""
+    after_transaction: Callable[[], object]
+    """Called whenever one has ended, while nobody runs."""
     decisions: list[Decision] = field(default_factory=list)
 
     def run(self, bodies: Sequence[Callable[[], object]], schedule: Sequence[int]) -> list[BaseException | None]:
@@ -169,15 +169,15 @@ class Conductor:
             self.decisions.append(Decision(ready, before, taken, self._sessions[taken].statement))
             before = taken
             self._sessions[taken].go_on()
-            self._settle()
-            self.after_step()
+            if self._settle():
+                self.after_transaction()
         stuck = [f"{one.number} at {one.statement}" for one in self._sessions if one.state != "ended"]
         if stuck:
             message = f"the sessions wait for each other: {'; '.join(stuck)}"
             raise StuckError(message)
 
-    def _settle(self) -> None:
-        """Wait until each session has ended, is ready, or waits for another one that has stopped."""
+    def _settle(self) -> bool:
+        """Wait until each session has ended, is ready, or waits for one that has stopped; return if transactions ended."""
         with self._changed:
             in_database = [one for one in self._sessions if one.state == "blocked" and one.pid]
             for session in in_database:
@@ -193,8 +193,9 @@ class Conductor:
                     for session in running:
                         session.state = "blocked"
                 assert time.monotonic() < deadline, f"neither ends nor waits: {[one.statement for one in running]}"
-            if any(one.has_ended_transaction for one in self._sessions):
-                for session in self._sessions:
-                    session.has_ended_transaction = False
-                    if session.state == "blocked" and not session.pid:
-                        session.state = "ready"
+            has_ended = any(one.has_ended_transaction for one in self._sessions)
+            for session in self._sessions:
+                session.has_ended_transaction = False
+                if has_ended and session.state == "blocked" and not session.pid:
+                    session.state = "ready"
+            return has_ended

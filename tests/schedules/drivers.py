@@ -8,14 +8,16 @@ import time
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import psycopg
-from sqlalchemy import Engine, create_engine, event, text
+from sqlalchemy import create_engine, event, text
+from sqlalchemy.exc import OperationalError
 
 from tests.schedules.conductor import PATIENCE_SECONDS, current
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection
+    from collections.abc import Callable, Collection, Sequence
 
     from psycopg.abc import PQGen
+    from sqlalchemy import Row
 
     from sqlmq import MQ
     from tests.schedules.conductor import Session
@@ -55,10 +57,14 @@ class ConductedPostgres(psycopg.Connection[Any]):
 
     def wait(self, gen: PQGen[RV], interval: float = 0.1, timeout: float | None = None) -> RV:
         session = current()
-        if session is not None and self._sends_something(gen):
-            session.pid = self.pgconn.backend_pid
-            session.pause(_statement(gen))
-        return super().wait(gen, interval, timeout)
+        if session is None or not self._sends_something(gen):
+            return super().wait(gen, interval, timeout)
+        session.pid = self.pgconn.backend_pid
+        session.pause(_statement(gen))
+        try:
+            return super().wait(gen, interval, timeout)
+        finally:
+            session.has_ended_transaction |= self.pgconn.transaction_status == psycopg.pq.TransactionStatus.IDLE
 
     def _sends_something(self, gen: PQGen[Any]) -> bool:
         name: str = gen.__name__
@@ -76,29 +82,35 @@ def _connect_postgres(_dialect: object, _record: object, cargs: list[Any], cpara
     return ConductedPostgres.connect(*cargs, **cparams)
 
 
-class BlockedOnPostgres:
-    """Asks the server which of its processes wait for the lock of another one."""
+class Eye:
+    """Looks at a database from outside, each time at what is committed at that moment."""
 
     def __init__(self, url: str) -> None:
         self._engine = create_engine(url, isolation_level="AUTOCOMMIT")
         self._connection = self._engine.connect()
 
-    def __call__(self, pids: Collection[int]) -> set[int]:
-        query = text("SELECT pid FROM unnest(CAST(:pids AS int[])) pid WHERE cardinality(pg_blocking_pids(pid)) > 0")
-        return set(self._connection.execute(query, {"pids": list(pids)}).scalars())
-
-    def open_transactions(self) -> list[str]:
-        """What sessions of the database are in, besides this one."""
-        query = text(
-            "SELECT state || ' after ' || query FROM pg_stat_activity"
-            " WHERE datname = current_database() AND pid <> pg_backend_pid() AND xact_start IS NOT NULL"
-            " AND backend_type = 'client backend'"
-        )
-        return list(self._connection.execute(query).scalars())
+    def ask(self, query: str, **parameters: object) -> Sequence[Row[Any]]:
+        result = self._connection.execute(text(query), parameters)
+        return result.all() if result.returns_rows else []
 
     def close(self) -> None:
         self._connection.close()
         self._engine.dispose()
+
+
+class EyeOnPostgres(Eye):
+    def blocked(self, pids: Collection[int]) -> set[int]:
+        """Those of the server's processes *pids* that wait for a lock of another process."""
+        query = "SELECT pid FROM unnest(CAST(:pids AS int[])) pid WHERE cardinality(pg_blocking_pids(pid)) > 0"
+        return {pid for (pid,) in self.ask(query, pids=list(pids))}
+
+    def open_transactions(self) -> list[str]:
+        """The transactions in which anybody else is."""
+        query = """
+            SELECT state || ' after ' || query FROM pg_stat_activity WHERE datname = current_database()
+            AND pid <> pg_backend_pid() AND xact_start IS NOT NULL AND backend_type = 'client backend'
+        """
+        return [told for (told,) in self.ask(query)]
 
 
 # SQLite.
@@ -157,29 +169,20 @@ def _connect_sqlite(_dialect: object, _record: object, cargs: list[Any], cparams
     return sqlite3.connect(*cargs, **{**cparams, "timeout": 0, "factory": ConductedSqlite})
 
 
-class BlockedOnSqlite:
-    """Nobody waits inside SQLite: whoever is refused tells the conductor himself."""
-
-    def __init__(self, engine: Engine) -> None:
-        self._engine = engine
-
-    def __call__(self, pids: Collection[int]) -> set[int]:
+class EyeOnSqlite(Eye):
+    def blocked(self, pids: Collection[int]) -> set[int]:
+        """Nobody waits inside SQLite: whoever is refused tells the conductor himself."""
         del pids
         return set()
 
     def open_transactions(self) -> list[str]:
         """Whether anybody has the file to himself."""
-        with self._engine.connect() as connection:
-            raw: Any = connection.connection.driver_connection
-            try:
-                sqlite3.Connection.execute(raw, "BEGIN IMMEDIATE")
-            except sqlite3.OperationalError as error:
-                return [str(error)]
-            sqlite3.Connection.rollback(raw)
-            return []
-
-    def close(self) -> None:
-        pass
+        try:
+            self.ask("BEGIN IMMEDIATE")
+        except OperationalError as error:
+            return [str(error)]
+        self.ask("ROLLBACK")
+        return []
 
 
 def _short(statement: str) -> str:

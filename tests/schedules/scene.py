@@ -8,19 +8,21 @@ from collections import defaultdict
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import create_engine, event, select, text
+from sqlalchemy import text
 
 from sqlmq import MQ, Message, UnknownTopicError
 from sqlmq import database as database_module
 from sqlmq.dialects import dialect_named
 from sqlmq.timing import chance
+from tests.contract.delaying import Staged
 from tests.schedules.conductor import Conductor
-from tests.schedules.drivers import BlockedOnPostgres, BlockedOnSqlite, conduct
+from tests.schedules.drivers import EyeOnPostgres, EyeOnSqlite, conduct
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
     import pytest
+    from sqlalchemy import Row
     from sqlalchemy.orm import Session
 
     from sqlmq import Consumer, Producer
@@ -43,10 +45,10 @@ class Stage:
         """For what is looked at from outside."""
         self.engine = self.own.engine
         self.dialect = dialect_named(self.engine.dialect.name, database.schema)
-        self.is_postgres = database.is_postgres
-        self.blocked = BlockedOnPostgres(database.url) if database.is_postgres else BlockedOnSqlite(self.engine)
+        self.eye = EyeOnPostgres(database.url) if database.is_postgres else EyeOnSqlite(database.url)
         with self.engine.begin() as connection:
             connection.execute(text("CREATE TABLE effect (topic text NOT NULL, place text NOT NULL)"))
+        self.staged = Staged(self.engine, database)
         self._schedules = 0
 
     def _queue(self, database: DatabaseUnderTest) -> MQ:
@@ -68,7 +70,7 @@ class Stage:
         chance.seed(1)
         scene = Scene(self, f"topic{self._schedules}")
         program(scene)
-        conductor = Conductor(self.blocked, scene.look)
+        conductor = Conductor(self.eye.blocked, scene.look)
         try:
             errors = conductor.run(scene.bodies, schedule)
             scene.check(errors)
@@ -80,7 +82,7 @@ class Stage:
     def close(self) -> None:
         for mq in (*self.queues, self.own):
             mq.close()
-        self.blocked.close()
+        self.eye.close()
 
 
 def _told(decisions: Iterable[Decision]) -> str:
@@ -99,6 +101,10 @@ class Reading:
     done_to: dict[int, int] = field(default_factory=dict)
     """By partition: the offset after the last one that anybody of the group was done with."""
     delivered: set[Place] = field(default_factory=set)
+    order: list[Message] = field(default_factory=list)
+    """Everything anybody was given, one after the other."""
+    may_jump: bool = False
+    """Whether it is moved on in the log, and passes messages over."""
 
 
 class Scene:
@@ -112,7 +118,11 @@ class Scene:
         """By topic, what was acknowledged, by its place."""
         self.groups: dict[str, Reading] = defaultdict(Reading)
         self.looks: list[Callable[[], object]] = []
+        """Called after each transaction."""
         self.checks: list[Callable[[], object]] = []
+        """Called when all sessions have ended."""
+        self.last_checks: list[Callable[[], object]] = []
+        """Called when all consumers are closed, and their groups have read everything."""
         self.expected_errors: dict[int, tuple[type[BaseException], ...]] = {}
         self.is_deleted = False
         """Whether the topic is gone in the end, and nothing is to be drained."""
@@ -142,13 +152,18 @@ class Scene:
         return consumer
 
     def forget(self, consumer: Consumer) -> None:
-        """It is never heard of again: its lease is over, and nobody closes it."""
-        self._consumers.remove(consumer)
+        """It is not heard of any more: its lease is over, though it does not know."""
         expire(self.stage, consumer)
 
     def fill(self, count: int, *, key: bytes | None = None) -> None:
         """Put messages into the topic before anybody begins."""
         self.send(self.stage.own.producer(self.topic), *(b"old %d" % number for number in range(count)), key=key)
+
+    def put(self, partition: int, value: bytes, producer: Producer | None = None, *, key: bytes | None = None) -> None:
+        """Send one message to *partition*."""
+        producer = producer or self.stage.own.producer(self.topic)
+        result = producer.produce_with_partition(Message(value, key), partition)
+        self.note_sent(result.topic, (result.partition, result.offset), value)
 
     # What its sessions do.
 
@@ -175,6 +190,10 @@ class Scene:
         self.done(consumer)
         consumer.commit()
 
+    def leave(self, consumer: Consumer) -> None:
+        self._consumers.remove(consumer)
+        consumer.close()
+
     def done(self, consumer: Consumer) -> None:
         for message in self._in_hand.pop(consumer, ()):
             self.note_done(consumer.group, message)
@@ -190,9 +209,10 @@ class Scene:
         for message in messages:
             partition, offset = place_of(message)
             seen_to = reading.seen_to.get(partition, reading.start.get(partition, 0))
-            assert offset <= seen_to, f"{group!r} was not given {partition}@{seen_to} before {offset}"
+            assert offset <= seen_to or reading.may_jump, f"{group!r} was not given {partition}@{seen_to} before {offset}"
             reading.seen_to[partition] = max(offset + 1, seen_to)
             reading.delivered.add((partition, offset))
+            reading.order.append(message)
 
     def affect(self, session: Session, message: Message) -> None:
         """Do something in the transaction of *session* that must happen once for each message."""
@@ -210,21 +230,46 @@ class Scene:
 
     def log(self, topic: str | None = None) -> dict[Place, bytes]:
         """What is in the log of a topic."""
-        tables = self.stage.dialect.tables
-        query = (
-            select(tables.partition.c.number, tables.message.c.msg_offset, tables.message.c.value)
-            .join(tables.message, tables.message.c.partition_id == tables.partition.c.id)
-            .join(tables.topic, tables.topic.c.id == tables.partition.c.topic_id)
-            .where(tables.topic.c.name == (topic or self.topic))
-            .order_by(tables.partition.c.number, tables.message.c.msg_offset)
-        )
-        with self.stage.engine.connect() as connection:
-            return {(number, offset): value for number, offset, value in connection.execute(query)}
+        query = """
+            SELECT p.number, m.msg_offset, m.value FROM sqlmq_topic t JOIN sqlmq_partition p ON p.topic_id = t.id
+            JOIN sqlmq_message m ON m.partition_id = p.id WHERE t.name = :topic ORDER BY p.number, m.msg_offset
+        """
+        return {(number, offset): value for number, offset, value in self._ask(query, topic=topic or self.topic)}
+
+    def starts(self, topic: str | None = None) -> dict[int, int]:
+        """From where on the log of a topic is kept, by partition."""
+        query = """
+            SELECT p.number, p.start_offset FROM sqlmq_topic t JOIN sqlmq_partition p ON p.topic_id = t.id
+            WHERE t.name = :topic
+        """
+        return {number: start for number, start in self._ask(query, topic=topic or self.topic)}
+
+    def positions(self, group: str) -> dict[int, int]:
+        """Where a group stands, by partition."""
+        query = """
+            SELECT p.number, max(o.committed_offset) FROM sqlmq_topic t JOIN sqlmq_partition p ON p.topic_id = t.id
+            JOIN sqlmq_group g ON g.topic_id = t.id
+            JOIN sqlmq_group_offset o ON o.group_id = g.id AND o.partition_id = p.id
+            WHERE t.name = :topic AND g.name = :group GROUP BY p.number
+        """
+        return {number: position for number, position in self._ask(query, topic=self.topic, group=group)}
 
     def effects(self) -> list[str]:
-        with self.stage.engine.connect() as connection:
-            query = text("SELECT place FROM effect WHERE topic = :topic")
-            return list(connection.execute(query, {"topic": self.topic}).scalars())
+        """What was done in transactions."""
+        return [place for (place,) in self._ask("SELECT place FROM effect WHERE topic = :topic", topic=self.topic)]
+
+    def partition_ids(self) -> list[int]:
+        query = "SELECT p.id FROM sqlmq_topic t JOIN sqlmq_partition p ON p.topic_id = t.id WHERE t.name = :topic"
+        return [id_ for (id_,) in self._ask(query, topic=self.topic)]
+
+    def count(self, table: str, partition_ids: Iterable[int]) -> int:
+        """How many rows *table* has of those partitions."""
+        ids = ", ".join(map(str, partition_ids))
+        ((count,),) = self._ask(f"SELECT count(*) FROM {table} WHERE partition_id IN ({ids})")
+        return int(count)
+
+    def _ask(self, query: str, **parameters: str) -> Sequence[Row[Any]]:
+        return self.stage.eye.ask(query, **parameters)
 
     def log_grows_only_at_its_end(self) -> None:
         """Have each step looked at: what a reader has seen stays, and nothing comes before it."""
@@ -248,24 +293,33 @@ class Scene:
         for number, error in enumerate(errors):
             if error is not None and not isinstance(error, self.expected_errors[number]):
                 raise error
-        left = self.stage.blocked.open_transactions()
+        left = self.stage.eye.open_transactions()
         assert not left, f"transactions are still open: {left}"
         for check in self.checks:
             check()
-        self._close_consumers()
-        if self.is_deleted:
-            return
-        for topic in {self.topic, *self.sent}:
-            log = self.log(topic)
-            check_dense(log, self.starts(topic))
-            starts = self.starts(topic)
-            kept = {place: value for place, value in self.sent[topic].items() if place[1] >= starts.get(place[0], 0)}
-            assert kept.items() <= log.items(), "an acknowledged message is not in the log"
         for group, reading in self.groups.items():
-            self._check_group(group, reading)
+            self._check_positions(group, reading)
+        self._close_consumers()
+        if not self.is_deleted:
+            for topic in {self.topic, *self.sent}:
+                self._check_log(topic)
+            for group, reading in self.groups.items():
+                self._drain(group, reading)
+        for check in self.last_checks:
+            check()
 
-    def starts(self, topic: str) -> dict[int, int]:
-        return {one.number: one.start_offset for one in self.stage.own.describe_topic(topic).partitions}
+    def _check_log(self, topic: str) -> None:
+        log, starts = self.log(topic), self.starts(topic)
+        check_dense(log, starts)
+        kept = {place: value for place, value in self.sent[topic].items() if place[1] >= starts[place[0]]}
+        assert kept.items() <= log.items(), "an acknowledged message is not in the log"
+
+    def _check_positions(self, group: str, reading: Reading) -> None:
+        for partition, position in self.positions(group).items():
+            done_to = max(reading.start.get(partition, 0), reading.done_to.get(partition, 0))
+            assert position <= done_to or reading.may_jump, (
+                f"{group!r} is at {partition}@{position}, and done up to {done_to}"
+            )
 
     def _close_consumers(self) -> None:
         for consumer in self._consumers:
@@ -275,20 +329,17 @@ class Scene:
             left = len(mq._background.keepers())
             assert not left, f"{left} consumers are left"
 
-    def _check_group(self, group: str, reading: Reading) -> None:
-        described = self.stage.own.describe_group(self.topic, group)
-        for partition in described.partitions:
-            start = reading.start.get(partition.number, 0)
-            done_to = max(start, reading.done_to.get(partition.number, 0))
-            assert partition.position <= done_to, f"{group!r} is past what it was done with in {partition}"
+    def _drain(self, group: str, reading: Reading) -> None:
+        """Have a new member read all there is left, and see that nothing is missing then."""
         with self.stage.own.consumer(self.topic, group) as consumer:
-            while self.stage.own.describe_group(self.topic, group).lag:
-                messages = self.poll(consumer)
-                assert messages, f"{group!r} lags behind, and nothing comes"
-                self.commit(consumer)
-        starts = {**{partition: 0 for partition, _ in self.log()}, **reading.start}
-        everything = {(number, offset) for number, offset in self.log() if offset >= starts[number]}
-        assert everything <= reading.delivered, f"{group!r} was not given {everything - reading.delivered}"
+            while self.poll(consumer):
+                pass
+        log = self.log()
+        ends = {partition: offset + 1 for partition, offset in log}
+        positions = self.positions(group)
+        assert {partition: positions.get(partition, 0) for partition in ends} == ends, f"{group!r} does not get on"
+        missing = {place for place in log if place[1] >= reading.start.get(place[0], 0)} - reading.delivered
+        assert reading.may_jump or not missing, f"{group!r} was not given {missing}"
 
 
 def place_of(message: Message) -> Place:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.schedules import programs
+from tests.schedules import group_programs, log_programs
 from tests.schedules.exploring import explore, name_of, schedule_named
 from tests.schedules.scene import Stage
 
@@ -23,7 +23,24 @@ LIMIT = os.environ.get("SQLMQ_SCHEDULES", "70")
 ONLY = os.environ.get("SQLMQ_SCHEDULE")
 """The name of the one schedule to run."""
 
-PROGRAMS = [programs.produce_produce_consume]
+PROGRAMS: list[Callable[[Scene], None]] = [
+    log_programs.produce_produce_consume,
+    log_programs.produce_outbox_outbox,
+    log_programs.outbox_outbox_in_opposite_orders,
+    log_programs.move_move_cancel,
+    log_programs.grow_produce_consume,
+    log_programs.delete_produce_consume,
+    log_programs.delete_outbox_move,
+    log_programs.consume_trim_join,
+    log_programs.create_create_produce,
+    group_programs.consume_rebalance_produce,
+    group_programs.join_join_leave,
+    group_programs.zombie_takeover_produce,
+    group_programs.transaction_transaction_produce,
+    group_programs.commit_reset_consume,
+    group_programs.seek_commit_produce,
+    group_programs.decide_decide_handle,
+]
 
 
 @pytest.fixture
