@@ -15,15 +15,15 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-    from tests.schedules.conductor import Decision
+    from tests.schedules.conductor import Conductor, Decision
 
 MOST_PREEMPTIONS = 2
 
 
 def explore(
-    run: Callable[[Sequence[int]], list[Decision]], *, preemptions: int = MOST_PREEMPTIONS, limit: int | None = None
-) -> Iterator[int]:
-    """Run all schedules with up to so many *preemptions*, each once; give how many it had.
+    run: Callable[[Sequence[int]], Conductor], *, preemptions: int = MOST_PREEMPTIONS, limit: int | None = None
+) -> Iterator[Conductor]:
+    """Run all schedules with up to so many *preemptions*, each once.
 
     *run* follows the schedule it is given as far as that goes, and then lets each session go on for as long as it can.
     With a *limit*, there are no more than so many: those with fewer preemptions, and of those with most an arbitrary
@@ -32,17 +32,18 @@ def explore(
     waiting: list[list[tuple[int, ...]]] = [[()], *([] for _ in range(preemptions))]
     chance = random.Random(0)
     done = 0
-    for bound, schedules in enumerate(waiting):
+    for schedules in waiting:
         while schedules:
             if done == limit:
                 return
             done += 1
             schedule = schedules.pop(chance.randrange(len(schedules)))
-            decisions = run(schedule)
-            for cost, other in others(decisions, len(schedule)):
-                if cost <= preemptions:
-                    waiting[cost].append(other)
-            yield bound
+            conductor = run(schedule)
+            if not conductor.has_diverged:
+                for cost, other in others(conductor.decisions, len(schedule)):
+                    if cost <= preemptions:
+                        waiting[cost].append(other)
+            yield conductor
 
 
 def others(decisions: Sequence[Decision], start: int) -> Iterator[tuple[int, tuple[int, ...]]]:

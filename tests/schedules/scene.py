@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import threading
 from collections import defaultdict
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -17,6 +18,7 @@ from sqlmq.timing import chance
 from tests.contract.delaying import Staged
 from tests.schedules.conductor import Conductor
 from tests.schedules.drivers import EyeOnPostgres, EyeOnSqlite, conduct
+from tests.schedules.exploring import name_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -64,8 +66,8 @@ class Stage:
         mq.topics()
         return mq
 
-    def play(self, program: Callable[[Scene], None], schedule: Sequence[int]) -> list[Decision]:
-        """Run *program* once, on topics of its own, as *schedule* says; return what was decided. Fails as it fails."""
+    def play(self, program: Callable[[Scene], None], schedule: Sequence[int]) -> Conductor:
+        """Run *program* once, on topics of its own, as *schedule* says; return who has conducted. Fails as it fails."""
         self._schedules += 1
         chance.seed(1)
         scene = Scene(self, f"topic{self._schedules}")
@@ -77,7 +79,7 @@ class Stage:
         except BaseException as error:
             error.add_note(_told(conductor.decisions))
             raise
-        return conductor.decisions
+        return conductor
 
     def close(self) -> None:
         for mq in (*self.queues, self.own):
@@ -87,7 +89,8 @@ class Stage:
 
 def _told(decisions: Iterable[Decision]) -> str:
     lines = [f"  {chr(ord('A') + one.taken)} {one.statement}" for one in decisions]
-    return "\n".join(["what they did, one after the other:", *lines])
+    name = name_of([one.taken for one in decisions])
+    return "\n".join([f"Run it again with SQLMQ_SCHEDULE={name}. What they did, one after the other:", *lines])
 
 
 @dataclass
@@ -189,6 +192,11 @@ class Scene:
     def commit(self, consumer: Consumer) -> None:
         self.done(consumer)
         consumer.commit()
+
+    def finish(self, consumer: Consumer) -> None:
+        """Be done with what this thread got, and leave it to others to commit that."""
+        self.done(consumer)
+        consumer._finish(threading.current_thread())
 
     def leave(self, consumer: Consumer) -> None:
         self._consumers.remove(consumer)

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING
+from collections import Counter
+from typing import TYPE_CHECKING, TypeAlias
 
 import pytest
 
 from tests.schedules import group_programs, log_programs
-from tests.schedules.exploring import explore, name_of, schedule_named
+from tests.schedules.exploring import MOST_PREEMPTIONS, explore, schedule_named
 from tests.schedules.scene import Stage
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterator
 
     from tests.conftest import DatabaseUnderTest
-    from tests.schedules.conductor import Decision
     from tests.schedules.scene import Scene
 
 LIMIT = os.environ.get("SQLMQ_SCHEDULES", "70")
@@ -23,7 +23,8 @@ LIMIT = os.environ.get("SQLMQ_SCHEDULES", "70")
 ONLY = os.environ.get("SQLMQ_SCHEDULE")
 """The name of the one schedule to run."""
 
-PROGRAMS: list[Callable[[Scene], None]] = [
+Program: TypeAlias = "Callable[[Scene], None]"
+PROGRAMS: list[Program] = [
     log_programs.produce_produce_consume,
     log_programs.produce_outbox_outbox,
     log_programs.outbox_outbox_in_opposite_orders,
@@ -43,6 +44,10 @@ PROGRAMS: list[Callable[[Scene], None]] = [
 ]
 
 
+def name_of_program(program: Program) -> str:
+    return program.__name__.replace("_", "-")
+
+
 @pytest.fixture
 def stage(database: DatabaseUnderTest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Stage]:
     stage = Stage(database, monkeypatch)
@@ -52,24 +57,34 @@ def stage(database: DatabaseUnderTest, monkeypatch: pytest.MonkeyPatch) -> Itera
 
 @pytest.mark.slow
 @pytest.mark.parametrize("database", ["sqlite", "postgres"], indirect=True)
-@pytest.mark.parametrize("program", PROGRAMS, ids=lambda program: program.__name__.replace("_", "-"))
+@pytest.mark.parametrize("program", PROGRAMS, ids=name_of_program)
 def test_every_schedule_with_few_preemptions_keeps_the_promises(
-    stage: Stage, program: Callable[[Scene], None], record_property: Callable[[str, object], None]
+    stage: Stage, program: Program, record_property: Callable[[str, object], None]
 ) -> None:
-    def run(schedule: Sequence[int]) -> list[Decision]:
-        try:
-            return stage.play(program, schedule)
-        except BaseException as error:
-            error.add_note(f"Run it again with SQLMQ_SCHEDULE={name_of(schedule)} and -k {program.__name__}.")
-            raise
-
     if ONLY is not None:
-        run(schedule_named(ONLY))
+        assert not stage.play(program, schedule_named(ONLY)).has_diverged
         return
     limit = None if LIMIT == "all" else int(LIMIT)
 
-    costs = list(explore(run, limit=limit))
+    conductors = list(explore(lambda schedule: stage.play(program, schedule), limit=limit))
 
-    record_property("schedules", len(costs))
-    print(program.__name__, [costs.count(cost) for cost in range(3)])
-    assert len(costs) == limit or limit is None or len(costs) > 5
+    preemptions = Counter(conductor.preemptions for conductor in conductors)
+    record_property("schedules", sorted(preemptions.items()))
+    assert preemptions.total() == limit or preemptions[MOST_PREEMPTIONS]
+    # Nearly all are what they were meant to be.
+    assert sum(conductor.has_diverged for conductor in conductors) <= preemptions.total() / 20
+
+
+@pytest.mark.parametrize(
+    ("program", "schedule", "database"),
+    [
+        # The mover that waits for the partition has it locked when the topic's messages are to be deleted.
+        (log_programs.delete_outbox_move, "B4A9C4A9C3", "postgres"),
+    ],
+    indirect=["database"],
+    ids=lambda value: name_of_program(value) if callable(value) else value,
+)
+def test_a_schedule_that_once_broke_a_promise_keeps_it(stage: Stage, program: Program, schedule: str) -> None:
+    conductor = stage.play(program, schedule_named(schedule))
+
+    assert not conductor.has_diverged
