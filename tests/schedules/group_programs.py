@@ -94,7 +94,8 @@ def zombie_takeover_produce(scene: Scene) -> None:
         given.extend(place_of(message)[1] for _ in range(2) for message in scene.poll(heir))
 
     def all_or_nothing_counts() -> None:
-        assert given[0] == (2 if is_committed else 0)
+        # The partition may have been locked whenever the heir looked.
+        assert given[:1] in ([], [2 if is_committed else 0])
 
     scene.session(commit, may_raise=(FencedError,))
     scene.session(take_over)
