@@ -122,16 +122,14 @@ def delete_all(conn: Connection, dialect: Dialect, topics: list[str]) -> list[st
 def purge(conn: Connection, dialect: Dialect, at_most: int) -> bool:
     """Delete up to *at_most* messages of a partition whose topic is gone; return whether more is left to do.
 
-    Works on one that nobody else is working on.
+    Works on one that nobody else is working on. Where all are locked it waits: also whoever wanted to append while the
+    topic was deleted has the lock for a moment, and would leave nobody to delete the messages.
     """
     p, m, o = dialect.tables.partition, dialect.tables.message, dialect.tables.origin
-    partition = conn.execute(
-        select(p.c.id, p.c.purged_to)
-        .where(p.c.topic_id.is_(None))
-        .order_by(p.c.id)
-        .limit(1)
-        .with_for_update(skip_locked=True)
-    ).first()
+    wanted = select(p.c.id, p.c.purged_to).where(p.c.topic_id.is_(None)).order_by(p.c.id).limit(1)
+    partition = (
+        conn.execute(wanted.with_for_update(skip_locked=True)).first() or conn.execute(wanted.with_for_update()).first()
+    )
     if partition is None:
         return False
     # Each search begins where the one before ended, and does not step over what that has deleted.
