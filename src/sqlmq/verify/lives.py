@@ -17,6 +17,9 @@ import traceback
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from sqlmq.mq import MQ
+from sqlmq.verify.history import Recorder
+
 if TYPE_CHECKING:
     import random
     from collections.abc import Callable, Iterable
@@ -54,11 +57,25 @@ class Life:
         self.name = f"{role.name}.{number}"
         self.number = number
         self.chosen: random.Random = plan.chosen(role.name, number)
+        self.recorder = Recorder(plan.directory / f"{self.name}.jsonl", self.name)
         self._until = until
         self._ended = threading.Event()
         signal.signal(signal.SIGTERM, lambda *_: self._ended.set())
         # Ctrl-C is for the process that started us.
         signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+    def open(self) -> MQ:
+        """The queue of the run."""
+        return MQ(self.plan.url, schema=self.plan.schema, **self.options)
+
+    @property
+    def options(self) -> dict[str, float]:
+        """How the queue behaves in the run: all times are short, so that much happens in it."""
+        return {"lease_seconds": self.plan.lease_seconds, "poll_max_seconds": 0.2, "commit_interval_seconds": 0.1}
+
+    def may_await(self, *, in_transactions: bool = False) -> bool:
+        """Whether it may use an event loop: one that drains watches itself, and SQLite lacks a driver of its own for it."""
+        return not self.role.drains and (self.plan.is_postgres or not in_transactions)
 
     @property
     def goes_on(self) -> bool:
@@ -107,18 +124,27 @@ class _Place:
     lives: int = 0
     process: BaseProcess | None = None
     is_paused: bool = False
-    is_expected_to_end: bool = False
+    is_ending: bool = False
+    """Whether it was asked to end."""
+    is_killed: bool = False
     next_at: float = field(default=0.0)
     """When another life begins, if there is none now."""
 
 
 class Lives:
-    """The processes of a run, looked after by one thread. *died* is told the name and the exit code of each that ended."""
+    """The processes of a run, looked after by one thread.
 
-    def __init__(self, plan: Plan, until: float, died: Callable[[str, int], None]) -> None:
+    *died* is called with the name of each that did not end in good order, *replaced* with each role in which another
+    life has begun.
+    """
+
+    def __init__(
+        self, plan: Plan, until: float, died: Callable[[str], None], replaced: Callable[[str], None] = lambda _: None
+    ) -> None:
         self._plan = plan
         self._until = until
         self._died = died
+        self._replaced = replaced
         self._context = _context()
         self._places: list[_Place] = []
         self.broken: list[str] = []
@@ -147,27 +173,34 @@ class Lives:
         found = self._able()
         return found[int(share * len(found))].role.name if found else None
 
-    def kill(self, role: str, pause: float) -> str:
-        """Kill the process in *role* as a crash does; the next comes after *pause* seconds. Return the name of the life."""
+    @property
+    def paused(self) -> list[str]:
+        """The roles whose processes are stopped."""
+        return [place.role.name for place in self._places if place.is_paused]
+
+    def name(self, role: str) -> str:
+        """The name of the life in *role*."""
+        return _name(self._place(role))
+
+    def kill(self, role: str, pause: float) -> None:
+        """Kill the process in *role* as a crash does; the next comes after *pause* seconds."""
         place = self._place(role)
-        place.is_expected_to_end = True
+        place.is_killed = True
         place.next_at = time.monotonic() + pause
         self._signal(place, signal.SIGKILL)
-        return _name(place)
 
-    def end(self, role: str, pause: float) -> str:
-        """Ask the process in *role* to end in good order; the next comes after *pause* seconds. Return the name."""
+    def end(self, role: str, pause: float) -> None:
+        """Ask the process in *role* to end in good order; the next comes after *pause* seconds."""
         place = self._place(role)
+        place.is_ending = True
         place.next_at = time.monotonic() + pause
         self._signal(place, signal.SIGTERM)
-        return _name(place)
 
-    def stop(self, role: str) -> str:
-        """Stop the process in *role*, as a machine does that swaps or sleeps. Return the name."""
+    def stop(self, role: str) -> None:
+        """Stop the process in *role*, as a machine does that swaps or sleeps."""
         place = self._place(role)
         place.is_paused = True
         self._signal(place, signal.SIGSTOP)
-        return _name(place)
 
     def go_on(self, role: str) -> None:
         """Let the process in *role* go on."""
@@ -179,6 +212,7 @@ class Lives:
         """Let all end in good order, and kill those that have not within *seconds*: return their names."""
         self._until = 0.0
         for place in self._places:
+            place.is_ending = True
             self._signal(place, signal.SIGCONT)
             self._signal(place, signal.SIGTERM)
         return self.wait(seconds)
@@ -192,7 +226,7 @@ class Lives:
                 place.process.join(max(0.0, deadline - time.monotonic()))
                 if place.process.exitcode is None:
                     late.append(_name(place))
-                    place.is_expected_to_end = True
+                    place.is_killed = True
                     self._signal(place, signal.SIGKILL)
                     place.process.join()
                 self._bury(place)
@@ -202,24 +236,32 @@ class Lives:
     def _begin(self, place: _Place) -> None:
         place.lives += 1
         self.count += 1
-        place.is_expected_to_end = place.is_paused = False
+        place.is_ending = place.is_killed = place.is_paused = False
         place.process = self._context.Process(  # type: ignore[attr-defined]  # every context has one
             target=live, args=(self._plan, place.role, place.lives, self._until), daemon=True, name=_name(place)
         )
         place.process.start()
+        if place.lives > 1:
+            self._replaced(place.role.name)
 
     def _bury(self, place: _Place) -> None:
         assert place.process is not None  # noqa: S101 - what has ended had begun
-        exit_code = place.process.exitcode or 0
-        if exit_code != 0 and not place.is_expected_to_end:
+        exit_code = place.process.exitcode
+        # One that is asked to end before it has learnt to listen ends at once.
+        is_expected = place.is_killed or (place.is_ending and exit_code == -signal.SIGTERM)
+        if exit_code != 0 and not is_expected:
             self.broken.append(_name(place))
         if exit_code != 0:
-            self._died(_name(place), exit_code)
+            self._died(_name(place))
         place.process.close()
         place.process = None
 
     def _able(self) -> list[_Place]:
-        return [place for place in self._places if place.process is not None and not place.is_paused]
+        return [
+            place
+            for place in self._places
+            if place.process is not None and not (place.is_paused or place.is_ending or place.is_killed)
+        ]
 
     def _place(self, role: str) -> _Place:
         return next(place for place in self._places if place.role.name == role)

@@ -7,23 +7,21 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sqlalchemy import URL, Connection, Engine, NullPool, inspect, make_url, text
-from sqlalchemy.schema import CreateSchema, DropSchema
+from sqlalchemy import Connection, NullPool, create_engine, inspect, make_url, text
+from sqlalchemy.schema import DropSchema
 
 from sqlmq import migrate
-from sqlmq.dialects import canonical, dialect_named
+from sqlmq.dialects import canonical
 from sqlmq.errors import SqlmqError
 from sqlmq.mq import MQ
 from sqlmq.retention import Retention
+from sqlmq.verify.application import EFFECT, ROW
 from sqlmq.verify.plan import COPIES, KEEP_MESSAGES, ORDERS, TRIMMED
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from sqlmq.verify.plan import Plan
-
-EFFECT, ROW = "verify_effect", "verify_row"
-"""Tables of the application's: what consumers did in their transactions, and what producers did."""
 
 
 class PlaceTakenError(SqlmqError):
@@ -54,12 +52,9 @@ class Place:
             path = sqlite_path(self._plan)
             self._is_file_ours = path is not None and (not path.exists() or path.stat().st_size == 0)
             self._check_free(conn)
-            if self._is_schema_ours:
-                conn.execute(CreateSchema(self.schema or ""))
             migrate.upgrade(conn, schema=self.schema)
             for name in (EFFECT, ROW):
-                columns = "group_name text, m text NOT NULL, partition_number integer, message_offset bigint"
-                conn.execute(text(f"CREATE TABLE {self._named(conn, name)} ({columns})"))
+                conn.execute(text(f"CREATE TABLE {self._named(conn, name)} (group_name text, m text NOT NULL)"))
             conn.commit()
         with MQ(self._plan.url, schema=self.schema) as mq:
             mq.create_topic(ORDERS, self._plan.partitions)
@@ -96,12 +91,12 @@ class Place:
             conn.commit()
 
     def _named(self, conn: Connection, table: str) -> str:
-        return named(conn.engine, self.schema, table)
+        return named(conn, self.schema, table)
 
 
-def named(engine: Engine, schema: str | None, table: str) -> str:
+def named(conn: Connection, schema: str | None, table: str) -> str:
     """*table* as it stands in a statement."""
-    quote = engine.dialect.identifier_preparer.quote
+    quote = conn.dialect.identifier_preparer.quote
     return quote(table) if schema is None else f"{quote(schema)}.{quote(table)}"
 
 
@@ -115,15 +110,12 @@ def tagged(url: str, run: str) -> str:
 
 @contextmanager
 def connected(plan: Plan) -> Iterator[Connection]:
-    """A connection of an engine of its own, which shares nothing with what is verified."""
-    url: URL = canonical(make_url(plan.url))
-    engine = dialect_named(url.get_backend_name(), plan.schema).create_engine(url)
-    engine = engine.execution_options()
-    try:
-        with engine.connect() as conn:
-            yield conn
-    finally:
-        engine.dispose()
+    """A connection of its own, which shares nothing with what is verified."""
+    url = canonical(make_url(plan.url))
+    if url.drivername == "postgresql":
+        url = url.set(drivername="postgresql+psycopg")
+    with create_engine(url, poolclass=NullPool).connect() as conn:
+        yield conn
 
 
 def sqlite_path(plan: Plan) -> Path | None:

@@ -6,7 +6,7 @@ from __future__ import annotations
 import random
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Literal, NamedTuple, get_args
 
 from sqlalchemy import make_url
 
@@ -23,10 +23,24 @@ FAULTS: tuple[Fault, ...] = get_args(Fault)
 ORDERS, TRIMMED, COPIES = "orders", "trimmed", "copies"
 """The topics: what all groups read; what retention trims meanwhile; what consumers publish in their transactions."""
 
-KEEP_MESSAGES = 50
+KEEP_MESSAGES = 5
 """How many messages of each partition of ``trimmed`` are kept, once every group is done with them."""
 
 _QUIET_SHARE = 0.25
+
+
+class Reading(NamedTuple):
+    """A group that reads a topic."""
+
+    group: str
+    topic: str
+    way: Literal["poll", "run", "transaction", "run in transactions"]
+    members: int
+
+    @property
+    def mode(self) -> str:
+        """What the history calls its way."""
+        return {"poll": "lease", "transaction": "transaction"}.get(self.way, "run")
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +84,26 @@ class Plan:
     def is_postgres(self) -> bool:
         """Whether the database is Postgres."""
         return make_url(self.url).get_backend_name().startswith("postgres")
+
+    @property
+    def tag(self) -> str:
+        """What sessions of the run are called on Postgres."""
+        return f"sqlmq_verify_{self.run}"
+
+    def readings(self) -> list[Reading]:
+        """Who reads what."""
+        found = []
+        for number in range(1, self.groups + 1):
+            if self.mode != "transaction":
+                found.append(Reading(f"lease-{number}", ORDERS, "poll", self.consumers))
+                found.append(Reading(f"run-{number}", ORDERS, "run", self.consumers))
+            if self.mode != "lease":
+                found.append(Reading(f"transaction-{number}", ORDERS, "transaction", self.consumers))
+                found.append(Reading(f"effects-{number}", ORDERS, "run in transactions", self.consumers))
+        if self.mode != "lease":
+            found.append(Reading("copies", COPIES, "transaction", 1))
+        found.append(Reading("trimmed", TRIMMED, "transaction" if self.mode == "transaction" else "poll", 1))
+        return found
 
     def chosen(self, *whose: object) -> random.Random:
         """The random choices of somebody: the same for the same seed."""
