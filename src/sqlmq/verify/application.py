@@ -14,7 +14,7 @@ from sqlmq.verify.values import id_of, sent
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from sqlalchemy import Connection, Engine, Insert
+    from sqlalchemy import Engine, Insert
 
     from sqlmq.message import Message, ProducerResult
     from sqlmq.verify.history import Sent

@@ -1,5 +1,7 @@
-"""Members of groups that read by lease: by ``poll``, by ``consume``, in a loop, and in an event loop; they commit by asking
-for more, or by ``commit``."""
+"""Members of groups that read by lease: by ``poll``, by ``consume``, in a loop, and in an event loop.
+
+They commit by asking for more, or by ``commit``.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +12,6 @@ import threading
 from collections import defaultdict
 from typing import TYPE_CHECKING
 
-from sqlmq.aio.mq import AsyncMQ
 from sqlmq.errors import SqlmqError
 from sqlmq.verify.recording import Listening, attempted
 from sqlmq.verify.values import delivered
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from sqlmq.aio.consumer import AsyncConsumer
+    from sqlmq.aio.mq import AsyncMQ
     from sqlmq.consumer import Consumer
     from sqlmq.message import Message
     from sqlmq.mq import MQ
@@ -182,11 +184,13 @@ def handling_seconds(life: Life, *, in_transaction: bool = False) -> float:
 
     A transaction on SQLite keeps all others from writing, so there it is shorter.
     """
+    if life.role.drains:
+        return 0.0
     most = 0.03 if in_transaction and not life.plan.is_postgres else 0.3
     return life.chosen.choice([0.0, 0.0, 0.0, most / 10, most / 5, most]) * life.chosen.random()
 
 
-def _ask(life: Life, consumer: Consumer, member: Member, ask: Callable[[], list[Message]]) -> list[Message] | None:
+def _ask(life: Life, member: Member, ask: Callable[[], list[Message]]) -> list[Message] | None:
     """Ask for messages, and handle them; None if that failed."""
     messages: list[Message] = []
     with attempted(life.recorder, "poll", **member.whose, owned=member.owned) as attempt:
@@ -203,7 +207,7 @@ def _ask(life: Life, consumer: Consumer, member: Member, ask: Callable[[], list[
 def _poll(life: Life, consumer: Consumer, member: Member) -> None:
     while life.goes_on:
         at_most = life.chosen.randint(1, 40)
-        messages = _ask(life, consumer, member, lambda: consumer.poll(at_most, timeout=_TIMEOUT_SECONDS))  # noqa: B023 - called at once
+        messages = _ask(life, member, lambda: consumer.poll(at_most, timeout=_TIMEOUT_SECONDS))  # noqa: B023 - called at once
         _finish(life, consumer, member, messages)
 
 
@@ -215,7 +219,7 @@ def _one_by_one(life: Life, consumer: Consumer, member: Member) -> None:
             return []
 
     while life.goes_on:
-        _finish(life, consumer, member, _ask(life, consumer, member, one))
+        _finish(life, consumer, member, _ask(life, member, one))
 
 
 def _loop(life: Life, consumer: Consumer, member: Member) -> None:
@@ -224,7 +228,7 @@ def _loop(life: Life, consumer: Consumer, member: Member) -> None:
     closer.start()
     messages = consumer.consume_chan()
     while life.goes_on:
-        got = _ask(life, consumer, member, lambda: [one for one in [next(messages, None)] if one is not None])
+        got = _ask(life, member, lambda: [one for one in [next(messages, None)] if one is not None])  # noqa: B023 - called at once
         if got is None:
             messages = consumer.consume_chan()  # a generator that has raised gives nothing more
         elif not got:
@@ -255,7 +259,7 @@ def _finish(life: Life, consumer: Consumer, member: Member, messages: list[Messa
 
 
 async def _consume_async(life: Life) -> None:
-    async with AsyncMQ(life.plan.url, schema=life.plan.schema, **life.options) as mq:
+    async with life.open_async() as mq:
         consumer = await async_consumer_of(life, mq)
         member = Member(life, consumer)
         try:
@@ -277,7 +281,7 @@ async def _poll_async(life: Life, consumer: AsyncConsumer, member: Member) -> No
             await asyncio.sleep(0.0 if attempt.is_ok else _RECOVER_SECONDS)
             continue
         await asyncio.sleep(handling_seconds(life))
-        if not life.goes_on and life.chosen.random() < _LEAVING_UNFINISHED:
+        if life.is_over and life.chosen.random() < _LEAVING_UNFINISHED:
             return
         member.done(messages)
         if life.chosen.random() < _COMMITTING:

@@ -14,17 +14,19 @@ import sys
 import threading
 import time
 import traceback
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from multiprocessing.process import BaseProcess
 from typing import TYPE_CHECKING
 
+from sqlmq.aio.mq import AsyncMQ
 from sqlmq.mq import MQ
 from sqlmq.verify.history import Recorder
 
 if TYPE_CHECKING:
     import random
-    from collections.abc import Callable, Iterable
+    from collections.abc import Iterable
     from multiprocessing.context import BaseContext
-    from multiprocessing.process import BaseProcess
 
     from sqlmq.verify.plan import Plan
 
@@ -32,6 +34,7 @@ BROKEN = 70
 """What a life exits with that met an error which it should not meet."""
 
 _PATIENCE_SECONDS = 20.0
+_POLL_SECONDS, _COMMIT_SECONDS = 0.2, 0.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,13 +68,24 @@ class Life:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
 
     def open(self) -> MQ:
-        """The queue of the run."""
-        return MQ(self.plan.url, schema=self.plan.schema, **self.options)
+        """The queue of the run. All times are short, so that much happens in it."""
+        return MQ(
+            self.plan.url,
+            schema=self.plan.schema,
+            lease_seconds=self.plan.lease_seconds,
+            poll_max_seconds=_POLL_SECONDS,
+            commit_interval_seconds=_COMMIT_SECONDS,
+        )
 
-    @property
-    def options(self) -> dict[str, float]:
-        """How the queue behaves in the run: all times are short, so that much happens in it."""
-        return {"lease_seconds": self.plan.lease_seconds, "poll_max_seconds": 0.2, "commit_interval_seconds": 0.1}
+    def open_async(self) -> AsyncMQ:
+        """The same for an event loop."""
+        return AsyncMQ(
+            self.plan.url,
+            schema=self.plan.schema,
+            lease_seconds=self.plan.lease_seconds,
+            poll_max_seconds=_POLL_SECONDS,
+            commit_interval_seconds=_COMMIT_SECONDS,
+        )
 
     def may_await(self, *, in_transactions: bool = False) -> bool:
         """Whether it may use an event loop: one that drains watches itself, and SQLite lacks a driver of its own for it."""
@@ -80,7 +94,12 @@ class Life:
     @property
     def goes_on(self) -> bool:
         """Whether it is to do something more."""
-        return not self._ended.is_set() and time.monotonic() < self._until
+        return not self.is_over
+
+    @property
+    def is_over(self) -> bool:
+        """Whether it is to end."""
+        return self._ended.is_set() or time.monotonic() >= self._until
 
     @property
     def seconds_left(self) -> float:

@@ -1,5 +1,7 @@
-"""Where a run keeps its queue: a schema of its own on Postgres, a file of its own on SQLite, with the tables of the queue
-and two of the application's, made before and removed after."""
+"""Where a run keeps its queue: a schema of its own on Postgres, a file of its own on SQLite.
+
+The tables of the queue, and two of the application's, are made before and removed after.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sqlalchemy import Connection, NullPool, create_engine, inspect, make_url, text
+from sqlalchemy import Connection, NullPool, column, create_engine, inspect, make_url, select, table, text
 from sqlalchemy.schema import DropSchema
 
 from sqlmq import migrate
@@ -65,7 +67,9 @@ class Place:
         where = f"schema {self.schema!r}" if self.schema else "the file" if sqlite_path(self._plan) else "the database"
         taken = [name for name in (EFFECT, ROW) if inspect(conn).has_table(name, schema=self.schema)]
         if inspect(conn).has_table("sqlmq_topic", schema=self.schema):
-            taken += conn.execute(text(f"SELECT name FROM {self._named(conn, 'sqlmq_topic')}")).scalars()
+            taken += conn.execute(
+                select(column("name")).select_from(table("sqlmq_topic", schema=self.schema))
+            ).scalars()
         if taken:
             message = (
                 f"Verifying needs a place of its own, and {where} has {', '.join(map(repr, sorted(taken)[:5]))} already. "
@@ -76,8 +80,8 @@ class Place:
     def _remove(self) -> None:
         if self._is_file_ours:
             path = sqlite_path(self._plan)
-            for name in ("", "-wal", "-shm", "-journal") if path is not None else ():
-                path.with_name(path.name + name).unlink(missing_ok=True)
+            for end in ("", "-wal", "-shm", "-journal"):
+                Path(f"{path}{end}").unlink(missing_ok=True)
             return
         if not self._is_schema_ours:
             with MQ(self._plan.url, schema=self.schema) as mq:

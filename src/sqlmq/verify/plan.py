@@ -1,5 +1,7 @@
-"""What a run of ``sqlmq verify`` does: how much of what, for how long, with which faults. A plan and its seed make the same
-operations and the same faults again; when exactly each happens is up to the machine."""
+"""What a run of ``sqlmq verify`` does: how much of what, for how long, with which faults.
+
+A plan and its seed make the same operations and the same faults again; when exactly each happens is up to the machine.
+"""
 
 from __future__ import annotations
 

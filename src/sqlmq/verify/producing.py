@@ -1,5 +1,7 @@
-"""Producers: single messages, batches, many at once, delayed ones, and transactions of the application's own with rows
-beside the messages, some of which are rolled back."""
+"""Producers: single messages, batches, many at once, delayed ones, and transactions of the application's own.
+
+These have rows beside the messages, and some are rolled back.
+"""
 
 from __future__ import annotations
 
@@ -165,8 +167,8 @@ class _Client:
         session.execute(row(self._life.plan.schema, ROW, step.m))
         return self._producer(step.topic).produce(step.message, session=session)
 
-    def _sending(self, topic: str, messages: list[Message], **more: int) -> AbstractContextManager[Attempt]:
-        return attempted(self._life.recorder, "send", client=self._name, topic=topic, messages=sent(messages, **more))
+    def _sending(self, topic: str, messages: list[Message], due: int | None = None) -> AbstractContextManager[Attempt]:
+        return attempted(self._life.recorder, "send", client=self._name, topic=topic, messages=sent(messages, due))
 
     def _topic(self) -> str:
         (topic,) = self._chosen.choices([ORDERS, TRIMMED], [4, 1])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import text
 
@@ -98,7 +98,9 @@ def _final(conn: Connection, plan: Plan) -> Iterator[Mapping[str, object]]:
     yield {"row": "end"}
 
 
-def _rows(conn: Connection, schema: str | None, statement: str, **more: str) -> Iterator[tuple[object, ...]]:
+def _rows(
+    conn: Connection, schema: str | None, statement: str, **more: str
+) -> Iterator[tuple[Any, ...]]:  # what the statement says
     tables = ("topic", "partition", "message", "group", "group_offset", "parked", "eviction", "staged")
     names = {name: named(conn, schema, f"sqlmq_{name}") for name in tables}
     names |= {name: named(conn, schema, table) for name, table in more.items()}

@@ -12,8 +12,8 @@ from sqlmq.errors import (
     ClosedError,
     DatabaseError,
     FencedError,
-    OutcomeUnknownError,
     OutboxError,
+    OutcomeUnknownError,
     SqlmqError,
     TransactionError,
 )

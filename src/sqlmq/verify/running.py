@@ -1,5 +1,8 @@
-"""Members of groups that read by ``consumer.run``: handlers that fail now and then, or always; what is set aside, tried
-again, and given up; one at a time or in batches, in transactions or not, in threads or in an event loop."""
+"""Members of groups that read by ``consumer.run``, with handlers that fail now and then, or always.
+
+So messages are set aside, tried again, and given up; one at a time or in batches, in transactions or not, in threads or in
+an event loop.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,6 @@ import time
 import zlib
 from typing import TYPE_CHECKING
 
-from sqlmq.aio.mq import AsyncMQ
 from sqlmq.retry import Retry
 from sqlmq.verify.application import EFFECT, row
 from sqlmq.verify.consuming import Member, async_consumer_of, draining, handling_seconds, member_of
@@ -62,7 +64,7 @@ def _run(life: Life, *, in_transactions: bool) -> None:
 
 
 async def _run_async(life: Life, *, in_transactions: bool) -> None:
-    async with AsyncMQ(life.plan.url, schema=life.plan.schema, **life.options) as mq:
+    async with life.open_async() as mq:
         consumer = await async_consumer_of(life, mq)
         member = Member(life, consumer)
         handling = _Handling(life, member, in_transactions=in_transactions)

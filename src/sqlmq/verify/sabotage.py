@@ -1,5 +1,4 @@
-"""Deliberate damage to the library, in the processes of a run, which the checker has to find: who trusts a judge that has
-never convicted anybody?
+"""Deliberate damage to the library, in the processes of a run, which the judge has to find, or nobody can trust it.
 
 Each sabotage puts something else in the place of one step of the library, as a mistake in it would.
 """
@@ -7,14 +6,16 @@ Each sabotage puts something else in the place of one step of the library, as a 
 from __future__ import annotations
 
 import contextlib
+import random
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import func, select, update
 
-from sqlmq import ownership, progress
+from sqlmq import progress
 from sqlmq.block import Block
 from sqlmq.coalescer import Coalescer
 from sqlmq.consumer import Consumer
@@ -27,17 +28,17 @@ from sqlmq.retry import Verdict
 from sqlmq.stock import Stock
 from sqlmq.store import offsets
 from sqlmq.store.offsets import Commit
+from sqlmq.verify.plan import Fault, Mode
 
 if TYPE_CHECKING:
-    import random
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
 
     from sqlalchemy import Connection
 
     from sqlmq.flows.produce import Load, Routed
     from sqlmq.message import Message
     from sqlmq.store.topics import Topic
-    from sqlmq.verify.plan import Fault, Mode, Plan
+    from sqlmq.verify.plan import Plan
 
 _SELDOM, _OFTEN = 0.03, 0.2
 
@@ -154,7 +155,9 @@ def _number_left_out(chosen: random.Random) -> None:
 
 
 @_sabotage(
-    "hole-passed-over", "An offset may appear behind one that is read already, and readers step over what is missing.", "B1"
+    "hole-passed-over",
+    "An offset may appear behind one that is read already, and readers step over what is missing.",
+    "B1",
 )
 def _hole_passed_over(_chosen: random.Random) -> None:
     original, receive = Producer._append_load, progress.PartitionProgress.receive
@@ -216,9 +219,7 @@ def _sent_again(chosen: random.Random) -> None:
 def _coalesced_backwards(_chosen: random.Random) -> None:
     original = Coalescer.__init__
 
-    def init(
-        self: Coalescer, topic: str, append: Callable[[list[Routed]], list[ProducerResult]]
-    ) -> None:
+    def init(self: Coalescer, topic: str, append: Callable[[list[Routed]], list[ProducerResult]]) -> None:
         original(self, topic, lambda routed: append(routed[::-1])[::-1])
 
     _put(Coalescer, "__init__", init)
@@ -239,7 +240,9 @@ def _batch_in_pieces(_chosen: random.Random) -> None:
     _put(Producer, "_append_many", append_many)
 
 
-@_sabotage("published-after-rollback", "What a transaction was to publish is published although it is rolled back.", "A2")
+@_sabotage(
+    "published-after-rollback", "What a transaction was to publish is published although it is rolled back.", "A2"
+)
 def _published_after_rollback(_chosen: random.Random) -> None:
     original = _Outbox._forget
 
@@ -249,7 +252,9 @@ def _published_after_rollback(_chosen: random.Random) -> None:
         if waiting:
             database = waiting[0].source.database
             load = produce.load([one.placed for one in waiting])
-            later = threading.Timer(0.05, lambda: database.write(lambda own: produce.append(own, database.dialect, load)))
+            later = threading.Timer(
+                0.05, lambda: database.write(lambda own: produce.append(own, database.dialect, load))
+            )
             later.daemon = True
             later.start()
 
@@ -272,7 +277,11 @@ def _delivered_early(_chosen: random.Random) -> None:
 
 
 @_sabotage(
-    "committed-before-handled", "The position is committed before the handler is called.", "B1", faults=("kill",), seconds=5.0
+    "committed-before-handled",
+    "The position is committed before the handler is called.",
+    "B1",
+    faults=("kill",),
+    seconds=5.0,
 )
 def _committed_before_handled(_chosen: random.Random) -> None:
     original = Consumer._hand_out
@@ -297,7 +306,11 @@ def _handed_out_incompletely(chosen: random.Random) -> None:
 
 
 @_sabotage(
-    "fence-ignored", "A commit is accepted of whoever sends it, the partition's owner or not.", "B6", faults=("pause",), seconds=6.0
+    "fence-ignored",
+    "A commit is accepted of whoever sends it, the partition's owner or not.",
+    "B6",
+    faults=("pause",),
+    seconds=6.0,
 )
 def _fence_ignored(_chosen: random.Random) -> None:
     def unfenced(
@@ -314,7 +327,6 @@ def _fence_ignored(_chosen: random.Random) -> None:
         offsets.insert_all(conn, dialect, group, commits, marking=marking)
         return commits
 
-    _put(ownership.consume, "commit", unfenced)
     _put(consume, "commit", unfenced)
 
 
@@ -353,7 +365,9 @@ def _effects_apart(_chosen: random.Random) -> None:
     _put(Block, "undo", undo)
 
 
-@_sabotage("moved-by-rollback", "A transaction that is rolled back moves the position all the same.", "B7", mode="transaction")
+@_sabotage(
+    "moved-by-rollback", "A transaction that is rolled back moves the position all the same.", "B7", mode="transaction"
+)
 def _moved_by_rollback(chosen: random.Random) -> None:
     original = Block.undo
 
@@ -383,9 +397,7 @@ def _next_offset(conn: Connection, producer: Producer, topic: Topic, number: int
     return 0 if found is None else found + 1
 
 
-def _write_rows(
-    conn: Connection, producer: Producer, topic: Topic, number: int, base: int, contents: Contents
-) -> None:
+def _write_rows(conn: Connection, producer: Producer, topic: Topic, number: int, base: int, contents: Contents) -> None:
     dialect = producer._database.dialect
     new = dialect.insert_or_update(dialect.tables.message, ["partition_id", "msg_offset"], ["key", "value"])
     ids = topic.partition_ids[number]

@@ -1,5 +1,7 @@
-"""Members of groups that read in ``consumer.transaction()``: effects, messages published and the position in one
-transaction, some of which are rolled back at any step, some with a savepoint that is."""
+"""Members of groups that read in ``consumer.transaction()``: effects, messages published, and the position, together.
+
+Some of the transactions are rolled back at any step, some have a savepoint that is.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +9,6 @@ import asyncio
 import time
 from typing import TYPE_CHECKING
 
-from sqlmq.aio.mq import AsyncMQ
 from sqlmq.verify.application import EFFECT, Step, Told, row
 from sqlmq.verify.consuming import async_consumer_of, draining, handling_seconds, member_of
 from sqlmq.verify.plan import COPIES, ORDERS
@@ -117,7 +118,7 @@ def transact(life: Life) -> None:
                     if tx.messages:
                         doing = _Doing(life, making, tx.messages, began)
                         doing.take(tx, producers)
-            except BaseException as error:
+            except BaseException as error:  # noqa: BLE001 - told, and raised again if it is not one to live with
                 _failed(life, doing, error)
             else:
                 _succeeded(life, doing, began)
@@ -125,7 +126,7 @@ def transact(life: Life) -> None:
 
 async def _transact_async(life: Life) -> None:
     making = Making(life.plan, life.name, life.chosen)
-    async with AsyncMQ(life.plan.url, schema=life.plan.schema, **life.options) as mq:
+    async with life.open_async() as mq:
         consumer = await async_consumer_of(life, mq)
         producers = {topic: await mq.producer(topic) for topic in (COPIES, ORDERS)}
         while life.goes_on:
@@ -135,7 +136,7 @@ async def _transact_async(life: Life) -> None:
                     if tx.messages:
                         doing = _Doing(life, making, tx.messages, began)
                         await doing.take_async(tx, producers)
-            except BaseException as error:
+            except BaseException as error:  # noqa: BLE001 - told, and raised again if it is not one to live with
                 _failed(life, doing, error)
             else:
                 _succeeded(life, doing, began)
@@ -155,7 +156,7 @@ def _failed(life: Life, doing: _Doing | None, error: BaseException) -> None:
 def _succeeded(life: Life, doing: _Doing | None, began: int) -> None:
     """Tell that it was committed, with the messages there were, or without any."""
     if doing is None:
-        whose = {"group": life.role.group, "topic": life.role.topic, "began": began, "delivered": []}
+        whose: dict[str, object] = {"group": life.role.group, "topic": life.role.topic, "began": began, "delivered": []}
         Attempt(life.recorder, "txn", whose).succeeded()
     else:
         doing.attempt.succeeded()

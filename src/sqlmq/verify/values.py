@@ -55,9 +55,9 @@ def id_of(value: bytes) -> str | None:
     return head.decode("ascii") if space and head.isascii() and head.count(b":") == 2 else None
 
 
-def sent(messages: Sequence[Message], **more: int) -> list[Sent]:
+def sent(messages: Sequence[Message], due: int | None = None) -> list[Sent]:
     """What the history tells of *messages* that are about to be sent."""
-    return [Sent(_id(one), hash_of(one.value), len(one.value), key_of(one.key))._replace(**more) for one in messages]
+    return [Sent(_id(one), hash_of(one.value), len(one.value), key_of(one.key), due=due) for one in messages]
 
 
 def delivered(messages: Sequence[Message], attempt: int | None = None) -> list[Delivered]:

@@ -1,5 +1,7 @@
-"""A run: processes send and read for a while, under faults; then all is healed, fresh members read what is left, and what
-stands in the database is written down. Everything is in the plan's directory afterwards, for the judge."""
+"""A run: processes send and read for a while, under faults; then all is healed, and fresh members read what is left.
+
+What they did, and what stands in the database in the end, is in the plan's directory afterwards, for the judge.
+"""
 
 from __future__ import annotations
 
