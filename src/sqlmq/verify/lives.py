@@ -299,6 +299,12 @@ def _name(place: _Place) -> str:
 def _context() -> BaseContext:
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(
-        ["sqlmq.verify.workload", "sqlmq.verify.sabotage", "sqlmq.dialects.postgresql", "sqlmq.dialects.sqlite"]
+        [
+            "__main__",
+            "sqlmq.verify.workload",
+            "sqlmq.verify.sabotage",
+            "sqlmq.dialects.postgresql",
+            "sqlmq.dialects.sqlite",
+        ]
     )
     return context

@@ -104,20 +104,15 @@ def named(conn: Connection, schema: str | None, table: str) -> str:
     return quote(table) if schema is None else f"{quote(schema)}.{quote(table)}"
 
 
-def tagged(url: str, run: str) -> str:
-    """*url*, by which the sessions of a run can be told from all others of the server."""
-    parsed = canonical(make_url(url))
-    if not parsed.get_backend_name().startswith("postgres"):
-        return url
-    return parsed.update_query_dict({"application_name": f"sqlmq_verify_{run}"}).render_as_string(hide_password=False)
-
-
 @contextmanager
 def connected(plan: Plan) -> Iterator[Connection]:
     """A connection of its own, which shares nothing with what is verified."""
     url = canonical(make_url(plan.url))
     if url.drivername == "postgresql":
         url = url.set(drivername="postgresql+psycopg")
+    if plan.is_postgres:
+        # Or the nemesis would end these, too.
+        url = url.update_query_dict({"application_name": "sqlmq_verify"})
     with create_engine(url, poolclass=NullPool).connect() as conn:
         yield conn
 

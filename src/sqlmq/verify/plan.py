@@ -8,9 +8,11 @@ from __future__ import annotations
 import random
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple, Self, get_args
 
 from sqlalchemy import make_url
+
+from sqlmq.dialects import canonical
 
 Mode = Literal["lease", "transaction", "both"]
 """How groups read: by lease, in transactions that the positions are part of, or some this way and some that."""
@@ -82,6 +84,20 @@ class Plan:
     sabotage: str | None = None
     """What of the library is broken in the processes of this run."""
 
+    @classmethod
+    def of(cls, url: str | None, schema: str | None, run: str, directory: Path, **options: Any) -> Self:  # noqa: ANN401 - the other fields
+        """A plan for the database at *url*; without one, for a file in *directory*.
+
+        On Postgres it is for a *schema* of the run's own, unless one is named, and sessions are called after the run.
+        """
+        if url is None:
+            return cls(f"sqlite:///{directory.absolute() / 'verify.db'}", schema, run, directory, **options)
+        parsed = canonical(make_url(url))
+        if not parsed.get_backend_name().startswith("postgres"):
+            return cls(url, schema, run, directory, **options)
+        named = parsed.update_query_dict({"application_name": _name(run)})
+        return cls(named.render_as_string(hide_password=False), schema or _name(run), run, directory, **options)
+
     @property
     def is_postgres(self) -> bool:
         """Whether the database is Postgres."""
@@ -90,7 +106,7 @@ class Plan:
     @property
     def tag(self) -> str:
         """What sessions of the run are called on Postgres."""
-        return f"sqlmq_verify_{self.run}"
+        return _name(self.run)
 
     def readings(self) -> list[Reading]:
         """Who reads what."""
@@ -115,6 +131,10 @@ class Plan:
         """What may be told of it to anybody: all but the URL's secret."""
         shown = make_url(self.url).render_as_string(hide_password=True)
         return asdict(replace(self, url=shown)) | {"directory": str(self.directory)}
+
+
+def _name(run: str) -> str:
+    return f"sqlmq_verify_{run}"
 
 
 @dataclass(frozen=True, slots=True)
