@@ -1,0 +1,350 @@
+"""Is in the log what was sent, once and whole? A1 to A6, A8, A9 and B11, by the log at the end, and by what was told of it before."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from itertools import pairwise
+from typing import TYPE_CHECKING
+
+from sqlmq.verify.judge.evidence import ends_of, ranges
+from sqlmq.verify.judge.findings import Finding
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from sqlmq.verify.history import LogRow
+    from sqlmq.verify.judge.evidence import Attempt, Evidence, Operation, Place
+
+
+def lost_writes(evidence: Evidence) -> Iterator[Finding]:
+    """A1, Jepsen's ``lost-write``: a message that was acknowledged, or seen, is not in the log at the end.
+
+    Acknowledged is a message of an ``ok`` operation; one of an unknown operation counts when a message of the same
+    transaction was seen, for then it was committed (Jepsen's ``must-have-committed?``). What retention has deleted is
+    not lost: below the log's start, or, if its place is not known, delivered to somebody. The kind says where in
+    what its sender had acknowledged: ``lost-prefix``, ``lost-middle``, ``lost-suffix`` (as Jepsen's NATS checker).
+    """
+    if evidence.final is None:
+        return
+    seen = _delivered_ids(evidence)
+    cancelled = _cancelled(evidence)
+    acknowledged: dict[str, list[str]] = defaultdict(list)
+    lost: dict[str, set[str]] = defaultdict(set)
+    told = _told_places(evidence)
+    for operation in evidence.transactions():
+        if operation.is_failed or not _has_happened(evidence, operation, seen):
+            continue
+        for sent in operation.invoke.messages:
+            attempt = evidence.attempts[sent.m]
+            if attempt.operation is not operation or attempt.is_undone or sent.m in cancelled:
+                continue
+            acknowledged[operation.client].append(sent.m)
+            if sent.m in evidence.places or sent.m in evidence.final.staged:
+                continue
+            if not _is_trimmed(evidence, attempt, told):
+                lost[operation.client].add(sent.m)
+    for client, missing in lost.items():
+        yield from _classified(evidence, acknowledged[client], missing)
+
+
+def _classified(evidence: Evidence, acknowledged: Sequence[str], missing: set[str]) -> Iterator[Finding]:
+    kept = [number for number, m in enumerate(acknowledged) if m not in missing]
+    first, last = (kept[0], kept[-1]) if kept else (len(acknowledged), -1)
+    for number, m in enumerate(acknowledged):
+        if m not in missing:
+            continue
+        kind = "lost-suffix" if number > last else "lost-prefix" if number < first else "lost-middle"
+        operation = evidence.attempts[m].operation
+        how = "was acknowledged" if operation.is_ok else "was committed, for a part of its transaction was seen,"
+        yield Finding("A1", kind, f"{m} {how} and is not in the log.", (operation,))
+
+
+def aborted_reads(evidence: Evidence) -> Iterator[Finding]:
+    """A2, Adya's G1a (Jepsen's ``g1a-cases``): a message of a transaction that failed is in the log, or was delivered.
+
+    So is one of a savepoint that was rolled back, whatever became of the transaction around it.
+    """
+    for m, operations in _sightings(evidence).items():
+        attempt = evidence.attempts.get(m)
+        if attempt is None:
+            continue
+        if attempt.operation.is_failed:
+            yield Finding("A2", "aborted", f"{m} was rolled back and is there.", (attempt.operation, *operations))
+        elif attempt.is_undone:
+            text = f"{m} was rolled back with its savepoint and is there."
+            yield Finding("A2", "savepoint", text, (attempt.operation, *operations))
+
+
+def unexpected(evidence: Evidence) -> Iterator[Finding]:
+    """A3, Jepsen's ``unexpected``: a message that nobody sent, or that is not as it was sent.
+
+    ``unknown``: no such id was ever tried. ``corrupt``: value or key are others. ``misplaced``: it is in another topic,
+    not in the partition that its sender chose, or not in that of its key. ``cancelled``: its sender was told that it
+    was cancelled.
+    """
+    seen: set[tuple[str | None, str, str | None, str, int]] = set()
+    of_key: dict[tuple[str, str], tuple[int, str]] = {}
+    cancelled = _cancelled(evidence)
+    for operation, topic, partition, offset, m, h, key in _contents(evidence):
+        facts = (m, h, key, topic, partition)
+        if facts in seen:
+            continue
+        seen.add(facts)
+        where, whose = f"{topic}/{partition}@{offset}", () if operation is None else (operation,)
+        attempt = None if m is None else evidence.attempts.get(m)
+        if m is None or attempt is None:
+            what = "can't be read" if m is None else f"is {m}, which nobody tried to send"
+            yield Finding("A3", "unknown", f"The message at {where} {what}.", whose)
+            continue
+        about = (attempt.operation, *whose)
+        if (h, key) != (attempt.sent.h, attempt.sent.key):
+            what = "value" if h != attempt.sent.h else "key"
+            yield Finding("A3", "corrupt", f"{m} at {where} has another {what} than it was sent with.", about)
+        if topic != attempt.topic or partition != (
+            partition if attempt.sent.partition is None else attempt.sent.partition
+        ):
+            yield Finding("A3", "misplaced", f"{m} is at {where}, where it was not sent to.", about)
+        elif key is not None and attempt.sent.partition is None:
+            home, other = of_key.setdefault((topic, key), (partition, m))
+            if home != partition:
+                yield Finding(
+                    "A3", "misplaced", f"{m} at {where} has the key of {other}, which is in partition {home}.", about
+                )
+        if m in cancelled:
+            yield Finding("A3", "cancelled", f"{m} was cancelled and is at {where}.", about)
+
+
+def duplicates(evidence: Evidence) -> Iterator[Finding]:
+    """A4, Jepsen's ``duplicate``: one message at several offsets, in the log or as it was delivered.
+
+    Every id is tried once, so nobody but the library can have sent it again.
+    """
+    places: dict[str, set[tuple[str, int, int]]] = defaultdict(set)
+    for _, topic, partition, offset, m, _, _ in _contents(evidence):
+        if m is not None:
+            places[m].add((topic, partition, offset))
+    for m, where in places.items():
+        if len(where) > 1:
+            told = ", ".join(f"{topic}/{partition}@{offset}" for topic, partition, offset in sorted(where))
+            attempt = evidence.attempts.get(m)
+            yield Finding("A4", "duplicate", f"{m} is at {told}.", () if attempt is None else (attempt.operation,))
+    for attempt in evidence.reused:
+        text = f"{attempt.sent.m} was sent twice by the workload itself: nothing can be said of it."
+        yield Finding("A3", "reused", text, (attempt.operation,))
+
+
+def inconsistent_offsets(evidence: Evidence) -> Iterator[Finding]:
+    """A5, Jepsen's ``inconsistent-offsets``: an offset has one message for one who asks, and another for another.
+
+    Compared are acknowledgements, deliveries, and the log at the end.
+    """
+    said: dict[tuple[str, int, int], str | None] = {}
+    told: set[tuple[str, int, int]] = set()
+    for operation, place, m in _claims(evidence):
+        known = said.setdefault(place, m)
+        if known != m and place not in told:
+            told.add(place)
+            topic, partition, offset = place
+            text = f"{topic}/{partition}@{offset} is said to be {known}, and {m}."
+            yield Finding("A5", "inconsistent", text, () if operation is None else (operation,))
+
+
+def offset_gaps(evidence: Evidence) -> Iterator[Finding]:
+    """A6: between the ends of a partition every offset has one message, and outside none has.
+
+    Kafka promises no such thing; an offset from a sequence, or a reader that passes a gap, fails here.
+    """
+    if evidence.final is None:
+        return
+    for place in sorted({*evidence.final.ends, *evidence.log}):
+        topic, partition = place
+        offsets = [row.offset for row in evidence.log.get(place, ())]
+        if place not in evidence.final.ends:
+            yield Finding("A6", "no-partition", f"There are messages in {topic}/{partition}, and no such partition.")
+            continue
+        start, end = evidence.final.ends[place]
+        if missing := set(range(start, end)).difference(offsets):
+            text = f"{topic}/{partition} has no message at {ranges(missing)}, from {start} to before {end}."
+            yield Finding("A6", "gap", text)
+        if outside := {offset for offset in offsets if not start <= offset < end}:
+            text = f"{topic}/{partition} has messages at {ranges(outside)}, outside of {start} to before {end}."
+            yield Finding("A6", "outside", text)
+        if len(set(offsets)) < len(offsets):
+            twice = {one for one, other in pairwise(offsets) if one == other}
+            yield Finding("A6", "twice", f"{topic}/{partition} has several messages at {ranges(twice)}.")
+
+
+def send_skips(evidence: Evidence) -> Iterator[Finding]:
+    """A8, Jepsen's ``int-send-skip``: what one transaction sends to a partition follows each other there, in order.
+
+    Kafka allows others in between. Messages that come into the log later, delayed or staged ones, do so by themselves.
+    """
+    for operation in evidence.transactions():
+        if operation.is_failed:
+            continue
+        by_place: dict[Place, list[int]] = defaultdict(list)
+        for row in rows_of(evidence, operation):
+            by_place[row.topic, row.partition].append(row.offset)
+        for (topic, partition), offsets in by_place.items():
+            if offsets != list(range(offsets[0], offsets[0] + len(offsets))):
+                text = f"A transaction's messages are in {topic}/{partition} at {', '.join(map(str, offsets))}."
+                yield Finding("A8", "send-skip", text, (operation,))
+
+
+def torn_transactions(evidence: Evidence) -> Iterator[Finding]:
+    """A9: of a transaction's messages some are in the log and some are not, or a snapshot showed some only.
+
+    ``lost`` messages of acknowledged transactions are A1 already, so this is about the unknown ones; a snapshot is the
+    ends of all partitions, read by one statement.
+    """
+    if evidence.final is None:
+        return
+    told = _told_places(evidence)
+    for operation in evidence.transactions():
+        if not operation.is_unknown:
+            continue
+        expected = [
+            evidence.attempts[sent.m]
+            for sent in operation.invoke.messages
+            if not evidence.attempts[sent.m].is_undone and not evidence.attempts[sent.m].is_later
+        ]
+        here = [one for one in expected if one.sent.m in evidence.places]
+        gone = [one for one in expected if one.sent.m not in evidence.places]
+        gone = [one for one in gone if not _is_trimmed(evidence, one, told)]
+        if here and gone:
+            text = f"{here[0].sent.m} is in the log, and {gone[0].sent.m} of the same transaction is not."
+            yield Finding("A9", "torn", text, (operation,))
+    yield from _torn_snapshots(evidence)
+
+
+def _torn_snapshots(evidence: Evidence) -> Iterator[Finding]:
+    snapshots = [one for one in evidence.of("snapshot") if one.is_ok and one.invoke.topic is not None]
+    if not snapshots:
+        return
+    spanning: list[tuple[Operation, dict[Place, list[int]]]] = []
+    for operation in evidence.transactions():
+        by_place: dict[Place, list[int]] = defaultdict(list)
+        for row in rows_of(evidence, operation):
+            by_place[row.topic, row.partition].append(row.offset)
+        if sum(map(len, by_place.values())) > 1:
+            spanning.append((operation, by_place))
+    spanning.sort(key=lambda one: one[0].start)
+    current: list[tuple[Operation, dict[Place, list[int]]]] = []
+    begun = 0
+    for snapshot in snapshots:
+        # A transaction that was over before, or begins after, can't be seen half.
+        while begun < len(spanning) and spanning[begun][0].start <= snapshot.end:
+            current.append(spanning[begun])
+            begun += 1
+        current = [one for one in current if one[0].end >= snapshot.start]
+        topic, ends = snapshot.invoke.topic, ends_of(snapshot)
+        for operation, by_place in current:
+            shown = {
+                offset < ends[partition]
+                for (of, partition), offsets in by_place.items()
+                if of == topic and partition in ends
+                for offset in offsets
+            }
+            if len(shown) > 1:
+                text = "A snapshot of all ends showed some messages of a transaction without the others."
+                yield Finding("A9", "torn-snapshot", text, (operation, snapshot))
+
+
+def early_deliveries(evidence: Evidence) -> Iterator[Finding]:
+    """B11: a delayed message was appended before it was due, both by the database's clock."""
+    told: set[str] = set()
+    rows = [(row.m, row.at) for rows in evidence.places.values() for row in rows]
+    delivered = [(one.message.m, one.message.at) for deliveries in evidence.deliveries.values() for one in deliveries]
+    for m, at in (*rows, *delivered):
+        attempt = None if m is None else evidence.attempts.get(m)
+        due = None if attempt is None else attempt.sent.due
+        if m is None or attempt is None or due is None or at is None or at >= due or m in told:
+            continue
+        told.add(m)
+        text = f"{m} was appended {(due - at) / 1e6:.6f} seconds before it was due."
+        yield Finding("B11", "early", text, (attempt.operation,))
+
+
+def rows_of(evidence: Evidence, operation: Operation) -> Iterator[LogRow]:
+    """Where the messages of a transaction are, in the order in which they were sent: those that came with its commit."""
+    for sent in operation.invoke.messages:
+        attempt = evidence.attempts[sent.m]
+        if attempt.operation is operation and not attempt.is_later and (rows := evidence.places.get(sent.m)):
+            yield rows[0]
+
+
+def _has_happened(evidence: Evidence, operation: Operation, seen: set[str]) -> bool:
+    if operation.is_ok:
+        return True
+    return any(sent.m in seen or sent.m in evidence.places for sent in operation.invoke.messages)
+
+
+def _is_trimmed(evidence: Evidence, attempt: Attempt, told: dict[str, tuple[str, int, int]]) -> bool:
+    """Whether retention may have deleted it: its place is below the log's start; or it was delivered, and is not known."""
+    if not evidence.has_retention(attempt.topic):
+        return False
+    place = told.get(attempt.sent.m)
+    if place is None:
+        # Retention keeps what groups need, so what is gone has come to somebody, if there are groups that it cares for.
+        readers = [reading for reading in evidence.groups if reading[1] == attempt.topic]
+        evicted = any(one.topic == attempt.topic for one in (evidence.final.evictions if evidence.final else ()))
+        return evicted or not readers or any(evidence.said(reading, "ack") == "before" for reading in readers)
+    topic, partition, offset = place
+    return offset < evidence.start_in_log((topic, partition))
+
+
+def _told_places(evidence: Evidence) -> dict[str, tuple[str, int, int]]:
+    """Where messages are, by what senders and readers were told."""
+    told: dict[str, tuple[str, int, int]] = {}
+    for _, place, m in _claims(evidence):
+        if m is not None:
+            told.setdefault(m, place)
+    return told
+
+
+def _delivered_ids(evidence: Evidence) -> set[str]:
+    return {
+        one.message.m for deliveries in evidence.deliveries.values() for one in deliveries if one.message.m is not None
+    }
+
+
+def _sightings(evidence: Evidence) -> dict[str, tuple[Operation, ...]]:
+    """Messages that were in the log or delivered, with one operation that got each."""
+    sightings: dict[str, tuple[Operation, ...]] = dict.fromkeys(evidence.places, ())
+    for deliveries in evidence.deliveries.values():
+        for one in deliveries:
+            if one.message.m is not None and not sightings.get(one.message.m):
+                sightings[one.message.m] = (one.operation,)
+    return sightings
+
+
+def _cancelled(evidence: Evidence) -> set[str]:
+    return {
+        str(operation.invoke.more.get("message"))
+        for operation in evidence.of("cancel")
+        if operation.is_ok and operation.completion is not None and operation.completion.more.get("cancelled") is True
+    }
+
+
+def _claims(evidence: Evidence) -> Iterator[tuple[Operation | None, tuple[str, int, int], str | None]]:
+    """Everything that says which message is at which offset."""
+    for operation in evidence.transactions():
+        if operation.completion is not None and operation.completion.type == "ok":
+            for placed in operation.completion.placed:
+                if placed.partition is not None and placed.offset is not None and placed.m in evidence.attempts:
+                    topic = evidence.attempts[placed.m].topic
+                    yield operation, (topic, placed.partition, placed.offset), placed.m
+    for reader, topic, partition, offset, m, _, _ in _contents(evidence):
+        yield reader, (topic, partition, offset), m
+
+
+def _contents(
+    evidence: Evidence,
+) -> Iterator[tuple[Operation | None, str, int, int, str | None, str, str | None]]:
+    """Every message that was seen: by whom, topic, partition, offset, id, hash, key."""
+    for rows in evidence.log.values():
+        for row in rows:
+            yield None, row.topic, row.partition, row.offset, row.m, row.h, row.key
+    for (_, topic, _), deliveries in evidence.deliveries.items():
+        for operation, message in deliveries:
+            yield operation, topic, message.partition, message.offset, message.m, message.h, message.key
