@@ -99,7 +99,9 @@ class Member:
         elif event not in ("partitions changed", "member without partition", "attempt failed", "batch failed"):
             self.troubles += 1
             self._next.clear()
-            self._is_fenced = self._is_fenced or event in ("fenced", "member expelled")
+            if event in ("fenced", "member expelled"):
+                self._is_fenced = True
+                self._life.recorder.note("fenced", **self.whose)
 
 
 def consume(life: Life) -> None:
@@ -193,7 +195,10 @@ def handling_seconds(life: Life, *, in_transaction: bool = False) -> float:
 def _ask(life: Life, member: Member, ask: Callable[[], list[Message]]) -> list[Message] | None:
     """Ask for messages, and handle them; None if that failed."""
     messages: list[Message] = []
-    with attempted(life.recorder, "poll", **member.whose, owned=member.owned) as attempt:
+    with (
+        life.noticing_stalls(_TIMEOUT_SECONDS),
+        attempted(life.recorder, "poll", **member.whose, owned=member.owned) as attempt,
+    ):
         messages = ask()
         attempt.tell(delivered=member.got(messages), owned=member.owned)
     member.look()
@@ -273,7 +278,10 @@ async def _consume_async(life: Life) -> None:
 async def _poll_async(life: Life, consumer: AsyncConsumer, member: Member) -> None:
     while life.goes_on:
         messages: list[Message] = []
-        with attempted(life.recorder, "poll", **member.whose, owned=member.owned) as attempt:
+        with (
+            life.noticing_stalls(_TIMEOUT_SECONDS),
+            attempted(life.recorder, "poll", **member.whose, owned=member.owned) as attempt,
+        ):
             messages = await consumer.poll(life.chosen.randint(1, 40), timeout=_TIMEOUT_SECONDS)
             attempt.tell(delivered=member.got(messages), owned=member.owned)
         member.look()

@@ -25,7 +25,7 @@ from sqlmq.verify.history import Recorder
 
 if TYPE_CHECKING:
     import random
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
     from multiprocessing.context import BaseContext
 
     from sqlmq.verify.plan import Plan
@@ -35,6 +35,9 @@ BROKEN = 70
 
 _PATIENCE_SECONDS = 20.0
 _POLL_SECONDS, _COMMIT_SECONDS = 0.2, 0.1
+_NAP_SECONDS = 0.1
+_NOTICED_SHARE = 3
+"""A lease is in danger when so big a part of it, one in so many, has gone by."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +69,7 @@ class Life:
         signal.signal(signal.SIGTERM, lambda *_: self._ended.set())
         # Ctrl-C is for the process that started us.
         signal.signal(signal.SIGINT, signal.SIG_IGN)
+        threading.Thread(target=self._look_for_stalls, daemon=True).start()
 
     def open(self) -> MQ:
         """The queue of the run. All times are short, so that much happens in it."""
@@ -109,6 +113,27 @@ class Life:
     def end(self) -> None:
         """Do nothing more."""
         self._ended.set()
+
+    @contextlib.contextmanager
+    def noticing_stalls(self, seconds: float) -> Iterator[None]:
+        """Tell if the block, which should take no more than *seconds*, takes so long that a lease may be over."""
+        began = time.monotonic_ns()
+        try:
+            yield
+        finally:
+            self.note_stall(began, seconds)
+
+    def note_stall(self, began: int, seconds: float) -> None:
+        """The same for what *began* at that moment, and is over."""
+        took_seconds = (time.monotonic_ns() - began) / 1e9
+        if took_seconds - seconds > self.plan.lease_seconds / _NOTICED_SHARE:
+            self.recorder.note("stalled", seconds=took_seconds)
+
+    def _look_for_stalls(self) -> None:
+        """Tell whenever this process did not run: a busy machine does to members what a pause does."""
+        while True:
+            with self.noticing_stalls(_NAP_SECONDS):
+                time.sleep(_NAP_SECONDS)
 
     def pause(self, seconds: float) -> None:
         """Do nothing for so long, unless it is over before."""

@@ -156,6 +156,7 @@ def _failed(life: Life, doing: _Doing | None, error: BaseException) -> None:
 def _succeeded(life: Life, doing: _Doing | None, began: int) -> None:
     """Tell that it was committed, with the messages there were, or without any."""
     if doing is None:
+        life.note_stall(began, _TIMEOUT_SECONDS)
         whose: dict[str, object] = {"group": life.role.group, "topic": life.role.topic, "began": began, "delivered": []}
         Attempt(life.recorder, "txn", whose).succeeded()
     else:

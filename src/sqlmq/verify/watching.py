@@ -28,8 +28,13 @@ def watch(life: Life) -> None:
                     found = reading.ends(conn, plan.schema, TRIMMED)
                 attempt.tell(starts={number: start for number, (start, _) in found.items()})
             with attempted(recorder, "snapshot", topic=ORDERS) as attempt, connected(plan) as conn:
-                attempt.tell(ends=reading.ends(conn, plan.schema, ORDERS))
-            for one in plan.readings():
+                found = reading.ends(conn, plan.schema, ORDERS)
+                attempt.tell(
+                    starts={number: start for number, (start, _) in found.items()},
+                    ends={number: end for number, (_, end) in found.items()},
+                )
+            # Those that are run move on past what they have set aside, which a look at positions alone can't tell.
+            for one in (one for one in plan.readings() if one.mode != "run"):
                 whose = {"group": one.group, "topic": one.topic}
                 with attempted(recorder, "positions", **whose) as attempt, connected(plan) as conn:
                     attempt.tell(positions=reading.positions(conn, plan.schema).get((one.group, one.topic), {}))
