@@ -101,7 +101,7 @@ class Handling:
             return False
         with self._lock:
             for behind in attempt.set_aside:
-                attempt.span.take()
+                attempt.span.pass_over()
                 behind.is_recorded = True
                 attempt.aside.put(behind)
             self.tally.parked += len(attempt.set_aside)

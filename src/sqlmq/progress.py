@@ -41,6 +41,12 @@ class Span:
         self.first = message.offset or 0
         return message
 
+    def pass_over(self) -> None:
+        """Be done with the next message that is lent: it stands elsewhere, and does not come again if this is given up."""
+        message = self.take()
+        if message is not None:
+            self.first += 1
+
 
 @dataclass(eq=False, slots=True)
 class PartitionProgress:
