@@ -44,8 +44,9 @@ class Waits:
 
 
 def measured(evidence: Evidence) -> Waits:
-    """Find how long messages waited: from when they were there, and nothing had happened to the group any more, until the
-    next delivery of their partition.
+    """Find how long messages waited: until the next delivery of their partition.
+
+    From when they were there, or from the last thing that happened to the group before that delivery.
     """
     waits = Waits()
     acknowledged = _acknowledged(evidence)

@@ -18,8 +18,9 @@ if TYPE_CHECKING:
 
 
 def nonmonotonic_sends(evidence: Evidence) -> Iterator[Finding]:
-    """A7, Jepsen's ``nonmonotonic-send``, for all senders at once: a send that was over before another one began has the
-    lower offset in the partition they share. What one sender does in turn is a part of that.
+    """A7, Jepsen's ``nonmonotonic-send``: of two sends, the one that was over first has the lower offset in a partition.
+
+    So for all senders at once, by real time; what one sender does in turn is a part of that.
     """
     for (topic, partition), rows in evidence.log.items():
         earliest_end, earliest = NEVER, None
@@ -100,8 +101,9 @@ def _add_read_edges(
 
 
 def _add_time_edges(nodes: list[Operation], edges: list[list[int]]) -> None:
-    """Let each end of an operation be a node too, those of time in a row: so that there are two edges for each operation,
-    not one for each pair of them.
+    """Let each end of an operation be a node too, all of them in a row.
+
+    So there are three edges for each operation, and not one for each pair of them.
     """
     ends = sorted((operation.end, index) for index, operation in enumerate(nodes) if operation.is_ok)
     moments = [end for end, _ in ends]

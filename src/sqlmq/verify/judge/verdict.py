@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from sqlmq.verify.judge import delivery, effects, liveness, log_content, ordering, positions, transactions
-from sqlmq.verify.judge.evidence import Evidence, gathered
+from sqlmq.verify.judge.evidence import Evidence
 from sqlmq.verify.judge.findings import Findings
+from sqlmq.verify.judge.gathering import gathered
 from sqlmq.verify.judge.liveness import Waits
 
 if TYPE_CHECKING:
