@@ -115,14 +115,15 @@ def look(conn: Connection, dialect: Dialect, at_most: int, passing_over: Collect
 
 
 def take(conn: Connection, dialect: Dialect, partition_id: int, at_most: int) -> Taken:
-    """Lock up to *at_most* messages of a partition that are due, in order, and return them.
+    """Lock up to *at_most* messages of a partition that were due when the transaction began, in order, and return them.
 
     Passes over what somebody else has locked. The caller holds the partition's own lock, so nobody appends in between.
+    What has become due while it waited for that would get a timestamp from before it was.
     """
     s = dialect.tables.staged
     rows = conn.execute(
         select(s.c.id, s.c.key, s.c.value, cast(s.c.headers, Text).label("headers"), s.c.topic_partitions)
-        .where(s.c.partition_id == partition_id, s.c.deliver_at <= select(dialect.now()).scalar_subquery())
+        .where(s.c.partition_id == partition_id, s.c.deliver_at <= select(dialect.began_at()).scalar_subquery())
         .order_by(s.c.deliver_at, s.c.id)
         .limit(at_most)
         .with_for_update(skip_locked=True)
