@@ -91,7 +91,7 @@ class _Client:
         return len(messages)
 
     def _many_at_once(self) -> int:
-        """Send messages without waiting for one before the next."""
+        """Send messages without waiting for one before the next; they have to keep their order all the same."""
         topic = self._topic()
         messages = [self._making.message() for _ in range(self._chosen.randint(2, _TOGETHER))]
         self._submit(self._producer(topic), topic, messages)
@@ -102,7 +102,7 @@ class _Client:
         if not messages:
             return
         first, *others = messages
-        with self._sending(topic, [first]) as attempt:
+        with self._sending(topic, [first], in_turn=True) as attempt:
             future: Future[ProducerResult] = producer.submit(first)
             self._submit(producer, topic, others)
             attempt.tell(placed=placed([first], [future.result()]))

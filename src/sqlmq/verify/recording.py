@@ -85,6 +85,16 @@ def attempted(recorder: Recorder, f: str, **fields: object) -> Iterator[Attempt]
         attempt.succeeded()
 
 
+@contextlib.contextmanager
+def surviving() -> Iterator[None]:
+    """Let errors that an application lives with go no further."""
+    try:
+        yield
+    except Exception as error:
+        if not is_survived(error):
+            raise
+
+
 def is_certain(error: BaseException, *, is_committing: bool) -> bool:
     """Whether *error* says that nothing has happened and never will."""
     if isinstance(error, SqlmqError):

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from sqlmq.retry import Retry
 from sqlmq.verify.application import EFFECT, row
 from sqlmq.verify.consuming import Member, async_consumer_of, draining, handling_seconds, member_of
-from sqlmq.verify.recording import AbortedError, Attempt, attempted
+from sqlmq.verify.recording import AbortedError, Attempt, surviving
 from sqlmq.verify.values import delivered, id_of
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ def _run(life: Life, *, in_transactions: bool) -> None:
         return
     with life.open() as mq, member_of(life, mq) as (consumer, member), draining(life, mq):
         handling = _Handling(life, member, in_transactions=in_transactions)
-        with _stopping(life, consumer.stop), attempted(life.recorder, "run", **member.whose):
+        with _stopping(life, consumer.stop), surviving():
             consumer.run(
                 handling.handle,
                 transaction=in_transactions,
@@ -68,7 +68,7 @@ async def _run_async(life: Life, *, in_transactions: bool) -> None:
         consumer = await async_consumer_of(life, mq)
         member = Member(life, consumer)
         handling = _Handling(life, member, in_transactions=in_transactions)
-        with _stopping(life, consumer.stop), attempted(life.recorder, "run", **member.whose):
+        with _stopping(life, consumer.stop), surviving():
             await consumer.run(handling.handle_async, transaction=in_transactions, concurrency=3, retry=_RETRY)
         member.forget()
 

@@ -66,6 +66,8 @@ class Sabotage:
             faults=self.faults,
             seconds=self.seconds,
             fault_seconds=0.3,
+            # Somebody has to be there who takes over from one that is paused.
+            consumers=2 if "pause" in self.faults else 1,
             lease_seconds=0.6,
             drain_seconds=4.0,
         )
@@ -139,7 +141,7 @@ def _number_left_out(chosen: random.Random) -> None:
     original = Producer._append_load
 
     def append_load(self: Producer, topic: Topic, load: Load) -> list[ProducerResult]:
-        if len(load.contents.values) > 1 or chosen.random() >= _SELDOM:
+        if len(load.contents.values) > 1 or chosen.random() >= _OFTEN:
             return original(self, topic, load)
         database = self._database
         with database.connect() as conn:
