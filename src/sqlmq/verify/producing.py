@@ -167,8 +167,11 @@ class _Client:
         session.execute(row(self._life.plan.schema, ROW, step.m))
         return self._producer(step.topic).produce(step.message, session=session)
 
-    def _sending(self, topic: str, messages: list[Message], due: int | None = None) -> AbstractContextManager[Attempt]:
-        return attempted(self._life.recorder, "send", client=self._name, topic=topic, messages=sent(messages, due))
+    def _sending(
+        self, topic: str, messages: list[Message], due: int | None = None, **more: bool
+    ) -> AbstractContextManager[Attempt]:
+        told = sent(messages, due)
+        return attempted(self._life.recorder, "send", client=self._name, topic=topic, messages=told, **more)
 
     def _topic(self) -> str:
         (topic,) = self._chosen.choices([ORDERS, TRIMMED], [4, 1])
