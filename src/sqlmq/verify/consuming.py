@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 _TIMEOUT_SECONDS = 0.2
 _RECOVER_SECONDS = 0.05
-_COMMITTING, _LEAVING_UNFINISHED = 0.3, 0.3
+_COMMITTING, _LEAVING_UNFINISHED = 0.4, 0.3
 _LOOK_SECONDS = 0.2
 
 
@@ -188,7 +188,7 @@ def handling_seconds(life: Life, *, in_transaction: bool = False) -> float:
     """
     if life.role.drains:
         return 0.0
-    most = 0.03 if in_transaction and not life.plan.is_postgres else 0.3
+    most = life.plan.handling_seconds / (10 if in_transaction and not life.plan.is_postgres else 1)
     return life.chosen.choice([0.0, 0.0, 0.0, most / 10, most / 5, most]) * life.chosen.random()
 
 

@@ -212,10 +212,10 @@ class Lives:
             if place.process is None and now >= place.next_at and now < self._until and not place.role.drains:
                 self._begin(place)
 
-    def victim(self, share: float) -> str | None:
-        """The name of a life that goes on at this moment: the one at *share* of all."""
-        found = self._able()
-        return found[int(share * len(found))].role.name if found else None
+    def victim(self, share: float, prefix: str = "") -> str | None:
+        """A role that is played at this moment: the one at *share* of all whose names begin with *prefix*."""
+        found = [place.role.name for place in self._able() if place.role.name.startswith(prefix)]
+        return found[int(share * len(found))] if found else None
 
     @property
     def paused(self) -> list[str]:

@@ -69,7 +69,7 @@ class Nemesis:
         if happening.fault == "terminate":
             self._terminate(happening)
             return
-        role = self._lives.victim(happening.victim)
+        role = self._lives.victim(happening.victim, self._plan.victims)
         if role is None:
             return
         id_, fault = next(self._ids), happening.fault

@@ -79,6 +79,10 @@ class Plan:
     fault_seconds: float = 1.0
     """About how long it is from one fault to the next."""
     lease_seconds: float = 2.0
+    victims: str = ""
+    """How the names of the processes begin that are killed, paused and ended; all, if nothing is said."""
+    handling_seconds: float = 0.3
+    """How long a handler takes at most."""
     drain_seconds: float = 60.0
     """How long the groups may take, when all is over, to read what is left."""
     sabotage: str | None = None

@@ -9,7 +9,7 @@ import contextlib
 import random
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -23,12 +23,12 @@ from sqlmq.flows import consume, park, produce, retain, stage
 from sqlmq.handling import Handling
 from sqlmq.message import Contents, ProducerResult
 from sqlmq.outbox import _Outbox
+from sqlmq.ownership import Ownership
 from sqlmq.producer import Producer
 from sqlmq.retry import Verdict
 from sqlmq.stock import Stock
 from sqlmq.store import offsets
 from sqlmq.store.offsets import Commit
-from sqlmq.verify.plan import Fault, Mode
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -53,25 +53,23 @@ class Sabotage:
     expected: str
     """The id of the anomaly that has to be found. There may be others."""
     apply: Callable[[random.Random], None]
-    mode: Mode
-    faults: tuple[Fault, ...]
-    seconds: float
+    changes: Mapping[str, Any]
+    """What a plan has to have for the mistake to show."""
 
     def planned(self, plan: Plan) -> Plan:
         """*plan*, short, with this sabotage and what brings it to light."""
-        return replace(
-            plan,
-            sabotage=self.name,
-            mode=self.mode,
-            faults=self.faults,
-            seconds=self.seconds,
-            fault_seconds=0.3,
-            # Somebody has to be there who takes over from one that is paused.
-            consumers=2 if "pause" in self.faults else 1,
-            lease_seconds=0.6,
-            drain_seconds=4.0,
-        )
+        return replace(plan, sabotage=self.name, **{**_SHORT, **self.changes})
 
+
+_SHORT: dict[str, Any] = {
+    "mode": "lease",
+    "seconds": 3.0,
+    "consumers": 1,
+    "faults": (),
+    "fault_seconds": 0.3,
+    "lease_seconds": 0.6,
+    "drain_seconds": 5.0,
+}
 
 SABOTAGES: dict[str, Sabotage] = {}
 """All of them, by name."""
@@ -83,10 +81,13 @@ def commit(name: str, chosen: random.Random) -> None:
 
 
 def _sabotage(
-    name: str, breaks: str, expected: str, *, mode: Mode = "lease", faults: tuple[Fault, ...] = (), seconds: float = 3.0
+    name: str,
+    breaks: str,
+    expected: str,
+    **changes: Any,  # noqa: ANN401 - fields of a plan
 ) -> Callable[[Callable[[random.Random], None]], Callable[[random.Random], None]]:
     def keep(apply: Callable[[random.Random], None]) -> Callable[[random.Random], None]:
-        SABOTAGES[name] = Sabotage(name, breaks, expected, apply, mode, faults, seconds)
+        SABOTAGES[name] = Sabotage(name, breaks, expected, apply, changes)
         return apply
 
     return keep
@@ -309,10 +310,14 @@ def _handed_out_incompletely(chosen: random.Random) -> None:
 
 @_sabotage(
     "fence-ignored",
-    "A commit is accepted of whoever sends it, the partition's owner or not.",
+    "A member does not look whether a partition is still its own, and its commits are accepted all the same.",
     "B6",
+    consumers=2,
     faults=("pause",),
-    seconds=6.0,
+    fault_seconds=0.9,
+    victims="lease",
+    handling_seconds=1.2,
+    seconds=7.0,
 )
 def _fence_ignored(_chosen: random.Random) -> None:
     def unfenced(
@@ -329,7 +334,9 @@ def _fence_ignored(_chosen: random.Random) -> None:
         offsets.insert_all(conn, dialect, group, commits, marking=marking)
         return commits
 
+    original = Ownership.ensure
     _put(consume, "commit", unfenced)
+    _put(Ownership, "ensure", lambda self: False if self.claimed else original(self))
 
 
 @_sabotage("failure-forgotten", "A message whose handler failed is not set aside, and the position moves on.", "B1")
