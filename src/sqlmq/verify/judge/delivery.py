@@ -85,14 +85,16 @@ def skipped(evidence: Evidence) -> Iterator[Finding]:
 
     At the end by the positions that are stored, and before by every time somebody looked at them: what is before a
     position must have been done when the look was over. Done is a message when its handler said so, and written down
-    before the consumer is asked again, so a process that is killed can't have moved the position first.
+    before the consumer is asked again, so a process that is killed can't have moved the position first. Of groups that
+    are run only the end says something: before, the position passes what is set aside, and only that says what is.
     """
     shares = finished(evidence)
     seen_at = evidence.final.positions.items() if evidence.final is not None else ()
     looks = [(share, position, NEVER) for share, position in seen_at]
     for operation in evidence.of("positions"):
         if operation.is_ok and operation.completion is not None and operation.reading is not None:
-            for partition, position in operation.completion.positions.items():
+            is_final_only = evidence.mode(operation.reading) == "run"
+            for partition, position in () if is_final_only else operation.completion.positions.items():
                 looks.append(((*operation.reading, partition), position, operation.end))
     by_share: dict[Share, list[tuple[int, int]]] = defaultdict(list)
     for share, position, moment in looks:
@@ -230,7 +232,9 @@ def _committed_early(evidence: Evidence) -> dict[tuple[Share, int], int]:
     positions: dict[Share, list[tuple[int, int]]] = defaultdict(list)
     for operation in evidence.of("commit", "positions"):
         if operation.is_ok and operation.completion is not None and operation.reading is not None:
-            for partition, position in operation.completion.positions.items():
+            # What is before the position of a group that is run may be set aside, and come again.
+            is_set_aside = evidence.mode(operation.reading) == "run"
+            for partition, position in () if is_set_aside else operation.completion.positions.items():
                 positions[*operation.reading, partition].append((position, operation.end))
     for share, said in positions.items():
         said.sort(reverse=True)
