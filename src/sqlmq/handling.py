@@ -281,7 +281,7 @@ class Handling:
         )
         with self._lock:
             self.tally.failures += 1
-            attempt.aside.suspect_to = (attempt.current[-1].offset or 0) + 1
+            attempt.aside.suspect_to = attempt.progress.suspect_to = (attempt.current[-1].offset or 0) + 1
             self._stock.give_up(worker)
 
     def _write_down(

@@ -259,6 +259,22 @@ def test_what_was_set_aside_before_a_batch_that_fails_is_handled_once(mq: MQ) ->
     assert set_aside(mq) == []
 
 
+def test_the_attempt_of_a_batch_that_failed_counts_in_the_next_run_too(mq: MQ) -> None:
+    send(mq, [Message(b"poison", b"a"), Message(b"fine", b"b")])
+    handler = Recorder({b"poison": POISON})
+    first = mq.consumer("orders", "billing")
+
+    def stop_and_fail(messages: list[Message]) -> None:
+        first.stop()
+        handler(messages)
+
+    drain(first, stop_and_fail, batch_size=2)
+    drain(mq.consumer("orders", "billing"), handler, batch_size=2)
+
+    assert handler.tried[b"poison"] == SOON.max_attempts
+    assert handler.values == [b"fine"]
+
+
 def test_what_was_set_aside_waits_for_the_next_run(mq: MQ) -> None:
     send(mq, numbered(6, keys=2))
     consumer = mq.consumer("orders", "billing")
