@@ -101,7 +101,7 @@ class Handling:
             return False
         with self._lock:
             for behind in attempt.set_aside:
-                attempt.span.take()
+                attempt.span.pass_over()
                 behind.is_recorded = True
                 attempt.aside.put(behind)
             self.tally.parked += len(attempt.set_aside)
@@ -284,7 +284,7 @@ class Handling:
         )
         with self._lock:
             self.tally.failures += 1
-            attempt.aside.suspect_to = (attempt.current[-1].offset or 0) + 1
+            attempt.aside.suspect_to = attempt.progress.suspect_to = (attempt.current[-1].offset or 0) + 1
             self._stock.give_up(worker)
 
     def _write_down(

@@ -427,9 +427,9 @@ def _finished(progresses: Iterable[PartitionProgress]) -> list[tuple[Claim, Comm
 
 
 def _ended(progresses: Iterable[PartitionProgress]) -> list[tuple[Claim, Commit]]:
-    """What to commit of partitions that are parted with: of those, nothing is in hand any more."""
+    """What to commit of partitions that are parted with: nothing is in hand any more, but attempts that failed count."""
     return [
-        (claim_of(progress), Commit(progress.partition_id, progress.committable(), 0))
+        (claim_of(progress), Commit(progress.partition_id, progress.committable(), progress.suspect_beyond))
         for progress in progresses
         if progress.has_uncommitted or progress.is_marked
     ]

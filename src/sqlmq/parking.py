@@ -164,6 +164,7 @@ class Parking:
             standing = found.standing.get(progress.partition_id)
             in_hand_to = 0 if standing is None else standing.in_hand_to or 0
             position = progress.committable()
+            progress.suspect_to = in_hand_to
             aside = _aside(rows[progress.partition_id], position, in_hand_to, now)
             if aside.held is None and in_hand_to == position + 1:
                 # The only message in hand: it is certain that it was being handled.

@@ -41,6 +41,12 @@ class Span:
         self.first = message.offset or 0
         return message
 
+    def pass_over(self) -> None:
+        """Be done with the next message that is lent: it stands elsewhere, and does not come again if this is given up."""
+        message = self.take()
+        if message is not None:
+            self.first += 1
+
 
 @dataclass(eq=False, slots=True)
 class PartitionProgress:
@@ -64,6 +70,8 @@ class PartitionProgress:
     """How many of the group's old positions there are; nobody knows, at first, how many the owners before have left."""
     marked_to: int | None = None
     """Up to where the database takes messages to be in a handler's hands; None if attempts are not counted."""
+    suspect_to: int = 0
+    """Below this, messages that are not done may have been tried, by attempts that have no record of their own."""
     _ahead: deque[Message] = field(init=False, default_factory=deque)
     _in_hand: list[Span] = field(init=False, default_factory=list)
     _lent: Span | None = field(init=False, default=None)
@@ -182,6 +190,11 @@ class PartitionProgress:
     def is_marked(self) -> bool:
         """Whether the database takes messages that are not done to be in a handler's hands."""
         return (self.marked_to or 0) > self.committable()
+
+    @property
+    def suspect_beyond(self) -> int:
+        """Up to where messages that are not done may have been tried; 0 if none have."""
+        return self.suspect_to if self.suspect_to > self.committable() else 0
 
     @property
     def has_uncommitted(self) -> bool:

@@ -12,13 +12,14 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from sqlalchemy import text
 from sqlalchemy.orm import Session
 
 from sqlmq import Message
 from sqlmq.flows import stage
-from tests.contract.delaying import FUTURE, LONG, PAST, Staged, look_now
+from tests.contract.delaying import FUTURE, LONG, PAST, Staged, look_now, now
 from tests.contract.shop import read_log
-from tests.contract.waiting import PATIENCE_SECONDS, at_once
+from tests.contract.waiting import PATIENCE_SECONDS, at_once, until
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -66,6 +67,28 @@ def test_many_movers_at_once_move_each_message_once_and_in_order(
     assert Counter(log(engine, database)) == Counter(str(number) for number in range(600))
     assert all(values == sorted(values, key=int) for values in found.values())
     assert len(staged) == 0
+
+
+@pytest.mark.parametrize("database", ["postgres"], indirect=True)
+def test_what_becomes_due_while_a_mover_waits_has_no_timestamp_from_before(
+    mq: MQ, engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stage, "LOCK_SECONDS", PATIENCE_SECONDS)
+    mq.create_topic("orders", 1)
+    dialect = mq._database.dialect
+
+    with engine.connect() as holder, ThreadPoolExecutor(1) as threads:
+        partition_id = holder.execute(text("SELECT id FROM sqlmq_partition FOR UPDATE")).scalar_one()
+        (delayed,) = mq.producer("orders").produce_many([Message(b"")], delay_seconds=0.2)
+        moving = threads.submit(mq._database.write, lambda conn: stage.move(conn, dialect, partition_id))
+        until(lambda: now(holder) > delayed.deliver_at, "the message to be due")
+        holder.rollback()
+        moving.result(PATIENCE_SECONDS)
+        look_now(mq)
+
+    (message,) = mq.tail("orders", last=1, timeout=0)
+    assert message.timestamp is not None
+    assert message.timestamp >= delayed.deliver_at
 
 
 @BOTH

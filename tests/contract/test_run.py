@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
@@ -235,6 +236,43 @@ def test_a_batch_that_fails_is_tried_one_by_one(mq: MQ) -> None:
     assert handler.of_key(b"k1") == [b"1", b"5"]
     assert handler.tried[b"3"] == 3
     assert summary.dead == 1
+
+
+def test_what_was_set_aside_before_a_batch_that_fails_is_handled_once(mq: MQ) -> None:
+    values = [b"a0", b"a1", b"b2", b"b3", b"b4", b"a5", b"b6", b"b7"]
+    send(mq, [Message(value, value[:1]) for value in values])
+    handler = Recorder({b"a0": 2, b"b6": 1})
+    due_at: list[float] = []
+
+    def batch(messages: list[Message]) -> None:
+        if messages[0].value == b"a0":
+            due_at.append(time.monotonic() + 2 * LATER.backoff)
+        elif [message.value for message in messages] == [b"b6", b"b7"]:
+            # So that what waits is done with before the partition is read on.
+            until(lambda: time.monotonic() > due_at[-1], "the first message to be due again")
+        handler(messages)
+
+    drain(mq.consumer("orders", "billing"), batch, batch_size=2, retry=LATER)
+
+    assert sorted(handler.values) == sorted(values)
+    assert position(mq) == len(values)
+    assert set_aside(mq) == []
+
+
+def test_the_attempt_of_a_batch_that_failed_counts_in_the_next_run_too(mq: MQ) -> None:
+    send(mq, [Message(b"poison", b"a"), Message(b"fine", b"b")])
+    handler = Recorder({b"poison": POISON})
+    first = mq.consumer("orders", "billing")
+
+    def stop_and_fail(messages: list[Message]) -> None:
+        first.stop()
+        handler(messages)
+
+    drain(first, stop_and_fail, batch_size=2)
+    drain(mq.consumer("orders", "billing"), handler, batch_size=2)
+
+    assert handler.tried[b"poison"] == SOON.max_attempts
+    assert handler.values == [b"fine"]
 
 
 def test_what_was_set_aside_waits_for_the_next_run(mq: MQ) -> None:

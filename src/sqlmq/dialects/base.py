@@ -229,6 +229,10 @@ class Dialect(ABC):
     def now(self) -> ColumnElement[object]:
         """This moment by the database's clock, as it is stored."""
 
+    def began_at(self) -> ColumnElement[object]:
+        """When the transaction began by the database's clock, which its messages have for a timestamp, as it is stored."""
+        return self.now()
+
     @abstractmethod
     def seconds_from_now(self, seconds: float) -> ColumnElement[object]:
         """The moment *seconds* from now by the database's clock, as it is stored."""

@@ -120,16 +120,17 @@ def look(conn: Connection, dialect: Dialect, at_most: int, passing_over: Collect
 
 
 def take(conn: Connection, dialect: Dialect, partition_id: int, at_most: int, most_bytes: int) -> Taken:
-    """Lock up to *at_most* messages of a partition that are due, in order, and return them.
+    """Lock up to *at_most* messages of a partition that were due when the transaction began, in order, and return them.
 
     No more are taken once their values are *most_bytes*; the first one always is. Passes over what somebody else has
-    locked. The caller holds the partition's own lock, so nobody appends in between.
+    locked. The caller holds the partition's own lock, so nobody appends in between. What has become due while it waited
+    for that would get a timestamp from before it was.
     """
     s = dialect.tables.staged
     in_order = (s.c.deliver_at, s.c.id)
     due = (
         select(s.c.id, s.c.deliver_at, func.length(s.c.value).label("value_bytes"))
-        .where(s.c.partition_id == partition_id, s.c.deliver_at <= select(dialect.now()).scalar_subquery())
+        .where(s.c.partition_id == partition_id, s.c.deliver_at <= select(dialect.began_at()).scalar_subquery())
         .order_by(*in_order)
         .limit(at_most)
         .subquery("due")

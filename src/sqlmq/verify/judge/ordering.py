@@ -36,6 +36,22 @@ def nonmonotonic_sends(evidence: Evidence) -> Iterator[Finding]:
                 earliest_end, earliest = operation.end, operation
 
 
+def out_of_turn(evidence: Evidence) -> Iterator[Finding]:
+    """A7 among sends that one client made ``in_turn`` without waiting: in a partition they lie in another order."""
+    newest: dict[tuple[str, str, int], tuple[int, Operation]] = {}
+    for operation in evidence.of("send"):
+        if operation.invoke.more.get("in_turn") is not True or operation.is_failed:
+            continue
+        for row in rows_of(evidence, operation):
+            sender = (operation.client, row.topic, row.partition)
+            offset, before = newest.get(sender, (-1, operation))
+            if row.offset < offset:
+                text = f"In {row.topic}/{row.partition}, {row.m} at {row.offset} was sent after the one at {offset}, in turn."
+                yield Finding("A7", "out-of-turn", text, (before, operation))
+            else:
+                newest[sender] = (row.offset, operation)
+
+
 def cycles(evidence: Evidence) -> Iterator[Finding]:
     """A10, Adya's G0 and G1c, with real time: transactions that come before each other in a circle.
 

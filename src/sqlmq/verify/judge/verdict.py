@@ -35,6 +35,7 @@ SAFETY: tuple[Callable[[Evidence], Iterable[Finding]], ...] = (
     log_content.torn_transactions,
     log_content.early_deliveries,
     ordering.nonmonotonic_sends,
+    ordering.out_of_turn,
     ordering.cycles,
     ordering.precommitted_reads,
     ordering.stale_reads,
