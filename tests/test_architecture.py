@@ -185,6 +185,7 @@ def test_no_test_sleeps() -> None:
 
 
 ASKS_FOR_ITSELF = {
+    "coalescer.py": "callers wait for each other, without a clock",
     "answers.py": "how long a network is silent is told by the kernel, in its own time",
     "runtime.py": "is where it comes from",
     "failpoints.py": "its gates are a test's own, and must open whatever the clock that is tested does",

@@ -59,7 +59,7 @@ class Producer:
         self._max_message_bytes = max_message_bytes
         self._wake = wake
         self._rotation = Rotation(self._runtime.random.randrange(topic.partitions))
-        self._coalescer = Coalescer(topic.name, self._append, self._runtime)
+        self._coalescer = Coalescer(topic.name, self._append)
         self._source = outbox.Source(database, mover.follow, self._forget_topic, self._know_topic)
         self._expect = mover.expect
         self._closing = Closing()

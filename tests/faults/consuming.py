@@ -470,7 +470,9 @@ class MoveParked(Deciding):
 
     def check(self, sure: int, perhaps: int) -> None:
         copies = self.world.in_log(self.topic, b"2")
-        assert (self.state, copies) in (((None, 1),) if sure else ((None, 1), ("dead", 0)) if perhaps else (("dead", 0),))
+        assert (self.state, copies) in (
+            ((None, 1),) if sure else ((None, 1), ("dead", 0)) if perhaps else (("dead", 0),)
+        )
 
 
 def _me() -> Any:

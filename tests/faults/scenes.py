@@ -14,7 +14,6 @@ from tests.faults.world import FEED, PARTITIONS, Scene, World, between
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-
     from concurrent.futures import Future
 
     from sqlmq import Producer, ProducerResult

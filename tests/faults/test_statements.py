@@ -33,7 +33,9 @@ def database(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Databas
 
 
 @pytest.fixture(params=["sync", "asyncio"])
-def world(database: DatabaseUnderTest, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
+def world(
+    database: DatabaseUnderTest, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[World]:
     monkeypatch.setattr(postgresql_appending, "ARRAY_MESSAGES", 6)
     monkeypatch.setattr(runner, "_RECOVER_SECONDS", 0.01)
     monkeypatch.setattr(runner, "_WATCH_SECONDS", 0.01)

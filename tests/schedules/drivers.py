@@ -78,7 +78,9 @@ def _statement(gen: PQGen[Any]) -> str:
     return gen.__name__.strip("_").removesuffix("_gen") if query is None else _short(str(query))
 
 
-def _connect_postgres(_dialect: object, _record: object, cargs: list[Any], cparams: dict[str, Any]) -> ConductedPostgres:
+def _connect_postgres(
+    _dialect: object, _record: object, cargs: list[Any], cparams: dict[str, Any]
+) -> ConductedPostgres:
     return ConductedPostgres.connect(*cargs, **cparams)
 
 

@@ -21,7 +21,7 @@ from tests.schedules.drivers import EyeOnPostgres, EyeOnSqlite, conduct
 from tests.schedules.exploring import name_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     import pytest
     from sqlalchemy import Row
@@ -217,7 +217,9 @@ class Scene:
         for message in messages:
             partition, offset = place_of(message)
             seen_to = reading.seen_to.get(partition, reading.start.get(partition, 0))
-            assert offset <= seen_to or reading.may_jump, f"{group!r} was not given {partition}@{seen_to} before {offset}"
+            assert offset <= seen_to or reading.may_jump, (
+                f"{group!r} was not given {partition}@{seen_to} before {offset}"
+            )
             reading.seen_to[partition] = max(offset + 1, seen_to)
             reading.delivered.add((partition, offset))
             reading.order.append(message)

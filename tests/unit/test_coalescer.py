@@ -13,7 +13,6 @@ from sqlmq.coalescer import MOST_TOGETHER, Coalescer
 from sqlmq.errors import OutcomeUnknownError
 from sqlmq.flows.produce import Routed
 from sqlmq.message import Message, ProducerResult
-from sqlmq.runtime import Runtime
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -289,16 +288,14 @@ def test_those_in_the_batch_of_an_interrupted_leader_are_told_that_the_outcome_i
 def test_a_caller_that_is_interrupted_while_it_waits_strands_nobody(
     coalescer: Coalescer, log: Log, threads: Threads, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    class Interrupted(threading.Event):
-        def wait(self, timeout: float | None = None) -> bool:
-            del timeout
-            raise KeyboardInterrupt
+    def interrupted(_waiting: object) -> None:
+        raise KeyboardInterrupt
 
     log.may_go.clear()
     first = threads.submit(coalescer.call, routed(b"first"), None)
     log.wait_for_batch()
     with monkeypatch.context() as patched:
-        patched.setattr(coalescer, "_runtime", Runtime(event=Interrupted))
+        patched.setattr("sqlmq.coalescer._InCall.sleep", interrupted)
         with pytest.raises(KeyboardInterrupt):
             coalescer.call(routed(b"interrupted"), None)
     behind = coalescer.submit(routed(b"behind"))

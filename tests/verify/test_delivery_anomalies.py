@@ -52,7 +52,7 @@ def test_a_position_must_not_pass_a_message_that_was_not_done() -> None:
 
 
 @pytest.mark.parametrize(("looked", "is_early"), [((5.2, 5.4), True), ((5.2, 6.5), False)])
-def test_a_position_must_not_pass_a_message_before_it_is_done(looked: tuple[float, float], is_early: bool) -> None:  # noqa: FBT001
+def test_a_position_must_not_pass_a_message_before_it_is_done(looked: tuple[float, float], is_early: bool) -> None:
     story = three()
     story.poll([*handed(0, 1)], 3, 4)
     story.done([0, 1], 6)
@@ -201,7 +201,7 @@ def test_a_message_must_not_come_later_because_somebody_asked_after_that_who_was
 
 
 @pytest.mark.parametrize(("keys", "is_wrong"), [(("k", "k"), True), (("k", "l"), False), ((None, None), False)])
-def test_a_group_that_is_run_keeps_the_order_of_each_key(keys: tuple[str | None, str | None], is_wrong: bool) -> None:  # noqa: FBT001
+def test_a_group_that_is_run_keeps_the_order_of_each_key(keys: tuple[str | None, str | None], is_wrong: bool) -> None:
     story = Story()
     story.group(mode="run")
     for m, key in zip("ab", keys, strict=True):
@@ -283,7 +283,7 @@ def test_a_message_must_not_come_again_after_it_was_committed_whatever_happened(
 
 
 @pytest.mark.parametrize(("second", "is_back"), [((5, 6), True), ((3.5, 6), False)])
-def test_a_position_must_not_go_back(second: tuple[float, float], is_back: bool) -> None:  # noqa: FBT001
+def test_a_position_must_not_go_back(second: tuple[float, float], is_back: bool) -> None:
     story = three()
     story.poll([*handed(0)], 2, 2.5)
     story.done([0], 2.6)
@@ -337,7 +337,7 @@ def test_who_has_lost_a_partition_may_be_refused() -> None:
 
 
 @pytest.mark.parametrize(("epoch", "is_wrong"), [(7, True), (8, False)])
-def test_two_owners_must_not_have_the_same_epoch(epoch: int, is_wrong: bool) -> None:  # noqa: FBT001
+def test_two_owners_must_not_have_the_same_epoch(epoch: int, is_wrong: bool) -> None:
     story = Story()
     story.note("assigned", 1, "c", group="g", topic="t", partition=0, epoch=7)
     story.note("assigned", 2, "d", group="g", topic="t", partition=0, epoch=epoch)
@@ -479,7 +479,7 @@ def test_a_message_without_an_effect_needs_none() -> None:
 @pytest.mark.parametrize(
     ("log", "count", "is_torn"), [(["x"], 0, True), ([], 1, True), (["x"], 1, False), ([], 0, False)]
 )
-def test_a_transactions_rows_and_messages_must_be_there_together(log: list[str], count: int, is_torn: bool) -> None:  # noqa: FBT001
+def test_a_transactions_rows_and_messages_must_be_there_together(log: list[str], count: int, is_torn: bool) -> None:
     story = Story()
     story.call("txn", 1, None, messages=[sent("x", topic="t")], effects=["order 1"])
     story.log([*log])
@@ -515,7 +515,7 @@ def test_a_position_must_not_be_before_what_is_kept() -> None:
 
 
 @pytest.mark.parametrize(("done", "is_early"), [(3.5, False), (7, True)])
-def test_retention_must_not_delete_what_a_group_has_not_done(done: float, is_early: bool) -> None:  # noqa: FBT001
+def test_retention_must_not_delete_what_a_group_has_not_done(done: float, is_early: bool) -> None:
     story = Story()
     story.send(["a"], 1, 1.5)
     story.send(["b"], 1.6, 1.7)
@@ -539,7 +539,7 @@ def test_retention_must_not_delete_what_a_group_has_set_aside() -> None:
 
 
 @pytest.mark.parametrize("protects", [True, False])
-def test_a_group_may_lose_messages_only_if_its_topic_does_not_protect_them(protects: bool) -> None:  # noqa: FBT001
+def test_a_group_may_lose_messages_only_if_its_topic_does_not_protect_them(protects: bool) -> None:
     story = Story()
     story.plan(topics={"t": {"protect": protects}})
     story.group()
@@ -584,7 +584,7 @@ def test_what_a_handler_finished_whose_process_was_killed_may_be_a_dead_letter()
 
 
 @pytest.mark.parametrize(("times", "is_too_often"), [(2, False), (3, True)])
-def test_a_handler_must_not_be_tried_more_often_than_it_may(times: int, is_too_often: bool) -> None:  # noqa: FBT001
+def test_a_handler_must_not_be_tried_more_often_than_it_may(times: int, is_too_often: bool) -> None:
     story = three()
     story.group(mode="run", max_attempts=2)
     for turn in range(times):
