@@ -16,13 +16,13 @@ from sqlalchemy import Connection
 from sqlalchemy.exc import UnboundExecutionError
 from sqlalchemy.orm import Session
 
-from sqlmq.database import roll_back_in_driver
 from sqlmq.errors import DatabaseBusyError, DatabaseError, DatabaseUnavailableError, TransactionError
 from sqlmq.failpoints import failpoint
 from sqlmq.flows import transact
 from sqlmq.flows.transact import ENDED, Limits
 from sqlmq.logged import facts
 from sqlmq.store import holds
+from sqlmq.trying import roll_back_in_driver
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

@@ -10,13 +10,11 @@ import contextlib
 import logging
 import threading
 from functools import partial
-from typing import TYPE_CHECKING, NoReturn, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from sqlalchemy import URL, Engine, StaticPool
-from sqlalchemy import exc as sa_exc
-from tenacity import Retrying, retry_if_exception, wait_exponential
 
-from sqlmq import forks, migrate
+from sqlmq import forks, migrate, trying
 from sqlmq.answers import Answers, gone
 from sqlmq.dialects import dialect_named, without_secrets
 from sqlmq.errors import (
@@ -29,7 +27,6 @@ from sqlmq.errors import (
     TransactionError,
 )
 from sqlmq.failpoints import failpoint
-from sqlmq.logged import facts
 from sqlmq.opening import open_engine
 from sqlmq.runtime import SYSTEM
 from sqlmq.schema import REVISION
@@ -52,12 +49,6 @@ _CLOSE_SECONDS = 5.0
 
 _BLOCK_SECONDS = 10.0
 """For how long a thread waits for a block of another one: as long as for another process, by the busy timeout."""
-
-_RETRY_SECONDS = 5.0
-"""For how long a transaction is tried again. A server that restarts is back within that, usually."""
-
-_LONGER = wait_exponential(multiplier=0.05, max=1.0)
-"""How long to wait at the most before the next try."""
 
 
 class Database:
@@ -197,7 +188,7 @@ class Database:
         except SqlmqError:
             raise
         except Exception as error:  # noqa: BLE001 - translated, or raised as it is
-            self._raise_translated(error, committing=committing)
+            trying.raise_translated(error, self.dialect, self.where, committing=committing)
 
     def prepare(self) -> None:
         """Make sure, once, that the tables are there and the right ones."""
@@ -268,7 +259,7 @@ class Database:
                 try:
                     conn.commit()
                 except BaseException:
-                    roll_back_in_driver(conn)
+                    trying.roll_back_in_driver(conn)
                     raise
             failpoint("commit.after")
             self._has_written = True
@@ -333,40 +324,8 @@ class Database:
         finally:
             self._turn.release()
 
-    def _raise_translated(self, error: Exception, *, committing: bool) -> NoReturn:
-        origin = error.orig if isinstance(error, sa_exc.DBAPIError) else None
-        # The driver's error is the cause, not SQLAlchemy's, which can carry statement and parameters.
-        cause = origin or error
-        if committing and self.dialect.is_disconnect(error):
-            message = (
-                f"{self.where}: the connection was lost while COMMIT was on its way; it may have taken effect or not. "
-                "Nothing is sent again: look in the log before you do."
-            )
-            raise OutcomeUnknownError(message) from cause
-        translated = self.dialect.translate(error, self.where)
-        if translated is None and isinstance(error, sa_exc.TimeoutError):
-            message = f"{self.where}: no connection of the pool came free in time. Give the engine a larger pool."
-            translated = DatabaseUnavailableError(message)
-        if translated is None:
-            raise error
-        raise translated from (None if self.dialect.quotes_rows(cause) else cause)
-
     def _retrying(self, attempt: Callable[[], T]) -> T:
-        try:
-            return attempt()
-        except SqlmqError as error:
-            if not self._is_passing(error):
-                raise
-            log.warning("%s (trying again for %.0f seconds)", error, _RETRY_SECONDS, extra=facts("retry", error=error))
-        runtime = self.runtime
-        give_up_at = runtime.monotonic() + _RETRY_SECONDS
-        return Retrying(
-            retry=retry_if_exception(self._is_passing),
-            wait=lambda tries: _LONGER(tries) * runtime.random.random(),
-            stop=lambda _: runtime.monotonic() >= give_up_at,
-            sleep=runtime.sleep,
-            reraise=True,
-        )(attempt)
+        return trying.again(attempt, self._is_passing, self.runtime)
 
     def _is_passing(self, error: BaseException) -> bool:
         if isinstance(error, OutcomeUnknownError) or not isinstance(error, SqlmqError) or self.answers.is_given_up:
@@ -432,20 +391,6 @@ class Database:
         # https://www.sqlite.org/howtocorrupt.html#_carrying_an_open_database_connection_across_a_fork_
         _ABANDONED.append(self.engine.pool)
         self.engine.dispose(close=False)
-
-
-def roll_back_in_driver(conn: Connection) -> None:
-    """Roll back what is on *conn*, whose commit has failed: SQLAlchemy does not.
-
-    RootTransaction takes itself to be over then, after an exception in the event `commit` too, so whoever has the
-    connection next would commit the application's rows.
-    """
-    if conn.closed or conn.invalidated:
-        return
-    try:
-        conn.connection.rollback()
-    except Exception:  # noqa: BLE001 - the connection is broken, which the error being raised tells
-        conn.invalidate()
 
 
 _IN_BLOCK = (

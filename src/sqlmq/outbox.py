@@ -19,10 +19,10 @@ from sqlalchemy.exc import DBAPIError, InvalidRequestError, UnboundExecutionErro
 from sqlalchemy.orm import Session, scoped_session
 from sqlalchemy.sql.expression import SavepointClause
 
-from sqlmq.database import roll_back_in_driver
 from sqlmq.dialects import TopicGrownError
 from sqlmq.errors import OutboxError, UnknownTopicError
 from sqlmq.flows import manage, produce, stage
+from sqlmq.trying import roll_back_in_driver
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence

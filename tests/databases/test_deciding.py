@@ -69,7 +69,7 @@ def test_a_decision_does_not_wait_for_ever(
     produce(mq, "a:bad")
     shift.run(Handler(b"bad"), retry=ONCE)
     monkeypatch.setattr(decide, "LOCK_SECONDS", 0.01)
-    monkeypatch.setattr("sqlmq.database._RETRY_SECONDS", 0.1)
+    monkeypatch.setattr("sqlmq.trying._RETRY_SECONDS", 0.1)
     lock_claims(connection, dialect)
 
     with pytest.raises(DatabaseBusyError):

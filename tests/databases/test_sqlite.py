@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import pytest
 from sqlalchemy import create_engine, event, inspect, text
 
-import sqlmq.database
+import sqlmq.trying
 from sqlmq import MQ, DatabaseBusyError, InvalidURLError, Message
 from sqlmq.dialects import Position
 from sqlmq.schema import REVISION, tables
@@ -109,7 +109,7 @@ def test_an_engine_of_the_application_keeps_its_settings(database: DatabaseUnder
 def test_what_could_not_be_committed_is_not_committed_with_what_comes_next(
     database: DatabaseUnderTest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sqlmq.database, "_RETRY_SECONDS", 0.2)
+    monkeypatch.setattr(sqlmq.trying, "_RETRY_SECONDS", 0.2)
     engine = create_engine(database.url, connect_args={"timeout": 0}, pool_size=1, max_overflow=0)
     reader = create_engine(database.url)
     with engine.connect() as connection:
