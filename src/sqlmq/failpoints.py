@@ -42,6 +42,7 @@ POINTS: Mapping[str, str] = MappingProxyType(
         "publish.after": "they are appended or staged, and its COMMIT is about to be sent",
         "stage.before": "delayed messages are about to be stored",
         "stage.after": "they are stored, which is not committed",
+        "cancel.after": "delayed messages are taken back, which is not committed",
         "move.locked": "the partition is locked whose staged messages are about to move",
         "move.appended": "they are in the log, and still where they were staged",
         "move.after": "they have moved, which is not committed",

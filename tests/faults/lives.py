@@ -10,7 +10,7 @@ import json
 import threading
 from contextlib import closing, suppress
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sqlalchemy import NullPool, create_engine, text
 from sqlalchemy.orm import Session
@@ -45,7 +45,7 @@ class Line(NamedTuple):
 
     life: str
     what: str
-    facts: list[object]
+    facts: list[Any]
 
 
 class Life:

@@ -6,7 +6,8 @@ import json
 import os
 import random
 from collections import Counter, defaultdict
-from typing import TYPE_CHECKING
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from sqlalchemy import Engine, text
@@ -117,7 +118,7 @@ class Story:
     def values(self, topic: str = TOPIC) -> Counter[str]:
         return Counter(value for values in self.log(topic).values() for value in values)
 
-    def rows(self, query: str) -> list[tuple[object, ...]]:
+    def rows(self, query: str) -> list[tuple[Any, ...]]:
         with self.engine.connect() as connection:
             return [tuple(row) for row in connection.execute(text(query))]
 
@@ -248,15 +249,15 @@ def check_retaining(story: Story) -> None:
 
 
 def check_replaying(story: Story) -> None:
-    """Whoever is moved is where it was, or where it was to go; told that it was moved, it is there."""
-    before: list[list[int]] = []
-    for _, what, facts in story.lines:
-        if what == MOVING:
-            before = facts
-        if what == MOVED:
-            assert facts[0] == before[1]
-        if what in (MOVED, FOUND):
-            assert all(now in places for now, *places in zip(facts[0], *before, strict=True)) if before else True
+    """Told that it was moved, a group is there; after an end meanwhile, where it was or where it was to go."""
+    interrupted = 0
+    for before, line in pairwise(story.lines):
+        if before.what == MOVING and line.what == MOVED:
+            assert line.facts[0] == before.facts[1], line
+        if before.what == MOVING and line.what == FOUND:
+            interrupted += 1
+            assert [now for now, *places in zip(line.facts[0], *before.facts, strict=True) if now not in places] == []
+    assert interrupted > 0
     assert [partition.lag for partition in story.mq.describe_group(TOPIC, GROUP).partitions] == [0] * PARTITIONS
 
 
