@@ -31,6 +31,8 @@ PARTITIONS = 2
 RECEIPTS, KEPT = "receipts", "kept"
 KEEP_MESSAGES = 4
 LONG_SECONDS = 3_600.0
+POLL_SECONDS = 0.2
+MOST_SECONDS = 300.0
 PATIENT = Retry(max_attempts=5, backoff=0.001)
 FAILS_ONCE, POISON, WELL = "once", "poison", "well"
 KINDS = {"a": [FAILS_ONCE, WELL, WELL], "p": [POISON, WELL, WELL], "w": [WELL, WELL, WELL]}
@@ -59,18 +61,22 @@ class Life:
 
     def open(self) -> MQ:
         """Open an MQ, and let the leases of all who were there before be over."""
-        place = self.place
-        mq = MQ(
-            self.engine,
-            schema=place.schema,
-            lease_seconds=place.lease_seconds,
-            commit_interval_seconds=0.02,
-            poll_max_seconds=0.2,
-        )
+        mq = self.open_beside_others()
         with mq.engine.begin() as connection:
             old = "to_timestamp(0)" if self.is_on_postgres else "0"
             connection.execute(text(f"UPDATE sqlmq_member SET heartbeat_at = {old}"))
         return mq
+
+    def open_beside_others(self) -> MQ:
+        place = self.place
+        return MQ(
+            self.engine,
+            schema=place.schema,
+            lease_seconds=place.lease_seconds,
+            max_poll_seconds=MOST_SECONDS,
+            commit_interval_seconds=0.02,
+            poll_max_seconds=POLL_SECONDS,
+        )
 
     def tell(self, what: str, *facts: object) -> None:
         self._journal.write(self.name, what, facts)

@@ -6,10 +6,12 @@ So they have nothing to import, and no statement to compile; what they open is t
 from __future__ import annotations
 
 import json
+import os
 import random
+import signal
 import threading
 from collections import Counter
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -22,11 +24,12 @@ from tests.contract.waiting import until
 from tests.faults.lives import LIVES, Life
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
     from tests.concurrency.workers import Place
 
-PATIENCE_SECONDS = 240.0
+PATIENCE_SECONDS = 200.0
 
 
 class Nursery:
@@ -98,11 +101,19 @@ def reach_everywhere(place: Place, directory: Path) -> None:
     (directory / "told").write_text(json.dumps([point for kind in LIVES for point in nursery.reached(kind)]))
 
 
-def in_nursery(work: object, *arguments: object) -> int | None:
-    """Run *work* in a process that may fork, and return its exit code."""
-    process = workers.context().Process(target=work, args=arguments)  # type: ignore[attr-defined]
+def in_nursery(work: Callable[..., None], *arguments: object) -> int | None:
+    """Run *work* in a process that may fork, and return its exit code; None if it did not end. No child survives it."""
+    process = workers.context().Process(target=_lead, args=(work, *arguments))  # type: ignore[attr-defined]
     process.start()
     process.join(PATIENCE_SECONDS)
-    process.kill()
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
     exit_code: int | None = process.exitcode
+    process.join()
     return exit_code
+
+
+def _lead(work: Callable[..., None], *arguments: object) -> None:
+    """Do *work* in a group of processes of its own, which its children belong to."""
+    os.setpgid(0, 0)
+    work(*arguments)
