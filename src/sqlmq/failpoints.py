@@ -42,6 +42,7 @@ POINTS: Mapping[str, str] = MappingProxyType(
         "publish.after": "they are appended or staged, and its COMMIT is about to be sent",
         "stage.before": "delayed messages are about to be stored",
         "stage.after": "they are stored, which is not committed",
+        "cancel.after": "delayed messages are taken back, which is not committed",
         "move.locked": "the partition is locked whose staged messages are about to move",
         "move.appended": "they are in the log, and still where they were staged",
         "move.after": "they have moved, which is not committed",
@@ -129,7 +130,8 @@ def exiting(code: int = EXIT_CODE) -> Action:
 
 def stopping() -> Action:
     """Stop the process by SIGSTOP, until somebody continues it."""
-    return lambda: os.kill(os.getpid(), signal.SIGSTOP)
+    # To this thread, which would go on a little if another one got it.
+    return lambda: signal.pthread_kill(threading.get_ident(), signal.SIGSTOP)
 
 
 class Gate:

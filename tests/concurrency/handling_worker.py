@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import itertools
 import threading
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import Engine, event, text
 
 from sqlmq import Message, Retry
-from tests.concurrency.workers import GROUP, TOPIC, Journal, Place, end_at_once, in_child
+from tests.concurrency.workers import GROUP, TOPIC, Journal, Place, end_at_once
 from tests.contract.waiting import until
 
 if TYPE_CHECKING:
@@ -19,8 +18,8 @@ if TYPE_CHECKING:
     from sqlalchemy.orm import Session
 
 PATIENT = Retry(max_attempts=5, backoff=0.001)
-ONCE, POISON, KILLER, SLOW = b"once", b"poison", b"killer", b"slow"
-"""Values: fails the first time in each process, fails always, ends the process always, waits to be let go."""
+KILLER, SLOW = b"killer", b"slow"
+"""Values: ends the process always, waits to be let go."""
 IDLE_SECONDS = 0.15
 CRASHED = 9
 
@@ -50,7 +49,6 @@ class Handler:
         self._journal = Journal(journal)
         self._go = journal.parent / "go"
         self._crash = crash
-        self._failed: set[bytes] = set()
 
     def __call__(self, given: Message | list[Message], session: Session | None = None) -> None:
         for message in given if isinstance(given, list) else [given]:
@@ -70,9 +68,6 @@ class Handler:
             until(self._go.exists, "to be let go")
         if kind == KILLER:
             end_at_once(CRASHED)
-        if kind == POISON or (kind == ONCE and message.value not in self._failed):
-            self._failed.add(message.value)
-            raise ArithmeticError(message.value.decode())
         self._journal.write("handled", key.decode(), int(number))
         self._crash.step()
 
@@ -98,36 +93,8 @@ def run(place: Place, journal: Path, crash_at: int, **options: Any) -> None:
         )
 
 
-def crash_and_go_on(place: Place, directory: Path, every: int, **options: Any) -> None:
-    """Have one child after the other crash, *every* so many steps, each on messages of its own, until one comes through.
-
-    After each crash another child goes on. Every child is forked from this process, which has opened nothing. The last
-    step, and how many rounds there were, are left in a file.
-    """
-    for rounds in itertools.count(1):
-        step = 1 + (rounds - 1) * every
-        in_child(lambda: send(place))
-        status = in_child(lambda step=step: run(place, directory / f"{step}.crash", step, **options))  # type: ignore[misc]
-        if status == 0:
-            (directory / "told").write_text(f"{step} {rounds}")
-            return
-        assert status == CRASHED, f"step {step}: {status}"
-        in_child(lambda: bury(place))
-        assert in_child(lambda step=step: run(place, directory / f"{step}.after", 0, **options)) == 0, f"step {step}"  # type: ignore[misc]
-
-
 def bury(place: Place) -> None:
     """Let the lease of whoever is there be over."""
     with place.open() as mq, mq.engine.begin() as connection:
         old = "0" if connection.dialect.name == "sqlite" else "to_timestamp(0)"
         connection.execute(text(f"UPDATE sqlmq_member SET heartbeat_at = {old}"))
-
-
-def send(place: Place) -> None:
-    """A key that fails once, and goes on; one that is poisoned, and goes on; one with which all is well."""
-    with place.open() as mq:
-        producer = mq.producer(TOPIC)
-        for number in range(3):
-            for key, kind in (("a", ONCE), ("p", POISON), ("w", b"well")):
-                kind_now = kind if number == 0 else b"well"
-                producer.produce_with_partition(Message(value(kind_now, key, number), key=key.encode()), 0)

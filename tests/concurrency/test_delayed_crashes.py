@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from sqlmq import MQ
     from tests.conftest import DatabaseUnderTest
 
-CRASHES = int(os.environ.get("SQLMQ_DELAYED_CRASHES", "88"))
+CRASHES = int(os.environ.get("SQLMQ_DELAYED_CRASHES", "22"))
 WORKERS = 2
 CRASH_SECONDS = 1.0
 """Far more than one takes."""

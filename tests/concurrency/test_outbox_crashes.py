@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from sqlmq import MQ
     from tests.conftest import DatabaseUnderTest
 
-CRASHES = int(os.environ.get("SQLMQ_OUTBOX_CRASHES", "60"))
+CRASHES = int(os.environ.get("SQLMQ_OUTBOX_CRASHES", "14"))
 WORKERS = 2
 CRASH_SECONDS = 0.5
 """Far more than one takes."""

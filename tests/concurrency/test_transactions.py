@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from sqlmq import MQ
     from tests.conftest import DatabaseUnderTest
 
-CRASHES = int(os.environ.get("SQLMQ_TRANSACTION_CRASHES", "100"))
+CRASHES = int(os.environ.get("SQLMQ_TRANSACTION_CRASHES", "40"))
 AT_ONCE = 4
 PARTITIONS = 3
 PATIENCE_SECONDS = 60.0

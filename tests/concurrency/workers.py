@@ -80,8 +80,8 @@ def end_at_once(exit_code: int) -> NoReturn:
     os._exit(exit_code)
 
 
-def in_child(work: Callable[[], None]) -> int:
-    """Do *work* in a forked child; return its exit code."""
+def fork(work: Callable[[], None]) -> int:
+    """Do *work* in a forked child; return its process id."""
     pid = os.fork()
     if pid == 0:
         try:
@@ -90,8 +90,18 @@ def in_child(work: Callable[[], None]) -> int:
             print(f"{type(error).__name__}: {error}", flush=True)
             os._exit(100)
         os._exit(0)
+    return pid
+
+
+def ended(pid: int) -> int:
+    """Wait for a child, and return its exit code."""
     _, status = os.waitpid(pid, 0)
     return os.waitstatus_to_exitcode(status)
+
+
+def in_child(work: Callable[[], None]) -> int:
+    """Do *work* in a forked child; return its exit code."""
+    return ended(fork(work))
 
 
 def produce(place: Place, journal_path: Path, until: float, pause_seconds: float) -> None:

@@ -137,4 +137,6 @@ def waiting(conn: Connection, dialect: Dialect, topic_name: str) -> list[Delayed
 
 def cancel(conn: Connection, dialect: Dialect, ids: Collection[int]) -> set[int]:
     """Delete those of the delayed messages *ids* that still wait; return their ids. Waits for a mover that is at them."""
-    return staged.cancel(conn, dialect, ids)
+    cancelled = staged.cancel(conn, dialect, ids)
+    failpoint("cancel.after")
+    return cancelled

@@ -1,0 +1,119 @@
+"""Where lives begin and end: each is a child of a process that has lived such a life itself, and has closed everything.
+
+So they have nothing to import, and no statement to compile; what they open is theirs.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import threading
+from collections import Counter
+from contextlib import ExitStack, suppress
+from functools import partial
+from typing import TYPE_CHECKING
+
+from sqlmq import failpoints
+from sqlmq.failpoints import EXIT_CODE, POINTS
+from sqlmq.opening import open_engine
+from tests.concurrency import workers
+from tests.concurrency.workers import in_child
+from tests.contract.waiting import until
+from tests.faults.lives import LIVES, Life
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from tests.concurrency.workers import Place
+
+PATIENCE_SECONDS = 200.0
+
+
+class Nursery:
+    """A process that has children, one after the other."""
+
+    def __init__(self, place: Place, directory: Path) -> None:
+        self._place = place
+        self._engine = open_engine(place.url, place.schema)[1]
+        self._journal = directory / "journal"
+
+    def life(self, name: str) -> Life:
+        return Life(self._place, self._engine, self._journal, name)
+
+    def reached(self, kind: str) -> dict[str, int]:
+        """Live a life of a *kind* here; return how often it has reached which failpoint."""
+        reached, counting = Counter[str](), threading.Lock()
+
+        def count(point: str) -> None:
+            with counting:
+                reached[point] += 1
+
+        with ExitStack() as stack:
+            for point in POINTS:
+                stack.enter_context(failpoints.armed(point, partial(count, point)))
+            LIVES[kind](self.life(kind))
+        self._engine.dispose()
+        until(lambda: threading.active_count() == 1, "no threads, which would be missing in a child")
+        return {point: reached[point] for point in POINTS if reached[point]}
+
+    def ends_at(self, kind: str, name: str, point: str, nth: int) -> bool:
+        """Have a child end when it reaches the *point* for the *nth* time; return whether it came to that."""
+
+        def live() -> None:
+            with failpoints.armed(point, failpoints.exiting(), nth=nth):
+                LIVES[kind](self.life(name))
+
+        status = in_child(live)
+        assert status in (0, EXIT_CODE), f"{name}: {status}"
+        return status == EXIT_CODE
+
+    def goes_on(self, kind: str, name: str) -> None:
+        """Have a child live to its end."""
+        assert in_child(lambda: LIVES[kind](self.life(name))) == 0, name
+
+
+def crash_everywhere(place: Place, directory: Path, kind: str, hits: int, seed: int) -> None:
+    """Have lives of a *kind* end at each failpoint that they reach, *hits* times at each, and another go on after each.
+
+    Chosen by the *seed* is which time it is that a life reaches the point. What was reached how often is left in a file.
+    """
+    chosen = random.Random(seed)
+    nursery = Nursery(place, directory)
+    reached, crashed = nursery.reached(kind), Counter[str]()
+    for point, count in reached.items():
+        for nth in chosen.sample(range(1, count + 1), min(hits, count)):
+            name = f"{point}@{nth}"
+            # Threads take turns as they like, so that a life may come through.
+            crashed[point] += nursery.ends_at(kind, name, point, nth)
+            nursery.goes_on(kind, f"after {name}")
+        if not crashed[point]:
+            crashed[point] += nursery.ends_at(kind, f"{point}@first", point, 1)
+            nursery.goes_on(kind, f"after {point}@first")
+    (directory / "told").write_text(json.dumps([reached, crashed]))
+
+
+def reach_everywhere(place: Place, directory: Path) -> None:
+    """Live one life of each kind; leave in a file which failpoints they have reached."""
+    nursery = Nursery(place, directory)
+    (directory / "told").write_text(json.dumps([point for kind in LIVES for point in nursery.reached(kind)]))
+
+
+def in_nursery(work: Callable[..., None], *arguments: object) -> int | None:
+    """Run *work* in a process that may fork, and return its exit code; None if it did not end. No child survives it."""
+    process = workers.context().Process(target=_lead, args=(work, *arguments))  # type: ignore[attr-defined]
+    process.start()
+    process.join(PATIENCE_SECONDS)
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    exit_code: int | None = process.exitcode
+    process.join()
+    return exit_code
+
+
+def _lead(work: Callable[..., None], *arguments: object) -> None:
+    """Do *work* in a group of processes of its own, which its children belong to."""
+    os.setpgid(0, 0)
+    work(*arguments)
