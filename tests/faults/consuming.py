@@ -302,7 +302,7 @@ class Running(InTransaction):
             transaction=self.transaction,
             retry=Retry(max_attempts=2, backoff=0.001),
             on_failure=self.policy,
-            idle_timeout=0.08,
+            idle_timeout=0.03,
             handle_signals=False,
             **self.options,
         )

@@ -68,7 +68,9 @@ class World:
             event.listen(self.engine, "connect", lambda conn, _: setattr(conn, "isolation_level", None))
             event.listen(self.engine, "begin", lambda conn: conn.exec_driver_sql("BEGIN"))
             # SQLAlchemy takes a transaction to be over whose COMMIT has failed, and rolls nothing back.
-            event.listen(self.engine, "checkin", lambda conn, _: conn.rollback())
+            event.listen(self.engine, "checkin", lambda conn, _: conn and conn.rollback())
+            # Nor before it closes a connection that an interrupt has left in the middle of a statement.
+            event.listen(self.engine, "invalidate", lambda conn, *_: conn.rollback())
         self._looking = create_engine(database.url, isolation_level="AUTOCOMMIT")
         self._numbers = itertools.count()
         self.mq = self.make_mq()
