@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from sqlmq import runner
+from sqlmq import OutcomeUnknownError, runner
+from sqlmq import database as database_module
 from sqlmq.dialects import postgresql_appending
 from tests.conftest import database_of_kind
 from tests.faults.cases import Report, every_case
 from tests.faults.consuming import CONSUMING, DECIDING, RUNNING, TRANSACTIONS
-from tests.faults.scenes import IN_SESSIONS, LOOKS, MANAGING, PRODUCING
-from tests.faults.wire import INTERRUPTS, POSTGRES_FAULTS, SQLITE_FAULTS, of_callers, wired
+from tests.faults.scenes import IN_SESSIONS, LOOKS, MANAGING, PRODUCING, Produce, ProduceMany, ProduceVeryMany
+from tests.faults.wire import INTERRUPTS, LOST_BY_POOLER, POSTGRES_FAULTS, SQLITE_FAULTS, WIRE, of_callers, wired
 from tests.faults.world import World
 
 if TYPE_CHECKING:
@@ -37,6 +38,7 @@ def database(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Databas
 @pytest.fixture(params=["sync", "asyncio"])
 def world(database: DatabaseUnderTest, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
     monkeypatch.setattr(postgresql_appending, "ARRAY_MESSAGES", 6)
+    monkeypatch.setattr(database_module, "_REST_SECONDS", 3600.0)  # no connection is tested, or steps would differ
     monkeypatch.setattr(runner, "_RECOVER_SECONDS", 0.01)
     monkeypatch.setattr(runner, "_WATCH_SECONDS", 0.01)
     logging.getLogger("sqlmq").setLevel(logging.CRITICAL)
@@ -109,3 +111,23 @@ def test_a_second_fault_while_the_first_is_recovered_from_leaves_nothing_half_do
 
 def _is_main(thread: threading.Thread) -> bool:
     return thread is threading.main_thread()
+
+
+@pytest.mark.parametrize("database", ["postgres"], indirect=True)
+@pytest.mark.parametrize("world", ["sync"], indirect=True)
+@pytest.mark.parametrize("make", [Produce, ProduceMany, ProduceVeryMany])
+def test_a_commit_of_which_a_pooler_has_lost_the_answer_is_not_sent_again(world: World, make: type[Produce]) -> None:
+    steps = _count_steps(world, make)
+    scene = make(world)
+
+    with WIRE.failing(steps, LOST_BY_POOLER, _is_main) as plan, pytest.raises(OutcomeUnknownError):
+        scene.call()
+
+    assert [step.what == "commit" or step.is_alone for step in plan.failed] == [True]
+
+
+def _count_steps(world: World, make: type[Scene]) -> int:
+    """How many steps *make*'s scene takes, of which the last one commits."""
+    with WIRE.failing(1_000, LOST_BY_POOLER, _is_main) as plan:
+        make(world).call()
+    return plan.seen
