@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import itertools
 import os
+import traceback
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sqlmq import (
@@ -133,6 +135,7 @@ def _one(
     except BaseException as wrong:
         at = "" if plan is None else "; ".join(map(str, plan.failed))
         report.wrong.append(f"{case} ({at}): {_told(wrong)}")
+        print(report.wrong[-1])
         if not isinstance(wrong, Exception) or os.environ.get("SQLMQ_FAULTS_STOP"):
             raise
     return plan
@@ -167,4 +170,6 @@ def _flat(error: BaseException) -> Iterator[BaseException]:
 
 
 def _told(error: BaseException) -> str:
-    return f"{type(error).__name__}: {str(error)[:300]}"
+    frames = traceback.extract_tb(error.__traceback__)
+    where = f" ({Path(frames[-1].filename).name}:{frames[-1].lineno})" if frames else ""
+    return f"{type(error).__name__}: {str(error)[:300]}{where}"
