@@ -7,7 +7,7 @@ import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from sqlalchemy import create_engine, event, inspect, text
@@ -259,3 +259,24 @@ def test_more_positions_than_one_statement_asks_about_are_all_looked_at(mq: MQ) 
 def test_a_schema_is_refused_because_sqlite_has_none(database: DatabaseUnderTest) -> None:
     with pytest.raises(InvalidURLError, match="SQLite has none"):
         MQ(database.url, schema="elsewhere")
+
+
+def test_what_an_interrupt_has_cut_off_keeps_nobody_from_writing(mq: MQ, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sqlmq.database, "_RETRY_SECONDS", 0.0)
+    producer = mq.producer("orders")
+    dialect = mq.engine.dialect
+    execute = dialect.do_execute
+
+    def interrupted(cursor: Any, statement: str, *arguments: Any) -> None:
+        execute(cursor, statement, *arguments)
+        if "RETURNING" in statement:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(dialect, "do_execute", interrupted)
+        with pytest.raises(KeyboardInterrupt) as raised:
+            producer.produce(Message(b"interrupted"))
+
+    producer.produce(Message(b"42"))
+    assert [message.value for message in mq.tail("orders", offset=0, timeout=0)] == [b"42"]
+    assert raised.traceback, "what refers to the statement is still there"

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import itertools
 import os
+import traceback
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sqlmq import (
@@ -76,18 +78,20 @@ def every_case(
     *,
     counts: Callable[[threading.Thread], bool] = of_callers,
     numbers: Callable[[int], frozenset[int]] = lambda number: frozenset({number}),
-    report: Report | None = None,
-) -> Report:
-    """Have each step of a scene fail, one scene each, until one ends before the fault is reached."""
-    report = report or Report()
+    stride: int = 1,
+    report: Report,
+) -> None:
+    """Have each step of a scene fail, one scene each, until one ends before the fault is reached.
+
+    With a *stride* only some of them, if not all are wanted.
+    """
     for chosen in _choices(faults):
-        for number in itertools.count(1):
+        for number in itertools.count(1, 1 if ALL else stride):
             fault = chosen(number)
             case = f"{make.__name__}, {world.way}, {world.database.kind}: {fault.name} at {number}"
             plan = _one(world, make, fault, numbers(number), counts, case, report)
             if plan is None or not plan.is_reached or len(report.wrong) > 20:
                 break
-    return report
 
 
 def _choices(faults: Sequence[Fault]) -> Iterable[Callable[[int], Fault]]:
@@ -131,6 +135,7 @@ def _one(
     except BaseException as wrong:
         at = "" if plan is None else "; ".join(map(str, plan.failed))
         report.wrong.append(f"{case} ({at}): {_told(wrong)}")
+        print(report.wrong[-1])
         if not isinstance(wrong, Exception) or os.environ.get("SQLMQ_FAULTS_STOP"):
             raise
     return plan
@@ -165,4 +170,6 @@ def _flat(error: BaseException) -> Iterator[BaseException]:
 
 
 def _told(error: BaseException) -> str:
-    return f"{type(error).__name__}: {str(error)[:300]}"
+    frames = traceback.extract_tb(error.__traceback__)
+    where = f" ({Path(frames[-1].filename).name}:{frames[-1].lineno})" if frames else ""
+    return f"{type(error).__name__}: {str(error)[:300]}{where}"

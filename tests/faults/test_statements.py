@@ -3,24 +3,27 @@
 from __future__ import annotations
 
 import logging
+import threading
 from typing import TYPE_CHECKING
 
 import pytest
 
-from sqlmq import runner
+from sqlmq import OutcomeUnknownError, runner
+from sqlmq import database as database_module
 from sqlmq.dialects import postgresql_appending
 from tests.conftest import database_of_kind
 from tests.faults.cases import Report, every_case
 from tests.faults.consuming import CONSUMING, DECIDING, RUNNING, TRANSACTIONS
-from tests.faults.scenes import IN_SESSIONS, LOOKS, MANAGING, PRODUCING
-from tests.faults.wire import POSTGRES_FAULTS, SQLITE_FAULTS, wired
+from tests.faults.scenes import IN_SESSIONS, LOOKS, MANAGING, PRODUCING, Produce, ProduceMany, ProduceVeryMany
+from tests.faults.wire import INTERRUPTS, LOST_BY_POOLER, POSTGRES_FAULTS, SQLITE_FAULTS, WIRE, of_callers, wired
 from tests.faults.world import World
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
     from tests.conftest import DatabaseUnderTest
+    from tests.faults.wire import Fault
     from tests.faults.world import Scene
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(1800)]
@@ -37,6 +40,7 @@ def world(
     database: DatabaseUnderTest, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[World]:
     monkeypatch.setattr(postgresql_appending, "ARRAY_MESSAGES", 6)
+    monkeypatch.setattr(database_module, "_REST_SECONDS", 3600.0)  # no connection is tested, or steps would differ
     monkeypatch.setattr(runner, "_RECOVER_SECONDS", 0.01)
     monkeypatch.setattr(runner, "_WATCH_SECONDS", 0.01)
     logging.getLogger("sqlmq").setLevel(logging.CRITICAL)
@@ -48,45 +52,84 @@ def world(
     logging.getLogger("sqlmq").setLevel(logging.NOTSET)
 
 
-def try_all(world: World, scenes: tuple[type[Scene], ...]) -> None:
-    faults = POSTGRES_FAULTS if world.database.is_postgres else SQLITE_FAULTS
+def try_all(
+    world: World,
+    scenes: tuple[type[Scene], ...],
+    *,
+    faults: tuple[Fault, ...] = (),
+    counts: Callable[[threading.Thread], bool] = of_callers,
+    numbers: Callable[[int], frozenset[int]] = lambda number: frozenset({number}),
+    stride: int = 1,
+) -> None:
+    faults = faults or (POSTGRES_FAULTS if world.database.is_postgres else SQLITE_FAULTS)
     report = Report()
     for number, scene in enumerate(scenes):
         turned = faults[number % len(faults) :] + faults[: number % len(faults)]
-        every_case(world, scene, turned, report=report)
+        every_case(world, scene, turned, counts=counts, numbers=numbers, stride=stride, report=report)
     print(report)
+    assert report.cases
     assert report.wrong == [], "\n" + "\n".join(report.wrong)
 
 
-def test_producing(world: World) -> None:
-    try_all(world, PRODUCING)
+GROUPS = {
+    "producing": PRODUCING,
+    "in sessions": IN_SESSIONS,
+    "looking": LOOKS,
+    "managing": MANAGING,
+    "consuming": CONSUMING,
+    "transactions": TRANSACTIONS,
+    "running": RUNNING,
+    "deciding": DECIDING,
+}
+BLOCKING = ("in sessions", "transactions")
+"""What has sessions that block: those of asyncio are tried in test_tasks.py."""
+STRIDES = {"running": 7, "consuming": 2}
+"""How many steps to pass over where there are very many, if not all are wanted."""
 
 
-def test_messages_in_the_applications_transaction(world: World) -> None:
+@pytest.mark.parametrize("group", GROUPS)
+def test_a_statement_that_fails_leaves_nothing_half_done(world: World, group: str) -> None:
     if world.way == "sync":
-        try_all(world, IN_SESSIONS)
+        try_all(world, GROUPS[group], stride=STRIDES.get(group, 1))
 
 
-def test_looking(world: World) -> None:
-    try_all(world, LOOKS)
+@pytest.mark.parametrize("group", [group for group in GROUPS if group not in BLOCKING])
+def test_a_statement_that_fails_for_a_task_leaves_nothing_half_done(world: World, group: str) -> None:
+    if world.way == "asyncio":
+        try_all(world, GROUPS[group], stride=3 * STRIDES.get(group, 1))
 
 
-def test_managing(world: World) -> None:
-    try_all(world, MANAGING)
-
-
-def test_consuming(world: World) -> None:
-    try_all(world, CONSUMING)
-
-
-def test_transactions(world: World) -> None:
+@pytest.mark.parametrize("group", GROUPS)
+def test_an_interrupt_in_a_statement_leaves_nothing_half_done(world: World, group: str) -> None:
     if world.way == "sync":
-        try_all(world, TRANSACTIONS)
+        try_all(world, GROUPS[group], faults=INTERRUPTS, counts=_is_main, stride=STRIDES.get(group, 1))
 
 
-def test_running(world: World) -> None:
-    try_all(world, RUNNING)
+@pytest.mark.parametrize("group", GROUPS)
+def test_a_second_fault_while_the_first_is_recovered_from_leaves_nothing_half_done(world: World, group: str) -> None:
+    if world.way == "sync":
+        try_all(world, GROUPS[group], numbers=lambda number: frozenset({number, number + 1}), stride=5)
 
 
-def test_deciding(world: World) -> None:
-    try_all(world, DECIDING)
+def _is_main(thread: threading.Thread) -> bool:
+    return thread is threading.main_thread()
+
+
+@pytest.mark.parametrize("database", ["postgres"], indirect=True)
+@pytest.mark.parametrize("world", ["sync"], indirect=True)
+@pytest.mark.parametrize("make", [Produce, ProduceMany, ProduceVeryMany])
+def test_a_commit_of_which_a_pooler_has_lost_the_answer_is_not_sent_again(world: World, make: type[Produce]) -> None:
+    steps = _count_steps(world, make)
+    scene = make(world)
+
+    with WIRE.failing(steps, LOST_BY_POOLER, _is_main) as plan, pytest.raises(OutcomeUnknownError):
+        scene.call()
+
+    assert [step.what == "commit" or step.is_alone for step in plan.failed] == [True]
+
+
+def _count_steps(world: World, make: type[Scene]) -> int:
+    """How many steps *make*'s scene takes, of which the last one commits."""
+    with WIRE.failing(1_000, LOST_BY_POOLER, _is_main) as plan:
+        make(world).call()
+    return plan.seen

@@ -70,16 +70,15 @@ class Fault:
 
 
 CUT_BEFORE, CUT_AFTER = Fault("cut before"), Fault("cut after")
+LOST_BY_POOLER = Fault("08P01", sqlstate="08P01")
 INTERRUPTS = (Fault("interrupt before"), Fault("interrupt after"))
 
 POSTGRES_FAULTS = (
     CUT_BEFORE,
     CUT_AFTER,
     Fault("terminated", sqlstate="57P01"),
-    *(
-        Fault(state, sqlstate=state)
-        for state in ("40001", "40P01", "55P03", "57014", "53100", "53300", "25006", "08P01")
-    ),
+    *(Fault(state, sqlstate=state) for state in ("40001", "40P01", "55P03", "57014", "53100", "53300", "25006")),
+    LOST_BY_POOLER,
 )
 
 SQLITE_FAULTS = (

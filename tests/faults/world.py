@@ -68,7 +68,9 @@ class World:
             event.listen(self.engine, "connect", lambda conn, _: setattr(conn, "isolation_level", None))
             event.listen(self.engine, "begin", lambda conn: conn.exec_driver_sql("BEGIN"))
             # SQLAlchemy takes a transaction to be over whose COMMIT has failed, and rolls nothing back.
-            event.listen(self.engine, "checkin", lambda conn, _: conn.rollback())
+            event.listen(self.engine, "checkin", lambda conn, _: conn and conn.rollback())
+            # Nor before it closes a connection that an interrupt has left in the middle of a statement.
+            event.listen(self.engine, "invalidate", lambda conn, *_: conn.rollback())
         self._looking = create_engine(database.url, isolation_level="AUTOCOMMIT")
         self._numbers = itertools.count()
         self.mq = self.make_mq()
@@ -148,16 +150,25 @@ class World:
             )
         ]
 
-    def parked(self, group: str) -> list[tuple[int, str]]:
-        """Offset and state of what the group has set aside."""
-        return [
-            (row[0], row[1])
+    def end_leases(self, group: str) -> None:
+        """Have the members of *group*, which are closed, and could perhaps not say so, be dead."""
+        long_ago = "'2000-01-01'" if self.database.is_postgres else "0"
+        self.execute(
+            f"UPDATE sqlmq_member SET heartbeat_at = {long_ago} WHERE group_id IN"
+            " (SELECT id FROM sqlmq_group WHERE name = :name)",
+            name=group,
+        )
+
+    def parked(self, group: str) -> dict[tuple[int, int], str]:
+        """What the group has set aside: states, by partition and offset."""
+        return {
+            (row[0], row[1]): row[2]
             for row in self.rows(
-                "SELECT a.msg_offset, a.state FROM sqlmq_parked a JOIN sqlmq_group g ON g.id = a.group_id"
-                " WHERE g.name = :group ORDER BY a.partition_id, a.msg_offset",
+                "SELECT p.number, a.msg_offset, a.state FROM sqlmq_parked a JOIN sqlmq_group g ON g.id = a.group_id"
+                " JOIN sqlmq_partition p ON p.id = a.partition_id WHERE g.name = :group ORDER BY p.number, a.msg_offset",
                 group=group,
             )
-        ]
+        }
 
     # What must hold between two cases.
 

@@ -322,7 +322,8 @@ class Postgresql(Dialect):
         if driver_error is None:
             # Of other drivers, in a session given to us, SQLAlchemy knows it.
             return isinstance(error, DBAPIError) and error.connection_invalidated
-        return isinstance(driver_error, psycopg.OperationalError) and not _state(driver_error)
+        # 08: said by a pooler between, which has lost the server.
+        return isinstance(driver_error, psycopg.OperationalError) and _state(driver_error)[:2] in ("", "08")
 
 
 # What asyncpg and SQLAlchemy's dialect for it call otherwise than libpq does.

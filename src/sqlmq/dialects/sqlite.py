@@ -7,7 +7,7 @@ written in between, without any waiting. https://www.sqlite.org/lang_transaction
 from __future__ import annotations
 
 import sqlite3
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import datetime
 from itertools import islice
 from pathlib import Path
@@ -90,6 +90,7 @@ class Sqlite(Dialect):
             **({"poolclass": StaticPool} if in_memory else {"max_overflow": 15}),
         )
         event.listen(engine, "connect", _set_up_connection)
+        event.listen(engine, "invalidate", _roll_back)
         return engine
 
     def create_async_engine(self, url: URL) -> AsyncEngine:
@@ -337,6 +338,13 @@ def _set_up_connection(connection: DBAPIConnection, _record: object) -> None:
     # With NORMAL, a commit that was acknowledged can be lost with the power.
     cursor.execute("PRAGMA synchronous = FULL")
     cursor.close()
+
+
+def _roll_back(connection: DBAPIConnection, _record: object, _error: object) -> None:
+    # Closed while a statement is unfinished, as when Ctrl-C has come in between, it would keep its lock on the file until
+    # nothing refers to that statement any more; the traceback does. https://www.sqlite.org/c3ref/close.html
+    with suppress(sqlite3.Error):
+        connection.rollback()
 
 
 @contextmanager
