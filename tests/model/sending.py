@@ -55,8 +55,19 @@ class Sending(Machine):
     @precondition(lambda self: self.deleted)
     @rule()
     def produce_to_a_deleted_topic(self) -> None:
+        """A producer says once that its topic is gone; from then on it knows a new one of that name."""
+        producer = self.deleted.pop()
+
         with pytest.raises(UnknownTopicError):
-            self.deleted[-1].produce(Message(b"too late"))
+            producer.produce(Message(b"too late"))
+
+        topic = self.topics.get(producer.topic)
+        if topic is None:
+            with pytest.raises(UnknownTopicError):
+                producer.produce(Message(b"too late"))
+        else:
+            message = self.message(None)
+            self.note(topic, [message], [producer.produce(message)])
 
     @precondition(lambda self: self.topics)
     @rule(pick=PICK, times=st.integers(min_value=1, max_value=3))
