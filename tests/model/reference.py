@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
+from sqlmq import Consumer, Message
 from sqlmq.partitioner import partition_for_key
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-    from sqlmq import Consumer, Message
 
 Place = tuple[int, int]
 """Partition and offset."""

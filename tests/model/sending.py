@@ -165,9 +165,7 @@ class Sending(Machine):
         topic = self.pick_topic(pick)
 
         with pytest.raises(MessageTooLargeError):
-            self.producers[topic.name].produce_many(
-                [*(self.message(None) for _ in range(count)), Message(b"x" * 2000)]
-            )
+            self.producers[topic.name].produce_many([*(self.message(None) for _ in range(count)), Message(b"x" * 2000)])
 
     def note(self, topic: Topic, messages: Iterable[Message], results: Iterable[ProducerResult]) -> None:
         for message, result in zip(messages, results, strict=True):
