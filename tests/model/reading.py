@@ -7,7 +7,7 @@ import threading
 from typing import TYPE_CHECKING
 
 from hypothesis import strategies as st
-from hypothesis.stateful import precondition, rule
+from hypothesis.stateful import initialize, precondition, rule
 from sqlalchemy import text, update
 
 from sqlmq import FencedError, NotOwnedError
@@ -33,8 +33,19 @@ class Reading(Machine):
         topic.groups.setdefault(group, Group())
         self.changed.add((topic.name, group))
 
+    @initialize(group=st.sampled_from(GROUPS))
+    def begin_with_a_reader(self, group: str) -> None:
+        # Initial rules come in any order.
+        if self.topics:
+            self.join(0, group)
+
     @precondition(lambda self: self.readers)
-    @rule(pick=PICK, at_most=st.integers(min_value=1, max_value=5))
+    @rule(pick=PICK, at_most=st.integers(min_value=1, max_value=2))
+    def poll_few(self, pick: int, at_most: int) -> None:
+        self.check_delivery(self.pick_reader(pick), at_most)
+
+    @precondition(lambda self: self.readers)
+    @rule(pick=PICK, at_most=st.integers(min_value=1, max_value=8))
     def poll(self, pick: int, at_most: int) -> None:
         self.check_delivery(self.pick_reader(pick), at_most)
 
@@ -104,6 +115,7 @@ class Reading(Machine):
         after = self.positions(reader)
         assert [after[number] for number in owned_by_others] == [before[number] for number in owned_by_others]
 
+    @precondition(lambda self: self.readers)
     @rule()
     def reopen(self) -> None:
         """The process ends in good order, and another one begins."""

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from hypothesis import strategies as st
-from hypothesis.stateful import precondition, rule
+from hypothesis.stateful import initialize, precondition, rule
 from sqlalchemy.orm import Session
 
 from sqlmq import FencedError, InvalidPartitionError, Message, MessageTooLargeError, Retention, UnknownTopicError
@@ -25,10 +25,18 @@ MOST_PARTITIONS = 8
 
 
 class Sending(Machine):
+    @initialize(partitions=st.integers(min_value=1, max_value=3), keys=st.lists(KEYS, min_size=4, max_size=12))
+    def begin_with_messages(self, partitions: int, keys: list[bytes | None]) -> None:
+        self._create(partitions)
+        for key in keys:
+            self.produce(0, key)
+
     @precondition(lambda self: len(self.topics) < 2)
     @rule(partitions=st.integers(min_value=1, max_value=4))
     def create_topic(self, partitions: int) -> None:
-        self.made += 1
+        self._create(partitions)
+
+    def _create(self, partitions: int) -> None:
         # One of the two names may have been another topic's before.
         name = f"{self.prefix}{min({0, 1} - {int(name[-1]) for name in self.topics})}"
 
@@ -38,7 +46,7 @@ class Sending(Machine):
         self.topics[name] = Topic(name, [Partition() for _ in range(partitions)])
         self.producers[name] = self.mq.producer(name)
 
-    @precondition(lambda self: self.topics and self.made > 1)
+    @precondition(lambda self: len(self.topics) > 1)
     @rule(pick=PICK)
     def delete_topic(self, pick: int) -> None:
         name = self.pick_topic(pick).name
@@ -133,10 +141,13 @@ class Sending(Machine):
         self.note(topic, [message], [result])
 
     @precondition(lambda self: self.topics)
-    @rule(pick=PICK, keys=st.lists(KEYS, max_size=6))
-    def produce_many(self, pick: int, keys: list[bytes | None]) -> None:
+    @rule(pick=PICK, keys=st.lists(KEYS, max_size=6), with_too_large=st.booleans())
+    def produce_many(self, pick: int, keys: list[bytes | None], with_too_large: bool) -> None:
         topic = self.pick_topic(pick)
         messages = [self.message(key) for key in keys]
+        if with_too_large:
+            with pytest.raises(MessageTooLargeError):
+                self.producers[topic.name].produce_many([*messages, Message(b"x" * 2000)])
 
         results = self.producers[topic.name].produce_many(messages)
 
@@ -158,14 +169,6 @@ class Sending(Machine):
 
         assert result.partition == partition
         assert result.offset == topic.append(partition, message, is_by_key=False)
-
-    @precondition(lambda self: self.topics)
-    @rule(pick=PICK, count=st.integers(min_value=1, max_value=3))
-    def produce_many_with_one_that_is_refused(self, pick: int, count: int) -> None:
-        topic = self.pick_topic(pick)
-
-        with pytest.raises(MessageTooLargeError):
-            self.producers[topic.name].produce_many([*(self.message(None) for _ in range(count)), Message(b"x" * 2000)])
 
     def note(self, topic: Topic, messages: Iterable[Message], results: Iterable[ProducerResult]) -> None:
         for message, result in zip(messages, results, strict=True):
