@@ -126,18 +126,6 @@ def test_two_transactions_interleaved_in_every_way_leave_a_dense_log_in_commit_o
 
 
 @BOTH
-def test_three_transactions_interleaved_at_random_leave_a_dense_log_in_commit_order(raw: Raw) -> None:
-    explorer = Explorer(raw, 3)
-    chosen = random.Random(7)
-
-    for schedule in chosen.sample(interleavings(3, 3), 100):
-        explorer.run(schedule, [chosen.choice(ENDS) for _ in range(3)])
-
-    explorer.close()
-    assert explorer.blocked > 50
-
-
-@BOTH
 def test_a_transaction_cannot_append_before_the_one_ahead_of_it_has_ended(raw: Raw) -> None:
     first, second = Writer(raw), Writer(raw)
     observer = raw.engine.connect()

@@ -5,7 +5,8 @@ from __future__ import annotations
 import sqlite3
 import threading
 import time
-from typing import TYPE_CHECKING, Any, TypeVar
+from types import GeneratorType
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 import psycopg
 from sqlalchemy import create_engine, event, text
@@ -14,10 +15,9 @@ from sqlalchemy.exc import OperationalError
 from tests.schedules.conductor import PATIENCE_SECONDS, current
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Sequence
+    from collections.abc import Callable, Collection
 
     from psycopg.abc import PQGen
-    from sqlalchemy import Row
 
     from sqlmq import MQ
     from tests.schedules.conductor import Session
@@ -67,15 +67,23 @@ class ConductedPostgres(psycopg.Connection[Any]):
             session.has_ended_transaction |= self.pgconn.transaction_status == psycopg.pq.TransactionStatus.IDLE
 
     def _sends_something(self, gen: PQGen[Any]) -> bool:
-        name: str = gen.__name__
+        name = _code(gen).__name__
         is_idle = self.pgconn.transaction_status == psycopg.pq.TransactionStatus.IDLE
         return not name.startswith("_set_") and not (is_idle and name in ("_commit_gen", "_rollback_gen"))
 
 
 def _statement(gen: PQGen[Any]) -> str:
     """What the generator of the driver is about to send; that is in its frame alone."""
-    query = gen.gi_frame.f_locals.get("query") if gen.gi_frame else None
-    return gen.__name__.strip("_").removesuffix("_gen") if query is None else _short(str(query))
+    frame = _code(gen).gi_frame
+    query = frame.f_locals.get("query") if frame else None
+    if query is None:
+        return _code(gen).__name__.strip("_").removesuffix("_gen")
+    return _short(query.decode() if isinstance(query, bytes) else str(query))
+
+
+def _code(gen: PQGen[Any]) -> GeneratorType[Any, Any, Any]:
+    assert isinstance(gen, GeneratorType)
+    return gen
 
 
 def _connect_postgres(
@@ -91,9 +99,9 @@ class Eye:
         self._engine = create_engine(url, isolation_level="AUTOCOMMIT")
         self._connection = self._engine.connect()
 
-    def ask(self, query: str, **parameters: object) -> Sequence[Row[Any]]:
+    def ask(self, query: str, **parameters: object) -> list[tuple[Any, ...]]:
         result = self._connection.execute(text(query), parameters)
-        return result.all() if result.returns_rows else []
+        return [tuple(row) for row in result] if result.returns_rows else []
 
     def close(self) -> None:
         self._connection.close()
@@ -132,12 +140,14 @@ class ConductedSqlite(sqlite3.Connection):
 
 
 class ConductedCursor(sqlite3.Cursor):
-    def execute(self, sql: str, parameters: Any = ()) -> sqlite3.Cursor:
-        return step(self.connection, sql, lambda: sqlite3.Cursor.execute(self, sql, parameters))
+    def execute(self, sql: str, parameters: Any = ()) -> Self:
+        step(self.connection, sql, lambda: sqlite3.Cursor.execute(self, sql, parameters))
+        return self
 
-    def executemany(self, sql: str, parameters: Any) -> sqlite3.Cursor:
+    def executemany(self, sql: str, parameters: Any) -> Self:
         rows = list(parameters)
-        return step(self.connection, sql, lambda: sqlite3.Cursor.executemany(self, sql, rows))
+        step(self.connection, sql, lambda: sqlite3.Cursor.executemany(self, sql, rows))
+        return self
 
 
 def step(connection: sqlite3.Connection, statement: str, act: Callable[[], T]) -> T:
@@ -151,7 +161,7 @@ def step(connection: sqlite3.Connection, statement: str, act: Callable[[], T]) -
         try:
             return act()
         except sqlite3.OperationalError as error:
-            # Another one's snapshot is not waited for by SQLite either.
+            # One whose snapshot is an old one is not kept waiting by SQLite either.
             if error.sqlite_errorcode != sqlite3.SQLITE_BUSY or time.monotonic() > deadline:
                 raise
             _wait_for_file(session)
@@ -168,7 +178,8 @@ def _wait_for_file(session: Session | None) -> None:
 
 
 def _connect_sqlite(_dialect: object, _record: object, cargs: list[Any], cparams: dict[str, Any]) -> sqlite3.Connection:
-    return sqlite3.connect(*cargs, **{**cparams, "timeout": 0, "factory": ConductedSqlite})
+    connection: ConductedSqlite = sqlite3.connect(*cargs, **{**cparams, "timeout": 0, "factory": ConductedSqlite})
+    return connection
 
 
 class EyeOnSqlite(Eye):

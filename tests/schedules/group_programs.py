@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import threading
 from typing import TYPE_CHECKING
 
 from sqlmq import FencedError, Message, Retry
-from sqlmq.parking import Terms
-from sqlmq.performing import Plain
-from sqlmq.runner import Limits, Worker
+from tests.hands import Hands
 from tests.schedules.scene import place_of
 
 if TYPE_CHECKING:
@@ -198,11 +195,11 @@ def decide_decide_handle(scene: Scene) -> None:
         handled.append(place_of(message)[1])
 
     first = scene.mq(2).consumer(scene.topic, "billing")
-    Hands(first, fails).work()
+    Hands(first, fails, ONCE, "dead").work()
     first.close()
     parked = [scene.mq(number).parked(scene.topic, "billing") for number in range(2)]
     owner = scene.mq(2).consumer(scene.topic, "billing")
-    hands = Hands(owner, handles)
+    hands = Hands(owner, handles, ONCE, "dead")
     retried, discarded = [0], [0]
 
     def retry() -> None:
@@ -218,7 +215,7 @@ def decide_decide_handle(scene: Scene) -> None:
 
     def each_once() -> None:
         with scene.stage.own.consumer(scene.topic, "billing") as last:
-            left = Hands(last, handles)
+            left = Hands(last, handles, ONCE, "dead")
             while left.work():
                 pass
         assert [offset for offset in handled if offset] == [1, 2]
@@ -233,25 +230,3 @@ def decide_decide_handle(scene: Scene) -> None:
     scene.session(discard)
     scene.session(handle)
     scene.checks.append(each_once)
-
-
-class Hands:
-    """The steps of one worker of a run, without its waits."""
-
-    def __init__(self, consumer: Consumer, handler: Callable[[Message], object]) -> None:
-        self._consumer = consumer
-        terms = Terms.checked(ONCE, "dead", 1_000, None)
-        self._run = consumer._new_run(Plain(handler, in_batches=False), terms, Limits.checked(1, 0.0, None, None))
-
-    def work(self) -> bool:
-        """Handle one message, of what there is now; return whether there was any."""
-        worker = Worker("hands")
-        worker.thread = threading.current_thread()
-        self._run._parking._refresh_at = 0.0
-        self._consumer._ownership.look_around()
-        attempt = self._consumer._take(lambda: self._run._parking.choose(worker, 1))
-        if attempt is None:
-            return False
-        worker.attempt = attempt
-        self._run._attempt(worker, attempt)
-        return True

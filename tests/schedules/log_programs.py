@@ -109,8 +109,8 @@ def move_move_cancel(scene: Scene) -> None:
         assert sorted(scene.log().values()) == expected
         assert len(scene.stage.staged) == 0
 
-    scene.session(lambda: scene.mq(0)._mover._move())
-    scene.session(lambda: scene.mq(1)._mover._move())
+    scene.session(scene.mq(0)._mover._move)
+    scene.session(scene.mq(1)._mover._move)
     scene.session(lambda: cancelled.extend(scene.mq(2).cancel_delayed(*ids)))
     scene.log_grows_only_at_its_end()
     scene.checks.append(either_cancelled_or_delivered)
@@ -188,7 +188,7 @@ def delete_outbox_move(scene: Scene) -> None:
 
     scene.session(lambda: scene.mq(0).delete_topics(scene.topic))
     scene.session(publish, may_raise=(UnknownTopicError,))
-    scene.session(lambda: scene.mq(2)._mover._move())
+    scene.session(scene.mq(2)._mover._move)
     scene.last_checks.append(nothing_is_left)
 
 

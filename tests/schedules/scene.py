@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
     import pytest
-    from sqlalchemy import Row
     from sqlalchemy.orm import Session
 
     from sqlmq import Consumer, Producer
@@ -234,7 +233,7 @@ class Scene:
     # What must hold.
 
     def look(self) -> None:
-        """After each statement."""
+        """After each transaction."""
         for look in self.looks:
             look()
 
@@ -252,7 +251,7 @@ class Scene:
             SELECT p.number, p.start_offset FROM sqlmq_topic t JOIN sqlmq_partition p ON p.topic_id = t.id
             WHERE t.name = :topic
         """
-        return {number: start for number, start in self._ask(query, topic=topic or self.topic)}
+        return dict(self._ask(query, topic=topic or self.topic))
 
     def positions(self, group: str) -> dict[int, int]:
         """Where a group stands, by partition."""
@@ -262,7 +261,7 @@ class Scene:
             JOIN sqlmq_group_offset o ON o.group_id = g.id AND o.partition_id = p.id
             WHERE t.name = :topic AND g.name = :group GROUP BY p.number
         """
-        return {number: position for number, position in self._ask(query, topic=self.topic, group=group)}
+        return dict(self._ask(query, topic=self.topic, group=group))
 
     def effects(self) -> list[str]:
         """What was done in transactions."""
@@ -278,7 +277,7 @@ class Scene:
         ((count,),) = self._ask(f"SELECT count(*) FROM {table} WHERE partition_id IN ({ids})")
         return int(count)
 
-    def _ask(self, query: str, **parameters: str) -> Sequence[Row[Any]]:
+    def _ask(self, query: str, **parameters: str) -> list[tuple[Any, ...]]:
         return self.stage.eye.ask(query, **parameters)
 
     def log_grows_only_at_its_end(self) -> None:

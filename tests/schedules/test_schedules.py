@@ -18,8 +18,9 @@ if TYPE_CHECKING:
     from tests.conftest import DatabaseUnderTest
     from tests.schedules.scene import Scene
 
-LIMIT = os.environ.get("SQLMQ_SCHEDULES", "70")
-"""How many schedules of each program and database; ``all`` of them."""
+ORDINARY = "50"
+LIMIT = os.environ.get("SQLMQ_SCHEDULES", ORDINARY)
+"""How many schedules of each program and database; or ``all`` of them."""
 ONLY = os.environ.get("SQLMQ_SCHEDULE")
 """The name of the one schedule to run."""
 
@@ -56,6 +57,7 @@ def stage(database: DatabaseUnderTest, monkeypatch: pytest.MonkeyPatch) -> Itera
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(120 if LIMIT == ORDINARY else 0)
 @pytest.mark.parametrize("database", ["sqlite", "postgres"], indirect=True)
 @pytest.mark.parametrize("program", PROGRAMS, ids=name_of_program)
 def test_every_schedule_with_few_preemptions_keeps_the_promises(

@@ -1,0 +1,40 @@
+"""One worker of a run, in steps that a test takes one by one."""
+
+from __future__ import annotations
+
+import threading
+from typing import TYPE_CHECKING
+
+from sqlmq.parking import Terms
+from sqlmq.performing import Plain
+from sqlmq.runner import Limits, Worker
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from sqlmq import Consumer, Message, Retry
+    from sqlmq.retry import FailurePolicy
+
+
+class Hands:
+    """Handles messages of *consumer* as its ``run`` would, without its threads and waits."""
+
+    def __init__(
+        self, consumer: Consumer, handler: Callable[[Message], object], retry: Retry, on_failure: FailurePolicy
+    ) -> None:
+        self._consumer = consumer
+        terms = Terms.checked(retry, on_failure, 1_000, None)
+        self._run = consumer._new_run(Plain(handler, in_batches=False), terms, Limits.checked(1, 0.0, None, None))
+
+    def work(self) -> bool:
+        """Look at the group and at what is set aside, and handle one message; return whether there was any."""
+        worker = Worker("hands")
+        worker.thread = threading.current_thread()
+        self._run._parking._refresh_at = 0.0
+        self._consumer._ownership.look_around()
+        attempt = self._consumer._take(lambda: self._run._parking.choose(worker, 1))
+        if attempt is None:
+            return False
+        worker.attempt = attempt
+        self._run._attempt(worker, attempt)
+        return True
