@@ -331,10 +331,13 @@ class Database:
         raise translated from cause
 
     def _retrying(self, attempt: Callable[[], T]) -> T:
+        began = time.monotonic()
         try:
             return attempt()
         except SqlmqError as error:
-            if not self._is_passing(error):
+            # A lock that was waited for so long already would be waited for as long again.
+            is_enough = isinstance(error, DatabaseBusyError) and time.monotonic() - began >= _RETRY_SECONDS
+            if is_enough or not self._is_passing(error):
                 raise
             log.warning("%s (trying again for %.0f seconds)", error, _RETRY_SECONDS, extra=facts("retry", error=error))
         return Retrying(
