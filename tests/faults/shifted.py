@@ -27,6 +27,8 @@ def shift_clocks(seconds: float, zone: str) -> None:
     real = dt.datetime
 
     class Shifted(real):  # type: ignore[misc, valid-type]
+        __slots__ = ()
+
         @classmethod
         def now(cls, tz: dt.tzinfo | None = None) -> dt.datetime:
             return real.fromtimestamp(time.time(), tz)
