@@ -78,9 +78,8 @@ class Answers:
         if line is None:
             yield
             return
-        if hasattr(self._hurried, "since"):
-            seconds = HURRY_SECONDS
-        one = _Awaited(line, seconds or self._seconds)
+        most: float = getattr(self._hurried, "seconds", self._seconds)
+        one = _Awaited(line, most if seconds is None else min(seconds, most) if self._is_hurried else seconds)
         self._awaited[id(one)] = one
         if self._rests:
             self._wake()
@@ -91,20 +90,25 @@ class Answers:
 
     @property
     def is_given_up(self) -> bool:
-        """Whether this thread waits for nothing more: something is being closed, and has had its time."""
+        """Whether this thread waits for nothing more: it is in a hurry, or something is closed, and the time is over."""
         now = time.monotonic()
-        since: float = getattr(self._hurried, "since", now)
-        hurry_at = now if self._hurry_at is None else self._hurry_at
-        return self._is_gone or now - min(since, hurry_at) >= HURRY_SECONDS
+        if self._is_hurried and now >= self._hurried.until:
+            return True
+        return self._is_gone or (self._hurry_at is not None and now - self._hurry_at >= HURRY_SECONDS)
 
     @contextlib.contextmanager
-    def hurrying(self) -> Iterator[None]:
-        """Have this thread wait for no answer for longer than closing may take."""
-        self._hurried.since = time.monotonic()
+    def hurrying(self, seconds: float = HURRY_SECONDS) -> Iterator[None]:
+        """Have this thread wait for no answer for longer than *seconds*, which is what closing may take."""
+        self._hurried.seconds = seconds
+        self._hurried.until = time.monotonic() + seconds
         try:
             yield
         finally:
-            del self._hurried.since
+            del self._hurried.seconds, self._hurried.until
+
+    @property
+    def _is_hurried(self) -> bool:
+        return hasattr(self._hurried, "until")
 
     def hurry(self) -> float:
         """Have nobody wait for longer than closing may take, from now on; return for how many seconds that has been so."""
@@ -209,8 +213,8 @@ class Answers:
 
 
 def gone(where: str) -> str:
-    """What is said when something is being closed, and the database does not answer."""
-    return f"{where}: no answer came while closing, and no more is asked for."
+    """What is said when there was little time, as while something is closed, and the database did not answer."""
+    return f"{where}: no answer came in the time there was, and no more is asked for."
 
 
 class _Awaited:

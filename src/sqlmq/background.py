@@ -182,9 +182,11 @@ class Background:
             return True
         ids = [keeper.member_id for keeper in keepers]
         try:
-            alive = self._database.write(
-                lambda conn: membership.heartbeat(conn, self._database.dialect, ids), goes_first=True
-            )
+            # One that takes longer is better sent again, by another connection, than waited for.
+            with self._database.answers.hurrying(self._beat_seconds):
+                alive = self._database.write(
+                    lambda conn: membership.heartbeat(conn, self._database.dialect, ids), goes_first=True
+                )
         except Exception as error:  # noqa: BLE001 - a thread that dies here would end all consumers, silently
             log.warning(
                 "A heartbeat failed and is tried again: %s", error, extra=facts("heartbeat failed", error=error)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NoReturn, TypeVar
 from sqlalchemy import exc as sa_exc
 from tenacity import Retrying, retry_if_exception, wait_exponential
 
-from sqlmq.errors import DatabaseUnavailableError, OutcomeUnknownError, SqlmqError
+from sqlmq.errors import DatabaseBusyError, DatabaseUnavailableError, OutcomeUnknownError, SqlmqError
 from sqlmq.logged import facts
 
 if TYPE_CHECKING:
@@ -54,11 +54,14 @@ def raise_translated(error: Exception, dialect: Dialect, where: str, *, committi
 
 def again(attempt: Callable[[], T], is_passing: Callable[[BaseException], bool], runtime: Runtime) -> T:
     """What *attempt* returns; it is tried again for some seconds, as long as what it raises *is_passing*."""
+    began = runtime.monotonic()
     # The first goes without tenacity, which takes 20 us.
     try:
         return attempt()
     except SqlmqError as error:
-        if not is_passing(error):
+        # A lock that was waited for so long already would be waited for as long again.
+        is_enough = isinstance(error, DatabaseBusyError) and runtime.monotonic() - began >= _RETRY_SECONDS
+        if is_enough or not is_passing(error):
             raise
         log.warning("%s (trying again for %.0f seconds)", error, _RETRY_SECONDS, extra=facts("retry", error=error))
     give_up_at = runtime.monotonic() + _RETRY_SECONDS

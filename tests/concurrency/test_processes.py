@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from sqlmq import MQ
     from tests.conftest import DatabaseUnderTest
 
+WRITER_KILLS = int(os.environ.get("SQLMQ_WRITER_KILLS", "60"))
 CHAOS_SECONDS = float(os.environ.get("SQLMQ_CHAOS_SECONDS", "12"))
 PATIENCE_SECONDS = 60.0
 LEASE_SECONDS = 2.0
@@ -151,15 +152,16 @@ def test_processes_and_threads_share_a_sqlite_file_without_one_locked_database(
 
 @SQLITE
 @pytest.mark.faults
+@pytest.mark.timeout(2 * PATIENCE_SECONDS + WRITER_KILLS)
 def test_a_sqlite_file_survives_the_killing_of_its_writers(
     place: Place, processes: Processes, database: DatabaseUnderTest
 ) -> None:
     chosen = random.Random(3)
     pause = threading.Event()
-    until = time.monotonic() + PATIENCE_SECONDS
-    writers = [processes.start("writer", workers.produce, until, 0.0) for _ in range(4)]
+    until = time.monotonic() + PATIENCE_SECONDS + WRITER_KILLS
+    writers = [processes.start("writer", workers.produce, until, 0.0) for _ in range(8)]
 
-    while len(processes.killed) < 20:
+    while len(processes.killed) < WRITER_KILLS:
         victim = chosen.choice([name for name in writers if name not in processes.killed])
         while not processes.has_begun(victim):
             assert time.monotonic() < until

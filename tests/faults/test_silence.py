@@ -167,6 +167,23 @@ def test_a_listener_that_hears_nothing_more_is_replaced(proxy: Proxy, mq: MQ, mo
         assert [message.value for message in received.result(10)] == [b"1"]
 
 
+def test_a_silent_network_costs_no_member_its_lease(behind: MQ, proxy: Proxy, caplog: pytest.LogCaptureFixture) -> None:
+    del behind
+    lease_seconds = 6.0
+    with MQ(proxy.url, lease_seconds=lease_seconds, notify=False) as mq:
+        consumer = mq.consumer("orders", "billing")
+        consumer.poll(timeout=0)
+        proxy.silence()
+        began = time.monotonic()
+
+        until(lambda: time.monotonic() - began > 1.2 * lease_seconds, "more than a lease")
+
+        (member,) = mq.members("orders", "billing")
+        assert member.heartbeat_seconds < lease_seconds
+        assert [record for record in caplog.records if getattr(record, "sqlmq_event", "") == "member expelled"] == []
+        consumer.close()
+
+
 def test_a_statement_that_only_waits_for_a_lock_ends_with_a_known_outcome(
     behind: MQ, database: DatabaseUnderTest, mq: MQ
 ) -> None:
@@ -215,7 +232,9 @@ def test_closing_waits_no_longer_than_five_seconds(proxy: Proxy, make_mq: MakeMQ
             behind.close()
 
         assert clock.seconds <= CLOSE_SECONDS + BUSY_SECONDS
-        assert isinstance(sent.exception(CLOSE_SECONDS), DatabaseError)
+        error = sent.exception(CLOSE_SECONDS)
+        # Where new connections are answered, it may have got one.
+        assert isinstance(error, DatabaseError) or (error is None and hole == "silence")
     with contextlib.suppress(ExceptionGroup), Clock() as again:
         behind.close()
     assert again.seconds < BUSY_SECONDS

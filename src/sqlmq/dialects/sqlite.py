@@ -56,6 +56,8 @@ if TYPE_CHECKING:
     from sqlmq.message import Contents, LogRow
 
 _BUSY_TIMEOUT_SECONDS = 10
+_LOOK_MS = 33
+"""For how long SQLite waits for the writer's lock before it begins anew with short pauses: 1, 2, 5, 10 and 15 ms."""
 
 NOW_US = "CAST((julianday('now') - 2440587.5) * 86400000000 AS INTEGER)"
 """This moment in microseconds since 1970 (to a millisecond), in every SQLite since 3.8."""
@@ -130,7 +132,7 @@ class Sqlite(Dialect):
             conn.begin()
         # A user's engine may have begun one by an event of its own; the append's UPDATE makes that the writer.
         if not _in_transaction(conn):
-            conn.exec_driver_sql("BEGIN IMMEDIATE")
+            _begin_immediately(conn)
 
     def is_autocommit(self, conn: Connection) -> bool:
         # Many engines put the driver into autocommit, and begin by an event. https://docs.sqlalchemy.org/en/20/dialects/sqlite.html
@@ -347,6 +349,29 @@ def _roll_back(connection: DBAPIConnection, _record: object, _error: object) -> 
         connection.rollback()
 
 
+def _begin_immediately(conn: Connection) -> None:
+    """Begin as the writer, waiting as long as the connection is set to, but looking more often than SQLite does.
+
+    It looks every 100 ms in the end, and so hardly ever in the moment between two transactions of a writer that does
+    not pause. https://www.sqlite.org/c3ref/busy_timeout.html
+    """
+    with _reading(conn) as cursor:
+        cursor.execute("PRAGMA busy_timeout")
+        (patience_ms,) = cursor.fetchone() or (0,)
+        cursor.execute(f"PRAGMA busy_timeout = {min(_LOOK_MS, patience_ms)}")
+        try:
+            for looks_left in reversed(range(max(1, patience_ms // _LOOK_MS))):
+                try:
+                    conn.exec_driver_sql("BEGIN IMMEDIATE")
+                except DBAPIError as error:
+                    if not looks_left or _primary_code_of(error) != sqlite3.SQLITE_BUSY:
+                        raise
+                else:
+                    return
+        finally:
+            cursor.execute(f"PRAGMA busy_timeout = {patience_ms}")
+
+
 @contextmanager
 def _reading(conn: Connection) -> Iterator[DBAPICursor]:
     # Of the pool's connection, not the driver's: this runs on drivers for asyncio too.
@@ -390,6 +415,11 @@ def _connection(conn: Connection) -> sqlite3.Connection:
 def _driver_error(error: Exception) -> sqlite3.Error | None:
     origin = error.orig if isinstance(error, DBAPIError) else error
     return origin if isinstance(origin, sqlite3.Error) else None
+
+
+def _primary_code_of(error: DBAPIError) -> int:
+    driver_error = _driver_error(error)
+    return 0 if driver_error is None else _primary_code(driver_error)
 
 
 def _primary_code(error: sqlite3.Error) -> int:

@@ -1,0 +1,108 @@
+"""How long it takes until somebody else goes on where a process was killed, and what one that was paused may still do."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from typing import TYPE_CHECKING
+
+import pytest
+
+from sqlmq import Message
+from tests.concurrency import workers
+from tests.concurrency.test_processes import Processes
+from tests.concurrency.workers import GROUP, TOPIC, Place
+from tests.contract.waiting import receive, until
+from tests.faults import holder
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from tests.conftest import DatabaseUnderTest
+
+LEASE_SECONDS, POLL_SECONDS, MARGIN_SECONDS = 2.0, 0.2, 1.0
+BUSY_SECONDS = 1.5
+"""What a machine that is busy with other things may need beyond a bound."""
+KILLS = int(os.environ.get("SQLMQ_TAKEOVERS", "2"))
+PAUSES = int(os.environ.get("SQLMQ_PAUSES", "1"))
+
+pytestmark = [
+    pytest.mark.faults,
+    pytest.mark.slow,
+    pytest.mark.timeout(60 + 10 * (KILLS + PAUSES)),
+    pytest.mark.parametrize("database", ["sqlite", "postgres"], indirect=True),
+    pytest.mark.skipif(os.name == "nt", reason="kill -9 does not exist there"),
+]
+
+
+@pytest.fixture
+def place(database: DatabaseUnderTest) -> Place:
+    place = Place(database.url, database.schema, LEASE_SECONDS)
+    with place.open() as mq:
+        mq.create_topic(TOPIC, 1)
+    return place
+
+
+@pytest.fixture
+def processes(place: Place, tmp_path: Path) -> Iterator[Processes]:
+    processes = Processes(place, tmp_path)
+    yield processes
+    processes.close()
+
+
+def test_a_killed_consumers_messages_go_to_another_one_when_its_lease_is_over(
+    place: Place, processes: Processes
+) -> None:
+    took: list[float] = []
+    with place.open() as mq:
+        producer = mq.producer(TOPIC)
+        for _ in range(KILLS):
+            name = processes.start("consumer", workers.consume, time.monotonic() + 120)
+            producer.produce(Message(b"1"))
+            until(lambda name=name: processes.has_begun(name), "it to have the message")  # type: ignore[misc]
+            # In a group with one partition that one has: it waits.
+            with mq.consumer(TOPIC, GROUP) as other:
+                producer.produce(Message(b"2"))
+                processes.kill(name)
+                killed_at = time.monotonic()
+
+                receive(other, 1)
+
+                took.append(time.monotonic() - killed_at)
+                other.commit()
+
+    print(f"{KILLS} kills, taken over after {min(took):.2f} to {max(took):.2f} s")
+    assert max(took) <= LEASE_SECONDS + POLL_SECONDS + MARGIN_SECONDS + BUSY_SECONDS
+
+
+def test_a_consumer_that_was_paused_for_two_leases_commits_nothing_any_more(
+    place: Place, processes: Processes, tmp_path: Path
+) -> None:
+    told: list[str] = []
+    with place.open() as mq:
+        producer = mq.producer(TOPIC)
+        for number in range(PAUSES):
+            go_on = tmp_path / f"go on {number}"
+            name = processes.start("holder", holder.hold, go_on, time.monotonic() + 120)
+            producer.produce(Message(b""))
+            until(lambda name=name: processes.has_begun(name), "it to have the message")  # type: ignore[misc]
+            process = processes.running[name]
+            assert process.pid is not None
+
+            os.kill(process.pid, signal.SIGSTOP)
+            stopped_at = time.monotonic()
+            with mq.consumer(TOPIC, GROUP) as other:
+                assert [message.offset for message in receive(other, 1)] == [number]
+                until(lambda since=stopped_at: time.monotonic() - since >= 2 * LEASE_SECONDS, "two leases")  # type: ignore[misc]
+                go_on.touch()
+                os.kill(process.pid, signal.SIGCONT)
+                process.join(60)
+
+                # Not by the one that was paused, and not yet by the other.
+                assert mq.describe_group(TOPIC, GROUP).partitions[0].position == number
+                other.commit()
+            told += processes.stories("holder")[number].troubles
+
+    assert told == ["FencedError"] * PAUSES
