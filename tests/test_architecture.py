@@ -185,6 +185,7 @@ def test_no_test_sleeps() -> None:
 
 
 ASKS_FOR_ITSELF = {
+    "resting.py": "as `answers`, which tests what has rested",
     "coalescer.py": "callers wait for each other, without a clock",
     "answers.py": "how long a network is silent is told by the kernel, in its own time",
     "runtime.py": "is where it comes from",

@@ -64,7 +64,11 @@ class Answers:
         """Test connections of *engine* that have rested; wait no longer than has to be for new ones, if it *has_line*."""
 
         def test(connection: DBAPIConnection, record: ConnectionPoolEntry, _proxy: object) -> None:
-            self._test_after_rest(engine.dialect, connection, record)
+            """Replace a connection that the server has closed while nobody used it, before it gets something to do."""
+            returned_at = record.info.get("returned_at", time.monotonic())
+            if not self.come_after_rest(engine.dialect, connection, record.driver_connection, returned_at):
+                # The others are as old, and each would have to be waited for.
+                raise sa_exc.InvalidatePoolError
 
         event.listen(engine, "checkin", _note_return)
         event.listen(engine, "checkout", test)
@@ -187,19 +191,21 @@ class Answers:
             extra=facts("connection given up", seconds=seconds),
         )
 
-    def _test_after_rest(self, dialect: Dialect, connection: DBAPIConnection, record: ConnectionPoolEntry) -> None:
-        """Replace a connection that the server has closed while nobody used it, before it gets something to do.
+    def come_after_rest(
+        self, dialect: Dialect, connection: DBAPIConnection, driven: object, rests_since: float
+    ) -> bool:
+        """Whether the server still answers on a *connection* that nobody has used for some time.
 
         What breaks in the middle of a COMMIT has an unknown outcome; what breaks here has a known one.
         """
-        if time.monotonic() - record.info.get("returned_at", time.monotonic()) < _REST_SECONDS:
-            return
+        if time.monotonic() - rests_since < _REST_SECONDS:
+            return True
         try:
-            with self.awaited(record.driver_connection, _PING_SECONDS):
+            with self.awaited(driven, _PING_SECONDS):
                 dialect.do_ping(connection)
-        except dialect.loaded_dbapi.Error as error:
-            # The others are as old, and each would have to be waited for.
-            raise sa_exc.InvalidatePoolError from error
+        except dialect.loaded_dbapi.Error:
+            return False
+        return True
 
     def _connect(
         self, dialect: Dialect, _record: ConnectionPoolEntry, args: list[Any], options: dict[str, Any]

@@ -28,6 +28,7 @@ from sqlmq.errors import (
 )
 from sqlmq.failpoints import failpoint
 from sqlmq.opening import open_engine
+from sqlmq.resting import Spare
 from sqlmq.runtime import SYSTEM
 from sqlmq.schema import REVISION
 from sqlmq.turn import Turn
@@ -77,6 +78,7 @@ class Database:
         self.observer: Observer | None = None  # of all that is made from the MQ
         self._transactions = self.dialect.for_transactions(self.engine)
         self._single_statements = self.dialect.for_single_statements(self.engine)
+        self._spare = Spare(self.engine, self.dialect, self.answers.come_after_rest, keeps=self._owns_engine)
         self._prepared = False
         self._appends_in_one_statement = False
         self._has_written = False
@@ -219,6 +221,7 @@ class Database:
         with self._unused:
             self._unused.wait_for(lambda: self._in_use == 0, max(0.0, left))
             self._is_closed = True
+        self._spare.close()
         self.answers.close()
         if self._owns_engine and not self._forked:
             self.engine.dispose()
@@ -268,14 +271,21 @@ class Database:
     def _append_once(self, flow: Callable[[Connection], T], *, committing: bool) -> T:
         if not self._appends_in_one_statement:
             return self._write_once(flow)
-        with (
-            self._connect(self.engine) as conn,
-            self.translating(committing=committing),
-            self.dialect.autocommitting(conn),
-        ):
-            failpoint("statement.before")
-            result = flow(conn)
-            failpoint("statement.after")
+        with self._counted():
+            with self.translating():
+                spare = self._spare.take()
+            try:
+                failpoint("statement.before")
+                with self.translating(committing=committing), self.awaiting(spare.connection):
+                    result = flow(spare.connection)
+                failpoint("statement.after")
+            except BaseException as error:
+                with self.translating():
+                    if isinstance(error, SqlmqError) and self._is_of_no_use_after(error):
+                        spare.connection.invalidate()
+                    spare.close()
+                raise
+            self._spare.give(spare)
         self._has_written = True
         return result
 
@@ -288,10 +298,7 @@ class Database:
     @contextlib.contextmanager
     def _connect(self, engine: Engine, *, is_patient: bool = False) -> Iterator[Connection]:
         """A connection; unless it *is_patient*, all that is asked in the block is to be answered in time."""
-        with self._unused:
-            self._check_open()
-            self._in_use += 1
-        try:
+        with self._counted():
             with self.translating():
                 connection = engine.connect()
             try:
@@ -304,6 +311,15 @@ class Database:
             finally:
                 with self.translating():
                     connection.close()
+
+    @contextlib.contextmanager
+    def _counted(self) -> Iterator[None]:
+        """Have closing wait for a connection that is in use."""
+        with self._unused:
+            self._check_open()
+            self._in_use += 1
+        try:
+            yield
         finally:
             with self._unused:
                 self._in_use -= 1
@@ -389,6 +405,7 @@ class Database:
             return
         # Kept alive, because closing the copy of a SQLite connection can damage the file.
         # https://www.sqlite.org/howtocorrupt.html#_carrying_an_open_database_connection_across_a_fork_
+        self._spare.leave_fork()
         _ABANDONED.append(self.engine.pool)
         self.engine.dispose(close=False)
 

@@ -388,6 +388,8 @@ class Producer:
         return self._run(lambda topic: produce.load_keyed(topic, contents, self._rotation))
 
     def _append(self, routed: list[Routed]) -> list[ProducerResult]:
+        if len(routed) > 1 and all(partition is None for _, partition in routed):
+            return self._append_many(Contents.of([message for message, _ in routed]))
         return self._run(lambda topic: produce.load(produce.place(topic, routed, self._rotation)))
 
     def _stage(self, placed: list[Placed], due: Due) -> Delayed:

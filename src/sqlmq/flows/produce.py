@@ -94,6 +94,9 @@ def place(topic: Topic, routed: Sequence[Routed], turn: Turn) -> list[Placed]:
 
 def load(placed: Sequence[Placed]) -> Load:
     """Put messages, which may be of several topics, in order."""
+    if len(placed) == 1:
+        (one,) = placed
+        return Load(Contents.of([one.message]), [Run(one.topic, one.number, 1)], (0,))
     ids = [one.topic.partition_ids[one.number] for one in placed]
     order = sorted(range(len(ids)), key=ids.__getitem__)
     targets = {id_: (one.topic, one.number) for id_, one in zip(ids, placed, strict=True)}
