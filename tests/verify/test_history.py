@@ -93,7 +93,7 @@ def scribble(path: Path, told: Connection) -> None:
 
 @pytest.mark.faults
 def test_what_was_written_outlives_the_process(tmp_path: Path) -> None:
-    context = multiprocessing.get_context("fork" if os.name == "posix" else "spawn")
+    context = multiprocessing.get_context("spawn")
     hears, told = context.Pipe(duplex=False)
     process = context.Process(target=scribble, args=(tmp_path / "p.jsonl", told))
     process.start()

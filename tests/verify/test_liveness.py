@@ -27,7 +27,7 @@ def waiting(seen: float) -> Story:
 
 
 @pytest.mark.parametrize(("seen", "is_late"), [(1001, False), (1004, True)])
-def test_a_message_must_not_wait_longer_than_the_bound(seen: float, is_late: bool) -> None:  # noqa: FBT001
+def test_a_message_must_not_wait_longer_than_the_bound(seen: float, is_late: bool) -> None:
     assert waiting(seen).found() == ({"L4": {"starvation"}} if is_late else {})
 
 
@@ -62,7 +62,7 @@ def test_waiting_is_over_when_the_drain_begins() -> None:
 
 
 @pytest.mark.parametrize(("next_end", "is_late"), [(1100, False), (1300, True)])
-def test_when_the_database_is_back_something_is_acknowledged_soon(next_end: float, is_late: bool) -> None:  # noqa: FBT001
+def test_when_the_database_is_back_something_is_acknowledged_soon(next_end: float, is_late: bool) -> None:
     story = bounded()
     story.note("nemesis", 100, action="start", fault="terminate", id=1)
     story.note("nemesis", 200, action="stop", fault="terminate", id=1)
@@ -84,7 +84,7 @@ def test_a_drain_must_be_done_in_time(end: float, outcome: str) -> None:
 @pytest.mark.parametrize(
     ("end", "paused", "is_hanging"), [(900, False, False), (1100, False, True), (1100, True, False)]
 )
-def test_a_call_must_not_take_longer_than_the_bound(end: float, paused: bool, is_hanging: bool) -> None:  # noqa: FBT001
+def test_a_call_must_not_take_longer_than_the_bound(end: float, paused: bool, is_hanging: bool) -> None:
     story = bounded()
     story.send(["a"], 1, end)
     story.log(["a"])
@@ -96,7 +96,7 @@ def test_a_call_must_not_take_longer_than_the_bound(end: float, paused: bool, is
 
 
 @pytest.mark.parametrize(("outcome", "is_wrong"), [("fail", False), ("info", True)])
-def test_a_deadlock_is_a_failure(outcome: str, is_wrong: bool) -> None:  # noqa: FBT001
+def test_a_deadlock_is_a_failure(outcome: str, is_wrong: bool) -> None:
     story = Story()
     story.call("send", 1, 2, "p", outcome, {"sqlstate": "40P01"}, topic="t", messages=[])
 
@@ -104,7 +104,7 @@ def test_a_deadlock_is_a_failure(outcome: str, is_wrong: bool) -> None:  # noqa:
 
 
 @pytest.mark.parametrize(("size", "is_too_big"), [(6000, False), (6001, True)])
-def test_a_process_must_not_grow_without_bounds(size: int, is_too_big: bool) -> None:  # noqa: FBT001
+def test_a_process_must_not_grow_without_bounds(size: int, is_too_big: bool) -> None:
     story = bounded()
     for at, bytes_ in ((1, 5000), (2, size), (3, size)):
         story.note("rss", at, "c", bytes=bytes_)
@@ -114,7 +114,7 @@ def test_a_process_must_not_grow_without_bounds(size: int, is_too_big: bool) -> 
 
 
 @pytest.mark.parametrize(("queries", "is_busy"), [(20, False), (21, True)])
-def test_an_idle_member_must_not_ask_all_the_time(queries: int, is_busy: bool) -> None:  # noqa: FBT001
+def test_an_idle_member_must_not_ask_all_the_time(queries: int, is_busy: bool) -> None:
     story = bounded()
     story.note("idle", 1, "c", queries=queries, seconds=10.0)
 
@@ -122,7 +122,7 @@ def test_an_idle_member_must_not_ask_all_the_time(queries: int, is_busy: bool) -
 
 
 @pytest.mark.parametrize(("left", "is_wrong"), [(1, False), (2, True)])
-def test_nothing_must_be_left_in_the_database(left: int, is_wrong: bool) -> None:  # noqa: FBT001
+def test_nothing_must_be_left_in_the_database(left: int, is_wrong: bool) -> None:
     story = Story()
     story.row("residue", what="locks", count=left, most=1)
 

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import pytest
 
 from tests.verify.stories import Story, got, sent
+
+if TYPE_CHECKING:
+    from sqlmq.verify.history import Json
 
 
 def test_an_acknowledged_message_that_is_in_the_log_is_not_lost() -> None:
@@ -136,7 +141,7 @@ def test_a_message_that_cant_be_read_is_unexpected() -> None:
 
 
 @pytest.mark.parametrize("change", [{"h": "other"}, {"key": "other"}, {"key": None}])
-def test_a_message_that_comes_with_another_value_or_key_is_corrupt(change: dict[str, str | None]) -> None:
+def test_a_message_that_comes_with_another_value_or_key_is_corrupt(change: dict[str, Json]) -> None:
     story = Story()
     story.send(["a"], key="k")
     story.log(["a"], key="k")
@@ -202,7 +207,7 @@ def test_a_message_that_two_groups_got_is_no_duplicate() -> None:
 
 def test_what_its_sender_was_told_must_be_where_the_message_is() -> None:
     story = Story()
-    placed = {"placed": [{"m": "a", "partition": 0, "offset": 0}]}
+    placed: dict[str, Json] = {"placed": [{"m": "a", "partition": 0, "offset": 0}]}
     story.call("send", 1, 2, topic="t", messages=[sent("a"), sent("b")], answer=placed)
     story.log(["b", "a"])
 
@@ -344,7 +349,7 @@ def test_an_unknown_transaction_whose_first_message_retention_has_deleted_is_not
 
 
 @pytest.mark.parametrize(("ends", "is_torn"), [([1, 0], True), ([0, 1], True), ([0, 0], False), ([1, 1], False)])
-def test_a_snapshot_must_show_all_of_a_transaction_or_nothing(ends: list[int], is_torn: bool) -> None:  # noqa: FBT001
+def test_a_snapshot_must_show_all_of_a_transaction_or_nothing(ends: list[int], is_torn: bool) -> None:
     story = Story()
     story.send(["a", "b"], 1, 9)
     story.log(["a"], partition=0)
@@ -408,7 +413,7 @@ def test_a_transaction_must_not_be_given_its_own_message() -> None:
 
 
 @pytest.mark.parametrize(("start", "is_stale"), [(3, True), (1.5, False)])
-def test_a_snapshot_must_show_what_was_acknowledged_before_it_began(start: float, is_stale: bool) -> None:  # noqa: FBT001
+def test_a_snapshot_must_show_what_was_acknowledged_before_it_began(start: float, is_stale: bool) -> None:
     story = Story()
     story.send(["a"], 1, 2)
     story.call("snapshot", start, 4, "o", topic="t", answer={"ends": {"0": 0}})
@@ -466,7 +471,7 @@ def test_an_empty_transaction_is_stale_only_if_nobody_else_was_at_work(others: i
 
 
 @pytest.mark.parametrize(("at", "is_early"), [(99, True), (100, False)])
-def test_a_delayed_message_must_not_be_appended_before_it_is_due(at: int, is_early: bool) -> None:  # noqa: FBT001
+def test_a_delayed_message_must_not_be_appended_before_it_is_due(at: int, is_early: bool) -> None:
     story = Story()
     story.send(["a"], due=100)
     story.log(["a"], at=at)
