@@ -42,10 +42,10 @@ class Story:
         self.line(p, "note", f, at, **fields)
 
     def plan(self, **fields: Json) -> None:
-        self.note("plan", **fields)
+        self.note("plan", 0, "parent", **fields)
 
     def group(self, name: str = "g", **fields: Json) -> None:
-        self.note("group", group=name, topic="t", **fields)
+        self.note("group", 0, "parent", group=name, topic="t", **fields)
 
     def call(
         self,
@@ -99,7 +99,7 @@ class Story:
         **more: Json,
     ) -> None:
         """A transaction of the group g on topic t."""
-        self.call("txn", start, end, p, outcome, group="g", topic="t", delivered=list(got_), **more)
+        self.call("txn", start, end, p, outcome, None, group="g", topic="t", delivered=list(got_), **more)
 
     def handle(
         self,
@@ -110,7 +110,7 @@ class Story:
         outcome: str = "ok",
         **more: Json,
     ) -> None:
-        self.call("handle", start, end, p, outcome, group="g", topic="t", delivered=list(got_), **more)
+        self.call("handle", start, end, p, outcome, None, group="g", topic="t", delivered=list(got_), **more)
 
     def drained(self, at: float = 1000) -> None:
         self.call("drain", at, at + 1, "parent", group="g", topic="t")

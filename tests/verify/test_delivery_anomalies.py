@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import pytest
 
 from tests.verify.stories import Story, got, sent
+
+if TYPE_CHECKING:
+    from sqlmq.verify.history import Json
 
 
 def three() -> Story:
@@ -16,7 +21,7 @@ def three() -> Story:
     return story
 
 
-def handed(*offsets: int) -> list[dict[str, str | int | None]]:
+def handed(*offsets: int) -> list[dict[str, Json]]:
     return [{"m": "abc"[offset], "h": "abc"[offset], "partition": 0, "offset": offset} for offset in offsets]
 
 
@@ -26,7 +31,7 @@ def killed(story: Story, p: str, at: float) -> None:
 
 def test_a_position_behind_what_was_done_skips_nothing() -> None:
     story = three()
-    story.poll([*handed(0, 1)], 3, 4)
+    story.poll(handed(0, 1), 3, 4)
     story.done([0, 1], 5)
     story.position(2)
 
@@ -35,7 +40,7 @@ def test_a_position_behind_what_was_done_skips_nothing() -> None:
 
 def test_a_position_must_not_pass_a_message_that_never_came() -> None:
     story = three()
-    story.poll([*handed(0)], 3, 4)
+    story.poll(handed(0), 3, 4)
     story.done([0], 5)
     story.position(2)
 
@@ -44,7 +49,7 @@ def test_a_position_must_not_pass_a_message_that_never_came() -> None:
 
 def test_a_position_must_not_pass_a_message_that_was_not_done() -> None:
     story = three()
-    story.poll([*handed(0, 1)], 3, 4)
+    story.poll(handed(0, 1), 3, 4)
     story.done([0], 5)
     story.position(2)
 
@@ -54,7 +59,7 @@ def test_a_position_must_not_pass_a_message_that_was_not_done() -> None:
 @pytest.mark.parametrize(("looked", "is_early"), [((5.2, 5.4), True), ((5.2, 6.5), False)])
 def test_a_position_must_not_pass_a_message_before_it_is_done(looked: tuple[float, float], is_early: bool) -> None:
     story = three()
-    story.poll([*handed(0, 1)], 3, 4)
+    story.poll(handed(0, 1), 3, 4)
     story.done([0, 1], 6)
     story.call("positions", *looked, "o", group="g", topic="t", answer={"positions": {"0": 1}})
     story.position(2)
@@ -90,7 +95,7 @@ def test_a_group_that_is_moved_must_not_skip_what_is_behind() -> None:
 def test_a_position_may_pass_what_is_set_aside(state: str) -> None:
     story = three()
     story.group(mode="run")
-    story.handle([*handed(0)], 3, 4, outcome="fail")
+    story.handle(handed(0), 3, 4, outcome="fail")
     story.row("parked", group="g", topic="t", partition=0, offset=0, state=state, attempts=1)
     story.position(1)
 
@@ -109,7 +114,7 @@ def test_a_position_may_pass_what_somebody_has_discarded() -> None:
 def test_where_messages_are_committed_before_they_are_handed_out_they_may_be_lost_with_the_consumer() -> None:
     story = three()
     story.group(ack="before")
-    story.poll([*handed(0)], 3, None)
+    story.poll(handed(0), 3, None)
     story.position(1)
 
     assert story.found() == {}
@@ -118,7 +123,7 @@ def test_where_messages_are_committed_before_they_are_handed_out_they_may_be_los
 def test_a_handler_that_raised_has_not_done_its_message() -> None:
     story = three()
     story.group(mode="run")
-    story.handle([*handed(0)], 3, 4, outcome="fail")
+    story.handle(handed(0), 3, 4, outcome="fail")
     story.position(1)
 
     assert story.found() == {"B1": {"not-done"}}
@@ -126,7 +131,7 @@ def test_a_handler_that_raised_has_not_done_its_message() -> None:
 
 def test_after_a_drain_every_message_has_come() -> None:
     story = three()
-    story.poll([*handed(0, 1)], 3, 4)
+    story.poll(handed(0, 1), 3, 4)
     story.done([0, 1], 5)
     story.drained()
     story.position(2)
@@ -136,7 +141,7 @@ def test_after_a_drain_every_message_has_come() -> None:
 
 def test_without_a_drain_messages_may_be_unread() -> None:
     story = three()
-    story.poll([*handed(0, 1)], 3, 4)
+    story.poll(handed(0, 1), 3, 4)
     story.done([0, 1], 5)
     story.position(2)
 
@@ -145,7 +150,7 @@ def test_without_a_drain_messages_may_be_unread() -> None:
 
 def test_after_a_drain_what_came_is_committed() -> None:
     story = three()
-    story.poll([*handed(0, 1, 2)], 3, 4)
+    story.poll(handed(0, 1, 2), 3, 4)
     story.done([0, 1, 2], 5)
     story.drained()
     story.position(2)
@@ -156,7 +161,7 @@ def test_after_a_drain_what_came_is_committed() -> None:
 def test_a_partition_that_is_stopped_is_not_drained_and_not_unseen() -> None:
     story = three()
     story.group(mode="run")
-    story.handle([*handed(0)], 3, 4, outcome="fail")
+    story.handle(handed(0), 3, 4, outcome="fail")
     story.drained()
     story.row("parked", group="g", topic="t", partition=0, offset=0, state="stopped", attempts=1)
     story.position(0)
@@ -166,16 +171,16 @@ def test_a_partition_that_is_stopped_is_not_drained_and_not_unseen() -> None:
 
 def test_messages_must_come_in_the_order_of_the_log() -> None:
     story = three()
-    story.poll([*handed(1)], 3, 4)
-    story.poll([*handed(0)], 5, 6)
+    story.poll(handed(1), 3, 4)
+    story.poll(handed(0), 5, 6)
 
     assert story.found() == {"B3": {"nonmonotonic-poll"}}
 
 
 def test_threads_that_ask_at_once_may_write_down_in_any_order() -> None:
     story = three()
-    story.poll([*handed(0)], 3, 6, client="1")
-    story.poll([*handed(1)], 3.5, 4, client="2")
+    story.poll(handed(0), 3, 6, client="1")
+    story.poll(handed(1), 3.5, 4, client="2")
 
     assert story.found() == {}
 
@@ -183,19 +188,19 @@ def test_threads_that_ask_at_once_may_write_down_in_any_order() -> None:
 def test_a_message_may_come_later_if_somebody_had_asked_who_was_killed() -> None:
     story = three()
     story.poll([], 3, None, p="c")
-    story.poll([*handed(1)], 3.5, 4, p="c")
+    story.poll(handed(1), 3.5, 4, p="c")
     killed(story, "c", 4.5)
-    story.poll([*handed(0, 1)], 5, 6, p="d")
+    story.poll(handed(0, 1), 5, 6, p="d")
 
     assert story.found() == {}
 
 
 def test_a_message_must_not_come_later_because_somebody_asked_after_that_who_was_killed() -> None:
     story = three()
-    story.poll([*handed(1)], 3.5, 4, p="c")
+    story.poll(handed(1), 3.5, 4, p="c")
     story.poll([], 4.2, None, p="c")
     killed(story, "c", 4.5)
-    story.poll([*handed(0, 1)], 5, 6, p="d")
+    story.poll(handed(0, 1), 5, 6, p="d")
 
     assert story.found()["B3"] == {"nonmonotonic-poll"}
 
@@ -218,15 +223,15 @@ def test_a_group_that_is_run_keeps_the_order_of_each_key(keys: tuple[str | None,
 
 def test_a_message_must_not_come_again_for_nothing() -> None:
     story = three()
-    story.poll([*handed(0)], 3, 4, p="c")
-    story.poll([*handed(0)], 5, 6, p="d")
+    story.poll(handed(0), 3, 4, p="c")
+    story.poll(handed(0), 5, 6, p="d")
 
     assert story.found() == {"B4": {"spurious"}}
 
 
 def disturbed(what: str) -> Story:
     story = three()
-    story.poll([*handed(0)], 3, 4, p="c")
+    story.poll(handed(0), 3, 4, p="c")
     match what:
         case "killed":
             killed(story, "c", 4.5)
@@ -246,7 +251,7 @@ def disturbed(what: str) -> Story:
             story.call("close", 4.1, 4.2, "c", group="g", topic="t")
         case "failed":
             story.poll([], 4.1, 4.2, p="c", outcome="fail")
-    story.poll([*handed(0)], 5, 6, p="d")
+    story.poll(handed(0), 5, 6, p="d")
     return story
 
 
@@ -257,27 +262,27 @@ def test_a_message_may_come_again_if_who_had_it_was(what: str) -> None:
 
 def test_a_message_must_not_come_again_because_somebody_else_was_killed() -> None:
     story = three()
-    story.poll([*handed(0)], 3, 4, p="c")
+    story.poll(handed(0), 3, 4, p="c")
     killed(story, "x", 4.5)
-    story.poll([*handed(0)], 5, 6, p="d")
+    story.poll(handed(0), 5, 6, p="d")
 
     assert story.found() == {"B4": {"spurious"}}
 
 
 def test_each_loss_explains_one_redelivery() -> None:
     story = disturbed("killed")
-    story.poll([*handed(0)], 7, 8, p="e")
+    story.poll(handed(0), 7, 8, p="e")
 
     assert story.found() == {"B4": {"spurious"}}
 
 
 def test_a_message_must_not_come_again_after_it_was_committed_whatever_happened() -> None:
     story = three()
-    story.poll([*handed(0)], 3, 4, p="c")
+    story.poll(handed(0), 3, 4, p="c")
     story.done([0], 4.1)
     story.call("commit", 4.2, 4.3, "c", group="g", topic="t", answer={"positions": {"0": 1}})
     killed(story, "c", 4.5)
-    story.poll([*handed(0)], 5, 6, p="d")
+    story.poll(handed(0), 5, 6, p="d")
 
     assert story.found() == {"B4": {"committed"}}
 
@@ -285,7 +290,7 @@ def test_a_message_must_not_come_again_after_it_was_committed_whatever_happened(
 @pytest.mark.parametrize(("second", "is_back"), [((5, 6), True), ((3.5, 6), False)])
 def test_a_position_must_not_go_back(second: tuple[float, float], is_back: bool) -> None:
     story = three()
-    story.poll([*handed(0)], 2, 2.5)
+    story.poll(handed(0), 2, 2.5)
     story.done([0], 2.6)
     story.call("positions", 3, 4, "o", group="g", topic="t", answer={"positions": {"0": 1}})
     story.call("positions", *second, "q", group="g", topic="t", answer={"positions": {"0": 0}})
@@ -296,7 +301,7 @@ def test_a_position_must_not_go_back(second: tuple[float, float], is_back: bool)
 
 def test_a_position_must_not_be_lower_at_the_end() -> None:
     story = three()
-    story.poll([*handed(0)], 2, 2.5)
+    story.poll(handed(0), 2, 2.5)
     story.done([0], 2.6)
     story.call("commit", 3, 4, "c", group="g", topic="t", answer={"positions": {"0": 1}})
     story.position(0)
@@ -306,7 +311,7 @@ def test_a_position_must_not_be_lower_at_the_end() -> None:
 
 def test_a_position_may_go_back_if_somebody_moves_the_group() -> None:
     story = three()
-    story.poll([*handed(0)], 2, 2.5)
+    story.poll(handed(0), 2, 2.5)
     story.done([0], 2.6)
     story.call("commit", 3, 4, "c", group="g", topic="t", answer={"positions": {"0": 1}})
     story.call("seek", 5, 6, "c", group="g", topic="t", positions={"0": 0})
@@ -317,9 +322,9 @@ def test_a_position_may_go_back_if_somebody_moves_the_group() -> None:
 
 def zombie(commit: tuple[float, float], outcome: str = "ok") -> Story:
     story = three()
-    story.poll([*handed(0)], 2, 2.5, p="c")
+    story.poll(handed(0), 2, 2.5, p="c")
     story.note("fenced", 2.6, "c", group="g", topic="t", partition=0)
-    story.poll([*handed(0)], 3, 4, p="d")
+    story.poll(handed(0), 3, 4, p="d")
     story.call("commit", *commit, "c", outcome, {"positions": {"0": 1}}, group="g", topic="t")
     return story
 
@@ -353,8 +358,8 @@ def blocks() -> Story:
 
 def test_transactions_of_a_partition_follow_each_other() -> None:
     story = blocks()
-    story.block([*handed(0)], 3, 4)
-    story.block([*handed(1, 2)], 5, 6, p="d")
+    story.block(handed(0), 3, 4)
+    story.block(handed(1, 2), 5, 6, p="d")
     story.position(3)
 
     assert story.found() == {}
@@ -362,17 +367,17 @@ def test_transactions_of_a_partition_follow_each_other() -> None:
 
 def test_two_transactions_must_not_both_be_committed_with_a_message() -> None:
     story = blocks()
-    story.block([*handed(0)], 3, 4)
-    story.block([*handed(0)], 3.5, 6, p="d")
+    story.block(handed(0), 3, 4)
+    story.block(handed(0), 3.5, 6, p="d")
 
     assert story.found()["B6"] == {"split-ownership"}
 
 
 def test_a_transaction_that_was_cut_off_and_is_late_does_no_harm() -> None:
     story = blocks()
-    story.block([*handed(0)], 3, 4)
-    story.block([*handed(0)], 3.5, 6, p="d", outcome="fail")
-    story.block([*handed(1)], 7, 8)
+    story.block(handed(0), 3, 4)
+    story.block(handed(0), 3.5, 6, p="d", outcome="fail")
+    story.block(handed(1), 7, 8)
 
     assert "B6" not in story.found()
     assert "B12" not in story.found()
@@ -381,32 +386,32 @@ def test_a_transaction_that_was_cut_off_and_is_late_does_no_harm() -> None:
 @pytest.mark.parametrize("start", [0, 1])
 def test_after_a_transaction_of_which_nobody_knows_the_next_may_begin_at_either_place(start: int) -> None:
     story = blocks()
-    story.block([*handed(0)], 3, None)
+    story.block(handed(0), 3, None)
     killed(story, "c", 4)
-    story.block([*handed(start)], 5, 6, p="d")
+    story.block(handed(start), 5, 6, p="d")
 
     assert story.found() == {}
 
 
 def test_after_a_rollback_the_next_transaction_begins_at_the_same_place() -> None:
     story = blocks()
-    story.block([*handed(0)], 3, 4, outcome="fail")
-    story.block([*handed(1)], 5, 6)
+    story.block(handed(0), 3, 4, outcome="fail")
+    story.block(handed(1), 5, 6)
 
     assert story.found() == {"B12": {"abort-unchanged"}}
 
 
 def test_after_a_commit_the_next_transaction_begins_right_behind_it() -> None:
     story = blocks()
-    story.block([*handed(0)], 3, 4)
-    story.block([*handed(2)], 5, 6)
+    story.block(handed(0), 3, 4)
+    story.block(handed(2), 5, 6)
 
     assert story.found() == {"B1": {"jumped"}}
 
 
 def test_a_transaction_is_given_messages_without_a_gap() -> None:
     story = blocks()
-    story.block([*handed(0, 2)], 3, 4)
+    story.block(handed(0, 2), 3, 4)
 
     assert story.found() == {"B1": {"jumped"}}
 
@@ -414,7 +419,7 @@ def test_a_transaction_is_given_messages_without_a_gap() -> None:
 def test_retention_may_move_a_group_on_that_it_does_not_protect() -> None:
     story = blocks()
     story.plan(topics={"t": {"protect": False}})
-    story.block([*handed(2)], 5, 6)
+    story.block(handed(2), 5, 6)
     story.row("eviction", group="g", topic="t", partition=0, kind="unread", start=0, end=2)
     story.position(3)
 
@@ -423,7 +428,7 @@ def test_retention_may_move_a_group_on_that_it_does_not_protect() -> None:
 
 def effect_story(outcome: str = "ok", end: float | None = 4, position: int = 1) -> Story:
     story = blocks()
-    story.block([*handed(0)], 3, end, outcome=outcome, effects=["a"])
+    story.block(handed(0), 3, end, outcome=outcome, effects=["a"])
     story.position(position)
     return story
 
@@ -470,7 +475,7 @@ def test_an_effect_that_was_rolled_back_must_not_be_there() -> None:
 
 def test_a_message_without_an_effect_needs_none() -> None:
     story = blocks()
-    story.block([*handed(0)], 3, 4, effects=[])
+    story.block(handed(0), 3, 4, effects=[])
     story.position(1)
 
     assert story.found() == {}
@@ -491,7 +496,7 @@ def test_a_transactions_rows_and_messages_must_be_there_together(log: list[str],
 def test_a_handler_with_a_session_that_returned_has_perhaps_committed() -> None:
     story = three()
     story.group(mode="run")
-    story.handle([*handed(0)], 3, 4, transaction=True, effects=["a"], messages=[sent("x", topic="u")])
+    story.handle(handed(0), 3, 4, transaction=True, effects=["a"], messages=[sent("x", topic="u")])
 
     assert story.found() == {}
 
@@ -553,9 +558,9 @@ def test_a_group_may_lose_messages_only_if_its_topic_does_not_protect_them(prote
 def test_what_waits_for_another_attempt_must_not_wait_after_a_drain() -> None:
     story = three()
     story.group(mode="run")
-    story.handle([*handed(0)], 3, 4, outcome="fail")
-    story.handle([*handed(1)], 5, 6)
-    story.handle([*handed(2)], 7, 8)
+    story.handle(handed(0), 3, 4, outcome="fail")
+    story.handle(handed(1), 5, 6)
+    story.handle(handed(2), 7, 8)
     story.row("parked", group="g", topic="t", partition=0, offset=0, state="waiting", attempts=1)
     story.position(3)
 
@@ -567,7 +572,7 @@ def test_what_waits_for_another_attempt_must_not_wait_after_a_drain() -> None:
 def buried(at: float | None) -> Story:
     story = three()
     story.group(mode="run")
-    story.handle([*handed(0)], 3, 4)
+    story.handle(handed(0), 3, 4)
     if at is not None:
         killed(story, "c", at)
     story.row("parked", group="g", topic="t", partition=0, offset=0, state="dead", attempts=1)
@@ -588,7 +593,7 @@ def test_a_handler_must_not_be_tried_more_often_than_it_may(times: int, is_too_o
     story = three()
     story.group(mode="run", max_attempts=2)
     for turn in range(times):
-        story.handle([*handed(0)], 3 + turn, 3.5 + turn, outcome="fail")
+        story.handle(handed(0), 3 + turn, 3.5 + turn, outcome="fail")
     story.row("parked", group="g", topic="t", partition=0, offset=0, state="dead", attempts=2)
     story.position(1)
 
@@ -599,7 +604,7 @@ def test_an_attempt_of_a_member_that_was_fenced_does_not_count() -> None:
     story = three()
     story.group(mode="run", max_attempts=2)
     for turn in range(3):
-        story.handle([*handed(0)], 3 + turn, 3.5 + turn, p=f"c{turn}", outcome="fail")
+        story.handle(handed(0), 3 + turn, 3.5 + turn, p=f"c{turn}", outcome="fail")
     story.note("fenced", 3.4, "c0", group="g", topic="t", partition=0)
     story.row("parked", group="g", topic="t", partition=0, offset=0, state="dead", attempts=2)
     story.position(1)

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import pytest
 
 from tests.verify.stories import Story, got, sent
+
+if TYPE_CHECKING:
+    from sqlmq.verify.history import Json
 
 
 def test_an_acknowledged_message_that_is_in_the_log_is_not_lost() -> None:
@@ -136,7 +141,7 @@ def test_a_message_that_cant_be_read_is_unexpected() -> None:
 
 
 @pytest.mark.parametrize("change", [{"h": "other"}, {"key": "other"}, {"key": None}])
-def test_a_message_that_comes_with_another_value_or_key_is_corrupt(change: dict[str, str | None]) -> None:
+def test_a_message_that_comes_with_another_value_or_key_is_corrupt(change: dict[str, Json]) -> None:
     story = Story()
     story.send(["a"], key="k")
     story.log(["a"], key="k")
@@ -202,7 +207,7 @@ def test_a_message_that_two_groups_got_is_no_duplicate() -> None:
 
 def test_what_its_sender_was_told_must_be_where_the_message_is() -> None:
     story = Story()
-    placed = {"placed": [{"m": "a", "partition": 0, "offset": 0}]}
+    placed: dict[str, Json] = {"placed": [{"m": "a", "partition": 0, "offset": 0}]}
     story.call("send", 1, 2, topic="t", messages=[sent("a"), sent("b")], answer=placed)
     story.log(["b", "a"])
 

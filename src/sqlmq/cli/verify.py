@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from sqlmq.cli.output import json_option, say, show
-from sqlmq.cli.settings import example
+from sqlmq.cli.settings import database_options, example
 from sqlmq.verify import history, report
 from sqlmq.verify.judge.verdict import judged
 from sqlmq.verify.selftest import edits
@@ -32,7 +32,8 @@ Exit codes:
   64  what was given can't be read"""
 
 
-@click.group()
+@click.group(epilog=example("sqlmq verify check found", "sqlmq verify selftest"))
+@database_options
 def verify() -> None:
     """Find out by trial whether the queue keeps its promises.
 
@@ -74,6 +75,7 @@ def verify() -> None:
 )
 @click.option("--junit", type=click.Path(dir_okay=False, path_type=Path), help="Write a JUnit file, too.")
 @json_option
+@database_options
 def check(
     paths: tuple[Path, ...],
     final_path: Path | None,
@@ -104,6 +106,7 @@ def check(
 @click.option("--seed", type=int, default=0, show_default=True, help="Choose the histories by this number.")
 @click.option("--only", multiple=True, metavar="NAME", help="Only this one; may be given again.")
 @json_option
+@database_options
 def selftest(seed: int, only: tuple[str, ...], *, as_json: bool) -> None:
     """Give the judge wrong histories, each of a kind, and see whether it catches them all.
 
