@@ -44,9 +44,7 @@ def test_a_schema_that_is_kept_stays(database: DatabaseUnderTest, engine: Engine
 
 
 @BOTH
-def test_a_queue_without_topics_is_used_and_left_as_it_was(
-    database: DatabaseUnderTest, engine: Engine, mq: MQ
-) -> None:
+def test_a_queue_without_topics_is_used_and_left_as_it_was(database: DatabaseUnderTest, engine: Engine, mq: MQ) -> None:
     schema = "public" if database.is_postgres else None
     before = inspect(engine).get_table_names()
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from sqlmq.verify.plan import FAULTS, Plan, schedule
 
-SECRET = "pa55word"
+SECRET = "pa55word"  # noqa: S105 - of nobody
 PLAN = Plan.of(f"postgres://user:{SECRET}@host/name?sslmode=require", None, "abc", Path("out"), seconds=120.0)
 
 
@@ -28,7 +28,10 @@ def test_every_fault_happens_and_not_in_the_last_tenth_nor_in_a_quarter_of_the_t
     assert {happening.fault for happening in happenings} == set(FAULTS)
     assert moments == sorted(moments)
     assert moments[-1] < 0.9 * seconds
-    assert max(later - sooner for sooner, later in zip([0.0, *moments], [*moments, seconds], strict=True)) >= 0.25 * seconds
+    assert (
+        max(later - sooner for sooner, later in zip([0.0, *moments], [*moments, seconds], strict=True))
+        >= 0.25 * seconds
+    )
 
 
 def test_sessions_are_ended_on_postgres_only() -> None:
