@@ -15,6 +15,7 @@
     delayed             sqlmq delayed ...       messages that wait: listed, cancelled
     run                 an application's handler called with messages: handlers finds it, run_log logs, processes keeps
                         several at work, each of which is supervised
+    verify              sqlmq verify ...        runs under faults, judged by what their clients saw
     demo                the whole thing at work: demo_worker is what its processes run, demo_log what they note down,
                         demo_view what is shown of it
     settings            the options that every command has, and the queue they name
@@ -53,6 +54,7 @@ from sqlmq.cli.settings import Settings, database_options, example
 from sqlmq.cli.tail import tail as tail_command
 from sqlmq.cli.top import top as top_command
 from sqlmq.cli.topics import topics as topics_command
+from sqlmq.cli.verify import verify as verify_command
 from sqlmq.errors import SqlmqError
 
 
@@ -90,6 +92,7 @@ Exit codes:
   2    the command line is wrong
   3    `sqlmq db check`: the tables are missing, too old or too new; `sqlmq lag`: too far behind
   10+  `sqlmq doctor`: that of the worst problem it has found
+  0-3  `sqlmq verify`: what the judge says; 64, if there is nothing it can read
   130  ended by Ctrl-C, after tidying up (143: by SIGTERM); `sqlmq run`: at once, by a second one"""
 
 
@@ -131,6 +134,7 @@ for command in (
     tail_command,
     top_command,
     topics_command,
+    verify_command,
 ):
     main.add_command(command)
 

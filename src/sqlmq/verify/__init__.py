@@ -1,4 +1,7 @@
 """Whether a queue keeps its promises, found out by running it under faults and judging what its clients saw.
 
 history      what happened, as lines of JSON: the format, written by many processes, read by the judge
+judge        what is wrong with a history; knows nothing of the library
+report       what the judge says, as JSON, Markdown and for JUnit's readers
+selftest     wrong histories that the judge must see through
 """

@@ -49,27 +49,19 @@ def _played(evidence: Evidence, share: Share, operations: list[Operation]) -> It
             text = f"{named(share)}: a transaction was given {', '.join(map(str, offsets))}."
             yield Finding("B1", "jumped", text, (operation,))
         if start not in possible:
-            finding = _misplaced(share, start, possible, before, operation)
-            if start > max(possible) and start in evicted:
-                finding = None
-            if finding is not None:
-                yield finding
-            if start > max(possible) or not operation.is_unknown:
-                possible = {start}
-        if start in possible:
-            if operation.is_ok:
-                possible = {end}
-            elif operation.is_failed:
-                # Nobody else can have moved it: what was possible besides was not so.
-                possible = {start}
-            else:
-                possible = {*possible, end}
-            before = operation
+            if start < max(possible) and not operation.is_ok:
+                continue  # it was cut off, and is late: what it began with was so once
+            if start not in evicted:
+                yield _misplaced(share, start, possible, before, operation)
+            possible = {start}
+        if operation.is_ok:
+            possible = {end}
+        elif operation.is_unknown:
+            possible = {*possible, end}
+        before = operation
 
 
-def _misplaced(
-    share: Share, start: int, possible: set[int], before: Operation | None, operation: Operation
-) -> Finding | None:
+def _misplaced(share: Share, start: int, possible: set[int], before: Operation | None, operation: Operation) -> Finding:
     operations = (operation,) if before is None else (before, operation)
     told = " or ".join(map(str, sorted(possible)))
     if start > max(possible):
@@ -78,10 +70,8 @@ def _misplaced(
         if is_after_abort:
             return Finding("B12", "abort-unchanged", text, operations)
         return Finding("B1", "jumped", text, operations)
-    if operation.is_ok:
-        text = f"{named(share)}: a transaction was committed that began at {start}, and not at {told}."
-        return Finding("B6", "split-ownership", text, operations)
-    return None
+    text = f"{named(share)}: a transaction was committed that began at {start}, and not at {told}."
+    return Finding("B6", "split-ownership", text, operations)
 
 
 def _evicted_to(evidence: Evidence, share: Share) -> set[int]:
