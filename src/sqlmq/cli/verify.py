@@ -32,7 +32,9 @@ Exit codes:
   64  what was given can't be read"""
 
 
-@click.group(epilog=example("sqlmq verify check found", "sqlmq verify selftest"))
+@click.group(
+    epilog=example("sqlmq verify run --duration 30 --out found", "sqlmq verify check found", "sqlmq verify selftest")
+)
 @database_options
 def verify() -> None:
     """Find out by trial whether the queue keeps its promises.
@@ -98,7 +100,7 @@ def check(
     verdict = judged(events, final, allow=allow, least_acknowledged=least)
     directory = out or (paths[0] if paths[0].is_dir() else paths[0].parent)
     told = report.write(verdict, directory, junit)
-    say(_summary(verdict, directory), told, as_json=as_json)
+    say(summary(verdict, directory), told, as_json=as_json)
     click.get_current_context().exit(verdict.exit_code)
 
 
@@ -145,7 +147,8 @@ def _read(paths: tuple[Path, ...], final_path: Path | None) -> tuple[list[histor
     return events, history.read_final(finals[0]) if finals else None
 
 
-def _summary(verdict: Verdict, directory: Path) -> str:
+def summary(verdict: Verdict, directory: Path) -> str:
+    """What is told of *verdict* to people; the report is in *directory*."""
     counts = ", ".join(f"{count:,} {name}" for name, count in verdict.counts.items())
     told = [f"{verdict.outcome}: {counts}.", *verdict.doubts]
     for code, found in sorted(verdict.findings.examples.items()):
