@@ -55,8 +55,6 @@ from sqlmq.cli.tail import tail as tail_command
 from sqlmq.cli.top import top as top_command
 from sqlmq.cli.topics import topics as topics_command
 from sqlmq.cli.verify import verify as verify_command
-from sqlmq.cli.verify_run import run as verify_run_command
-from sqlmq.cli.verify_run import sabotage as verify_sabotage_command
 from sqlmq.errors import SqlmqError
 
 
@@ -139,9 +137,6 @@ for command in (
     verify_command,
 ):
     main.add_command(command)
-
-for command in (verify_run_command, verify_sabotage_command):
-    verify_command.add_command(command)
 
 
 def _failure(ctx: click.Context, message: str) -> click.ClickException:

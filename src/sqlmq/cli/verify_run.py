@@ -1,19 +1,17 @@
-"""``sqlmq verify run`` and ``sabotage``: runs under faults, and runs of a library that is broken, judged."""
+"""``sqlmq verify run``: a run under faults, judged."""
 
 from __future__ import annotations
 
 import multiprocessing
 import secrets
 import signal
-import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from sqlmq.cli.output import json_option, say, show
+from sqlmq.cli.output import json_option, say
 from sqlmq.cli.settings import Settings, database_options, example, pass_settings
-from sqlmq.cli.verify import summary
 from sqlmq.verify import history, report
 from sqlmq.verify.judge.verdict import judged
 from sqlmq.verify.plan import FAULTS, MODES, Plan
@@ -155,7 +153,7 @@ def run(
     if any(directory.glob("*.jsonl")):
         message = f"{directory} has a history already. Name another directory with --out."
         raise click.UsageError(message)
-    _check_system()
+    check_system()
     chosen = secrets.randbelow(1_000_000) if seed is None else seed
     plan = Plan.of(settings.url, settings.schema, name, directory, seed=chosen, **options)
     click.echo(f"Run {name} with seed {chosen}; history and report go to {directory}.", err=True)
@@ -167,60 +165,12 @@ def run(
         click.echo(f"{who} ended by an error that it should not meet: see {directory / who}.stderr", err=True)
     for who in ran.late:
         click.echo(f"{who} did not end when it was asked to, and was killed.", err=True)
-    say(summary(verdict, directory), told, as_json=as_json)
+    say(report.summary(verdict, directory), told, as_json=as_json)
     click.get_current_context().exit(verdict.exit_code or (1 if ran.broken or ran.late else 0))
 
 
-@click.command(epilog=example("sqlmq verify sabotage", "sqlmq verify sabotage --only effects-apart --only value-cut"))
-@click.option("--only", "names", multiple=True, metavar="NAME", help="Only this one; may be given again.")
-@click.option(
-    "--out",
-    "directory",
-    type=click.Path(path_type=Path, file_okay=False),
-    metavar="DIR",
-    help="Keep the histories there; by default they are removed.",
-)
-@json_option
-@database_options
-@pass_settings
-def sabotage(settings: Settings, /, names: tuple[str, ...], directory: Path | None, *, as_json: bool) -> None:
-    """Break the library, one thing after the other, and see whether the judge notices.
-
-    Each is a short run of its own, on SQLite unless --url names another database, in processes in which one step of the
-    library does something wrong: a message is acknowledged and not committed, a fence ignored, an effect kept after a
-    rollback. In the first run nothing is broken, and the judge must find nothing.
-
-    The exit code is 0 if each was seen for what it was; else 1.
-    """
-    from sqlmq.verify.sabotage import SABOTAGES
-    from sqlmq.verify.trials import CONTROL, trials
-
-    known = (CONTROL, *SABOTAGES)
-    if unknown := sorted(set(names).difference(known)):
-        message = f"There is no {unknown[0]!r}; there are {', '.join(known)}."
-        raise click.BadParameter(message, param_hint="--only")
-    _check_system()
-    url = settings.url
-    with tempfile.TemporaryDirectory() as temporary:
-        rows = []
-        for trial in trials(directory or Path(temporary), url, names or known):
-            click.echo(f"{trial.name}: {'seen' if trial.is_right else 'NOT SEEN'}", err=True)
-            found = ", ".join(sorted(trial.found)) or "nothing"
-            rows.append(
-                {
-                    "sabotage": trial.name,
-                    "expected": trial.expected or "nothing",
-                    "found": found,
-                    "seen": trial.is_right if as_json else "yes" if trial.is_right else "NO",
-                    "breaks": trial.breaks,
-                }
-            )
-    show(rows, ("sabotage", "expected", "found", "seen", "breaks"), as_json=as_json)
-    if not all(row["seen"] in (True, "yes") for row in rows):
-        click.get_current_context().exit(1)
-
-
-def _check_system() -> None:
+def check_system() -> None:
+    """Raise ClickException where processes can't be killed and forked."""
     if not hasattr(signal, "SIGKILL") or "forkserver" not in multiprocessing.get_all_start_methods():
         message = "Runs need kill -9 and fork, which this system does not have. Use Linux or macOS."
         raise click.ClickException(message)
