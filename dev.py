@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""One command for everything: `python3 dev.py demo`, `test`, `check`, `bench` or `references`.
+"""One command for everything: `python3 dev.py demo`, `test`, `check`, `soak`, `bench` or `references`.
 
 Needs Python 3.11 and nothing else. It makes `.venv` beside this file, installs into it when `pyproject.toml` has
 changed, and runs the command there; what follows the command is passed on, as in `python3 dev.py test -k outbox`.
@@ -7,11 +7,13 @@ changed, and runs the command there; what follows the command is passed on, as i
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 import os
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent
@@ -24,6 +26,7 @@ COMMANDS = {
     "demo": "show a queue at work, on SQLite in a temporary directory",
     "test": "run the tests; pytest's options are understood",
     "check": "run ruff, mypy and import-linter",
+    "soak": "send and read under more and more faults for --minutes, and judge it; on SQLite, or at --url",
     "bench": "run the benchmarks",
     "references": "write docs/reference anew, from the code",
 }
@@ -32,6 +35,15 @@ CHECKS = (
     ("ruff", "format", "--check", "."),
     ("mypy",),
     ("lint-imports",),
+)
+
+
+# Faults, producers, and consumers of each group, one mix after the other.
+MIXES = (
+    ("none", "2", "1"),
+    ("kill", "2", "2"),
+    ("kill,pause", "3", "2"),
+    ("kill,pause,end,terminate", "3", "3"),
 )
 
 
@@ -109,6 +121,29 @@ def check() -> int:
     return 1 if failed else 0
 
 
+def soak(arguments: list[str]) -> int:
+    """Run `sqlmq verify run` with each mix; return 0 if all were valid. Histories and reports stay in `soak/`."""
+    parser = argparse.ArgumentParser(prog="dev.py soak")
+    parser.add_argument("--minutes", type=float, default=10.0, help="how long all of it takes, about (default: 10)")
+    parser.add_argument("--url", help="the database; by default SQLite files beside the histories")
+    options = parser.parse_args(arguments)
+    os.environ.pop("SQLMQ_URL", None)
+    if options.url:
+        # Everybody can see a command line, and a URL has a password.
+        os.environ["SQLMQ_URL"] = options.url
+    directory = ROOT / "soak" / time.strftime("%Y%m%d-%H%M%S")
+    seconds = max(1.0, options.minutes * 60 / len(MIXES))
+    failed = []
+    for number, (faults, producers, consumers) in enumerate(MIXES, 1):
+        print(f"\n== {number} of {len(MIXES)}: {seconds:.0f} seconds, faults: {faults}")
+        out = directory / f"{number}-{faults.replace(',', '-')}"
+        mix = ("--faults", faults, "--producers", producers, "--consumers", consumers)
+        if run(SCRIPTS / "sqlmq", "verify", "run", "--duration", f"{seconds:.0f}", *mix, "--out", out) != 0:
+            failed.append(out)
+    print("\ndev.py: not valid:" if failed else f"\ndev.py: all valid; reports are in {directory}", *failed)
+    return 1 if failed else 0
+
+
 def main(arguments: list[str]) -> int:
     """Prepare `.venv`, run the command, return its exit code."""
     if sys.version_info < (3, 11):  # noqa: UP036 - whoever has an older one is told so, rather than shown a traceback
@@ -127,6 +162,8 @@ def main(arguments: list[str]) -> int:
         return run(SCRIPTS / "sqlmq", "demo", *passed_on)
     if command == "test":
         return run(PYTHON, "-m", "pytest", *passed_on)
+    if command == "soak":
+        return soak(passed_on)
     if command == "bench":
         install_peers()
         return run(PYTHON, "-m", "benchmarks", *passed_on)

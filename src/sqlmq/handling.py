@@ -113,8 +113,9 @@ class Handling:
     def batches(self, attempt: Attempt, may_go_on: Callable[[], bool]) -> Iterator[list[Message]]:
         """What to give to the handler, one after the other: each is done when the next is asked for."""
         if len(attempt.messages) > 1 and self._terms.batch_size is not None:
-            attempt.current = attempt.messages
-            yield attempt.current
+            if attempt.span.take_together(len(attempt.messages)):
+                attempt.current = attempt.messages
+                yield attempt.current
             return
         for number, parked in enumerate(attempt.messages):
             if number and not may_go_on():
@@ -160,9 +161,6 @@ class Handling:
             with self._lock:
                 self._ownership.note(attempt.progress, after.offset)
         with self._lock:
-            if len(attempt.current) > 1:
-                for _ in attempt.current:
-                    attempt.span.take()  # a batch was only lent so far
             if attempt.is_parked and attempt.waiting is not None:
                 attempt.aside.pop(attempt.waiting)
             else:

@@ -41,6 +41,19 @@ class Span:
         self.first = message.offset or 0
         return message
 
+    def take_together(self, count: int) -> bool:
+        """Take the next *count* messages, none of which is done before all are; return False if they were recalled."""
+        first = self.first
+        for number in range(count):
+            message = self.take()
+            if number == 0:
+                first = self.first
+            if message is None:
+                self.first = first
+                return False
+        self.first = first
+        return True
+
     def pass_over(self) -> None:
         """Be done with the next message that is lent: it stands elsewhere, and does not come again if this is given up."""
         message = self.take()

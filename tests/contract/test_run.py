@@ -275,6 +275,25 @@ def test_the_attempt_of_a_batch_that_failed_counts_in_the_next_run_too(mq: MQ) -
     assert handler.values == [b"fine"]
 
 
+def test_a_batch_in_hand_is_handled_once_though_a_heartbeat_was_late_meanwhile(mq: MQ) -> None:
+    send(mq, numbered(4))
+    consumer, handler = mq.consumer("orders", "billing"), Recorder()
+
+    with ThreadPoolExecutor(1) as threads:
+
+        def batch(messages: list[Message]) -> None:
+            handler(messages)
+            if handler.tried[b"0"] == 1:
+                # Another worker finds that no heartbeat has arrived for a lease, and that nobody has minded.
+                consumer._ownership.expelled()
+                threads.submit(consumer._take, lambda: None).result(PATIENCE_SECONDS)
+
+        drain(consumer, batch, batch_size=4)
+
+    assert handler.values == [b"0", b"1", b"2", b"3"]
+    assert position(mq) == 4
+
+
 def test_what_was_set_aside_waits_for_the_next_run(mq: MQ) -> None:
     send(mq, numbered(6, keys=2))
     consumer = mq.consumer("orders", "billing")

@@ -15,7 +15,7 @@
     delayed             sqlmq delayed ...       messages that wait: listed, cancelled
     run                 an application's handler called with messages: handlers finds it, run_log logs, processes keeps
                         several at work, each of which is supervised
-    verify              sqlmq verify ...        runs under faults, judged by what their clients saw
+    verify, verify_run  sqlmq verify ...        runs under faults, judged by what their clients saw
     demo                the whole thing at work: demo_worker is what its processes run, demo_log what they note down,
                         demo_view what is shown of it
     settings            the options that every command has, and the queue they name

@@ -9,14 +9,15 @@ from typing import TYPE_CHECKING
 import click
 
 from sqlmq.cli.output import json_option, say, show
-from sqlmq.cli.settings import database_options, example
+from sqlmq.cli.settings import Settings, database_options, example, pass_settings
+from sqlmq.cli.verify_run import check_system, run
 from sqlmq.verify import history, report
 from sqlmq.verify.judge.verdict import judged
 from sqlmq.verify.selftest import edits
 from sqlmq.verify.selftest.controls import checked
 
 if TYPE_CHECKING:
-    from sqlmq.verify.judge.verdict import Verdict
+    from sqlmq.verify.selftest.controls import Control
 
 _USAGE = 64
 """What is given can't be judged: as sysexits.h has it."""
@@ -32,7 +33,9 @@ Exit codes:
   64  what was given can't be read"""
 
 
-@click.group(epilog=example("sqlmq verify check found", "sqlmq verify selftest"))
+@click.group(
+    epilog=example("sqlmq verify run --duration 30 --out found", "sqlmq verify check found", "sqlmq verify selftest")
+)
 @database_options
 def verify() -> None:
     """Find out by trial whether the queue keeps its promises.
@@ -98,24 +101,36 @@ def check(
     verdict = judged(events, final, allow=allow, least_acknowledged=least)
     directory = out or (paths[0] if paths[0].is_dir() else paths[0].parent)
     told = report.write(verdict, directory, junit)
-    say(_summary(verdict, directory), told, as_json=as_json)
+    say(report.summary(verdict, directory), told, as_json=as_json)
     click.get_current_context().exit(verdict.exit_code)
 
 
-@verify.command(epilog=example("sqlmq verify selftest", "sqlmq verify selftest --only lost-message --seed 3"))
+@verify.command(
+    epilog=example(
+        "sqlmq verify selftest",
+        "sqlmq verify selftest --only lost-message --seed 3",
+        "sqlmq verify selftest --sabotage --only unbroken --only effects-apart",
+    )
+)
 @click.option("--seed", type=int, default=0, show_default=True, help="Choose the histories by this number.")
 @click.option("--only", multiple=True, metavar="NAME", help="Only this one; may be given again.")
+@click.option(
+    "--sabotage",
+    is_flag=True,
+    help="Break the library itself, one thing after the other, in runs of some seconds; on SQLite, or at --url.",
+)
 @json_option
 @database_options
-def selftest(seed: int, only: tuple[str, ...], *, as_json: bool) -> None:
+@pass_settings
+def selftest(settings: Settings, /, seed: int, only: tuple[str, ...], *, sabotage: bool, as_json: bool) -> None:
     """Give the judge wrong histories, each of a kind, and see whether it catches them all.
 
     The exit code is 0 if it caught each by its name, and accepted the correct one; else 1.
     """
-    controls = [one for one in edits.controls() if not only or one.name in only]
+    known = _sabotaged(settings.url) if sabotage else edits.controls()
+    controls = [one for one in known if not only or one.name in only]
     if not controls:
-        names = ", ".join(one.name for one in edits.controls())
-        message = f"There is no control of that name; there are {names}."
+        message = f"There is no control of that name; there are {', '.join(one.name for one in known)}."
         raise click.BadParameter(message, param_hint="--only")
     rows = []
     for control in controls:
@@ -133,6 +148,16 @@ def selftest(seed: int, only: tuple[str, ...], *, as_json: bool) -> None:
         click.get_current_context().exit(1)
 
 
+verify.add_command(run)
+
+
+def _sabotaged(url: str | None) -> list[Control]:
+    from sqlmq.verify import trials
+
+    check_system()
+    return trials.controls(url)
+
+
 def _read(paths: tuple[Path, ...], final_path: Path | None) -> tuple[list[history.Event], history.Final | None]:
     files: list[Path] = []
     for path in paths:
@@ -143,12 +168,3 @@ def _read(paths: tuple[Path, ...], final_path: Path | None) -> tuple[list[histor
         message = "There is no history: no event in any *.jsonl."
         raise history.HistoryError(message)
     return events, history.read_final(finals[0]) if finals else None
-
-
-def _summary(verdict: Verdict, directory: Path) -> str:
-    counts = ", ".join(f"{count:,} {name}" for name, count in verdict.counts.items())
-    told = [f"{verdict.outcome}: {counts}.", *verdict.doubts]
-    for code, found in sorted(verdict.findings.examples.items()):
-        told.append(f"{code} {found[0].anomaly.name}, {verdict.findings.counts[code]:,} times: {found[0].text}")
-    told += [f"Allowed: {name}, {count:,} times." for name, count in verdict.allowed.items()]
-    return "\n".join([*told, f"Report: {directory / 'report.md'}"])

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import secrets
+import signal
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from sqlmq.cli.output import json_option, say
 from sqlmq.cli.settings import Settings, database_options, example, pass_settings
+from sqlmq.verify import history, report
+from sqlmq.verify.judge.verdict import judged
 from sqlmq.verify.plan import FAULTS, MODES, Plan
 
 if TYPE_CHECKING:
@@ -120,6 +125,7 @@ class _Faults(click.ParamType["tuple[Fault, ...]"]):
     help="Where history and report go; by default verify-<id>.",
 )
 @click.option("--keep", is_flag=True, help="Leave the schema, or the file, as it is in the end.")
+@json_option
 @database_options
 @pass_settings
 def run(
@@ -129,6 +135,7 @@ def run(
     directory: Path | None,
     *,
     keep: bool,
+    as_json: bool,
     **options: Any,  # noqa: ANN401 - the fields of a plan
 ) -> None:
     """Send and read under faults, and judge what was seen.
@@ -146,13 +153,24 @@ def run(
     if any(directory.glob("*.jsonl")):
         message = f"{directory} has a history already. Name another directory with --out."
         raise click.UsageError(message)
-    plan = Plan.of(
-        settings.url, settings.schema, name, directory, seed=_new_seed() if seed is None else seed, **options
-    )
-    click.echo(f"Run {name} with seed {plan.seed}; history and report go to {directory}.", err=True)
+    check_system()
+    chosen = secrets.randbelow(1_000_000) if seed is None else seed
+    plan = Plan.of(settings.url, settings.schema, name, directory, seed=chosen, **options)
+    click.echo(f"Run {name} with seed {chosen}; history and report go to {directory}.", err=True)
     ran = workload.perform(plan, keep=keep, say=lambda line: click.echo(line, err=True))
-    click.echo(f"{ran}")
+    verdict = judged(*history.read_directory(directory))
+    told = report.write(verdict, directory, None)
+    click.echo(f"{ran.lives} processes lived, and {ran.faults} faults happened to them.", err=True)
+    for who in ran.broken:
+        click.echo(f"{who} ended by an error that it should not meet: see {directory / who}.stderr", err=True)
+    for who in ran.late:
+        click.echo(f"{who} did not end when it was asked to, and was killed.", err=True)
+    say(report.summary(verdict, directory), told, as_json=as_json)
+    click.get_current_context().exit(verdict.exit_code or (1 if ran.broken or ran.late else 0))
 
 
-def _new_seed() -> int:
-    return secrets.randbelow(1_000_000)
+def check_system() -> None:
+    """Raise ClickException where processes can't be killed and forked."""
+    if not hasattr(signal, "SIGKILL") or "forkserver" not in multiprocessing.get_all_start_methods():
+        message = "Runs need kill -9 and fork, which this system does not have. Use Linux or macOS."
+        raise click.ClickException(message)

@@ -275,3 +275,13 @@ def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]
 
 def _shortened(text: str, most: int) -> str:
     return text if len(text) <= most else text[: most - 4] + " ..."
+
+
+def summary(verdict: Verdict, directory: Path) -> str:
+    """What is told of *verdict* to people; the report is in *directory*."""
+    counts = ", ".join(f"{count:,} {name}" for name, count in verdict.counts.items())
+    told = [f"{verdict.outcome}: {counts}.", *verdict.doubts]
+    for code, found in sorted(verdict.findings.examples.items()):
+        told.append(f"{code} {found[0].anomaly.name}, {verdict.findings.counts[code]:,} times: {found[0].text}")
+    told += [f"Allowed: {name}, {count:,} times." for name, count in verdict.allowed.items()]
+    return "\n".join([*told, f"Report: {directory / 'report.md'}"])

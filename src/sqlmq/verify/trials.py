@@ -1,70 +1,53 @@
-"""Short runs of the library as it is, and with one thing broken in it: the judge has to acquit the one and convict the other."""
+"""Short runs of the library as it is, and with one thing broken in it, for the judge to tell apart."""
 
 from __future__ import annotations
 
 import secrets
-from dataclasses import dataclass, field
-from pathlib import Path
+from functools import partial
 from typing import TYPE_CHECKING
 
 from sqlmq.verify import history, workload
-from sqlmq.verify.judge.verdict import judged
 from sqlmq.verify.plan import Plan
 from sqlmq.verify.sabotage import SABOTAGES
+from sqlmq.verify.selftest.controls import Control
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from pathlib import Path
 
+    from sqlmq.verify.history import Event, Final
     from sqlmq.verify.sabotage import Sabotage
 
-CONTROL = "control"
+UNBROKEN = "unbroken"
 """The name of the run in which nothing is broken."""
 
-_SECONDS = 4.0
+
+def controls(url: str | None) -> list[Control]:
+    """One in which nothing is broken, and one for each sabotage; at *url*, or in a file of their own."""
+    return [
+        Control(
+            UNBROKEN, "Nothing: this is the library as it is, under faults.", frozenset(), partial(_run, url, None)
+        ),
+        *(
+            Control(one.name, one.breaks, frozenset([one.expected]), partial(_run, url, one))
+            for one in SABOTAGES.values()
+        ),
+    ]
 
 
-@dataclass(frozen=True, slots=True)
-class Trial:
-    """What became of one short run."""
-
-    name: str
-    breaks: str
-    expected: str | None
-    """The code of the anomaly that has to be found; None if nothing may be."""
-    found: dict[str, int] = field(default_factory=dict)
-    """How often each anomaly was found, by its code."""
-    outcome: str = ""
-    directory: Path | None = None
-
-    @property
-    def is_right(self) -> bool:
-        """Whether the judge has seen what there was."""
-        return self.outcome == "valid" if self.expected is None else self.expected in self.found
-
-
-def trials(directory: Path, url: str | None, names: Sequence[str] | None = None) -> Iterator[Trial]:
-    """Run, one after the other, the control and all sabotages, or those with *names*; each in a directory in *directory*."""
-    for name in (CONTROL, *SABOTAGES) if names is None else names:
-        yield _tried(directory / name, url, SABOTAGES.get(name))
-
-
-def _tried(directory: Path, url: str | None, sabotage: Sabotage | None) -> Trial:
+def _run(url: str | None, sabotage: Sabotage | None, directory: Path, seed: int) -> tuple[list[Event], Final | None]:
     plan = Plan.of(
         url,
         None,
         secrets.token_hex(4),
         directory,
-        seconds=_SECONDS,
+        seed=seed,
+        seconds=4.0,
         producers=2,
-        consumers=2,
+        consumers=1,
         partitions=3,
-        faults=() if sabotage is not None else ("kill", "pause"),
+        faults=("kill", "pause"),
+        fault_seconds=0.5,
+        handling_seconds=0.1,
     )
-    if sabotage is not None:
-        plan = sabotage.planned(plan)
-    workload.perform(plan)
-    verdict = judged(*history.read_directory(directory))
-    found = {code: len(examples) for code, examples in verdict.findings.examples.items()}
-    if sabotage is None:
-        return Trial(CONTROL, "Nothing is broken.", None, found, verdict.outcome, directory)
-    return Trial(sabotage.name, sabotage.breaks, sabotage.expected, found, verdict.outcome, directory)
+    workload.perform(plan if sabotage is None else sabotage.planned(plan))
+    return history.read_directory(directory)

@@ -20,7 +20,7 @@ from sqlmq.verify.history import Recorder
 from sqlmq.verify.lives import Lives, Role
 from sqlmq.verify.nemesis import Nemesis
 from sqlmq.verify.place import Place, connected
-from sqlmq.verify.plan import COPIES, ORDERS, TRIMMED
+from sqlmq.verify.plan import COPIES, ORDERS, TRIMMED, schedule
 from sqlmq.verify.producing import produce
 from sqlmq.verify.running import MAX_ATTEMPTS, run, run_in_transactions
 from sqlmq.verify.transacting import transact
@@ -131,7 +131,7 @@ def _introduce(plan: Plan, recorder: Recorder) -> None:
         "plan",
         run=plan.run,
         seed=plan.seed,
-        faults=list(plan.faults),
+        faults=sorted({happening.fault for happening in schedule(plan)}),
         topics=topics,
         bounds=_bounds(plan),
         least={"acks": round(plan.rate * plan.seconds / 20), "faults": 1 if plan.faults else 0},
@@ -173,4 +173,8 @@ def _environment(plan: Plan) -> dict[str, str]:
 
 
 def _replay(plan: Plan) -> str:
-    return f"sqlmq verify run --seed {plan.seed} --duration {plan.seconds:g}"
+    words = ["sqlmq verify run", f"--seed {plan.seed}", f"--duration {plan.seconds:g}", f"--mode {plan.mode}"]
+    words += [f"--{name} {getattr(plan, name)}" for name in ("producers", "consumers", "groups", "partitions")]
+    words += [f"--{name} {getattr(plan, name):g}" for name in ("rate", "abort", "savepoint")]
+    words += [f"--{name} {'..'.join(map(str, getattr(plan, name)))}" for name in ("payload", "batch")]
+    return " ".join([*words, f"--faults {','.join(plan.faults) or 'none'}"])
