@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import random
 import threading
 from collections import defaultdict
 from dataclasses import dataclass, field
@@ -11,10 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import text
 
-from sqlmq import MQ, Message, UnknownTopicError
-from sqlmq import database as database_module
+from sqlmq import MQ, Message, Runtime, UnknownTopicError, answers
 from sqlmq.dialects import dialect_named
-from sqlmq.timing import chance
 from tests.contract.delaying import Staged
 from tests.schedules.conductor import Conductor
 from tests.schedules.drivers import EyeOnPostgres, EyeOnSqlite, conduct
@@ -40,7 +39,8 @@ class Stage:
 
     def __init__(self, database: DatabaseUnderTest, monkeypatch: pytest.MonkeyPatch) -> None:
         # A connection that has rested is not tested first: how long it has rested is no part of a schedule.
-        monkeypatch.setattr(database_module, "_REST_SECONDS", math.inf)
+        monkeypatch.setattr(answers, "_REST_SECONDS", math.inf)
+        self._runtime = Runtime(random=random.Random())
         self.queues = [self._queue(database) for _ in range(SESSIONS)]
         self.own = self._queue(database)
         """For what is looked at from outside."""
@@ -60,6 +60,7 @@ class Stage:
             max_poll_seconds=FOR_EVER_SECONDS,
             commit_interval_seconds=FOR_EVER_SECONDS,
             notify=False,
+            runtime=self._runtime,
         )
         conduct(mq)
         mq.topics()
@@ -68,7 +69,7 @@ class Stage:
     def play(self, program: Callable[[Scene], None], schedule: Sequence[int]) -> Conductor:
         """Run *program* once, on topics of its own, as *schedule* says; return who has conducted. Fails as it fails."""
         self._schedules += 1
-        chance.seed(1)
+        self._runtime.random.seed(1)
         scene = Scene(self, f"topic{self._schedules}")
         program(scene)
         conductor = Conductor(self.eye.blocked, scene.look)
