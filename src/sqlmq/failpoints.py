@@ -180,9 +180,10 @@ def arm_by_environment() -> None:
         return
     try:
         charges = parsed(text)
-    except ValueError:
+    except ValueError as error:
         _is_environment_read = False
-        raise
+        message = f"{_ENVIRONMENT}: {error}"
+        raise ValueError(message) from None
     for name, action, nth in charges:
         _arm(name, _Charge(action, nth))
     log.warning("Failpoints are armed, by %s: %s", _ENVIRONMENT, text, extra=facts("failpoints armed"))
@@ -195,10 +196,10 @@ def parsed(text: str) -> list[tuple[str, Action, int | None]]:
         name, equals, what = part.partition("=")
         action, at, nth = what.partition("@")
         if not equals or (at and not (nth.isascii() and nth.isdecimal() and int(nth))):
-            message = f"{_ENVIRONMENT} has {part!r}. It takes point=action or point=action@n, joined by ';'."
+            message = f"{part!r} is not point=action, nor point=action@n; several are joined by ';'."
             raise ValueError(message)
         if action not in _ACTIONS:
-            message = f"{_ENVIRONMENT} has the action {action!r}. There are {', '.join(_ACTIONS)}."
+            message = f"There is no action {action!r}, but {', '.join(_ACTIONS)}."
             raise ValueError(message)
         charges.append((_checked(name), _ACTIONS[action](), int(nth) if at else None))
     return charges

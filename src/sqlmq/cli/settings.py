@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 from click.core import ParameterSource
 
+from sqlmq.errors import SqlmqError
 from sqlmq.mq import MQ
 from sqlmq.options import Options
 
@@ -56,7 +57,13 @@ class Settings:
 
     def open(self, **options: Any) -> MQ:  # noqa: ANN401 - passed on to MQ as they are
         """The queue, with MQ's keyword arguments *options*. To be closed by the caller."""
-        return MQ(self.database_url(), schema=self.schema, **options)
+        url = self.database_url()
+        try:
+            return MQ(url, schema=self.schema, **options)
+        except SqlmqError:
+            raise
+        except ValueError as error:
+            raise click.ClickException(str(error)) from error
 
 
 pass_settings = click.make_pass_decorator(Settings, ensure=True)
