@@ -76,9 +76,9 @@ class Transactions:
             block.begin(given)
             with self.database.translating(), self.database.awaiting(block.connection):
                 theirs = holds.identity(block.connection, self.database.dialect, group)
-        except (DatabaseUnavailableError, DatabaseBusyError):
-            raise
         except DatabaseError as error:
+            if type(error) is not DatabaseError:
+                raise  # has a name of its own: it says nothing of the tables
             raise TransactionError(_OTHER_DATABASE) from error.__cause__
         finally:
             block.undo()

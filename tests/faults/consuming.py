@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from sqlalchemy import text
+from sqlalchemy.exc import DBAPIError
 
 from sqlmq import Message, Retry
 from tests.contract.waiting import until
@@ -214,7 +215,12 @@ class Join(Scene):
 
 
 class InTransaction(Consuming):
-    """The effect of each message is there once its partition's position is behind it, and exactly once."""
+    """The effect of each message is there once its partition's position is behind it, and exactly once.
+
+    What the application's statements inside the block raise is SQLAlchemy's.
+    """
+
+    may_raise: ClassVar[tuple[type[BaseException], ...]] = (DBAPIError,)
 
     def session(self) -> Any:
         return None
@@ -252,7 +258,7 @@ class InTransaction(Consuming):
 
 
 class InTransactionOfSession(InTransaction):
-    """In a session of the application's: what its own statements raise is SQLAlchemy's."""
+    """In a session of the application's."""
 
     def session(self) -> Any:
         from sqlalchemy.orm import Session
@@ -283,6 +289,7 @@ class ProducingInTransaction(InTransaction):
 class Running(InTransaction):
     """A run that fails is followed by others, on other consumers; then all is handled, and what fails put aside."""
 
+    may_raise: ClassVar[tuple[type[BaseException], ...]] = ()
     policy: Any = None
     transaction = False
     bad = b"never"

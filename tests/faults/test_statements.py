@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import threading
 from typing import TYPE_CHECKING
@@ -12,9 +13,10 @@ from sqlmq import OutcomeUnknownError, runner
 from sqlmq import database as database_module
 from sqlmq.dialects import postgresql_appending
 from tests.conftest import database_of_kind
-from tests.faults.cases import Report, every_case
+from tests.faults.cases import Report, every_case, tried
 from tests.faults.consuming import CONSUMING, DECIDING, RUNNING, TRANSACTIONS
 from tests.faults.scenes import IN_SESSIONS, LOOKS, MANAGING, PRODUCING, Produce, ProduceMany, ProduceVeryMany
+from tests.faults.tasks import AWAITED, CancelledCallError, CancellingLoop
 from tests.faults.wire import INTERRUPTS, LOST_BY_POOLER, POSTGRES_FAULTS, SQLITE_FAULTS, WIRE, of_callers, wired
 from tests.faults.world import World
 
@@ -45,7 +47,7 @@ def world(
     monkeypatch.setattr(runner, "_WATCH_SECONDS", 0.01)
     logging.getLogger("sqlmq").setLevel(logging.CRITICAL)
     with wired():
-        made = World(database, request.param)
+        made = World(database, CancellingLoop() if request.param == "asyncio" else None)
         made.mq.consumer("feed", "watched")
         yield made
         made.close()
@@ -81,9 +83,11 @@ GROUPS = {
     "running": RUNNING,
     "deciding": DECIDING,
 }
-BLOCKING = ("in sessions", "transactions")
-"""What has sessions that block: those of asyncio are tried in test_tasks.py."""
-STRIDES = {"running": 7, "consuming": 2}
+FOR_TASKS = {name: GROUPS[name] for name in GROUPS if name not in ("in sessions", "transactions")} | {
+    "awaited": AWAITED
+}
+"""Without what has sessions that block; with what has those of asyncio."""
+STRIDES = {"running": 31, "consuming": 3, "managing": 2}
 """How many steps to pass over where there are very many, if not all are wanted."""
 
 
@@ -93,10 +97,42 @@ def test_a_statement_that_fails_leaves_nothing_half_done(world: World, group: st
         try_all(world, GROUPS[group], stride=STRIDES.get(group, 1))
 
 
-@pytest.mark.parametrize("group", [group for group in GROUPS if group not in BLOCKING])
+@pytest.mark.parametrize("group", FOR_TASKS)
 def test_a_statement_that_fails_for_a_task_leaves_nothing_half_done(world: World, group: str) -> None:
     if world.way == "asyncio":
-        try_all(world, GROUPS[group], stride=3 * STRIDES.get(group, 1))
+        try_all(world, FOR_TASKS[group], stride=3 * STRIDES.get(group, 1) if group in GROUPS else 1)
+
+
+@pytest.mark.parametrize("group", [group for group in FOR_TASKS if group != "running"])
+@pytest.mark.parametrize("world", ["asyncio"], indirect=True)
+def test_a_task_that_is_cancelled_at_an_await_leaves_nothing_half_done(world: World, group: str) -> None:
+    report = Report()
+    loop = world.loop
+    assert isinstance(loop, CancellingLoop)
+
+    for make in FOR_TASKS[group]:
+        for loop.when_done in (False, True):
+            for number in itertools.count(1):
+                loop.seen = 0
+                wrong = tried(world, make, lambda scene, number=number: _cancelled(loop, scene, number), report)  # type: ignore[misc]
+                if wrong is not None:
+                    report.note(f"{make.__name__}, cancelled at {number}, {world.database.kind}: {wrong!r}")
+                if loop.seen < number or len(report.wrong) > 20:
+                    break
+
+    print(report)
+    assert report.wrong == [], "\n" + "\n".join(report.wrong)
+
+
+def _cancelled(loop: CancellingLoop, scene: Scene, number: int) -> tuple[bool, bool]:
+    loop.number = number
+    try:
+        scene.call()
+    except CancelledCallError:
+        return False, True
+    finally:
+        loop.number = 0
+    return True, False
 
 
 @pytest.mark.parametrize("group", GROUPS)

@@ -380,14 +380,14 @@ def _connect(dialect: Any, _record: object, arguments: Any, options: dict[str, A
     fault = WIRE.step("connect", "connect", on_postgres=on_postgres)
     if fault is not None:
         _fail_to_connect(fault, dialect, options)
-    match dialect.driver:
-        case "psycopg":
+    match dialect.name, dialect.is_async:
+        case "postgresql", False:
             return FailingPostgres.connect(*arguments, **options)
-        case "psycopg_async":
+        case "postgresql", True:
             options["async_creator_fn"] = FailingAsyncPostgres.connect
-        case "pysqlite":
+        case _, False:
             return sqlite3.connect(*arguments, **options, factory=FailingSQLite)
-        case "aiosqlite":
+        case _:
             options["factory"] = FailingSQLite
     return None
 

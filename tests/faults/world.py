@@ -6,12 +6,12 @@ import itertools
 import threading
 import time
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from sqlalchemy import Engine, create_engine, event, text
 
 from sqlmq import MQ, AsyncMQ, Message
-from tests.contract.blocking import Loop, blocking
+from tests.contract.blocking import blocking
 from tests.contract.waiting import until
 from tests.faults.wire import BACKGROUND
 
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from tests.conftest import DatabaseUnderTest
+    from tests.contract.blocking import Loop
 
 PARTITIONS = 2
 FEED = 6
@@ -57,11 +58,11 @@ class Held:
 class World:
     """A database with a queue in use: topics `orders` and `feed`, a table of the application's, and a way to look at it all."""
 
-    def __init__(self, database: DatabaseUnderTest, way: str) -> None:
+    def __init__(self, database: DatabaseUnderTest, loop: Loop | None = None) -> None:
         self.database = database
-        self.way = way
+        self.way = "sync" if loop is None else "asyncio"
         self.held = Held()
-        self.loop = Loop() if way == "asyncio" else None
+        self.loop = loop
         self.engine = create_engine(database.url)
         if not database.is_postgres:
             # https://docs.sqlalchemy.org/en/20/dialects/sqlite.html#pysqlite-serializable
@@ -215,7 +216,7 @@ _LOG = (
 class Scene(ABC):
     """One operation on objects of its own, or shared ones, that can be called again and again, and what it must have done."""
 
-    may_raise: tuple[type[BaseException], ...] = ()
+    may_raise: ClassVar[tuple[type[BaseException], ...]] = ()
     """What may be raised beside our own errors, where the documentation says so."""
     is_once = False
     """Whether a second call does what the first did, and no more: closing, making what is there."""

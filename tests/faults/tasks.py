@@ -1,0 +1,143 @@
+"""Operations with asyncio that the synchronous scenes have not: sessions of asyncio; and cancelling at each await."""
+
+from __future__ import annotations
+
+import asyncio
+import types
+from typing import TYPE_CHECKING, Any, TypeVar, cast
+
+from sqlalchemy import event, make_url
+from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
+
+from sqlmq import AsyncConsumer, AsyncProducer, Message
+from tests.contract.blocking import Loop
+from tests.faults.consuming import DONE, INSERT, SECONDS, InTransaction
+from tests.faults.scenes import InSession
+from tests.faults.world import FEED, Scene, World
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Coroutine, Generator
+
+    from sqlalchemy.ext.asyncio import AsyncEngine
+
+T = TypeVar("T")
+
+
+class CancelledCallError(Exception):
+    """What the thread of a test gets when the task that made its call was cancelled."""
+
+
+class CancellingLoop(Loop):
+    """Cancels the task that makes a call, at the n-th point at which it awaits."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.number = 0
+        """Of the await; 0 for none."""
+        self.when_done = False
+        """Whether to cancel when what is awaited has just happened, instead of before."""
+        self.seen = 0
+
+    def run(self, call: Callable[[], Awaitable[Any]]) -> Any:
+        if not self.number:
+            return super().run(call)
+        return super().run(lambda: self._cancelled(call))
+
+    async def _cancelled(self, call: Callable[[], Awaitable[T]]) -> T:
+        task = asyncio.current_task()
+        assert task is not None
+        try:
+            result = await self._stepping(cast("Coroutine[Any, Any, T]", call()), task)
+            # A cancellation that came with the end is of this call, too.
+            await asyncio.sleep(0)
+        except asyncio.CancelledError:
+            raise CancelledCallError from None
+        finally:
+            while task.cancelling():
+                task.uncancel()
+        return result
+
+    @types.coroutine
+    def _stepping(self, coroutine: Coroutine[Any, Any, T], task: asyncio.Task[Any]) -> Generator[Any, Any, T]:
+        step: Callable[[Any], Any] = coroutine.send
+        argument: Any = None
+        while True:
+            try:
+                future = step(argument)
+            except StopIteration as end:
+                return cast("T", end.value)
+            self.seen += 1
+            if self.seen == self.number:
+                if self.when_done and future is not None:
+                    future.add_done_callback(lambda _: task.cancel())
+                else:
+                    task.cancel()
+            try:
+                argument = yield future
+                step = coroutine.send
+            except BaseException as error:  # noqa: BLE001 - thrown in
+                step, argument = coroutine.throw, error
+
+
+def aio(wrapped: object) -> Any:
+    """The object for asyncio that looks synchronous as *wrapped*."""
+    return wrapped._aio  # type: ignore[attr-defined]
+
+
+def engine_for_asyncio(world: World) -> AsyncEngine:
+    driver = "postgresql+psycopg" if world.database.is_postgres else "sqlite+aiosqlite"
+    engine = create_async_engine(make_url(world.database.url).set(drivername=driver))
+    if not world.database.is_postgres:
+        event.listen(engine.sync_engine, "connect", lambda conn, _: setattr(conn, "isolation_level", None))
+        event.listen(engine.sync_engine, "begin", lambda conn: conn.exec_driver_sql("BEGIN"))
+    return engine
+
+
+class AwaitedTransaction(InTransaction):
+    """As that of a thread, on a driver for asyncio."""
+
+    def call(self) -> None:
+        assert self.world.loop is not None
+        self.world.loop.run(lambda: self.take(2, SECONDS))
+
+    async def take(self, at_most: int, timeout: float) -> int:
+        consumer: AsyncConsumer = aio(self.consumer)
+        async with consumer.transaction(at_most, timeout=timeout) as tx:
+            for message in tx:
+                await tx.session.execute(INSERT, {"name": self.effect(message.partition, message.offset)})
+        return len(tx.messages)
+
+    def close(self) -> None:
+        loop = self.world.loop
+        assert loop is not None
+        while loop.run(lambda: self.take(FEED, 0)):
+            pass
+        self.check(0, 0)
+        assert self.world.positions("feed", self.group) == DONE
+        self.consumer.close()
+
+
+class InAsyncSession(InSession):
+    """A row and a message in an AsyncSession."""
+
+    def __init__(self, world: World) -> None:
+        super().__init__(world)
+        self.engine = engine_for_asyncio(world)
+
+    def call(self) -> None:
+        assert self.world.loop is not None
+        self.world.loop.run(self.sell)
+
+    async def sell(self) -> None:
+        producer: AsyncProducer = aio(self.world.producer)
+        async with AsyncSession(self.engine) as session:
+            await session.execute(INSERT, {"name": self.note})
+            await producer.produce(Message(self.note.encode(), b"k"), session=session)
+            await session.commit()
+
+    def close(self) -> None:
+        assert self.world.loop is not None
+        self.world.loop.run(self.engine.dispose)
+
+
+AWAITED: tuple[type[Scene], ...] = (AwaitedTransaction, InAsyncSession)
