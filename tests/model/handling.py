@@ -27,7 +27,7 @@ class HandlerFailedError(Exception):
 
 class HandlingMachine(Machine):
     @precondition(lambda self: self.topics)
-    @rule(pick=PICK, policy=st.sampled_from(POLICIES), fails=st.lists(st.booleans(), min_size=1, max_size=6))
+    @rule(pick=PICK, policy=st.sampled_from(POLICIES), fails=st.lists(st.booleans(), min_size=2, max_size=12))
     def handle(self, pick: int, policy: Policy, fails: list[bool]) -> None:
         """A member joins, handles some messages with a handler that fails as told, and leaves."""
         topic = self.pick_topic(pick)

@@ -209,8 +209,6 @@ class Topic:
     delayed: dict[int, Delayed] = field(default_factory=dict)
     of_key: dict[bytes, list[Place]] = field(default_factory=dict)
     """Where the messages of a key are, those that it has placed, in the order they were appended."""
-    keeps: int | None = None
-    """How many messages of a partition it keeps at least; None for all."""
 
     def append(self, partition: int, message: Message, *, is_by_key: bool) -> int:
         stored = Stored(message.value, message.key, is_by_key and message.key is not None)

@@ -93,27 +93,19 @@ class Sending(Machine):
                 self.mq.add_partitions(topic.name, len(topic.partitions) * 2 + 1)
 
     @precondition(lambda self: self.topics)
-    @rule(pick=PICK, keeps=st.none() | st.integers(min_value=1, max_value=4))
-    def set_retention(self, pick: int, keeps: int | None) -> None:
+    @rule(pick=PICK, keeps=st.none() | st.integers(min_value=1, max_value=3))
+    def trim(self, pick: int, keeps: int | None) -> None:
+        """What is more than it keeps goes, up to what the group that is furthest behind has not committed."""
         topic = self.pick_topic(pick)
-
         self.mq.set_retention(topic.name, Retention(messages=keeps))
-
-        topic.keeps = keeps
-
-    @precondition(lambda self: self.topics)
-    @rule(pick=PICK)
-    def maintain(self, pick: int) -> None:
-        """What exceeds the limit goes, up to what the group that is furthest behind has not committed."""
-        topic = self.pick_topic(pick)
         needs = self.needs(topic)
 
         trimmed = {one.partition: one.start_offset for one in self.mq.maintain(topic.name)}
 
         for number, partition in enumerate(topic.partitions):
             before = partition.start
-            if topic.keeps is not None:
-                wanted = len(partition.stored) - topic.keeps
+            if keeps is not None:
+                wanted = len(partition.stored) - keeps
                 partition.start = max(before, min([wanted, *needs.get(number, [])]))
             assert trimmed.get(number, before) == partition.start
 
