@@ -33,7 +33,8 @@ def conduct(mq: MQ) -> None:
     """Have the statements of *mq* wait for their turn in the threads of sessions, and nothing of it run by itself."""
     engine = mq.engine
     connect = _connect_postgres if engine.dialect.name == "postgresql" else _connect_sqlite
-    event.listen(engine, "do_connect", connect)
+    # Before the one of the queue, which connects in a thread.
+    event.listen(engine, "do_connect", connect, insert=True)
     if engine.dialect.name == "sqlite":
         # What a crash of the machine would do is not looked at here.
         event.listen(engine, "connect", lambda connection, _record: connection.execute("PRAGMA synchronous = OFF"))
