@@ -33,8 +33,10 @@ def conduct(mq: MQ) -> None:
     """Have the statements of *mq* wait for their turn in the threads of sessions, and nothing of it run by itself."""
     engine = mq.engine
     connect = _connect_postgres if engine.dialect.name == "postgresql" else _connect_sqlite
-    # Before the one of the queue, which connects in a thread.
-    event.listen(engine, "do_connect", connect, insert=True)
+    if engine.dialect.name == "postgresql":
+        # The queue's own way to connect, which comes first: an event of the dialect's can't be put before others.
+        event.remove(engine, "do_connect", mq._database.answers._connect)
+    event.listen(engine, "do_connect", connect)
     if engine.dialect.name == "sqlite":
         # What a crash of the machine would do is not looked at here.
         event.listen(engine, "connect", lambda connection, _record: connection.execute("PRAGMA synchronous = OFF"))
