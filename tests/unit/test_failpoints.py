@@ -80,7 +80,7 @@ def test_an_action_is_called_each_time_while_it_is_armed() -> None:
 
 def test_an_action_for_the_nth_time_is_called_only_then() -> None:
     calls: list[int] = []
-    counted = []
+    counted: list[str] = []
 
     with armed(POINT, lambda: calls.append(len(counted)), nth=2):
         for _ in range(3):
