@@ -37,7 +37,8 @@ class Runtime:
     """Make what threads wait for, for some seconds of the clock, until it is set."""
     random: Random = field(default_factory=Random)
     """What is drawn from. Not the common generator, which is the application's, who may have seeded it."""
-    token: Callable[[], str] = _token
+    # Its own default would stand in the signature with its address.
+    token: Callable[[], str] = field(default_factory=lambda: _token)
     """Make a word that nobody else makes, in any process."""
 
 
