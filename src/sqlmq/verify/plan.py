@@ -12,7 +12,7 @@ from typing import Any, Literal, NamedTuple, Self, get_args
 
 from sqlalchemy import make_url
 
-from sqlmq.dialects import canonical
+from sqlmq.verify.databases import is_postgres, tagged
 
 Mode = Literal["lease", "transaction", "both"]
 """How groups read: by lease, in transactions that the positions are part of, or some this way and some that."""
@@ -96,16 +96,13 @@ class Plan:
         """
         if url is None:
             return cls(f"sqlite:///{directory.absolute() / 'verify.db'}", schema, run, directory, **options)
-        parsed = canonical(make_url(url))
-        if not parsed.get_backend_name().startswith("postgres"):
-            return cls(url, schema, run, directory, **options)
-        named = parsed.update_query_dict({"application_name": _name(run)})
-        return cls(named.render_as_string(hide_password=False), schema or _name(run), run, directory, **options)
+        own = schema or (_name(run) if is_postgres(url) else None)
+        return cls(tagged(url, _name(run)), own, run, directory, **options)
 
     @property
     def is_postgres(self) -> bool:
         """Whether the database is Postgres."""
-        return make_url(self.url).get_backend_name().startswith("postgres")
+        return is_postgres(self.url)
 
     @property
     def tag(self) -> str:

@@ -7,19 +7,18 @@ from __future__ import annotations
 
 import json
 import platform
-import sqlite3
 import time
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from typing import TYPE_CHECKING
 
 from sqlmq.mq import MQ
-from sqlmq.verify import reading
+from sqlmq.verify import databases, reading
 from sqlmq.verify.consuming import consume
 from sqlmq.verify.history import Recorder
 from sqlmq.verify.lives import Lives, Role
 from sqlmq.verify.nemesis import Nemesis
-from sqlmq.verify.place import Place, connected
+from sqlmq.verify.place import Place
 from sqlmq.verify.plan import COPIES, ORDERS, TRIMMED, schedule
 from sqlmq.verify.producing import produce
 from sqlmq.verify.running import MAX_ATTEMPTS, run, run_in_transactions
@@ -162,14 +161,7 @@ def _bounds(plan: Plan) -> dict[str, float]:
 
 def _environment(plan: Plan) -> dict[str, str]:
     found = {"sqlmq": version("sqlmq"), "python": platform.python_version(), "sqlalchemy": version("sqlalchemy")}
-    with connected(plan) as conn:
-        if plan.is_postgres:
-            found["psycopg"] = version("psycopg")
-            for name in ("server_version", "fsync", "synchronous_commit", "default_transaction_isolation"):
-                found[name] = str(conn.exec_driver_sql(f"SHOW {name}").scalar())
-        else:
-            found["sqlite"] = sqlite3.sqlite_version
-    return found
+    return found | databases.environment(plan.url)
 
 
 def _replay(plan: Plan) -> str:
