@@ -49,7 +49,7 @@ def test_a_run_under_faults_breaks_no_promise(database: DatabaseUnderTest, tmp_p
         producers=2,
         rate=200.0,
         fault_seconds=0.6,
-        lease_seconds=1.0,
+        lease_seconds=2.0,
         handling_seconds=0.1,
     )
 

@@ -78,7 +78,7 @@ class Plan:
     faults: tuple[Fault, ...] = FAULTS
     fault_seconds: float = 1.0
     """About how long it is from one fault to the next."""
-    lease_seconds: float = 2.0
+    lease_seconds: float = 3.0
     victims: str = ""
     """How the names of the processes begin that are killed, paused and ended; all, if nothing is said."""
     handling_seconds: float = 0.3

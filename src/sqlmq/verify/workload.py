@@ -151,11 +151,11 @@ def _told(one: Reading) -> dict[str, object]:
 def _bounds(plan: Plan) -> dict[str, float]:
     return {
         # A machine that is busy with many processes is slow to notice anything.
-        "takeover": 2 * plan.lease_seconds + 5.0,
-        "recovery": 10.0,
+        "takeover": 3 * plan.lease_seconds + 15.0,
+        "recovery": 20.0,
         "drain": plan.drain_seconds,
-        "starvation": plan.lease_seconds * 4 + 10.0,
-        "call": 15.0,
+        "starvation": plan.lease_seconds * 4 + 20.0,
+        "call": 30.0,
     }
 
 
