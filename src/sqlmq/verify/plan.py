@@ -58,6 +58,8 @@ class Plan:
     directory: Path
     seed: int = 0
     seconds: float = 60.0
+    least: int = 0
+    """With fewer transactions told of, by senders and members, it lasts longer, up to ten times: on a busy machine."""
     mode: Mode = "both"
     producers: int = 3
     consumers: int = 2

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from sqlmq.verify.plan import Plan, Reading
 
 _LOOK_SECONDS = 0.02
+_MOST_TIMES = 10
 _BEYOND_SECONDS = 30.0
 """How long a process may live on when nobody has told it to end: whoever started it may have been killed."""
 
@@ -71,13 +72,14 @@ def _live(plan: Plan, recorder: Recorder, ran: Ran, say: Callable[[str], None]) 
         if nemesis is not None:
             nemesis.replaced(role)
 
-    lives = Lives(plan, began + plan.seconds + _BEYOND_SECONDS, lambda who: _crashed(recorder, who), replaced)
+    most_seconds = plan.seconds * (_MOST_TIMES if plan.least else 1) + _BEYOND_SECONDS
+    lives = Lives(plan, began + most_seconds, lambda who: _crashed(recorder, who), replaced)
     try:
         lives.add(_roles(plan))
         began = time.monotonic()
         nemesis = Nemesis(plan, lives, recorder, began)
         say(f"{lives.count} processes send and read for {plan.seconds:g} seconds.")
-        while time.monotonic() < began + plan.seconds:
+        while time.monotonic() < began + plan.seconds or _lasts_longer(plan, began):
             nemesis.act()
             lives.look()
             time.sleep(_LOOK_SECONDS)
@@ -87,6 +89,14 @@ def _live(plan: Plan, recorder: Recorder, ran: Ran, say: Callable[[str], None]) 
     ran.late += late
     ran.lives, ran.faults = lives.count, nemesis.count
     ran.broken += lives.broken
+
+
+def _lasts_longer(plan: Plan, began: float) -> bool:
+    """Whether too little has happened so far, and there is still time for it."""
+    if not plan.least or time.monotonic() > began + _MOST_TIMES * plan.seconds:
+        return False
+    lines = (line for path in plan.directory.glob("*.jsonl") for line in path.read_bytes().splitlines())
+    return sum(b'"type":"ok","f":"send"' in line or b'"f":"txn","of"' in line for line in lines) < plan.least
 
 
 def _drain(plan: Plan, recorder: Recorder, ran: Ran) -> None:
