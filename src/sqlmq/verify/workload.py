@@ -143,7 +143,7 @@ def _introduce(plan: Plan, recorder: Recorder) -> None:
         faults=sorted({happening.fault for happening in schedule(plan)}),
         topics=topics,
         bounds=_bounds(plan),
-        least={"acks": round(plan.rate * plan.seconds / 20), "faults": 1 if plan.faults else 0},
+        least={"acks": min(1_000, round(plan.rate * plan.seconds / 30)), "faults": 1 if plan.faults else 0},
         environment=_environment(plan),
         replay=_replay(plan),
     )
