@@ -9,6 +9,7 @@ from bisect import bisect_left, bisect_right
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias
 
 from sqlmq.verify.history import Delivered, Event, Final, Json, LogRow, Sent
@@ -203,12 +204,17 @@ class Evidence:
     database: Spans = field(default_factory=Spans)
     """When the database itself was disturbed."""
     plan: Mapping[str, Json] = field(default_factory=dict)
+    _by_kind: dict[str, list[Operation]] = field(default_factory=lambda: defaultdict(list))
     _work: dict[Reading, tuple[list[int], list[int]]] = field(default_factory=dict)
     """When operations of a group began, and when they ended, both sorted."""
 
-    def of(self, *kinds: str) -> Iterator[Operation]:
+    def of(self, *kinds: str) -> list[Operation]:
         """The operations of these kinds, in order of their beginning."""
-        return (operation for operation in self.operations if operation.f in kinds)
+        if not self._by_kind:
+            for operation in self.operations:
+                self._by_kind[operation.f].append(operation)
+        found = [self._by_kind[kind] for kind in kinds if kind in self._by_kind]
+        return found[0] if len(found) == 1 else sorted(chain(*found), key=lambda operation: operation.start)
 
     def transactions(self) -> Iterator[Operation]:
         """Whatever may have written messages: each is one transaction."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from itertools import pairwise
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 from sqlmq.verify.judge.evidence import ends_of, ranges
 from sqlmq.verify.judge.findings import Finding
@@ -14,6 +14,10 @@ if TYPE_CHECKING:
 
     from sqlmq.verify.history import LogRow
     from sqlmq.verify.judge.evidence import Attempt, Evidence, Operation, Place
+
+
+_Spanning: TypeAlias = "tuple[Operation, list[tuple[int, int]]]"
+"""A transaction, and the partitions and offsets of its messages in one topic."""
 
 
 def lost_writes(evidence: Evidence) -> Iterator[Finding]:
@@ -218,36 +222,42 @@ def torn_transactions(evidence: Evidence) -> Iterator[Finding]:
 
 
 def _torn_snapshots(evidence: Evidence) -> Iterator[Finding]:
-    snapshots = [one for one in evidence.of("snapshot") if one.is_ok and one.invoke.topic is not None]
-    if not snapshots:
-        return
-    spanning: list[tuple[Operation, dict[Place, list[int]]]] = []
-    for operation in evidence.transactions():
-        by_place: dict[Place, list[int]] = defaultdict(list)
+    snapshots: dict[str, list[Operation]] = defaultdict(list)
+    for snapshot in evidence.of("snapshot"):
+        if snapshot.is_ok and snapshot.invoke.topic is not None:
+            snapshots[snapshot.invoke.topic].append(snapshot)
+    spanning: dict[str, list[_Spanning]] = defaultdict(list)
+    for operation in evidence.transactions() if snapshots else ():
+        offsets: dict[str, list[tuple[int, int]]] = defaultdict(list)
         for row in rows_of(evidence, operation):
-            by_place[row.topic, row.partition].append(row.offset)
-        if sum(map(len, by_place.values())) > 1:
-            spanning.append((operation, by_place))
-    spanning.sort(key=lambda one: one[0].start)
-    current: list[tuple[Operation, dict[Place, list[int]]]] = []
+            offsets[row.topic].append((row.partition, row.offset))
+        for topic, places in offsets.items():
+            if len(places) > 1 and topic in snapshots:
+                spanning[topic].append((operation, places))
+    for topic, of_topic in snapshots.items():
+        yield from _torn_of_topic(of_topic, spanning[topic])
+
+
+def _torn_of_topic(snapshots: list[Operation], spanning: list[_Spanning]) -> Iterator[Finding]:
     begun = 0
+    current: list[_Spanning] = []
     for snapshot in snapshots:
-        # A transaction that was over before, or begins after, can't be seen half.
+        # A transaction that was over before, or begins after, can't be seen half; nor can one that was seen whole.
         while begun < len(spanning) and spanning[begun][0].start <= snapshot.end:
             current.append(spanning[begun])
             begun += 1
-        current = [one for one in current if one[0].end >= snapshot.start]
-        topic, ends = snapshot.invoke.topic, ends_of(snapshot)
-        for operation, by_place in current:
-            shown = {
-                offset < ends[partition]
-                for (of, partition), offsets in by_place.items()
-                if of == topic and partition in ends
-                for offset in offsets
-            }
+        ends = ends_of(snapshot)
+        going_on: list[_Spanning] = []
+        for operation, places in current:
+            if operation.end < snapshot.start:
+                continue
+            shown = {offset < ends[partition] for partition, offset in places if partition in ends}
+            if shown != {True}:
+                going_on.append((operation, places))
             if len(shown) > 1:
                 text = "A snapshot of all ends showed some messages of a transaction without the others."
                 yield Finding("A9", "torn-snapshot", text, (operation, snapshot))
+        current = going_on
 
 
 def early_deliveries(evidence: Evidence) -> Iterator[Finding]:

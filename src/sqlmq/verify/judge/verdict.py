@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
+from sqlmq.verify.history import without_collector
 from sqlmq.verify.judge import delivery, effects, liveness, log_content, ordering, positions, transactions
 from sqlmq.verify.judge.evidence import Evidence
 from sqlmq.verify.judge.findings import Findings
@@ -86,10 +87,15 @@ def judged(
     *allow* names anomalies by code (``A1``), name (``lost-write``) or kind (``lost-suffix``) that do not count. Without
     *final*, nothing can be valid: what is lost, and what is skipped, shows only there.
     """
+    with without_collector():
+        return _judged(events, final, frozenset(allow), least_acknowledged)
+
+
+def _judged(events: Sequence[Event], final: Final | None, allow: Collection[str], least: int | None) -> Verdict:
     evidence = gathered(events, final)
     findings, allowed = Findings(), dict[str, int]()
     for look in SAFETY:
-        findings.add(_counting(look(evidence), frozenset(allow), allowed))
+        findings.add(_counting(look(evidence), allow, allowed))
     waits = liveness.measured(evidence)
     for found in (
         liveness.slow_takeovers(evidence, waits),
@@ -101,9 +107,9 @@ def judged(
         liveness.busy_idlers(evidence),
         liveness.residue(evidence),
     ):
-        findings.add(_counting(found, frozenset(allow), allowed))
+        findings.add(_counting(found, allow, allowed))
     counts = counted(evidence)
-    doubts = list(_doubts(evidence, counts, least_acknowledged))
+    doubts = list(_doubts(evidence, counts, least))
     sorts = {found[0].anomaly.sort for found in findings.examples.values()}
     outcome: Outcome = (
         "invalid" if "safety" in sorts else "unknown" if doubts else "liveness" if "liveness" in sorts else "valid"
