@@ -78,14 +78,26 @@ class _Faults(click.ParamType["tuple[Fault, ...]"]):
 )
 @click.option("--seed", type=int, help="Choose as a run before did; by default each is another.")
 @click.option("--mode", type=click.Choice(MODES), default=_DEFAULTS.mode, show_default=True, help="How groups read.")
-@click.option("--producers", type=click.IntRange(min=1), default=_DEFAULTS.producers, show_default=True)
+@click.option(
+    "--producers",
+    type=click.IntRange(min=1),
+    default=_DEFAULTS.producers,
+    show_default=True,
+    help="Processes that send, with two threads each.",
+)
 @click.option(
     "--consumers", type=click.IntRange(min=1), default=_DEFAULTS.consumers, show_default=True, help="Of each group."
 )
 @click.option(
     "--groups", type=click.IntRange(min=1), default=_DEFAULTS.groups, show_default=True, help="For each way of reading."
 )
-@click.option("--partitions", type=click.IntRange(min=1), default=_DEFAULTS.partitions, show_default=True)
+@click.option(
+    "--partitions",
+    type=click.IntRange(min=1),
+    default=_DEFAULTS.partitions,
+    show_default=True,
+    help="Of the topic that all groups read.",
+)
 @click.option(
     "--rate",
     type=click.FloatRange(min=1, max=10_000),

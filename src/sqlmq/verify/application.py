@@ -1,11 +1,10 @@
-"""What the application of a run has beside the queue, in the same database: rows, and the clock."""
+"""What the application of a run has beside the queue, in the same database: rows."""
 
 from __future__ import annotations
 
-from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, NamedTuple
 
-from sqlalchemy import insert, text
+from sqlalchemy import insert
 from sqlalchemy.sql import column, table
 
 from sqlmq.verify.history import Placed
@@ -14,15 +13,13 @@ from sqlmq.verify.values import id_of, sent
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from sqlalchemy import Engine, Insert
+    from sqlalchemy import Insert
 
     from sqlmq.message import Message, ProducerResult
     from sqlmq.verify.history import Sent
 
 EFFECT, ROW = "verify_effect", "verify_row"
 """Tables of the application's: what consumers did in their transactions, and what producers did."""
-
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 class Step(NamedTuple):
@@ -64,21 +61,3 @@ def placed(messages: Sequence[Message], results: Sequence[ProducerResult | None]
         Placed(id_of(message.value) or "", *(() if result is None else (result.partition, result.offset)))
         for message, result in zip(messages, results, strict=True)
     ]
-
-
-def clock_us(engine: Engine) -> int:
-    """The database's clock, in microseconds since 1970."""
-    if engine.dialect.name != "postgresql":
-        return microseconds(datetime.now(UTC))
-    with engine.connect() as connection:
-        return int(connection.execute(text("SELECT extract(epoch FROM clock_timestamp()) * 1000000")).scalar_one())
-
-
-def microseconds(moment: datetime) -> int:
-    """*moment* in microseconds since 1970."""
-    return (moment - _EPOCH) // timedelta(microseconds=1)
-
-
-def moment(us: int) -> datetime:
-    """The moment *us* microseconds after 1970."""
-    return _EPOCH + timedelta(microseconds=us)

@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import logging
 import threading
+import time
 from collections import defaultdict
 from typing import TYPE_CHECKING
 
@@ -42,6 +43,7 @@ class Member:
         self._owned: set[int] = set()
         self._next: dict[int, int] = {}
         self._is_fenced = False
+        self._seen_at = time.monotonic_ns()
         self.troubles = 0
         """How often the library warned of something."""
         self.whose: dict[str, object] = {"group": consumer.group, "topic": consumer.topic}
@@ -59,6 +61,7 @@ class Member:
 
     def look(self) -> None:
         """Tell what it has got and lost since the last time."""
+        self._seen_at = time.monotonic_ns()
         owned = set(self._consumer.partitions)
         lost = "fenced" if self._is_fenced else "revoked"
         self._is_fenced = False
@@ -102,6 +105,8 @@ class Member:
             if event in ("fenced", "member expelled"):
                 self._is_fenced = True
                 self._life.recorder.note("fenced", **self.whose)
+                # It learns of that late: it was lost at some time since it was last seen to own something.
+                self._life.note_stall(self._seen_at - round(self._life.plan.lease_seconds * 1e9), 0.0)
 
 
 def consume(life: Life) -> None:

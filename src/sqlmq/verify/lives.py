@@ -256,9 +256,10 @@ class Lives:
         """Let all end in good order, and kill those that have not within *seconds*: return their names."""
         self._until = 0.0
         for place in self._places:
-            place.is_ending = True
             self._signal(place, signal.SIGCONT)
-            self._signal(place, signal.SIGTERM)
+            if not place.is_ending:  # a second signal would end it at once
+                place.is_ending = True
+                self._signal(place, signal.SIGTERM)
         return self.wait(seconds)
 
     def wait(self, seconds: float) -> list[str]:

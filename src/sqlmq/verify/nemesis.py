@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from sqlalchemy import text
 from sqlalchemy.exc import SQLAlchemyError
 
-from sqlmq.verify.place import connected
+from sqlmq.verify.databases import connected
 from sqlmq.verify.plan import schedule
 
 if TYPE_CHECKING:
@@ -96,7 +96,7 @@ class Nemesis:
         self.count += 1
         self._recorder.note("nemesis", action="start", fault="terminate", id=id_)
         try:
-            with connected(self._plan) as conn:
+            with connected(self._plan.url) as conn:
                 pids = list(conn.execute(text(_SESSIONS), {"tag": self._plan.tag}).scalars())
                 first = int(happening.victim * len(pids))
                 for pid in pids[first : first + _MOST_SESSIONS]:

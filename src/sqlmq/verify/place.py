@@ -9,15 +9,15 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sqlalchemy import Connection, NullPool, column, create_engine, inspect, make_url, select, table, text
+from sqlalchemy import Connection, column, inspect, make_url, select, table, text
 from sqlalchemy.schema import DropSchema
 
 from sqlmq import migrate
-from sqlmq.dialects import canonical
 from sqlmq.errors import SqlmqError
 from sqlmq.mq import MQ
 from sqlmq.retention import Retention
 from sqlmq.verify.application import EFFECT, ROW
+from sqlmq.verify.databases import connected
 from sqlmq.verify.plan import COPIES, KEEP_MESSAGES, ORDERS, TRIMMED
 
 if TYPE_CHECKING:
@@ -49,9 +49,9 @@ class Place:
                 self._remove()
 
     def _make(self) -> None:
-        with connected(self._plan) as conn:
+        with connected(self._plan.url) as conn:
             self._is_schema_ours = self.schema is not None and not inspect(conn).has_schema(self.schema)
-            path = sqlite_path(self._plan)
+            path = file_of(self._plan)
             self._is_file_ours = path is not None and (not path.exists() or path.stat().st_size == 0)
             self._check_free(conn)
             migrate.upgrade(conn, schema=self.schema)
@@ -64,7 +64,7 @@ class Place:
             mq.create_topic(COPIES, 2)
 
     def _check_free(self, conn: Connection) -> None:
-        where = f"schema {self.schema!r}" if self.schema else "the file" if sqlite_path(self._plan) else "the database"
+        where = f"schema {self.schema!r}" if self.schema else "the file" if file_of(self._plan) else "the database"
         taken = [name for name in (EFFECT, ROW) if inspect(conn).has_table(name, schema=self.schema)]
         if inspect(conn).has_table("sqlmq_topic", schema=self.schema):
             taken += conn.execute(
@@ -79,14 +79,14 @@ class Place:
 
     def _remove(self) -> None:
         if self._is_file_ours:
-            path = sqlite_path(self._plan)
+            path = file_of(self._plan)
             for end in ("", "-wal", "-shm", "-journal"):
                 Path(f"{path}{end}").unlink(missing_ok=True)
             return
         if not self._is_schema_ours:
             with MQ(self._plan.url, schema=self.schema) as mq:
                 mq.delete_topics(ORDERS, TRIMMED, COPIES)
-        with connected(self._plan) as conn:
+        with connected(self._plan.url) as conn:
             if self._is_schema_ours:
                 conn.execute(DropSchema(self.schema or "", cascade=True))
             else:
@@ -104,19 +104,6 @@ def named(conn: Connection, schema: str | None, table: str) -> str:
     return quote(table) if schema is None else f"{quote(schema)}.{quote(table)}"
 
 
-@contextmanager
-def connected(plan: Plan) -> Iterator[Connection]:
-    """A connection of its own, which shares nothing with what is verified."""
-    url = canonical(make_url(plan.url))
-    if url.drivername == "postgresql":
-        url = url.set(drivername="postgresql+psycopg")
-    if plan.is_postgres:
-        # Or the nemesis would end these, too.
-        url = url.update_query_dict({"application_name": "sqlmq_verify"})
-    with create_engine(url, poolclass=NullPool).connect() as conn:
-        yield conn
-
-
-def sqlite_path(plan: Plan) -> Path | None:
+def file_of(plan: Plan) -> Path | None:
     """The file of the database; None on a server."""
     return None if plan.is_postgres else Path(make_url(plan.url).database or "").absolute()

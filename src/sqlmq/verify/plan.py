@@ -12,7 +12,7 @@ from typing import Any, Literal, NamedTuple, Self, get_args
 
 from sqlalchemy import make_url
 
-from sqlmq.dialects import canonical
+from sqlmq.verify.databases import is_postgres, tagged
 
 Mode = Literal["lease", "transaction", "both"]
 """How groups read: by lease, in transactions that the positions are part of, or some this way and some that."""
@@ -58,6 +58,8 @@ class Plan:
     directory: Path
     seed: int = 0
     seconds: float = 60.0
+    least: int = 0
+    """With fewer transactions told of, by senders and members, it lasts longer, up to ten times: on a busy machine."""
     mode: Mode = "both"
     producers: int = 3
     consumers: int = 2
@@ -78,7 +80,7 @@ class Plan:
     faults: tuple[Fault, ...] = FAULTS
     fault_seconds: float = 1.0
     """About how long it is from one fault to the next."""
-    lease_seconds: float = 2.0
+    lease_seconds: float = 3.0
     victims: str = ""
     """How the names of the processes begin that are killed, paused and ended; all, if nothing is said."""
     handling_seconds: float = 0.3
@@ -96,16 +98,13 @@ class Plan:
         """
         if url is None:
             return cls(f"sqlite:///{directory.absolute() / 'verify.db'}", schema, run, directory, **options)
-        parsed = canonical(make_url(url))
-        if not parsed.get_backend_name().startswith("postgres"):
-            return cls(url, schema, run, directory, **options)
-        named = parsed.update_query_dict({"application_name": _name(run)})
-        return cls(named.render_as_string(hide_password=False), schema or _name(run), run, directory, **options)
+        own = schema or (_name(run) if is_postgres(url) else None)
+        return cls(tagged(url, _name(run)), own, run, directory, **options)
 
     @property
     def is_postgres(self) -> bool:
         """Whether the database is Postgres."""
-        return make_url(self.url).get_backend_name().startswith("postgres")
+        return is_postgres(self.url)
 
     @property
     def tag(self) -> str:

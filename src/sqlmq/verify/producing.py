@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
 
-from sqlmq.verify.application import ROW, Step, Told, clock_us, moment, placed, row
+from sqlmq.verify.application import ROW, Step, Told, placed, row
+from sqlmq.verify.databases import clock_us, moment
 from sqlmq.verify.plan import ORDERS, TRIMMED
 from sqlmq.verify.recording import AbortedError, attempted
 from sqlmq.verify.values import Making, sent

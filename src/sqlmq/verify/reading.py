@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any
 from sqlalchemy import text
 
 from sqlmq.verify.application import EFFECT, ROW
+from sqlmq.verify.databases import connected, microseconds_of
 from sqlmq.verify.history import FINAL_FILE, encoded
-from sqlmq.verify.place import connected, named
+from sqlmq.verify.place import named
 from sqlmq.verify.values import hash_of, id_of, key_of
 
 if TYPE_CHECKING:
@@ -67,7 +68,7 @@ def positions(conn: Connection, schema: str | None) -> dict[tuple[str, str], dic
 
 def dump(plan: Plan) -> None:
     """Write the state at the end, all of it."""
-    with (plan.directory / FINAL_FILE).open("wb") as file, connected(plan) as conn:
+    with (plan.directory / FINAL_FILE).open("wb") as file, connected(plan.url) as conn:
         for row in _final(conn, plan):
             file.write(encoded(row))
 
@@ -104,6 +105,5 @@ def _rows(
     tables = ("topic", "partition", "message", "group", "group_offset", "parked", "eviction", "staged")
     names = {name: named(conn, schema, f"sqlmq_{name}") for name in tables}
     names |= {name: named(conn, schema, table) for name, table in more.items()}
-    is_postgres = conn.dialect.name == "postgresql"
-    names["created_at"] = "extract(epoch FROM m.created_at) * 1000000" if is_postgres else "m.created_at"
+    names["created_at"] = microseconds_of(conn, "m.created_at")
     yield from map(tuple, conn.execute(text(statement.format(**names))))

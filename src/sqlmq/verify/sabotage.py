@@ -64,6 +64,7 @@ class Sabotage:
 _SHORT: dict[str, Any] = {
     "mode": "lease",
     "seconds": 3.0,
+    "least": 100,
     "consumers": 1,
     "faults": (),
     "fault_seconds": 0.3,

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from sqlmq.errors import SqlmqError
 from sqlmq.verify import reading
-from sqlmq.verify.place import connected
+from sqlmq.verify.databases import connected
 from sqlmq.verify.plan import ORDERS, TRIMMED
 from sqlmq.verify.recording import attempted
 
@@ -24,10 +24,10 @@ def watch(life: Life) -> None:
         while life.goes_on:
             with attempted(recorder, "retain", topic=TRIMMED) as attempt:
                 _maintain(mq)
-                with connected(plan) as conn:
+                with connected(plan.url) as conn:
                     found = reading.ends(conn, plan.schema, TRIMMED)
                 attempt.tell(starts={number: start for number, (start, _) in found.items()})
-            with attempted(recorder, "snapshot", topic=ORDERS) as attempt, connected(plan) as conn:
+            with attempted(recorder, "snapshot", topic=ORDERS) as attempt, connected(plan.url) as conn:
                 found = reading.ends(conn, plan.schema, ORDERS)
                 attempt.tell(
                     starts={number: start for number, (start, _) in found.items()},
@@ -36,7 +36,7 @@ def watch(life: Life) -> None:
             # Those that are run move on past what they have set aside, which a look at positions alone can't tell.
             for one in (one for one in plan.readings() if one.mode != "run"):
                 whose = {"group": one.group, "topic": one.topic}
-                with attempted(recorder, "positions", **whose) as attempt, connected(plan) as conn:
+                with attempted(recorder, "positions", **whose) as attempt, connected(plan.url) as conn:
                     attempt.tell(positions=reading.positions(conn, plan.schema).get((one.group, one.topic), {}))
             life.pause(_EVERY_SECONDS)
 

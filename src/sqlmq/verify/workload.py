@@ -7,19 +7,18 @@ from __future__ import annotations
 
 import json
 import platform
-import sqlite3
 import time
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from typing import TYPE_CHECKING
 
 from sqlmq.mq import MQ
-from sqlmq.verify import reading
+from sqlmq.verify import databases, reading
 from sqlmq.verify.consuming import consume
 from sqlmq.verify.history import Recorder
 from sqlmq.verify.lives import Lives, Role
 from sqlmq.verify.nemesis import Nemesis
-from sqlmq.verify.place import Place, connected
+from sqlmq.verify.place import Place
 from sqlmq.verify.plan import COPIES, ORDERS, TRIMMED, schedule
 from sqlmq.verify.producing import produce
 from sqlmq.verify.running import MAX_ATTEMPTS, run, run_in_transactions
@@ -32,6 +31,7 @@ if TYPE_CHECKING:
     from sqlmq.verify.plan import Plan, Reading
 
 _LOOK_SECONDS = 0.02
+_MOST_TIMES = 10
 _BEYOND_SECONDS = 30.0
 """How long a process may live on when nobody has told it to end: whoever started it may have been killed."""
 
@@ -72,13 +72,14 @@ def _live(plan: Plan, recorder: Recorder, ran: Ran, say: Callable[[str], None]) 
         if nemesis is not None:
             nemesis.replaced(role)
 
-    lives = Lives(plan, began + plan.seconds + _BEYOND_SECONDS, lambda who: _crashed(recorder, who), replaced)
+    most_seconds = plan.seconds * (_MOST_TIMES if plan.least else 1) + _BEYOND_SECONDS
+    lives = Lives(plan, began + most_seconds, lambda who: _crashed(recorder, who), replaced)
     try:
         lives.add(_roles(plan))
         began = time.monotonic()
         nemesis = Nemesis(plan, lives, recorder, began)
         say(f"{lives.count} processes send and read for {plan.seconds:g} seconds.")
-        while time.monotonic() < began + plan.seconds:
+        while time.monotonic() < began + plan.seconds or _lasts_longer(plan, began):
             nemesis.act()
             lives.look()
             time.sleep(_LOOK_SECONDS)
@@ -88,6 +89,14 @@ def _live(plan: Plan, recorder: Recorder, ran: Ran, say: Callable[[str], None]) 
     ran.late += late
     ran.lives, ran.faults = lives.count, nemesis.count
     ran.broken += lives.broken
+
+
+def _lasts_longer(plan: Plan, began: float) -> bool:
+    """Whether too little has happened so far, and there is still time for it."""
+    if not plan.least or time.monotonic() > began + _MOST_TIMES * plan.seconds:
+        return False
+    lines = (line for path in plan.directory.glob("*.jsonl") for line in path.read_bytes().splitlines())
+    return sum(b'"type":"ok","f":"send"' in line or b'"f":"txn","of"' in line for line in lines) < plan.least
 
 
 def _drain(plan: Plan, recorder: Recorder, ran: Ran) -> None:
@@ -134,7 +143,7 @@ def _introduce(plan: Plan, recorder: Recorder) -> None:
         faults=sorted({happening.fault for happening in schedule(plan)}),
         topics=topics,
         bounds=_bounds(plan),
-        least={"acks": round(plan.rate * plan.seconds / 20), "faults": 1 if plan.faults else 0},
+        least={"acks": min(1_000, round(plan.rate * plan.seconds / 30)), "faults": 1 if plan.faults else 0},
         environment=_environment(plan),
         replay=_replay(plan),
     )
@@ -152,24 +161,17 @@ def _told(one: Reading) -> dict[str, object]:
 def _bounds(plan: Plan) -> dict[str, float]:
     return {
         # A machine that is busy with many processes is slow to notice anything.
-        "takeover": 2 * plan.lease_seconds + 5.0,
-        "recovery": 10.0,
+        "takeover": 3 * plan.lease_seconds + 15.0,
+        "recovery": 20.0,
         "drain": plan.drain_seconds,
-        "starvation": plan.lease_seconds * 4 + 10.0,
-        "call": 15.0,
+        "starvation": plan.lease_seconds * 4 + 20.0,
+        "call": 30.0,
     }
 
 
 def _environment(plan: Plan) -> dict[str, str]:
     found = {"sqlmq": version("sqlmq"), "python": platform.python_version(), "sqlalchemy": version("sqlalchemy")}
-    with connected(plan) as conn:
-        if plan.is_postgres:
-            found["psycopg"] = version("psycopg")
-            for name in ("server_version", "fsync", "synchronous_commit", "default_transaction_isolation"):
-                found[name] = str(conn.exec_driver_sql(f"SHOW {name}").scalar())
-        else:
-            found["sqlite"] = sqlite3.sqlite_version
-    return found
+    return found | databases.environment(plan.url)
 
 
 def _replay(plan: Plan) -> str:
