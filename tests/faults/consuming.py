@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from typing import TYPE_CHECKING, Any, ClassVar
 
+import pytest
 from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
 
@@ -130,7 +131,7 @@ class Seek(Consuming):
 
     def __init__(self, world: World) -> None:
         super().__init__(world)
-        until(lambda: self._owns_all(), "both partitions", seconds=SECONDS)
+        until(self._owns_all, "both partitions", seconds=SECONDS)
 
     def _owns_all(self) -> bool:
         self.consumer.poll(1, timeout=0)
@@ -161,18 +162,16 @@ class Close(Consuming):
         super().__init__(world)
         until(self._has_drained, "all messages", seconds=SECONDS)
         self.consumer._finish(_me())
-        self.error: BaseException | None = None
+        self.error: Exception | None = None
 
     def call(self) -> None:
         if self.error is not None:
-            try:
+            with pytest.raises(type(self.error)):
                 self.consumer.close()
-            except Exception as again:  # noqa: BLE001 - compared
-                assert str(again) == str(self.error)
             return
         try:
             self.consumer.close()
-        except BaseException as error:
+        except Exception as error:
             self.error = error
             raise
 

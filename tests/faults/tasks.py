@@ -100,9 +100,9 @@ class AwaitedTransaction(InTransaction):
         assert self.world.loop is not None
         self.world.loop.run(lambda: self.take(2, SECONDS))
 
-    async def take(self, at_most: int, timeout: float) -> int:
+    async def take(self, at_most: int, seconds: float) -> int:
         consumer: AsyncConsumer = aio(self.consumer)
-        async with consumer.transaction(at_most, timeout=timeout) as tx:
+        async with consumer.transaction(at_most, timeout=seconds) as tx:
             for message in tx:
                 await tx.session.execute(INSERT, {"name": self.effect(message.partition, message.offset)})
         return len(tx.messages)

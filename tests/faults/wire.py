@@ -12,6 +12,7 @@ import os
 import socket
 import sqlite3
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
@@ -19,7 +20,7 @@ import psycopg
 from sqlalchemy import Engine, event
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterator
+    from collections.abc import Awaitable, Iterator
 
     from psycopg.abc import Params, Query
 
