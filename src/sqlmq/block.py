@@ -16,7 +16,7 @@ from sqlalchemy.exc import UnboundExecutionError
 from sqlalchemy.orm import Session
 
 from sqlmq.database import roll_back_in_driver
-from sqlmq.errors import DatabaseBusyError, DatabaseError, DatabaseUnavailableError, TransactionError
+from sqlmq.errors import DatabaseError, DatabaseUnavailableError, TransactionError
 from sqlmq.flows import transact
 from sqlmq.flows.transact import ENDED, Limits
 from sqlmq.logged import facts

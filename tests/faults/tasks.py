@@ -90,6 +90,8 @@ def engine_for_asyncio(world: World) -> AsyncEngine:
     if not world.database.is_postgres:
         event.listen(engine.sync_engine, "connect", lambda conn, _: setattr(conn, "isolation_level", None))
         event.listen(engine.sync_engine, "begin", lambda conn: conn.exec_driver_sql("BEGIN"))
+        # As in World: SQLAlchemy rolls nothing back whose COMMIT has failed.
+        event.listen(engine.sync_engine, "checkin", lambda conn, _: conn and conn.rollback())
     return engine
 
 
