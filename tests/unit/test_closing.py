@@ -9,7 +9,7 @@ from sqlmq.closing import Closing
 
 def test_a_close_that_was_interrupted_is_done_by_the_next_call() -> None:
     closing = Closing()
-    calls = []
+    calls: list[int] = []
 
     def close() -> None:
         calls.append(len(calls))
@@ -26,7 +26,7 @@ def test_a_close_that_was_interrupted_is_done_by_the_next_call() -> None:
 
 def test_a_close_that_failed_has_the_same_result_for_everybody() -> None:
     closing = Closing()
-    calls = []
+    calls: list[int] = []
 
     def close() -> None:
         calls.append(len(calls))
