@@ -101,7 +101,7 @@ def test_a_thread_goes_on_after_each_of_its_statements_has_failed(world: World, 
     traffic = Traffic(world)
 
     with contextlib.closing(traffic):
-        for number in range(1, 25 if ALL else 5):
+        for number in range(1, 25 if ALL else 4):
             fault = faults[number % len(faults)]
             if name == "sqlmq-listener":
                 traffic.cut_listeners()
