@@ -16,7 +16,7 @@ from sqlalchemy import Connection
 from sqlalchemy.exc import UnboundExecutionError
 from sqlalchemy.orm import Session
 
-from sqlmq.errors import DatabaseBusyError, DatabaseError, DatabaseUnavailableError, TransactionError
+from sqlmq.errors import DatabaseError, DatabaseUnavailableError, TransactionError
 from sqlmq.failpoints import failpoint
 from sqlmq.flows import transact
 from sqlmq.flows.transact import ENDED, Limits

@@ -26,5 +26,8 @@ class Closing:
                     close()
                 except Exception as error:  # noqa: BLE001 - kept, and raised to everybody who closes
                     self._error = error
+                except BaseException:
+                    self._done = False  # an interrupt: what is not closed yet is for the next call
+                    raise
         if self._error is not None:
             raise self._error

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from typing import TYPE_CHECKING, Any, ClassVar
 
+import pytest
 from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
 
@@ -24,6 +25,8 @@ class Consuming(Scene):
     """A group of its own on `feed`. Nothing may come twice, for its only member never dies, and nothing be passed over."""
 
     ack: Any = "after"
+    comes_again = False
+    """Whether a message may come twice: the one at which a loop was left whose commit failed."""
 
     def __init__(self, world: World) -> None:
         super().__init__(world)
@@ -41,6 +44,8 @@ class Consuming(Scene):
     def check_order(self, got: list[Message]) -> None:
         for number in range(PARTITIONS):
             offsets = [message.offset for message in got if message.partition == number]
+            if self.comes_again:
+                offsets = list(dict.fromkeys(offsets))
             assert offsets == list(range(len(offsets))), f"partition {number} came as {offsets}"
 
     def close(self) -> None:
@@ -53,7 +58,7 @@ class Consuming(Scene):
 
     def _has_drained(self) -> bool:
         self.got += self.consumer.poll(timeout=0)
-        return len(self.got) >= FEED
+        return len({(message.partition, message.offset) for message in self.got}) >= FEED
 
 
 class Poll(Consuming):
@@ -81,6 +86,8 @@ class Consume(Consuming):
 
 
 class Iterate(Consuming):
+    comes_again = True
+
     def call(self) -> None:
         wanted = len(self.got) + 2
         for message in self.consumer:
@@ -130,7 +137,7 @@ class Seek(Consuming):
 
     def __init__(self, world: World) -> None:
         super().__init__(world)
-        until(lambda: self._owns_all(), "both partitions", seconds=SECONDS)
+        until(self._owns_all, "both partitions", seconds=SECONDS)
 
     def _owns_all(self) -> bool:
         self.consumer.poll(1, timeout=0)
@@ -161,18 +168,16 @@ class Close(Consuming):
         super().__init__(world)
         until(self._has_drained, "all messages", seconds=SECONDS)
         self.consumer._finish(_me())
-        self.error: BaseException | None = None
+        self.error: Exception | None = None
 
     def call(self) -> None:
         if self.error is not None:
-            try:
+            with pytest.raises(type(self.error)):
                 self.consumer.close()
-            except Exception as again:  # noqa: BLE001 - compared
-                assert str(again) == str(self.error)
             return
         try:
             self.consumer.close()
-        except BaseException as error:
+        except Exception as error:
             self.error = error
             raise
 

@@ -90,6 +90,8 @@ def engine_for_asyncio(world: World) -> AsyncEngine:
     if not world.database.is_postgres:
         event.listen(engine.sync_engine, "connect", lambda conn, _: setattr(conn, "isolation_level", None))
         event.listen(engine.sync_engine, "begin", lambda conn: conn.exec_driver_sql("BEGIN"))
+        # As in World: SQLAlchemy rolls nothing back whose COMMIT has failed.
+        event.listen(engine.sync_engine, "checkin", lambda conn, _: conn and conn.rollback())
     return engine
 
 
@@ -100,9 +102,9 @@ class AwaitedTransaction(InTransaction):
         assert self.world.loop is not None
         self.world.loop.run(lambda: self.take(2, SECONDS))
 
-    async def take(self, at_most: int, timeout: float) -> int:
+    async def take(self, at_most: int, seconds: float) -> int:
         consumer: AsyncConsumer = aio(self.consumer)
-        async with consumer.transaction(at_most, timeout=timeout) as tx:
+        async with consumer.transaction(at_most, timeout=seconds) as tx:
             for message in tx:
                 await tx.session.execute(INSERT, {"name": self.effect(message.partition, message.offset)})
         return len(tx.messages)

@@ -92,15 +92,15 @@ STRIDES = {"running": 31, "consuming": 3, "managing": 2}
 
 
 @pytest.mark.parametrize("group", GROUPS)
+@pytest.mark.parametrize("world", ["sync"], indirect=True)
 def test_a_statement_that_fails_leaves_nothing_half_done(world: World, group: str) -> None:
-    if world.way == "sync":
-        try_all(world, GROUPS[group], stride=STRIDES.get(group, 1))
+    try_all(world, GROUPS[group], stride=STRIDES.get(group, 1))
 
 
 @pytest.mark.parametrize("group", FOR_TASKS)
+@pytest.mark.parametrize("world", ["asyncio"], indirect=True)
 def test_a_statement_that_fails_for_a_task_leaves_nothing_half_done(world: World, group: str) -> None:
-    if world.way == "asyncio":
-        try_all(world, FOR_TASKS[group], stride=3 * STRIDES.get(group, 1) if group in GROUPS else 1)
+    try_all(world, FOR_TASKS[group], stride=5 * STRIDES.get(group, 1) if group in GROUPS else 1)
 
 
 @pytest.mark.parametrize("group", [group for group in FOR_TASKS if group != "running"])
@@ -136,15 +136,19 @@ def _cancelled(loop: CancellingLoop, scene: Scene, number: int) -> tuple[bool, b
 
 
 @pytest.mark.parametrize("group", GROUPS)
+@pytest.mark.parametrize("world", ["sync"], indirect=True)
 def test_an_interrupt_in_a_statement_leaves_nothing_half_done(world: World, group: str) -> None:
-    if world.way == "sync":
-        try_all(world, GROUPS[group], faults=INTERRUPTS, counts=_is_main, stride=STRIDES.get(group, 1))
+    try_all(world, GROUPS[group], faults=INTERRUPTS, counts=_is_main, stride=3 * STRIDES.get(group, 1))
 
 
 @pytest.mark.parametrize("group", GROUPS)
+@pytest.mark.parametrize("world", ["sync"], indirect=True)
 def test_a_second_fault_while_the_first_is_recovered_from_leaves_nothing_half_done(world: World, group: str) -> None:
-    if world.way == "sync":
-        try_all(world, GROUPS[group], numbers=lambda number: frozenset({number, number + 1}), stride=5)
+    try_all(world, GROUPS[group], numbers=_and_next, stride=11 * STRIDES.get(group, 1))
+
+
+def _and_next(number: int) -> frozenset[int]:
+    return frozenset({number, number + 1})
 
 
 def _is_main(thread: threading.Thread) -> bool:

@@ -12,6 +12,7 @@ import os
 import socket
 import sqlite3
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
@@ -19,9 +20,9 @@ import psycopg
 from sqlalchemy import Engine, event
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterator
+    from collections.abc import Awaitable, Iterator
 
-    from psycopg.abc import Params, Query
+    from psycopg.abc import Params
 
 What = Literal["connect", "statement", "commit", "rollback"]
 
@@ -194,18 +195,18 @@ def _instead(fault: Fault) -> bytes:
 
 
 class _Cursor(psycopg.Cursor[Any]):
-    def execute(self, query: Query, params: Params | None = None, **options: Any) -> _Cursor:
+    def execute(self, query: Any, params: Params | None = None, **options: Any) -> _Cursor:
         connection = self.connection
         fault = WIRE.step("statement", query, is_alone=connection.autocommit)
         _fail(connection, fault, lambda: super(_Cursor, self).execute(query, params, **options))
         return self
 
-    def executemany(self, query: Query, params_seq: Any, **options: Any) -> None:
+    def executemany(self, query: Any, params_seq: Any, **options: Any) -> None:
         fault = WIRE.step("statement", query, is_alone=self.connection.autocommit)
         _fail(self.connection, fault, lambda: super(_Cursor, self).executemany(query, params_seq, **options))
 
     @contextlib.contextmanager
-    def copy(self, statement: Query, *arguments: Any, **options: Any) -> Iterator[psycopg.Copy]:
+    def copy(self, statement: Any, *arguments: Any, **options: Any) -> Iterator[psycopg.Copy]:
         fault = WIRE.step("statement", statement, is_alone=self.connection.autocommit)
         _fail(self.connection, fault, lambda: None)
         with super().copy(statement, *arguments, **options) as copy:
@@ -255,12 +256,12 @@ class FailingPostgres(psycopg.Connection[Any]):
 
 
 class _AsyncCursor(psycopg.AsyncCursor[Any]):
-    async def execute(self, query: Query, params: Params | None = None, **options: Any) -> _AsyncCursor:
+    async def execute(self, query: Any, params: Params | None = None, **options: Any) -> _AsyncCursor:
         fault = WIRE.step("statement", query, is_alone=self.connection.autocommit)
         await _fail_async(self.connection, fault, lambda: super(_AsyncCursor, self).execute(query, params, **options))
         return self
 
-    async def executemany(self, query: Query, params_seq: Any, **options: Any) -> None:
+    async def executemany(self, query: Any, params_seq: Any, **options: Any) -> None:
         fault = WIRE.step("statement", query, is_alone=self.connection.autocommit)
         await _fail_async(
             self.connection, fault, lambda: super(_AsyncCursor, self).executemany(query, params_seq, **options)
