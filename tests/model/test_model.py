@@ -30,7 +30,7 @@ class Queue(Handling, Reading):
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(0 if EXAMPLES > 100 else 120)
+@pytest.mark.timeout(0 if EXAMPLES > 100 else 300)
 @pytest.mark.parametrize("way", ["sync", "asyncio"])
 @pytest.mark.parametrize("database", ["sqlite", "postgres"], indirect=True)
 def test_the_queue_behaves_as_its_reference(database: DatabaseUnderTest, way: str) -> None:
