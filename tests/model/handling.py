@@ -9,8 +9,9 @@ from hypothesis.stateful import precondition, rule
 
 from sqlmq import Message, Retry
 from tests.hands import Hands
-from tests.model.machine import FOR_EVER_SECONDS, PICK, Machine
+from tests.model.machine import FOR_EVER_SECONDS, PICK
 from tests.model.reference import MOST_ATTEMPTS, Policy, Workers
+from tests.model.sending import Sending
 
 if TYPE_CHECKING:
     from typing import Any
@@ -25,11 +26,16 @@ class HandlerFailedError(Exception):
     pass
 
 
-class HandlingMachine(Machine):
+class Handling(Sending):
     @precondition(lambda self: self.topics)
-    @rule(pick=PICK, policy=st.sampled_from(POLICIES), fails=st.lists(st.booleans(), min_size=2, max_size=12))
-    def handle(self, pick: int, policy: Policy, fails: list[bool]) -> None:
-        """A member joins, handles some messages with a handler that fails as told, and leaves."""
+    @rule(
+        pick=PICK,
+        policy=st.sampled_from(POLICIES),
+        fails=st.lists(st.booleans(), min_size=2, max_size=12),
+        keeps=st.none() | st.integers(min_value=1, max_value=3),
+    )
+    def handle(self, pick: int, policy: Policy, fails: list[bool], keeps: int | None) -> None:
+        """A member joins, handles some messages with a handler that fails as told, and leaves; then much may go."""
         topic = self.pick_topic(pick)
         if topic.workers is None:
             topic.workers = Workers(policy)
@@ -57,6 +63,7 @@ class HandlingMachine(Machine):
         for error in broken:
             raise error
         self.check_workers(topic, workers)
+        self.trim(pick, keeps)
 
     @precondition(lambda self: self.with_aside())
     @rule(pick=PICK, one=st.none() | PICK)

@@ -14,9 +14,8 @@ import pytest
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis.stateful import run_state_machine_as_test
 
-from tests.model.handling import HandlingMachine
+from tests.model.handling import Handling
 from tests.model.reading import Reading
-from tests.model.sending import Sending
 
 if TYPE_CHECKING:
     from tests.conftest import DatabaseUnderTest
@@ -26,12 +25,12 @@ EXAMPLES = int(os.environ.get("SQLMQ_MODEL_EXAMPLES", "15"))
 STEPS = int(os.environ.get("SQLMQ_MODEL_STEPS", "40"))
 
 
-class Queue(Sending, Reading, HandlingMachine):
+class Queue(Handling, Reading):
     """All rules."""
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(0 if EXAMPLES > 100 else 120)
+@pytest.mark.timeout(0 if EXAMPLES > 100 else 300)
 @pytest.mark.parametrize("way", ["sync", "asyncio"])
 @pytest.mark.parametrize("database", ["sqlite", "postgres"], indirect=True)
 def test_the_queue_behaves_as_its_reference(database: DatabaseUnderTest, way: str) -> None:
