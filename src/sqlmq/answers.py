@@ -194,7 +194,7 @@ class Answers:
         if time.monotonic() - record.info.get("returned_at", time.monotonic()) < _REST_SECONDS:
             return
         try:
-            with self.awaited(record.driver_connection, _PING_SECONDS):
+            with self.awaited(record.driver_connection, min(_PING_SECONDS, self._seconds)):
                 dialect.do_ping(connection)
         except dialect.loaded_dbapi.Error as error:
             # The others are as old, and each would have to be waited for.
