@@ -112,7 +112,18 @@ def test_while_something_is_closed_nobody_waits_for_longer_and_nobody_asks_again
         waiting.hurry()
         assert wire.was_cut.wait(30)
 
-    assert waiting.is_given_up
+    assert waiting.is_gone
+
+
+def test_a_database_that_answers_may_be_asked_for_as_long_as_closing_takes(made: list[Answers]) -> None:
+    waiting = waiting_on(Wire(), made)
+    waiting.hurry()
+    until(lambda: waiting.is_given_up, "the end of the hurry")
+
+    with waiting.awaited(object()):
+        pass
+
+    assert not waiting.is_gone
 
 
 def test_a_connection_that_is_not_waited_for_is_closed_when_it_is_there() -> None:
@@ -126,7 +137,7 @@ def test_a_connection_that_is_not_waited_for_is_closed_when_it_is_there() -> Non
         may_connect.wait(30)
         return Connection()
 
-    def check() -> None:
+    def check(_began: float) -> None:
         raise DatabaseUnavailableError
 
     with pytest.raises(DatabaseUnavailableError):
