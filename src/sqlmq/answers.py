@@ -33,6 +33,8 @@ log = logging.getLogger(__name__)
 
 HURRY_SECONDS = 3.0
 """For how long an answer is waited for when something is being closed."""
+_LAST_SECONDS = 1.0
+"""For how long when that time is over."""
 _PING_SECONDS = 5.0
 """For how long the answer to a test of a connection is waited for."""
 _REST_SECONDS = 1.0
@@ -93,12 +95,17 @@ class Answers:
             self._awaited.pop(id(one), None)
 
     @property
+    def is_gone(self) -> bool:
+        """Whether the database has not answered while something was closed: nothing more is asked."""
+        return self._is_gone
+
+    @property
     def is_given_up(self) -> bool:
-        """Whether this thread waits for nothing more: it is in a hurry, or something is closed, and the time is over."""
+        """Whether this thread tries nothing again: it is in a hurry, or something is closed, and the time is over."""
         now = time.monotonic()
         if self._is_hurried and now >= self._hurried.until:
             return True
-        return self._is_gone or (self._hurry_at is not None and now - self._hurry_at >= HURRY_SECONDS)
+        return self._is_gone or self._is_late(now)
 
     @contextlib.contextmanager
     def hurrying(self, seconds: float = HURRY_SECONDS) -> Iterator[None]:
@@ -109,6 +116,9 @@ class Answers:
             yield
         finally:
             del self._hurried.seconds, self._hurried.until
+
+    def _is_late(self, now: float) -> bool:
+        return self._hurry_at is not None and now - self._hurry_at >= HURRY_SECONDS
 
     @property
     def _is_hurried(self) -> bool:
@@ -165,13 +175,17 @@ class Answers:
                 self._look_at(one, time.monotonic())
 
     def _look_at(self, one: _Awaited, now: float) -> None:
+        if self._is_gone:
+            self._cut(one)
+            return
         if one.asked_at is not None:
             if now - one.asked_at >= _END_SECONDS and id(one) in self._awaited:
                 self._cut(one)
             return
         most = one.seconds
-        if self._hurry_at is not None and now - self._hurry_at >= HURRY_SECONDS:
-            most = min(most, HURRY_SECONDS)
+        if self._is_late(now):
+            # What began meanwhile, of a database that answers, takes less.
+            most = min(most, _LAST_SECONDS)
         if now - one.began < most:
             return
         silent = one.line.silent_seconds()
@@ -201,7 +215,7 @@ class Answers:
         if time.monotonic() - rests_since < _REST_SECONDS:
             return True
         try:
-            with self.awaited(driven, _PING_SECONDS):
+            with self.awaited(driven, min(_PING_SECONDS, self._seconds)):
                 dialect.do_ping(connection)
         except dialect.loaded_dbapi.Error:
             return False
@@ -213,8 +227,9 @@ class Answers:
         """Connect in another thread, which need not be waited for."""
         return _Connecting(lambda: dialect.connect(*args, **options)).result(self._check_patience)
 
-    def _check_patience(self) -> None:
-        if self.is_given_up:
+    def _check_patience(self, began: float) -> None:
+        if self.is_given_up and (self._is_gone or time.monotonic() - began >= _LAST_SECONDS):
+            self._is_gone = self._hurry_at is not None
             raise DatabaseUnavailableError(gone(self._where))
 
 
@@ -246,14 +261,15 @@ class _Connecting:
         self._is_left = False
         threading.Thread(target=self._run, name="sqlmq-connect", daemon=True).start()
 
-    def result(self, check: Callable[[], None]) -> DBAPIConnection:
-        """Wait for it, until *check* raises; then it is closed when it is there."""
+    def result(self, check: Callable[[float], None]) -> DBAPIConnection:
+        """Wait for it, until *check*, told when that began, raises; then it is closed when it is there."""
+        began = time.monotonic()
         try:
             while True:
                 with contextlib.suppress(queue.Empty):
                     made = self._made.get(timeout=_LOOK_SECONDS)
                     break
-                check()
+                check(began)
         except BaseException:
             self._leave()
             raise

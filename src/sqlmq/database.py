@@ -291,7 +291,7 @@ class Database:
 
     def _check_open(self) -> None:
         # Or a thread that was about to look would open a connection that nobody closes.
-        if self._is_closed or self.answers.is_given_up:
+        if self._is_closed or self.answers.is_gone:
             message = f"{self.where}: the MQ is closed." if self._is_closed else gone(self.where)
             raise DatabaseUnavailableError(message)
 

@@ -74,7 +74,6 @@ def test_a_connection_that_went_silent_while_it_rested_is_replaced_unnoticed(
     behind: MQ, proxy: Proxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("sqlmq.answers._REST_SECONDS", 0.0)
-    monkeypatch.setattr("sqlmq.answers._PING_SECONDS", ANSWER_SECONDS)
     producer = behind.producer("orders")
     proxy.silence()
 

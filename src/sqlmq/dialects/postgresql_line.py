@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import socket
 import struct
+import sys
 from typing import TYPE_CHECKING
 
 import psycopg
@@ -17,10 +18,11 @@ from sqlmq.dialects.base import Line
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-# Of Linux' struct tcp_info: eight bytes, then numbers of four, of which the tenth and the twelfth are milliseconds since
-# data was last sent, and last received. https://man7.org/linux/man-pages/man7/tcp.7.html
-_TCP_INFO = getattr(socket, "TCP_INFO", None)
-_LAST_SENT, _LAST_RECEIVED = struct.Struct("=44xI"), struct.Struct("=52xI")
+# Of Linux' struct tcp_info: the third byte is how often what was sent last has been sent again; behind eight bytes are
+# numbers of four, of which the tenth and the twelfth are milliseconds since data was last sent, and last received.
+# https://man7.org/linux/man-pages/man7/tcp.7.html
+_TCP_INFO = socket.TCP_INFO if sys.platform == "linux" else None
+_FIELDS = struct.Struct("=2xB41xI4xI")
 _TCP_INFO_BYTES = 104
 
 
@@ -40,7 +42,10 @@ class PostgresLine(Line):
             return None
         with contextlib.suppress(OSError, psycopg.Error, struct.error), self._socket() as wire:
             told = wire.getsockopt(socket.IPPROTO_TCP, _TCP_INFO, _TCP_INFO_BYTES)
-            return float(min(*_LAST_SENT.unpack_from(told), *_LAST_RECEIVED.unpack_from(told))) / 1000
+            repeats, sent_ms, received_ms = _FIELDS.unpack_from(told)
+            # What is sent again and again arrives nowhere.
+            silent_ms: int = received_ms if repeats else min(sent_ms, received_ms)
+            return silent_ms / 1000
         return None
 
     def ask_to_end(self, seconds: float) -> None:
