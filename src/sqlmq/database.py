@@ -8,13 +8,11 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import math
 import threading
-import time
 from functools import partial
 from typing import TYPE_CHECKING, NoReturn, TypeVar
 
-from sqlalchemy import URL, Engine, StaticPool, event, make_url
+from sqlalchemy import URL, Engine, StaticPool, make_url
 from sqlalchemy import exc as sa_exc
 from tenacity import Retrying, retry_if_exception, stop_after_delay, wait_random_exponential
 
@@ -31,6 +29,7 @@ from sqlmq.errors import (
     TransactionError,
 )
 from sqlmq.logged import facts
+from sqlmq.resting import Spare, heed_rest
 from sqlmq.schema import REVISION
 from sqlmq.turn import Turn
 
@@ -38,17 +37,12 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from sqlalchemy import Connection, Pool
-    from sqlalchemy.engine.interfaces import DBAPIConnection
-    from sqlalchemy.pool import ConnectionPoolEntry
 
     from sqlmq.dialects import Dialect, Listening
     from sqlmq.observer import Observer
 
 T = TypeVar("T")
 log = logging.getLogger(__name__)
-
-_REST_SECONDS = 1.0
-"""After how long unused a connection is tested before it is used again."""
 
 _CLOSE_SECONDS = 5.0
 """For how long closing, and a fork, wait for transactions of other threads."""
@@ -71,13 +65,13 @@ class Database:
             self.engine = target
         else:
             self.dialect, self.engine = _open(target, schema)
-            event.listen(self.engine, "checkin", _note_return)
-            event.listen(self.engine, "checkout", self._test_after_rest)
+            heed_rest(self.engine)
         self.schema = schema
         self.where = without_secrets(self.engine.url)
         self.observer: Observer | None = None  # of all that is made from the MQ
         self._transactions = self.dialect.for_transactions(self.engine)
         self._single_statements = self.dialect.for_single_statements(self.engine)
+        self._spare = Spare(self.engine, self.dialect, keeps=self._owns_engine)
         self._prepared = False
         self._appends_in_one_statement = False
         self._forked = False
@@ -212,6 +206,7 @@ class Database:
         with self._unused:
             self._unused.wait_for(lambda: self._in_use == 0, _CLOSE_SECONDS)
             self._is_closed = True
+        self._spare.close()
         if self._owns_engine and not self._forked:
             self.engine.dispose()
 
@@ -241,24 +236,20 @@ class Database:
     def _append_once(self, flow: Callable[[Connection], T], *, committing: bool) -> T:
         if not self._appends_in_one_statement:
             return self._write_once(flow)
-        with (
-            self._connect(self.engine) as conn,
-            self.translating(committing=committing),
-            self.dialect.autocommitting(conn),
-        ):
-            return flow(conn)
-
-    def _test_after_rest(self, connection: DBAPIConnection, record: ConnectionPoolEntry, _proxy: object) -> None:
-        """Replace a connection that the server has closed while nobody used it, before it gets something to do.
-
-        What breaks in the middle of a COMMIT has an unknown outcome; what breaks here has a known one.
-        """
-        if time.monotonic() - record.info.get("returned_at", math.inf) < _REST_SECONDS:
-            return
-        try:
-            self.engine.dialect.do_ping(connection)
-        except self.engine.dialect.loaded_dbapi.Error as error:
-            raise sa_exc.DisconnectionError from error
+        with self._counted():
+            with self.translating():
+                spare = self._spare.take()
+            try:
+                with self.translating(committing=committing):
+                    result = flow(spare.connection)
+            except BaseException as error:
+                with self.translating():
+                    if isinstance(error, ReadOnlyDatabaseError):
+                        spare.connection.invalidate()
+                    spare.close()
+                raise
+            self._spare.give(spare)
+            return result
 
     def _check_open(self) -> None:
         # Or a thread that was about to look would open a connection that nobody closes.
@@ -268,10 +259,7 @@ class Database:
 
     @contextlib.contextmanager
     def _connect(self, engine: Engine) -> Iterator[Connection]:
-        with self._unused:
-            self._check_open()
-            self._in_use += 1
-        try:
+        with self._counted():
             with self.translating():
                 connection = engine.connect()
             try:
@@ -283,6 +271,15 @@ class Database:
             finally:
                 with self.translating():
                     connection.close()
+
+    @contextlib.contextmanager
+    def _counted(self) -> Iterator[None]:
+        """Have closing wait for a connection that is in use."""
+        with self._unused:
+            self._check_open()
+            self._in_use += 1
+        try:
+            yield
         finally:
             with self._unused:
                 self._in_use -= 1
@@ -390,6 +387,7 @@ class Database:
             return
         # Kept alive, because closing the copy of a SQLite connection can damage the file.
         # https://www.sqlite.org/howtocorrupt.html#_carrying_an_open_database_connection_across_a_fork_
+        self._spare.leave_fork()
         _ABANDONED.append(self.engine.pool)
         self.engine.dispose(close=False)
 
@@ -418,10 +416,6 @@ _BLOCKED = (
 )
 
 _ABANDONED: list[Pool] = []
-
-
-def _note_return(_connection: object, record: ConnectionPoolEntry) -> None:
-    record.info["returned_at"] = time.monotonic()
 
 
 def _open(target: object, schema: str | None) -> tuple[Dialect, Engine]:
