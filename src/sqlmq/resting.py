@@ -13,6 +13,8 @@ import time
 from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
+from sqlalchemy import event
+
 if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import TypeAlias
@@ -57,6 +59,11 @@ class Autocommitting:
         """Give it back to the pool."""
         self._stack.close()
 
+    def end(self) -> None:
+        """Close it for good."""
+        self.connection.detach()
+        self.close()
+
 
 class Spare:
     """Takes connections out of the pool of *engine*, and *keeps* one of them at hand. May be shared by threads.
@@ -71,6 +78,8 @@ class Spare:
         self._keeps = keeps
         self._kept: Autocommitting | None
         self._start_over()
+        if keeps:
+            event.listen(engine, "engine_disposed", lambda _engine: self.drop())
 
     def take(self) -> Autocommitting:
         """A connection, the caller's until it is given, or closed."""
@@ -96,9 +105,14 @@ class Spare:
         """Keep none any more."""
         with self._lock:
             self._keeps = False
+        self.drop()
+
+    def drop(self) -> None:
+        """End the connection that is kept; it would not be missed by a pool that was disposed of, nor closed."""
+        with self._lock:
             kept, self._kept = self._kept, None
         if kept is not None:
-            kept.close()
+            kept.end()
 
     def leave_fork(self) -> None:
         """In a forked child: leave the parent's connection alone."""

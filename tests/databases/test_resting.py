@@ -67,6 +67,18 @@ def test_closing_gives_the_connection_back(make_mq: MakeMQ) -> None:
 
 
 @POSTGRES
+def test_disposing_of_the_engine_closes_the_connection(mq: MQ) -> None:
+    producer = mq.producer("orders")
+    producer.produce_with_partition(Message(b"0"), 0)
+    connection = kept_by(mq)
+
+    mq.engine.dispose()
+
+    assert connection.closed
+    assert producer.produce_with_partition(Message(b"1"), 0).offset == 1
+
+
+@POSTGRES
 def test_a_connection_given_back_does_not_commit_by_itself_any_more(make_mq: MakeMQ) -> None:
     mq = make_mq()
     mq.producer("orders").produce(Message(b"1"))

@@ -83,8 +83,8 @@ def shape(connection: Connection, schema: str | None) -> dict[str, Any]:
     return found
 
 
-def filled(connection: Connection, prefix: str, *, is_postgres: bool) -> None:
-    """Rows as the first revision knows them: a topic of two partitions with ten messages each."""
+def filled(connection: Connection, prefix: str, revision: str, *, is_postgres: bool) -> None:
+    """Rows as *revision* knows them: a topic of two partitions with ten messages each."""
     connection.execute(
         text(f"INSERT INTO {prefix}sqlmq_topic (name, partitions, partitioner) VALUES ('orders', 2, 'murmur2')")
     )
@@ -94,6 +94,8 @@ def filled(connection: Connection, prefix: str, *, is_postgres: bool) -> None:
         connection.execute(
             text(f"INSERT INTO {prefix}sqlmq_partition (topic_id, number) VALUES (:topic, :number)"), parameters
         )
+        if revision >= "0009":
+            connection.execute(text(f"UPDATE {prefix}sqlmq_partition SET topic_partitions = 2"))
         id_ = connection.execute(
             text(f"SELECT id FROM {prefix}sqlmq_partition WHERE number = :number"), parameters
         ).scalar_one()
@@ -188,7 +190,7 @@ def test_messages_of_an_older_revision_are_consumed_after_the_upgrade(
 ) -> None:
     with engine.begin() as connection:
         migrate.upgrade(connection, schema=empty.schema, revision=revision)
-        filled(connection, prefix(engine, empty.schema), is_postgres=empty.is_postgres)
+        filled(connection, prefix(engine, empty.schema), revision, is_postgres=empty.is_postgres)
 
     with engine.begin() as connection:
         migrate.upgrade(connection, schema=empty.schema)

@@ -166,7 +166,9 @@ def _parts(load: Load) -> list[Part]:
 def _results(load: Load, bases: Sequence[int]) -> list[ProducerResult]:
     results: list[ProducerResult] = []
     for (topic, number, count), base in zip(load.runs, bases, strict=True):
-        results.extend(map(ProducerResult, repeat(topic.name), repeat(number), range(base, base + count)))
+        fields = zip(repeat(topic.name), repeat(number), range(base, base + count))
+        # What the class does, 0.23 us for each, without its frame of Python: 0.13.
+        results.extend(map(tuple.__new__, repeat(ProducerResult), fields))
     if len(load.runs) > 1:  # or they are in the order in which they were given
         for place, result in zip(load.order, results.copy(), strict=True):
             results[place] = result
