@@ -198,10 +198,10 @@ ASKS_FOR_ITSELF = {
     "prometheus.py": "measures what it tells, and decides nothing by it",
     "aio/mq.py": "waits by the event loop, whose clock is the loop's",
 }
-"""The modules that need no runtime for time, waits and chance, beside the commands, whose time is that of people."""
+"""The modules that need no runtime for time, waits and chance, beside commands and `verify`, whose time is that of people."""
 
 
-@pytest.mark.parametrize("path", [path for path in MODULES if "cli" not in path.parts], ids=name_of)
+@pytest.mark.parametrize("path", [path for path in MODULES if not {"cli", "verify"} & {*path.parts}], ids=name_of)
 def test_time_waits_and_chance_come_from_the_runtime(path: Path) -> None:
     asking = []
     for node in ast.walk(tree(path)):
