@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     from tests.concurrency.workers import Place
 
-PATIENCE_SECONDS = 200.0
+PATIENCE_SECONDS = 300.0
 
 
 class Nursery:
