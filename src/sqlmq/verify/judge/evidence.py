@@ -152,13 +152,6 @@ class Spans:
         count = bisect_right(self._spans, (end, NEVER))
         return count > 0 and self._latest_ends[count - 1] >= start
 
-    def count(self, start: int, end: int) -> int:
-        """How many of them have a moment from *start* to *end*."""
-        return sum(1 for one_start, one_end in self._spans if one_start <= end and one_end >= start)
-
-    def __iter__(self) -> Iterator[tuple[int, int]]:
-        return iter(sorted(self._spans))
-
 
 @dataclass(slots=True)
 class Fault:
