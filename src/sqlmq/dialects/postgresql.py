@@ -201,7 +201,7 @@ class Postgresql(Dialect):
         return func.clock_timestamp(type_=DateTime(timezone=True))
 
     def began_at(self) -> ColumnElement[object]:
-        return cast(func.now(), DateTime(timezone=True))
+        return func.transaction_timestamp(type_=DateTime(timezone=True))
 
     def seconds_from_now(self, seconds: float) -> ColumnElement[object]:
         return self.now() + literal(seconds, Float) * literal_column("interval '1 second'", Interval)
