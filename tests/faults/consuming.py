@@ -9,7 +9,7 @@ import pytest
 from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
 
-from sqlmq import Message, Retry
+from sqlmq import Message, Retry, SqlmqError
 from tests.contract.waiting import until
 from tests.faults.world import FEED, PARTITIONS, Deadline, Scene, World
 
@@ -168,7 +168,7 @@ class Close(Consuming):
         super().__init__(world)
         until(self._has_drained, "all messages", seconds=SECONDS)
         self.consumer._finish(_me())
-        self.error: Exception | None = None
+        self.error: SqlmqError | None = None
 
     def call(self) -> None:
         if self.error is not None:
@@ -177,7 +177,7 @@ class Close(Consuming):
             return
         try:
             self.consumer.close()
-        except Exception as error:
+        except SqlmqError as error:
             self.error = error
             raise
 

@@ -445,7 +445,7 @@ class CloseAll(Scene):
         self.queue.producer("orders").produce(Message(b"closing"))
         consumer = self.queue.consumer("feed", self.group)
         self.got = len(consumer.poll(timeout=PATIENCE_SECONDS))
-        self.error: Exception | None = None
+        self.error: ExceptionGroup[Exception] | None = None
 
     def call(self) -> None:
         if self.error is not None:
@@ -454,7 +454,7 @@ class CloseAll(Scene):
             return
         try:
             self.queue.close()
-        except Exception as error:
+        except ExceptionGroup as error:
             self.error = error
             raise
 
