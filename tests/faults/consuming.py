@@ -169,6 +169,7 @@ class Close(Consuming):
         until(self._has_drained, "all messages", seconds=SECONDS)
         self.consumer._finish(_me())
         self.error: SqlmqError | None = None
+        self.is_interrupted = False
 
     def call(self) -> None:
         if self.error is not None:
@@ -180,6 +181,9 @@ class Close(Consuming):
         except SqlmqError as error:
             self.error = error
             raise
+        except KeyboardInterrupt:
+            self.is_interrupted = True
+            raise
 
     def check(self, sure: int, perhaps: int) -> None:
         del perhaps
@@ -188,13 +192,16 @@ class Close(Consuming):
             "SELECT count(*) FROM sqlmq_member m JOIN sqlmq_group g ON g.id = m.group_id WHERE g.name = :name",
             name=self.group,
         )
-        if sure and self.error is None:
+        if self.is_interrupted:
+            assert (not sure or members == 0) and positions in (DONE, [0] * PARTITIONS)
+        elif sure and self.error is None:
             assert (positions, members) == (DONE, 0)
         else:
             assert (positions, members) in ((DONE, 0), ([0] * PARTITIONS, 1)), "half closed"
 
     def close(self) -> None:
-        pass
+        if self.is_interrupted:
+            self.world.free_claims(self.group)
 
 
 class Join(Scene):

@@ -446,6 +446,7 @@ class CloseAll(Scene):
         consumer = self.queue.consumer("feed", self.group)
         self.got = len(consumer.poll(timeout=PATIENCE_SECONDS))
         self.error: ExceptionGroup[Exception] | None = None
+        self.is_interrupted = False
 
     def call(self) -> None:
         if self.error is not None:
@@ -457,6 +458,9 @@ class CloseAll(Scene):
         except ExceptionGroup as error:
             self.error = error
             raise
+        except KeyboardInterrupt:
+            self.is_interrupted = True
+            raise
 
     def check(self, sure: int, perhaps: int) -> None:
         del perhaps
@@ -467,6 +471,10 @@ class CloseAll(Scene):
                 name=self.group,
             )
             assert members == 0
+
+    def close(self) -> None:
+        if self.is_interrupted:
+            self.world.free_claims(self.group)
 
 
 LOOKS = (
