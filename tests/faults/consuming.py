@@ -9,7 +9,7 @@ import pytest
 from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
 
-from sqlmq import Message, Retry
+from sqlmq import Message, Retry, SqlmqError
 from tests.contract.waiting import until
 from tests.faults.world import FEED, PARTITIONS, Deadline, Scene, World
 
@@ -168,7 +168,8 @@ class Close(Consuming):
         super().__init__(world)
         until(self._has_drained, "all messages", seconds=SECONDS)
         self.consumer._finish(_me())
-        self.error: Exception | None = None
+        self.error: SqlmqError | None = None
+        self.is_interrupted = False
 
     def call(self) -> None:
         if self.error is not None:
@@ -177,8 +178,11 @@ class Close(Consuming):
             return
         try:
             self.consumer.close()
-        except Exception as error:
+        except SqlmqError as error:
             self.error = error
+            raise
+        except KeyboardInterrupt:
+            self.is_interrupted = True
             raise
 
     def check(self, sure: int, perhaps: int) -> None:
@@ -188,13 +192,16 @@ class Close(Consuming):
             "SELECT count(*) FROM sqlmq_member m JOIN sqlmq_group g ON g.id = m.group_id WHERE g.name = :name",
             name=self.group,
         )
-        if sure and self.error is None:
+        if self.is_interrupted:
+            assert (not sure or members == 0) and positions in (DONE, [0] * PARTITIONS)
+        elif sure and self.error is None:
             assert (positions, members) == (DONE, 0)
         else:
             assert (positions, members) in ((DONE, 0), ([0] * PARTITIONS, 1)), "half closed"
 
     def close(self) -> None:
-        pass
+        if self.is_interrupted:
+            self.world.free_claims(self.group)
 
 
 class Join(Scene):

@@ -445,7 +445,8 @@ class CloseAll(Scene):
         self.queue.producer("orders").produce(Message(b"closing"))
         consumer = self.queue.consumer("feed", self.group)
         self.got = len(consumer.poll(timeout=PATIENCE_SECONDS))
-        self.error: Exception | None = None
+        self.error: ExceptionGroup[Exception] | None = None
+        self.is_interrupted = False
 
     def call(self) -> None:
         if self.error is not None:
@@ -454,8 +455,11 @@ class CloseAll(Scene):
             return
         try:
             self.queue.close()
-        except Exception as error:
+        except ExceptionGroup as error:
             self.error = error
+            raise
+        except KeyboardInterrupt:
+            self.is_interrupted = True
             raise
 
     def check(self, sure: int, perhaps: int) -> None:
@@ -467,6 +471,10 @@ class CloseAll(Scene):
                 name=self.group,
             )
             assert members == 0
+
+    def close(self) -> None:
+        if self.is_interrupted:
+            self.world.free_claims(self.group)
 
 
 LOOKS = (

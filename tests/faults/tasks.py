@@ -49,7 +49,7 @@ class CancellingLoop(Loop):
         try:
             result = await self._stepping(cast("Coroutine[Any, Any, T]", call()), task)
             # A cancellation that came with the end is of this call, too.
-            await asyncio.sleep(0)
+            await asyncio.wait([asyncio.ensure_future(_nothing())])
         except asyncio.CancelledError:
             raise CancelledCallError from None
         finally:
@@ -143,3 +143,6 @@ class InAsyncSession(InSession):
 
 
 AWAITED: tuple[type[Scene], ...] = (AwaitedTransaction, InAsyncSession)
+
+
+async def _nothing() -> None: ...

@@ -160,6 +160,14 @@ class World:
             name=group,
         )
 
+    def free_claims(self, group: str) -> None:
+        """Do what whoever joins does: free what a close has left that was interrupted, and called again."""
+        self.execute(
+            "UPDATE sqlmq_claim SET member_id = NULL WHERE member_id NOT IN (SELECT id FROM sqlmq_member)"
+            " AND group_id IN (SELECT id FROM sqlmq_group WHERE name = :name)",
+            name=group,
+        )
+
     def parked(self, group: str) -> dict[tuple[int, int], str]:
         """What the group has set aside: states, by partition and offset."""
         return {
