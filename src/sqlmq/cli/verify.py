@@ -127,7 +127,7 @@ def selftest(settings: Settings, /, seed: int, only: tuple[str, ...], *, sabotag
 
     The exit code is 0 if it caught each by its name, and accepted the correct one; else 1.
     """
-    known = _sabotaged(settings.url) if sabotage else edits.controls()
+    known = _sabotaged(settings.url) if sabotage else list(edits.controls())
     controls = [one for one in known if not only or one.name in only]
     if not controls:
         message = f"There is no control of that name; there are {', '.join(one.name for one in known)}."

@@ -51,7 +51,7 @@ class Sabotage:
     breaks: str
     """What goes wrong, in a sentence."""
     expected: str
-    """The id of the anomaly that has to be found. There may be others."""
+    """The codes of anomalies of which one has to be found. There may be others."""
     apply: Callable[[random.Random], None]
     changes: Mapping[str, Any]
     """What a plan has to have for the mistake to show."""
@@ -108,7 +108,7 @@ def _acknowledged_uncommitted(chosen: random.Random) -> None:
         with database.connect() as conn:
             database.dialect.begin(conn)
             results = produce.append(conn, database.dialect, load)
-            if chosen.random() < _SELDOM:
+            if chosen.random() < _OFTEN:
                 conn.rollback()
             else:
                 conn.commit()
@@ -312,7 +312,7 @@ def _handed_out_incompletely(chosen: random.Random) -> None:
 @_sabotage(
     "fence-ignored",
     "A member does not look whether a partition is still its own, and its commits are accepted all the same.",
-    "B6",
+    "B6 B4",
     consumers=2,
     faults=("pause",),
     fault_seconds=0.9,

@@ -28,7 +28,7 @@ def controls(url: str | None) -> list[Control]:
             UNBROKEN, "Nothing: this is the library as it is, under faults.", frozenset(), partial(_run, url, None)
         ),
         *(
-            Control(one.name, one.breaks, frozenset([one.expected]), partial(_run, url, one))
+            Control(one.name, one.breaks, frozenset(one.expected.split()), partial(_run, url, one))
             for one in SABOTAGES.values()
         ),
     ]
@@ -42,6 +42,7 @@ def _run(url: str | None, sabotage: Sabotage | None, directory: Path, seed: int)
         directory,
         seed=seed,
         seconds=4.0,
+        least=100,
         producers=2,
         consumers=1,
         partitions=3,
