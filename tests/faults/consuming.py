@@ -193,7 +193,8 @@ class Close(Consuming):
             name=self.group,
         )
         if self.is_interrupted:
-            assert (not sure or members == 0) and positions in (DONE, [0] * PARTITIONS)
+            assert members == 0 or not sure
+            assert positions in (DONE, [0] * PARTITIONS)
         elif sure and self.error is None:
             assert (positions, members) == (DONE, 0)
         else:
