@@ -193,7 +193,7 @@ class Close(Consuming):
             name=self.group,
         )
         if self.is_interrupted:
-            assert not sure or members == 0
+            assert members == 0 or not sure
             assert positions in (DONE, [0] * PARTITIONS)
         elif sure and self.error is None:
             assert (positions, members) == (DONE, 0)
