@@ -144,8 +144,8 @@ class Seek(Consuming):
         return len(self.consumer.partitions) == PARTITIONS
 
     def call(self) -> None:
-        if 0 not in self.consumer.partitions:
-            until(self._owns_all, "both partitions", seconds=SECONDS)
+        # A seek whose outcome is unknown has the next look find out what is owned.
+        until(self._owns_all, "both partitions", seconds=SECONDS)
         self.consumer.seek(0, "latest")
 
     def check(self, sure: int, perhaps: int) -> None:
