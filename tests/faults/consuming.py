@@ -144,7 +144,8 @@ class Seek(Consuming):
         return len(self.consumer.partitions) == PARTITIONS
 
     def call(self) -> None:
-        until(lambda: 0 in self.consumer.partitions or not self.consumer.poll(1, timeout=0), "owned", seconds=SECONDS)
+        # A seek whose outcome is unknown has the next look find out what is owned.
+        until(self._owns_all, "both partitions", seconds=SECONDS)
         self.consumer.seek(0, "latest")
 
     def check(self, sure: int, perhaps: int) -> None:

@@ -171,6 +171,7 @@ def test_a_commit_of_which_a_pooler_has_lost_the_answer_is_not_sent_again(world:
 
 def _count_steps(world: World, make: type[Scene]) -> int:
     """How many steps *make*'s scene takes, of which the last one commits."""
+    make(world).call()  # so that a connection is there
     with WIRE.failing(1_000, LOST_BY_POOLER, _is_main) as plan:
         make(world).call()
     return plan.seen
