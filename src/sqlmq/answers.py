@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from sqlalchemy import event
 from sqlalchemy import exc as sa_exc
 
-from sqlmq.errors import DatabaseUnavailableError
+from sqlmq.errors import DatabaseUnavailableError, OutcomeUnknownError
 from sqlmq.logged import facts
 
 if TYPE_CHECKING:
@@ -78,8 +78,11 @@ class Answers:
             event.listen(engine, "do_connect", self._connect)
 
     @contextlib.contextmanager
-    def awaited(self, connection: object, seconds: float | None = None) -> Iterator[None]:
-        """Wait in this block for what is asked on the driver's *connection*, the usual time or *seconds* for an answer."""
+    def awaited(self, connection: object, seconds: float | None = None, *, committing: bool = False) -> Iterator[None]:
+        """Wait in this block for what is asked on the driver's *connection*, the usual time or *seconds* for an answer.
+
+        Raises OutcomeUnknownError if the server, *committing*, was asked to end that, and says that it is done.
+        """
         line = self._line_of(connection)
         if line is None:
             yield
@@ -93,6 +96,14 @@ class Answers:
             yield
         finally:
             self._awaited.pop(id(one), None)
+        if committing and one.asked_at is not None:
+            # A COMMIT that waits for a synchronous standby, and is asked to end, has taken effect on the primary alone.
+            # https://www.postgresql.org/docs/current/warm-standby.html#SYNCHRONOUS-REPLICATION-HA
+            message = (
+                f"{self._where}: COMMIT was not answered in time, and ended when it was asked to: it has taken effect, "
+                "but perhaps on no standby that it should have waited for. Nothing is sent again."
+            )
+            raise OutcomeUnknownError(message)
 
     @property
     def is_gone(self) -> bool:

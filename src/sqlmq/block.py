@@ -260,14 +260,14 @@ class Block:
     def commit(self) -> None:
         """Commit. Raises OutcomeUnknownError if the connection breaks meanwhile."""
         failpoint("commit.before")
-        with self._database.translating(committing=True), self._database.awaiting(self.connection):
+        with self._database.translating(committing=True), self._database.awaiting(self.connection, committing=True):
             try:
                 (self._owner or self._root_transaction).commit()
             except BaseException:
                 roll_back_in_driver(self.connection)
                 raise
+            self.is_done = True
         failpoint("commit.after")
-        self.is_done = True
 
     def undo(self) -> None:
         """Roll back, unless it was committed, and leave what was given as it was."""

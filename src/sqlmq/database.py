@@ -162,11 +162,16 @@ class Database:
         """A connection for a block, in no transaction yet, in which positions can be read once they are locked."""
         return self._connect(self._transactions, is_patient=True)
 
-    def awaiting(self, conn: Connection, seconds: float | None = None) -> contextlib.AbstractContextManager[None]:
-        """A block in which whatever is asked on *conn* has to be answered in time, the usual one or *seconds*."""
+    def awaiting(
+        self, conn: Connection, seconds: float | None = None, *, committing: bool = False
+    ) -> contextlib.AbstractContextManager[None]:
+        """A block in which whatever is asked on *conn* has to be answered in time, the usual one or *seconds*.
+
+        OutcomeUnknownError says that the block's COMMIT, *committing*, has ended only because it was asked to.
+        """
         if not self.dialect.has_line or conn.closed or conn.invalidated:
             return contextlib.nullcontext()
-        return self.answers.awaited(conn.connection.driver_connection, seconds)
+        return self.answers.awaited(conn.connection.driver_connection, seconds, committing=committing)
 
     def check_may_write(self) -> None:
         """Raise TransactionError if this thread, inside a block, would wait for itself."""
@@ -250,7 +255,7 @@ class Database:
     ) -> T:
         with (
             self._in_turn(writing=True, goes_first=goes_first),
-            self._connect(self._transactions, is_patient=is_patient) as conn,
+            self._connect(self._transactions, is_patient=is_patient, committing=committing) as conn,
         ):
             with self.translating():
                 failpoint("begin.before")
@@ -276,7 +281,7 @@ class Database:
                 spare = self._spare.take()
             try:
                 failpoint("statement.before")
-                with self.translating(committing=committing), self.awaiting(spare.connection):
+                with self.translating(committing=committing), self.awaiting(spare.connection, committing=committing):
                     result = flow(spare.connection)
                 failpoint("statement.after")
             except BaseException as error:
@@ -296,13 +301,13 @@ class Database:
             raise DatabaseUnavailableError(message)
 
     @contextlib.contextmanager
-    def _connect(self, engine: Engine, *, is_patient: bool = False) -> Iterator[Connection]:
+    def _connect(self, engine: Engine, *, is_patient: bool = False, committing: bool = False) -> Iterator[Connection]:
         """A connection; unless it *is_patient*, all that is asked in the block is to be answered in time."""
         with self._counted():
             with self.translating():
                 connection = engine.connect()
             try:
-                with contextlib.nullcontext() if is_patient else self.awaiting(connection):
+                with contextlib.nullcontext() if is_patient else self.awaiting(connection, committing=committing):
                     yield connection
             except SqlmqError as error:
                 if self._is_of_no_use_after(error):
@@ -355,7 +360,7 @@ class Database:
         """Whether the connection is lost; or, after a failover, it leads to a standby and the next one elsewhere."""
         cause = error.__cause__
         is_lost = isinstance(cause, Exception) and self.dialect.is_disconnect(cause)
-        return is_lost or isinstance(error, ReadOnlyDatabaseError)
+        return is_lost or isinstance(error, ReadOnlyDatabaseError | OutcomeUnknownError)
 
     def _make_locks(self) -> None:
         self._turn = Turn(self.runtime)

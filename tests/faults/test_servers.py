@@ -15,7 +15,7 @@ import pytest
 from sqlalchemy import create_engine, text
 from sqlalchemy.pool import NullPool
 
-from sqlmq import MQ, Message, ReadOnlyDatabaseError
+from sqlmq import MQ, Message, OutcomeUnknownError, ReadOnlyDatabaseError
 from sqlmq.migrate import upgrade
 from tests.contract.waiting import until
 from tests.databases.test_failover import Pair
@@ -229,3 +229,28 @@ def test_a_standby_alone_is_refused_for_what_it_is(pair: Pair) -> None:
             mq.consumer("orders", "billing").poll(timeout=PATIENCE_SECONDS)
 
         assert time.monotonic() - began <= BUSY_SECONDS
+
+
+def test_a_commit_that_no_standby_has_confirmed_is_not_taken_for_done(server: PostgresServer, url: URL) -> None:
+    durable = url.update_query_dict({"options": "-c synchronous_commit=on"})
+    with MQ(durable, answer_seconds=1.0, notify=False) as mq:
+        producer, consumer = mq.producer("orders"), mq.consumer("orders", "billing")
+        producer.produce(Message(b"1"))
+
+        execute(server.url, "ALTER SYSTEM SET synchronous_standby_names = 'nobody'")
+        execute(server.url, "SELECT pg_reload_conf()")
+        try:
+            with pytest.raises(OutcomeUnknownError):
+                producer.produce(Message(b"2"))
+            with pytest.raises(OutcomeUnknownError):
+                producer.produce_many([Message(b"3")] * 6_000)  # by COPY, in a transaction
+            with (
+                pytest.raises(OutcomeUnknownError),
+                consumer.transaction(timeout=PATIENCE_SECONDS) as tx,
+            ):
+                assert tx.messages
+        finally:
+            execute(server.url, "ALTER SYSTEM RESET synchronous_standby_names")
+            execute(server.url, "SELECT pg_reload_conf()")
+
+        assert producer.produce(Message(b"4")).offset is not None
