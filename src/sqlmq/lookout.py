@@ -34,6 +34,8 @@ _GROUPS_SECONDS = 0.05
 """How soon to look at groups again, when there are writes to be noticed."""
 _SLOW_SECONDS = 0.5
 """Whoever can't be served for so long looks himself."""
+_WATCH_AGAIN_SECONDS = 10.0
+"""When to try again to watch a file, after that has failed."""
 _CLOSE_SECONDS = 1.0
 
 
@@ -75,6 +77,8 @@ class Lookout:
         self._can_watch = database.dialect.has_change_token and not database.one_connection
         self._thread: threading.Thread | None
         self._is_well: bool
+        self._watches_well: bool
+        self._watch_at: float
         self._is_asked: bool
         self._is_asked_for_groups: bool
         self._groups_at: float
@@ -131,7 +135,8 @@ class Lookout:
             consumers = self._consumers()
             # Not watching first, then asking who waits: whoever begins to wait in between stirs.
             self._is_watching = False
-            self._is_watching = self._can_watch and any(consumer.is_waiting for consumer in consumers)
+            can_watch = self._can_watch and self._runtime.monotonic() >= self._watch_at
+            self._is_watching = can_watch and any(consumer.is_waiting for consumer in consumers)
             self._look_if_asked(consumers)
             if self._is_watching and self._has_changed(watch):
                 self._look_after_change(consumers)
@@ -142,6 +147,8 @@ class Lookout:
             pause = look_at - self._runtime.monotonic()
             if self._is_watching:
                 pause = min(pause, watch_interval(self._runtime.monotonic() - self._found_at))
+            elif not self._watches_well:
+                pause = min(pause, self._watch_at - self._runtime.monotonic())
             self._stirred.wait(max(0.0, pause))
 
     def _next_look(self) -> float:
@@ -150,15 +157,20 @@ class Lookout:
 
     def _has_changed(self, watch: _Watch) -> bool:
         try:
-            return watch.has_changed()
+            has_changed = watch.has_changed()
         except Exception:
-            log.warning(
-                "Can't watch for writes of other processes; consumers poll.",
-                exc_info=True,
-                extra=facts("watch unavailable"),
-            )
-            self._can_watch = self._is_watching = False
+            if self._watches_well:
+                log.warning(
+                    "Can't watch for writes of other processes, and tries again from time to time; consumers poll.",
+                    exc_info=True,
+                    extra=facts("watch unavailable"),
+                )
+            self._watches_well = self._is_watching = False
+            self._watch_at = self._runtime.monotonic() + _WATCH_AGAIN_SECONDS
+            watch.start_over()
             return False
+        self._watches_well = True
+        return has_changed
 
     def _look_if_asked(self, consumers: Sequence[Sleeper]) -> None:
         with self._asking:
@@ -231,6 +243,8 @@ class Lookout:
         self._thread = None
         self._is_closing = False
         self._is_watching = False
+        self._watches_well = True
+        self._watch_at = 0.0
         self._is_well = True
         self._looking_since = math.inf
         self._asking = threading.Lock()
@@ -265,6 +279,13 @@ class _Watch:
         before, self._token = self._token, self._database.dialect.change_token(self._conn)
         return before != self._token
 
-    def close(self) -> None:
+    def start_over(self) -> None:
+        """Leave the connection, which may be broken."""
         if self._conn is not None:
-            self._conn.close()
+            self._conn.invalidate()
+            self.close()
+
+    def close(self) -> None:
+        conn, self._conn = self._conn, None
+        if conn is not None:
+            conn.close()

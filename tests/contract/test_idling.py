@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from concurrent.futures import Future
 
+    from sqlalchemy import Connection
+
     from sqlmq import MQ, Consumer
     from tests.conftest import MakeMQ
 
@@ -303,3 +305,26 @@ def test_a_member_that_was_expelled_joins_again_while_it_rests(make_mq: MakeMQ) 
             connection.execute(member.delete().where(member.c.id == before))
 
         until(lambda: consumer.member_id != before and consumer.partitions == (0,), "the member to be back")
+
+
+@pytest.mark.parametrize("database", ["sqlite"], indirect=True)
+def test_a_file_that_could_not_be_watched_is_watched_again(make_mq: MakeMQ, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sqlmq.lookout._WATCH_AGAIN_SECONDS", 0.01)
+    mq, other = make_mq(**RARELY), make_mq(**RARELY)
+    (consumer,) = group_of(mq, 1, partitions=1)
+    dialect = mq._database.dialect
+    watch, failures = dialect.change_token, 0
+
+    def fail_twice(conn: Connection) -> int | None:
+        nonlocal failures
+        if failures == 2:
+            return watch(conn)
+        failures += 1
+        raise OSError
+
+    monkeypatch.setattr(dialect, "change_token", fail_twice)
+    with waiting(consumer) as (answer,):
+        until(lambda: failures == 2, "two failures")
+        other.producer("orders").produce(Message(b"1"))
+
+        assert values(answer.result(PATIENCE_SECONDS)) == [b"1"]
