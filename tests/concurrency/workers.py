@@ -230,7 +230,9 @@ class Story:
     @classmethod
     def read(cls, path: Path, *, was_killed: bool = False) -> Story:
         story = cls(path.stem, was_killed)
-        lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+        text = path.read_text(encoding="utf-8") if path.exists() else ""
+        # The last line of a killed process can be torn.
+        lines = text[: text.rfind("\n") + 1].splitlines() if was_killed else text.splitlines()
         for line in lines:
             kind, *facts = json.loads(line)
             if kind == PRODUCED:

@@ -664,12 +664,13 @@ def database_clock_ahead(
         return AHEAD
     with engine.begin() as connection:
         connection.execute(text("CREATE SCHEMA clock"))
-        connection.execute(
-            text(
-                "CREATE FUNCTION clock.clock_timestamp() RETURNS timestamptz LANGUAGE sql VOLATILE"
-                " AS $$ SELECT pg_catalog.clock_timestamp() + interval '365 days' $$"
+        for function in ("clock_timestamp", "transaction_timestamp"):
+            connection.execute(
+                text(
+                    f"CREATE FUNCTION clock.{function}() RETURNS timestamptz LANGUAGE sql VOLATILE"
+                    f" AS $$ SELECT pg_catalog.{function}() + interval '365 days' $$"
+                )
             )
-        )
         name = connection.execute(text("SELECT current_database()")).scalar_one()
         connection.execute(text(f"ALTER DATABASE {name} SET search_path = clock, pg_catalog, public"))
     engine.dispose()

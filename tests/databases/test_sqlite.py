@@ -262,7 +262,7 @@ def test_a_schema_is_refused_because_sqlite_has_none(database: DatabaseUnderTest
 
 
 def test_what_an_interrupt_has_cut_off_keeps_nobody_from_writing(mq: MQ, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sqlmq.database, "_RETRY_SECONDS", 0.0)
+    monkeypatch.setattr(sqlmq.trying, "_RETRY_SECONDS", 0.0)
     producer = mq.producer("orders")
     dialect = mq.engine.dialect
     execute = dialect.do_execute

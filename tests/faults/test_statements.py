@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from sqlmq import OutcomeUnknownError, runner
-from sqlmq import database as database_module
+from sqlmq import OutcomeUnknownError, answers, runner
 from sqlmq.dialects import postgresql_appending
 from tests.conftest import database_of_kind
 from tests.faults.cases import Report, every_case, tried
@@ -42,7 +41,7 @@ def world(
     database: DatabaseUnderTest, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[World]:
     monkeypatch.setattr(postgresql_appending, "ARRAY_MESSAGES", 6)
-    monkeypatch.setattr(database_module, "_REST_SECONDS", 3600.0)  # no connection is tested, or steps would differ
+    monkeypatch.setattr(answers, "_REST_SECONDS", 3600.0)  # no connection is tested, or steps would differ
     monkeypatch.setattr(runner, "_RECOVER_SECONDS", 0.01)
     monkeypatch.setattr(runner, "_WATCH_SECONDS", 0.01)
     logging.getLogger("sqlmq").setLevel(logging.CRITICAL)

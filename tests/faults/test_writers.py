@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from sqlmq import MQ, DatabaseBusyError, Message, database
+from sqlmq import MQ, DatabaseBusyError, Message, trying
 from sqlmq.dialects import sqlite
 from tests.concurrency.test_processes import (
     PATIENCE_SECONDS,
@@ -81,7 +81,7 @@ def test_a_lock_that_somebody_else_keeps_is_waited_for_as_long_as_was_said(
     place: Place, processes: Processes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sqlite, "_BUSY_TIMEOUT_SECONDS", 2.0)
-    monkeypatch.setattr(database, "_RETRY_SECONDS", 1.0)
+    monkeypatch.setattr(trying, "_RETRY_SECONDS", 1.0)
     with MQ(place.url) as mq:
         producer = mq.producer(TOPIC)
         name = processes.start("holder", writers.hold_lock, time.monotonic() + PATIENCE_SECONDS)

@@ -369,7 +369,8 @@ def _begin_immediately(conn: Connection) -> None:
                 else:
                     return
         finally:
-            cursor.execute(f"PRAGMA busy_timeout = {patience_ms}")
+            with suppress(sqlite3.Error):  # after an interrupt the connection is closed
+                cursor.execute(f"PRAGMA busy_timeout = {patience_ms}")
 
 
 @contextmanager
@@ -379,7 +380,8 @@ def _reading(conn: Connection) -> Iterator[DBAPICursor]:
     try:
         yield cursor
     finally:
-        cursor.close()
+        with suppress(sqlite3.Error):  # it has gone with its connection, after an interrupt
+            cursor.close()
 
 
 def _ready(cursor: DBAPICursor, positions: Sequence[Position], at_most: int) -> list[Position]:
