@@ -353,6 +353,10 @@ class FailingSQLite(sqlite3.Connection):
     def cursor(self, factory: Any = _SQLiteCursor) -> Any:
         return super().cursor(factory)
 
+    def execute(self, sql: str, *arguments: Any) -> Any:
+        # By our cursor: sqlite3's own takes none of the connection's.
+        return self.cursor().execute(sql, *arguments)
+
     def commit(self) -> None:
         _fail_in_sqlite(self, self._step("commit"), super().commit)
 
