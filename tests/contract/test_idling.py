@@ -74,7 +74,8 @@ def wake_ups(consumers: Sequence[Consumer]) -> list[int]:
 def look_for_all(mq: MQ, consumers: Sequence[Consumer]) -> None:
     """Have all looked for once, and wait until that was done and found nothing."""
     asked_at = time.monotonic()
-    assert mq._lookout.look_soon(at_groups=True)
+    # Whoever waits says so first, and then has the thread started.
+    until(lambda: mq._lookout.look_soon(at_groups=True), "a lookout at work")
     until(lambda: all(consumer._wakeups.looked_at >= asked_at for consumer in consumers), "a look for all")
 
 
