@@ -141,7 +141,7 @@ def test_a_look_for_all_finds_what_another_process_has_produced(make_mq: MakeMQ)
 
     with waiting(*consumers) as answers:
         there.producer("orders").produce_with_partition(Message(b"42"), consumers[0].partitions[0])
-        assert here._lookout.look_soon(at_groups=True)
+        until(lambda: here._lookout.look_soon(at_groups=True), "a lookout at work")
 
         assert values(answers[0].result(PATIENCE_SECONDS)) == [b"42"]
 
