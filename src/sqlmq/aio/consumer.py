@@ -32,7 +32,6 @@ if TYPE_CHECKING:
     from sqlmq.consumer import Consumer
     from sqlmq.message import Message
     from sqlmq.performing import Performer
-    from sqlmq.progress import Span
     from sqlmq.retry import FailurePolicy, Retry
     from sqlmq.runner import RunSummary
     from sqlmq.stock import Receiver
@@ -355,7 +354,6 @@ class _Messages:
         self._loop: asyncio.AbstractEventLoop
         self._task: asyncio.Task[object] | None = None
         """The one that got the last message; None when it has left the loop."""
-        self._span: Span
         self._lent: Iterator[Message] = iter(())
 
     def __aiter__(self) -> Self:
@@ -367,10 +365,6 @@ class _Messages:
             message = next(self._lent, None)
             if message is not None:
                 return message
-            await asyncio.sleep(0)
-            message = self._next_of(self._span)
-            if message is not None:
-                return message
         return await self._ask()
 
     async def _ask(self) -> Message:
@@ -380,8 +374,10 @@ class _Messages:
             while True:
                 if consumer._sync._ack == "before":
                     return await consumer.consume()
-                (self._span,) = await consumer._ask(consumer._sync._lend, consumer._sync._options.read_messages, None)
-                message = self._next_of(self._span)
+                (span,) = await consumer._ask(consumer._sync._lend, consumer._sync._options.read_messages, None)
+                # No longer than that without asking, which lets other tasks run.
+                self._lent = consumer._sync._taking(span, consumer._monotonic() + _YIELD_SECONDS)
+                message = next(self._lent, None)
                 if message is not None:  # nobody else has asked in between
                     break
         except ConsumerClosedError:
@@ -389,10 +385,6 @@ class _Messages:
         self._task = consumer._receiver().task
         self._loop = self._task.get_loop()
         return message
-
-    def _next_of(self, span: Span) -> Message | None:
-        self._lent = self._consumer._sync._taking(span, self._consumer._monotonic() + _YIELD_SECONDS)
-        return next(self._lent, None)
 
     async def aclose(self) -> None:
         """Leave the message that was given last unfinished."""
