@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
+import threading
 import time
 from typing import TYPE_CHECKING
 
 import pytest
 
 from sqlmq import Message
+from sqlmq.cli.signals import Interrupted, Stop
+from tests.contract.waiting import until
 
 if TYPE_CHECKING:
     import subprocess
@@ -130,6 +134,40 @@ def test_a_producer_that_is_told_to_stop_says_how_much_it_sent(
     assert process.returncode == exit_code
     assert b"2 messages produced to 'orders'." in process.stderr.read()
     assert sum(partition.end_offset for partition in mq.describe_topic(consumer.topic).partitions) == 2
+
+
+def test_a_signal_that_interrupts_nothing_is_seen_all_the_same() -> None:
+    # As one that comes when the main thread is about to block: to that it looks as if another thread got it.
+    end, other_end = os.pipe()
+    is_over = threading.Event()
+    waiting = Stop.wait.__code__
+
+    def send() -> None:
+        until(lambda: sys._current_frames()[main_thread].f_code is waiting, "somebody who waits")
+        signal.pthread_kill(threading.get_ident(), signal.SIGTERM)
+        is_over.wait(20)
+        os.close(other_end)
+
+    main_thread = threading.get_ident()
+    with Stop() as stop:
+        sender = threading.Thread(target=send)
+        sender.start()
+        with pytest.raises(Interrupted):
+            stop.wait(reading=end)
+    is_over.set()
+    sender.join()
+    os.close(end)
+
+
+def test_waiting_ends_when_there_is_something_to_read_or_the_time_is_over() -> None:
+    end, other_end = os.pipe()
+    with Stop() as stop:
+        stop.wait(0, reading=end)
+        stop.wait(20, writing=other_end)
+        os.write(other_end, b"-")
+        stop.wait(20, reading=end)
+    os.close(end)
+    os.close(other_end)
 
 
 def test_a_producer_whose_results_nobody_reads_says_that_it_stopped(sqlmq_process: SqlmqProcess) -> None:

@@ -11,6 +11,7 @@ import signal
 import time
 from typing import TYPE_CHECKING
 
+import psycopg
 import pytest
 from sqlalchemy import create_engine, text
 from sqlalchemy.pool import NullPool
@@ -231,15 +232,40 @@ def test_a_standby_alone_is_refused_for_what_it_is(pair: Pair) -> None:
         assert time.monotonic() - began <= BUSY_SECONDS
 
 
+def have_commits_wait_for(server: PostgresServer, standbys: str, *, waits: bool) -> None:
+    """Set the standbys whose word a COMMIT waits for, and return when a COMMIT of anybody *waits*, or none does."""
+    execute(server.url, f"ALTER SYSTEM SET synchronous_standby_names = '{standbys}'")
+    execute(server.url, "SELECT pg_reload_conf()")
+    until(lambda: commit_waits(server) == waits, f"COMMITs that wait: {waits}")
+
+
+def commit_waits(server: PostgresServer) -> bool:
+    """Whether a COMMIT waits for a standby: begin one, and look at it until it is done, or does."""
+    with psycopg.connect(server.url.set(drivername="postgresql").render_as_string(hide_password=False)) as connection:
+        pid = connection.info.backend_pid
+        connection.pgconn.send_query(b"SET synchronous_commit = on; SELECT pg_logical_emit_message(true, '', '')")
+        state = f"""SELECT (wait_event IS NOT DISTINCT FROM 'SyncRep')::int FROM pg_stat_activity
+            WHERE pid = {pid} AND (state = 'idle' OR wait_event = 'SyncRep')"""
+        seen: list[int] = []
+
+        def look() -> bool:
+            seen.extend(execute(server.url, state))
+            return bool(seen)
+
+        until(look, "a COMMIT that is done or waits")
+        execute(server.url, f"SELECT pg_cancel_backend({pid})")
+        connection.pgconn.finish()
+    return bool(seen[0])
+
+
 def test_a_commit_that_no_standby_has_confirmed_is_not_taken_for_done(server: PostgresServer, url: URL) -> None:
     durable = url.update_query_dict({"options": "-c synchronous_commit=on"})
     with MQ(durable, answer_seconds=1.0, notify=False) as mq:
         producer, consumer = mq.producer("orders"), mq.consumer("orders", "billing")
         producer.produce(Message(b"1"))
 
-        execute(server.url, "ALTER SYSTEM SET synchronous_standby_names = 'nobody'")
-        execute(server.url, "SELECT pg_reload_conf()")
         try:
+            have_commits_wait_for(server, "nobody", waits=True)
             with pytest.raises(OutcomeUnknownError):
                 producer.produce(Message(b"2"))
             with pytest.raises(OutcomeUnknownError):
@@ -250,7 +276,6 @@ def test_a_commit_that_no_standby_has_confirmed_is_not_taken_for_done(server: Po
             ):
                 assert tx.messages
         finally:
-            execute(server.url, "ALTER SYSTEM RESET synchronous_standby_names")
-            execute(server.url, "SELECT pg_reload_conf()")
+            have_commits_wait_for(server, "", waits=False)
 
         assert producer.produce(Message(b"4")).offset is not None

@@ -13,7 +13,7 @@ import click
 
 from sqlmq.cli import formats
 from sqlmq.cli.delayed import read_start
-from sqlmq.cli.output import count
+from sqlmq.cli.output import count, descriptor_of
 from sqlmq.cli.settings import Settings, database_options, example, lease_option, pass_settings
 from sqlmq.cli.signals import Stop
 from sqlmq.errors import ConsumerClosedError, FencedError, SqlmqError
@@ -162,17 +162,14 @@ def _write(data: bytes, stop: Stop) -> None:
 
     Lets a signal in only while it waits for a reader, so that it is certain what was written.
     """
-    try:
-        descriptor = sys.stdout.fileno()
-    except OSError:
-        # No file, but something in this process that stands in for one.
+    descriptor = descriptor_of(sys.stdout)
+    if descriptor is None:
         sys.stdout.buffer.write(data)
         sys.stdout.flush()
         return
     rest = memoryview(data)
     while rest:
         if os.name != "nt" and not select.select([], [descriptor], [], 0)[1]:
-            with stop.raising():
-                select.select([], [descriptor], [])
+            stop.wait(writing=descriptor)
         # So much never blocks once there is room for anything.
         rest = rest[os.write(descriptor, rest[:_PIPE_BYTES]) :]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from typing import TYPE_CHECKING
 
 import click
@@ -68,8 +67,7 @@ def _print(registry: CollectorRegistry) -> None:
 def _serve(registry: CollectorRegistry, host: str, port: int) -> None:
     from prometheus_client import start_http_server
 
-    over = threading.Event()
-    with Stop() as stop, stop.calling(over.set):
+    with Stop() as stop:
         try:
             server, thread = start_http_server(port, host, registry)
         except OSError as error:
@@ -77,9 +75,8 @@ def _serve(registry: CollectorRegistry, host: str, port: int) -> None:
             raise click.ClickException(message) from error
         click.echo(f"http://{host}:{server.server_port}/metrics", err=True)
         try:
-            over.wait()
+            stop.wait()
         finally:
             server.shutdown()
             server.server_close()
             thread.join()
-    stop.check()

@@ -6,7 +6,7 @@ import json
 import os
 import sys
 from contextlib import suppress
-from typing import TYPE_CHECKING
+from typing import IO, TYPE_CHECKING
 
 import click
 
@@ -52,6 +52,14 @@ def say(sentence: str, facts: Mapping[str, object], *, as_json: bool) -> None:
 def count(number: int, noun: str) -> str:
     """*number* with its noun, in the plural where that is due: ``1 message``, ``2,000 messages``."""
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+def descriptor_of(stream: IO[bytes] | IO[str]) -> int | None:
+    """The file descriptor under *stream*, if it is no object in this process that stands in for a file."""
+    try:
+        return stream.fileno()
+    except OSError:
+        return None
 
 
 def printable(text: str) -> str:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, BinaryIO, cast
 import click
 
 from sqlmq.cli.delayed import facts_of, read_delay, read_moment
-from sqlmq.cli.output import count, forget_stdout, json_option, line
+from sqlmq.cli.output import count, descriptor_of, forget_stdout, json_option, line
 from sqlmq.cli.settings import Settings, database_options, example, pass_settings
 from sqlmq.cli.signals import Stop
 from sqlmq.errors import SqlmqError
@@ -181,9 +181,12 @@ class _Cut:
         """Lines, as many as have arrived, waiting only for the first."""
         # One read of what is there, where `read` would wait until the buffer is full.
         read = cast("io.BufferedReader", stream).read1
+        descriptor = descriptor_of(stream)
         longest = 2 * self._max_message_bytes + len(self._separator or b"")
         rest = b""
         while True:
+            if descriptor is not None:
+                stop.wait(reading=descriptor)
             with stop.raising():
                 arrived = read(_READ_BYTES)
             if not arrived:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import threading
 from typing import TYPE_CHECKING, Any, TypedDict
 
 import click
@@ -156,12 +155,11 @@ def maintain(settings: Settings, topic: str | None, every_seconds: float, *, onc
     Every program that has a consumer does the same about once a minute. This is for where none runs for long, and may run
     beside those. What groups have lost unread is said on stderr.
     """
-    over = threading.Event()
-    with settings.open() as mq, Stop() as stop, stop.calling(over.set):
+    with settings.open() as mq, Stop() as stop:
         if once:
             _maintain(mq, topic, as_json=as_json)
             return
-        while not over.is_set():
+        while True:
             try:
                 _maintain(mq, topic, as_json=as_json)
             except ExceptionGroup as group:
@@ -170,8 +168,7 @@ def maintain(settings: Settings, topic: str | None, every_seconds: float, *, onc
                 if others is not None or ours is None:
                     raise
                 click.echo("\n".join(f"Warning: {error}" for error in ours.exceptions), err=True)
-            over.wait(every_seconds)
-    stop.check()
+            stop.wait(every_seconds)
 
 
 def _maintain(mq: MQ, topic: str | None, *, as_json: bool) -> None:

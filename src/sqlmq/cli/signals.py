@@ -6,8 +6,12 @@ the next place that said how. A second one ends the process there and then, for 
 
 from __future__ import annotations
 
+import os
+import select
 import signal
-from contextlib import contextmanager
+import socket
+import threading
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, NoReturn, Self
 
 from sqlmq import stop_signals
@@ -15,6 +19,10 @@ from sqlmq import stop_signals
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from types import FrameType
+
+
+_SIGNALS = 64
+"""So many are read at once, a byte each."""
 
 
 class Interrupted(KeyboardInterrupt):
@@ -32,6 +40,8 @@ class Stop:
         self.signal_number: int | None = None
         self._action: Callable[[], None] | None = None
         self._before: stop_signals.Handlers = {}
+        self._told: socket.socket
+        self._leaving = ExitStack()
 
     @property
     def is_requested(self) -> bool:
@@ -42,6 +52,25 @@ class Stop:
         """Raise Interrupted if a signal has come."""
         if self.signal_number is not None:
             raise Interrupted(self.signal_number)
+
+    def wait(self, seconds: float | None = None, *, reading: int | None = None, writing: int | None = None) -> None:
+        """Wait *seconds*, or until a descriptor can be read or written (but not on Windows); no argument: for a signal.
+
+        Raises Interrupted if a signal comes meanwhile, or has come before. One that comes while this thread lets go of the
+        GIL, about to block, would not interrupt it as it does when it blocks already; so what it wrote is waited for.
+        """
+        if os.name == "nt" and (reading is not None or writing is not None):
+            self.check()
+            return
+        told = self._told.fileno()
+        reads = [told] if reading is None else [told, reading]
+        writes = [] if writing is None else [writing]
+        is_told = True
+        while is_told:
+            self.check()
+            is_told = told in select.select(reads, writes, [], seconds)[0]
+            if is_told:
+                self._told.recv(_SIGNALS)
 
     @contextmanager
     def calling(self, action: Callable[[], None]) -> Iterator[None]:
@@ -61,11 +90,18 @@ class Stop:
             yield
 
     def __enter__(self) -> Self:
-        stop_signals.take(self._arrive, self._before)
+        with ExitStack() as leaving:
+            self._told, tells = map(leaving.enter_context, socket.socketpair())
+            tells.setblocking(False)
+            if threading.current_thread() is threading.main_thread():
+                leaving.callback(signal.set_wakeup_fd, signal.set_wakeup_fd(tells.fileno(), warn_on_full_buffer=False))
+            stop_signals.take(self._arrive, self._before)
+            leaving.callback(stop_signals.give_back, self._before)
+            self._leaving = leaving.pop_all()
         return self
 
     def __exit__(self, *_error: object) -> None:
-        stop_signals.give_back(self._before)
+        self._leaving.close()
 
     def _arrive(self, number: int, _frame: FrameType | None) -> None:
         self.signal_number = number
