@@ -406,7 +406,8 @@ def test_closing_the_consumer_ends_the_run(mq: MQ) -> None:
 
     with ThreadPoolExecutor(1) as threads:
         running = threads.submit(consumer.run, handler, handle_signals=False)
-        until(lambda: len(handler.handled) == 2, "two messages to be handled")
+        # Handled is not finished yet; whoever waits for more has finished.
+        until(lambda: len(handler.handled) == 2 and consumer.is_waiting, "two messages to be finished")
         consumer.close()
         running.result(PATIENCE_SECONDS)
 

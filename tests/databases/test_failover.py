@@ -5,14 +5,16 @@ from __future__ import annotations
 import os
 import shutil
 import time
+from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 import pytest
-from sqlalchemy import URL, create_engine, text
+from sqlalchemy import URL, QueuePool, create_engine, text
 from sqlalchemy.pool import NullPool
 
 from sqlmq import MQ, Message
 from sqlmq.migrate import upgrade
+from tests.contract.waiting import until
 from tests.databases.traffic import PATIENCE_SECONDS, Traffic
 from tests.postgres_server import SETTINGS, PostgresServer, installations
 
@@ -37,6 +39,8 @@ class Pair:
             engine = create_engine(self.primary.url, poolclass=NullPool)
             with engine.begin() as connection:
                 upgrade(connection)
+                # Done when the standby shows it.
+                connection.execute(text("SET LOCAL synchronous_commit = remote_apply"))
         except BaseException:
             self.remove()
             raise
@@ -84,6 +88,17 @@ def pair() -> Iterator[Pair]:
     pair = Pair()
     yield pair
     pair.remove()
+
+
+def write_nothing(mq: MQ) -> bool:
+    """Whether that is so in every session that the pool has at hand, and in the one that is kept for appends."""
+    kept = mq._database._spare._kept
+    assert kept is not None
+    assert isinstance(mq.engine.pool, QueuePool)
+    with ExitStack() as stack:
+        resting = [stack.enter_context(mq.engine.connect()) for _ in range(mq.engine.pool.checkedin())]
+        show = "SHOW default_transaction_read_only"
+        return all(session.exec_driver_sql(show).scalar() == "on" for session in (kept.connection, *resting))
 
 
 def crash(pair: Pair) -> None:
@@ -137,10 +152,10 @@ def test_connections_to_a_primary_that_takes_no_writes_any_more_are_given_up(pai
 
         pair.promote()
         with create_engine(pair.primary.url, isolation_level="AUTOCOMMIT", poolclass=NullPool).connect() as connection:
-            # Nobody confirms its commits any more.
-            for setting in ("synchronous_standby_names = ''", "default_transaction_read_only = on"):
-                connection.execute(text(f"ALTER SYSTEM SET {setting}"))
+            connection.execute(text("ALTER SYSTEM SET default_transaction_read_only = on"))
             connection.execute(text("SELECT pg_reload_conf()"))
+        # Whose session has not heard of it would wait for the standby to confirm its commit.
+        until(lambda: write_nothing(mq), "sessions that write nothing any more")
 
         place = producer.produce(Message(b"after"))
         assert [message.value for message in consumer.poll(timeout=PATIENCE_SECONDS)] == [b"after"]
