@@ -245,7 +245,7 @@ def commit_waits(server: PostgresServer) -> bool:
         pid = connection.info.backend_pid
         connection.pgconn.send_query(b"SET synchronous_commit = on; SELECT pg_logical_emit_message(true, '', '')")
         state = f"""SELECT (wait_event IS NOT DISTINCT FROM 'SyncRep')::int FROM pg_stat_activity
-            WHERE pid = {pid} AND (state = 'idle' OR wait_event = 'SyncRep')"""
+            WHERE pid = {pid} AND query LIKE 'SET%' AND (state = 'idle' OR wait_event = 'SyncRep')"""
         seen: list[int] = []
 
         def look() -> bool:
