@@ -24,7 +24,7 @@ STAMP = VENV / "sqlmq-installed"
 
 COMMANDS = {
     "demo": "show a queue at work, on SQLite in a temporary directory",
-    "test": "run the tests; pytest's options are understood",
+    "test": "run the tests, a second time what fails; with pytest's options, just as they say",
     "check": "run ruff, mypy and import-linter",
     "soak": "send and read under more and more faults for --minutes, and judge it; on SQLite, or at --url",
     "bench": "run the benchmarks",
@@ -161,7 +161,7 @@ def main(arguments: list[str]) -> int:
     if command == "demo":
         return run(SCRIPTS / "sqlmq", "demo", *passed_on)
     if command == "test":
-        return run(PYTHON, "-m", "pytest", *passed_on)
+        return run(PYTHON, "-m", "pytest", *(passed_on or ["--second-chance"]))
     if command == "soak":
         return soak(passed_on)
     if command == "bench":

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from sqlmq import MQ
     from tests.conftest import DatabaseUnderTest, MakeMQ
 
+pytestmark = pytest.mark.once
+
 End = Literal["commit", "rollback"]
 Schedule = tuple[int, ...]
 """Which writer takes its next step, in turn."""

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 PATIENCE_SECONDS = 60.0
 
 pytestmark = [
+    pytest.mark.once,
     pytest.mark.slow,
     pytest.mark.faults,
     pytest.mark.skipif(not hasattr(os, "fork"), reason="a crash is that of a forked child"),

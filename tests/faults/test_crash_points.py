@@ -48,8 +48,11 @@ HITS = int(os.environ.get("SQLMQ_CRASH_POINT_HITS", "1"))
 """How often a process ends at each failpoint that it reaches several times."""
 ONLY_ON_SQLITE = {"append.locked"}
 ONLY_ON_POSTGRES = {"statement.before", "statement.after", "notify.before", "notify.after"}
+BY_CHANCE = {"notify.before", "notify.after"}
+"""Reached in the background, which a short life may not leave any time."""
 
 pytestmark = [
+    pytest.mark.once,
     pytest.mark.faults,
     pytest.mark.skipif(not hasattr(os, "fork"), reason="a crash is that of a forked child"),
 ]
@@ -89,7 +92,7 @@ def test_wherever_a_process_ends_another_one_goes_on_and_every_promise_is_kept(
 
     assert exit_code == 0, f"seed {seed}"
     story = Story(mq, engine, tmp_path)
-    assert [point for point in story.reached if not story.crashed.get(point)] == [], f"seed {seed}"
+    assert {point for point in story.reached if not story.crashed.get(point)} <= BY_CHANCE, f"seed {seed}"
     CHECKS[kind](story)
 
 
