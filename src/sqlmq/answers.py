@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import queue
 import threading
 import time
@@ -87,8 +88,7 @@ class Answers:
         if line is None:
             yield
             return
-        most: float = getattr(self._hurried, "seconds", self._seconds)
-        one = _Awaited(line, most if seconds is None else min(seconds, most) if self._is_hurried else seconds)
+        one = _Awaited(line, self._seconds if seconds is None else seconds, self._patience)
         self._awaited[id(one)] = one
         if self._rests:
             self._wake()
@@ -108,32 +108,38 @@ class Answers:
     @property
     def is_gone(self) -> bool:
         """Whether the database has not answered while something was closed: nothing more is asked."""
-        return self._is_gone
+        patience = self._patience
+        return self._is_gone or (patience is not None and patience.is_gone)
 
     @property
     def is_given_up(self) -> bool:
         """Whether this thread tries nothing again: it is in a hurry, or something is closed, and the time is over."""
         now = time.monotonic()
-        if self._is_hurried and now >= self._hurried.until:
-            return True
-        return self._is_gone or self._is_late(now)
+        patience = self._patience
+        return self.is_gone or self._is_late(now) or (patience is not None and patience.is_over(now))
 
     @contextlib.contextmanager
-    def hurrying(self, seconds: float = HURRY_SECONDS) -> Iterator[None]:
-        """Have this thread wait for no answer for longer than *seconds*, which is what closing may take."""
-        self._hurried.seconds = seconds
-        self._hurried.until = time.monotonic() + seconds
+    def with_patience(self, patience: Patience) -> Iterator[None]:
+        """Have this thread wait as long as *patience* says, which others may cut short meanwhile."""
+        before = self._patience
+        self._of_thread.patience = patience
         try:
             yield
         finally:
-            del self._hurried.seconds, self._hurried.until
+            self._of_thread.patience = before
+
+    def hurrying(self, seconds: float = HURRY_SECONDS) -> contextlib.AbstractContextManager[None]:
+        """Have this thread wait for no answer for longer than *seconds*, which is what closing may take."""
+        patience = Patience()
+        patience.hurry(seconds)
+        return self.with_patience(patience)
 
     def _is_late(self, now: float) -> bool:
         return self._hurry_at is not None and now - self._hurry_at >= HURRY_SECONDS
 
     @property
-    def _is_hurried(self) -> bool:
-        return hasattr(self._hurried, "until")
+    def _patience(self) -> Patience | None:
+        return getattr(self._of_thread, "patience", None)
 
     def hurry(self) -> float:
         """Have nobody wait for longer than closing may take, from now on; return for how many seconds that has been so."""
@@ -158,7 +164,7 @@ class Answers:
         self._thread = None
         self._rests = True
         self._is_closing = False
-        self._hurried = threading.local()
+        self._of_thread = threading.local()
         self._hurry_at = None
         self._is_gone = False
 
@@ -193,7 +199,7 @@ class Answers:
             if now - one.asked_at >= _END_SECONDS and id(one) in self._awaited:
                 self._cut(one)
             return
-        most = one.seconds
+        most = one.most_seconds
         if self._is_late(now):
             # What began meanwhile, of a database that answers, takes less.
             most = min(most, _LAST_SECONDS)
@@ -208,6 +214,8 @@ class Answers:
         one.line.cut()
         self._awaited.pop(id(one), None)
         self._is_gone = self._hurry_at is not None
+        if one.patience is not None:
+            one.patience.lose()
         seconds = time.monotonic() - one.began
         log.warning(
             "%s has not answered for %.0f seconds; the connection is given up.",
@@ -239,7 +247,7 @@ class Answers:
         return _Connecting(lambda: dialect.connect(*args, **options)).result(self._check_patience)
 
     def _check_patience(self, began: float) -> None:
-        if self.is_given_up and (self._is_gone or time.monotonic() - began >= _LAST_SECONDS):
+        if self.is_given_up and (self.is_gone or time.monotonic() - began >= _LAST_SECONDS):
             self._is_gone = self._hurry_at is not None
             raise DatabaseUnavailableError(gone(self._where))
 
@@ -249,17 +257,46 @@ def gone(where: str) -> str:
     return f"{where}: no answer came in the time there was, and no more is asked for."
 
 
+class Patience:
+    """For how long a thread waits for answers: as long as is usual, until somebody has it hurry."""
+
+    __slots__ = ("_until", "is_gone", "most_seconds")
+
+    def __init__(self) -> None:
+        self._until = self.most_seconds = math.inf
+        self.is_gone = False
+        """Whether no answer has come in the time there was."""
+
+    def hurry(self, seconds: float = HURRY_SECONDS) -> None:
+        """Have no answer waited for longer than *seconds*, the one that is awaited now included."""
+        self.most_seconds = seconds
+        self._until = time.monotonic() + seconds
+
+    def is_over(self, now: float) -> bool:
+        """Whether the time has passed that there was."""
+        return now >= self._until
+
+    def lose(self) -> None:
+        """Note that an awaited answer has not come."""
+        self.is_gone = self.is_over(time.monotonic())
+
+
 class _Awaited:
     """Somebody who waits for an answer."""
 
-    __slots__ = ("asked_at", "began", "line", "seconds")
+    __slots__ = ("_seconds", "asked_at", "began", "line", "patience")
 
-    def __init__(self, line: Line, seconds: float) -> None:
+    def __init__(self, line: Line, seconds: float, patience: Patience | None) -> None:
         self.line = line
-        self.seconds = seconds
+        self._seconds = seconds
+        self.patience = patience
         self.began = time.monotonic()
         self.asked_at: float | None = None
         """When the server was asked to end the statement."""
+
+    @property
+    def most_seconds(self) -> float:
+        return self._seconds if self.patience is None else min(self._seconds, self.patience.most_seconds)
 
 
 class _Connecting:

@@ -15,7 +15,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from typing import TYPE_CHECKING
 
-from sqlmq.errors import OutcomeUnknownError, ProducerClosedError
+from sqlmq.errors import DatabaseUnavailableError, OutcomeUnknownError, ProducerClosedError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -133,7 +133,10 @@ class Coalescer:
         return waiting.future
 
     def close(self) -> None:
-        """Take nothing more, and wait until everything that was taken is sent, or has failed."""
+        """Take nothing more, and wait until everything that was taken is sent, or has failed.
+
+        Where the database can't be reached, all that waits fails as the first did.
+        """
         self._leave_fork()
         with self._idle:
             self._is_closed = True
@@ -181,21 +184,27 @@ class Coalescer:
         self._threads.submit(self._lead)
 
     def _send(self) -> None:
-        with self._lock:
-            batch = [self._waiting.popleft() for _ in range(min(len(self._waiting), MOST_TOGETHER))]
-        batch = [waiting for waiting in batch if waiting.begin()]
+        batch = self._take(MOST_TOGETHER)
         if not batch:
             return
         try:
             results = self._append([waiting.routed for waiting in batch])
         except Exception as error:  # noqa: BLE001 - raised to everybody who waits
             self._fail(batch, error)
+            if self._is_closed and isinstance(error, DatabaseUnavailableError):
+                self._fail(self._take(len(self._waiting)), error)
         except BaseException:
             self._fail(batch, OutcomeUnknownError("The thread that was sending was interrupted; look in the log."))
             raise
         else:
             for waiting, result in zip(batch, results, strict=True):
                 waiting.succeed(result)
+
+    def _take(self, most: int) -> list[_InCall | _Submitted]:
+        """Those that have waited longest, *most* of them, without those that were withdrawn."""
+        with self._lock:
+            taken = [self._waiting.popleft() for _ in range(min(len(self._waiting), most))]
+        return [waiting for waiting in taken if waiting.begin()]
 
     @staticmethod
     def _fail(batch: list[_InCall | _Submitted], error: Exception) -> None:

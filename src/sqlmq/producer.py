@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Self, overload
 
 from sqlmq import outbox
+from sqlmq.answers import Patience
 from sqlmq.closing import Closing
 from sqlmq.coalescer import Coalescer
 from sqlmq.dialects import TopicGrownError
@@ -60,6 +61,7 @@ class Producer:
         self._wake = wake
         self._rotation = Rotation(self._runtime.random.randrange(topic.partitions))
         self._coalescer = Coalescer(topic.name, self._append)
+        self._patience = Patience()
         self._source = outbox.Source(database, mover.follow, self._forget_topic, self._know_topic)
         self._expect = mover.expect
         self._closing = Closing()
@@ -291,7 +293,10 @@ class Producer:
         )
 
     def close(self) -> None:
-        """Wait for what was submitted, then take no more. A second call has the same result."""
+        """Wait for what was submitted, then take no more. A second call has the same result.
+
+        A database that does not answer is waited for no longer than five seconds; then the futures have the error.
+        """
         self._closing.run(self._close)
 
     def __enter__(self) -> Self:
@@ -307,6 +312,7 @@ class Producer:
 
     def _close(self) -> None:
         self._closed = True
+        self._patience.hurry()
         self._coalescer.close()
 
     def _check_open(self) -> None:
@@ -388,6 +394,10 @@ class Producer:
         return self._run(lambda topic: produce.load_keyed(topic, contents, self._rotation))
 
     def _append(self, routed: list[Routed]) -> list[ProducerResult]:
+        with self._database.answers.with_patience(self._patience):
+            return self._append_routed(routed)
+
+    def _append_routed(self, routed: list[Routed]) -> list[ProducerResult]:
         if len(routed) > 1 and all(partition is None for _, partition in routed):
             return self._append_many(Contents.of([message for message, _ in routed]))
         return self._run(lambda topic: produce.load(produce.place(topic, routed, self._rotation)))

@@ -13,6 +13,7 @@ import pytest
 from sqlalchemy import create_engine, make_url, text
 
 from sqlmq import MQ, AsyncMQ, DatabaseError, DatabaseUnavailableError, Message, OutcomeUnknownError, listener
+from sqlmq.coalescer import MOST_TOGETHER
 from tests.contract.waiting import until
 from tests.faults.proxy import Proxy, Road
 
@@ -257,6 +258,35 @@ def test_closing_while_a_thread_is_connecting_waits_no_longer_than_five_seconds(
         assert polling.exception(CLOSE_SECONDS) is not None
     proxy.reset()
     until(lambda: not [thread for thread in threading.enumerate() if thread.name == "sqlmq-connect"], "all to end")
+
+
+@pytest.mark.parametrize("hole", ["silence", "black_hole"])
+def test_closing_a_producer_waits_no_longer_than_five_seconds(behind: MQ, proxy: Proxy, hole: str) -> None:
+    behind._database.answers._seconds = 60.0
+    producer = behind.producer("orders")
+    producer.produce(Message(b"before"))
+    getattr(proxy, hole)()
+    # Three transactions' worth, of which the first is on its way.
+    sent = [producer.submit(Message(b"%d" % number)) for number in range(2 * MOST_TOGETHER + 1)]
+
+    with Clock() as clock:
+        producer.close()
+
+    assert clock.seconds <= CLOSE_SECONDS + BUSY_SECONDS
+    errors = [future.exception(0) for future in sent]
+    assert {type(error) for error in errors} <= {OutcomeUnknownError, DatabaseUnavailableError}
+    assert isinstance(errors[-1], DatabaseUnavailableError)  # known not to have been sent
+
+
+def test_the_others_are_as_patient_as_before_when_a_producer_was_closed(behind: MQ, proxy: Proxy) -> None:
+    producer, other = behind.producer("orders"), behind.producer("orders")
+    other.produce(Message(b"before"))
+    proxy.silence()
+    sent = producer.submit(Message(b"lost"))
+    producer.close()
+
+    assert sent.exception(0) is not None
+    assert other.produce(Message(b"after")).offset == 1
 
 
 def test_closing_a_consumer_waits_no_longer_than_five_seconds(behind: MQ, proxy: Proxy) -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from sqlmq import DatabaseUnavailableError, answers
-from sqlmq.answers import Answers
+from sqlmq.answers import Answers, Patience
 from sqlmq.dialects import Line
 from tests.contract.waiting import until
 
@@ -102,6 +102,19 @@ def test_in_a_hurry_nothing_is_waited_for_longer(made: list[Answers]) -> None:
         until(lambda: waiting.is_given_up, "the end of patience")
 
     assert not waiting.is_given_up
+
+
+def test_whoever_waits_already_is_put_in_a_hurry_by_another(made: list[Answers]) -> None:
+    wire, patience = Wire(), Patience()
+    waiting = waiting_on(wire, made)
+
+    with waiting.with_patience(patience), waiting.awaited(object()):
+        assert not waiting.is_given_up
+        patience.hurry(SOON_SECONDS)
+        assert wire.was_cut.wait(30)
+        until(lambda: waiting.is_gone, "nothing more to be asked for")
+
+    assert not waiting.is_gone
 
 
 def test_while_something_is_closed_nobody_waits_for_longer_and_nobody_asks_again(made: list[Answers]) -> None:

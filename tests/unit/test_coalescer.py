@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING
 import pytest
 
 from sqlmq.coalescer import MOST_TOGETHER, Coalescer
-from sqlmq.errors import OutcomeUnknownError
+from sqlmq.errors import DatabaseUnavailableError, OutcomeUnknownError
 from sqlmq.flows.produce import Routed
 from sqlmq.message import Message, ProducerResult
+from tests.contract.waiting import until
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -318,6 +319,23 @@ def test_close_waits_for_everything_that_was_submitted(coalescer: Coalescer, log
     closing.join(PATIENCE_SECONDS)
 
     assert all(future.done() for future in futures)
+
+
+def test_closing_does_not_try_each_batch_where_the_database_is_gone(coalescer: Coalescer, log: Log) -> None:
+    log.may_go.clear()
+    log.failures.append(DatabaseUnavailableError("gone"))
+    futures = [coalescer.submit(routed(b"%d" % number)) for number in range(2 * MOST_TOGETHER)]
+    log.wait_for_batch()
+    closing = threading.Thread(target=coalescer.close)
+    closing.start()
+    until(lambda: coalescer._is_closed, "the coalescer to take nothing more")
+
+    log.may_go.set()
+    closing.join(PATIENCE_SECONDS)
+
+    assert not closing.is_alive()
+    assert len(log.batches) == 1
+    assert {str(future.exception(0)) for future in futures} == {"gone"}
 
 
 def test_closing_without_having_sent_anything_ends(coalescer: Coalescer) -> None:
