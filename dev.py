@@ -126,6 +126,7 @@ def soak(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="dev.py soak")
     parser.add_argument("--minutes", type=float, default=10.0, help="how long all of it takes, about (default: 10)")
     parser.add_argument("--url", help="the database; by default SQLite files beside the histories")
+    parser.add_argument("--rate", default="300", help="messages sent in a second, at most (default: 300)")
     options = parser.parse_args(arguments)
     os.environ.pop("SQLMQ_URL", None)
     if options.url:
@@ -137,7 +138,7 @@ def soak(arguments: list[str]) -> int:
     for number, (faults, producers, consumers) in enumerate(MIXES, 1):
         print(f"\n== {number} of {len(MIXES)}: {seconds:.0f} seconds, faults: {faults}")
         out = directory / f"{number}-{faults.replace(',', '-')}"
-        mix = ("--faults", faults, "--producers", producers, "--consumers", consumers)
+        mix = ("--faults", faults, "--producers", producers, "--consumers", consumers, "--rate", options.rate)
         if run(SCRIPTS / "sqlmq", "verify", "run", "--duration", f"{seconds:.0f}", *mix, "--out", out) != 0:
             failed.append(out)
     print("\ndev.py: not valid:" if failed else f"\ndev.py: all valid; reports are in {directory}", *failed)

@@ -69,6 +69,8 @@ class Plan:
     partitions: int = 4
     rate: float = 300.0
     """Messages that all producers together send in a second, at most."""
+    backlog: int = 1_000
+    """With so many messages still to come to one of the groups, producers wait for it; or it would never be done."""
     payload: tuple[int, int] = (64, 2_000)
     """The least and the most bytes of a value."""
     batch: tuple[int, int] = (1, 20)

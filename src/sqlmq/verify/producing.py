@@ -5,14 +5,17 @@ These have rows beside the messages, and some are rolled back.
 
 from __future__ import annotations
 
+import contextlib
 import threading
+import time
 from typing import TYPE_CHECKING
 
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
 
+from sqlmq.verify import reading
 from sqlmq.verify.application import ROW, Step, Told, placed, row
-from sqlmq.verify.databases import clock_us, moment
+from sqlmq.verify.databases import clock_us, connected, moment
 from sqlmq.verify.plan import ORDERS, TRIMMED
 from sqlmq.verify.recording import AbortedError, attempted
 from sqlmq.verify.values import Making, sent
@@ -35,12 +38,14 @@ THREADS = 2
 
 _DELAY_SECONDS = (0.2, 1.5)
 _TOGETHER = 8
+_LOOK_SECONDS = 1.0
 
 
 def produce(life: Life) -> None:
     """Send, in several threads, until the life is over."""
     with life.open() as mq:
-        clients = [_Client(life, mq, str(number)) for number in range(THREADS)]
+        brake = _Brake(life)
+        clients = [_Client(life, mq, brake, str(number)) for number in range(THREADS)]
         threads = [threading.Thread(target=client.run) for client in clients[1:]]
         for thread in threads:
             thread.start()
@@ -52,12 +57,38 @@ def produce(life: Life) -> None:
                 raise client.error
 
 
+class _Brake:
+    """Has senders wait while a group is so far behind that it could not be done at the end of the run."""
+
+    def __init__(self, life: Life) -> None:
+        self._life = life
+        self._lock = threading.Lock()
+        self._look_at = 0.0
+        self._is_on = False
+
+    def hold(self) -> None:
+        """Wait until all groups keep up, or the life is over."""
+        while self._life.goes_on and self._has_to_wait():
+            self._life.pause(_LOOK_SECONDS)
+
+    def _has_to_wait(self) -> bool:
+        with self._lock:
+            if time.monotonic() >= self._look_at:
+                plan = self._life.plan
+                # Not through the library: what it says is what is to be proved. A database that is away brakes by itself.
+                with contextlib.suppress(SQLAlchemyError), connected(plan.url) as conn:
+                    self._is_on = reading.most_behind(conn, plan.schema, ORDERS) > plan.backlog
+                self._look_at = time.monotonic() + _LOOK_SECONDS
+            return self._is_on
+
+
 class _Client:
     """One thread that sends."""
 
-    def __init__(self, life: Life, mq: MQ, name: str) -> None:
+    def __init__(self, life: Life, mq: MQ, brake: _Brake, name: str) -> None:
         self._life = life
         self._mq = mq
+        self._brake = brake
         self._name = name
         self._chosen = life.plan.chosen(life.name, name)
         self._making = Making(life.plan, f"{life.name}-{name}", self._chosen)
@@ -71,6 +102,7 @@ class _Client:
         rate = self._life.plan.rate / (self._life.plan.producers * THREADS)
         try:
             while self._life.goes_on:
+                self._brake.hold()
                 (way,) = self._chosen.choices(ways, weights)
                 count = way()
                 self._life.pause(self._chosen.uniform(0.0, 2.0) * count / rate)

@@ -66,6 +66,17 @@ def positions(conn: Connection, schema: str | None) -> dict[tuple[str, str], dic
     return found
 
 
+def most_behind(conn: Connection, schema: str | None, topic: str) -> int:
+    """How many messages of *topic* are still to come to the group that is furthest behind."""
+    found = ends(conn, schema, topic)
+    lags = [
+        sum(end - read.get(number, start) for number, (start, end) in found.items())
+        for (_, name), read in positions(conn, schema).items()
+        if name == topic
+    ]
+    return max(lags, default=0)
+
+
 def dump(plan: Plan) -> None:
     """Write the state at the end, all of it."""
     with (plan.directory / FINAL_FILE).open("wb") as file, connected(plan.url) as conn:

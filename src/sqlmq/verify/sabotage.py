@@ -177,7 +177,7 @@ def _hole_passed_over(_chosen: random.Random) -> None:
             _write_rows(conn, self, topic, number, base + 1, load.contents.between(1, end))
             conn.commit()
         self._wake(topic.id)
-        time.sleep(0.05)
+        time.sleep(0.2)
         with database.connect() as conn:
             database.dialect.begin(conn)
             _write_rows(conn, self, topic, number, base, load.contents.between(0, 1))
@@ -212,7 +212,7 @@ def _sent_again(chosen: random.Random) -> None:
     original = Producer._append_load
 
     def append_load(self: Producer, topic: Topic, load: Load) -> list[ProducerResult]:
-        if chosen.random() < _SELDOM:
+        if chosen.random() < _OFTEN:
             original(self, topic, load)
         return original(self, topic, load)
 
