@@ -57,11 +57,11 @@ class Link:
 
 
 class Proxy:
-    """Passes everything on to *server*, until it is told otherwise. ``url`` is where clients find it."""
+    """Passes everything on to *server*, until it is told otherwise. ``url`` is where clients find it, at *host*."""
 
-    def __init__(self, server: URL) -> None:
+    def __init__(self, server: URL, host: str = "127.0.0.1") -> None:
         self._server = (server.host or "", server.port or 5432)
-        self._listener = socket.create_server(("127.0.0.1", 0))
+        self._listener = socket.create_server((host, 0))
         self._listener.setblocking(False)
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="proxy", daemon=True)
@@ -73,7 +73,7 @@ class Proxy:
         self.lost = 0
         """How many answers were cut off."""
         self.links: list[Link] = []
-        self.url = server.set(host="127.0.0.1", port=self._listener.getsockname()[1])
+        self.url = server.set(host=host, port=self._listener.getsockname()[1])
 
     def __enter__(self) -> Self:
         self._thread.start()
