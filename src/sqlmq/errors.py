@@ -340,6 +340,10 @@ class DatabaseFullError(DatabaseError):
     """The database has no room left. Nothing was written."""
 
 
+class DatabaseDamagedError(DatabaseError):
+    """The database's files are damaged, or are none of a database. Nothing is tried again, and nothing made anew."""
+
+
 class ReadOnlyDatabaseError(DatabaseError):
     """The database does not accept writes: a read-only file, a standby, a role without the right."""
 

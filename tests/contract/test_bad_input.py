@@ -12,6 +12,7 @@ from sqlalchemy import NullPool, create_engine, event, inspect, make_url, text
 
 from sqlmq import (
     MQ,
+    DatabaseDamagedError,
     DatabaseError,
     DatabaseFullError,
     DatabaseUnavailableError,
@@ -548,7 +549,7 @@ def test_a_file_that_is_no_database_is_refused_and_left_alone(tmp_path: Path) ->
     path = tmp_path / "queue.db"
     path.write_bytes(b"This is no database. " * 100)
 
-    with MQ(f"sqlite:///{path}") as mq, pytest.raises(DatabaseUnavailableError, match="not a database"):
+    with MQ(f"sqlite:///{path}") as mq, pytest.raises(DatabaseDamagedError, match="not a database"):
         mq.topics()
 
     assert path.read_bytes() == b"This is no database. " * 100

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from sqlmq import (
     DatabaseBusyError,
+    DatabaseDamagedError,
     DatabaseError,
     DatabaseFullError,
     DatabaseUnavailableError,
@@ -37,8 +38,9 @@ EXPECTED: dict[str, type[DatabaseError]] = {
     "terminated": DatabaseUnavailableError,
     "08P01": DatabaseUnavailableError,
     "53300": DatabaseUnavailableError,
+    "XX001": DatabaseDamagedError,
     "ioerr": DatabaseUnavailableError,
-    "corrupt": DatabaseUnavailableError,
+    "corrupt": DatabaseDamagedError,
     "cantopen": DatabaseUnavailableError,
     "40001": DatabaseBusyError,
     "40P01": DatabaseBusyError,

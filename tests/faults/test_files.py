@@ -16,6 +16,7 @@ from sqlalchemy import make_url
 
 from sqlmq import (
     MQ,
+    DatabaseDamagedError,
     DatabaseError,
     DatabaseFullError,
     DatabaseUnavailableError,
@@ -225,7 +226,7 @@ def test_a_file_whose_schema_is_no_text_is_an_error_that_says_so(mq: MQ, path: P
     at = data.index(b"CREATE INDEX sqlmq_member_group_id_idx")
     path.write_bytes(data[: at + 4] + b"\xd4" + data[at + 5 :])
 
-    with MQ(f"sqlite:///{path}") as other, pytest.raises(DatabaseUnavailableError, match="damaged"):
+    with MQ(f"sqlite:///{path}") as other, pytest.raises(DatabaseDamagedError, match="damaged"):
         other.topics()
 
 
@@ -242,7 +243,7 @@ def test_what_is_no_database_is_refused_and_left_alone(
     notes = tmp_path / "notes.txt"
     notes.write_bytes(contents)
 
-    with MQ(f"sqlite:///{notes}") as mq, pytest.raises(DatabaseUnavailableError, match=r"not a SQLite|not a database"):
+    with MQ(f"sqlite:///{notes}") as mq, pytest.raises(DatabaseDamagedError, match=r"not a SQLite|not a database"):
         mq.producer("orders")
 
     assert notes.read_bytes() == contents

@@ -78,7 +78,10 @@ POSTGRES_FAULTS = (
     CUT_BEFORE,
     CUT_AFTER,
     Fault("terminated", sqlstate="57P01"),
-    *(Fault(state, sqlstate=state) for state in ("40001", "40P01", "55P03", "57014", "53100", "53300", "25006")),
+    *(
+        Fault(state, sqlstate=state)
+        for state in ("40001", "40P01", "55P03", "57014", "53100", "53300", "25006", "XX001")
+    ),
     LOST_BY_POOLER,
 )
 

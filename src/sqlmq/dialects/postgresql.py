@@ -38,6 +38,7 @@ from sqlmq.dialects.postgresql_pooling import heed_pooler
 from sqlmq.dialects.postgresql_reading import POSTGRES_EPOCH_US, Reading
 from sqlmq.errors import (
     DatabaseBusyError,
+    DatabaseDamagedError,
     DatabaseError,
     DatabaseFullError,
     DatabaseUnavailableError,
@@ -382,6 +383,7 @@ _REFUSED_LOGINS = (
 _CUT_OFF = (DatabaseUnavailableError, "Is the server running, and reachable from here?")
 _TOO_LONG = "The transaction took too long, or was quiet for too long: nothing of it was written. See max_poll_seconds."
 _OTHER = (DatabaseError, "")
+_DAMAGED = "A table or an index is damaged: see pg_amcheck, and restore from a backup or a standby."
 _PREPARES = (
     "A pooler, like PgBouncer, shares the server's sessions: make the engine with "
     "connect_args={'prepare_threshold': None}, or give MQ the URL."
@@ -398,6 +400,8 @@ _VERDICTS: tuple[tuple[str, tuple[type[DatabaseError], str]], ...] = (
     ("25006", (ReadOnlyDatabaseError, "Connect to the primary server.")),
     ("53100", (DatabaseFullError, "Make room on the server's disk.")),
     ("53300", (DatabaseUnavailableError, "All connections are taken: raise max_connections, or use a pooler.")),
+    ("XX001", (DatabaseDamagedError, _DAMAGED)),
+    ("XX002", (DatabaseDamagedError, _DAMAGED)),
     ("53", (DatabaseUnavailableError, "The server is out of resources.")),
     ("57P", (DatabaseUnavailableError, "The server is going down or coming up; try again.")),
     ("08", _CUT_OFF),

@@ -33,6 +33,7 @@ from sqlmq.dialects import sqlite_health
 from sqlmq.dialects.base import Dialect, Held, Part, Position, TopicGrownError, most_partitions
 from sqlmq.errors import (
     DatabaseBusyError,
+    DatabaseDamagedError,
     DatabaseError,
     DatabaseFullError,
     DatabaseUnavailableError,
@@ -321,8 +322,8 @@ _VERDICTS: dict[int, tuple[type[DatabaseError], str]] = {
     sqlite3.SQLITE_PERM: (PermissionDeniedError, "Give the process the right to read and write the file."),
     sqlite3.SQLITE_AUTH: (PermissionDeniedError, "Give the process the right to read and write the file."),
     sqlite3.SQLITE_IOERR: (DatabaseUnavailableError, "The disk or file system failed."),
-    sqlite3.SQLITE_NOTADB: (DatabaseUnavailableError, "The file is not a SQLite database."),
-    sqlite3.SQLITE_CORRUPT: (DatabaseUnavailableError, "The file is damaged: see https://www.sqlite.org/recovery.html"),
+    sqlite3.SQLITE_NOTADB: (DatabaseDamagedError, "The file is not a SQLite database."),
+    sqlite3.SQLITE_CORRUPT: (DatabaseDamagedError, "The file is damaged: see https://www.sqlite.org/recovery.html"),
 }
 
 
