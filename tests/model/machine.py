@@ -11,6 +11,7 @@ from sqlalchemy import select, text
 
 from sqlmq import MQ, AsyncMQ, Message
 from sqlmq.dialects import dialect_named
+from tests.aio.conftest import async_engine_with_savepoints
 from tests.contract.blocking import Loop, blocking
 from tests.contract.delaying import Staged
 from tests.contract.shop import with_savepoints
@@ -42,6 +43,8 @@ class Machine(RuleBasedStateMachine):
         self.prefix = f"topic{self.examples}x"
         self.loop = Loop() if self.way == "asyncio" else None
         self.engine = with_savepoints(self.database.url)
+        driver = "postgresql+psycopg" if self.database.is_postgres else "sqlite+aiosqlite"
+        self.async_engine = async_engine_with_savepoints(self.database, driver)
         self.dialect = dialect_named(self.engine.dialect.name, self.database.schema)
         self.staged = Staged(self.engine, self.database)
         self.mq = self.open()
@@ -111,6 +114,7 @@ class Machine(RuleBasedStateMachine):
         finally:
             self.mq.close()
             if self.loop is not None:
+                self.loop.run(self.async_engine.dispose)
                 self.loop.close()
             self.engine.dispose()
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from hypothesis import strategies as st
 from hypothesis.stateful import initialize, precondition, rule
@@ -16,9 +16,11 @@ from tests.model.reference import Group, Reader, place_of
 
 if TYPE_CHECKING:
     from sqlmq import Message
+    from tests.contract.blocking import BlockingConsumer
     from tests.model.reference import Topic
 
 GROUPS = ("billing", "audit")
+HAVE_EFFECT = text("INSERT INTO effect VALUES (:place)")
 
 
 class Reading(Machine):
@@ -179,7 +181,7 @@ class Reading(Machine):
 
     # Transactions.
 
-    @precondition(lambda self: self.readers and self.way == "sync")
+    @precondition(lambda self: self.readers)
     @rule(pick=PICK, at_most=st.integers(min_value=1, max_value=4), commits=st.booleans())
     def take_in_a_transaction(self, pick: int, at_most: int, commits: bool) -> None:
         """A few messages, an effect for each, and the group's position: all of it, or nothing."""
@@ -189,14 +191,11 @@ class Reading(Machine):
         # What it has by lease it gives back.
         reader.ask()
         self.may_be_done(reader)
-        messages: list[Message] = []
 
-        with contextlib.suppress(InterruptedError), reader.consumer.transaction(at_most, timeout=0) as tx:
-            messages = tx.messages
-            for message in messages:
-                tx.session.execute(text("INSERT INTO effect VALUES (:place)"), {"place": self.effect_of(message)})
-            if not commits:
-                raise InterruptedError
+        if self.loop is None:
+            messages = self._take(reader, at_most, commits=commits)
+        else:
+            messages = self.loop.run(lambda: self._take_async(reader, at_most, commits=commits))
 
         reader.forget(range(len(topic.partitions)))
         assert len(messages) <= at_most
@@ -214,6 +213,28 @@ class Reading(Machine):
             self.effects += [self.effect_of(message) for message in messages]
             partition, offset = place_of(messages[-1])
             group.commit({partition: offset + 1})
+
+    def _take(self, reader: Reader, at_most: int, *, commits: bool) -> list[Message]:
+        messages: list[Message] = []
+        with contextlib.suppress(InterruptedError), reader.consumer.transaction(at_most, timeout=0) as tx:
+            messages = tx.messages
+            for message in messages:
+                tx.session.execute(HAVE_EFFECT, {"place": self.effect_of(message)})
+            if not commits:
+                raise InterruptedError
+        return messages
+
+    async def _take_async(self, reader: Reader, at_most: int, *, commits: bool) -> list[Message]:
+        messages: list[Message] = []
+        consumer = cast("BlockingConsumer", reader.consumer)._aio
+        with contextlib.suppress(InterruptedError):
+            async with consumer.transaction(at_most, timeout=0) as tx:
+                messages = tx.messages
+                for message in messages:
+                    await tx.session.execute(HAVE_EFFECT, {"place": self.effect_of(message)})
+                if not commits:
+                    raise InterruptedError
+        return messages
 
     def effect_of(self, message: Message) -> str:
         return f"{message.topic} {message.value.decode()}"

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import initialize, precondition, rule
+from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Session
 
 from sqlmq import FencedError, InvalidPartitionError, Message, MessageTooLargeError, Retention, UnknownTopicError
@@ -20,6 +21,10 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from sqlmq import ProducerResult
+    from tests.contract.blocking import BlockingProducer
+
+    Kept: TypeAlias = dict[str, list[Message]]
+    """What a transaction publishes, by topic, as long as it is not rolled back."""
 
 MOST_PARTITIONS = 8
 
@@ -167,29 +172,26 @@ class Sending(Machine):
             assert result.topic == topic.name
             assert result.offset == topic.append(result.partition, message, is_by_key=True)
 
-    @precondition(lambda self: self.topics and self.way == "sync")
+    @precondition(lambda self: self.topics)
     @rule(tree=savepoint_trees, keys=st.lists(KEYS, min_size=3, max_size=3), commits=st.booleans())
     def publish_in_a_session(self, tree: list[Any], keys: list[bytes | None], commits: bool) -> None:
         """In a transaction of the application's, to all topics in turn, with savepoints that are kept or rolled back."""
-        kept: dict[str, list[Message]] = {name: [] for name in self.topics}
-        with Session(self.engine) as session:
-            self._publish_tree(session, tree, keys, kept)
-            if not commits:
-                session.rollback()
-                return
-            session.commit()
-        for name, messages in kept.items():
-            self.absorb(self.topics[name], messages)
+        kept: Kept = {name: [] for name in self.topics}
+        if self.loop is None:
+            with Session(self.engine) as session:
+                self._publish_tree(session, tree, keys, kept)
+                (session.commit if commits else session.rollback)()
+        else:
+            self.loop.run(lambda: self._publish_async(tree, keys, kept, commits=commits))
+        if commits:
+            for name, messages in kept.items():
+                self.absorb(self.topics[name], messages)
 
-    def _publish_tree(
-        self, session: Session, tree: list[Any], keys: list[bytes | None], kept: dict[str, list[Message]]
-    ) -> None:
+    def _publish_tree(self, session: Session, tree: list[Any], keys: list[bytes | None], kept: Kept) -> None:
         for branch in tree:
             if branch is None:
-                message = self.message(keys[self.made % len(keys)])
-                name = self.pick_topic(self.made).name
+                name, message = self._note_published(keys, kept)
                 self.producers[name].produce(message, session=session)
-                kept[name].append(message)
                 continue
             is_kept, inner = branch
             before = {name: list(messages) for name, messages in kept.items()}
@@ -199,6 +201,35 @@ class Sending(Machine):
                     savepoint.rollback()
             if not is_kept:
                 kept.update(before)
+
+    async def _publish_async(self, tree: list[Any], keys: list[bytes | None], kept: Kept, *, commits: bool) -> None:
+        async with AsyncSession(self.async_engine) as session:
+            await self._publish_tree_async(session, tree, keys, kept)
+            await (session.commit if commits else session.rollback)()
+
+    async def _publish_tree_async(
+        self, session: AsyncSession, tree: list[Any], keys: list[bytes | None], kept: Kept
+    ) -> None:
+        for branch in tree:
+            if branch is None:
+                name, message = self._note_published(keys, kept)
+                await cast("BlockingProducer", self.producers[name])._aio.produce(message, session=session)
+                continue
+            is_kept, inner = branch
+            before = {name: list(messages) for name, messages in kept.items()}
+            async with session.begin_nested() as savepoint:
+                await self._publish_tree_async(session, inner, keys, kept)
+                if not is_kept:
+                    await savepoint.rollback()
+            if not is_kept:
+                kept.update(before)
+
+    def _note_published(self, keys: list[bytes | None], kept: Kept) -> tuple[str, Message]:
+        """The next message of a transaction, and the topic it goes to."""
+        message = self.message(keys[self.made % len(keys)])
+        name = self.pick_topic(self.made).name
+        kept[name].append(message)
+        return name, message
 
     # Messages for later.
 
