@@ -127,6 +127,7 @@ def soak(arguments: list[str]) -> int:
     parser.add_argument("--minutes", type=float, default=10.0, help="how long all of it takes, about (default: 10)")
     parser.add_argument("--url", help="the database; by default SQLite files beside the histories")
     parser.add_argument("--rate", default="300", help="messages sent in a second, at most (default: 300)")
+    parser.add_argument("--every", default="1", help="seconds from one fault to the next, about (default: 1)")
     options = parser.parse_args(arguments)
     os.environ.pop("SQLMQ_URL", None)
     if options.url:
@@ -138,8 +139,9 @@ def soak(arguments: list[str]) -> int:
     for number, (faults, producers, consumers) in enumerate(MIXES, 1):
         print(f"\n== {number} of {len(MIXES)}: {seconds:.0f} seconds, faults: {faults}")
         out = directory / f"{number}-{faults.replace(',', '-')}"
-        mix = ("--faults", faults, "--producers", producers, "--consumers", consumers, "--rate", options.rate)
-        if run(SCRIPTS / "sqlmq", "verify", "run", "--duration", f"{seconds:.0f}", *mix, "--out", out) != 0:
+        mix = ("--faults", faults, "--producers", producers, "--consumers", consumers)
+        pace = ("--duration", f"{seconds:.0f}", "--rate", options.rate, "--every", options.every)
+        if run(SCRIPTS / "sqlmq", "verify", "run", *pace, *mix, "--out", out) != 0:
             failed.append(out)
     print("\ndev.py: not valid:" if failed else f"\ndev.py: all valid; reports are in {directory}", *failed)
     return 1 if failed else 0

@@ -65,6 +65,7 @@ class _Faults(click.ParamType["tuple[Fault, ...]"]):
         "sqlmq verify run --duration 30",
         "sqlmq verify run --url postgresql://user@host/staging --duration 300 --faults kill,pause --out found",
         "sqlmq verify run --seed 7 --mode transaction --faults none",
+        "sqlmq verify run --duration 3600 --rate 30 --every 5",
     ),
 )
 @click.option(
@@ -128,6 +129,15 @@ class _Faults(click.ParamType["tuple[Fault, ...]"]):
     show_default=True,
     metavar="NAMES",
     help="What happens to the processes: kill, pause, end; terminate sessions of theirs, on Postgres. Or none.",
+)
+@click.option(
+    "--every",
+    "fault_seconds",
+    type=click.FloatRange(min=0.1),
+    default=_DEFAULTS.fault_seconds,
+    show_default=True,
+    metavar="SECONDS",
+    help="About how long it is from one fault to the next. A killed process takes a second of a processor to come back.",
 )
 @click.option(
     "--out",

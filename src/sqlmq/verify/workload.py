@@ -179,4 +179,4 @@ def _replay(plan: Plan) -> str:
     words += [f"--{name} {getattr(plan, name)}" for name in ("producers", "consumers", "groups", "partitions")]
     words += [f"--{name} {getattr(plan, name):g}" for name in ("rate", "abort", "savepoint")]
     words += [f"--{name} {'..'.join(map(str, getattr(plan, name)))}" for name in ("payload", "batch")]
-    return " ".join([*words, f"--faults {','.join(plan.faults) or 'none'}"])
+    return " ".join([*words, f"--faults {','.join(plan.faults) or 'none'} --every {plan.fault_seconds:g}"])
