@@ -5,15 +5,15 @@
      ├── InvalidGroupError        (also a ValueError)    a group's name that is not one
      ├── InvalidPartitionError    (also a ValueError)    a partition number the topic does not have
      ├── InvalidOffsetError       (also a ValueError)    an offset beyond the ends of the log
- ├── InvalidMessageError      (also a ValueError)    a message the log can't keep as it is
+     ├── InvalidMessageError      (also a ValueError)    a message the log can't keep as it is
      │    └── MessageTooLargeError
      ├── InvalidURLError          (also a ValueError)    a database URL nobody can connect to
      ├── UnknownTopicError        (also a LookupError)
      ├── UnknownGroupError        (also a LookupError)
      ├── NotParkedError           (also a LookupError)   the group has not set that message aside
      ├── TopicConflictError                              the topic is there, and made otherwise
- ├── GroupInUseError                                 the group has live members
- ├── NotOwnedError                                   the consumer does not own the partition
+     ├── GroupInUseError                                 the group has live members
+     ├── NotOwnedError                                   the consumer does not own the partition
      ├── ClosedError
      │    ├── MQClosedError
      │    ├── ProducerClosedError
@@ -32,6 +32,7 @@
           ├── DatabaseUnavailableError                   no server, no connection left, cut off
           ├── DatabaseBusyError                          a lock that did not come free in time
           ├── DatabaseFullError
+          ├── DatabaseDamagedError                       files that are damaged, or no database's
           ├── ReadOnlyDatabaseError
           ├── PermissionDeniedError
           ├── IsolationError                             the transaction can't see what it needs to

@@ -395,12 +395,9 @@ class Producer:
 
     def _append(self, routed: list[Routed]) -> list[ProducerResult]:
         with self._database.answers.with_patience(self._patience):
-            return self._append_routed(routed)
-
-    def _append_routed(self, routed: list[Routed]) -> list[ProducerResult]:
-        if len(routed) > 1 and all(partition is None for _, partition in routed):
-            return self._append_many(Contents.of([message for message, _ in routed]))
-        return self._run(lambda topic: produce.load(produce.place(topic, routed, self._rotation)))
+            if len(routed) > 1 and all(partition is None for _, partition in routed):
+                return self._append_many(Contents.of([message for message, _ in routed]))
+            return self._run(lambda topic: produce.load(produce.place(topic, routed, self._rotation)))
 
     def _stage(self, placed: list[Placed], due: Due) -> Delayed:
         return self._database.write(lambda conn: stage.delay(conn, self._database.dialect, placed, due))

@@ -29,25 +29,19 @@ from sqlalchemy import (
     true,
 )
 from sqlalchemy.dialects import postgresql
-from sqlalchemy.exc import DBAPIError
 
-from sqlmq.dialects import postgresql_health, postgresql_line, postgresql_listening, postgresql_looking
+from sqlmq.dialects import (
+    postgresql_errors,
+    postgresql_health,
+    postgresql_line,
+    postgresql_listening,
+    postgresql_looking,
+)
 from sqlmq.dialects.base import Dialect, Held, HeldPosition, Holder, Line, Listening, Part, Position
 from sqlmq.dialects.postgresql_appending import Appending, fits_arrays
 from sqlmq.dialects.postgresql_pooling import heed_pooler
 from sqlmq.dialects.postgresql_reading import POSTGRES_EPOCH_US, Reading
-from sqlmq.errors import (
-    DatabaseBusyError,
-    DatabaseDamagedError,
-    DatabaseError,
-    DatabaseFullError,
-    DatabaseUnavailableError,
-    InvalidURLError,
-    IsolationError,
-    PermissionDeniedError,
-    ReadOnlyDatabaseError,
-    SqlmqError,
-)
+from sqlmq.errors import InvalidURLError, IsolationError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator, Sequence
@@ -56,13 +50,12 @@ if TYPE_CHECKING:
     from sqlalchemy import URL, Connection, Engine, Insert, Select, Table
     from sqlalchemy.ext.asyncio import AsyncEngine
 
+    from sqlmq.errors import SqlmqError
     from sqlmq.health import Vitals
     from sqlmq.message import Contents, LogRow
 
 _CONNECT_TIMEOUT_SECONDS = 10
 _TCP_USER_TIMEOUT_MS = 30_000
-# What our own functions raise.
-_ISOLATION = "MQ001"
 
 
 class Postgresql(Dialect):
@@ -296,35 +289,16 @@ class Postgresql(Dialect):
         return postgresql_line.line_of(connection)
 
     def translate(self, error: Exception, where: str) -> SqlmqError | None:
-        driver_error = _driver_error(error) or _asyncpg_error(error)
-        if driver_error is None:
-            return None
-        said = _first_line(driver_error)
-        state = _state(driver_error)
-        kind, advice = next(
-            (verdict for prefix, verdict in _VERDICTS if state.startswith(prefix)),
-            _CUT_OFF if self.is_disconnect(error) or not state else _OTHER,
-        )
-        return kind(f"{where}: {said}. {advice}".strip())
+        return postgresql_errors.translate(error, where)
 
     def quotes_rows(self, error: Exception) -> bool:
-        # "Failing row contains (...)" of a constraint, "Token ... is invalid" of a value.
-        driver_error = _driver_error(error) or _asyncpg_error(error)
-        return driver_error is not None and _state(driver_error).startswith(("22", "23"))
+        return postgresql_errors.quotes_rows(error)
 
     def is_passing(self, error: Exception) -> bool:
-        driver_error = _driver_error(error)
-        if driver_error is None:
-            return False
-        return self.is_disconnect(error) or _state(driver_error).startswith(_PASSING)
+        return postgresql_errors.is_passing(error)
 
     def is_disconnect(self, error: Exception) -> bool:
-        driver_error = _driver_error(error)
-        if driver_error is None:
-            # Of other drivers, in a session given to us, SQLAlchemy knows it.
-            return isinstance(error, DBAPIError) and error.connection_invalidated
-        # 08: said by a pooler between, which has lost the server.
-        return isinstance(driver_error, psycopg.OperationalError) and _state(driver_error)[:2] in ("", "08")
+        return postgresql_errors.is_disconnect(error)
 
 
 # What asyncpg and SQLAlchemy's dialect for it call otherwise than libpq does.
@@ -364,53 +338,6 @@ def _limits(quiet_seconds: float, vanished_seconds: float, version: tuple[Any, .
     ]
 
 
-# Of a server that was demoted, too: the next connection, by the URL, may reach the new primary.
-_PASSING = ("25006", "40001", "40P01", "55P03", "53300", "57P01", "57P02", "57P03", "08")
-
-_REFUSED_LOGINS = (
-    ("password authentication failed", "28P01"),
-    ("no password supplied", "28P01"),
-    ("no pg_hba.conf entry", "28000"),
-    ("authentication failed", "28000"),
-    ("is not permitted to log in", "28000"),
-    ("permission denied for database", "42501"),
-    ("too many connections", "53300"),
-    ("remaining connection slots", "53300"),
-    ("sorry, too many clients", "53300"),
-    ("the database system is", "57P03"),
-)
-
-_CUT_OFF = (DatabaseUnavailableError, "Is the server running, and reachable from here?")
-_TOO_LONG = "The transaction took too long, or was quiet for too long: nothing of it was written. See max_poll_seconds."
-_OTHER = (DatabaseError, "")
-_DAMAGED = "A table or an index is damaged: see pg_amcheck, and restore from a backup or a standby."
-_PREPARES = (
-    "A pooler, like PgBouncer, shares the server's sessions: make the engine with "
-    "connect_args={'prepare_threshold': None}, or give MQ the URL."
-)
-_VERDICTS: tuple[tuple[str, tuple[type[DatabaseError], str]], ...] = (
-    (_ISOLATION, (IsolationError, "Use READ COMMITTED for transactions that produce.")),
-    ("25P03", (DatabaseUnavailableError, _TOO_LONG)),
-    ("25P04", (DatabaseUnavailableError, _TOO_LONG)),
-    ("26000", (DatabaseError, _PREPARES)),
-    ("42P05", (DatabaseError, _PREPARES)),
-    ("28", (PermissionDeniedError, "Check user and password of the URL, and the server's pg_hba.conf.")),
-    ("3D000", (DatabaseUnavailableError, "Create the database, or correct its name in the URL.")),
-    ("42501", (PermissionDeniedError, "Grant the role the right, or connect as another one.")),
-    ("25006", (ReadOnlyDatabaseError, "Connect to the primary server.")),
-    ("53100", (DatabaseFullError, "Make room on the server's disk.")),
-    ("53300", (DatabaseUnavailableError, "All connections are taken: raise max_connections, or use a pooler.")),
-    ("XX001", (DatabaseDamagedError, _DAMAGED)),
-    ("XX002", (DatabaseDamagedError, _DAMAGED)),
-    ("53", (DatabaseUnavailableError, "The server is out of resources.")),
-    ("57P", (DatabaseUnavailableError, "The server is going down or coming up; try again.")),
-    ("08", _CUT_OFF),
-    ("40", (DatabaseBusyError, "Try again.")),
-    ("55P03", (DatabaseBusyError, "Try again; another transaction holds the lock.")),
-    ("57014", (DatabaseBusyError, "A statement_timeout of the role or database, or answer_seconds, ended it.")),
-)
-
-
 def _engine_options(url: URL) -> dict[str, Any]:
     timeouts = {"connect_timeout": _CONNECT_TIMEOUT_SECONDS, "tcp_user_timeout": _TCP_USER_TIMEOUT_MS}
     # The user's own words for what we would set.
@@ -420,33 +347,3 @@ def _engine_options(url: URL) -> dict[str, Any]:
 
 def _wrong_driver(driver: str) -> str:
     return f"On Postgres, sqlmq works with the driver psycopg (version 3), not {driver!r}: use postgresql+psycopg://"
-
-
-def _driver_error(error: Exception) -> psycopg.Error | None:
-    origin = error.orig if isinstance(error, DBAPIError) else error
-    return origin if isinstance(origin, psycopg.Error) else None
-
-
-def _asyncpg_error(error: Exception) -> psycopg.Error | None:
-    """An error of asyncpg's, which stands in a session given to us, as psycopg's with the same SQLSTATE."""
-    if not isinstance(error, DBAPIError) or error.orig is None:
-        return None
-    same = psycopg.OperationalError(str(error.orig).rpartition(">: ")[2])
-    same.sqlstate = getattr(error.orig, "sqlstate", None)
-    return same
-
-
-def _state(error: psycopg.Error) -> str:
-    """The SQLSTATE; for a refused login, of which libpq gives the text alone, guessed from that. Empty if unknown."""
-    if error.sqlstate:
-        return error.sqlstate
-    said = str(error)
-    if 'database "' in said and "does not exist" in said:
-        return "3D000"
-    return next((state for words, state in _REFUSED_LOGINS if words in said), "")
-
-
-def _first_line(error: psycopg.Error) -> str:
-    """What the server said, without the details, which can hold parts of a row."""
-    said = error.diag.message_primary or (str(error).strip().splitlines() or ["no reason given"])[0]
-    return said.rstrip(".")
