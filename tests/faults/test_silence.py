@@ -273,9 +273,10 @@ def test_closing_a_producer_waits_no_longer_than_five_seconds(behind: MQ, proxy:
         producer.close()
 
     assert clock.seconds <= CLOSE_SECONDS + BUSY_SECONDS
-    errors = [future.exception(0) for future in sent]
-    assert {type(error) for error in errors} <= {OutcomeUnknownError, DatabaseUnavailableError}
-    assert isinstance(errors[-1], DatabaseUnavailableError)  # known not to have been sent
+    first, *_, last = [future.exception(0) for future in sent]
+    assert isinstance(first, OutcomeUnknownError)
+    # Known not to have been sent; or sent, where new connections are answered, and there was time for one.
+    assert isinstance(last, DatabaseUnavailableError) or (last is None and hole == "silence")
 
 
 def test_the_others_are_as_patient_as_before_when_a_producer_was_closed(behind: MQ, proxy: Proxy) -> None:
