@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import threading
@@ -13,7 +14,7 @@ from sqlmq.background import Background
 from sqlmq.closing import Closing
 from sqlmq.consumer import Ack, Consumer
 from sqlmq.database import Database
-from sqlmq.errors import MQClosedError, UnknownTopicError
+from sqlmq.errors import DatabaseUnavailableError, MQClosedError, UnknownTopicError
 from sqlmq.failpoints import arm_by_environment
 from sqlmq.flows import manage, replay, stage
 from sqlmq.listener import Listener, hears
@@ -44,7 +45,7 @@ from sqlmq.runtime import check_runtime
 from sqlmq.targets import check_reset, check_start
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Iterator
     from types import TracebackType
     from typing import TypeVar
 
@@ -422,12 +423,21 @@ class MQ(Looking):
         return not self._notifies or hears(self._database)
 
     def _read(self, flow: Callable[[Connection, Dialect], T]) -> T:
-        self._check_open()
-        return self._database.read(lambda conn: flow(conn, self._database.dialect))
+        with self._while_open():
+            return self._database.read(lambda conn: flow(conn, self._database.dialect))
 
     def _write(self, flow: Callable[[Connection, Dialect], T]) -> T:
+        with self._while_open():
+            return self._database.write(lambda conn: flow(conn, self._database.dialect))
+
+    @contextlib.contextmanager
+    def _while_open(self) -> Iterator[None]:
         self._check_open()
-        return self._database.write(lambda conn: flow(conn, self._database.dialect))
+        try:
+            yield
+        except DatabaseUnavailableError:
+            self._check_open()  # closed meanwhile, by another thread
+            raise
 
     def _check_open(self) -> None:
         if self._closed:

@@ -50,6 +50,7 @@ def measured(database: DatabaseUnderTest) -> Iterator[BenchDatabase]:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(400)
 @pytest.mark.parametrize("database", ["sqlite", "postgres"], indirect=True)
 def test_tables_stay_level_under_load_with_retention(measured: BenchDatabase) -> None:
     found = last(measured, TEN_MINUTES, is_held=False)
@@ -60,6 +61,7 @@ def test_tables_stay_level_under_load_with_retention(measured: BenchDatabase) ->
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(400)
 @pytest.mark.parametrize("database", ["sqlite", "postgres"], indirect=True)
 def test_what_an_old_snapshot_kept_is_cleared_away_when_it_ends(
     database: DatabaseUnderTest, measured: BenchDatabase
