@@ -357,7 +357,7 @@ def _failure_forgotten(_chosen: random.Random) -> None:
     _put(Handling, "_put", put_nothing)
 
 
-@_sabotage("groups-unprotected", "Retention takes messages that a group has not read.", "B9")
+@_sabotage("groups-unprotected", "Retention takes messages that a group has not read.", "B9", handling_seconds=1.0)
 def _groups_unprotected(_chosen: random.Random) -> None:
     _put(retain, "protected_from", lambda _retention, _standings, _expired, _start, end: end)
 
