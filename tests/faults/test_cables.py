@@ -15,7 +15,6 @@ import pytest
 from sqlalchemy import make_url, text
 
 from sqlmq import Message
-from tests.concurrency.test_processes import Processes
 from tests.concurrency.workers import GROUP, TOPIC, Place
 from tests.contract.waiting import receive, until
 from tests.faults import holder
@@ -27,6 +26,7 @@ if TYPE_CHECKING:
     from sqlalchemy import Engine
 
     from sqlmq import MQ
+    from tests.concurrency.test_processes import Processes
     from tests.conftest import DatabaseUnderTest
 
 LEASE_SECONDS, POLL_SECONDS, MARGIN_SECONDS = 2.0, 0.2, 1.0
@@ -85,17 +85,10 @@ def cable() -> Iterator[Cable]:
 
 
 @pytest.fixture
-def far_away(cable: Cable, database: DatabaseUnderTest) -> Iterator[Place]:
+def place(cable: Cable, database: DatabaseUnderTest) -> Iterator[Place]:
     """The database, as it is found from the other end of the cable."""
     with Proxy(make_url(database.url), cable.host) as proxy:
         yield Place(proxy.url.render_as_string(hide_password=False), database.schema, LEASE_SECONDS)
-
-
-@pytest.fixture
-def processes(far_away: Place, tmp_path: Path) -> Iterator[Processes]:
-    processes = Processes(far_away, tmp_path)
-    yield processes
-    processes.close()
 
 
 def test_whoever_is_cut_off_is_replaced_and_what_it_had_in_hand_is_refused(

@@ -25,6 +25,7 @@ from sqlmq import (
     SqlmqError,
 )
 from tests.contract.waiting import receive, values
+from tests.faults.disks import small_disk_at
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -47,13 +48,8 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A file system of 3 MB."""
     directory = tmp_path / "small-disk"
     directory.mkdir()
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", directory], capture_output=True, text=True, check=False
-    )
-    if mounted.returncode:
-        pytest.skip(f"No file system may be mounted here: {mounted.stderr.strip()}")
-    yield directory
-    subprocess.run(["umount", "-l", directory], check=True)
+    with small_disk_at(directory, "3m"):
+        yield directory
 
 
 def assert_that_it_is_sound(path: Path) -> None:

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import secrets
-import subprocess
 import threading
 import time
 from typing import TYPE_CHECKING
@@ -16,7 +14,7 @@ from sqlalchemy.pool import NullPool
 
 from sqlmq import MQ, DatabaseBusyError, DatabaseError, DatabaseFullError, DatabaseUnavailableError, Message
 from tests.contract.waiting import receive, values
-from tests.postgres_server import unprivileged_account
+from tests.faults.disks import give_to_server, small_disk_at
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -165,20 +163,9 @@ def test_a_transaction_that_is_longer_than_the_role_may_have_is_undone(role: Rol
 def small_disk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A file system of 16 MB that the server of the tests may write to."""
     directory = tmp_path_factory.mktemp("small-disk")
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=16m", "tmpfs", directory], capture_output=True, text=True, check=False
-    )
-    if mounted.returncode:
-        pytest.skip(f"No file system may be mounted here: {mounted.stderr.strip()}")
-    try:
-        account = unprivileged_account()
-        if account:
-            os.chown(directory, account["user"], account["group"])
-            for parent in list(directory.parents)[:3]:
-                parent.chmod(0o755)
+    with small_disk_at(directory, "16m"):
+        give_to_server(directory)
         yield directory
-    finally:
-        subprocess.run(["umount", "-l", directory], check=True)
 
 
 def test_on_a_full_disk_nothing_is_half_done_and_it_goes_on_when_there_is_room(

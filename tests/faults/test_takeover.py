@@ -11,15 +11,14 @@ import pytest
 
 from sqlmq import Message
 from tests.concurrency import workers
-from tests.concurrency.test_processes import Processes
 from tests.concurrency.workers import GROUP, TOPIC, Place
 from tests.contract.waiting import receive, until
 from tests.faults import holder
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
 
+    from tests.concurrency.test_processes import Processes
     from tests.conftest import DatabaseUnderTest
 
 LEASE_SECONDS, POLL_SECONDS, MARGIN_SECONDS = 2.0, 0.2, 1.0
@@ -43,13 +42,6 @@ def place(database: DatabaseUnderTest) -> Place:
     with place.open() as mq:
         mq.create_topic(TOPIC, 1)
     return place
-
-
-@pytest.fixture
-def processes(place: Place, tmp_path: Path) -> Iterator[Processes]:
-    processes = Processes(place, tmp_path)
-    yield processes
-    processes.close()
 
 
 def test_a_killed_consumers_messages_go_to_another_one_when_its_lease_is_over(

@@ -25,7 +25,6 @@ from tests.contract.waiting import until
 from tests.faults import writers
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
 
     from tests.conftest import DatabaseUnderTest
@@ -48,13 +47,6 @@ def place(database: DatabaseUnderTest) -> Place:
     with place.open() as mq:
         mq.create_topic(TOPIC, 1)
     return place
-
-
-@pytest.fixture
-def processes(place: Place, tmp_path: Path) -> Iterator[Processes]:
-    processes = Processes(place, tmp_path)
-    yield processes
-    processes.close()
 
 
 @pytest.mark.slow

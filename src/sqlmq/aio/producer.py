@@ -265,7 +265,8 @@ class AsyncProducer:
     async def close(self) -> None:
         """Wait for what was submitted, then take no more. A second call has the same result.
 
-        A database that does not answer is waited for no longer than five seconds. A task that is cancelled meanwhile ends when that is done.
+        A database that does not answer is waited for no longer than five seconds. A task that is cancelled meanwhile
+        ends when that is done.
         """
         await self._threads.run_apart(self._sync.close)
 
