@@ -16,20 +16,24 @@ if TYPE_CHECKING:
     from sqlmq.dialects import Dialect
 
 
-def open_engine(target: object, schema: str | None) -> tuple[Dialect, Engine]:
-    """The engine for the URL *target*, and what knows its database. Raises TypeError or InvalidURLError."""
-    if not isinstance(target, str | URL):
-        message = f"MQ takes a database URL or a SQLAlchemy Engine, not {type(target).__name__}."
-        raise TypeError(message)
+def read_url(target: str | URL) -> URL:
+    """*target*, with the database's name as SQLAlchemy spells it. Raises InvalidURLError."""
     try:
-        url = make_url(target)
+        return canonical(make_url(target))
     except (sa_exc.ArgumentError, ValueError):
         message = (
             "This is no database URL. It looks like sqlite:///file.db or postgresql://user:password@host/database; "
             "special characters of a password are written as %40 and the like."
         )
         raise InvalidURLError(message) from None
-    url = canonical(url)
+
+
+def open_engine(target: object, schema: str | None) -> tuple[Dialect, Engine]:
+    """The engine for the URL *target*, and what knows its database. Raises TypeError or InvalidURLError."""
+    if not isinstance(target, str | URL):
+        message = f"MQ takes a database URL or a SQLAlchemy Engine, not {type(target).__name__}."
+        raise TypeError(message)
+    url = read_url(target)
     dialect = dialect_named(url.get_backend_name(), schema)
     try:
         return dialect, dialect.create_engine(url)

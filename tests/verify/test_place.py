@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 from sqlalchemy import Engine, inspect
 
-from sqlmq import MQ
+from sqlmq import MQ, DatabaseUnavailableError, InvalidURLError, SqlmqError
 from sqlmq.verify.place import Place, PlaceTakenError
 from sqlmq.verify.plan import ORDERS, Plan
 
@@ -75,3 +75,22 @@ def test_a_file_of_its_own_is_removed(tmp_path: Path) -> None:
         assert list(tmp_path.glob("verify.db*"))
 
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("url", "error"),
+    [
+        ("nonsense", InvalidURLError),
+        ("postgresql://nobody:secret@127.0.0.1:1/nowhere", DatabaseUnavailableError),
+        ("sqlite:////nowhere/at/all.db", DatabaseUnavailableError),
+    ],
+)
+def test_a_database_that_cannot_be_reached_is_told_as_such(
+    url: str, error: type[SqlmqError], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sqlmq.trying._RETRY_SECONDS", 0.1)
+
+    with pytest.raises(error) as caught, Place(Plan.of(url, None, "abc", tmp_path)).made(keep=False):
+        pytest.fail("it was made")
+
+    assert "secret" not in str(caught.value)

@@ -7,9 +7,9 @@ from datetime import UTC, datetime, timedelta
 from importlib.metadata import version
 from typing import TYPE_CHECKING
 
-from sqlalchemy import Connection, NullPool, create_engine, make_url, text
+from sqlalchemy import Connection, NullPool, create_engine, text
 
-from sqlmq.dialects import canonical
+from sqlmq.opening import read_url
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -28,21 +28,21 @@ _OTHER = "sqlmq_verify"
 
 def is_postgres(url: str) -> bool:
     """Whether there is a server at *url*, with schemas and sessions; else it is a file."""
-    return canonical(make_url(url)).get_backend_name() == "postgresql"
+    return read_url(url).get_backend_name() == "postgresql"
 
 
 def tagged(url: str, tag: str) -> str:
     """*url*, by which the sessions of a run can be told from all others of the server."""
     if not is_postgres(url):
         return url
-    named = canonical(make_url(url)).update_query_dict({"application_name": tag})
+    named = read_url(url).update_query_dict({"application_name": tag})
     return named.render_as_string(hide_password=False)
 
 
 @contextmanager
 def connected(url: str) -> Iterator[Connection]:
     """A connection of its own, which shares nothing with what is verified, and is called otherwise."""
-    parsed = canonical(make_url(url))
+    parsed = read_url(url)
     if is_postgres(url):
         driver = parsed.drivername if "+" in parsed.drivername else f"{parsed.drivername}+psycopg"
         # Or the nemesis would end these sessions, too.

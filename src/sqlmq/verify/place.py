@@ -13,6 +13,7 @@ from sqlalchemy import Connection, column, inspect, make_url, select, table, tex
 from sqlalchemy.schema import DropSchema
 
 from sqlmq import migrate
+from sqlmq.database import Database
 from sqlmq.errors import SqlmqError
 from sqlmq.mq import MQ
 from sqlmq.retention import Retention
@@ -40,7 +41,7 @@ class Place:
 
     @contextmanager
     def made(self, *, keep: bool) -> Iterator[None]:
-        """Make it, and remove it in the end unless told to *keep* it. Raises PlaceTakenError."""
+        """Make it, and remove it in the end unless told to *keep* it. Raises PlaceTakenError, and DatabaseError."""
         self._make()
         try:
             yield
@@ -49,19 +50,24 @@ class Place:
                 self._remove()
 
     def _make(self) -> None:
-        with connected(self._plan.url) as conn:
-            self._is_schema_ours = self.schema is not None and not inspect(conn).has_schema(self.schema)
-            path = file_of(self._plan)
-            self._is_file_ours = path is not None and (not path.exists() or path.stat().st_size == 0)
-            self._check_free(conn)
-            migrate.upgrade(conn, schema=self.schema)
-            for name in (EFFECT, ROW):
-                conn.execute(text(f"CREATE TABLE {self._named(conn, name)} (group_name text, m text NOT NULL)"))
-            conn.commit()
+        path = file_of(self._plan)
+        self._is_file_ours = path is not None and (not path.exists() or path.stat().st_size == 0)
+        database = Database(self._plan.url, self.schema)
+        try:
+            database.write_unprepared(self._make_tables)
+        finally:
+            database.close()
         with MQ(self._plan.url, schema=self.schema) as mq:
             mq.create_topic(ORDERS, self._plan.partitions)
             mq.create_topic(TRIMMED, 2, retention=Retention(messages=KEEP_MESSAGES))
             mq.create_topic(COPIES, 2)
+
+    def _make_tables(self, conn: Connection) -> None:
+        self._is_schema_ours = self.schema is not None and not inspect(conn).has_schema(self.schema)
+        self._check_free(conn)
+        migrate.upgrade(conn, schema=self.schema)
+        for name in (EFFECT, ROW):
+            conn.execute(text(f"CREATE TABLE {self._named(conn, name)} (group_name text, m text NOT NULL)"))
 
     def _check_free(self, conn: Connection) -> None:
         where = f"schema {self.schema!r}" if self.schema else "the file" if file_of(self._plan) else "the database"
