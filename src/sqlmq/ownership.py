@@ -200,7 +200,8 @@ class Ownership:
         if moved is None:
             raise self.fenced((number,))
         renewed, position = moved
-        self.claimed[id_] = PartitionProgress(topic.name, number, id_, renewed.epoch, position)
+        self.claimed[id_] = progress = PartitionProgress(topic.name, number, id_, renewed.epoch, position)
+        progress.note_pruned(position)
         self._note_numbers()
 
     def give_back(self) -> None:
@@ -326,9 +327,11 @@ class Ownership:
         self._drop(going)
         for new in taken:
             id_ = new.claim.partition_id
-            self.claimed[id_] = PartitionProgress(
+            self.claimed[id_] = progress = PartitionProgress(
                 self._joining.topic.name, new.number, id_, new.claim.epoch, new.position, new.log_start
             )
+            if not new.has_older:
+                progress.note_pruned(new.position)
         self._note_numbers()
         log.debug(
             "%s took %d partition(s), handed back %d",

@@ -25,7 +25,11 @@ _CHANNEL = "'sqlmq_' || CAST(CAST(to_regclass(%s) AS oid) AS text)"
 
 def notify(conn: Connection, topic_table: str, payloads: Collection[str]) -> None:
     """Send *payloads* in one statement, outside a transaction."""
-    sql = f"SELECT pg_notify({_CHANNEL}, payload) FROM unnest(CAST(%s AS text[])) AS payload"
+    # To be heard it has to be committed, but not to be on the disk: a server that crashes has nobody who listens.
+    sql = f"""
+        SELECT pg_notify({_CHANNEL}, payload) FROM unnest(CAST(%s AS text[])) AS payload
+        WHERE set_config('synchronous_commit', 'off', true) IS NOT NULL
+    """
     conn.exec_driver_sql(sql, (topic_table, list(payloads)))
 
 

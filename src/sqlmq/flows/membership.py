@@ -47,6 +47,8 @@ class Taken:
     number: int
     """The partition's."""
     position: int
+    has_older: bool
+    """Whether the owners before have left older positions of the group's."""
     log_start: int
     """The oldest offset kept."""
 
@@ -110,14 +112,14 @@ def change(
         taken = groups.take(conn, dialect, group, member_id, plan.take, plan.take_at_most)
         failpoint("claim.after")
     ids = [claim.partition_id for claim in taken]
-    where, starts = offsets.positions(conn, dialect, group, ids), retained.starts(conn, dialect, ids)
+    left, starts = offsets.inherited(conn, dialect, group, ids), retained.starts(conn, dialect, ids)
     is_waiting = len(seen.mine) - len(give) + len(taken) < plan.share
     if is_waiting != seen.was_waiting:
         groups.set_waiting(conn, dialect, member_id, is_waiting=is_waiting)
     return written, [
-        Taken(claim, number, where[claim.partition_id], start)
+        Taken(claim, number, *left[claim.partition_id], start)
         for claim in taken
-        if claim.partition_id in where and claim.partition_id in starts
+        if claim.partition_id in left and claim.partition_id in starts
         for number, start in [starts[claim.partition_id]]
     ]
 

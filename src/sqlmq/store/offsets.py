@@ -15,7 +15,7 @@ from sqlmq.dialects import HeldPosition
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from sqlalchemy import Connection
+    from sqlalchemy import Connection, ScalarSelect
 
     from sqlmq.dialects import Dialect
     from sqlmq.store.groups import Claim, Group
@@ -126,15 +126,41 @@ def prune(conn: Connection, dialect: Dialect, group: Group, windows: Sequence[Wi
 
 def positions(conn: Connection, dialect: Dialect, group: Group, partition_ids: Sequence[int]) -> dict[int, int]:
     """The group's position in each of *partition_ids*; where it has committed nothing, the oldest message kept."""
+    p = dialect.tables.partition
+    position = func.coalesce(_at_an_end(dialect, group, newest=True), p.c.start_offset)
+    rows = conn.execute(select(p.c.id, position.label("position")).where(p.c.id.in_(partition_ids)))
+    return {row.id: row.position for row in rows}
+
+
+class Inheritance(NamedTuple):
+    """What the owners of a partition before have left of a group's positions in it."""
+
+    position: int
+    has_older: bool
+    """Whether there are older ones, which are to be deleted some day."""
+
+
+def inherited(
+    conn: Connection, dialect: Dialect, group: Group, partition_ids: Sequence[int]
+) -> dict[int, Inheritance]:
+    """As ``positions``, with what is left behind them."""
+    p = dialect.tables.partition
+    newest, oldest = (_at_an_end(dialect, group, newest=newest) for newest in (True, False))
+    rows = conn.execute(select(p.c.id, p.c.start_offset, newest, oldest).where(p.c.id.in_(partition_ids)))
+    return {
+        id_: Inheritance(start, has_older=False) if last is None else Inheritance(last, has_older=first < last)
+        for id_, start, last, first in rows
+    }
+
+
+def _at_an_end(dialect: Dialect, group: Group, *, newest: bool) -> ScalarSelect[int]:
+    """The group's newest or oldest position in a partition; NULL if it has none."""
     o, p = dialect.tables.group_offset, dialect.tables.partition
-    newest = (
-        select(o.c.committed_offset)
+    offset = o.c.committed_offset
+    return (
+        select(offset)
         .where(o.c.group_id == group.id, o.c.partition_id == p.c.id)
-        .order_by(o.c.committed_offset.desc())
+        .order_by(offset.desc() if newest else offset)
         .limit(1)
         .scalar_subquery()
     )
-    rows = conn.execute(
-        select(p.c.id, func.coalesce(newest, p.c.start_offset).label("position")).where(p.c.id.in_(partition_ids))
-    )
-    return {row.id: row.position for row in rows}
