@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from tests.model.reference import Place, Topic
 
 WORKERS = "workers"
-POLICIES: tuple[Policy, ...] = ("park", "dead", "skip")
+POLICIES: tuple[Policy, ...] = ("park", "dead", "skip", "stop")
 
 
 class HandlerFailedError(Exception):

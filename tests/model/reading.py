@@ -15,7 +15,8 @@ from tests.model.machine import FOR_EVER_SECONDS, PICK, Machine
 from tests.model.reference import Group, Reader, place_of
 
 if TYPE_CHECKING:
-    from sqlmq import Message
+    from sqlmq import Consumer, Message
+    from sqlmq.progress import Span
     from tests.contract.blocking import BlockingConsumer
     from tests.model.reference import Topic
 
@@ -51,15 +52,14 @@ class Reading(Machine):
     def poll(self, pick: int, at_most: int) -> None:
         self.check_delivery(self.pick_reader(pick), at_most)
 
-    @precondition(lambda self: self.readers and self.way == "sync")
+    @precondition(lambda self: self.readers)
     @rule(pick=PICK, count=st.integers(min_value=1, max_value=5))
     def loop_and_leave(self, pick: int, count: int) -> None:
         """The steps of a loop that does not wait, and is left at its last message."""
         reader = self.pick_reader(pick)
-        consumer = reader.consumer
         described = self.begin_to_ask(reader)
 
-        for span in consumer._ask(consumer._lend, 10, 0):
+        for span in self._lent(reader.consumer):
             self.forget_others(reader, described)
             taken = [message for message in (span.take() for _ in range(count)) if message]
             for message in taken:
@@ -68,7 +68,25 @@ class Reading(Machine):
             reader.done[partition] = reader.next_offsets[partition] = offset
             reader.left = {partition}
             self.may_be_done(reader)
-        consumer._leave_in_hand(threading.current_thread())
+        self._leave(reader.consumer)
+
+    def _lent(self, consumer: Consumer) -> list[Span]:
+        if self.loop is None:
+            return consumer._ask(consumer._lend, 10, 0)
+        aio = cast("BlockingConsumer", consumer)._aio
+        spans: list[Span] = self.loop.run(lambda: aio._ask(aio._sync._lend, 10, 0))
+        return spans
+
+    def _leave(self, consumer: Consumer) -> None:
+        if self.loop is None:
+            consumer._leave_in_hand(threading.current_thread())
+            return
+        aio = cast("BlockingConsumer", consumer)._aio
+
+        async def leave() -> None:
+            aio._sync._leave_in_hand(aio._receiver())
+
+        self.loop.run(leave)
 
     @precondition(lambda self: self.readers)
     @rule(pick=PICK)

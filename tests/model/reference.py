@@ -14,9 +14,9 @@ if TYPE_CHECKING:
 
 Place = tuple[int, int]
 """Partition and offset."""
-Policy = Literal["park", "dead", "skip"]
+Policy = Literal["park", "dead", "skip", "stop"]
 
-MOST_ATTEMPTS: dict[Policy, int] = {"park": 2, "dead": 1, "skip": 1}
+MOST_ATTEMPTS: dict[Policy, int] = {"park": 2, "dead": 1, "skip": 1, "stop": 1}
 
 
 @dataclass(frozen=True)
@@ -104,11 +104,16 @@ class Reader:
 
 @dataclass
 class Aside:
-    """A message that the group of the workers has set aside."""
+    """A message that the group of the workers has set aside, or stands at."""
 
-    state: Literal["waiting", "dead"]
+    state: Literal["waiting", "dead", "held", "stopped"]
     attempts: int
     is_due: bool
+
+    @property
+    def is_in_place(self) -> bool:
+        """Whether its partition waits for it."""
+        return self.state in ("held", "stopped")
 
 
 @dataclass
@@ -131,7 +136,10 @@ class Workers:
         topic.check(message)
         self._check_turn(topic, place)
         attempts = self.aside[place].attempts + 1 if place in self.aside else 1
-        self.position[place[0]] = max(self.position.get(place[0], 0), place[1] + 1)
+        if fails and self.policy == "stop":
+            self.aside[place] = Aside("stopped", attempts, is_due=False)
+            return
+        self._pass(place)
         if not fails:
             self._finish(place)
         elif attempts < MOST_ATTEMPTS[self.policy]:
@@ -143,8 +151,10 @@ class Workers:
 
     def _check_turn(self, topic: Topic, place: Place) -> None:
         found = self.aside.get(place)
+        waited_for = [other for other in self.aside if other[0] == place[0] and self.aside[other].is_in_place]
+        assert not set(waited_for) - {place}, "a message was handled in a partition that waits for another one"
         if found is not None:
-            assert found.state == "waiting", "a dead letter was handled"
+            assert found.state in ("waiting", "held"), f"a message was handled that is {found.state}"
             assert found.is_due, "a message was tried again before its time"
         else:
             assert place[1] >= self.position.get(place[0], topic.partitions[place[0]].start), "handled once more"
@@ -170,20 +180,26 @@ class Workers:
 
     def retry(self, places: Iterable[Place]) -> None:
         for place in places:
-            self.aside[place] = Aside("waiting", 0, is_due=True)
+            self.aside[place] = Aside("held" if self.aside[place].is_in_place else "waiting", 0, is_due=True)
 
     def discard(self, places: Iterable[Place]) -> None:
         for place in list(places):
+            if self.aside[place].is_in_place:
+                self._pass(place)
             self._finish(place)
 
     def move(self, topic: Topic, partition: int, offset: int) -> None:
         """The group was moved: from *offset* on everything comes again."""
-        for place in [place for place in self.aside if place[0] == partition and place[1] >= offset]:
-            del self.aside[place]
+        for place, found in list(self.aside.items()):
+            if place[0] == partition and (place[1] >= offset or found.is_in_place):
+                del self.aside[place]
         self.finished = {place for place in self.finished if place[0] != partition or place[1] < offset}
         begin = self.position.get(partition, topic.partitions[partition].start)
         self.finished |= {(partition, passed) for passed in range(begin, offset)}
         self.position[partition] = offset
+
+    def _pass(self, place: Place) -> None:
+        self.position[place[0]] = max(self.position.get(place[0], 0), place[1] + 1)
 
     def _finish(self, place: Place) -> None:
         self.aside.pop(place, None)

@@ -8,6 +8,7 @@ from sqlalchemy import text
 from sqlalchemy.orm import Session
 
 from sqlmq import FencedError, Message, Retention, UnknownTopicError
+from sqlmq.partitioner import partition_for_key
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -138,9 +139,16 @@ def grow_produce_consume(scene: Scene) -> None:
                 values.append(message.value)
         assert first == {key: [key + b"0", key + b"1", key + b"2"] for key in keys}
 
+    def keys_move_at_the_barrier() -> None:
+        barriers = scene.barriers()
+        for (partition, offset), value in scene.log().items():
+            home = partition_for_key("murmur2", value[:1], 3 if offset >= barriers.get(partition, 0) else 1)
+            assert partition == home, f"{value!r} is at {partition}@{offset}, and the barriers are at {barriers}"
+
     scene.session(lambda: scene.mq(0).add_partitions(scene.topic, 3))
     scene.session(send)
     scene.session(lambda: reads_twice(scene, consumer))
+    scene.checks.append(keys_move_at_the_barrier)
     scene.last_checks.append(each_key_in_order)
 
 

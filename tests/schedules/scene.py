@@ -264,6 +264,14 @@ class Scene:
         """
         return dict(self._ask(query, topic=self.topic, group=group))
 
+    def barriers(self) -> dict[int, int]:
+        """Where partitions ended when others were added for their keys, by partition."""
+        query = """
+            SELECT p.number, o.barrier_offset FROM sqlmq_topic t JOIN sqlmq_partition p ON p.topic_id = t.id
+            JOIN sqlmq_origin o ON o.origin_id = p.id WHERE t.name = :topic
+        """
+        return dict(self._ask(query, topic=self.topic))
+
     def effects(self) -> list[str]:
         """What was done in transactions."""
         return [place for (place,) in self._ask("SELECT place FROM effect WHERE topic = :topic", topic=self.topic)]
@@ -343,7 +351,7 @@ class Scene:
         """Have a new member read all there is left, and see that nothing is missing then."""
         with self.stage.own.consumer(self.topic, group) as consumer:
             while self.poll(consumer):
-                pass
+                self.commit(consumer)  # what comes next may be behind a barrier
         log = self.log()
         ends = {partition: offset + 1 for partition, offset in log}
         positions = self.positions(group)

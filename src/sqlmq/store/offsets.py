@@ -140,9 +140,7 @@ class Inheritance(NamedTuple):
     """Whether there are older ones, which are to be deleted some day."""
 
 
-def inherited(
-    conn: Connection, dialect: Dialect, group: Group, partition_ids: Sequence[int]
-) -> dict[int, Inheritance]:
+def inherited(conn: Connection, dialect: Dialect, group: Group, partition_ids: Sequence[int]) -> dict[int, Inheritance]:
     """As ``positions``, with what is left behind them."""
     p = dialect.tables.partition
     newest, oldest = (_at_an_end(dialect, group, newest=newest) for newest in (True, False))
