@@ -229,9 +229,8 @@ def test_a_burst_is_few_notices(waiting: Waiting, producer: Producer, mq: MQ) ->
     mq.close()
 
     took = time.monotonic() - began
-    # One each 10 ms, one for the first and one at the end.
-    assert 1 <= len(notices.topics) <= took / 0.01 + 2
-    assert len(notices.topics) < 500
+    # One each 4 ms, or 10 where there was much to tell, one for the first and one at the end.
+    assert 1 <= len(notices.topics) <= took / 0.004 + 2
     assert {payload for payloads in notices.topics for payload in payloads} == {str(waiting.consumer.topic_id)}
 
 
@@ -244,7 +243,7 @@ def test_several_topics_are_told_of_in_one_statement(mq: MQ, make_mq: MakeMQ) ->
     notices = Notices(mq.engine)
 
     # As if they came while the thread was busy.
-    mq._notifier._told.update(topic_ids[1:])
+    mq._notifier._told.update(dict.fromkeys(topic_ids[1:], 1))
     mq._notifier.tell(topic_ids[0])
 
     until(lambda: notices.topics != [], "a notice")

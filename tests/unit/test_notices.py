@@ -17,18 +17,21 @@ def test_the_first_notice_of_a_topic_is_due_at_once() -> None:
     assert schedule.pause({1, 2}, 100.0) == 0
 
 
-def test_the_next_one_waits_ten_milliseconds_and_holds_up_no_other_topic() -> None:
+@pytest.mark.parametrize(("commits", "seconds"), [(1, 0.004), (2, 0.004), (3, 0.01), (500, 0.01)])
+def test_the_next_one_waits_the_longer_the_more_there_was_to_tell_and_holds_up_no_other_topic(
+    commits: int, seconds: float
+) -> None:
     schedule = Schedule()
-    schedule.note({1}, {1}, {1}, 100.0)
+    schedule.note({1: commits}, {1}, {1}, 100.0)
 
-    assert schedule.ready({1, 2}, 100.005) == {2}
-    assert schedule.pause({1}, 100.004) == pytest.approx(0.006)
-    assert schedule.ready({1}, 100.0101) == {1}
+    assert schedule.ready({1, 2}, 100.0 + seconds - 0.001) == {2}
+    assert schedule.pause({1}, 100.0 + seconds - 0.001) == pytest.approx(0.001)
+    assert schedule.ready({1}, 100.0001 + seconds) == {1}
 
 
 def test_where_nobody_waits_a_notice_is_held_back_for_a_second() -> None:
     schedule = Schedule()
-    schedule.note({1}, {1}, set(), 100.0)
+    schedule.note({1: 1}, {1}, set(), 100.0)
 
     assert schedule.ready({1}, 100.9) == set()
     assert schedule.ready({1}, 101.0) == {1}
@@ -37,8 +40,8 @@ def test_where_nobody_waits_a_notice_is_held_back_for_a_second() -> None:
 
 def test_that_somebody_waits_is_believed_for_a_second() -> None:
     schedule = Schedule()
-    schedule.note({1}, {1}, {1}, 100.0)
-    schedule.note({1}, set(), set(), 100.5)
+    schedule.note({1: 1}, {1}, {1}, 100.0)
+    schedule.note({1: 1}, set(), set(), 100.5)
 
     assert schedule.awaited({1, 2}, 100.9) == {1}
     assert schedule.awaited({1, 2}, 101.0) == set()
@@ -48,7 +51,7 @@ def test_that_somebody_waits_is_believed_for_a_second() -> None:
 def test_a_schedule_forgets_topics_of_long_ago() -> None:
     schedule = Schedule()
     for number in range(5_000):
-        schedule.note({number}, {number}, {number}, float(number))
+        schedule.note({number: 1}, {number}, {number}, float(number))
 
     assert len(schedule._not_before) <= 1_001
     assert len(schedule._awaited_until) <= 1_001
