@@ -216,6 +216,11 @@ class ProducerResult(NamedTuple):
     offset: int
 
 
+def offsets_of(messages: Iterable[Message]) -> list[int | None]:
+    """The offsets of *messages*, a column of them."""
+    return [message._offset for message in messages]
+
+
 def microseconds_since_1970(at: datetime) -> int:
     """*at*, an aware moment, as the number of microseconds since 1970-01-01 UTC."""
     return (at - _EPOCH) // timedelta(microseconds=1)

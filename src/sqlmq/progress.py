@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from sqlmq.errors import OffsetGapError
-from sqlmq.message import Message
+from sqlmq.message import Message, offsets_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -217,6 +217,7 @@ class PartitionProgress:
 
 def check_dense(topic: str, partition: int, messages: Sequence[Message], start: int) -> None:
     """Raise OffsetGapError unless the offsets of *messages* are those from *start* on, one after the other."""
-    for expected, message in enumerate(messages, start):
-        if message.offset != expected:
-            raise OffsetGapError(topic, partition, expected=expected, found=message.offset or 0)
+    found, expected = offsets_of(messages), list(range(start, start + len(messages)))
+    if found != expected:
+        gap = next(place for place in range(len(found)) if found[place] != expected[place])
+        raise OffsetGapError(topic, partition, expected=expected[gap], found=found[gap] or 0)
