@@ -5,8 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Self
 
-from sqlalchemy import URL, Engine, make_url
-from sqlalchemy.exc import ArgumentError
+from sqlalchemy import URL, Engine
 
 from sqlmq.aio.consumer import AsyncConsumer
 from sqlmq.aio.engines import Engines
@@ -15,6 +14,7 @@ from sqlmq.aio.producer import AsyncProducer, carrier_of
 from sqlmq.aio.threads import Threads, to_the_end
 from sqlmq.dialects import blocking
 from sqlmq.mq import MQ
+from sqlmq.opening import read_url
 from sqlmq.tail import check_tail
 
 if TYPE_CHECKING:
@@ -302,10 +302,6 @@ class AsyncMQ:
 def _blocking(database: str | URL | Engine | AsyncEngine) -> str | URL | Engine:
     """What an MQ is made from, for what an AsyncMQ is made from."""
     if isinstance(database, str | URL):
-        try:
-            url = make_url(database)
-        except (ArgumentError, ValueError):
-            return database  # MQ says what is wrong with it
-        return blocking(url, is_made=False)
+        return blocking(read_url(database), is_made=False)
     # Not isinstance: SQLAlchemy's asyncio part is for those to import who have an AsyncEngine.
     return database if not hasattr(database, "sync_engine") else blocking(database.sync_engine.url, is_made=True)

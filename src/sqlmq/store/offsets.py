@@ -15,7 +15,7 @@ from sqlmq.dialects import HeldPosition
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from sqlalchemy import Connection, ScalarSelect
+    from sqlalchemy import Column, ColumnElement, Connection, ScalarSelect
 
     from sqlmq.dialects import Dialect
     from sqlmq.store.groups import Claim, Group
@@ -84,14 +84,7 @@ def replace(conn: Connection, dialect: Dialect, group: Group, commits: Sequence[
 def standing(conn: Connection, dialect: Dialect, group: Group, partition_ids: Sequence[int]) -> dict[int, Commit]:
     """The group's position in each of *partition_ids*, by its id, with what was in hand there; None if nothing was."""
     o, p = dialect.tables.group_offset, dialect.tables.partition
-    position, in_hand_to = (
-        select(column)
-        .where(o.c.group_id == group.id, o.c.partition_id == p.c.id)
-        .order_by(o.c.committed_offset.desc())
-        .limit(1)
-        .scalar_subquery()
-        for column in (o.c.committed_offset, o.c.in_hand_to)
-    )
+    position, in_hand_to = (_of_newest(dialect, group, column) for column in (o.c.committed_offset, o.c.in_hand_to))
     rows = conn.execute(
         select(p.c.id, func.coalesce(position, p.c.start_offset), in_hand_to).where(p.c.id.in_(partition_ids))
     )
@@ -126,8 +119,8 @@ def prune(conn: Connection, dialect: Dialect, group: Group, windows: Sequence[Wi
 
 def positions(conn: Connection, dialect: Dialect, group: Group, partition_ids: Sequence[int]) -> dict[int, int]:
     """The group's position in each of *partition_ids*; where it has committed nothing, the oldest message kept."""
-    p = dialect.tables.partition
-    position = func.coalesce(_at_an_end(dialect, group, newest=True), p.c.start_offset)
+    o, p = dialect.tables.group_offset, dialect.tables.partition
+    position = func.coalesce(_of_newest(dialect, group, o.c.committed_offset), p.c.start_offset)
     rows = conn.execute(select(p.c.id, position.label("position")).where(p.c.id.in_(partition_ids)))
     return {row.id: row.position for row in rows}
 
@@ -142,8 +135,9 @@ class Inheritance(NamedTuple):
 
 def inherited(conn: Connection, dialect: Dialect, group: Group, partition_ids: Sequence[int]) -> dict[int, Inheritance]:
     """As ``positions``, with what is left behind them."""
-    p = dialect.tables.partition
-    newest, oldest = (_at_an_end(dialect, group, newest=newest) for newest in (True, False))
+    o, p = dialect.tables.group_offset, dialect.tables.partition
+    offset = o.c.committed_offset
+    newest, oldest = (_of_first(dialect, group, offset, by) for by in (offset.desc(), offset.asc()))
     rows = conn.execute(select(p.c.id, p.c.start_offset, newest, oldest).where(p.c.id.in_(partition_ids)))
     return {
         id_: Inheritance(start, has_older=False) if last is None else Inheritance(last, has_older=first < last)
@@ -151,14 +145,13 @@ def inherited(conn: Connection, dialect: Dialect, group: Group, partition_ids: S
     }
 
 
-def _at_an_end(dialect: Dialect, group: Group, *, newest: bool) -> ScalarSelect[int]:
-    """The group's newest or oldest position in a partition; NULL if it has none."""
+def _of_newest(dialect: Dialect, group: Group, column: Column[int]) -> ScalarSelect[int]:
+    """What *column* has of the group's position in a partition; NULL if it has none."""
+    return _of_first(dialect, group, column, dialect.tables.group_offset.c.committed_offset.desc())
+
+
+def _of_first(dialect: Dialect, group: Group, column: Column[int], by: ColumnElement[int]) -> ScalarSelect[int]:
+    """What *column* has of the first, in the order *by*, of the group's positions in a partition; NULL if it has none."""
     o, p = dialect.tables.group_offset, dialect.tables.partition
-    offset = o.c.committed_offset
-    return (
-        select(offset)
-        .where(o.c.group_id == group.id, o.c.partition_id == p.c.id)
-        .order_by(offset.desc() if newest else offset)
-        .limit(1)
-        .scalar_subquery()
-    )
+    where = (o.c.group_id == group.id, o.c.partition_id == p.c.id)
+    return select(column).where(*where).order_by(by).limit(1).scalar_subquery()
