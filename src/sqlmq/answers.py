@@ -22,7 +22,8 @@ from sqlmq.errors import DatabaseUnavailableError, OutcomeUnknownError
 from sqlmq.logged import facts
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
+    from types import TracebackType
 
     from sqlalchemy import Engine
     from sqlalchemy.engine.interfaces import DBAPIConnection, Dialect
@@ -59,7 +60,7 @@ class Answers:
         self._is_closing: bool
         self._hurry_at: float | None
         self._is_gone: bool
-        self._where = where
+        self.where = where
         self._seconds = seconds
         self.start_over()
 
@@ -78,32 +79,28 @@ class Answers:
         if has_line:
             event.listen(engine, "do_connect", self._connect)
 
-    @contextlib.contextmanager
-    def awaited(self, connection: object, seconds: float | None = None, *, committing: bool = False) -> Iterator[None]:
+    def awaited(
+        self, connection: object, seconds: float | None = None, *, committing: bool = False
+    ) -> contextlib.AbstractContextManager[None]:
         """Wait in this block for what is asked on the driver's *connection*, the usual time or *seconds* for an answer.
 
         Raises OutcomeUnknownError if the server, *committing*, was asked to end that, and says that it is done.
         """
         line = self._line_of(connection)
         if line is None:
-            yield
-            return
+            return contextlib.nullcontext()
         one = _Awaited(line, self._seconds if seconds is None else seconds, self._patience)
+        return _Awaiting(self, one, committing=committing)
+
+    def attend_to(self, one: _Awaited) -> None:
+        """Have the thread look after *one*, until it is left."""
         self._awaited[id(one)] = one
         if self._rests:
             self._wake()
-        try:
-            yield
-        finally:
-            self._awaited.pop(id(one), None)
-        if committing and one.asked_at is not None:
-            # A COMMIT that waits for a synchronous standby, and is asked to end, has taken effect on the primary alone.
-            # https://www.postgresql.org/docs/current/warm-standby.html#SYNCHRONOUS-REPLICATION-HA
-            message = (
-                f"{self._where}: COMMIT was not answered in time, and ended when it was asked to: it has taken effect, "
-                "but perhaps on no standby that it should have waited for. Nothing is sent again."
-            )
-            raise OutcomeUnknownError(message)
+
+    def leave(self, one: _Awaited) -> None:
+        """*one* has had an answer, or waits for none any more."""
+        self._awaited.pop(id(one), None)
 
     @property
     def is_gone(self) -> bool:
@@ -118,15 +115,9 @@ class Answers:
         patience = self._patience
         return self.is_gone or self._is_late(now) or (patience is not None and patience.is_over(now))
 
-    @contextlib.contextmanager
-    def with_patience(self, patience: Patience) -> Iterator[None]:
+    def with_patience(self, patience: Patience) -> contextlib.AbstractContextManager[None]:
         """Have this thread wait as long as *patience* says, which others may cut short meanwhile."""
-        before = self._patience
-        self._of_thread.patience = patience
-        try:
-            yield
-        finally:
-            self._of_thread.patience = before
+        return _Patiently(self._of_thread, patience)
 
     def hurrying(self, seconds: float = HURRY_SECONDS) -> contextlib.AbstractContextManager[None]:
         """Have this thread wait for no answer for longer than *seconds*, which is what closing may take."""
@@ -219,7 +210,7 @@ class Answers:
         seconds = time.monotonic() - one.began
         log.warning(
             "%s has not answered for %.0f seconds; the connection is given up.",
-            self._where,
+            self.where,
             seconds,
             extra=facts("connection given up", seconds=seconds),
         )
@@ -249,7 +240,7 @@ class Answers:
     def _check_patience(self, began: float) -> None:
         if self.is_given_up and (self.is_gone or time.monotonic() - began >= _LAST_SECONDS):
             self._is_gone = self._hurry_at is not None
-            raise DatabaseUnavailableError(gone(self._where))
+            raise DatabaseUnavailableError(gone(self.where))
 
 
 def gone(where: str) -> str:
@@ -297,6 +288,54 @@ class _Awaited:
     @property
     def most_seconds(self) -> float:
         return self._seconds if self.patience is None else min(self._seconds, self.patience.most_seconds)
+
+
+class _Awaiting:
+    """A block in which *one* waits."""
+
+    __slots__ = ("_answers", "_committing", "_one")
+
+    def __init__(self, answers: Answers, one: _Awaited, *, committing: bool) -> None:
+        self._answers = answers
+        self._one = one
+        self._committing = committing
+
+    def __enter__(self) -> None:
+        self._answers.attend_to(self._one)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._answers.leave(self._one)
+        if error is None and self._committing and self._one.asked_at is not None:
+            # A COMMIT that waits for a synchronous standby, and is asked to end, has taken effect on the primary alone.
+            # https://www.postgresql.org/docs/current/warm-standby.html#SYNCHRONOUS-REPLICATION-HA
+            message = (
+                f"{self._answers.where}: COMMIT was not answered in time, and ended when it was asked to: it has taken "
+                "effect, but perhaps on no standby that it should have waited for. Nothing is sent again."
+            )
+            raise OutcomeUnknownError(message)
+
+
+class _Patiently:
+    """A block in which its thread has *patience*."""
+
+    __slots__ = ("_before", "_of_thread", "_patience")
+
+    _before: Patience | None
+
+    def __init__(self, of_thread: threading.local, patience: Patience) -> None:
+        self._of_thread = of_thread
+        self._patience = patience
+
+    def __enter__(self) -> None:
+        self._before = getattr(self._of_thread, "patience", None)
+        self._of_thread.patience = self._patience
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._of_thread.patience = self._before
 
 
 class _Connecting:

@@ -32,6 +32,7 @@ from sqlmq.resting import Spare
 from sqlmq.runtime import SYSTEM
 from sqlmq.schema import REVISION
 from sqlmq.turn import Turn
+from sqlmq.usage import Usage
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -71,8 +72,12 @@ class Database:
         else:
             self.dialect, self.engine = open_engine(target, schema)
         self.schema = schema
+        self.one_connection = isinstance(self.engine.pool, StaticPool)
+        """Whether all threads share a single connection, as they must on a database in memory."""
         self.where = without_secrets(self.engine.url)
         self.answers = Answers(self.dialect.line, self.where, answer_seconds)
+        self._translating = trying.Translating(self.dialect, self.where, committing=False)
+        self._translating_commit = trying.Translating(self.dialect, self.where, committing=True)
         if self._owns_engine:
             self.answers.attend(self.engine, has_line=self.dialect.has_line)
         self.observer: Observer | None = None  # of all that is made from the MQ
@@ -146,17 +151,13 @@ class Database:
         self.prepare()
         with contextlib.ExitStack() as stack:
             stack.enter_context(self._in_turn(writing=True))
+            stack.enter_context(self._usage)
             me = threading.get_ident()
-            with self._unused:
-                self._in_use += 1
-                self._in_block.append(me)
+            self._in_block.append(me)
             try:
                 yield
             finally:
-                with self._unused:
-                    self._in_use -= 1
-                    self._in_block.remove(me)
-                    self._unused.notify_all()
+                self._in_block.remove(me)
 
     def connect(self) -> contextlib.AbstractContextManager[Connection]:
         """A connection for a block, in no transaction yet, in which positions can be read once they are locked."""
@@ -187,15 +188,9 @@ class Database:
     def _is_in_block(self) -> bool:
         return threading.get_ident() in self._in_block
 
-    @contextlib.contextmanager
-    def translating(self, *, committing: bool = False) -> Iterator[None]:
+    def translating(self, *, committing: bool = False) -> trying.Translating:
         """Raise our errors for the driver's; OutcomeUnknownError if the connection breaks while *committing*."""
-        try:
-            yield
-        except SqlmqError:
-            raise
-        except Exception as error:  # noqa: BLE001 - translated, or raised as it is
-            trying.raise_translated(error, self.dialect, self.where, committing=committing)
+        return self._translating_commit if committing else self._translating
 
     def prepare(self) -> None:
         """Make sure, once, that the tables are there and the right ones."""
@@ -223,9 +218,7 @@ class Database:
     def close(self) -> None:
         """Close the connections, if the engine is our own, once other threads' transactions are over."""
         left = _CLOSE_SECONDS - self.answers.hurry()
-        with self._unused:
-            self._unused.wait_for(lambda: self._in_use == 0, max(0.0, left))
-            self._is_closed = True
+        self._usage.end(max(0.0, left), self._note_closed)
         self._spare.close()
         self.answers.close()
         if self._owns_engine and not self._forked:
@@ -276,12 +269,12 @@ class Database:
     def _append_once(self, flow: Callable[[Connection], T], *, committing: bool) -> T:
         if not self._appends_in_one_statement:
             return self._write_once(flow)
-        with self._counted():
+        with self._usage:
             with self.translating():
                 spare = self._spare.take()
             try:
                 failpoint("statement.before")
-                with self.translating(committing=committing), self.awaiting(spare.connection, committing=committing):
+                with self.translating(committing=committing), self.answers.awaited(spare.driven, committing=committing):
                     result = flow(spare.connection)
                 failpoint("statement.after")
             except BaseException as error:
@@ -294,6 +287,9 @@ class Database:
         self._has_written = True
         return result
 
+    def _note_closed(self) -> None:
+        self._is_closed = True
+
     def _check_open(self) -> None:
         # Or a thread that was about to look would open a connection that nobody closes.
         if self._is_closed or self.answers.is_gone:
@@ -303,7 +299,7 @@ class Database:
     @contextlib.contextmanager
     def _connect(self, engine: Engine, *, is_patient: bool = False, committing: bool = False) -> Iterator[Connection]:
         """A connection; unless it *is_patient*, all that is asked in the block is to be answered in time."""
-        with self._counted():
+        with self._usage:
             with self.translating():
                 connection = engine.connect()
             try:
@@ -316,19 +312,6 @@ class Database:
             finally:
                 with self.translating():
                     connection.close()
-
-    @contextlib.contextmanager
-    def _counted(self) -> Iterator[None]:
-        """Have closing wait for a connection that is in use."""
-        with self._unused:
-            self._check_open()
-            self._in_use += 1
-        try:
-            yield
-        finally:
-            with self._unused:
-                self._in_use -= 1
-                self._unused.notify_all()
 
     @contextlib.contextmanager
     def _in_turn(self, *, writing: bool, goes_first: bool = False) -> Iterator[None]:
@@ -365,8 +348,7 @@ class Database:
     def _make_locks(self) -> None:
         self._turn = Turn(self.runtime)
         self._preparing = threading.RLock()
-        self._unused = self.runtime.condition()
-        self._in_use = 0
+        self._usage = Usage(self.runtime, self._check_open)
         # The threads that are inside a block, each as often as it is in one.
         self._in_block: list[int] = []
 
@@ -374,11 +356,6 @@ class Database:
     def can_notify(self) -> bool:
         """Whether processes can tell each other of new messages."""
         return self.dialect.can_notify and not self.one_connection
-
-    @property
-    def one_connection(self) -> bool:
-        """Whether all threads share a single connection, as they must on a database in memory."""
-        return isinstance(self.engine.pool, StaticPool)
 
     def before_fork(self) -> None:
         """Let no other thread be in the middle of anything where a connection is a file of this process.
@@ -388,13 +365,12 @@ class Database:
         """
         if self.dialect.one_writer:
             self._turn.acquire(threading.TIMEOUT_MAX, goes_first=True)
-            self._unused.acquire()
-            self._unused.wait_for(lambda: self._in_use == 0, _CLOSE_SECONDS)
+            self._usage.hold(_CLOSE_SECONDS)
 
     def after_fork_in_parent(self) -> None:
         """Go on as before."""
         if self.dialect.one_writer:
-            self._unused.release()
+            self._usage.release()
             self._turn.release()
 
     def after_fork(self) -> None:

@@ -31,13 +31,14 @@ if TYPE_CHECKING:
 class Autocommitting:
     """A connection of the pool, on which statements that the driver alone sees commit by themselves."""
 
-    __slots__ = ("_stack", "connection", "rests_since")
+    __slots__ = ("_stack", "connection", "driven", "rests_since")
 
     def __init__(self, engine: Engine, dialect: Dialect) -> None:
         with ExitStack() as stack:
             self.connection: Connection = stack.enter_context(engine.connect())
             stack.enter_context(dialect.autocommitting(self.connection))
             self._stack = stack.pop_all()
+        self.driven = self.connection.connection.driver_connection
         self.rests_since = math.inf
 
     def rest(self) -> None:
@@ -48,9 +49,9 @@ class Autocommitting:
 
     def is_ready(self, comes: ComesAfterRest) -> bool:
         """Whether it can be used after its rest."""
-        driven = self.connection.connection
-        assert driven.dbapi_connection is not None  # noqa: S101 - it was used
-        if comes(self.connection.dialect, driven.dbapi_connection, driven.driver_connection, self.rests_since):
+        used = self.connection.connection.dbapi_connection
+        assert used is not None  # noqa: S101 - it was used
+        if comes(self.connection.dialect, used, self.driven, self.rests_since):
             return True
         self.connection.invalidate()
         return False

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING, NoReturn, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from sqlalchemy import exc as sa_exc
 from tenacity import Retrying, retry_if_exception, wait_exponential
@@ -13,6 +13,7 @@ from sqlmq.logged import facts
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from types import TracebackType
 
     from sqlalchemy import Connection
 
@@ -28,12 +29,30 @@ _LONGER = wait_exponential(multiplier=0.05, max=1.0)
 """How long to wait at the most before the next try."""
 
 
-def raise_translated(error: Exception, dialect: Dialect, where: str, *, committing: bool) -> NoReturn:
-    """Raise our error for one of SQLAlchemy's, or *error* itself if there is none; *where* is the database.
+class Translating:
+    """Blocks in which our errors are raised for those of SQLAlchemy and of the driver; *where* is the database.
 
-    A connection that broke while *committing* has an unknown outcome. The driver's error is the cause, unless it quotes
-    rows.
+    One serves all threads. A connection that breaks while *committing* has an unknown outcome.
     """
+
+    __slots__ = ("_committing", "_dialect", "_where")
+
+    def __init__(self, dialect: Dialect, where: str, *, committing: bool) -> None:
+        self._dialect = dialect
+        self._where = where
+        self._committing = committing
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if isinstance(error, Exception) and not isinstance(error, SqlmqError):
+            _raise_translated(error, self._dialect, self._where, committing=self._committing)
+
+
+def _raise_translated(error: Exception, dialect: Dialect, where: str, *, committing: bool) -> None:
+    """Raise our error for *error*, if there is one. The driver's is the cause, unless it quotes rows."""
     origin = error.orig if isinstance(error, sa_exc.DBAPIError) else None
     # SQLAlchemy's can carry statement and parameters.
     cause = origin or error
@@ -47,9 +66,8 @@ def raise_translated(error: Exception, dialect: Dialect, where: str, *, committi
     if translated is None and isinstance(error, sa_exc.TimeoutError):
         message = f"{where}: no connection of the pool came free in time. Give the engine a larger pool."
         translated = DatabaseUnavailableError(message)
-    if translated is None:
-        raise error
-    raise translated from (None if dialect.quotes_rows(cause) else cause)
+    if translated is not None:
+        raise translated from (None if dialect.quotes_rows(cause) else cause)
 
 
 def again(attempt: Callable[[], T], is_passing: Callable[[BaseException], bool], runtime: Runtime) -> T:

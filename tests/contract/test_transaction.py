@@ -341,7 +341,7 @@ def test_a_waiting_transaction_holds_neither_connection_nor_lock(mq: MQ, effects
     with ThreadPoolExecutor(1) as threads:
         waiting = threads.submit(lambda: _handle_once(consumer, effects))
         until(lambda: consumer.is_waiting, "the consumer to wait")
-        until(lambda: mq._database._in_use == 0, "all connections to be given back")
+        until(mq._database._usage.is_unused, "all connections to be given back")
         consumer.close()
         with pytest.raises(ConsumerClosedError):
             waiting.result(PATIENCE_SECONDS)
