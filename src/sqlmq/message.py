@@ -10,7 +10,7 @@ import json
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from types import MappingProxyType
-from typing import TYPE_CHECKING, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias, cast
 
 from sqlmq.errors import InvalidMessageError, MessageTooLargeError
 
@@ -169,18 +169,22 @@ class Contents(NamedTuple):
     @classmethod
     def of(cls, messages: Sequence[Message]) -> Contents:
         """What *messages* hold, in their order."""
+        keys = [message._key for message in messages]
+        values = [message._value for message in messages]
         headers = [message._headers_json for message in messages]
-        return cls(
-            [message._key for message in messages],
-            [message._value for message in messages],
+        if has_any(headers):
             # Text is of messages that have arrived, and go out again.
-            [raw.encode() if isinstance(raw, str) else raw for raw in headers],
-        )
+            headers = [raw.encode() if isinstance(raw, str) else raw for raw in headers]
+        return cls(keys, values, cast("list[bytes | None]", headers))
 
-    @property
-    def largest(self) -> int:
-        """The bytes of the largest value, key or headers."""
-        return max(max(map(len, filter(None, column)), default=0) for column in self)
+    def is_within(self, max_bytes: int) -> bool:
+        """Whether no value, no key and no headers have more than *max_bytes*."""
+        for column in self:
+            if has_any(column):
+                sizes = sizes_of(column)
+                if sum(sizes) > max_bytes and max(sizes) > max_bytes:
+                    return False
+        return True
 
     def in_order(self, places: Sequence[int]) -> Contents:
         """The messages at *places*, in that order."""
@@ -214,6 +218,19 @@ class ProducerResult(NamedTuple):
     topic: str
     partition: int
     offset: int
+
+
+def has_any(column: Sequence[object]) -> bool:
+    """Whether *column* has something in one of its places."""
+    return (bool(column) and column[0] is not None) or column.count(None) < len(column)
+
+
+def sizes_of(column: Sequence[bytes | None]) -> list[int]:
+    """How long the fields of *column* are; 0 where there is none."""
+    try:
+        return list(map(len, cast("Sequence[bytes]", column)))
+    except TypeError:
+        return [0 if field is None else len(field) for field in column]
 
 
 def offsets_of(messages: Iterable[Message]) -> list[int | None]:

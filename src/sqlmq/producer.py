@@ -328,12 +328,11 @@ class Producer:
         return message
 
     def _checked_contents(self, messages: Sequence[Message]) -> Contents:
-        if (
-            not set(map(type, messages)) <= {Message}
-            or (contents := Contents.of(messages)).largest > self._max_message_bytes
-        ):
-            return Contents.of([self._checked(message) for message in messages])
-        return contents
+        if set(map(type, messages)) <= {Message}:
+            contents = Contents.of(messages)
+            if contents.is_within(self._max_message_bytes):
+                return contents
+        return Contents.of([self._checked(message) for message in messages])
 
     def _checked_partition(self, partition: int) -> int:
         try:

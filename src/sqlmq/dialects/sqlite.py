@@ -9,7 +9,7 @@ from __future__ import annotations
 import sqlite3
 from contextlib import contextmanager, suppress
 from datetime import datetime
-from itertools import islice
+from itertools import repeat
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -201,7 +201,7 @@ class Sqlite(Dialect):
 
     def append(self, conn: Connection, parts: Sequence[Part], contents: Contents) -> list[int]:
         headers = [None if raw is None else raw.decode() for raw in contents.headers]
-        rows = zip(contents.keys, contents.values, headers, strict=True)
+        columns = iter(contents.keys), iter(contents.values), iter(headers)
         bases = []
         for part in parts:
             # Changes nothing; makes this transaction the writer, so that what is read next stays true.
@@ -215,7 +215,7 @@ class Sqlite(Dialect):
             base: int = conn.exec_driver_sql(_BASE_SQL, (part.partition_id,)).scalar_one()
             conn.exec_driver_sql(
                 "INSERT INTO sqlmq_message (partition_id, msg_offset, key, value, headers) VALUES (?, ?, ?, ?, ?)",
-                [(part.partition_id, offset, *row) for offset, row in enumerate(islice(rows, part.messages), base)],
+                list(zip(repeat(part.partition_id), range(base, base + part.messages), *columns, strict=False)),
             )
             bases.append(base)
         return bases

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from sqlmq.dialects import Part
 from sqlmq.failpoints import failpoint
-from sqlmq.message import Contents, ProducerResult
+from sqlmq.message import Contents, ProducerResult, has_any
 from sqlmq.options import check_partition
 from sqlmq.partitioner import partition_for_key
 from sqlmq.store import messages
@@ -108,9 +108,11 @@ def load(placed: Sequence[Placed]) -> Load:
 def load_keyed(topic: Topic, contents: Contents, turn: Turn) -> Load:
     """As ``place`` and ``load``, for messages that all leave the partition to their key, or to *turn*."""
     keys, partitions = contents.keys, topic.partitions
+    if partitions == 1:
+        return Load(contents, [Run(topic, 0, len(keys))], range(len(keys)))
     keyless = turn.next(partitions) if None in keys else 0
-    if partitions == 1 or keys.count(None) == len(keys):
-        others = [(keyless + i) % partitions for i in range(1, min(partitions, _CANDIDATES))] if None in keys else ()
+    if not has_any(keys):
+        others = [(keyless + i) % partitions for i in range(1, min(partitions, _CANDIDATES))]
         return Load(contents, [Run(topic, keyless, len(keys))], range(len(keys)), others)
     partitioner = topic.partitioner
     numbers = [keyless if key is None else partition_for_key(partitioner, key, partitions) for key in keys]
