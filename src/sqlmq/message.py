@@ -158,6 +158,32 @@ def _arrived(topic: str, partition: int, row: LogRow) -> Message:
     return Message.arrived(topic, partition, [row])[0]
 
 
+class Arrival:
+    """Rows of one partition, in order of offset, of which messages can be made.
+
+    They are made when somebody gets them: that is his time, in which the database reads on.
+    """
+
+    __slots__ = ("moments_from_us", "partition", "rows", "topic")
+
+    def __init__(self, topic: str, partition: int, rows: Sequence[LogRow], *, moments_from_us: int = 0) -> None:
+        self.topic = topic
+        self.partition = partition
+        self.rows = rows
+        self.moments_from_us = moments_from_us
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def offsets(self) -> list[int]:
+        """The offsets, a column of them."""
+        return [row[1] for row in self.rows]
+
+    def messages(self) -> list[Message]:
+        """The messages, made now."""
+        return Message.arrived(self.topic, self.partition, self.rows, moments_from_us=self.moments_from_us)
+
+
 class Contents(NamedTuple):
     """What the log keeps of messages, a column of each: passes over columns are cheap, steps for each message are not."""
 
@@ -231,11 +257,6 @@ def sizes_of(column: Sequence[bytes | None]) -> list[int]:
         return list(map(len, cast("Sequence[bytes]", column)))
     except TypeError:
         return [0 if field is None else len(field) for field in column]
-
-
-def offsets_of(messages: Iterable[Message]) -> list[int | None]:
-    """The offsets of *messages*, a column of them."""
-    return [message._offset for message in messages]
 
 
 def microseconds_since_1970(at: datetime) -> int:

@@ -231,7 +231,8 @@ class Parking:
         found = self._database.read(
             lambda conn: consume.fetch(conn, dialect, [(progress, waiting.offset)], limit=1, max_bytes=1)
         )
-        messages = [one for one in found.get(progress.partition_id, ()) if one.offset == waiting.offset]
+        arrived = found[progress.partition_id].messages() if progress.partition_id in found else []
+        messages = [one for one in arrived if one.offset == waiting.offset]
         return Attempt(
             progress, seat, aside, self._stock.occupy(worker, progress), messages, waiting=waiting, is_parked=True
         )

@@ -12,10 +12,12 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from sqlmq.errors import OffsetGapError
-from sqlmq.message import Message, offsets_of
+from sqlmq.message import Message
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    from sqlmq.message import Arrival
 
 
 @dataclass(eq=False, slots=True)
@@ -61,6 +63,43 @@ class Span:
             self.first += 1
 
 
+class _Ahead:
+    """What is read and not handed out: messages, and after them rows of which none are made yet."""
+
+    __slots__ = ("_arrivals", "_in_rows", "_made")
+
+    def __init__(self) -> None:
+        self._made: deque[Message] = deque()
+        self._arrivals: deque[Arrival] = deque()
+        self._in_rows = 0
+
+    def __len__(self) -> int:
+        return len(self._made) + self._in_rows
+
+    def add(self, arrival: Arrival) -> None:
+        self._arrivals.append(arrival)
+        self._in_rows += len(arrival)
+
+    def take(self, at_most: int) -> list[Message]:
+        while len(self._made) < at_most and self._arrivals:
+            arrival = self._arrivals.popleft()
+            self._in_rows -= len(arrival)
+            self._made.extend(arrival.messages())
+        if at_most < len(self._made):
+            return [self._made.popleft() for _ in range(at_most)]
+        taken = list(self._made)
+        self._made.clear()
+        return taken
+
+    def put_back(self, message: Message) -> None:
+        self._made.appendleft(message)
+
+    def clear(self) -> None:
+        self._made.clear()
+        self._arrivals.clear()
+        self._in_rows = 0
+
+
 @dataclass(eq=False, slots=True)
 class PartitionProgress:
     """One claimed partition, from the position the group had when it was claimed.
@@ -85,7 +124,7 @@ class PartitionProgress:
     """Up to where the database takes messages to be in a handler's hands; None if attempts are not counted."""
     suspect_to: int = 0
     """Below this, messages that are not done may have been tried, by attempts that have no record of their own."""
-    _ahead: deque[Message] = field(init=False, default_factory=deque)
+    _ahead: _Ahead = field(init=False, default_factory=_Ahead)
     _in_hand: list[Span] = field(init=False, default_factory=list)
     _lent: Span | None = field(init=False, default=None)
     """The one of them of which something is lent."""
@@ -113,19 +152,15 @@ class PartitionProgress:
         """Whether none of its messages is in anybody's hands."""
         return not self._in_hand
 
-    def receive(self, messages: Sequence[Message]) -> None:
-        """Keep *messages*, read from ``read_position`` on; raise OffsetGapError at an offset that is not there."""
-        check_dense(self.topic, self.partition, messages, self.read_position)
-        self._ahead.extend(messages)
+    def receive(self, arrival: Arrival) -> None:
+        """Keep *arrival*, read from ``read_position`` on; raise OffsetGapError at an offset that is not there."""
+        check_dense(self.topic, self.partition, arrival.offsets(), self.read_position)
+        self._ahead.add(arrival)
 
     def hand_out(self, at_most: int) -> tuple[list[Message], Span]:
         """Give up to *at_most* messages away, in order, with the span that stands for them until it is finished."""
         self.recall()
-        if at_most < len(self._ahead):
-            messages = [self._ahead.popleft() for _ in range(at_most)]
-        else:
-            messages = list(self._ahead)
-            self._ahead.clear()
+        messages = self._ahead.take(at_most)
         return messages, self._span(len(messages))
 
     def lend(self, at_most: int) -> Span:
@@ -141,7 +176,7 @@ class PartitionProgress:
         # A loop may take from the other end at this very moment.
         with suppress(IndexError):
             while span is not None:
-                self._ahead.appendleft(span.lent.pop())
+                self._ahead.put_back(span.lent.pop())
                 self.next_offset -= 1
 
     def occupy(self) -> Span:
@@ -215,9 +250,9 @@ class PartitionProgress:
         return self.committable() > self.committed
 
 
-def check_dense(topic: str, partition: int, messages: Sequence[Message], start: int) -> None:
-    """Raise OffsetGapError unless the offsets of *messages* are those from *start* on, one after the other."""
-    found, expected = offsets_of(messages), list(range(start, start + len(messages)))
+def check_dense(topic: str, partition: int, found: Sequence[int], start: int) -> None:
+    """Raise OffsetGapError unless the offsets *found* are those from *start* on, one after the other."""
+    expected = list(range(start, start + len(found)))
     if found != expected:
         gap = next(place for place in range(len(found)) if found[place] != expected[place])
-        raise OffsetGapError(topic, partition, expected=expected[gap], found=found[gap] or 0)
+        raise OffsetGapError(topic, partition, expected=expected[gap], found=found[gap])

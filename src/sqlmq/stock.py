@@ -1,27 +1,27 @@
 """What a consumer has read ahead of its partitions, and who has what of it in hand.
 
-Not safe to share between threads: the consumer's lock guards it, but for ``leave``. The thread in which the next messages
-are read, while those before are handled, touches the database and nothing here.
+Not safe to share between threads: the consumer's lock guards it, but for ``leave``.
 """
 
 from __future__ import annotations
 
 import logging
-from concurrent.futures import Future, ThreadPoolExecutor, wait
 from itertools import islice
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from sqlmq.errors import OffsetGapError
 from sqlmq.flows import consume
+from sqlmq.read_ahead import Read, ReadAhead
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator
 
     from sqlmq.database import Database
-    from sqlmq.message import Message
+    from sqlmq.message import Arrival, Message
     from sqlmq.options import Options
     from sqlmq.ownership import Ownership
     from sqlmq.progress import PartitionProgress, Span
+    from sqlmq.read_ahead import Positions
 
 log = logging.getLogger(__name__)
 
@@ -47,14 +47,6 @@ class Receiver(Protocol):
     def __hash__(self) -> int: ...
 
 
-class _Reading(NamedTuple):
-    """What is being read, by another thread."""
-
-    from_positions: list[tuple[PartitionProgress, int]]
-    found: Future[dict[int, list[Message]]]
-    at_most: int
-
-
 class Stock:
     """Reads on, hands out, takes back. What was handed out counts as in hand until it is finished or given up."""
 
@@ -68,8 +60,7 @@ class Stock:
         self._in_hand: dict[Receiver, list[Span]] = {}
         self._lent: Span | None = None
         self._refill_at = 0.0
-        self._reader: ThreadPoolExecutor | None = None
-        self._reading: _Reading | None = None
+        self._reading = ReadAhead(self._read)
         self._ahead_at_once = options.read_messages
         self._has_backlog = False
         """Whether the last look found about as much as it asked for, so that there is likely to be more."""
@@ -82,10 +73,12 @@ class Stock:
     def refill(self, at_most: int) -> None:
         """Read on in the partitions that have nothing read ahead; or take what was read meanwhile."""
         self.recall()
-        if self._reading is not None and (not self._ahead() or self._reading.found.done()):
-            self._receive(self._reading)
+        if self._reading.is_done or (self._reading.is_under_way and not self._ahead()):
+            read = self._reading.receive()
+            self._keep(read)
+            self._reading.may_go_on = self._may_go_on(read.positions, read.at_most)
         now = self._runtime.monotonic()
-        if self._ahead() and (now < self._refill_at or self._reading is not None):
+        if self._ahead() and (now < self._refill_at or self._reading.is_under_way):
             return
         self._refill_at = now + _REFILL_SECONDS
         positions = self._positions(progress for progress in self.active() if not progress.ahead)
@@ -93,10 +86,9 @@ class Stock:
             return
         at_most = min(max(at_most, self._options.read_messages), _MOST_AT_ONCE)
         self._ahead_at_once = min(at_most, self._options.prefetch)
-        evicted = self._keep(positions, self._read(positions, at_most), at_most)
+        evicted = self._keep(self._read(positions, at_most))
         if evicted:
-            again = self._positions(evicted)
-            self._keep(again, self._read(again, at_most), at_most)
+            self._keep(self._read(self._positions(evicted), at_most))
 
     def is_ready(self, now: float) -> bool:
         """Whether something can be handed out *now*, before anything is due that asks the database or tells the log."""
@@ -176,11 +168,8 @@ class Stock:
             span.is_left = True
 
     def close(self) -> None:
-        """Read nothing more ahead; wait for what is being read, so that it leaves no connection behind, but not for ever."""
-        if self._reading is not None:
-            wait([self._reading.found], _CLOSE_SECONDS)
-        if self._reader is not None:
-            self._reader.shutdown(wait=False, cancel_futures=True)
+        """Read nothing more ahead."""
+        self._reading.close(_CLOSE_SECONDS)
 
     def active(self) -> list[PartitionProgress]:
         """The claimed partitions, but for those that are to be handed back."""
@@ -207,44 +196,43 @@ class Stock:
 
     def _read_ahead(self) -> None:
         """Begin to read, in another thread, as much as was asked for last, once there is room for it."""
-        if not self._has_backlog or self._reading is not None or not self._database.dialect.reads_in_parallel:
+        if not self._has_backlog or self._reading.is_under_way or not self._database.dialect.reads_in_parallel:
             return
         at_most = self._ahead_at_once
         if self._ahead() + at_most > self._options.prefetch:
             return
-        if self._reader is None:
-            self._reader = ThreadPoolExecutor(1, thread_name_prefix="sqlmq-read")
         positions = self._positions(self.active())
-        self._reading = _Reading(positions, self._reader.submit(self._read, positions, at_most), at_most)
+        self._reading.begin(positions, at_most, may_go_on=self._may_go_on(positions, at_most))
 
-    def _receive(self, reading: _Reading) -> None:
-        """Keep what another thread has read, as far as it still follows what is read."""
-        self._reading = None
-        self._keep(reading.from_positions, reading.found.result(), reading.at_most)
+    def _may_go_on(self, positions: Positions, at_most: int) -> bool:
+        """Whether *positions* are of all partitions there are to read, and there is room for as much again of them."""
+        return 2 * at_most <= self._options.prefetch and {progress for progress, _ in positions} == set(self.active())
 
-    def _positions(self, progresses: Iterable[PartitionProgress]) -> list[tuple[PartitionProgress, int]]:
+    def _positions(self, progresses: Iterable[PartitionProgress]) -> Positions:
         """Where to read on: everywhere, or while there is enough to be read, where it was not done lately."""
         some = islice(progresses, _WINDOW) if self._has_backlog else progresses
         return [(progress, progress.read_position) for progress in some]
 
-    def _read(self, positions: list[tuple[PartitionProgress, int]], at_most: int) -> dict[int, list[Message]]:
+    def _read(self, positions: Positions, at_most: int) -> Read:
         dialect, max_bytes = self._database.dialect, self._options.read_bytes
-        return self._database.read(
+        found = self._database.read(
             lambda conn: consume.fetch(conn, dialect, positions, limit=at_most, max_bytes=max_bytes)
         )
+        return Read(positions, found, at_most)
 
-    def _keep(
-        self, positions: list[tuple[PartitionProgress, int]], found: dict[int, list[Message]], at_most: int
-    ) -> list[PartitionProgress]:
-        """Keep what was *found*; return the partitions to read again, because retention has deleted what was next."""
-        claimed = self._ownership.claimed
+    def _keep(self, read: Read) -> list[PartitionProgress]:
+        """Keep what was *read*, as far as it follows what is kept; return the partitions to read again.
+
+        They are those of which retention has deleted what was next.
+        """
+        claimed, found = self._ownership.claimed, read.found
         evicted = []
         unfound = set(found)
-        for progress, position in positions:
+        for progress, position in read.positions:
             id_ = progress.partition_id
             if claimed.get(id_) is progress:
                 if progress.read_position == position:
-                    if not self._receive_from(progress, found.get(id_, ())):
+                    if not self._receive(progress, found.get(id_)):
                         evicted.append(progress)
                     self._shelf[id_] = progress
                 # To the end of the row, as far as was looked.
@@ -252,15 +240,17 @@ class Stock:
             unfound.discard(id_)
             if found and not unfound:
                 break
-        self._has_backlog = 2 * sum(map(len, found.values())) >= at_most
+        self._has_backlog = read.is_backlog
         return evicted
 
-    def _receive_from(self, progress: PartitionProgress, messages: Sequence[Message]) -> bool:
-        """Keep *messages*; return False if retention has deleted what is missing before them, and it is passed over."""
+    def _receive(self, progress: PartitionProgress, arrival: Arrival | None) -> bool:
+        """Keep *arrival*; return False if retention has deleted what is missing before it, and it is passed over."""
+        if arrival is None:
+            return not progress.is_behind or not self._ownership.pass_over_evicted(progress)
         try:
-            progress.receive(messages)
+            progress.receive(arrival)
         except OffsetGapError:
             if not self._ownership.pass_over_evicted(progress):
                 raise
             return False
-        return bool(messages) or not progress.is_behind or not self._ownership.pass_over_evicted(progress)
+        return True

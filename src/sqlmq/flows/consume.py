@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from sqlmq.dialects import Position
 from sqlmq.failpoints import failpoint
-from sqlmq.message import Message
+from sqlmq.message import Arrival
 from sqlmq.store import groups, messages, offsets
 
 if TYPE_CHECKING:
@@ -32,15 +32,15 @@ def fetch(
     *,
     limit: int,
     max_bytes: int,
-) -> dict[int, list[Message]]:
-    """Read on at *positions* in several partitions at once; return the messages by partition id. Takes no lock."""
+) -> dict[int, Arrival]:
+    """Read on at *positions* in several partitions at once; return what was found by partition id. Takes no lock."""
     by_id = {progress.partition_id: progress for progress, _ in positions}
     wanted = [Position(progress.partition_id, position) for progress, position in positions]
     rows = messages.read(conn, dialect, wanted, limit=limit, max_bytes=max_bytes)
-    found: dict[int, list[Message]] = {}
+    found: dict[int, Arrival] = {}
     for partition_id, run in _runs(rows):
         topic, number = by_id[partition_id].topic, by_id[partition_id].partition
-        found[partition_id] = Message.arrived(topic, number, run, moments_from_us=dialect.moments_from_us)
+        found[partition_id] = Arrival(topic, number, run, moments_from_us=dialect.moments_from_us)
     return found
 
 

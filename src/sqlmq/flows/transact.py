@@ -16,7 +16,7 @@ from sqlmq.failpoints import failpoint
 from sqlmq.flows import retain
 from sqlmq.flows.consume import PRUNE_EVERY
 from sqlmq.flows.retain import Place
-from sqlmq.message import Message
+from sqlmq.message import Arrival
 from sqlmq.progress import check_dense
 from sqlmq.store import groups, holds, messages, offsets, topics
 from sqlmq.store.offsets import Commit
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from sqlalchemy import Connection
 
     from sqlmq.dialects import Dialect
+    from sqlmq.message import Message
     from sqlmq.options import OnEvicted
     from sqlmq.store.groups import Claim, Group
     from sqlmq.store.holds import Look
@@ -116,7 +117,7 @@ def take(
     place = Place(topics.number_of(conn, dialect, topic, claim.partition_id), claim.partition_id, start)
     arrived, evicted = _read(conn, dialect, topic, place, limits), None
     try:
-        check_dense(topic.name, place.partition, arrived, start)
+        check_dense(topic.name, place.partition, arrived.offsets(), start)
     except OffsetGapError:
         evicted = retain.missed(conn, dialect, topic.name, group.name, place)
         if evicted is None:
@@ -124,9 +125,9 @@ def take(
         if limits.on_evicted == "raise":
             raise evicted from None
         arrived = _read(conn, dialect, topic, place._replace(offset=evicted.end), limits)
-        check_dense(topic.name, place.partition, arrived, evicted.end)
+        check_dense(topic.name, place.partition, arrived.offsets(), evicted.end)
     failpoint("take.after")
-    return Taken(claim, held.token, start, arrived, evicted) if arrived else None
+    return Taken(claim, held.token, start, arrived.messages(), evicted) if arrived else None
 
 
 def finish(conn: Connection, dialect: Dialect, topic: Topic, group: Group, taken: Taken) -> None:
@@ -170,7 +171,7 @@ def leave(conn: Connection, dialect: Dialect, guard: Guard) -> None:
         raise TransactionError(ENDED)
 
 
-def _read(conn: Connection, dialect: Dialect, topic: Topic, place: Place, limits: Limits) -> list[Message]:
+def _read(conn: Connection, dialect: Dialect, topic: Topic, place: Place, limits: Limits) -> Arrival:
     at = Position(place.partition_id, place.offset)
     rows = messages.read(conn, dialect, [at], limit=limits.max_messages, max_bytes=limits.max_bytes)
-    return Message.arrived(topic.name, place.partition, rows, moments_from_us=dialect.moments_from_us)
+    return Arrival(topic.name, place.partition, rows, moments_from_us=dialect.moments_from_us)

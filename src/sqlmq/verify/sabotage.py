@@ -21,7 +21,7 @@ from sqlmq.coalescer import Coalescer
 from sqlmq.consumer import Consumer
 from sqlmq.flows import consume, park, produce, retain, stage
 from sqlmq.handling import Handling
-from sqlmq.message import Contents, ProducerResult
+from sqlmq.message import Arrival, Contents, ProducerResult
 from sqlmq.outbox import _Outbox
 from sqlmq.ownership import Ownership
 from sqlmq.producer import Producer
@@ -184,12 +184,13 @@ def _hole_passed_over(_chosen: random.Random) -> None:
             conn.commit()
         return produce._results(load, [base])
 
-    def receive_with_holes(self: progress.PartitionProgress, messages: Sequence[Message]) -> None:
-        if messages and not self.ahead and self.is_idle:
-            self.next_offset = messages[0].offset or 0
+    def receive_with_holes(self: progress.PartitionProgress, arrival: Arrival) -> None:
+        offsets = arrival.offsets()
+        if offsets and not self.ahead and self.is_idle:
+            self.next_offset = offsets[0]
         expected = self.read_position
-        dense = [message for place, message in enumerate(messages) if message.offset == expected + place]
-        receive(self, dense)
+        dense = [row for place, row in enumerate(arrival.rows) if offsets[place] == expected + place]
+        receive(self, Arrival(arrival.topic, arrival.partition, dense, moments_from_us=arrival.moments_from_us))
 
     _put(Producer, "_append_load", append_load)
     _put(progress.PartitionProgress, "receive", receive_with_holes)

@@ -1,0 +1,116 @@
+"""Reading on in a thread, while what was read before is handled.
+
+If somebody waits for what it reads, the thread reads on from there at once. Only one thread of Python runs at a time, so
+it would not be heard before that one has made his messages and handled them, and the database would rest meanwhile.
+"""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor, wait
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+    from concurrent.futures import Future
+
+    from sqlmq.message import Arrival
+    from sqlmq.progress import PartitionProgress
+
+    Positions: TypeAlias = Sequence[tuple[PartitionProgress, int]]
+    """Partitions, and the offset from which each is read on."""
+
+
+class Read(NamedTuple):
+    """What was found, by partition id, where so many messages were asked for."""
+
+    positions: Positions
+    found: Mapping[int, Arrival]
+    at_most: int
+
+    @property
+    def is_backlog(self) -> bool:
+        """Whether that is about as much as was asked for, so that there is likely to be more."""
+        return 2 * sum(map(len, self.found.values())) >= self.at_most
+
+    @property
+    def ends(self) -> Positions:
+        """The same partitions, from where on nothing is read."""
+        return [
+            (progress, position + len(self.found.get(progress.partition_id, ())))
+            for progress, position in self.positions
+        ]
+
+
+class _Reading:
+    """What is being read, and what will be after that."""
+
+    __slots__ = ("next", "result")
+
+    result: Future[Read]
+
+    def __init__(self) -> None:
+        self.next: _Reading | None = None
+
+
+class ReadAhead:
+    """One reading after the other, each received once. *read* asks the database, in a thread of this object's.
+
+    For one thread at a time, as everything of a consumer's.
+    """
+
+    def __init__(self, read: Callable[[Positions, int], Read]) -> None:
+        self._read = read
+        self._reading: _Reading | None = None
+        self._thread: ThreadPoolExecutor | None = None
+        self._is_awaited = False
+        self.may_go_on = False
+        """Whether the partitions being read are all there are to read, and there is room for what comes next of them."""
+
+    @property
+    def is_under_way(self) -> bool:
+        """Whether there is something to be received, sooner or later."""
+        return self._reading is not None
+
+    @property
+    def is_done(self) -> bool:
+        """Whether there is something to be received now."""
+        return self._reading is not None and self._reading.result.done()
+
+    def begin(self, positions: Positions, at_most: int, *, may_go_on: bool) -> None:
+        """Begin to read; nothing is under way."""
+        if self._thread is None:
+            self._thread = ThreadPoolExecutor(1, thread_name_prefix="sqlmq-read")
+        self.may_go_on = may_go_on
+        self._reading = self._submitted(self._thread, positions, at_most)
+
+    def receive(self) -> Read:
+        """What was read, or is being read: that is waited for. Raises what reading it raised."""
+        assert self._reading is not None  # noqa: S101 - as is_under_way has told
+        reading, self._reading = self._reading, None
+        self._is_awaited = True
+        try:
+            return reading.result.result()
+        finally:
+            self._is_awaited = False
+            self._reading = reading.next
+
+    def close(self, seconds: float) -> None:
+        """Read nothing more; wait for what is being read, so that it leaves no connection behind, but not for ever."""
+        self.may_go_on = False
+        while self._reading is not None:
+            wait([self._reading.result], seconds)
+            self._reading = self._reading.next
+        if self._thread is not None:
+            self._thread.shutdown(wait=False, cancel_futures=True)
+
+    def _submitted(self, thread: ThreadPoolExecutor, positions: Positions, at_most: int) -> _Reading:
+        reading = _Reading()
+
+        def run() -> Read:
+            read = self._read(positions, at_most)
+            if self._is_awaited and self.may_go_on and read.is_backlog:
+                reading.next = self._submitted(thread, read.ends, at_most)
+            return read
+
+        reading.result = thread.submit(run)
+        return reading

@@ -1,0 +1,143 @@
+"""What is read ahead is received once and in order; the thread reads on by itself only for somebody who waits."""
+
+from __future__ import annotations
+
+import queue
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING
+
+import pytest
+
+from sqlmq.message import Arrival
+from sqlmq.progress import PartitionProgress
+from sqlmq.read_ahead import Read, ReadAhead
+from tests.contract.waiting import PATIENCE_SECONDS, until
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from sqlmq.read_ahead import Positions
+
+AT_MOST = 10
+
+
+class Log:
+    """Has as many messages as are asked for, once it is told so."""
+
+    def __init__(self) -> None:
+        self.asked: queue.SimpleQueue[Positions] = queue.SimpleQueue()
+        self.answers: queue.SimpleQueue[int | Exception] = queue.SimpleQueue()
+
+    def read(self, positions: Positions, at_most: int) -> Read:
+        self.asked.put(positions)
+        answer = self.answers.get(timeout=PATIENCE_SECONDS)
+        if isinstance(answer, Exception):
+            raise answer
+        found = {
+            progress.partition_id: Arrival("orders", 0, [(1, position + i, None, b"", None, 0) for i in range(answer)])
+            for progress, position in positions[:1]
+        }
+        return Read(positions, found, at_most)
+
+
+@pytest.fixture
+def log() -> Log:
+    return Log()
+
+
+@pytest.fixture
+def ahead(log: Log) -> Iterator[ReadAhead]:
+    made = ReadAhead(log.read)
+    yield made
+    made.close(PATIENCE_SECONDS)
+
+
+@pytest.fixture
+def positions() -> Positions:
+    return [(PartitionProgress("orders", number, number + 1, 1, 5), 5) for number in range(2)]
+
+
+def offsets(read: Read) -> list[int]:
+    return [offset for arrival in read.found.values() for offset in arrival.offsets()]
+
+
+def places(positions: Positions) -> list[tuple[int, int]]:
+    return [(progress.partition_id, position) for progress, position in positions]
+
+
+def awaited(ahead: ReadAhead, log: Log, answer: int | Exception) -> Read:
+    """Receive what is under way, which finds *answer* when it is waited for already."""
+    with ThreadPoolExecutor(1) as threads:
+        received = threads.submit(ahead.receive)
+        until(lambda: ahead._is_awaited, "somebody to wait")
+        log.answers.put(answer)
+        return received.result(PATIENCE_SECONDS)
+
+
+def test_what_was_begun_is_received(ahead: ReadAhead, log: Log, positions: Positions) -> None:
+    ahead.begin(positions, AT_MOST, may_go_on=False)
+    assert ahead.is_under_way
+    assert not ahead.is_done
+    log.answers.put(2)
+    until(lambda: ahead.is_done, "it to be read")
+
+    assert offsets(ahead.receive()) == [5, 6]
+    assert not ahead.is_under_way
+
+
+def test_the_thread_reads_on_for_somebody_who_waits(ahead: ReadAhead, log: Log, positions: Positions) -> None:
+    ahead.begin(positions, AT_MOST, may_go_on=True)
+    first = awaited(ahead, log, AT_MOST)
+    log.asked.get(timeout=PATIENCE_SECONDS)
+
+    assert places(log.asked.get(timeout=PATIENCE_SECONDS)) == [(1, 5 + AT_MOST), (2, 5)]
+    assert ahead.is_under_way
+    assert offsets(first) + offsets(awaited(ahead, log, 3)) == list(range(5, 5 + AT_MOST + 3))
+    assert not ahead.is_under_way
+
+
+@pytest.mark.parametrize(("answer", "may_go_on"), [(AT_MOST, False), (AT_MOST // 2 - 1, True)])
+def test_it_does_not_if_it_may_not_or_there_is_hardly_more(
+    ahead: ReadAhead, log: Log, positions: Positions, answer: int, may_go_on: bool
+) -> None:
+    ahead.begin(positions, AT_MOST, may_go_on=may_go_on)
+    awaited(ahead, log, answer)
+
+    assert not ahead.is_under_way
+
+
+def test_it_does_not_if_nobody_waits(ahead: ReadAhead, log: Log, positions: Positions) -> None:
+    ahead.begin(positions, AT_MOST, may_go_on=True)
+    log.answers.put(AT_MOST)
+    until(lambda: ahead.is_done, "it to be read")
+    ahead.receive()
+
+    assert not ahead.is_under_way
+
+
+def test_an_error_is_received_and_ends_it(ahead: ReadAhead, log: Log, positions: Positions) -> None:
+    ahead.begin(positions, AT_MOST, may_go_on=True)
+
+    with pytest.raises(LookupError):
+        awaited(ahead, log, LookupError())
+
+    assert not ahead.is_under_way
+    ahead.begin(positions, AT_MOST, may_go_on=True)
+    assert len(offsets(awaited(ahead, log, 1))) == 1
+
+
+def test_closing_waits_for_what_the_thread_reads_by_itself(ahead: ReadAhead, log: Log, positions: Positions) -> None:
+    ahead.begin(positions, AT_MOST, may_go_on=True)
+    awaited(ahead, log, AT_MOST)
+    for _ in range(2):
+        log.asked.get(timeout=PATIENCE_SECONDS)
+    closing = threading.Thread(target=ahead.close, args=(PATIENCE_SECONDS,))
+    closing.start()
+    until(lambda: not ahead.may_go_on, "closing to begin")
+    assert closing.is_alive()
+    log.answers.put(AT_MOST)
+    closing.join(PATIENCE_SECONDS)
+
+    assert not closing.is_alive()
+    assert log.asked.empty()
