@@ -92,7 +92,7 @@ class BenchDatabase:
     def apart(self) -> Iterator[BenchDatabase]:
         """A database of its own with the queue's tables: nobody else's rows in them, and dropped rather than emptied."""
         with self.scratch() as target:
-            yield _postgres(target, "scratch") if self.is_postgres else _sqlite(f"sqlite:///{target}")
+            yield database_at(self.kind, target)
 
 
 @contextmanager
@@ -110,6 +110,19 @@ def databases(url: str | None) -> Iterator[list[BenchDatabase]]:
             ]
     finally:
         server.remove()
+
+
+def database_at(kind: str, target: str) -> BenchDatabase:
+    """The one of a *kind* that libpq's URL, or a path, leads to, with the queue's tables."""
+    return _postgres(target, "scratch") if kind == POSTGRES else _sqlite(f"sqlite:///{target}")
+
+
+def make_tables(url: str) -> None:
+    """Make the queue's tables, unless they are there."""
+    engine = create_engine(url)
+    with engine.begin() as connection:
+        upgrade(connection)
+    engine.dispose()
 
 
 def machine() -> dict[str, Any]:
@@ -135,11 +148,9 @@ def version(package: str) -> str | None:
 
 
 def _postgres(url: str, source: str) -> BenchDatabase:
-    engine = create_engine(make_url(url).set(drivername="postgresql+psycopg"))
-    with engine.begin() as connection:
-        upgrade(connection)
-    engine.dispose()
-    database = BenchDatabase(POSTGRES, make_url(url).set(drivername="postgresql+psycopg").render_as_string(False))
+    ours = make_url(url).set(drivername="postgresql+psycopg").render_as_string(hide_password=False)
+    make_tables(ours)
+    database = BenchDatabase(POSTGRES, ours)
     with database.connect() as connection:
         (shown,) = connection.execute("SHOW server_version").fetchone() or ("unknown",)
         rows = connection.execute(
@@ -150,6 +161,7 @@ def _postgres(url: str, source: str) -> BenchDatabase:
 
 
 def _sqlite(url: str) -> BenchDatabase:
+    make_tables(url)
     settings = {"journal_mode": "wal", "synchronous": "FULL"}
     return BenchDatabase(SQLITE, url, {"version": sqlite3.sqlite_version, "source": "Python", "settings": settings})
 

@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 
 FETCH_ROWS = 3_000
 """So many at a time were the fastest, of 1,000, 3,000 and 10,000."""
-SEQUENCES = 8
-"""So many partitions can have offsets without a lock."""
+PARTITIONS = 8
+"""How many a log by hand has; it uses one, unless it is told which."""
 
 
 class UnlockedLog(NamedTuple):
@@ -53,35 +53,63 @@ class UnlockedLog(NamedTuple):
         )
 
 
+class LockedLog(NamedTuple):
+    """One call of a function that locks the partition's row, looks up the newest offset and inserts; one round trip."""
+
+    name: str
+
+    def append(
+        self,
+        connection: psycopg.Connection[Any],
+        partition: int,
+        keys: Sequence[bytes] | None,
+        values: Sequence[bytes],
+    ) -> int:
+        """One transaction; returns the offset of the first."""
+        row = connection.execute(self.statement, (partition, keys, values), binary=True).fetchone()
+        return int(row[0]) if row else -1
+
+    def insert(self, connection: psycopg.Connection[Any], partition: int, value: bytes) -> None:
+        self.append(connection, partition, None, [value])
+
+    def insert_many(self, connection: psycopg.Connection[Any], partition: int, values: Sequence[bytes]) -> None:
+        self.append(connection, partition, None, values)
+
+    @property
+    def statement(self) -> str:
+        return f"SELECT {self.name}_append(%b::bigint, %b::bytea[], %b::bytea[])"
+
+
 class PostgresByHand:
-    """A log of one partition, in tables of its own; of several, where nobody locks them."""
+    """A log in tables of its own: of one partition, or of several for eight processes."""
 
     def __init__(self, database: BenchDatabase) -> None:
         self._database = database
         self.name = f"sqlmq_bench_{uuid.uuid4().hex[:8]}"
         self.count = 0
         self.unlocked = UnlockedLog(self.name)
-        self._call = f"SELECT {self.name}_append(%b::bytea[], %b::bytea[])"
+        self.locked = LockedLog(self.name)
 
     def make(self) -> None:
         name = self.name
         with self._database.connect() as connection:
             connection.execute(f"CREATE TABLE {name} (LIKE sqlmq_message INCLUDING ALL)")
             connection.execute(f"CREATE TABLE {name}_partition (id bigint PRIMARY KEY)")
-            connection.execute(f"INSERT INTO {name}_partition VALUES (1)")
-            for partition in range(SEQUENCES):
+            connection.execute(f"INSERT INTO {name}_partition SELECT generate_series(0, {PARTITIONS - 1})")
+            for partition in range(PARTITIONS):
                 connection.execute(f"CREATE SEQUENCE {name}_offset_{partition} OWNED BY {name}.msg_offset")
             connection.execute(f"""
-                CREATE FUNCTION {name}_append(keys bytea[], vals bytea[]) RETURNS bigint LANGUAGE plpgsql AS $$
+                CREATE FUNCTION {name}_append(part bigint, keys bytea[], vals bytea[]) RETURNS bigint
+                LANGUAGE plpgsql AS $$
                 DECLARE
                     base bigint;
                 BEGIN
-                    PERFORM FROM {name}_partition WHERE id = 1 FOR NO KEY UPDATE;
+                    PERFORM FROM {name}_partition WHERE id = part FOR NO KEY UPDATE;
                     SELECT coalesce((
-                        SELECT msg_offset + 1 FROM {name} WHERE partition_id = 1 ORDER BY msg_offset DESC LIMIT 1
+                        SELECT msg_offset + 1 FROM {name} WHERE partition_id = part ORDER BY msg_offset DESC LIMIT 1
                     ), 0) INTO base;
                     INSERT INTO {name} (partition_id, msg_offset, key, value)
-                    SELECT 1, base + m.place - 1, m.key, m.value
+                    SELECT part, base + m.place - 1, m.key, m.value
                     FROM unnest(keys, vals) WITH ORDINALITY AS m (key, value, place);
                     RETURN base;
                 END $$
@@ -89,18 +117,21 @@ class PostgresByHand:
 
     def drop(self) -> None:
         with self._database.connect() as connection:
-            connection.execute(f"DROP FUNCTION IF EXISTS {self.name}_append(bytea[], bytea[])")
+            connection.execute(f"DROP FUNCTION IF EXISTS {self.name}_append(bigint, bytea[], bytea[])")
             connection.execute(f"DROP TABLE IF EXISTS {self.name}, {self.name}_partition")
 
     def append(self, connection: psycopg.Connection[Any], keys: Sequence[bytes], values: Sequence[bytes]) -> int:
-        """One transaction, one round trip; returns the offset of the first."""
-        row = connection.execute(self._call, (keys, values), binary=True).fetchone()
-        return int(row[0]) if row else -1
+        """To the one partition, by ``LockedLog``."""
+        return self.locked.append(connection, 1, keys, values)
 
     async def append_async(
         self, connection: psycopg.AsyncConnection[Any], keys: Sequence[bytes], values: Sequence[bytes]
     ) -> None:
-        await connection.execute(self._call, (keys, values), binary=True)
+        await connection.execute(self.locked.statement, (1, keys, values), binary=True)
+
+    def read(self, connection: psycopg.Connection[Any]) -> int:
+        """Read the one partition, as ``read_postgres`` does, and count its rows."""
+        return _read_postgres(connection, self.name, [1])
 
     def copy(self, connection: psycopg.Connection[Any], rows: Sequence[tuple[bytes, bytes]]) -> None:
         """One transaction: lock, newest offset, COPY in binary."""
@@ -166,6 +197,10 @@ class SqliteByHand:
         connection.executemany(self._insert, [(base + i, key, value) for i, (key, value) in enumerate(rows)])
         connection.execute("COMMIT")
 
+    def read(self, connection: sqlite3.Connection) -> int:
+        """Read it as ``read_sqlite`` does, and count its rows."""
+        return _read_sqlite(connection, self.name, [1])
+
     def insert(self, connection: sqlite3.Connection, offset: int, key: bytes, value: bytes) -> None:
         connection.execute(self._insert, (offset, key, value))
 
@@ -199,8 +234,8 @@ def sqlite_by_hand(database: BenchDatabase) -> Iterator[SqliteByHand]:
 
 _OF_TOPIC = "FROM sqlmq_partition p JOIN sqlmq_topic t ON t.id = p.topic_id"
 _RANGE = """
-    SELECT msg_offset, key, value, headers, created_at FROM sqlmq_message
-    WHERE partition_id = {0} AND msg_offset >= {0} ORDER BY msg_offset LIMIT {0}
+    SELECT msg_offset, key, value, headers, created_at FROM {table}
+    WHERE partition_id = {mark} AND msg_offset >= {mark} ORDER BY msg_offset LIMIT {mark}
 """
 
 
@@ -220,17 +255,23 @@ def partition_ids(connection: psycopg.Connection[Any] | sqlite3.Connection, topi
 
 def read_postgres(connection: psycopg.Connection[Any], topic: str) -> int:
     """Fetch all rows of *topic*, as binary tuples, some at a time, one partition after the other; count them."""
-    ids = partition_ids(connection, topic)
-    with connection.cursor(binary=True) as cursor:
-        cursor.adapters.register_loader("timestamptz", Int8BinaryLoader)
-        statement = _RANGE.format("%b")
-        return sum(_read(lambda *at: cursor.execute(statement, at).fetchall(), id_) for id_ in ids)
+    return _read_postgres(connection, "sqlmq_message", partition_ids(connection, topic))
 
 
 def read_sqlite(connection: sqlite3.Connection, topic: str) -> int:
     """As ``read_postgres``."""
-    statement = _RANGE.format("?")
-    ids = partition_ids(connection, topic)
+    return _read_sqlite(connection, "sqlmq_message", partition_ids(connection, topic))
+
+
+def _read_postgres(connection: psycopg.Connection[Any], table: str, ids: Sequence[int]) -> int:
+    with connection.cursor(binary=True) as cursor:
+        cursor.adapters.register_loader("timestamptz", Int8BinaryLoader)
+        statement = _RANGE.format(table=table, mark="%b")
+        return sum(_read(lambda *at: cursor.execute(statement, at).fetchall(), id_) for id_ in ids)
+
+
+def _read_sqlite(connection: sqlite3.Connection, table: str, ids: Sequence[int]) -> int:
+    statement = _RANGE.format(table=table, mark="?")
     return sum(_read(lambda *at: connection.execute(statement, at).fetchall(), id_) for id_ in ids)
 
 

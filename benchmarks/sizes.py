@@ -10,7 +10,7 @@ import functools
 import itertools
 import statistics
 import time
-from contextlib import closing
+from contextlib import ExitStack, closing
 from typing import TYPE_CHECKING
 
 from benchmarks.consuming import POLL, poll
@@ -150,15 +150,15 @@ def _partitions(bench: Bench, mq: MQ) -> None:
 
 
 def _groups(bench: Bench, mq: MQ) -> None:
-    alone, each = bench.scale(100_000, 5_000), bench.scale(5_000, 500)
-    groups = bench.scale(GROUPS, 10)
-    many = f"{groups} groups, {each:,} messages each"
-    one = f"1 group, {alone:,} messages"
-    name = new_topic(mq)
-    fill(mq.producer(name), alone)
+    each, groups = bench.scale(10_000, 500), bench.scale(GROUPS, 10)
+    many, one = f"{groups} groups", "1 group"
+
+    def alone() -> float:
+        return each * AGAIN / sum(seconds_by_turns(mq, 1, each) for _ in range(AGAIN))
+
     bench.compare(
-        "groups that read by turns, poll(1000)",
-        {many: lambda: poll_by_turns(mq, name, groups, each), one: lambda: poll_by_turns(mq, name, 1, alone)},
+        f"groups that read {each:,} messages by turns, poll(1000)",
+        {many: lambda: each * groups / seconds_by_turns(mq, groups, each), one: alone},
         {"consume: 100 groups / 1": (many, one)},
     )
 
@@ -192,26 +192,26 @@ def produce(producer: Producer, batch: Sequence[Message], transactions: int) -> 
     return len(batch) * transactions / seconds
 
 
-def poll_by_turns(mq: MQ, name: str, groups: int, each: int) -> float:
-    """Read the first *each* messages in each of so many new groups, by turns; return the rate of deliveries."""
-    consumers = [mq.consumer(name, new_group()) for _ in range(groups)]
-    try:
-        ends = []
+def seconds_by_turns(mq: MQ, groups: int, each: int) -> float:
+    """Have so many groups read a new topic of *each* messages, by turns; return how long it took.
+
+    They have joined before there is any message, so that nothing is read before the clock starts.
+    """
+    name = new_topic(mq)
+    with ExitStack() as stack:
+        consumers = [stack.enter_context(mq.consumer(name, new_group())) for _ in range(groups)]
         for consumer in consumers:
-            check(consumer.consume(timeout=30).offset == 0, "the first message is not the oldest")
-            ends.append(1)
+            check(not consumer.poll(1, timeout=0), "a new topic has messages")
+        fill(mq.producer(name), each)
+        ends = dict.fromkeys(consumers, 0)
         began = time.perf_counter()
-        while min(ends) < each:
-            for i, consumer in enumerate(consumers):
-                if ends[i] < each:
-                    batch = consumer.poll(min(POLL, each - ends[i]), timeout=10)
-                    check(bool(batch) and batch[0].offset == ends[i], f"nothing came at {ends[i]}")
-                    ends[i] += len(batch)
-                    check(batch[-1].offset == ends[i] - 1, "the offsets are not dense")
+        while min(ends.values()) < each:
+            for consumer, end in ends.items():
+                if end < each:
+                    batch = consumer.poll(POLL, timeout=10)
+                    check(bool(batch) and batch[0].offset == end, f"nothing came at {end}")
+                    ends[consumer] += len(batch)
+                    check(batch[-1].offset == ends[consumer] - 1, "the offsets are not dense")
         for consumer in consumers:
             consumer.commit()
-        seconds = time.perf_counter() - began
-    finally:
-        for consumer in consumers:
-            consumer.close()
-    return (each - 1) * groups / seconds
+        return time.perf_counter() - began

@@ -1,7 +1,8 @@
 """Eight processes that produce at once: what do dense offsets, in commit order, cost against no lock at all?
 
 By hand, the offset comes from a sequence, and nobody waits for anybody; but then a reader may see offset n + 1 before n,
-and never n. 100 messages a call into eight partitions, and one message a call into one partition.
+and never n. With the lock and the newest offset, by hand too, is what a log can have that has neither gaps nor
+overtaking. 100 messages a call into eight partitions, and one message a call into one partition.
 """
 
 from __future__ import annotations
@@ -38,9 +39,9 @@ def run(bench: Bench) -> None:
 def _compare(bench: Bench, processes: Crew, mq: MQ, *, size: int, partitions: int, calls: int) -> None:
     count = PROCESSES * size * (WARM_UP_CALLS + calls)
     where = "1 partition" if partitions == 1 else f"{partitions} partitions"
-    by_hand = "by hand: no lock, offsets of a sequence"
+    unlocked, locked = "by hand: no lock, offsets of a sequence", "by hand: lock, newest offset"
     name = new_topic(mq, partitions)
-    with limits.postgres_by_hand(bench.database) as hand:
+    with limits.postgres_by_hand(bench.database) as loose, limits.postgres_by_hand(bench.database) as dense:
 
         def produced() -> float:
             before = mq.describe_topic(name).messages
@@ -52,17 +53,26 @@ def _compare(bench: Bench, processes: Crew, mq: MQ, *, size: int, partitions: in
             check(rows == length, f"the partitions' ends promise {length} messages, {rows} are there")
             return rate
 
-        def inserted() -> float:
+        def inserted(hand: limits.PostgresByHand, log: limits.UnlockedLog | limits.LockedLog) -> float:
             conninfo = bench.database.conninfo
-            arguments = [(conninfo, hand.unlocked, size, calls, number % partitions) for number in range(PROCESSES)]
+            arguments = [(conninfo, log, size, calls, number % partitions) for number in range(PROCESSES)]
             rate = processes.run(insert, arguments)
             hand.check_added(count)
             return rate
 
+        what = f"{size} a call, {where}"
         bench.compare(
-            f"{PROCESSES} processes, {size} a call, {where}",
-            {"produce": produced, by_hand: inserted},
-            {f"{size} a call, {where}: produce / no lock": ("produce", by_hand)},
+            f"{PROCESSES} processes, {what}",
+            {
+                "produce": produced,
+                unlocked: lambda: inserted(loose, loose.unlocked),
+                locked: lambda: inserted(dense, dense.locked),
+            },
+            {
+                f"{what}: produce / no lock": ("produce", unlocked),
+                f"{what}: produce / lock, newest offset": ("produce", locked),
+                f"{what}: lock, newest offset / no lock": (locked, unlocked),
+            },
         )
 
 
@@ -77,7 +87,7 @@ def produce(url: str, name: str, size: int, calls: int) -> Iterator[Callable[[],
 
 @contextmanager
 def insert(
-    conninfo: str, log: limits.UnlockedLog, size: int, calls: int, partition: int
+    conninfo: str, log: limits.UnlockedLog | limits.LockedLog, size: int, calls: int, partition: int
 ) -> Iterator[Callable[[], int]]:
     """Insert into one partition only, so that not even the pages of the index are shared."""
     values = [value for _, value in keys_and_values(size)]

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from benchmarks.suite import Bench
 
-MODULES = ("ours", "pgmq", "pgqueuer", "huey", "procrastinate", "litequeue")
+MODULES = ("ours", "by_hand", "pgmq", "pgqueuer", "huey", "procrastinate", "litequeue")
 OURS = "sqlmq"
 QUICK = 50
 """With --quick, one message for so many."""
@@ -43,6 +43,7 @@ class Peer(NamedTuple):
 
     name: str
     package: str
+    """What it is installed as; empty for what comes with Python."""
     kinds: tuple[str, ...]
     """The databases it works on."""
     messages: int
@@ -83,7 +84,8 @@ def installed(kind: str) -> tuple[list[Peer], list[str]]:
         for peer in module.PEERS:
             if kind in peer.kinds:
                 peers.append(peer)
-                notes.append(f"{peer.name} {version(peer.package)}: {peer.how}")
+                named = f"{peer.name} {version(peer.package)}" if peer.package else peer.name
+                notes.append(f"{named}: {peer.how}")
     return peers, notes
 
 

@@ -5,13 +5,10 @@ from __future__ import annotations
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from sqlalchemy import create_engine
-
-from benchmarks.databases import POSTGRES, SQLITE
+from benchmarks.databases import POSTGRES, SQLITE, make_tables
 from benchmarks.peers import OURS, Peer
 from benchmarks.workload import messages
 from sqlmq import MQ
-from sqlmq.migrate import upgrade
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -39,10 +36,7 @@ class OurQueue:
 @contextmanager
 def open_queue(target: str) -> Iterator[OurQueue]:
     url = target.replace("postgresql:", "postgresql+psycopg:") if "://" in target else f"sqlite:///{target}"
-    engine = create_engine(url)
-    with engine.begin() as connection:
-        upgrade(connection)
-    engine.dispose()
+    make_tables(url)
     with MQ(url) as mq:
         yield OurQueue(mq)
 
