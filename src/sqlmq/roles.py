@@ -31,10 +31,10 @@ TELLING_VIEWS = ("sqlmq_parked_message", "sqlmq_dead_letter", "sqlmq_blocked_key
 
 FUNCTIONS = (
     "sqlmq_append(bigint[], integer[], bytea[], bytea[], text[], integer[])",
+    "sqlmq_append_anywhere(bigint[], bytea[], text[], integer)",
     "sqlmq_append_one(bigint, bytea, bytea, text, integer)",
     "sqlmq_crc32(bytea)",
     "sqlmq_fnv1a(bytea)",
-    "sqlmq_free_partition(bigint[])",
     "sqlmq_is_grown(bigint[], integer[])",
     "sqlmq_murmur2(bytea)",
     "sqlmq_next_offset(bigint, integer)",

@@ -28,7 +28,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects import postgresql
 
-REVISION = "0010"
+REVISION = "0011"
 """The newest revision in ``migrations/``, which this version works with."""
 
 VERSION_TABLE = "sqlmq_version"

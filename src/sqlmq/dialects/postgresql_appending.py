@@ -38,6 +38,7 @@ COPY_MESSAGES = 1_000
 _UNKNOWN_PARTITION = re.compile(r"the topic of partition id (\d+) was deleted")
 
 _MANY = ("bigint[]", "integer[]", "bytea[]", "bytea[]", "text[]", "integer[]")
+_KEYLESS = ("bigint[]", "bytea[]", "text[]", "integer")
 _ONE = ("bigint", "bytea", "bytea", "text", "integer")
 _KNOWN = ("bigint[]", "integer[]")
 _GROWN = -1
@@ -66,12 +67,7 @@ class Appending:
     def __init__(self, prefix: str) -> None:
         self._prefix = prefix
         self._append = self._call("sqlmq_append", _MANY, "psycopg").encode()
-        arguments = ", ".join(f"%b::{type_}" for type_ in _MANY[1:])
-        quoted = prefix.replace("%", "%%")
-        self._append_anywhere = (
-            f"SELECT free.id, {quoted}sqlmq_append(ARRAY[free.id], {arguments})"
-            f" FROM {quoted}sqlmq_free_partition(%b::bigint[]) AS free (id)"
-        ).encode()
+        self._append_anywhere = self._call("sqlmq_append_anywhere", _KEYLESS, "psycopg").encode()
         self._append_one = self._call("sqlmq_append_one", _ONE, "psycopg").encode()
         self._next_offsets = self._call("sqlmq_next_offsets", _KNOWN, "psycopg").encode()
         self._copy = f"COPY {prefix}sqlmq_message ({', '.join(_COPY_COLUMNS)}) FROM STDIN (FORMAT binary)".encode()
@@ -89,13 +85,14 @@ class Appending:
     ) -> tuple[int, int]:
         """As ``Dialect.append_anywhere``, for what fits into arrays."""
         wanted = _array(_BIGINT, [_pack_bigint(id_) for id_ in (part.partition_id, *others)])
+        columns = _array(_BYTEA, contents.values), _array(_TEXT, contents.headers)
+        parameters = (wanted, *columns, part.topic_partitions)
         try:
-            cursor = _cursor(conn).execute(self._append_anywhere, (*_columns([part], contents), wanted))
-            ((chosen, bases),) = cursor.fetchall()
+            chosen, base = _told(_only(_cursor(conn).execute(self._append_anywhere, parameters)))
         except psycopg.Error as error:
             _raise_if_unknown(error, [part])
             raise
-        return chosen, _told(bases)[0]
+        return chosen, base
 
     def publish(self, conn: Connection, parts: Sequence[Part], contents: Contents) -> list[int] | None:
         """As ``Dialect.publish``."""
