@@ -5,12 +5,10 @@ A row read in binary costs half of what it costs as text.
 
 from __future__ import annotations
 
-from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 
 import psycopg
 from psycopg.types.numeric import Int8BinaryLoader
-from psycopg.types.string import ByteaBinaryLoader
 from sqlalchemy import text
 
 from sqlmq.dialects.base import Position, most_partitions
@@ -25,11 +23,7 @@ if TYPE_CHECKING:
 POSTGRES_EPOCH_US = 946_684_800_000_000
 """2000-01-01, from which Postgres counts, in microseconds after 1970-01-01."""
 
-_PORTABLE_COLUMNS = (
-    f"CAST(m.headers AS text), CAST(extract(epoch FROM m.created_at) * 1000000 AS bigint) - {POSTGRES_EPOCH_US}"
-)
-
-_headers_of = itemgetter(4)
+_PORTABLE_MOMENT = f"CAST(extract(epoch FROM m.created_at) * 1000000 AS bigint) - {POSTGRES_EPOCH_US}"
 
 
 class Reading:
@@ -58,7 +52,8 @@ class Reading:
             {ready}
             SELECT m.* FROM ready r CROSS JOIN LATERAL (
                 SELECT m.partition_id, m.msg_offset, m.key,
-                    CASE WHEN octet_length(m.value) <= %b::bigint THEN m.value END AS value, m.headers, m.created_at
+                    CASE WHEN octet_length(m.value) <= %b::bigint THEN m.value END AS value,
+                    CAST(m.headers AS text), m.created_at
                 FROM {prefix}sqlmq_message m
                 WHERE m.partition_id = r.id AND m.msg_offset >= r.position
                 ORDER BY m.msg_offset
@@ -68,7 +63,7 @@ class Reading:
         # The window adds up sizes without reading values that are stored out of line.
         self._within_sql = f"""
             {ready}
-            SELECT r.id, m.msg_offset, m.key, m.value, m.headers, m.created_at
+            SELECT r.id, m.msg_offset, m.key, m.value, CAST(m.headers AS text), m.created_at
             FROM ready r CROSS JOIN LATERAL (
                 SELECT m.*, sum(octet_length(m.value)) OVER (ORDER BY m.msg_offset ROWS UNBOUNDED PRECEDING)
                     - octet_length(m.value) AS before
@@ -82,7 +77,7 @@ class Reading:
         """
 
         # As a text of SQLAlchemy's, in which a colon begins a parameter.
-        pieces = self._within_sql.replace("m.headers, m.created_at", _PORTABLE_COLUMNS).replace("%%", "%").split("%b::")
+        pieces = self._within_sql.replace("m.created_at", _PORTABLE_MOMENT).replace("%%", "%").split("%b::")
         names = ["ids", "offsets", "partitions", "at_most", "max_bytes"]
         kinds = ["bigint[]", "bigint[]", "bigint", "bigint", "bigint"]
         self._portable_sql = pieces[0].replace(":", "\\:") + "".join(
@@ -129,12 +124,5 @@ def _fetch(connection: psycopg.Connection[Any], sql: str, parameters: tuple[obje
     with connection.cursor(binary=True) as cursor:
         # As the server sends them. Making a datetime of each timestamp is half the cost of a read.
         cursor.adapters.register_loader("timestamptz", Int8BinaryLoader)
-        cursor.adapters.register_loader("jsonb", ByteaBinaryLoader)
         rows: list[LogRow] = cursor.execute(sql.encode(), parameters).fetchall()
-    if not any(map(_headers_of, rows)):
         return rows
-    # A jsonb value is its text after a byte for the version of the form.
-    # https://www.postgresql.org/docs/current/datatype-json.html
-    return [
-        (id_, offset, key, value, headers and headers[1:], moment) for id_, offset, key, value, headers, moment in rows
-    ]
