@@ -1,7 +1,7 @@
 """Reading on in a thread, while what was read before is handled.
 
-If somebody waits for what it reads, the thread reads on from there at once. Only one thread of Python runs at a time, so
-it would not be heard before that one has made his messages and handled them, and the database would rest meanwhile.
+If somebody waits for what it reads, the thread reads on at once. Only one thread of Python runs at a time, so it would
+not be heard before that one has made his messages and handled them, and the database would rest meanwhile.
 """
 
 from __future__ import annotations
@@ -32,7 +32,6 @@ class Read(NamedTuple):
         """Whether that is about as much as was asked for, so that there is likely to be more."""
         return 2 * sum(map(len, self.found.values())) >= self.at_most
 
-    @property
     def ends(self) -> Positions:
         """The same partitions, from where on nothing is read."""
         return [
@@ -41,14 +40,19 @@ class Read(NamedTuple):
         ]
 
 
-class _Reading:
-    """What is being read, and what will be after that."""
+GoOn: TypeAlias = "Callable[[Read], Positions] | None"
+"""Tells where to read on after something was read; None for nowhere."""
 
-    __slots__ = ("next", "result")
+
+class _Reading:
+    """What is being read, and what is read after that."""
+
+    __slots__ = ("next", "positions", "result")
 
     result: Future[Read]
 
-    def __init__(self) -> None:
+    def __init__(self, positions: Positions) -> None:
+        self.positions = positions
         self.next: _Reading | None = None
 
 
@@ -63,29 +67,29 @@ class ReadAhead:
         self._reading: _Reading | None = None
         self._thread: ThreadPoolExecutor | None = None
         self._is_awaited = False
-        self.may_go_on = False
-        """Whether the partitions being read are all there are to read, and there is room for what comes next of them."""
+        self.go_on: GoOn = None
+        """Called in the thread when it has read something, if somebody waits for that."""
 
     @property
-    def is_under_way(self) -> bool:
-        """Whether there is something to be received, sooner or later."""
-        return self._reading is not None
+    def under_way(self) -> Positions:
+        """Where it is being read, or was, what is to be received next; nowhere, if nothing is."""
+        return self._reading.positions if self._reading is not None else ()
 
     @property
     def is_done(self) -> bool:
         """Whether there is something to be received now."""
         return self._reading is not None and self._reading.result.done()
 
-    def begin(self, positions: Positions, at_most: int, *, may_go_on: bool) -> None:
-        """Begin to read; nothing is under way."""
+    def begin(self, positions: Positions, at_most: int, go_on: GoOn) -> None:
+        """Begin to read somewhere; nothing is under way."""
         if self._thread is None:
             self._thread = ThreadPoolExecutor(1, thread_name_prefix="sqlmq-read")
-        self.may_go_on = may_go_on
+        self.go_on = go_on
         self._reading = self._submitted(self._thread, positions, at_most)
 
     def receive(self) -> Read:
         """What was read, or is being read: that is waited for. Raises what reading it raised."""
-        assert self._reading is not None  # noqa: S101 - as is_under_way has told
+        assert self._reading is not None  # noqa: S101 - as under_way has told
         reading, self._reading = self._reading, None
         self._is_awaited = True
         try:
@@ -96,7 +100,7 @@ class ReadAhead:
 
     def close(self, seconds: float) -> None:
         """Read nothing more; wait for what is being read, so that it leaves no connection behind, but not for ever."""
-        self.may_go_on = False
+        self.go_on = None
         while self._reading is not None:
             wait([self._reading.result], seconds)
             self._reading = self._reading.next
@@ -104,12 +108,13 @@ class ReadAhead:
             self._thread.shutdown(wait=False, cancel_futures=True)
 
     def _submitted(self, thread: ThreadPoolExecutor, positions: Positions, at_most: int) -> _Reading:
-        reading = _Reading()
+        reading = _Reading(positions)
 
         def run() -> Read:
             read = self._read(positions, at_most)
-            if self._is_awaited and self.may_go_on and read.is_backlog:
-                reading.next = self._submitted(thread, read.ends, at_most)
+            go_on = self.go_on
+            if self._is_awaited and go_on is not None and read.is_backlog:
+                reading.next = self._submitted(thread, go_on(read), at_most)
             return read
 
         reading.result = thread.submit(run)

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from sqlmq.options import Options
     from sqlmq.ownership import Ownership
     from sqlmq.progress import PartitionProgress, Span
-    from sqlmq.read_ahead import Positions
+    from sqlmq.read_ahead import GoOn, Positions
 
 log = logging.getLogger(__name__)
 
@@ -73,12 +73,12 @@ class Stock:
     def refill(self, at_most: int) -> None:
         """Read on in the partitions that have nothing read ahead; or take what was read meanwhile."""
         self.recall()
-        if self._reading.is_done or (self._reading.is_under_way and not self._ahead()):
+        if self._reading.is_done or (self._reading.under_way and not self._ahead()):
             read = self._reading.receive()
             self._keep(read)
-            self._reading.may_go_on = self._may_go_on(read.positions, read.at_most)
+            self._reading.go_on = self._go_on(self._reading.under_way, read.at_most)
         now = self._runtime.monotonic()
-        if self._ahead() and (now < self._refill_at or self._reading.is_under_way):
+        if self._ahead() and (now < self._refill_at or self._reading.under_way):
             return
         self._refill_at = now + _REFILL_SECONDS
         positions = self._positions(progress for progress in self.active() if not progress.ahead)
@@ -196,17 +196,23 @@ class Stock:
 
     def _read_ahead(self) -> None:
         """Begin to read, in another thread, as much as was asked for last, once there is room for it."""
-        if not self._has_backlog or self._reading.is_under_way or not self._database.dialect.reads_in_parallel:
+        if not self._has_backlog or self._reading.under_way or not self._database.dialect.reads_in_parallel:
             return
         at_most = self._ahead_at_once
         if self._ahead() + at_most > self._options.prefetch:
             return
         positions = self._positions(self.active())
-        self._reading.begin(positions, at_most, may_go_on=self._may_go_on(positions, at_most))
+        self._reading.begin(positions, at_most, self._go_on(positions, at_most))
 
-    def _may_go_on(self, positions: Positions, at_most: int) -> bool:
-        """Whether *positions* are of all partitions there are to read, and there is room for as much again of them."""
-        return 2 * at_most <= self._options.prefetch and {progress for progress, _ in positions} == set(self.active())
+    def _go_on(self, positions: Positions, at_most: int) -> GoOn:
+        """Where to read after *positions*, if there is room for as much again: in those not read now, or in all again."""
+        if 2 * at_most > self._options.prefetch:
+            return None
+        being_read = {progress for progress, _ in positions}
+        others = self._positions(progress for progress in self.active() if progress not in being_read)
+        if others:
+            return lambda _read: others
+        return Read.ends
 
     def _positions(self, progresses: Iterable[PartitionProgress]) -> Positions:
         """Where to read on: everywhere, or while there is enough to be read, where it was not done lately."""
