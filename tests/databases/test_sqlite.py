@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,12 +15,16 @@ from sqlalchemy import create_engine, event, inspect, text
 
 import sqlmq.trying
 from sqlmq import MQ, DatabaseBusyError, InvalidURLError, Message
-from sqlmq.dialects import Position
+from sqlmq.dialects import Position, sqlite
 from sqlmq.schema import REVISION, tables
 from tests.contract.test_idling import RARELY, look_for_all
 from tests.contract.waiting import settle, until, values
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from sqlalchemy import Connection
+
     from tests.conftest import DatabaseUnderTest, MakeMQ
 
 ROOT = Path(__file__).parent.parent.parent
@@ -261,19 +266,33 @@ def test_a_schema_is_refused_because_sqlite_has_none(database: DatabaseUnderTest
         MQ(database.url, schema="elsewhere")
 
 
-def test_what_an_interrupt_has_cut_off_keeps_nobody_from_writing(mq: MQ, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sqlmq.trying, "_RETRY_SECONDS", 0.0)
-    producer = mq.producer("orders")
-    dialect = mq.engine.dialect
-    execute = dialect.do_execute
+class _Interrupted:
+    """A cursor whose caller is interrupted when it has rows to fetch."""
 
-    def interrupted(cursor: Any, statement: str, *arguments: Any) -> None:
-        execute(cursor, statement, *arguments)
+    def __init__(self, cursor: Any) -> None:
+        self._cursor = cursor
+
+    def execute(self, statement: str, *arguments: Any) -> None:
+        self._cursor.execute(statement, *arguments)
         if "RETURNING" in statement:
             raise KeyboardInterrupt
 
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._cursor, name)
+
+
+def test_what_an_interrupt_has_cut_off_keeps_nobody_from_writing(mq: MQ, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sqlmq.trying, "_RETRY_SECONDS", 0.0)
+    producer = mq.producer("orders")
+    driver_cursor = sqlite._driver_cursor
+
+    @contextmanager
+    def interrupted(conn: Connection) -> Iterator[_Interrupted]:
+        with driver_cursor(conn) as cursor:
+            yield _Interrupted(cursor)
+
     with monkeypatch.context() as patched:
-        patched.setattr(dialect, "do_execute", interrupted)
+        patched.setattr(sqlite, "_driver_cursor", interrupted)
         with pytest.raises(KeyboardInterrupt) as raised:
             producer.produce(Message(b"interrupted"))
 

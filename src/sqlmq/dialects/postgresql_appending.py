@@ -21,7 +21,7 @@ from sqlmq.errors import UnknownTopicError
 from sqlmq.message import has_any
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from sqlalchemy import Connection
 
@@ -44,6 +44,8 @@ _KNOWN = ("bigint[]", "integer[]")
 _GROWN = -1
 """What a function for one message gives if the topic has other than the partitions known; those for many give nothing."""
 _CURSOR = "sqlmq_appending"
+_KEPT_BYTES = 65_536
+"""How much a cursor may have sent to be kept: it holds that until it sends something else."""
 _BIGINT, _INTEGER, _BYTEA, _TEXT = 20, 23, 17, 25
 
 _pack_bigint = struct.Struct("!q").pack
@@ -74,11 +76,7 @@ class Appending:
 
     def append(self, conn: Connection, parts: Sequence[Part], contents: Contents) -> list[int]:
         """As ``Dialect.append``; on a connection of psycopg's, which our own transactions have."""
-        try:
-            return self._run(_cursor(conn), parts, contents)
-        except psycopg.Error as error:
-            _raise_if_unknown(error, parts)
-            raise
+        return _with_cursor(conn, parts, contents, lambda cursor: self._run(cursor, parts, contents))
 
     def append_anywhere(
         self, conn: Connection, part: Part, others: Sequence[int], contents: Contents
@@ -87,11 +85,9 @@ class Appending:
         wanted = _array(_BIGINT, [_pack_bigint(id_) for id_ in (part.partition_id, *others)])
         columns = _array(_BYTEA, contents.values), _array(_TEXT, contents.headers)
         parameters = (wanted, *columns, part.topic_partitions)
-        try:
-            chosen, base = _told(_only(_cursor(conn).execute(self._append_anywhere, parameters)))
-        except psycopg.Error as error:
-            _raise_if_unknown(error, [part])
-            raise
+        chosen, base = _with_cursor(
+            conn, [part], contents, lambda cursor: _told(_only(cursor.execute(self._append_anywhere, parameters)))
+        )
         return chosen, base
 
     def publish(self, conn: Connection, parts: Sequence[Part], contents: Contents) -> list[int] | None:
@@ -150,17 +146,30 @@ class Appending:
         return f"SELECT {self._prefix.replace('%', '%%')}{function}({', '.join(arguments)})"
 
 
-def _cursor(conn: Connection) -> psycopg.Cursor[Any]:
-    """The cursor for appending, kept with its connection: what makes one takes a fifth of what the driver takes in all."""
+def _with_cursor(
+    conn: Connection, parts: Sequence[Part], contents: Contents, run: Callable[[psycopg.Cursor[Any]], list[int]]
+) -> list[int]:
+    """Have *run* append *contents* to *parts*, by a cursor that is kept with its connection.
+
+    To make one takes a fifth of what the driver takes in all. It is kept with what it has sent, if that is not much.
+    """
     connection = conn.connection.driver_connection
     assert isinstance(connection, psycopg.Connection)  # noqa: S101 - what check_engine made sure of
     if not (connection.autocommit or conn.in_transaction()):
         conn.begin()  # SQLAlchemy does not see that the cursor begins one, and would not commit it
-    kept: psycopg.Cursor[Any] | None = conn.info.get(_CURSOR)
-    if kept is None:
-        kept = conn.info[_CURSOR] = connection.cursor(binary=True)
-        kept.adapters.register_dumper(_Array, _ArrayDumper)
-    return kept
+    info = conn.info
+    cursor: psycopg.Cursor[Any] | None = info.pop(_CURSOR, None)
+    if cursor is None:
+        cursor = connection.cursor(binary=True)
+        cursor.adapters.register_dumper(_Array, _ArrayDumper)
+    try:
+        result = run(cursor)
+    except psycopg.Error as error:
+        _raise_if_unknown(error, parts)
+        raise
+    if sum(map(len, contents.values)) <= _KEPT_BYTES:
+        info[_CURSOR] = cursor
+    return result
 
 
 class _Array:

@@ -203,21 +203,22 @@ class Sqlite(Dialect):
         headers = [None if raw is None else raw.decode() for raw in contents.headers]
         columns = iter(contents.keys), iter(contents.values), iter(headers)
         bases = []
-        for part in parts:
-            # Changes nothing; makes this transaction the writer, so that what is read next stays true.
-            locked = conn.exec_driver_sql(_LOCK_SQL, (part.partition_id,)).all()
-            if not locked:
-                raise UnknownTopicError(part.topic)
-            if locked[0][0] != part.topic_partitions:
-                raise TopicGrownError
-        failpoint("append.locked")
-        for part in parts:
-            base: int = conn.exec_driver_sql(_BASE_SQL, (part.partition_id,)).scalar_one()
-            conn.exec_driver_sql(
-                "INSERT INTO sqlmq_message (partition_id, msg_offset, key, value, headers) VALUES (?, ?, ?, ?, ?)",
-                list(zip(repeat(part.partition_id), range(base, base + part.messages), *columns, strict=False)),
-            )
-            bases.append(base)
+        with _driver_cursor(conn) as cursor:
+            for part in parts:
+                # Changes nothing; makes this transaction the writer, so that what is read next stays true.
+                cursor.execute(_LOCK_SQL, (part.partition_id,))
+                locked = cursor.fetchall()
+                if not locked:
+                    raise UnknownTopicError(part.topic)
+                if locked[0][0] != part.topic_partitions:
+                    raise TopicGrownError
+            failpoint("append.locked")
+            for part in parts:
+                cursor.execute(_BASE_SQL, (part.partition_id,))
+                ((base,),) = cursor.fetchall()
+                places = repeat(part.partition_id), range(base, base + part.messages)
+                cursor.executemany(_INSERT_SQL, list(zip(*places, *columns, strict=False)))
+                bases.append(base)
         return bases
 
     def identify(self, conn: Connection) -> tuple[object, ...]:
@@ -228,7 +229,7 @@ class Sqlite(Dialect):
 
     def read_small(self, conn: Connection, positions: Sequence[Position], limit: int, small: int) -> list[LogRow]:
         rows: list[LogRow] = []
-        with _reading(conn) as cursor:
+        with _driver_cursor(conn) as cursor:
             ready = _ready(cursor, positions, most_partitions(limit))
             for position in ready:
                 cursor.execute(_READ_SMALL_SQL, (small, *position, max(1, limit // len(ready))))
@@ -237,7 +238,7 @@ class Sqlite(Dialect):
 
     def read_within(self, conn: Connection, positions: Sequence[Position], limit: int, max_bytes: int) -> list[LogRow]:
         rows: list[LogRow] = []
-        with _reading(conn) as cursor:
+        with _driver_cursor(conn) as cursor:
             ready = _ready(cursor, positions, most_partitions(limit))
             for position in ready:
                 before = 0
@@ -293,6 +294,7 @@ _BASE_SQL = """
     ), 0))
     FROM sqlmq_partition p WHERE p.id = ?
 """
+_INSERT_SQL = "INSERT INTO sqlmq_message (partition_id, msg_offset, key, value, headers) VALUES (?, ?, ?, ?, ?)"
 # The messages of a deleted topic may be half gone.
 _PROBE_SQL = """
     SELECT 1 FROM sqlmq_partition p JOIN sqlmq_message m ON m.partition_id = p.id
@@ -356,7 +358,7 @@ def _begin_immediately(conn: Connection) -> None:
     It looks every 100 ms in the end, and so hardly ever in the moment between two transactions of a writer that does
     not pause. https://www.sqlite.org/c3ref/busy_timeout.html
     """
-    with _reading(conn) as cursor:
+    with _driver_cursor(conn) as cursor:
         cursor.execute("PRAGMA busy_timeout")
         (patience_ms,) = cursor.fetchone() or (0,)
         cursor.execute(f"PRAGMA busy_timeout = {min(_LOOK_MS, patience_ms)}")
@@ -375,7 +377,7 @@ def _begin_immediately(conn: Connection) -> None:
 
 
 @contextmanager
-def _reading(conn: Connection) -> Iterator[DBAPICursor]:
+def _driver_cursor(conn: Connection) -> Iterator[DBAPICursor]:
     # Of the pool's connection, not the driver's: this runs on drivers for asyncio too.
     cursor = conn.connection.cursor()
     try:
