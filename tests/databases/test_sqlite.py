@@ -15,7 +15,7 @@ from sqlalchemy import create_engine, event, inspect, text
 
 import sqlmq.trying
 from sqlmq import MQ, DatabaseBusyError, InvalidURLError, Message
-from sqlmq.dialects import Position, sqlite
+from sqlmq.dialects import Position, sqlite, sqlite_cursors
 from sqlmq.schema import REVISION, tables
 from tests.contract.test_idling import RARELY, look_for_all
 from tests.contract.waiting import settle, until, values
@@ -284,7 +284,7 @@ class _Interrupted:
 def test_what_an_interrupt_has_cut_off_keeps_nobody_from_writing(mq: MQ, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sqlmq.trying, "_RETRY_SECONDS", 0.0)
     producer = mq.producer("orders")
-    driver_cursor = sqlite._driver_cursor
+    driver_cursor = sqlite_cursors.driver_cursor
 
     @contextmanager
     def interrupted(conn: Connection) -> Iterator[_Interrupted]:
@@ -292,7 +292,7 @@ def test_what_an_interrupt_has_cut_off_keeps_nobody_from_writing(mq: MQ, monkeyp
             yield _Interrupted(cursor)
 
     with monkeypatch.context() as patched:
-        patched.setattr(sqlite, "_driver_cursor", interrupted)
+        patched.setattr(sqlite, "driver_cursor", interrupted)
         with pytest.raises(KeyboardInterrupt) as raised:
             producer.produce(Message(b"interrupted"))
 

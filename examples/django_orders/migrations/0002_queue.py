@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from django.db.backends.base.schema import BaseDatabaseSchemaEditor
     from sqlalchemy import Engine
 
-REVISION = "0010"
+REVISION = "0011"
 
 
 def engine_of(schema_editor: BaseDatabaseSchemaEditor) -> Engine:

@@ -7,7 +7,7 @@ written in between, without any waiting. https://www.sqlite.org/lang_transaction
 from __future__ import annotations
 
 import sqlite3
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from datetime import datetime
 from itertools import repeat
 from pathlib import Path
@@ -31,6 +31,7 @@ from sqlalchemy.exc import DBAPIError
 
 from sqlmq.dialects import sqlite_health
 from sqlmq.dialects.base import Dialect, Held, Part, Position, TopicGrownError, most_partitions
+from sqlmq.dialects.sqlite_cursors import SqlalchemyCursor, driver_cursor
 from sqlmq.errors import (
     DatabaseBusyError,
     DatabaseDamagedError,
@@ -47,7 +48,7 @@ from sqlmq.failpoints import failpoint
 from sqlmq.message import microseconds_since_1970, moment_at
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator, Sequence
+    from collections.abc import Collection, Sequence
 
     from sqlalchemy import URL, Connection, Engine, Insert, Select, Table
     from sqlalchemy.engine.interfaces import DBAPIConnection, DBAPICursor
@@ -200,25 +201,32 @@ class Sqlite(Dialect):
         return new.on_conflict_do_update(index_elements=unique, set_=columns)
 
     def append(self, conn: Connection, parts: Sequence[Part], contents: Contents) -> list[int]:
+        with driver_cursor(conn) as cursor:
+            return self._append(cursor, parts, contents)
+
+    def publish(self, conn: Connection, parts: Sequence[Part], contents: Contents) -> list[int] | None:
+        # The application is to get SQLAlchemy's errors, as for its own statements.
+        return self._append(SqlalchemyCursor(conn), parts, contents)
+
+    def _append(self, cursor: DBAPICursor | SqlalchemyCursor, parts: Sequence[Part], contents: Contents) -> list[int]:
         headers = [None if raw is None else raw.decode() for raw in contents.headers]
         columns = iter(contents.keys), iter(contents.values), iter(headers)
         bases = []
-        with _driver_cursor(conn) as cursor:
-            for part in parts:
-                # Changes nothing; makes this transaction the writer, so that what is read next stays true.
-                cursor.execute(_LOCK_SQL, (part.partition_id,))
-                locked = cursor.fetchall()
-                if not locked:
-                    raise UnknownTopicError(part.topic)
-                if locked[0][0] != part.topic_partitions:
-                    raise TopicGrownError
-            failpoint("append.locked")
-            for part in parts:
-                cursor.execute(_BASE_SQL, (part.partition_id,))
-                ((base,),) = cursor.fetchall()
-                places = repeat(part.partition_id), range(base, base + part.messages)
-                cursor.executemany(_INSERT_SQL, list(zip(*places, *columns, strict=False)))
-                bases.append(base)
+        for part in parts:
+            # Changes nothing; makes this transaction the writer, so that what is read next stays true.
+            cursor.execute(_LOCK_SQL, (part.partition_id,))
+            locked = cursor.fetchall()
+            if not locked:
+                raise UnknownTopicError(part.topic)
+            if locked[0][0] != part.topic_partitions:
+                raise TopicGrownError
+        failpoint("append.locked")
+        for part in parts:
+            cursor.execute(_BASE_SQL, (part.partition_id,))
+            ((base,),) = cursor.fetchall()
+            places = repeat(part.partition_id), range(base, base + part.messages)
+            cursor.executemany(_INSERT_SQL, list(zip(*places, *columns, strict=False)))
+            bases.append(base)
         return bases
 
     def identify(self, conn: Connection) -> tuple[object, ...]:
@@ -229,7 +237,7 @@ class Sqlite(Dialect):
 
     def read_small(self, conn: Connection, positions: Sequence[Position], limit: int, small: int) -> list[LogRow]:
         rows: list[LogRow] = []
-        with _driver_cursor(conn) as cursor:
+        with driver_cursor(conn) as cursor:
             ready = _ready(cursor, positions, most_partitions(limit))
             for position in ready:
                 cursor.execute(_READ_SMALL_SQL, (small, *position, max(1, limit // len(ready))))
@@ -238,7 +246,7 @@ class Sqlite(Dialect):
 
     def read_within(self, conn: Connection, positions: Sequence[Position], limit: int, max_bytes: int) -> list[LogRow]:
         rows: list[LogRow] = []
-        with _driver_cursor(conn) as cursor:
+        with driver_cursor(conn) as cursor:
             ready = _ready(cursor, positions, most_partitions(limit))
             for position in ready:
                 before = 0
@@ -358,7 +366,7 @@ def _begin_immediately(conn: Connection) -> None:
     It looks every 100 ms in the end, and so hardly ever in the moment between two transactions of a writer that does
     not pause. https://www.sqlite.org/c3ref/busy_timeout.html
     """
-    with _driver_cursor(conn) as cursor:
+    with driver_cursor(conn) as cursor:
         cursor.execute("PRAGMA busy_timeout")
         (patience_ms,) = cursor.fetchone() or (0,)
         cursor.execute(f"PRAGMA busy_timeout = {min(_LOOK_MS, patience_ms)}")
@@ -374,17 +382,6 @@ def _begin_immediately(conn: Connection) -> None:
         finally:
             with suppress(sqlite3.Error):  # after an interrupt the connection is closed
                 cursor.execute(f"PRAGMA busy_timeout = {patience_ms}")
-
-
-@contextmanager
-def _driver_cursor(conn: Connection) -> Iterator[DBAPICursor]:
-    # Of the pool's connection, not the driver's: this runs on drivers for asyncio too.
-    cursor = conn.connection.cursor()
-    try:
-        yield cursor
-    finally:
-        with suppress(sqlite3.Error):  # it has gone with its connection, after an interrupt
-            cursor.close()
 
 
 def _ready(cursor: DBAPICursor, positions: Sequence[Position], at_most: int) -> list[Position]:

@@ -37,7 +37,7 @@ def upgrade() -> None:
         sa.Column("cents", sa.Integer, nullable=False),
     )
     # Named, so that this revision means the same for ever.
-    migrate.upgrade(op.get_bind(), revision="0010")
+    migrate.upgrade(op.get_bind(), revision="0011")
 
 
 def downgrade() -> None:
