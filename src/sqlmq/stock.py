@@ -76,7 +76,8 @@ class Stock:
         if self._reading.is_done or (self._reading.under_way and not self._ahead()):
             read = self._reading.receive()
             self._keep(read)
-            self._reading.go_on = self._go_on(self._reading.under_way, read.at_most)
+            if under_way := self._reading.under_way:
+                self._reading.go_on = self._go_on(under_way, read.at_most)
         now = self._runtime.monotonic()
         if self._ahead() and (now < self._refill_at or self._reading.under_way):
             return
