@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING
 from benchmarks.suite import Rounds
 from benchmarks.workload import check, new_topic
 from sqlmq import MQ, Message, ProducerResult
-from sqlmq.coalescer import MOST_TOGETHER, Coalescer
-from sqlmq.flows.produce import Routed
+from sqlmq.operations.produce import Routed
+from sqlmq.producer.batcher import MOST_TOGETHER, Coalescer
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -19,7 +19,7 @@ from benchmarks.snapshot import old_snapshot
 from benchmarks.suite import Rounds, ratio
 from benchmarks.workload import check, messages, new_group
 from sqlmq import MQ, Retention
-from sqlmq.maintainer import ROUND_SECONDS
+from sqlmq.background.retention import ROUND_SECONDS
 
 if TYPE_CHECKING:
     from benchmarks.databases import BenchDatabase

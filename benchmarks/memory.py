@@ -15,7 +15,7 @@ from benchmarks.consuming import POLL
 from benchmarks.suite import Rounds, once
 from benchmarks.workload import check, fill, new_group, new_topic
 from sqlmq import MQ, Message
-from sqlmq.options import Options
+from sqlmq.model.config import Options
 
 if TYPE_CHECKING:
     from benchmarks.suite import Bench

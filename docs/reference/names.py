@@ -26,7 +26,7 @@ class Names:
     """The public names, each with all that is public of it."""
 
     def __init__(self, package: griffe.Module) -> None:
-        self._keeper = set(package["background.Keeper"].members)
+        self._keeper = set(package["background.heartbeat.Keeper"].members)
         self.classes = {
             str(name): one
             for name in package.exports or ()

@@ -1,4 +1,4 @@
--- The partitioners of sqlmq/partitioner.py for producers that write SQL. Both must give what
+-- The partitioners of sqlmq/model/partitioner.py for producers that write SQL. Both must give what
 -- tests/unit/partition_vectors.json says. 32-bit arithmetic is done in bigint and masked: no product reaches 2^63.
 -- Shifts and bit operators have one precedence in Postgres and are read from the left, hence the parentheses.
 

@@ -22,23 +22,11 @@ message through all of it.
 from importlib.metadata import version
 
 from sqlmq import migrate
+from sqlmq.admin.parked import Parked
 from sqlmq.aio import AsyncConsumer, AsyncMQ, AsyncParked, AsyncProducer, AsyncTransaction
-from sqlmq.consumer import Consumer
-from sqlmq.description import (
-    BlockedKey,
-    Eviction,
-    GroupDescription,
-    GroupPartition,
-    MemberDescription,
-    ParkedDetails,
-    ParkedMessage,
-    PartitionDescription,
-    PartitionLag,
-    PartitionReset,
-    TopicDescription,
-    Trimmed,
-)
-from sqlmq.diagnosis import Finding
+from sqlmq.consumer.consumer import Consumer
+from sqlmq.consumer.transaction import Transaction
+from sqlmq.consumer.worker.pool import RunSummary
 from sqlmq.errors import (
     ClosedError,
     ConsumerClosedError,
@@ -78,18 +66,30 @@ from sqlmq.errors import (
     UnknownGroupError,
     UnknownTopicError,
 )
-from sqlmq.health import Limits, Problem
-from sqlmq.message import DelayedMessage, Message, ProducerResult
+from sqlmq.hooks.clock import Runtime
+from sqlmq.hooks.observer import Observer
+from sqlmq.model.message import DelayedMessage, Message, ProducerResult
+from sqlmq.model.retention import Retention
+from sqlmq.model.retry import Retry
 from sqlmq.mq import MQ
-from sqlmq.observer import Observer
-from sqlmq.outbox import Publication
-from sqlmq.parked import Parked
-from sqlmq.producer import Producer
-from sqlmq.retention import Retention
-from sqlmq.retry import Retry
-from sqlmq.runner import RunSummary
-from sqlmq.runtime import Runtime
-from sqlmq.transaction import Transaction
+from sqlmq.producer.outbox import Publication
+from sqlmq.producer.producer import Producer
+from sqlmq.reports.descriptions import (
+    BlockedKey,
+    Eviction,
+    GroupDescription,
+    GroupPartition,
+    MemberDescription,
+    ParkedDetails,
+    ParkedMessage,
+    PartitionDescription,
+    PartitionLag,
+    PartitionReset,
+    TopicDescription,
+    Trimmed,
+)
+from sqlmq.reports.diagnosis import Finding
+from sqlmq.reports.doctor import Limits, Problem
 
 __version__ = version("sqlmq")
 

@@ -9,21 +9,22 @@ import threading
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Self
 
-from sqlmq import outbox
-from sqlmq.background import Background
-from sqlmq.closing import Closing
-from sqlmq.consumer import Ack, Consumer
-from sqlmq.database import Database
+from sqlmq.admin.inspection import Looking
+from sqlmq.admin.parked import Parked
+from sqlmq.background.heartbeat import Background
+from sqlmq.background.listener import Listener, hears
+from sqlmq.background.notifier import Notifier
+from sqlmq.background.poller import Lookout
+from sqlmq.background.retention import Maintainer
+from sqlmq.background.scheduler import Mover
+from sqlmq.consumer.consumer import Ack, Consumer
+from sqlmq.consumer.coordinator import Joining
+from sqlmq.database.close_once import Closing
+from sqlmq.database.database import Database
 from sqlmq.errors import DatabaseUnavailableError, MQClosedError, UnknownTopicError
-from sqlmq.failpoints import arm_by_environment
-from sqlmq.flows import manage, replay, stage
-from sqlmq.listener import Listener, hears
-from sqlmq.looking import Looking
-from sqlmq.lookout import Lookout
-from sqlmq.maintainer import Maintainer
-from sqlmq.mover import Mover
-from sqlmq.notifier import Notifier
-from sqlmq.options import (
+from sqlmq.hooks.clock import check_runtime
+from sqlmq.hooks.failpoints import arm_by_environment
+from sqlmq.model.config import (
     OnEvicted,
     Options,
     check_ack,
@@ -37,12 +38,13 @@ from sqlmq.options import (
     check_schema,
     check_topic,
 )
-from sqlmq.ownership import Joining
-from sqlmq.parked import Parked
-from sqlmq.producer import Producer
-from sqlmq.retention import Retention, check_retention
-from sqlmq.runtime import check_runtime
-from sqlmq.targets import check_reset, check_start
+from sqlmq.model.positions import check_reset, check_start
+from sqlmq.model.retention import Retention, check_retention
+from sqlmq.operations import staging
+from sqlmq.operations.admin import reset
+from sqlmq.operations.admin import topics as admin_topics
+from sqlmq.producer import outbox
+from sqlmq.producer.producer import Producer
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -51,13 +53,13 @@ if TYPE_CHECKING:
 
     from sqlalchemy import URL, Connection, Engine
 
-    from sqlmq.description import PartitionReset, Start, Trimmed
     from sqlmq.dialects import Dialect
-    from sqlmq.observer import Observer
-    from sqlmq.outbox import SessionLike
-    from sqlmq.runtime import Runtime
+    from sqlmq.hooks.clock import Runtime
+    from sqlmq.hooks.observer import Observer
+    from sqlmq.model.positions import ResetTo, Start
+    from sqlmq.producer.outbox import SessionLike
+    from sqlmq.reports.descriptions import PartitionReset, Trimmed
     from sqlmq.store.topics import Topic
-    from sqlmq.targets import ResetTo
 
     T = TypeVar("T")
     Made = TypeVar("Made", Producer, Consumer)
@@ -172,7 +174,7 @@ class MQ(Looking):
         if retention is not None:
             check_retention(retention)
         return self._write(
-            lambda conn, dialect: manage.create_topic(conn, dialect, topic, partitions, partitioner, retention)
+            lambda conn, dialect: admin_topics.create_topic(conn, dialect, topic, partitions, partitioner, retention)
         )
 
     def add_partitions(self, topic: str, partitions: int) -> bool:
@@ -187,7 +189,7 @@ class MQ(Looking):
         check_topic(topic)
         check_partitions(partitions)
         self._database.check_outside_block("add partitions")
-        grown = self._write(lambda conn, dialect: manage.add_partitions(conn, dialect, topic, partitions))
+        grown = self._write(lambda conn, dialect: admin_topics.add_partitions(conn, dialect, topic, partitions))
         self._announce(grown.topic_id)
         return partitions > grown.before
 
@@ -195,7 +197,7 @@ class MQ(Looking):
         """Have *topic* keep what *retention* says, from the next round on. Raises UnknownTopicError."""
         check_topic(topic)
         check_retention(retention)
-        self._write(lambda conn, dialect: manage.set_retention(conn, dialect, topic, retention))
+        self._write(lambda conn, dialect: admin_topics.set_retention(conn, dialect, topic, retention))
 
     def maintain(self, topic: str | None = None) -> list[Trimmed]:
         """Delete now what exceeds the retention of *topic*, or of all; return what was deleted of which partition.
@@ -218,8 +220,8 @@ class MQ(Looking):
         """
         names = [check_topic(topic) for topic in topics]
         self._database.check_outside_block("delete topics")
-        deleted = self._write(lambda conn, dialect: manage.delete_topics(conn, dialect, names))
-        while self._write(manage.purge):
+        deleted = self._write(lambda conn, dialect: admin_topics.delete_topics(conn, dialect, names))
+        while self._write(admin_topics.purge):
             pass
         return deleted
 
@@ -297,11 +299,11 @@ class MQ(Looking):
         if chosen is not None and isinstance(to, Mapping):
             message = "A mapping of partitions to offsets says which partitions: leave partitions= out."
             raise ValueError(message)
-        wanted = replay.Wanted(topic, group_id, target, chosen)
+        wanted = reset.Wanted(topic, group_id, target, chosen)
         if not execute:
-            return self._read(lambda conn, dialect: replay.preview(conn, dialect, wanted))
+            return self._read(lambda conn, dialect: reset.preview(conn, dialect, wanted))
         self._database.check_outside_block("reset a group")
-        done = self._write(lambda conn, dialect: replay.reset(conn, dialect, wanted, force=force))
+        done = self._write(lambda conn, dialect: reset.reset(conn, dialect, wanted, force=force))
         self._background.look_around(done.group_id)
         self._announce(done.topic_id)
         return done.changes
@@ -315,7 +317,7 @@ class MQ(Looking):
         wanted = check_ids(ids)
         self._check_open()
         if session is None:
-            cancelled = self._write(lambda conn, dialect: stage.cancel(conn, dialect, wanted))
+            cancelled = self._write(lambda conn, dialect: staging.cancel(conn, dialect, wanted))
         else:
             self._database.prepare()
             cancelled = outbox.cancel(session, self._database, wanted)
@@ -412,12 +414,12 @@ class MQ(Looking):
     def _find_or_create(self, name: str) -> Topic:
         check_topic(name)
         try:
-            return self._read(lambda conn, dialect: manage.find_topic(conn, dialect, name))
+            return self._read(lambda conn, dialect: admin_topics.find_topic(conn, dialect, name))
         except UnknownTopicError:
             if not self._options.create_topics:
                 raise
         self.create_topic(name, self._options.default_partitions)
-        return self._read(lambda conn, dialect: manage.find_topic(conn, dialect, name))
+        return self._read(lambda conn, dialect: admin_topics.find_topic(conn, dialect, name))
 
     def _hears_notices(self) -> bool:
         return not self._notifies or hears(self._database)

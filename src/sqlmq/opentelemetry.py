@@ -18,7 +18,7 @@ from opentelemetry import metrics, propagate, trace
 from opentelemetry.context import Context
 from opentelemetry.trace import Link, SpanKind, StatusCode
 
-from sqlmq.message import Message, ProducerResult
+from sqlmq.model.message import Message, ProducerResult
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -29,8 +29,8 @@ if TYPE_CHECKING:
     from sqlalchemy import Engine
 
     from sqlmq.aio import AsyncMQ
+    from sqlmq.hooks.observer import Destined, Sent
     from sqlmq.mq import MQ
-    from sqlmq.observer import Destined, Sent
 
     Attributes = dict[str, str | int]
 

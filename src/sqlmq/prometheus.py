@@ -16,15 +16,15 @@ from prometheus_client import Metric
 from prometheus_client.registry import Collector as BaseCollector
 
 from sqlmq.errors import SqlmqError, UnknownTopicError
-from sqlmq.logged import facts
+from sqlmq.hooks.log_events import facts
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from sqlmq.description import Eviction, PartitionLag, TopicDescription
     from sqlmq.mq import MQ
+    from sqlmq.reports.descriptions import Eviction, PartitionLag, TopicDescription
 
-log = logging.getLogger(__name__)
+log = logging.getLogger("sqlmq.prometheus")
 
 _PARTITION = ("topic", "partition")
 _GROUP = ("topic", "group", "partition")

@@ -25,8 +25,8 @@ from sqlmq import (
     Producer,
     Transaction,
 )
-from sqlmq.background import Keeper
-from sqlmq.looking import Looking
+from sqlmq.admin.inspection import Looking
+from sqlmq.background.heartbeat import Keeper
 from tests.contract.waiting import PATIENCE_SECONDS
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from sqlmq import MQ
-from sqlmq.cli.demo_log import Entry, Log, judge, read
+from sqlmq.cli.demo.journal import Entry, Log, judge, read
 
 if TYPE_CHECKING:
     from pathlib import Path

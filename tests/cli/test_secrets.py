@@ -84,7 +84,7 @@ def test_nothing_of_a_message_and_no_password_is_printed(database: DatabaseUnder
 def test_the_password_for_a_database_that_does_not_answer_is_not_printed(
     arguments: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("sqlmq.trying._RETRY_SECONDS", 0.1)
+    monkeypatch.setattr("sqlmq.database.retrying._RETRY_SECONDS", 0.1)
 
     result = _run(arguments, f"postgresql://user:{CANARY}@127.0.0.1:1/name?application_name={CANARY}", None)
 

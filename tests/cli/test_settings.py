@@ -54,7 +54,7 @@ def test_without_a_url_a_file_is_used_and_named(here: Path) -> None:
 
 @pytest.mark.usefixtures("here")
 def test_failpoints_of_the_environment_that_are_none_are_an_error_of_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sqlmq.failpoints._is_environment_read", False)
+    monkeypatch.setattr("sqlmq.hooks.failpoints._is_environment_read", False)
 
     result = CliRunner().invoke(
         main, ["--url", "sqlite:///q.db", "topics", "list"], env={"SQLMQ_FAILPOINTS": "commit.never=raise"}

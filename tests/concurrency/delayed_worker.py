@@ -16,7 +16,7 @@ from enum import IntEnum, auto
 from typing import TYPE_CHECKING, Any
 
 from sqlmq import Message
-from sqlmq.flows import stage
+from sqlmq.operations import staging
 from sqlmq.store import messages, staged
 from tests.concurrency.workers import Journal, in_child
 
@@ -148,7 +148,7 @@ def _crash_inside(crash: Crash) -> None:
 
         setattr(module, function, run)
 
-    take, move = staged.take, stage.move
+    take, move = staged.take, staging.move
 
     def take_or_crash(*arguments: Any) -> Any:
         taken = take(*arguments)
@@ -165,7 +165,7 @@ def _crash_inside(crash: Crash) -> None:
         return moved
 
     staged.take = take_or_crash  # type: ignore[assignment]
-    stage.move = move_or_crash  # type: ignore[assignment]
+    staging.move = move_or_crash  # type: ignore[assignment]
     after(messages, "append", Step.APPENDED)
     after(staged, "add", Step.STORED_NOT_COMMITTED)
     after(staged, "cancel", Step.CANCELLED_NOT_COMMITTED)

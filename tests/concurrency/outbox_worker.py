@@ -16,7 +16,7 @@ from sqlalchemy import NullPool, create_engine, text
 from sqlalchemy.orm import Session
 
 from sqlmq import Message
-from sqlmq.flows import produce
+from sqlmq.operations import produce
 from tests.concurrency.workers import in_child
 
 if TYPE_CHECKING:

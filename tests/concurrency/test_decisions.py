@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from sqlmq import MQ, Message
-from sqlmq.retry import Retry
+from sqlmq.model.retry import Retry
 from tests.contract.waiting import until
 
 if TYPE_CHECKING:

@@ -16,7 +16,7 @@ from sqlalchemy import text
 from sqlalchemy.orm import Session
 
 from sqlmq import Message
-from sqlmq.flows import stage
+from sqlmq.operations import staging
 from tests.contract.delaying import FUTURE, LONG, PAST, Staged, look_now, now
 from tests.contract.shop import read_log
 from tests.contract.waiting import PATIENCE_SECONDS, at_once, until
@@ -52,8 +52,8 @@ def test_many_movers_at_once_move_each_message_once_and_in_order(
     staged: Staged,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(stage, "MOVE_MESSAGES", 13)
-    monkeypatch.setattr(stage, "LOOK_MESSAGES", 40)
+    monkeypatch.setattr(staging, "MOVE_MESSAGES", 13)
+    monkeypatch.setattr(staging, "LOOK_MESSAGES", 40)
     movers = [make_mq(notify=False) for _ in range(MOVERS)]
     messages = [Message(b"%d" % number, b"%d" % (number % 17)) for number in range(600)]
     mq.producer("orders").produce_many(messages, delay_seconds=LONG)
@@ -73,14 +73,14 @@ def test_many_movers_at_once_move_each_message_once_and_in_order(
 def test_what_becomes_due_while_a_mover_waits_has_no_timestamp_from_before(
     mq: MQ, engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(stage, "LOCK_SECONDS", PATIENCE_SECONDS)
+    monkeypatch.setattr(staging, "LOCK_SECONDS", PATIENCE_SECONDS)
     mq.create_topic("orders", 1)
     dialect = mq._database.dialect
 
     with engine.connect() as holder, ThreadPoolExecutor(1) as threads:
         partition_id = holder.execute(text("SELECT id FROM sqlmq_partition FOR UPDATE")).scalar_one()
         (delayed,) = mq.producer("orders").produce_many([Message(b"")], delay_seconds=0.2)
-        moving = threads.submit(mq._database.write, lambda conn: stage.move(conn, dialect, partition_id))
+        moving = threads.submit(mq._database.write, lambda conn: staging.move(conn, dialect, partition_id))
         until(lambda: now(holder) > delayed.deliver_at, "the message to be due")
         holder.rollback()
         moving.result(PATIENCE_SECONDS)
@@ -100,7 +100,7 @@ def test_a_message_is_cancelled_or_moved_and_never_both(
     staged: Staged,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(stage, "MOVE_MESSAGES", 7)
+    monkeypatch.setattr(staging, "MOVE_MESSAGES", 7)
     movers = [make_mq(notify=False) for _ in range(2)]
     cancellers = [make_mq(notify=False) for _ in range(2)]
     chosen = random.Random()

@@ -12,9 +12,10 @@ from sqlalchemy.exc import OperationalError
 
 from sqlmq import Message
 from sqlmq.dialects import Position, dialect_named
-from sqlmq.flows import manage, produce
-from sqlmq.flows.produce import Routed
-from sqlmq.partitioner import Rotation
+from sqlmq.model.partitioner import Rotation
+from sqlmq.operations import produce
+from sqlmq.operations.admin import topics
+from sqlmq.operations.produce import Routed
 from sqlmq.store import messages
 
 if TYPE_CHECKING:
@@ -41,7 +42,7 @@ class Raw:
         )
         self.dialect = dialect_named(self.engine.dialect.name, database.schema)
         with self.engine.connect() as connection:
-            self.topic = manage.find_topic(connection, self.dialect, topic)
+            self.topic = topics.find_topic(connection, self.dialect, topic)
 
     def begin(self, connection: Connection, refused: threading.Event | None = None) -> None:
         """Begin as the library does; on SQLite, until it succeeds."""

@@ -71,7 +71,7 @@ def context() -> BaseContext:
     if "forkserver" not in multiprocessing.get_all_start_methods():
         return multiprocessing.get_context("spawn")
     forkserver = multiprocessing.get_context("forkserver")
-    forkserver.set_forkserver_preload([__name__, "sqlmq.dialects.postgresql", "sqlmq.dialects.sqlite"])
+    forkserver.set_forkserver_preload([__name__, "sqlmq.dialects.postgresql.dialect", "sqlmq.dialects.sqlite.dialect"])
     return forkserver
 
 

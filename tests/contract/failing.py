@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from sqlmq import MQ, Message
-from sqlmq.retry import Retry
+from sqlmq.model.retry import Retry
 from tests.contract.waiting import PATIENCE_SECONDS, until
 
 if TYPE_CHECKING:

@@ -428,7 +428,7 @@ def test_a_schema_on_sqlite_is_refused(database: DatabaseUnderTest, schema: str)
 
 @pytest.mark.parametrize("schema", ["", 1, b"mq", "a\x00b"], ids=repr)
 def test_a_schema_that_cannot_be_is_refused(schema: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sqlmq.trying._RETRY_SECONDS", 0.1)
+    monkeypatch.setattr("sqlmq.database.retrying._RETRY_SECONDS", 0.1)
 
     with pytest.raises((SqlmqError, TypeError, ValueError)):
         MQ("postgresql://nobody@127.0.0.1:1/nothing", schema=schema).topics()
@@ -505,7 +505,7 @@ def test_an_option_of_the_wrong_type_is_refused(option: dict[str, Any]) -> None:
 
 
 def test_no_server_is_said_to_be_unavailable(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sqlmq.trying._RETRY_SECONDS", 0.1)
+    monkeypatch.setattr("sqlmq.database.retrying._RETRY_SECONDS", 0.1)
 
     with (
         MQ("postgresql://nobody@127.0.0.1:1/nothing") as mq,
@@ -574,7 +574,7 @@ def test_a_file_that_is_no_database_is_refused_and_left_alone(tmp_path: Path) ->
 def test_no_error_repr_or_log_shows_the_password(
     url: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("sqlmq.trying._RETRY_SECONDS", 0.1)
+    monkeypatch.setattr("sqlmq.database.retrying._RETRY_SECONDS", 0.1)
     shown = []
 
     def use() -> None:
@@ -593,7 +593,7 @@ def test_no_error_repr_or_log_shows_the_password(
 def test_a_wrong_password_is_not_shown(
     postgres_url: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("sqlmq.trying._RETRY_SECONDS", 0.1)
+    monkeypatch.setattr("sqlmq.database.retrying._RETRY_SECONDS", 0.1)
     url = make_url(postgres_url).set(username="sqlmq_no_such_role", password=CANARY)
 
     with caplog.at_level(logging.DEBUG, "sqlmq"), pytest.raises(DatabaseError) as caught, MQ(url) as mq:
@@ -754,7 +754,7 @@ def test_a_role_that_may_only_read_can_not_produce(database: DatabaseUnderTest, 
 def test_a_role_that_has_no_connection_left_is_told_so(
     database: DatabaseUnderTest, roles: Roles, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("sqlmq.trying._RETRY_SECONDS", 0.1)
+    monkeypatch.setattr("sqlmq.database.retrying._RETRY_SECONDS", 0.1)
     # Superusers have no limit, and are not limited.
     url = roles.url("CONNECTION LIMIT 1", rights=True)
     taken = create_engine(make_url(url).set(drivername="postgresql+psycopg"), poolclass=NullPool)
@@ -770,7 +770,7 @@ def test_a_role_that_has_no_connection_left_is_told_so(
 def test_a_role_whose_transactions_only_read_is_told_so(
     database: DatabaseUnderTest, roles: Roles, mq: MQ, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("sqlmq.trying._RETRY_SECONDS", 0.1)
+    monkeypatch.setattr("sqlmq.database.retrying._RETRY_SECONDS", 0.1)
     mq.create_topic("orders", 1)
     url = roles.url(rights=True)
     roles.execute(f"ALTER ROLE {make_url(url).username} SET default_transaction_read_only = on")

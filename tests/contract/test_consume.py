@@ -209,7 +209,7 @@ def test_a_large_backlog_comes_whole_and_in_order(mq: MQ) -> None:
 def test_old_positions_are_removed(
     make_mq: MakeMQ, database: DatabaseUnderTest, connection: Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("sqlmq.flows.consume.PRUNE_EVERY", 10)
+    monkeypatch.setattr("sqlmq.operations.consume.PRUNE_EVERY", 10)
     mq = make_mq()
     send(mq, 50)
     consumer = mq.consumer("orders", "billing")

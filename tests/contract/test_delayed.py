@@ -20,9 +20,9 @@ from sqlmq import (
     MQClosedError,
     ProducerClosedError,
     UnknownTopicError,
-    mover,
 )
-from sqlmq.flows import stage
+from sqlmq.background import scheduler
+from sqlmq.operations import staging
 from sqlmq.store import staged as staged_rows
 from tests.contract.delaying import FUTURE, LONG, PAST, Staged, look_now, without_polling
 from tests.contract.shop import read_log
@@ -381,8 +381,8 @@ def test_a_waiting_consumer_is_woken_by_a_message_that_becomes_due(make_mq: Make
 def test_more_than_a_look_sees_is_moved_in_one_go(
     mq: MQ, make_mq: MakeMQ, staged: Staged, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("sqlmq.flows.stage.LOOK_MESSAGES", 10)
-    monkeypatch.setattr("sqlmq.flows.stage.MOVE_MESSAGES", 7)
+    monkeypatch.setattr("sqlmq.operations.staging.LOOK_MESSAGES", 10)
+    monkeypatch.setattr("sqlmq.operations.staging.MOVE_MESSAGES", 7)
     producer = mq.producer("orders")
     producer.produce_many([Message(b"", b"%d" % number) for number in range(100)], delay_seconds=LONG)
     staged.make_due()
@@ -395,7 +395,7 @@ def test_more_than_a_look_sees_is_moved_in_one_go(
 def test_large_messages_are_moved_a_few_at_a_time_and_in_their_order(
     mq: MQ, staged: Staged, engine: Engine, database: DatabaseUnderTest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(stage, "MOVE_BYTES", 1_000)
+    monkeypatch.setattr(staging, "MOVE_BYTES", 1_000)
     moved: list[int] = []
     take = staged_rows.take
 
@@ -425,8 +425,8 @@ def test_a_locked_partition_does_not_hide_others_behind_its_many_messages(
     database: DatabaseUnderTest,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("sqlmq.flows.stage.LOOK_MESSAGES", 10)
-    monkeypatch.setattr("sqlmq.flows.stage.LOCK_SECONDS", 0.1)
+    monkeypatch.setattr("sqlmq.operations.staging.LOOK_MESSAGES", 10)
+    monkeypatch.setattr("sqlmq.operations.staging.LOCK_SECONDS", 0.1)
     producer = mq.producer("orders")
     for _ in range(15):
         producer.produce_with_partition(Message(b"locked"), 0, delay_seconds=LONG)
@@ -447,15 +447,15 @@ def test_a_locked_partition_does_not_hide_others_behind_its_many_messages(
 def test_a_message_whose_cancelling_was_rolled_back_is_moved_later(
     mq: MQ, engine: Engine, staged: Staged, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(mover, "_LOOK_SECONDS", 0.05)
-    looks: list[stage.Moved] = []
-    move = stage.move
+    monkeypatch.setattr(scheduler, "_LOOK_SECONDS", 0.05)
+    looks: list[staging.Moved] = []
+    move = staging.move
 
-    def move_and_tell(*arguments: Any) -> stage.Moved:
+    def move_and_tell(*arguments: Any) -> staging.Moved:
         looks.append(move(*arguments))
         return looks[-1]
 
-    monkeypatch.setattr(stage, "move", move_and_tell)
+    monkeypatch.setattr(staging, "move", move_and_tell)
     delayed = mq.producer("orders").produce(Message(b"a"), delay_seconds=LONG)
     staged.make_due()
     with engine.connect() as connection:
@@ -482,8 +482,8 @@ def test_a_queue_that_closes_moves_what_is_due_and_leaves_the_rest(
 def test_a_queue_that_closes_does_not_move_without_end(
     make_mq: MakeMQ, staged: Staged, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(stage, "MOVE_MESSAGES", 1)
-    monkeypatch.setattr(mover, "_CLOSE_SECONDS", 0.0)
+    monkeypatch.setattr(staging, "MOVE_MESSAGES", 1)
+    monkeypatch.setattr(scheduler, "_CLOSE_SECONDS", 0.0)
     with make_mq() as mq:
         mq.producer("orders").produce_many([Message(b"", b"k")] * 500, delay_seconds=LONG)
         staged.make_due()
@@ -546,7 +546,7 @@ def test_nothing_is_listed_where_there_is_nothing(mq: MQ) -> None:
 def test_a_message_that_was_due_long_ago_can_be_cancelled_until_it_is_moved(
     mq: MQ, staged: Staged, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(mover.Mover, "expect", lambda *_: None)
+    monkeypatch.setattr(scheduler.Mover, "expect", lambda *_: None)
     producer = mq.producer("orders")
     moments = [datetime(1970, 1, 1, tzinfo=UTC), datetime(1066, 10, 14, tzinfo=UTC), PAST]
     delayed = [producer.produce(Message(b""), deliver_at=moment) for moment in moments]
@@ -658,9 +658,9 @@ def database_clock_ahead(
 ) -> timedelta:
     """A database whose clock is a year ahead of this process's, as far as the library can tell."""
     if not database.is_postgres:
-        from sqlmq.dialects import sqlite
+        from sqlmq.dialects.sqlite import dialect
 
-        monkeypatch.setattr(sqlite, "NOW_US", f"({sqlite.NOW_US} + {AHEAD // timedelta(microseconds=1)})")
+        monkeypatch.setattr(dialect, "NOW_US", f"({dialect.NOW_US} + {AHEAD // timedelta(microseconds=1)})")
         return AHEAD
     with engine.begin() as connection:
         connection.execute(text("CREATE SCHEMA clock"))

@@ -8,7 +8,7 @@ import pytest
 from sqlalchemy import Engine, create_engine, make_url, text
 
 from sqlmq import MQ, Limits, Message, Problem, Retention, Retry
-from sqlmq.health import KINDS
+from sqlmq.reports.doctor import KINDS
 from tests.pgbouncer import PgBouncer, find_pgbouncer
 
 if TYPE_CHECKING:
@@ -279,7 +279,7 @@ def test_a_clock_that_is_off_is_found(mq: MQ, make_mq: MakeMQ, engine: Engine) -
 @pytest.mark.pgbouncer
 @pytest.mark.parametrize("database", ["pgbouncer"], indirect=True)
 def test_a_pooler_is_found(mq: MQ, make_mq: MakeMQ, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sqlmq.listener._ANSWER_SECONDS", 0.2)
+    monkeypatch.setattr("sqlmq.background.listener._ANSWER_SECONDS", 0.2)
 
     assert the_one(mq.diagnose(), "pooler").details == {"is_pooled": True}
     assert not is_pooler_found(make_mq(notify=False)), "it waits for no notices"
@@ -308,7 +308,7 @@ def test_notices_that_get_lost_on_the_way_are_found(
     mq: MQ, make_mq: MakeMQ, engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert not is_pooler_found(mq)
-    monkeypatch.setattr("sqlmq.listener._ANSWER_SECONDS", 0.2)
+    monkeypatch.setattr("sqlmq.background.listener._ANSWER_SECONDS", 0.2)
     with engine.begin() as connection:
         connection.execute(text("CREATE SCHEMA silent"))
         connection.execute(
@@ -389,7 +389,7 @@ def test_a_network_file_system_is_found(
 ) -> None:
     del database
     table = f"/dev/sda1 / ext4 rw 0 0\nserver:/export {tmp_path} nfs4 rw 0 0\n"
-    monkeypatch.setattr("sqlmq.dialects.sqlite_health._mounts", lambda: table)
+    monkeypatch.setattr("sqlmq.dialects.sqlite.health._mounts", lambda: table)
 
     assert the_one(mq.diagnose(), "network-file-system").details == {"file_system": "nfs4"}
 

@@ -250,7 +250,7 @@ def test_heartbeats_go_on_while_a_consumer_is_long_in_committing(
         is_tending.set()
         may_go_on.wait(PATIENCE_SECONDS)
 
-    monkeypatch.setattr("sqlmq.consumer.Consumer.tend", hang)
+    monkeypatch.setattr("sqlmq.consumer.consumer.Consumer.tend", hang)
     owned = make_mq(lease_seconds=1).consumer("orders", "billing")._ownership
     assert is_tending.wait(PATIENCE_SECONDS)
     trusted_until = owned._trusted_until

@@ -11,8 +11,8 @@ from sqlalchemy import text
 from sqlalchemy.orm import Session
 
 from sqlmq import InvalidPartitionError, Message, UnknownTopicError
-from sqlmq.flows import manage
-from sqlmq.options import MAX_PARTITIONS
+from sqlmq.model.config import MAX_PARTITIONS
+from sqlmq.operations.admin import topics
 from tests.contract.delaying import LONG, Staged, look_now, without_polling
 from tests.contract.failing import MUCH_LATER, ONCE, Handler, Shift, produce
 from tests.contract.shop import read_log
@@ -571,7 +571,7 @@ def _total(mq: MQ) -> int:
 def test_a_transaction_that_does_not_end_keeps_a_topic_from_growing_and_nobody_from_producing(
     mq: MQ, engine: Engine, database: DatabaseUnderTest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(manage, "LOCK_SECONDS", 0.05)
+    monkeypatch.setattr(topics, "LOCK_SECONDS", 0.05)
     mq.create_topic("orders", 2)
     producer = mq.producer("orders")
     prefix = f"{database.schema}." if database.schema else ""

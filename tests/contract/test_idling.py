@@ -12,7 +12,7 @@ import pytest
 from sqlalchemy import event
 
 from sqlmq import ConsumerClosedError, Message
-from sqlmq.flows import outlook
+from sqlmq.operations import poll
 from tests.contract.waiting import PATIENCE_SECONDS, settle, until, values
 
 if TYPE_CHECKING:
@@ -170,7 +170,7 @@ def test_looks_that_fail_lose_nothing_and_are_told_once(
         raise ValueError(message)
 
     with waiting(consumer) as (answer,):
-        monkeypatch.setattr(outlook, "look", fail)
+        monkeypatch.setattr(poll, "look", fail)
         assert all(failures.acquire(timeout=PATIENCE_SECONDS) for _ in range(3))
         there.producer("orders").produce(Message(b"42"))
 
@@ -184,7 +184,7 @@ def test_a_look_that_hangs_holds_up_neither_messages_nor_heartbeats(
     here, there = unwatched(make_mq(**SOON, lease_seconds=1)), make_mq(notify=False)
     (consumer,) = group_of(here, 1, partitions=2)
     hangs, may_go_on = threading.Event(), threading.Event()
-    look = outlook.look
+    look = poll.look
 
     def hang(*arguments: Any, **options: Any) -> Any:
         hangs.set()
@@ -192,7 +192,7 @@ def test_a_look_that_hangs_holds_up_neither_messages_nor_heartbeats(
         return look(*arguments, **options)
 
     with waiting(consumer) as (answer,):
-        monkeypatch.setattr(outlook, "look", hang)
+        monkeypatch.setattr(poll, "look", hang)
         try:
             assert hangs.wait(PATIENCE_SECONDS)
             trusted_until = consumer._ownership._trusted_until
@@ -310,7 +310,7 @@ def test_a_member_that_was_expelled_joins_again_while_it_rests(make_mq: MakeMQ) 
 
 @pytest.mark.parametrize("database", ["sqlite"], indirect=True)
 def test_a_file_that_could_not_be_watched_is_watched_again(make_mq: MakeMQ, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sqlmq.lookout._WATCH_AGAIN_SECONDS", 0.01)
+    monkeypatch.setattr("sqlmq.background.poller._WATCH_AGAIN_SECONDS", 0.01)
     mq, other = make_mq(**RARELY), make_mq(**RARELY)
     (consumer,) = group_of(mq, 1, partitions=1)
     dialect = mq._database.dialect

@@ -16,7 +16,7 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
 
 from sqlmq import MQ, Message, UnknownTopicError, migrate
-from sqlmq.mover import Mover
+from sqlmq.background.scheduler import Mover
 from sqlmq.schema import REVISION
 from tests.concurrency import workers
 from tests.contract.shop import Shop, staged

@@ -14,8 +14,9 @@ from sqlalchemy import Connection, QueuePool, StaticPool, create_engine, event, 
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, scoped_session, sessionmaker
 
-from sqlmq import MQ, Message, MessageTooLargeError, OutboxError, ProducerClosedError, UnknownTopicError, outbox
+from sqlmq import MQ, Message, MessageTooLargeError, OutboxError, ProducerClosedError, UnknownTopicError
 from sqlmq.migrate import upgrade
+from sqlmq.producer import outbox
 from tests.contract.shop import Order, Shop, read_log, savepoint_trees, with_savepoints
 from tests.contract.waiting import PATIENCE_SECONDS, at_once, receive, until
 

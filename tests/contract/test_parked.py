@@ -19,8 +19,8 @@ from sqlmq import (
     UnknownGroupError,
     UnknownTopicError,
 )
-from sqlmq.flows import decide
-from sqlmq.store import selected
+from sqlmq.operations.admin import parked as admin_parked
+from sqlmq.store import parked as store_parked
 from tests.contract.failing import AT_ONCE, MUCH_LATER, ONCE, Handler, Shift, produce
 from tests.contract.waiting import receive, until, values
 
@@ -145,7 +145,7 @@ def test_an_error_whose_text_no_database_can_keep_is_kept_as_far_as_it_can(
     mq: MQ, shift: Shift, parked: Parked, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # What is logged can't pass from one process of a test run to the other either.
-    monkeypatch.setattr(logging.getLogger("sqlmq.handling"), "disabled", True)
+    monkeypatch.setattr(logging.getLogger("sqlmq.consumer"), "disabled", True)
     produce(mq, "a:bad")
 
     def fail(_message: Message) -> None:
@@ -571,7 +571,7 @@ def test_a_copy_of_a_copy_says_where_the_first_came_from(mq: MQ, shift: Shift, p
 
 
 def test_copies_keep_the_order_of_the_originals_however_many_they_are(mq: MQ, shift: Shift, parked: Parked) -> None:
-    count = 2 * decide.COPY_MESSAGES + 1
+    count = 2 * admin_parked.COPY_MESSAGES + 1
     mq.producer("orders").produce_many([Message(b"%d" % number, b"a") for number in range(count)])
 
     def fail(_message: Message) -> None:
@@ -589,15 +589,15 @@ def test_copies_keep_the_order_of_the_originals_however_many_they_are(mq: MQ, sh
 def test_what_is_copied_passes_through_in_pieces_of_few_bytes(
     mq: MQ, shift: Shift, parked: Parked, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(decide, "COPY_BYTES", 25)
+    monkeypatch.setattr(admin_parked, "COPY_BYTES", 25)
     read: list[int] = []
-    contents = selected.contents
+    contents = store_parked.contents
 
     def counting(*arguments: Any, limit: int, **others: Any) -> Any:
         read.append(limit)
         return contents(*arguments, limit=limit, **others)
 
-    monkeypatch.setattr(selected, "contents", counting)
+    monkeypatch.setattr(store_parked, "contents", counting)
     sizes = [10, 9, 100, 1, 2, 3]
     mq.producer("orders").produce_many([Message(bytes(size), b"a") for size in sizes])
     shift.run(_fail, retry=ONCE)
@@ -661,7 +661,7 @@ def test_a_move_takes_place_as_a_whole_or_not_at_all(
         raise RuntimeError
 
     with monkeypatch.context() as patched:
-        patched.setattr(decide, "_discard", fail)
+        patched.setattr(admin_parked, "_discard", fail)
         with pytest.raises(RuntimeError):
             parked.copy("letters", everything=True, discard=True)
     undone = (mq.describe_topic("letters").messages, offsets(parked))

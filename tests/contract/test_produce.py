@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from sqlalchemy import text
 
 from sqlmq import Message, OutcomeUnknownError, ProducerClosedError, ProducerResult
-from sqlmq.partitioner import partition_for_key
+from sqlmq.model.partitioner import partition_for_key
 from tests.contract.waiting import PATIENCE_SECONDS, at_once, receive, values
 
 if TYPE_CHECKING:

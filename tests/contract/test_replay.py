@@ -19,8 +19,8 @@ from sqlmq import (
     UnknownGroupError,
     UnknownTopicError,
 )
-from sqlmq.ownership import Ownership
-from sqlmq.store import groups, offsets, parked
+from sqlmq.consumer.coordinator import Ownership
+from sqlmq.store import claims, offsets, parked
 from sqlmq.store import messages as log
 from tests.contract.failing import MUCH_LATER, ONCE, Handler, Shift, produce
 from tests.contract.running import set_aside
@@ -257,7 +257,7 @@ def test_what_fails_half_way_has_moved_nothing(shift: Shift, mq: MQ, monkeypatch
     def fail(*_: Any) -> None:
         raise ArithmeticError
 
-    for module, name in ((groups, "dispossess"), (offsets, "insert_all"), (parked, "forget")):
+    for module, name in ((claims, "dispossess"), (offsets, "insert_all"), (parked, "forget")):
         with monkeypatch.context() as patch:
             patch.setattr(module, name, fail)
             with pytest.raises(ArithmeticError):
@@ -353,13 +353,13 @@ def test_a_transaction_that_is_under_way_ends_before_the_group_is_moved(
     fill(mq)
     other = make_mq()
     is_locking = threading.Event()
-    lock_all = groups.lock_all
+    lock_all = claims.lock_all
 
     def lock(*arguments: Any) -> list[int]:
         is_locking.set()
         return lock_all(*arguments)
 
-    monkeypatch.setattr(groups, "lock_all", lock)
+    monkeypatch.setattr(claims, "lock_all", lock)
     consumer = mq.consumer("orders", "billing")
     with ThreadPoolExecutor(1) as threads:
         with consumer.transaction(5, timeout=PATIENCE_SECONDS) as tx:

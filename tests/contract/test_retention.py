@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from sqlmq import EvictedError, Message, MQClosedError, OffsetGapError, Retention, UnknownTopicError
-from sqlmq.flows import retain
+from sqlmq.operations import retention as operations_retention
 from tests.contract.failing import AT_ONCE, MUCH_LATER, Handler, Shift, produce
 from tests.contract.retaining import DAY, Shelf, take
 from tests.contract.waiting import at_once, until
@@ -191,7 +191,7 @@ def test_deleting_a_topic_leaves_nothing_of_what_was_to_be_deleted(
     shelf.put(10)
     shelf.keep(Retention(messages=3))
     with monkeypatch.context() as patch:
-        patch.setattr(retain, "delete", lambda *_: None)
+        patch.setattr(operations_retention, "delete", lambda *_: None)
         shelf.trim()
     assert shelf.count() == 10
 
@@ -309,7 +309,7 @@ def test_an_expired_group_loses_exactly_what_it_had_not_read_and_the_log_says_so
     shelf.trim()
 
     assert shelf.losses() == [("billing", "unread", 2, 6)]
-    (record,) = [one for one in caplog.records if one.name == "sqlmq.maintainer"]
+    (record,) = [one for one in caplog.records if one.name == "sqlmq.background"]
     assert record.levelno == logging.WARNING
     assert "'billing' has lost the messages orders/0@2 to 5 unread" in record.message
 
@@ -354,7 +354,7 @@ def test_after_max_seconds_protected_messages_go_and_the_log_says_which(
 
     assert shelf.start == 4
     assert sorted(shelf.losses()) == [("billing", "unread", 2, 4), ("new", "unread", 0, 4)]
-    records = [one for one in caplog.records if one.name == "sqlmq.maintainer"]
+    records = [one for one in caplog.records if one.name == "sqlmq.background"]
     assert [one.levelno for one in records] == [logging.ERROR] * 2
     assert any("'billing' has lost the messages orders/0@2 to 3 unread" in one.message for one in records)
 
@@ -424,7 +424,7 @@ def test_after_max_seconds_a_dead_letter_goes_and_the_log_says_so(
     assert shelf.stored() == [3]
     assert shelf.losses() == [("billing", "parked", 1, 2)]
     assert mq.parked("orders", "billing").list() == []
-    (record,) = [one for one in caplog.records if one.name == "sqlmq.maintainer"]
+    (record,) = [one for one in caplog.records if one.name == "sqlmq.background"]
     assert record.levelno == logging.ERROR
     assert "lost the parked messages orders/0@1 to 1" in record.message
 
@@ -462,7 +462,7 @@ def test_a_reader_may_go_on_with_the_earliest_and_is_told_what_it_lost(
 
     assert take(consumer, 4) == [6, 7, 8, 9]
     assert mq.describe_group("orders", "billing").lag == 0
-    (said,) = [one.message for one in caplog.records if one.name == "sqlmq.ownership"]
+    (said,) = [one.message for one in caplog.records if one.name == "sqlmq.consumer"]
     assert "orders/0@2 to 5" in said
     assert "goes on at offset 6" in said
 
@@ -542,7 +542,7 @@ def test_a_transaction_raises_or_goes_on(shelf: Shelf, mq: MQ, caplog: pytest.Lo
 
     assert offsets == [6, 7, 8, 9]
     assert mq.describe_group("orders", "billing").lag == 0
-    assert any("orders/0@2 to 5" in one.message for one in caplog.records if one.name == "sqlmq.block")
+    assert any("orders/0@2 to 5" in one.message for one in caplog.records if one.name == "sqlmq.consumer")
 
 
 def test_a_hole_that_retention_has_not_made_is_still_another_error(shelf: Shelf, mq: MQ) -> None:
@@ -572,7 +572,7 @@ def test_a_round_that_ends_anywhere_is_finished_by_the_next(
     shelf.put(25)
     shelf.read("billing", 22)
     shelf.keep(Retention(messages=4, bytes=1000))
-    monkeypatch.setattr(retain, "DELETE_MESSAGES", 10)
+    monkeypatch.setattr(operations_retention, "DELETE_MESSAGES", 10)
     steps = 0
 
     def dying(step: Any) -> Any:
@@ -588,7 +588,7 @@ def test_a_round_that_ends_anywhere_is_finished_by_the_next(
 
     with monkeypatch.context() as patch:
         for name in ("plan", "advance", "delete", "losing_parked"):
-            patch.setattr(retain, name, dying(getattr(retain, name)))
+            patch.setattr(operations_retention, name, dying(getattr(operations_retention, name)))
         crashed = []
         try:
             shelf.trim()
@@ -609,8 +609,8 @@ def test_a_round_that_ends_anywhere_is_finished_by_the_next(
 
 
 def test_much_is_deleted_in_several_transactions(shelf: Shelf, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(retain, "DELETE_MESSAGES", 10)
-    monkeypatch.setattr(retain, "_WINDOW", 7)
+    monkeypatch.setattr(operations_retention, "DELETE_MESSAGES", 10)
+    monkeypatch.setattr(operations_retention, "_WINDOW", 7)
     shelf.put(95, days_old=8)
     shelf.put(5)
     shelf.keep(Retention(seconds=7 * DAY, bytes=10**6))
@@ -620,7 +620,7 @@ def test_much_is_deleted_in_several_transactions(shelf: Shelf, monkeypatch: pyte
 
 
 def test_a_round_goes_so_far_and_the_next_goes_on(shelf: Shelf, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(retain, "ADVANCE_MESSAGES", 30)
+    monkeypatch.setattr(operations_retention, "ADVANCE_MESSAGES", 30)
     shelf.put(100, value=b"x" * 7)
     shelf.keep(Retention(bytes=100))
 
@@ -636,7 +636,7 @@ def test_a_round_goes_so_far_and_the_next_goes_on(shelf: Shelf, monkeypatch: pyt
 def test_many_rounds_at_once_delete_everything_once(
     shelf: Shelf, make_mq: MakeMQ, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(retain, "DELETE_MESSAGES", 10)
+    monkeypatch.setattr(operations_retention, "DELETE_MESSAGES", 10)
     shelf.put(200)
     shelf.read("billing", 150)
     shelf.let_pass("billing", days=8)
@@ -655,7 +655,7 @@ def test_many_rounds_at_once_delete_everything_once(
 def test_rounds_among_producers_and_consumers_lose_nothing(
     shelf: Shelf, make_mq: MakeMQ, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(retain, "DELETE_MESSAGES", 7)
+    monkeypatch.setattr(operations_retention, "DELETE_MESSAGES", 7)
     shelf.keep(Retention(messages=5))
     consumer = shelf.mq.consumer("orders", "billing")
     total, stopped = 600, threading.Event()
@@ -695,7 +695,7 @@ def test_a_group_that_joins_after_the_plan_is_not_passed_over(
 ) -> None:
     shelf.put(10)
     shelf.keep(Retention(messages=4))
-    plan = retain.plan
+    plan = operations_retention.plan
 
     def planned_just_before(*arguments: Any) -> Any:
         planned = plan(*arguments)
@@ -703,7 +703,7 @@ def test_a_group_that_joins_after_the_plan_is_not_passed_over(
         return planned
 
     with monkeypatch.context() as patch:
-        patch.setattr(retain, "plan", planned_just_before)
+        patch.setattr(operations_retention, "plan", planned_just_before)
         shelf.trim()
 
     assert shelf.start == 0

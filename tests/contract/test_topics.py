@@ -8,7 +8,7 @@ import pytest
 from sqlalchemy import text
 
 from sqlmq import Message, TopicConflictError, UnknownGroupError, UnknownTopicError
-from sqlmq.partitioner import partition_for_key
+from sqlmq.model.partitioner import partition_for_key
 from tests.contract.waiting import at_once, finish, receive, values
 
 if TYPE_CHECKING:

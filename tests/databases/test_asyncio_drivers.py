@@ -11,8 +11,8 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession, create_async_e
 from sqlalchemy.pool import NullPool
 
 from sqlmq import IsolationError, Message, TransactionError
-from sqlmq.block import Block, Transactions
-from sqlmq.options import Options
+from sqlmq.consumer.transaction_scope import Block, Transactions
+from sqlmq.model.config import Options
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable

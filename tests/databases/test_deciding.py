@@ -10,8 +10,8 @@ from sqlalchemy import Connection, Engine, select, text
 
 from sqlmq import DatabaseBusyError
 from sqlmq.dialects import Dialect, dialect_named
-from sqlmq.flows import decide
-from sqlmq.flows.decide import Scope, Wanted
+from sqlmq.operations.admin import parked as admin_parked
+from sqlmq.operations.admin.parked import Scope, Wanted
 from sqlmq.store import groups, offsets, parked, topics
 from sqlmq.store.offsets import Commit
 from sqlmq.store.parked import Record
@@ -68,8 +68,8 @@ def test_a_decision_does_not_wait_for_ever(
 ) -> None:
     produce(mq, "a:bad")
     shift.run(Handler(b"bad"), retry=ONCE)
-    monkeypatch.setattr(decide, "LOCK_SECONDS", 0.01)
-    monkeypatch.setattr("sqlmq.trying._RETRY_SECONDS", 0.1)
+    monkeypatch.setattr(admin_parked, "LOCK_SECONDS", 0.01)
+    monkeypatch.setattr("sqlmq.database.retrying._RETRY_SECONDS", 0.1)
     lock_claims(connection, dialect)
 
     with pytest.raises(DatabaseBusyError):
@@ -94,7 +94,7 @@ def test_what_was_in_hand_behind_a_discarded_message_stays_suspect(
         parked.put(connection, dialect, group, Record(partition_id, 7, b"a", "stopped", 5))
 
     with engine.begin() as connection:
-        decided = decide.discard(connection, dialect, Scope("orders", "billing"), Wanted(state="stopped"))
+        decided = admin_parked.discard(connection, dialect, Scope("orders", "billing"), Wanted(state="stopped"))
 
     with engine.connect() as connection:
         standing = offsets.standing(connection, dialect, group, [partition_id])[partition_id]

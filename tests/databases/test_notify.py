@@ -18,8 +18,9 @@ import pytest
 from sqlalchemy import Engine, NullPool, QueuePool, create_engine, event, text
 from sqlalchemy.orm import Session
 
-from sqlmq import MQ, AsyncMQ, ConsumerClosedError, Message, listener
-from sqlmq.dialects.postgresql_listening import PostgresListening
+from sqlmq import MQ, AsyncMQ, ConsumerClosedError, Message
+from sqlmq.background import listener
+from sqlmq.dialects.postgresql.listen import PostgresListening
 from tests.conftest import close_and_count
 from tests.contract.test_lifecycle import forks, in_fork
 from tests.contract.waiting import until, values
@@ -28,8 +29,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from sqlmq import Consumer, Producer
-    from sqlmq.description import Start
     from sqlmq.dialects import Listening
+    from sqlmq.model.positions import Start
     from tests.conftest import DatabaseUnderTest, MakeMQ
 
 POSTGRES = pytest.mark.parametrize("database", ["postgres"], indirect=True)

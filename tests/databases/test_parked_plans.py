@@ -9,9 +9,9 @@ from sqlalchemy import Engine, NullPool, create_engine, event, text
 
 from sqlmq import Message
 from sqlmq.dialects import Dialect, Position, dialect_named
-from sqlmq.flows import decide
-from sqlmq.flows.decide import Scope, Wanted
-from sqlmq.store import groups, parked, topics
+from sqlmq.operations.admin import parked as admin_parked
+from sqlmq.operations.admin.parked import Scope, Wanted
+from sqlmq.store import claims, groups, parked, topics
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -54,7 +54,7 @@ def many(mq: MQ, engine: Engine, dialect: Dialect) -> None:
         for name in ("billing", *(f"group-{number}" for number in range(OTHER_GROUPS))):
             groups.create(connection, dialect, topic, name, "earliest")
             group = groups.get(connection, dialect, topic, name)
-            groups.add_claims(connection, dialect, group, topic)
+            claims.add_claims(connection, dialect, group, topic)
             messages = [(offset, b"%d" % (offset % 100), 0) for offset in range(COUNT)]
             parked.put_waiting(connection, dialect, group, topic.partition_ids[0], messages)
     with engine.connect() as connection:
@@ -70,7 +70,7 @@ def last_page(connection: Connection, dialect: Dialect, sent: Sent) -> None:
         if "sqlmq_parked" in statement:
             sent.append((statement, parameters))
 
-    page = decide.page(connection, dialect, SCOPE, Wanted(), after=(0, LAST), limit=20)
+    page = admin_parked.page(connection, dialect, SCOPE, Wanted(), after=(0, LAST), limit=20)
     event.remove(connection, "before_cursor_execute", _remember)
     assert [one.offset for one in page] == list(range(LAST + 1, LAST + 21))
 

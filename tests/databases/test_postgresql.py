@@ -15,7 +15,7 @@ from sqlalchemy import Connection, NullPool, create_engine, text
 from sqlalchemy.exc import DBAPIError
 
 from sqlmq import MQ, Message, OutcomeUnknownError
-from sqlmq.partitioner import PARTITIONERS, partition_for_key
+from sqlmq.model.partitioner import PARTITIONERS, partition_for_key
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -15,10 +15,12 @@ from sqlalchemy import Connection, Engine, NullPool, create_engine, event, text
 
 from sqlmq import Message, Retention
 from sqlmq.dialects import Dialect, Position, dialect_named
-from sqlmq.flows import consume, manage, membership, observe, outlook, produce, replay, retain, stage, transact
-from sqlmq.flows.produce import Routed
-from sqlmq.partitioner import Rotation
-from sqlmq.store import groups, messages, offsets, retained, staged
+from sqlmq.model.partitioner import Rotation
+from sqlmq.operations import consume, membership, poll, produce, retention, staging, transaction
+from sqlmq.operations.admin import monitoring, reset, topics
+from sqlmq.operations.produce import Routed
+from sqlmq.store import claims, groups, messages, offsets, staged
+from sqlmq.store import retention as store_retention
 from sqlmq.store.offsets import Commit
 
 if TYPE_CHECKING:
@@ -43,7 +45,7 @@ class Grown:
         self.engine = engine
         self.dialect = dialect
         with engine.connect() as connection:
-            self.topic = manage.find_topic(connection, dialect, "orders")
+            self.topic = topics.find_topic(connection, dialect, "orders")
             self._fill(connection)
             self.group, self.member_id = membership.join(
                 connection, dialect, self.topic, "billing", "earliest", "me", LEASE_SECONDS
@@ -73,7 +75,7 @@ class Grown:
             made = groups.create(connection, self.dialect, self.topic, f"group {number}", "earliest")
             assert made
             group = groups.get(connection, self.dialect, self.topic, f"group {number}")
-            groups.add_claims(connection, self.dialect, group, self.topic)
+            claims.add_claims(connection, self.dialect, group, self.topic)
             commits = [Commit(id_, offset) for id_ in self.topic.partition_ids for offset in range(10)]
             offsets.insert_all(connection, self.dialect, group, commits)
         connection.commit()
@@ -93,7 +95,7 @@ class Grown:
                 connection.execute(tables.staged.insert().values(rows))
 
     @property
-    def finished(self) -> list[tuple[groups.Claim, Commit]]:
+    def finished(self) -> list[tuple[claims.Claim, Commit]]:
         return [(taken.claim, Commit(taken.claim.partition_id, 5_000)) for taken in self.taken]
 
 
@@ -132,7 +134,7 @@ def prune(grown: Grown, connection: Connection) -> None:
 
 def reset_to_a_moment(grown: Grown, connection: Connection) -> None:
     since = datetime.now(UTC) + timedelta(days=1)
-    done = replay.reset(connection, grown.dialect, replay.Wanted("orders", "billing", since, None), force=True)
+    done = reset.reset(connection, grown.dialect, reset.Wanted("orders", "billing", since, None), force=True)
     assert {(change.from_offset, change.to_offset) for change in done.changes} == {(1_999, MESSAGES)}
 
 
@@ -145,95 +147,96 @@ def look_for_many(grown: Grown, connection: Connection) -> None:
     end = tuple(Position(id_, MESSAGES) for id_ in grown.topic.partition_ids)
     middle = tuple(Position(id_, MESSAGES // 2) for id_ in grown.topic.partition_ids)
     mine = [
-        outlook.Outlook(grown.group.id, grown.member_id, LEASE_SECONDS, claims, positions)
-        for positions in (end, middle)
+        poll.Outlook(grown.group.id, grown.member_id, LEASE_SECONDS, claims, positions) for positions in (end, middle)
     ]
     other = groups.get(connection, grown.dialect, grown.topic, "group 7")
-    gone = outlook.Outlook(other.id, grown.member_id, LEASE_SECONDS, {}, ())
-    found = outlook.look(connection, grown.dialect, [*mine, gone], at_groups=True)
+    gone = poll.Outlook(other.id, grown.member_id, LEASE_SECONDS, {}, ())
+    found = poll.look(connection, grown.dialect, [*mine, gone], at_groups=True)
     assert found == [(False, False), (True, False), (False, True)]
 
 
 def hand_back_and_claim(grown: Grown, connection: Connection) -> None:
     given = [taken.claim for taken in grown.taken]
-    groups.hand_back(connection, grown.dialect, grown.group, grown.member_id, given)
+    claims.hand_back(connection, grown.dialect, grown.group, grown.member_id, given)
     ids = [claim.partition_id for claim in given]
-    taken = groups.take(connection, grown.dialect, grown.group, grown.member_id, ids, len(ids))
+    taken = claims.take(connection, grown.dialect, grown.group, grown.member_id, ids, len(ids))
     assert len(taken) == len(ids)
 
 
 def delay(grown: Grown, connection: Connection) -> None:
     routed = [Routed(Message(b""), partition) for partition in range(grown.topic.partitions)]
     placed = produce.place(grown.topic, routed, Rotation(0))
-    assert len(stage.delay(connection, grown.dialect, placed, 10.0).messages) == 3
+    assert len(staging.delay(connection, grown.dialect, placed, 10.0).messages) == 3
 
 
 def look_for_what_is_due(grown: Grown, connection: Connection) -> None:
-    found = stage.look(connection, grown.dialect)
+    found = staging.look(connection, grown.dialect)
     assert len(found.partition_ids) == STAGED // 1_000
     assert found.is_complete
     assert found.next_seconds is not None
     assert 0 < found.next_seconds < 1e6
-    assert stage.look(connection, grown.dialect, found.partition_ids).partition_ids == []
+    assert staging.look(connection, grown.dialect, found.partition_ids).partition_ids == []
 
 
 def move(grown: Grown, connection: Connection) -> None:
     grown.dialect.begin(connection)
-    (first, *_) = stage.look(connection, grown.dialect).partition_ids
-    assert stage.move(connection, grown.dialect, first) == (None, 1, False)
+    (first, *_) = staging.look(connection, grown.dialect).partition_ids
+    assert staging.move(connection, grown.dialect, first) == (None, 1, False)
 
 
 def list_what_waits_and_cancel_it(grown: Grown, connection: Connection) -> None:
-    assert stage.waiting(connection, grown.dialect, "orders") == []
-    assert len(stage.cancel(connection, grown.dialect, range(1, 6))) == 5
+    assert staging.waiting(connection, grown.dialect, "orders") == []
+    assert len(staging.cancel(connection, grown.dialect, range(1, 6))) == 5
 
 
 def describe(grown: Grown, connection: Connection) -> None:
-    manage.describe_group(connection, grown.dialect, "orders", "billing")
-    described = manage.describe_topic(connection, grown.dialect, "orders")
+    topics.describe_group(connection, grown.dialect, "orders", "billing")
+    described = topics.describe_topic(connection, grown.dialect, "orders")
     assert [one.messages for one in described.partitions] == [MESSAGES] * 3
-    lags = observe.lag(connection, grown.dialect, "orders", "billing")
+    lags = monitoring.lag(connection, grown.dialect, "orders", "billing")
     assert [one.messages for one in lags] == [MESSAGES - 1_999] * 3
-    assert observe.diagnose(connection, grown.dialect, "orders", "billing", 1e6) == []
+    assert monitoring.diagnose(connection, grown.dialect, "orders", "billing", 1e6) == []
 
 
 def look(grown: Grown, connection: Connection) -> None:
     given = [taken.claim for taken in grown.taken]
-    groups.hand_back(connection, grown.dialect, grown.group, grown.member_id, given)
-    assert transact.look(connection, grown.dialect, grown.topic, grown.group).has_messages
+    claims.hand_back(connection, grown.dialect, grown.group, grown.member_id, given)
+    assert transaction.look(connection, grown.dialect, grown.topic, grown.group).has_messages
 
 
 def transact_once(grown: Grown, connection: Connection) -> None:
     given = [taken.claim for taken in grown.taken]
-    groups.hand_back(connection, grown.dialect, grown.group, grown.member_id, given)
+    claims.hand_back(connection, grown.dialect, grown.group, grown.member_id, given)
     grown.dialect.begin(connection)
-    limits = transact.Limits(2_000, 1 << 20, 300.0, LEASE_SECONDS)
+    limits = transaction.Limits(2_000, 1 << 20, 300.0, LEASE_SECONDS)
     last = grown.topic.partition_ids[:1]
-    taken = transact.take(connection, grown.dialect, grown.topic, grown.group, limits, last)
+    taken = transaction.take(connection, grown.dialect, grown.topic, grown.group, limits, last)
     assert taken is not None
     assert (len(taken.messages), taken.start) == (2_000, 1_999)
     assert taken.claim.partition_id == grown.topic.partition_ids[1]
-    transact.finish(connection, grown.dialect, grown.topic, grown.group, taken)
+    transaction.finish(connection, grown.dialect, grown.topic, grown.group, taken)
 
 
 def trim(grown: Grown, connection: Connection) -> None:
     week = Retention()
-    assert retain.expired(connection, grown.dialect, grown.topic.id, week) == set()
+    assert retention.expired(connection, grown.dialect, grown.topic.id, week) == set()
     keeps = Retention(seconds=1e6, bytes=50 * 3_500, messages=4_000, max_seconds=1e6)
-    manage.set_retention(connection, grown.dialect, "orders", keeps)
-    due = retain.due(connection, grown.dialect, grown.topic.id)[0]
+    topics.set_retention(connection, grown.dialect, "orders", keeps)
+    due = retention.due(connection, grown.dialect, grown.topic.id)[0]
     # All but the one group that is live have expired.
-    others = {one.group_id for one in retained.standings(connection, grown.dialect, due.topic_id, due.partition_id)}
+    others = {
+        one.group_id for one in store_retention.standings(connection, grown.dialect, due.topic_id, due.partition_id)
+    }
     others.discard(grown.group.id)
-    planned = retain.plan(connection, grown.dialect, due, others)
+    planned = retention.plan(connection, grown.dialect, due, others)
     assert planned is not None
     assert planned.start == 1_500
-    advanced = retain.advance(connection, grown.dialect, due, others, planned)
+    advanced = retention.advance(connection, grown.dialect, due, others, planned)
     assert advanced is not None
     assert len(advanced.losses) == GROUPS
-    assert retain.delete(connection, grown.dialect, due.partition_id) == 1_500
-    assert retain.losing_parked(connection, grown.dialect, due) == []
-    assert retain.forget_parked(connection, grown.dialect, due, grown.group.id, "billing") == []
+    assert retention.delete(connection, grown.dialect, due.partition_id) == 1_500
+    assert retention.losing_parked(connection, grown.dialect, due) == []
+    assert retention.forget_parked(connection, grown.dialect, due, grown.group.id, "billing") == []
 
 
 STEPS = (
@@ -412,15 +415,15 @@ def test_on_postgres_a_transaction_reads_a_few_pages_of_a_hundred_thousand_messa
         connection.execute(text("ANALYZE"))
         connection.commit()
         given = [taken.claim for taken in grown.taken]
-        groups.hand_back(connection, grown.dialect, grown.group, grown.member_id, given)
+        claims.hand_back(connection, grown.dialect, grown.group, grown.member_id, given)
 
         @event.listens_for(connection, "before_cursor_execute")
         def _remember(_conn: object, _cursor: object, statement: str, parameters: Any, *_rest: object) -> None:
             statements.append((statement, parameters))
 
-        transact.look(connection, grown.dialect, grown.topic, grown.group)
-        limits = transact.Limits(100, 1 << 20, 300.0, LEASE_SECONDS)
-        transact.take(connection, grown.dialect, grown.topic, grown.group, limits, ())
+        transaction.look(connection, grown.dialect, grown.topic, grown.group)
+        limits = transaction.Limits(100, 1 << 20, 300.0, LEASE_SECONDS)
+        transaction.take(connection, grown.dialect, grown.topic, grown.group, limits, ())
         event.remove(connection, "before_cursor_execute", _remember)
         pages = []
         for statement, parameters in statements:

@@ -9,7 +9,7 @@ import pytest
 from sqlalchemy import QueuePool, create_engine
 
 from sqlmq import MQ, Message
-from sqlmq.resting import Spare
+from sqlmq.database.append_connection import Spare
 from tests.contract.waiting import until
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ def test_appends_one_after_the_other_go_by_one_connection(mq: MQ) -> None:
 
 @POSTGRES
 def test_a_connection_that_broke_while_it_rested_is_replaced(mq: MQ, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sqlmq.answers._REST_SECONDS", 0.0)
+    monkeypatch.setattr("sqlmq.database.watchdog._REST_SECONDS", 0.0)
     producer = mq.producer("orders")
     producer.produce_with_partition(Message(b"before"), 0)
     kept_by(mq).close()

@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING
 import pytest
 from sqlalchemy import create_engine
 
-from sqlmq import DatabaseBusyError, Message, Retention, maintainer
+from sqlmq import DatabaseBusyError, Message, Retention
+from sqlmq.background import retention
 from sqlmq.dialects import dialect_named
-from sqlmq.flows import retain
-from sqlmq.store import retained, topics
+from sqlmq.operations import retention as operations_retention
+from sqlmq.store import retention as store_retention
+from sqlmq.store import topics
 from tests.contract.waiting import until
 
 if TYPE_CHECKING:
@@ -48,7 +50,7 @@ def starts(mq: MQ) -> list[int]:
 def test_a_partition_whose_lock_somebody_keeps_is_left_to_the_next_round(
     mq: MQ, other: Engine, database: DatabaseUnderTest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(retain, "LOCK_SECONDS", 0.05)
+    monkeypatch.setattr(operations_retention, "LOCK_SECONDS", 0.05)
     fill(mq, 3)
     dialect = dialect_named("postgresql", database.schema)
     with other.connect() as connection:
@@ -74,7 +76,7 @@ def test_a_producer_does_not_wait_for_messages_that_are_being_deleted(
     with other.connect() as connection:
         topic = topics.find(connection, dialect, "orders")
         assert topic is not None
-        assert retained.keep_from_purge(connection, dialect, topic.partition_ids[0]) == (0, 0)
+        assert store_retention.keep_from_purge(connection, dialect, topic.partition_ids[0]) == (0, 0)
 
         result = mq.producer("orders").produce(Message(b"x"), timeout=10)
 
@@ -83,7 +85,7 @@ def test_a_producer_does_not_wait_for_messages_that_are_being_deleted(
 
 @BOTH
 def test_whoever_has_a_consumer_trims_without_being_told(mq: MQ, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(maintainer, "ROUND_SECONDS", 0.01)
+    monkeypatch.setattr(retention, "ROUND_SECONDS", 0.01)
     fill(mq, 1)
     mq.create_topic("invoices")
 
@@ -96,22 +98,22 @@ def test_whoever_has_a_consumer_trims_without_being_told(mq: MQ, monkeypatch: py
 def test_a_round_that_fails_is_tried_again(
     mq: MQ, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(maintainer, "ROUND_SECONDS", 0.01)
+    monkeypatch.setattr(retention, "ROUND_SECONDS", 0.01)
     fill(mq, 1)
     failures = iter([ValueError("not this time")])
-    plan = retain.plan
+    plan = operations_retention.plan
 
     def failing_once(*arguments: object) -> object:
         for failure in failures:
             raise failure
         return plan(*arguments)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(retain, "plan", failing_once)
+    monkeypatch.setattr(operations_retention, "plan", failing_once)
 
     mq.consumer("orders", "audit", start="latest")
 
     until(lambda: starts(mq) == [4], "the messages deleted")
-    (warning,) = [one for one in caplog.records if one.name == "sqlmq.maintainer"]
+    (warning,) = [one for one in caplog.records if one.name == "sqlmq.background"]
     assert warning.levelno == logging.WARNING
     assert "not this time" in warning.message
 

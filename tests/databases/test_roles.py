@@ -11,7 +11,7 @@ from sqlalchemy.exc import ProgrammingError
 from sqlalchemy.orm import Session
 
 from sqlmq import MQ, Message, PermissionDeniedError, Retention, Retry
-from sqlmq.roles import APPENDING, COUNTING_VIEWS, FUNCTIONS, ROLES, TELLING_VIEWS, grants
+from sqlmq.dialects.postgresql.roles import APPENDING, COUNTING_VIEWS, FUNCTIONS, ROLES, TELLING_VIEWS, grants
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

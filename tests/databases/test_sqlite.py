@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from sqlalchemy import create_engine, event, inspect, text
 
-import sqlmq.trying
+import sqlmq.database.retrying
 from sqlmq import MQ, DatabaseBusyError, InvalidURLError, Message
-from sqlmq.dialects import Position, sqlite, sqlite_cursors
+from sqlmq.dialects import Position
+from sqlmq.dialects.sqlite import cursors, dialect
 from sqlmq.schema import REVISION, tables
 from tests.contract.test_idling import RARELY, look_for_all
 from tests.contract.waiting import settle, until, values
@@ -114,7 +115,7 @@ def test_an_engine_of_the_application_keeps_its_settings(database: DatabaseUnder
 def test_what_could_not_be_committed_is_not_committed_with_what_comes_next(
     database: DatabaseUnderTest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sqlmq.trying, "_RETRY_SECONDS", 0.2)
+    monkeypatch.setattr(sqlmq.database.retrying, "_RETRY_SECONDS", 0.2)
     engine = create_engine(database.url, connect_args={"timeout": 0}, pool_size=1, max_overflow=0)
     reader = create_engine(database.url)
     with engine.connect() as connection:
@@ -282,9 +283,9 @@ class _Interrupted:
 
 
 def test_what_an_interrupt_has_cut_off_keeps_nobody_from_writing(mq: MQ, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sqlmq.trying, "_RETRY_SECONDS", 0.0)
+    monkeypatch.setattr(sqlmq.database.retrying, "_RETRY_SECONDS", 0.0)
     producer = mq.producer("orders")
-    driver_cursor = sqlite_cursors.driver_cursor
+    driver_cursor = cursors.driver_cursor
 
     @contextmanager
     def interrupted(conn: Connection) -> Iterator[_Interrupted]:
@@ -292,7 +293,7 @@ def test_what_an_interrupt_has_cut_off_keeps_nobody_from_writing(mq: MQ, monkeyp
             yield _Interrupted(cursor)
 
     with monkeypatch.context() as patched:
-        patched.setattr(sqlite, "driver_cursor", interrupted)
+        patched.setattr(dialect, "driver_cursor", interrupted)
         with pytest.raises(KeyboardInterrupt) as raised:
             producer.produce(Message(b"interrupted"))
 

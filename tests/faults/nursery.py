@@ -15,9 +15,9 @@ from contextlib import ExitStack, suppress
 from functools import partial
 from typing import TYPE_CHECKING
 
-from sqlmq import failpoints
-from sqlmq.failpoints import EXIT_CODE, POINTS
-from sqlmq.opening import open_engine
+from sqlmq.database.engines import open_engine
+from sqlmq.hooks import failpoints
+from sqlmq.hooks.failpoints import EXIT_CODE, POINTS
 from tests.concurrency import workers
 from tests.concurrency.workers import in_child
 from tests.contract.waiting import until

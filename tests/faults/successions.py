@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 
 from sqlalchemy import text
 
-from sqlmq import SqlmqError, failpoints
+from sqlmq import SqlmqError
+from sqlmq.hooks import failpoints
 from tests.concurrency.workers import GROUP, TOPIC, ended, fork, in_child
 from tests.contract.waiting import PATIENCE_SECONDS, until
 from tests.faults.nursery import Nursery

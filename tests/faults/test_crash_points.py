@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from sqlalchemy import Engine, text
 
-from sqlmq.failpoints import POINTS
+from sqlmq.hooks.failpoints import POINTS
 from tests.concurrency.workers import GROUP, TOPIC, Place
 from tests.contract.shop import read_log
 from tests.faults import lives, nursery

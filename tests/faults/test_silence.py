@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Self
 import pytest
 from sqlalchemy import create_engine, make_url, text
 
-from sqlmq import MQ, AsyncMQ, DatabaseError, DatabaseUnavailableError, Message, OutcomeUnknownError, listener
-from sqlmq.coalescer import MOST_TOGETHER
+from sqlmq import MQ, AsyncMQ, DatabaseError, DatabaseUnavailableError, Message, OutcomeUnknownError
+from sqlmq.background import listener
+from sqlmq.producer.batcher import MOST_TOGETHER
 from tests.contract.waiting import until
 from tests.faults.proxy import Proxy, Road
 
@@ -74,7 +75,7 @@ def test_a_producer_that_gets_no_answer_does_not_know_the_outcome_and_goes_on(be
 def test_a_connection_that_went_silent_while_it_rested_is_replaced_unnoticed(
     behind: MQ, proxy: Proxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("sqlmq.answers._REST_SECONDS", 0.0)
+    monkeypatch.setattr("sqlmq.database.watchdog._REST_SECONDS", 0.0)
     producer = behind.producer("orders")
     proxy.silence()
 

@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from sqlmq import OutcomeUnknownError, answers, runner
-from sqlmq.dialects import postgresql_appending
+from sqlmq import OutcomeUnknownError
+from sqlmq.consumer.worker import pool
+from sqlmq.database import watchdog
+from sqlmq.dialects.postgresql import append
 from tests.conftest import database_of_kind
 from tests.faults.cases import Report, every_case, tried
 from tests.faults.consuming import CONSUMING, DECIDING, RUNNING, TRANSACTIONS
@@ -40,10 +42,10 @@ def database(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Databas
 def world(
     database: DatabaseUnderTest, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[World]:
-    monkeypatch.setattr(postgresql_appending, "ARRAY_MESSAGES", 6)
-    monkeypatch.setattr(answers, "_REST_SECONDS", 3600.0)  # no connection is tested, or steps would differ
-    monkeypatch.setattr(runner, "_RECOVER_SECONDS", 0.01)
-    monkeypatch.setattr(runner, "_WATCH_SECONDS", 0.01)
+    monkeypatch.setattr(append, "ARRAY_MESSAGES", 6)
+    monkeypatch.setattr(watchdog, "_REST_SECONDS", 3600.0)  # no connection is tested, or steps would differ
+    monkeypatch.setattr(pool, "_RECOVER_SECONDS", 0.01)
+    monkeypatch.setattr(pool, "_WATCH_SECONDS", 0.01)
     logging.getLogger("sqlmq").setLevel(logging.CRITICAL)
     with wired():
         made = World(database, CancellingLoop() if request.param == "asyncio" else None)

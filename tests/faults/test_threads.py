@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from sqlmq import MQ, ConsumerClosedError, Message, listener, lookout, maintainer
+from sqlmq import MQ, ConsumerClosedError, Message
+from sqlmq.background import listener, poller, retention
 from tests.contract.waiting import until
 from tests.faults.cases import ALL
 from tests.faults.wire import BACKGROUND, POSTGRES_FAULTS, SQLITE_FAULTS, WIRE, wired
@@ -31,9 +32,9 @@ SECONDS = 20.0
 
 @pytest.fixture
 def world(database: DatabaseUnderTest, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
-    monkeypatch.setattr(maintainer, "ROUND_SECONDS", 0.05)
+    monkeypatch.setattr(retention, "ROUND_SECONDS", 0.05)
     monkeypatch.setattr(listener, "_PROBE_SECONDS", 0.2)
-    monkeypatch.setattr(lookout, "_WATCH_AGAIN_SECONDS", 0.05)
+    monkeypatch.setattr(poller, "_WATCH_AGAIN_SECONDS", 0.05)
     logging.getLogger("sqlmq").setLevel(logging.CRITICAL)
     with wired():
         made = World(database)

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from sqlmq import MQ, DatabaseBusyError, Message, trying
-from sqlmq.dialects import sqlite
+from sqlmq import MQ, DatabaseBusyError, Message
+from sqlmq.database import retrying
+from sqlmq.dialects.sqlite import dialect
 from tests.concurrency.test_processes import (
     PATIENCE_SECONDS,
     Processes,
@@ -72,8 +73,8 @@ def test_a_file_survives_the_killing_of_those_who_write_its_journal_back(
 def test_a_lock_that_somebody_else_keeps_is_waited_for_as_long_as_was_said(
     place: Place, processes: Processes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sqlite, "_BUSY_TIMEOUT_SECONDS", 2.0)
-    monkeypatch.setattr(trying, "_RETRY_SECONDS", 1.0)
+    monkeypatch.setattr(dialect, "_BUSY_TIMEOUT_SECONDS", 2.0)
+    monkeypatch.setattr(retrying, "_RETRY_SECONDS", 1.0)
     with MQ(place.url) as mq:
         producer = mq.producer(TOPIC)
         name = processes.start("holder", writers.hold_lock, time.monotonic() + PATIENCE_SECONDS)
@@ -103,7 +104,7 @@ def test_eight_writers_all_get_their_turn(place: Place, processes: Processes, tm
     jain = sum(counts) ** 2 / (len(counts) * sum(count * count for count in counts))
     print(f"{sum(counts)} commits, {min(counts)} to {max(counts)} each, Jain {jain:.2f}, longest {max(waits):.2f} s")
     assert min(counts) > 0
-    assert max(waits) < sqlite._BUSY_TIMEOUT_SECONDS / 2
+    assert max(waits) < dialect._BUSY_TIMEOUT_SECONDS / 2
     assert jain > 0.8
     with place.open() as mq:
         assert mq.describe_topic(TOPIC).messages == sum(counts)

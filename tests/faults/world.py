@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from sqlalchemy import Engine, create_engine, event, text
 
 from sqlmq import MQ, AsyncMQ, Message
-from sqlmq.resting import Spare
+from sqlmq.database.append_connection import Spare
 from tests.contract.blocking import blocking
 from tests.contract.waiting import until
 from tests.faults.wire import BACKGROUND
@@ -19,7 +19,7 @@ from tests.faults.wire import BACKGROUND
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from sqlmq.resting import Autocommitting
+    from sqlmq.database.append_connection import Autocommitting
     from tests.conftest import DatabaseUnderTest
     from tests.contract.blocking import Loop
 

@@ -16,7 +16,7 @@ from tests.model.reference import Group, Reader, place_of
 
 if TYPE_CHECKING:
     from sqlmq import Consumer, Message
-    from sqlmq.progress import Span
+    from sqlmq.consumer.partition import Span
     from tests.contract.blocking import BlockingConsumer
     from tests.model.reference import Topic
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
 from sqlmq import Consumer, Message
-from sqlmq.partitioner import partition_for_key
+from sqlmq.model.partitioner import partition_for_key
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator

@@ -8,7 +8,7 @@ from sqlalchemy import text
 from sqlalchemy.orm import Session
 
 from sqlmq import FencedError, Message, Retention, UnknownTopicError
-from sqlmq.partitioner import partition_for_key
+from sqlmq.model.partitioner import partition_for_key
 
 if TYPE_CHECKING:
     from collections.abc import Callable

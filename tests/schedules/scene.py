@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import text
 
-from sqlmq import MQ, Message, Runtime, UnknownTopicError, answers
+from sqlmq import MQ, Message, Runtime, UnknownTopicError
+from sqlmq.database import watchdog
 from sqlmq.dialects import dialect_named
 from tests.contract.delaying import Staged
 from tests.schedules.conductor import Conductor
@@ -39,7 +40,7 @@ class Stage:
 
     def __init__(self, database: DatabaseUnderTest, monkeypatch: pytest.MonkeyPatch) -> None:
         # A connection that has rested is not tested first: how long it has rested is no part of a schedule.
-        monkeypatch.setattr(answers, "_REST_SECONDS", math.inf)
+        monkeypatch.setattr(watchdog, "_REST_SECONDS", math.inf)
         self._runtime = Runtime(random=random.Random())
         self.queues = [self._queue(database) for _ in range(SESSIONS)]
         self.own = self._queue(database)

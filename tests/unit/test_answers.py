@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from sqlmq import DatabaseUnavailableError, answers
-from sqlmq.answers import Answers, Patience
+from sqlmq import DatabaseUnavailableError
+from sqlmq.database import watchdog
+from sqlmq.database.watchdog import Answers, Patience
 from sqlmq.dialects import Line
 from tests.contract.waiting import until
 
@@ -38,9 +39,9 @@ class Wire(Line):
 
 @pytest.fixture(autouse=True)
 def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(answers, "_LOOK_SECONDS", 0.01)
-    monkeypatch.setattr(answers, "_END_SECONDS", 0.1)
-    monkeypatch.setattr(answers, "HURRY_SECONDS", SOON_SECONDS)
+    monkeypatch.setattr(watchdog, "_LOOK_SECONDS", 0.01)
+    monkeypatch.setattr(watchdog, "_END_SECONDS", 0.1)
+    monkeypatch.setattr(watchdog, "HURRY_SECONDS", SOON_SECONDS)
 
 
 @pytest.fixture
@@ -154,7 +155,7 @@ def test_a_connection_that_is_not_waited_for_is_closed_when_it_is_there() -> Non
         raise DatabaseUnavailableError
 
     with pytest.raises(DatabaseUnavailableError):
-        answers._Connecting(connect).result(check)  # type: ignore[arg-type]
+        watchdog._Connecting(connect).result(check)  # type: ignore[arg-type]
     may_connect.set()
 
     assert closed.wait(30)

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sqlmq import Message
-from sqlmq.aside import Aside, Waiting
+from sqlmq.consumer.worker.parked_keys import Aside, Waiting
 
 keys = st.sampled_from([b"a", b"b", None])
 

@@ -8,7 +8,7 @@ from typing import TypeAlias
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sqlmq.assignment import ClaimSeen, MemberSeen, fair_shares, is_settled, plan
+from sqlmq.model.assignment import ClaimSeen, MemberSeen, fair_shares, is_settled, plan
 
 LEASE_SECONDS = 10.0
 LONG_AGO_SECONDS = 1_000.0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from sqlmq.closing import Closing
+from sqlmq.database.close_once import Closing
 
 
 def test_a_close_that_was_interrupted_is_done_by_the_next_call() -> None:

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from sqlmq.coalescer import MOST_TOGETHER, Coalescer
 from sqlmq.errors import DatabaseUnavailableError, OutcomeUnknownError
-from sqlmq.flows.produce import Routed
-from sqlmq.message import Message, ProducerResult
+from sqlmq.model.message import Message, ProducerResult
+from sqlmq.operations.produce import Routed
+from sqlmq.producer.batcher import MOST_TOGETHER, Coalescer
 from tests.contract.waiting import until
 
 if TYPE_CHECKING:
@@ -296,7 +296,7 @@ def test_a_caller_that_is_interrupted_while_it_waits_strands_nobody(
     first = threads.submit(coalescer.call, routed(b"first"), None)
     log.wait_for_batch()
     with monkeypatch.context() as patched:
-        patched.setattr("sqlmq.coalescer._InCall.sleep", interrupted)
+        patched.setattr("sqlmq.producer.batcher._InCall.sleep", interrupted)
         with pytest.raises(KeyboardInterrupt):
             coalescer.call(routed(b"interrupted"), None)
     behind = coalescer.submit(routed(b"behind"))

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from sqlmq import MemberDescription, PartitionLag
-from sqlmq.diagnosis import NotYet, Seen, Transaction, findings
+from sqlmq.reports.diagnosis import NotYet, Seen, Transaction, findings
 
 if TYPE_CHECKING:
-    from sqlmq.diagnosis import Finding
+    from sqlmq.reports.diagnosis import Finding
 
 NOW = datetime(2026, 1, 31, 12, tzinfo=UTC)
 LONG_AGO = NOW - timedelta(minutes=10)

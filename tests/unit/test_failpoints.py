@@ -13,8 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from sqlmq import MQ, failpoints
-from sqlmq.failpoints import EXIT_CODE, POINTS, FailpointError, Gate, armed, failpoint, raising
+from sqlmq import MQ
+from sqlmq.hooks import failpoints
+from sqlmq.hooks.failpoints import EXIT_CODE, POINTS, FailpointError, Gate, armed, failpoint, raising
 from tests.contract.waiting import PATIENCE_SECONDS
 
 ROOT = Path(__file__).parent.parent.parent

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sqlmq.errors import InvalidMessageError, MessageTooLargeError
-from sqlmq.message import Message, ProducerResult
+from sqlmq.model.message import Message, ProducerResult
 
 texts = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\x00"))
 made = st.builds(Message, st.binary(), st.none() | st.binary(), st.dictionaries(texts, texts))

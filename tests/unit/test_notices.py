@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from sqlmq.flows.notice import topic_id
-from sqlmq.listener import Hearing, Probe
-from sqlmq.notifier import Schedule
-from sqlmq.runtime import Runtime
+from sqlmq.background.listener import Hearing, Probe
+from sqlmq.background.notifier import Schedule
+from sqlmq.hooks.clock import Runtime
+from sqlmq.operations.notify import topic_id
 
 
 def test_the_first_notice_of_a_topic_is_due_at_once() -> None:

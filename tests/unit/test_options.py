@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sqlmq.errors import InvalidGroupError, InvalidPartitionError, InvalidTopicError
-from sqlmq.options import (
+from sqlmq.model.config import (
     MAX_PARTITIONS,
     Options,
     check_ack,
@@ -25,7 +25,7 @@ from sqlmq.options import (
     check_timeout,
     check_topic,
 )
-from sqlmq.targets import check_start
+from sqlmq.model.positions import check_start
 
 NUMBERS = [field.name for field in fields(Options) if field.type != "bool"]
 WHOLE_NUMBERS = ["default_partitions", "max_message_bytes", "prefetch", "prefetch_bytes"]

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sqlmq import assignment
-from sqlmq.assignment import ClaimSeen, MemberSeen
-from sqlmq.flows import membership
-from sqlmq.flows.outlook import Outlook, has_changes
-from sqlmq.store.groups import Claim, GroupSeen
+from sqlmq.model import assignment
+from sqlmq.model.assignment import ClaimSeen, MemberSeen
+from sqlmq.operations import membership
+from sqlmq.operations.poll import Outlook, has_changes
+from sqlmq.store.claims import Claim, GroupSeen
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

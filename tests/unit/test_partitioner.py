@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sqlmq.partitioner import PARTITIONERS, Rotation, crc32, fnv1a, murmur2, partition_for_key
+from sqlmq.model.partitioner import PARTITIONERS, Rotation, crc32, fnv1a, murmur2, partition_for_key
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -9,9 +9,9 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
+from sqlmq.consumer.partition import PartitionProgress, Span
 from sqlmq.errors import OffsetGapError
-from sqlmq.message import Arrival, LogRow, Message
-from sqlmq.progress import PartitionProgress, Span
+from sqlmq.model.message import Arrival, LogRow, Message
 
 START = 5
 

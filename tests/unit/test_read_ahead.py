@@ -9,15 +9,15 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from sqlmq.message import Arrival
-from sqlmq.progress import PartitionProgress
-from sqlmq.read_ahead import Read, ReadAhead
+from sqlmq.consumer.partition import PartitionProgress
+from sqlmq.consumer.prefetcher import Read, ReadAhead
+from sqlmq.model.message import Arrival
 from tests.contract.waiting import PATIENCE_SECONDS, until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from sqlmq.read_ahead import Positions
+    from sqlmq.consumer.prefetcher import Positions
 
 AT_MOST = 10
 

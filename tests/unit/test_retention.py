@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sqlmq import Retention
-from sqlmq.retention import Standing, losses, protected_from, runs
+from sqlmq.model.retention import Standing, losses, protected_from, runs
 
 
 def standing(group_id: int, position: int, *, parked: int | None = None, is_live: bool = False) -> Standing:

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sqlmq import Retry
-from sqlmq.retry import Verdict, next_stride, verdict
+from sqlmq.model.retry import Verdict, next_stride, verdict
 
 POLICIES = (None, "park", "dead", "skip", "stop")
 policies = st.sampled_from(POLICIES)

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sqlmq.assignment import ClaimSeen, MemberSeen, fair_shares, plan
+from sqlmq.model.assignment import ClaimSeen, MemberSeen, fair_shares, plan
 
 LEASE_SECONDS = 10.0
 SURVEY_SECONDS = 1.0

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from sqlmq import MQ, Message, Runtime
-from sqlmq.runtime import SYSTEM, check_runtime
+from sqlmq.hooks.clock import SYSTEM, check_runtime
 from tests.contract.waiting import PATIENCE_SECONDS, until
 from tests.manual_runtime import ManualClock
 

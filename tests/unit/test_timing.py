@@ -7,7 +7,7 @@ import math
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sqlmq.timing import Deadline, Pause, backoff, heartbeat_interval, pause, trusted_until, watch_interval
+from sqlmq.model.timing import Deadline, Pause, backoff, heartbeat_interval, pause, trusted_until, watch_interval
 
 moments = st.floats(0, 1e9)
 seconds = st.floats(0, 1e6)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 
-from sqlmq.turn import Turn
+from sqlmq.database.writer_lock import Turn
 from tests.contract.waiting import PATIENCE_SECONDS, until
 
 

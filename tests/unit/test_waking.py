@@ -9,9 +9,9 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from sqlmq.options import Options
-from sqlmq.timing import Deadline, Pause
-from sqlmq.waking import Wakeups
+from sqlmq.background.wakeups import Wakeups
+from sqlmq.model.config import Options
+from sqlmq.model.timing import Deadline, Pause
 from tests.contract.waiting import PATIENCE_SECONDS, until
 
 FOREVER = Deadline(math.inf)

@@ -9,8 +9,8 @@ import pytest
 from sqlalchemy import Engine, inspect
 
 from sqlmq import MQ, DatabaseUnavailableError, InvalidURLError, SqlmqError
-from sqlmq.verify.place import Place, PlaceTakenError
 from sqlmq.verify.plan import ORDERS, Plan
+from sqlmq.verify.workload.sandbox import Place, PlaceTakenError
 
 if TYPE_CHECKING:
     from tests.conftest import DatabaseUnderTest
@@ -88,7 +88,7 @@ def test_a_file_of_its_own_is_removed(tmp_path: Path) -> None:
 def test_a_database_that_cannot_be_reached_is_told_as_such(
     url: str, error: type[SqlmqError], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("sqlmq.trying._RETRY_SECONDS", 0.1)
+    monkeypatch.setattr("sqlmq.database.retrying._RETRY_SECONDS", 0.1)
 
     with pytest.raises(error) as caught, Place(Plan.of(url, None, "abc", tmp_path)).made(keep=False):
         pytest.fail("it was made")

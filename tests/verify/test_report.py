@@ -11,7 +11,7 @@ from click.testing import CliRunner
 
 from sqlmq.cli import main
 from sqlmq.verify import report
-from sqlmq.verify.selftest.correct import Simulation
+from sqlmq.verify.selftest.simulator import Simulation
 from tests.verify.stories import Story, got
 
 if TYPE_CHECKING:

@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from sqlmq.verify import history, workload
+from sqlmq.verify import history
 from sqlmq.verify.judge.verdict import judged
 from sqlmq.verify.plan import Plan
-from sqlmq.verify.sabotage import SABOTAGES
-from sqlmq.verify.selftest.controls import checked
-from sqlmq.verify.trials import UNBROKEN, controls
+from sqlmq.verify.selftest.cases import checked
+from sqlmq.verify.selftest.mutation_runs import UNBROKEN, controls
+from sqlmq.verify.selftest.mutations import SABOTAGES
+from sqlmq.verify.workload import run
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -55,7 +56,7 @@ def test_a_run_under_faults_breaks_no_promise(database: DatabaseUnderTest, tmp_p
         handling_seconds=0.1,
     )
 
-    ran = workload.perform(plan)
+    ran = run.perform(plan)
     verdict = judged(*history.read_directory(plan.directory))
 
     faults = [fault.name for fault in verdict.evidence.faults]

@@ -9,11 +9,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sqlmq.verify.judge.circles import strongly_connected, without_loose_ends
+from sqlmq.verify.judge.rules.cycles import strongly_connected, without_loose_ends
 from sqlmq.verify.judge.verdict import judged
-from sqlmq.verify.selftest.controls import Control, checked
-from sqlmq.verify.selftest.correct import Simulation
+from sqlmq.verify.selftest.cases import Control, checked
 from sqlmq.verify.selftest.edits import EDITS, Edit, controls, edited
+from sqlmq.verify.selftest.simulator import Simulation
 
 EXAMPLES = int(os.environ.get("SQLMQ_VERIFY_EXAMPLES", "10"))
 

@@ -1,12 +1,19 @@
-"""The faces of the queue for asyncio: the same methods, awaited.
+"""The same queue for asyncio: the same methods, awaited. No logic of its own.
 
-Each stands before an object of the synchronous core and has no logic of its own: `threads` has the core's short units
-of work run where the loop does not wait for them, `consumer` does the waiting between two of them in the loop.
+mq           `AsyncMQ`
+admin        `AsyncParked`: what operators do
+producer     `AsyncProducer`: futures of the batcher, awaited
+consumer     `AsyncConsumer`: the steps of a consumer's core in threads, the waits in the event loop
+transaction  `AsyncTransaction`: the steps of a transaction, on a driver for asyncio
+executor     calls a handler in the event loop, for worker threads
+engines      engines for asyncio: the one given, or one for each event loop
+futures      futures of the core, resolved together in an event loop
+threads      the core's short units of work, run in threads
 """
 
+from sqlmq.aio.admin import AsyncParked
 from sqlmq.aio.consumer import AsyncConsumer
 from sqlmq.aio.mq import AsyncMQ
-from sqlmq.aio.parked import AsyncParked
 from sqlmq.aio.producer import AsyncProducer
 from sqlmq.aio.transaction import AsyncTransaction
 

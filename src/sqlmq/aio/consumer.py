@@ -9,15 +9,15 @@ import weakref
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Self, TypeVar, cast
 
-from sqlmq.aio.performing import AsyncTransacting, Awaiting, async_observed, async_session_maker
+from sqlmq.aio.executor import AsyncTransacting, Awaiting, async_observed, async_session_maker
 from sqlmq.aio.transaction import AsyncTransaction
+from sqlmq.consumer.transaction import Host
+from sqlmq.consumer.worker.dispatcher import Terms
+from sqlmq.consumer.worker.executor import check_handler, check_no_session, is_awaited
+from sqlmq.consumer.worker.pool import Limits
 from sqlmq.errors import ConsumerClosedError
-from sqlmq.options import check_max_messages, check_timeout
-from sqlmq.parking import Terms
-from sqlmq.performing import check_handler, check_no_session, is_awaited
-from sqlmq.runner import Limits
-from sqlmq.timing import Deadline
-from sqlmq.transaction import Host
+from sqlmq.model.config import check_max_messages, check_timeout
+from sqlmq.model.timing import Deadline
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
@@ -29,13 +29,13 @@ if TYPE_CHECKING:
     from sqlmq.aio.engines import Engines
     from sqlmq.aio.threads import Threads
     from sqlmq.aio.transaction import AsyncSessionSource
-    from sqlmq.consumer import Consumer
-    from sqlmq.message import Message
-    from sqlmq.performing import Performer
-    from sqlmq.retry import FailurePolicy, Retry
-    from sqlmq.runner import RunSummary
-    from sqlmq.stock import Receiver
-    from sqlmq.targets import SeekTo
+    from sqlmq.consumer.buffer import Receiver
+    from sqlmq.consumer.consumer import Consumer
+    from sqlmq.consumer.worker.executor import Performer
+    from sqlmq.consumer.worker.pool import RunSummary
+    from sqlmq.model.message import Message
+    from sqlmq.model.positions import SeekTo
+    from sqlmq.model.retry import FailurePolicy, Retry
 
 T = TypeVar("T")
 

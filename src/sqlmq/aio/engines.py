@@ -11,7 +11,7 @@ from sqlmq.errors import TransactionError
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncEngine
 
-    from sqlmq.database import Database
+    from sqlmq.database.database import Database
 
 
 class Engines:

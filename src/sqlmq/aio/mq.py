@@ -7,15 +7,15 @@ from typing import TYPE_CHECKING, Self
 
 from sqlalchemy import URL, Engine
 
+from sqlmq.admin.tail import check_tail
+from sqlmq.aio.admin import AsyncParked
 from sqlmq.aio.consumer import AsyncConsumer
 from sqlmq.aio.engines import Engines
-from sqlmq.aio.parked import AsyncParked
 from sqlmq.aio.producer import AsyncProducer, carrier_of
 from sqlmq.aio.threads import Threads, to_the_end
+from sqlmq.database.engines import read_url
 from sqlmq.dialects import blocking
 from sqlmq.mq import MQ
-from sqlmq.opening import read_url
-from sqlmq.tail import check_tail
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterable
@@ -24,25 +24,24 @@ if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncEngine
 
     from sqlmq.aio.producer import AsyncSessionLike
-    from sqlmq.consumer import Ack
-    from sqlmq.description import (
+    from sqlmq.consumer.consumer import Ack
+    from sqlmq.hooks.clock import Runtime
+    from sqlmq.hooks.observer import Observer
+    from sqlmq.model.config import OnEvicted
+    from sqlmq.model.message import DelayedMessage, Message
+    from sqlmq.model.positions import ResetTo, Start
+    from sqlmq.model.retention import Retention
+    from sqlmq.reports.descriptions import (
         Eviction,
         GroupDescription,
         MemberDescription,
         PartitionLag,
         PartitionReset,
-        Start,
         TopicDescription,
         Trimmed,
     )
-    from sqlmq.diagnosis import Finding
-    from sqlmq.health import Limits, Problem
-    from sqlmq.message import DelayedMessage, Message
-    from sqlmq.observer import Observer
-    from sqlmq.options import OnEvicted
-    from sqlmq.retention import Retention
-    from sqlmq.runtime import Runtime
-    from sqlmq.targets import ResetTo
+    from sqlmq.reports.diagnosis import Finding
+    from sqlmq.reports.doctor import Limits, Problem
 
 
 class AsyncMQ:

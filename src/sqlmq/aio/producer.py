@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Self, TypeAlias, TypeVar, overload
 
-from sqlmq.aio.arrivals import Arrivals
-from sqlmq.coalescer import overdue
-from sqlmq.options import check_due, check_no_timeout, check_timeout
+from sqlmq.aio.futures import Arrivals
+from sqlmq.model.config import check_due, check_no_timeout, check_timeout
+from sqlmq.producer.batcher import overdue
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -18,10 +18,10 @@ if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession, async_scoped_session
 
     from sqlmq.aio.threads import Threads
-    from sqlmq.message import DelayedMessage, Message, ProducerResult
-    from sqlmq.options import Due
-    from sqlmq.outbox import Publication, SessionLike
-    from sqlmq.producer import Producer
+    from sqlmq.model.config import Due
+    from sqlmq.model.message import DelayedMessage, Message, ProducerResult
+    from sqlmq.producer.outbox import Publication, SessionLike
+    from sqlmq.producer.producer import Producer
 
 T = TypeVar("T")
 

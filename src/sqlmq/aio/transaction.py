@@ -9,10 +9,10 @@ import logging
 from typing import TYPE_CHECKING, Self, TypeAlias, TypeVar
 
 from sqlmq.aio.threads import to_the_end
-from sqlmq.block import JOIN_MODE
+from sqlmq.consumer.transaction_scope import JOIN_MODE
 from sqlmq.errors import DatabaseBusyError, DatabaseUnavailableError, OutcomeUnknownError, TransactionError
-from sqlmq.logged import facts
-from sqlmq.timing import Deadline
+from sqlmq.hooks.log_events import facts
+from sqlmq.model.timing import Deadline
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator
@@ -24,10 +24,10 @@ if TYPE_CHECKING:
 
     from sqlmq.aio.engines import Engines
     from sqlmq.aio.threads import Threads
-    from sqlmq.block import Block, Transactions
-    from sqlmq.message import Message
+    from sqlmq.consumer.transaction import Host
+    from sqlmq.consumer.transaction_scope import Block, Transactions
+    from sqlmq.model.message import Message
     from sqlmq.store.groups import Group
-    from sqlmq.transaction import Host
 
 T = TypeVar("T")
 AsyncSessionSource: TypeAlias = (
@@ -35,7 +35,7 @@ AsyncSessionSource: TypeAlias = (
 )
 """Where the session of a transaction comes from: one that there is, or what makes one, as an async_sessionmaker."""
 
-log = logging.getLogger(__name__)
+log = logging.getLogger("sqlmq.consumer")
 
 
 class AsyncTransaction:

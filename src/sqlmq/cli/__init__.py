@@ -1,28 +1,13 @@
 """The command ``sqlmq``: everything people type.
 
-    __init__            the command itself, and what its exit codes mean
-    database            sqlmq db ...            tables made, checked, printed as SQL
-    topics              sqlmq topics ...        made, listed, described, deleted; what they keep, what groups have lost
-    retention           sqlmq maintain          what exceeds what topics keep, deleted
-    groups              sqlmq groups ...        positions, lag, owners, members, and why a group waits
-    lag                 sqlmq lag               how far groups are behind, and an exit code for monitoring
-    doctor              sqlmq doctor            what is wrong, and what to do about it
-    metrics             sqlmq metrics           all of it for Prometheus
-    top                 sqlmq top               all topics and groups on one screen
-    tail                sqlmq tail              a topic watched without a group
-    parked              sqlmq parked ...        what was set aside: seen, retried, discarded, copied
-    produce, consume    messages in and out, as lines, bytes or JSON
-    delayed             sqlmq delayed ...       messages that wait: listed, cancelled
-    run                 an application's handler called with messages: handlers finds it, run_log logs, processes keeps
-                        several at work, each of which is supervised
-    verify, verify_run  sqlmq verify ...        runs under faults, judged by what their clients saw
-    demo                the whole thing at work: demo_worker is what its processes run, demo_log what they note down,
-                        demo_view what is shown of it
-    settings            the options that every command has, and the queue they name
-    watching            a view that is shown again and again
-    output              tables for people, JSON lines for programs: the only place that decides which
-    formats             how a consumed message is written
-    signals             Ctrl-C and SIGTERM, let in where nothing is half done
+    commands    one command, one file
+    run         `sqlmq run`: an application's handler, called with messages, in one process or several
+    demo        `sqlmq demo`: the main job, shown in some seconds
+    settings    the options that every command has, and the queue they name
+    output      tables for people, JSON lines for programs: the only place that decides which
+    formats     how a consumed message is written
+    watching    a view that is refreshed again and again
+    signals     Ctrl-C and SIGTERM, handled where nothing is half done
 
 A module here reads options, calls the library, and prints. What a command can do, the library can do without it.
 """
@@ -36,25 +21,25 @@ from typing import Any
 
 import click
 
-# Under other names, so that `sqlmq.cli.consume` is the module and not the command in it.
-from sqlmq.cli.consume import consume as consume_command
-from sqlmq.cli.database import database as database_command
-from sqlmq.cli.delayed import delayed as delayed_command
-from sqlmq.cli.demo import demo as demo_command
-from sqlmq.cli.doctor import doctor as doctor_command
-from sqlmq.cli.groups import groups as groups_command
-from sqlmq.cli.lag import lag as lag_command
-from sqlmq.cli.metrics import metrics as metrics_command
+# Under other names, so that `sqlmq.cli.commands.consume` is the module and not the command in it.
+from sqlmq.cli.commands.consume import consume as consume_command
+from sqlmq.cli.commands.database import database as database_command
+from sqlmq.cli.commands.delayed import delayed as delayed_command
+from sqlmq.cli.commands.doctor import doctor as doctor_command
+from sqlmq.cli.commands.groups import groups as groups_command
+from sqlmq.cli.commands.lag import lag as lag_command
+from sqlmq.cli.commands.metrics import metrics as metrics_command
+from sqlmq.cli.commands.parked import parked as parked_command
+from sqlmq.cli.commands.produce import produce as produce_command
+from sqlmq.cli.commands.retention import maintain as maintain_command
+from sqlmq.cli.commands.tail import tail as tail_command
+from sqlmq.cli.commands.top import top as top_command
+from sqlmq.cli.commands.topics import topics as topics_command
+from sqlmq.cli.commands.verify import verify as verify_command
+from sqlmq.cli.demo.command import demo as demo_command
 from sqlmq.cli.output import forget_stdout
-from sqlmq.cli.parked import parked as parked_command
-from sqlmq.cli.produce import produce as produce_command
-from sqlmq.cli.retention import maintain as maintain_command
-from sqlmq.cli.run import run as run_command
+from sqlmq.cli.run.command import run as run_command
 from sqlmq.cli.settings import Settings, database_options, example
-from sqlmq.cli.tail import tail as tail_command
-from sqlmq.cli.top import top as top_command
-from sqlmq.cli.topics import topics as topics_command
-from sqlmq.cli.verify import verify as verify_command
 from sqlmq.errors import SqlmqError
 
 

@@ -13,7 +13,7 @@ from sqlmq.cli.output import line
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from sqlmq.message import Message
+    from sqlmq.model.message import Message
 
     Writer = Callable[[Message], bytes]
 

@@ -14,8 +14,8 @@ import click
 from click.core import ParameterSource
 
 from sqlmq.errors import SqlmqError
+from sqlmq.model.config import Options
 from sqlmq.mq import MQ
-from sqlmq.options import Options
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -14,7 +14,7 @@ import threading
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, NoReturn, Self
 
-from sqlmq import stop_signals
+from sqlmq.consumer.worker import signals
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -39,7 +39,7 @@ class Stop:
     def __init__(self) -> None:
         self.signal_number: int | None = None
         self._action: Callable[[], None] | None = None
-        self._before: stop_signals.Handlers = {}
+        self._before: signals.Handlers = {}
         self._told: socket.socket
         self._leaving = ExitStack()
 
@@ -95,8 +95,8 @@ class Stop:
             tells.setblocking(False)
             if threading.current_thread() is threading.main_thread():
                 leaving.callback(signal.set_wakeup_fd, signal.set_wakeup_fd(tells.fileno(), warn_on_full_buffer=False))
-            stop_signals.take(self._arrive, self._before)
-            leaving.callback(stop_signals.give_back, self._before)
+            signals.take(self._arrive, self._before)
+            leaving.callback(signals.give_back, self._before)
             self._leaving = leaving.pop_all()
         return self
 

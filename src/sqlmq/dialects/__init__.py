@@ -1,6 +1,10 @@
-"""Every difference between databases, one module each; nothing else names a database.
+"""Every difference between databases: a package for each, behind one interface. Nothing else names a database.
 
-A new database is one module here and one line in the registry.
+    base        `Dialect`: what a database must be able to do
+    postgresql  Postgres, by psycopg 3
+    sqlite      SQLite, by the standard library's driver
+
+A new database is one package here, one line in the registry below, and a run of the contract suite.
 """
 
 from __future__ import annotations
@@ -53,7 +57,7 @@ def dialect_named(backend: str, schema: str | None) -> Dialect:
         message = f"sqlmq works on {' and '.join(sorted(_REGISTRY))}, not on {backend!r}."
         raise InvalidURLError(message)
     try:
-        module = import_module(f"sqlmq.dialects.{backend}")
+        module = import_module(f"sqlmq.dialects.{backend}.dialect")
     except ModuleNotFoundError as error:
         message = f"The driver {error.name!r} is not installed. Install it with: pip install 'sqlmq[postgres]'"
         raise InvalidURLError(message) from error

@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncEngine
 
     from sqlmq.errors import SqlmqError
-    from sqlmq.health import Vitals
-    from sqlmq.message import Contents, LogRow
+    from sqlmq.model.message import Contents, LogRow
+    from sqlmq.reports.doctor import Vitals
 
 
 _SMALL_BYTES = 1024

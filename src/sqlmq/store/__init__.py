@@ -1,4 +1,12 @@
-"""Nouns: the SQL, one module per family of tables.
+"""The SQL, a module for each table.
 
-Functions of a Connection and a Dialect. None begins, ends or waits for anything but the rows' own locks.
+topics     `sqlmq_topic` and `sqlmq_partition`
+messages   `sqlmq_message`: append, read, bounds
+offsets    `sqlmq_group_offset`: positions inserted, pruned, read
+groups     `sqlmq_group` and `sqlmq_member`
+claims     `sqlmq_claim`: who owns a partition; the fence
+staged     `sqlmq_staged`: messages that are not in the log yet
+parked     `sqlmq_parked`: messages that a group has parked
+retention  what topics keep: limits, starts, deletions, evictions
+views      the views of lag, partitions and members
 """

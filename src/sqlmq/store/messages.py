@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from sqlalchemy import Connection
 
     from sqlmq.dialects import Dialect, Part, Position
-    from sqlmq.message import Contents, LogRow
+    from sqlmq.model.message import Contents, LogRow
     from sqlmq.store.topics import Topic
 
 

@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     from sqlalchemy import Column, ColumnElement, Connection, ScalarSelect
 
     from sqlmq.dialects import Dialect
-    from sqlmq.store.groups import Claim, Group
+    from sqlmq.store.claims import Claim
+    from sqlmq.store.groups import Group
 
 
 class Commit(NamedTuple):

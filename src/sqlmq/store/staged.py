@@ -24,7 +24,7 @@ from sqlalchemy import (
     union_all,
 )
 
-from sqlmq.message import Contents, moment_at
+from sqlmq.model.message import Contents, moment_at
 from sqlmq.schema import Json
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from sqlalchemy import Connection, Row
 
     from sqlmq.dialects import Dialect, Part
-    from sqlmq.options import Due
+    from sqlmq.model.config import Due
 
 _INSERT_MESSAGES = 500
 _INSERT_BYTES = 16 * 1024 * 1024

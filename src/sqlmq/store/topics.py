@@ -7,13 +7,16 @@ from typing import TYPE_CHECKING
 
 from sqlalchemy import and_, delete, func, insert, select, update
 
-from sqlmq.store import retained, staged
+from sqlmq.store import retention as store_retention
+from sqlmq.store import staged
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
     from sqlalchemy import ColumnElement, Connection
 
     from sqlmq.dialects import Dialect
-    from sqlmq.retention import Retention
+    from sqlmq.model.retention import Retention
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,13 +87,33 @@ def create(
     Waits for a transaction that is about to make the same.
     """
     t = dialect.tables.topic
-    row = {"name": name, "partitions": partitions, "partitioner": partitioner} | retained.columns(retention)
+    row = {"name": name, "partitions": partitions, "partitioner": partitioner} | store_retention.columns(retention)
     made = conn.execute(dialect.insert_new(t, ["name"]).values(row).returning(t.c.id)).scalar()
     if made is None:
         return False
     numbers = [{"topic_id": made, "number": number, "topic_partitions": partitions} for number in range(partitions)]
     conn.execute(insert(dialect.tables.partition), numbers)
     return True
+
+
+def add_partitions(conn: Connection, dialect: Dialect, topic: Topic, partitions: int, ends: Mapping[int, int]) -> None:
+    """Have *topic* be of *partitions*, a multiple of what it had, with claims for all its groups.
+
+    *ends* are the offsets, by number, that the next messages get. The caller has locked the topic and its partitions.
+    """
+    t, p = dialect.tables.topic, dialect.tables.partition
+    new = [
+        {"topic_id": topic.id, "number": number, "topic_partitions": partitions}
+        for number in range(topic.partitions, partitions)
+    ]
+    conn.execute(insert(p), new)
+    conn.execute(update(p).where(p.c.topic_id == topic.id).values(topic_partitions=partitions))
+    conn.execute(update(t).where(t.c.id == topic.id).values(partitions=partitions))
+    added = conn.execute(
+        select(p.c.id, p.c.number).where(p.c.topic_id == topic.id, p.c.number >= topic.partitions)
+    ).all()
+    _add_origins(conn, dialect, topic, [(id_, number) for id_, number in added], ends)
+    _add_claims(conn, dialect, topic, [id_ for id_, _ in added])
 
 
 def delete_all(conn: Connection, dialect: Dialect, topics: list[str]) -> list[str]:
@@ -173,3 +196,29 @@ def _delete_groups(conn: Connection, dialect: Dialect, group_ids: list[int]) -> 
     for table in (tables.claim, tables.group_offset, tables.parked, tables.eviction, tables.member):
         conn.execute(delete(table).where(table.c.group_id.in_(group_ids)))
     conn.execute(delete(g).where(g.c.id.in_(group_ids)))
+
+
+def _add_origins(
+    conn: Connection, dialect: Dialect, topic: Topic, added: Sequence[tuple[int, int]], ends: Mapping[int, int]
+) -> None:
+    o = dialect.tables.origin
+    known = conn.execute(select(o).where(o.c.partition_id.in_(topic.partition_ids))).all()
+    rows = []
+    for id_, number in added:
+        before = number % topic.partitions
+        origin_id = topic.partition_ids[before]
+        rows.append({"partition_id": id_, "origin_id": origin_id, "barrier_offset": ends[before]})
+        rows += [
+            {"partition_id": id_, "origin_id": row.origin_id, "barrier_offset": row.barrier_offset}
+            for row in known
+            if row.partition_id == origin_id
+        ]
+    conn.execute(insert(o), rows)
+
+
+def _add_claims(conn: Connection, dialect: Dialect, topic: Topic, partition_ids: Sequence[int]) -> None:
+    c, g = dialect.tables.claim, dialect.tables.group
+    group_ids = conn.execute(select(g.c.id).where(g.c.topic_id == topic.id)).scalars().all()
+    rows = [{"group_id": group_id, "partition_id": id_} for group_id in group_ids for id_ in partition_ids]
+    if rows:
+        conn.execute(insert(c), rows)

@@ -1,10 +1,10 @@
-"""Whether a queue keeps its promises, found out by running it under faults and judging what its clients saw.
+"""The promises put to the test: a queue is run under faults, and what its clients saw is judged.
 
-history      what happened, as lines of JSON: the format, written by many processes, read by the judge
-judge        what is wrong with a history; knows nothing of the library
-report       what the judge says, as JSON, Markdown and for JUnit's readers
-selftest     wrong histories that the judge must see through
-plan         what a run does, by a seed
-workload     a run: lives play roles (producing, consuming, running, transacting, watching) and the nemesis disturbs them
-sabotage     the library broken, one step at a time; trials are runs of it that the judge must see through
+history    what happened, as lines of JSON: written by many processes, read by the judge
+judge      what is wrong with a history; imports nothing of the library
+report     what the judge says, as JSON, Markdown and JUnit XML
+plan       what a run does, by a seed
+databases  what a run has to know of databases by itself
+workload   a run: processes with roles, and the nemesis that disturbs them
+selftest   wrong histories, and a library with wrong steps, that the judge must catch
 """

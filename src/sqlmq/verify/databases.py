@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from sqlalchemy import Connection, NullPool, create_engine, text
 
-from sqlmq.opening import read_url
+from sqlmq.database.engines import read_url
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

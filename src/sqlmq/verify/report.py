@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from sqlmq.verify.history import Event, Json
     from sqlmq.verify.judge.evidence import Evidence
     from sqlmq.verify.judge.findings import Finding
-    from sqlmq.verify.judge.liveness import Wait
+    from sqlmq.verify.judge.rules.liveness import Wait
     from sqlmq.verify.judge.verdict import Verdict
 
 Result: TypeAlias = "dict[str, Json]"

@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from sqlmq.verify.history import without_collector
-from sqlmq.verify.judge import delivery, effects, liveness, log_content, ordering, positions, transactions
+from sqlmq.verify.judge.collect import gathered
 from sqlmq.verify.judge.evidence import Evidence
 from sqlmq.verify.judge.findings import Findings
-from sqlmq.verify.judge.gathering import gathered
-from sqlmq.verify.judge.liveness import Waits
+from sqlmq.verify.judge.rules import delivery, effects, liveness, log_content, ordering, positions, transactions
+from sqlmq.verify.judge.rules.liveness import Waits
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Sequence

@@ -1,7 +1,12 @@
-"""Whether the judge can be believed: correct histories that it must accept, and wrong ones that it must see through.
+"""Whether the judge can be believed: correct histories that it must accept, and wrong ones that it must catch.
 
-correct     histories of a queue that keeps its promises, made at random
-members     the members of its groups
-edits       changes to such a history, each of which breaks a promise
-controls    what must be caught, by name: edits, and whatever else brings a wrong history about
+simulator          correct histories, made at random by a queue in memory
+simulated_members  the members of its groups
+draft              a history that is being changed
+edits              changes that break a promise, by name
+log_edits          changes to what was sent, and to the log
+delivery_edits     changes to what groups got, and to their positions
+cases              what must be caught, by name
+mutations          steps of the library replaced by wrong ones
+mutation_runs      short runs of the library as it is and with mutations
 """

@@ -9,8 +9,8 @@ from sqlmq.verify.selftest.draft import NotPossibleError, listed, messages, numb
 
 if TYPE_CHECKING:
     from sqlmq.verify.history import Json
-    from sqlmq.verify.selftest.correct import Line
     from sqlmq.verify.selftest.draft import Draft
+    from sqlmq.verify.selftest.simulator import Line
 
 _LEASE = {"group": "billing", "topic": "orders"}
 _BLOCKS = {"group": "totals", "topic": "orders"}

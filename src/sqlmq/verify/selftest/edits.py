@@ -6,9 +6,9 @@ import random
 from typing import TYPE_CHECKING, NamedTuple
 
 from sqlmq.verify.selftest import delivery_edits, log_edits
-from sqlmq.verify.selftest.controls import Control
-from sqlmq.verify.selftest.correct import Simulation
+from sqlmq.verify.selftest.cases import Control
 from sqlmq.verify.selftest.draft import Draft, NotPossibleError
+from sqlmq.verify.selftest.simulator import Simulation
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -10,8 +10,8 @@ from sqlmq.verify.selftest.draft import NotPossibleError, listed, messages, numb
 
 if TYPE_CHECKING:
     from sqlmq.verify.history import Json
-    from sqlmq.verify.selftest.correct import Line
     from sqlmq.verify.selftest.draft import Draft
+    from sqlmq.verify.selftest.simulator import Line
 
 _CONTENT = ("m", "h", "key", "at")
 

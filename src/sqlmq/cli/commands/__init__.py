@@ -1,0 +1,1 @@
+"""The commands of `sqlmq`, each in a file of its own name."""

@@ -1,0 +1,116 @@
+"""``sqlmq delayed``: messages that wait, listed and cancelled; and how a delay and a moment are typed."""
+
+from __future__ import annotations
+
+import re
+from datetime import datetime
+from typing import TYPE_CHECKING
+
+import click
+
+from sqlmq.cli.formats import text_or_base64
+from sqlmq.cli.output import json_option, line, say, show
+from sqlmq.cli.settings import Settings, database_options, example, pass_settings
+
+if TYPE_CHECKING:
+    from sqlmq.model.message import DelayedMessage
+    from sqlmq.model.positions import Start
+
+_UNIT_SECONDS = {"": 1, "s": 1, "m": 60, "h": 3_600, "d": 86_400, "w": 7 * 86_400}
+_DELAY = re.compile(r"(\d+(?:\.\d*)?|\.\d+)\s*([a-z]*)", re.ASCII)
+
+
+def read_delay(_ctx: click.Context, _option: click.Parameter, typed: str | None) -> float | None:
+    """The seconds of a time that was typed as ``90``, ``10m`` or ``1.5h``."""
+    if typed is None:
+        return None
+    found = _DELAY.fullmatch(typed.strip().lower())
+    if found is None or found[2] not in _UNIT_SECONDS:
+        raise click.BadParameter(f"{typed!r} is no time. Write seconds, or a number with s, m, h, d or w, as in 1.5h.")
+    return float(found[1]) * _UNIT_SECONDS[found[2]]
+
+
+def read_moment(_ctx: click.Context, _option: click.Parameter, typed: str | None) -> datetime | None:
+    """The moment that was typed by ISO 8601."""
+    if typed is None:
+        return None
+    try:
+        moment = datetime.fromisoformat(typed.strip())
+    except ValueError:
+        raise click.BadParameter(f"{typed!r} is no moment by ISO 8601. Write 2030-01-31T08:00:00+01:00.") from None
+    if moment.utcoffset() is None:
+        raise click.BadParameter(f"{typed!r} has no offset from UTC. Write one behind it, as +01:00, or Z for UTC.")
+    return moment
+
+
+def read_start(context: click.Context, option: click.Parameter, typed: str) -> Start:
+    """Where a new group begins, typed as ``earliest``, ``latest`` or a moment by ISO 8601."""
+    if typed == "earliest":
+        return "earliest"
+    if typed == "latest":
+        return "latest"
+    moment = read_moment(context, option, typed)
+    assert moment is not None  # noqa: S101 - something was typed
+    return moment
+
+
+def facts_of(message: DelayedMessage) -> dict[str, object]:
+    """What to tell programs of a message when it is stored."""
+    return {
+        "id": message.id,
+        "topic": message.topic,
+        "partition": message.partition,
+        "deliver_at": message.deliver_at.isoformat(),
+    }
+
+
+@click.group(epilog=example("sqlmq delayed list reminders", "sqlmq delayed cancel 17"))
+@database_options
+def delayed() -> None:
+    """List delayed messages that are not due yet, and cancel them."""
+
+
+@delayed.command("list", epilog=example("sqlmq delayed list reminders", "sqlmq delayed list reminders --json | jq .id"))
+@click.argument("topic")
+@json_option
+@database_options
+@pass_settings
+def list_delayed(settings: Settings, topic: str, *, as_json: bool) -> None:
+    """List the messages that wait to be delivered to TOPIC, those that are due first at the top.
+
+    One that is due but still listed is about to be moved to the topic, or no program that could do that is running.
+    With --json, a key that is no UTF-8 stands in base64 as `key_base64`.
+    """
+    with settings.open() as mq:
+        found = mq.delayed(topic)
+    rows = [facts_of(one) | text_or_base64("key", one.key) | {"value_bytes": one.value_bytes} for one in found]
+    if as_json:
+        for row in rows:
+            click.echo(line(row))
+        return
+    shown = [
+        row | {"key": None if one.key is None else one.key.decode(errors="replace")}
+        for row, one in zip(rows, found, strict=True)
+    ]
+    columns = ["id", "partition", "deliver_at", "key", "value_bytes"]
+    show(shown, columns, as_json=False, empty=f"No message waits for topic {topic!r}.")
+
+
+@delayed.command(epilog=example("sqlmq delayed cancel 17", "sqlmq delayed cancel 17 18 19 --json"))
+@click.argument("ids", nargs=-1, required=True, metavar="ID...", type=click.IntRange(min=1))
+@json_option
+@database_options
+@pass_settings
+def cancel(settings: Settings, ids: tuple[int, ...], *, as_json: bool) -> None:
+    """Cancel the delayed messages with these IDs, as `produce --json` and `delayed list` show them.
+
+    One that is in its topic already, or never was there, can't be cancelled, and is no error.
+    """
+    with settings.open() as mq:
+        cancelled = mq.cancel_delayed(*ids)
+    for id_ in dict.fromkeys(ids):
+        is_cancelled = id_ in cancelled
+        sentence = (
+            f"Cancelled message {id_}." if is_cancelled else f"Message {id_} does not wait: delivered, or never there."
+        )
+        say(sentence, {"id": id_, "cancelled": is_cancelled}, as_json=as_json)

@@ -1,0 +1,94 @@
+"""``sqlmq doctor``: what is wrong, and what to do about it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import click
+
+from sqlmq.cli.output import json_option, say
+from sqlmq.cli.settings import Settings, database_options, example, pass_settings
+from sqlmq.reports.doctor import KINDS, Limits
+
+if TYPE_CHECKING:
+    from sqlmq.reports.doctor import Problem
+
+_DEFAULTS = Limits()
+
+
+@click.command(
+    epilog=example(
+        "sqlmq doctor",
+        "sqlmq doctor --json --ignore clock --ignore isolation",
+        "sqlmq doctor --only no-owner --only dead-letters --stuck-seconds 600",
+        "sqlmq doctor --max-transaction-seconds 3600 || echo look at the database",
+    )
+)
+@click.option(
+    "--only",
+    "wanted",
+    multiple=True,
+    type=click.Choice(sorted(KINDS)),
+    metavar="CODE",
+    help="Only this; may be given again.",
+)
+@click.option(
+    "--ignore",
+    "ignored",
+    multiple=True,
+    type=click.Choice(sorted(KINDS)),
+    metavar="CODE",
+    help="Not this; may be given again.",
+)
+@click.option(
+    "--max-transaction-seconds",
+    type=click.FloatRange(min=0),
+    default=_DEFAULTS.transaction_seconds,
+    show_default=True,
+    metavar="SECONDS",
+    help="How long a transaction may be open.",
+)
+@click.option(
+    "--stuck-seconds",
+    type=click.FloatRange(min=0),
+    default=_DEFAULTS.stuck_seconds,
+    show_default=True,
+    metavar="SECONDS",
+    help="How long a message may wait while nobody owns its partition, or nobody moves it when it is due.",
+)
+@json_option
+@database_options
+@pass_settings
+def doctor(
+    settings: Settings,
+    wanted: tuple[str, ...],
+    ignored: tuple[str, ...],
+    max_transaction_seconds: float,
+    stuck_seconds: float,
+    *,
+    as_json: bool,
+) -> None:
+    """Say what is wrong with the database and the groups in it, and what to do.
+
+    Looks, and changes nothing: the version of the tables, settings, poolers, whether notices arrive, old transactions, replication
+    slots, rows that wait to be cleared away, clocks, groups without members, dead letters, delayed messages that are overdue; on SQLite the library, the file and where it lies.
+
+    The exit code is 0 if nothing is wrong, 1 if the database does not answer, and else that of the worst problem, from 10 on.
+    """
+    limits = Limits(transaction_seconds=max_transaction_seconds, stuck_seconds=stuck_seconds)
+    with settings.open() as mq:
+        codes = set(wanted or KINDS).difference(ignored)
+        found = [problem for problem in mq.diagnose(limits) if problem.code in codes]
+    for problem in found:
+        _show(problem, as_json=as_json)
+    if all(problem.severity == "info" for problem in found) and not as_json:
+        click.echo("Nothing is wrong.", err=True)
+    if found:
+        click.get_current_context().exit(found[0].exit_code)
+
+
+def _show(problem: Problem, *, as_json: bool) -> None:
+    sentence = f"{problem.severity}: {problem.summary}  [{problem.code}]\n    {problem.remedy}"
+    told = ("code", "severity", "exit_code", "summary", "remedy")
+    facts = {name: getattr(problem, name) for name in told} | {"details": dict(problem.details)}
+    say(sentence, facts, as_json=as_json)

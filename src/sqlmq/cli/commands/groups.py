@@ -1,0 +1,169 @@
+"""``sqlmq groups``: how far each group has come, and who reads what; ``reset`` is apart."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from typing import TYPE_CHECKING
+
+import click
+
+from sqlmq.cli.commands.reset import reset
+from sqlmq.cli.output import json_option, printable, show
+from sqlmq.cli.settings import Settings, database_options, example, pass_settings
+from sqlmq.errors import UnknownGroupError, UnknownTopicError
+
+if TYPE_CHECKING:
+    from typing import Any
+
+    from sqlmq.mq import MQ
+    from sqlmq.reports.descriptions import GroupDescription
+    from sqlmq.reports.diagnosis import Finding
+
+
+@click.group(epilog=example("sqlmq groups list", "sqlmq groups describe billing --topic orders"))
+@database_options
+def groups() -> None:
+    """Show how far groups have come, and who reads what; move them."""
+
+
+groups.add_command(reset)
+
+
+@groups.command("list", epilog=example("sqlmq groups list", "sqlmq groups list --topic orders --json"))
+@click.option("--topic", metavar="NAME", help="Only the groups of this topic.")
+@json_option
+@database_options
+@pass_settings
+def list_groups(settings: Settings, topic: str | None, *, as_json: bool) -> None:
+    """List the groups of one topic, or of all, with their live members and their lag.
+
+    Lag is the number of messages that the group has not finished.
+    """
+    with settings.open() as mq:
+        found = [
+            described
+            for name in ([topic] if topic else mq.topics())
+            for group in _groups(mq, name, must_exist=topic is not None)
+            if (described := _described(mq, name, group))
+        ]
+    rows = [{"topic": one.topic, "group": one.name, "members": list(one.members), "lag": one.lag} for one in found]
+    shown = rows if as_json else [row | {"members": len(one.members)} for row, one in zip(rows, found, strict=True)]
+    empty = "There are no groups yet. A group is made by its first consumer: `sqlmq consume TOPIC --group NAME`."
+    show(shown, ["topic", "group", "members", "lag"], as_json=as_json, empty=empty)
+
+
+@groups.command(epilog=example("sqlmq groups describe billing --topic orders", "sqlmq groups describe billing --json"))
+@click.argument("group")
+@click.option("--topic", metavar="NAME", help="Topic that the group reads; all that it reads if not given.")
+@click.option(
+    "--stuck-after",
+    type=click.FloatRange(min=0, min_open=True),
+    default=30.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="A partition stands still if nothing was committed for so long, while a message waits.",
+)
+@json_option
+@database_options
+@pass_settings
+def describe(settings: Settings, group: str, topic: str | None, stuck_after: float, *, as_json: bool) -> None:
+    """Show where the group GROUP is in each partition, how far behind, which member reads it, and why it waits.
+
+    `position` is the offset it reads next, `end` the offset that the next message gets, `lag` the difference, `seconds`
+    the age of the oldest message in between. `waiting` counts what is set aside, `dead` the dead letters. A partition
+    without an owner is read by nobody at this moment.
+
+    Below the table stands why messages wait, where that can be told, and after -> what to do about it.
+    """
+    with settings.open() as mq:
+        if topic is None:
+            found = [one for name in mq.topics() if (one := _described(mq, name, group))]
+            if not found:
+                raise click.ClickException(
+                    f"No topic has a group {group!r}. `sqlmq groups list` shows those there are."
+                )
+        else:
+            found = [mq.describe_group(topic, group)]
+        findings = [finding for one in found for finding in _findings(mq, one, stuck_after)]
+    rows: list[dict[str, Any]] = [
+        {
+            "topic": one.topic,
+            "group": one.name,
+            "partition": partition.number,
+            "position": partition.position,
+            "end": partition.end_offset,
+            "lag": partition.lag,
+            "seconds": round(partition.lag_seconds, 1),
+            "waiting": partition.waiting,
+            "dead": partition.dead,
+            "committed_at": partition.committed_at.isoformat() if partition.committed_at else None,
+            "owner": partition.owner,
+        }
+        for one in found
+        for partition in one.partitions
+    ]
+    if as_json:
+        for row in rows:
+            row["findings"] = [
+                {"kind": finding.kind, "reason": finding.reason, "remedy": finding.remedy}
+                for finding in findings
+                if finding.topic == row["topic"] and finding.partition in (None, row["partition"])
+            ]
+    columns = ["topic", "partition", "position", "end", "lag", "seconds", "waiting", "dead", "committed_at", "owner"]
+    show(rows, columns, as_json=as_json)
+    for finding in [] if as_json else findings:
+        where = finding.topic if finding.partition is None else f"{finding.topic}, partition {finding.partition}"
+        click.echo(f"\n{where}: {printable(finding.reason)}\n  -> {printable(finding.remedy)}")
+
+
+@groups.command(epilog=example("sqlmq groups members billing --topic orders"))
+@click.argument("group")
+@click.option("--topic", required=True, metavar="NAME", help="Topic that the group reads.")
+@json_option
+@database_options
+@pass_settings
+def members(settings: Settings, group: str, topic: str, *, as_json: bool) -> None:
+    """List the members of the group GROUP, with their partitions, and how long ago each was heard of.
+
+    Also those that have died and whom nobody has removed yet: `live` is false. Consumers that only use transaction()
+    are no members.
+    """
+    with settings.open() as mq:
+        found = mq.members(topic, group)
+    rows = [
+        {
+            "member": one.name,
+            "live": one.is_live,
+            "heartbeat_seconds": round(one.heartbeat_seconds, 1),
+            "lease_seconds": one.lease_seconds,
+            "waiting": one.is_waiting,
+            "partitions": list(one.partitions),
+            "joined_at": one.joined_at.isoformat(),
+        }
+        for one in found
+    ]
+    columns = ["member", "live", "heartbeat_seconds", "lease_seconds", "waiting", "partitions", "joined_at"]
+    show(rows, columns, as_json=as_json, empty=f"The group {group!r} has no members at this moment.")
+
+
+def _groups(mq: MQ, topic: str, *, must_exist: bool) -> list[str]:
+    try:
+        return mq.groups(topic)
+    except UnknownTopicError:
+        if must_exist:
+            raise
+        return []
+
+
+def _findings(mq: MQ, group: GroupDescription, stuck_seconds: float) -> list[Finding]:
+    """Why messages of *group* wait; nothing if it, or its topic, is not there any more."""
+    with suppress(UnknownTopicError, UnknownGroupError):
+        return mq.diagnose_group(group.topic, group.name, stuck_seconds=stuck_seconds)
+    return []
+
+
+def _described(mq: MQ, topic: str, group: str) -> GroupDescription | None:
+    """The group, or None if it, or its topic, is not there (any more)."""
+    with suppress(UnknownTopicError, UnknownGroupError):
+        return mq.describe_group(topic, group)
+    return None

@@ -1,0 +1,129 @@
+"""``sqlmq lag``: how far groups are behind, and an exit code for whoever watches that."""
+
+from __future__ import annotations
+
+from itertools import groupby
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from sqlmq.cli.output import count, json_option, show
+from sqlmq.cli.settings import Settings, database_options, example, pass_settings
+from sqlmq.cli.watching import repeat
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from sqlmq.reports.descriptions import PartitionLag
+
+_TOO_FAR_BEHIND = 3
+
+
+@click.command(
+    epilog=example(
+        "sqlmq lag",
+        "sqlmq lag orders --group billing --partitions --watch 2",
+        "sqlmq lag --max-seconds 60 || echo somebody is behind",
+    )
+)
+@click.argument("topic", required=False)
+@click.option("-g", "--group", metavar="NAME", help="Only this group.")
+@click.option("--partitions", "by_partition", is_flag=True, help="A line for each partition, not for each group.")
+@click.option(
+    "--watch",
+    type=click.FloatRange(min=0, min_open=True),
+    metavar="SECONDS",
+    help="Show it again every so many seconds, until Ctrl-C.",
+)
+@click.option(
+    "--max-lag", type=click.IntRange(min=0), metavar="N", help="Exit with 3 if a group is more than N messages behind."
+)
+@click.option(
+    "--max-seconds",
+    type=click.FloatRange(min=0),
+    metavar="SECONDS",
+    help="Exit with 3 if a group has not committed a message that is older than that.",
+)
+@json_option
+@database_options
+@pass_settings
+def lag(
+    settings: Settings,
+    topic: str | None,
+    group: str | None,
+    watch: float | None,
+    max_lag: int | None,
+    max_seconds: float | None,
+    *,
+    by_partition: bool,
+    as_json: bool,
+) -> None:
+    """Show how far groups are behind: those of TOPIC, or all.
+
+    `messages` is how many the group has not committed, `seconds` how old the oldest of them is. `waiting` counts what it
+    has set aside, `dead` its dead letters; what it has passed over so is no part of its lag.
+
+    With --max-lag or --max-seconds, for monitoring: the exit code is 3 if any group is beyond, and stderr names it.
+    """
+    if watch is not None and (max_lag is not None or max_seconds is not None):
+        raise click.UsageError("--watch does not end; --max-lag and --max-seconds are for a single look.")
+    empty = "There are no groups yet. A group is made by its first consumer: `sqlmq consume TOPIC --group NAME`."
+    found: list[PartitionLag] = []
+    with settings.open() as mq:
+
+        def look() -> None:
+            found[:] = mq.lag(topic, group)
+            rows = [partition_facts(one) for one in found] if by_partition else group_facts(found)
+            show(rows, list(rows[0]) if rows else [], as_json=as_json, empty=empty)
+
+        repeat(look, watch)
+    behind = [row for row in group_facts(found) if _is_behind(row, max_lag, max_seconds)]
+    for row in behind:
+        click.echo(
+            f"{row['topic']}/{row['group']} is {count(row['messages'], 'message')} and {row['seconds']} s behind.",
+            err=True,
+        )
+    if behind:
+        click.get_current_context().exit(_TOO_FAR_BEHIND)
+
+
+def group_facts(lags: Sequence[PartitionLag]) -> list[dict[str, Any]]:
+    """What is told of each group, over its partitions."""
+    facts = []
+    for (topic, group), parts in groupby(lags, key=lambda one: (one.topic, one.group)):
+        of_group = list(parts)
+        facts.append(
+            {
+                "topic": topic,
+                "group": group,
+                "messages": sum(one.messages for one in of_group),
+                "seconds": round(max(one.seconds for one in of_group), 1),
+                "members": len({one.owner for one in of_group} - {None}),
+                "unowned": sum(one.owner is None for one in of_group),
+                "waiting": sum(one.waiting for one in of_group),
+                "dead": sum(one.dead for one in of_group),
+            }
+        )
+    return facts
+
+
+def partition_facts(one: PartitionLag) -> dict[str, Any]:
+    """What is told of a group in one partition."""
+    return {
+        "topic": one.topic,
+        "group": one.group,
+        "partition": one.partition,
+        "position": one.position,
+        "end": one.end_offset,
+        "messages": one.messages,
+        "seconds": round(one.seconds, 1),
+        "owner": one.owner,
+        "committed_at": one.committed_at.isoformat() if one.committed_at else None,
+        "waiting": one.waiting,
+        "dead": one.dead,
+    }
+
+
+def _is_behind(row: dict[str, Any], max_lag: int | None, max_seconds: float | None) -> bool:
+    too_many = max_lag is not None and row["messages"] > max_lag
+    return too_many or (max_seconds is not None and row["seconds"] > max_seconds)

@@ -1,0 +1,168 @@
+"""``sqlmq groups reset``: a group moved by hand, after a look at what that changes."""
+
+from __future__ import annotations
+
+import json
+from datetime import timedelta
+from io import TextIOBase
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from sqlmq.cli.commands.delayed import read_delay, read_moment
+from sqlmq.cli.output import json_option, show
+from sqlmq.cli.settings import Settings, database_options, example, pass_settings
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+
+@click.command(
+    epilog=example(
+        "sqlmq groups reset billing --topic orders --to-earliest",
+        "sqlmq groups reset billing --topic orders --by-duration 2h --partition 0 --execute",
+        "sqlmq groups describe billing --topic orders --json > positions.json",
+        "sqlmq groups reset billing --topic orders --from-file positions.json --execute",
+    )
+)
+@click.argument("group")
+@click.option("--topic", required=True, metavar="NAME", help="Topic that the group reads.")
+@click.option("--to-earliest", is_flag=True, help="To the oldest message there is.")
+@click.option("--to-latest", is_flag=True, help="Behind the newest message there is: skip them all.")
+@click.option("--to-offset", type=click.IntRange(min=0), metavar="OFFSET", help="To this offset, in each partition.")
+@click.option(
+    "--to-datetime",
+    callback=read_moment,
+    metavar="MOMENT",
+    help="To the first message since then, ISO 8601 with its offset from UTC: 2030-01-31T08:00:00+01:00.",
+)
+@click.option(
+    "--by-duration",
+    callback=read_delay,
+    metavar="TIME",
+    help="To the first message of this last time: seconds, or a number with s, m, h, d or w, as in 1.5h.",
+)
+@click.option(
+    "--shift-by", type=int, metavar="N", help="On by N messages, or back: -N. Not beyond the ends of the log."
+)
+@click.option(
+    "--from-file",
+    type=click.File(),
+    metavar="FILE",
+    help="To the positions in FILE, or - for stdin: lines `partition,offset`, or what `groups describe --json` prints.",
+)
+@click.option(
+    "-p",
+    "--partition",
+    "partitions",
+    type=click.IntRange(min=0),
+    multiple=True,
+    metavar="N",
+    help="Only in this partition; may be given several times.",
+)
+@click.option("--execute", is_flag=True, help="Do it. Without, only show what would change.")
+@click.option(
+    "--force",
+    is_flag=True,
+    help="Also while members are alive: they lose their partitions, and go on at the new positions.",
+)
+@json_option
+@database_options
+@pass_settings
+def reset(
+    settings: Settings,
+    /,
+    group: str,
+    topic: str,
+    partitions: tuple[int, ...],
+    *,
+    execute: bool,
+    force: bool,
+    as_json: bool,
+    **goals: object,
+) -> None:
+    """Move the group GROUP of a topic, back to read messages again or on to skip them.
+
+    Shows for each partition where the group is, where it goes, and how many messages that it has set aside it forgets:
+    those from the new position on, dead letters too, which come again. Changes nothing unless told to --execute.
+
+    One of the options from --to-earliest to --from-file has to be given.
+    """
+    to, shift_by = _goal(goals)
+    with settings.open() as mq:
+        if isinstance(to, int):
+            to = dict.fromkeys(partitions or range(len(mq.describe_topic(topic).partitions)), to)
+        elif isinstance(to, TextIOBase):
+            to = _positions(to, topic, partitions)
+        changes = mq.reset_group(
+            topic,
+            group,
+            to,
+            shift_by=shift_by,
+            partitions=None if isinstance(to, dict) else partitions or None,
+            execute=execute,
+            force=force,
+        )
+    rows = [
+        {
+            "topic": topic,
+            "group": group,
+            "partition": change.partition,
+            "from": change.from_offset,
+            "to": change.to_offset,
+            "end": change.end_offset,
+            "forgotten": change.forgotten,
+            "executed": execute,
+        }
+        for change in changes
+    ]
+    show(rows, ["partition", "from", "to", "end", "forgotten"], as_json=as_json)
+    if not execute and not as_json:
+        click.echo("Nothing has changed. Do it with --execute.", err=True)
+
+
+def _goal(goals: dict[str, object]) -> tuple[Any, int | None]:
+    """Where to, as ``MQ.reset_group`` takes it, but for an offset of all partitions, and a file; and the shift."""
+    given = {name: value for name, value in goals.items() if value is not None and value is not False}
+    if len(given) != 1:
+        options = ", ".join(f"--{name.replace('_', '-')}" for name in goals)
+        raise click.UsageError(f"Say where to, by one of {options}.")
+    ((name, value),) = given.items()
+    if name == "shift_by" and isinstance(value, int):
+        return None, value
+    if name == "by_duration" and isinstance(value, float):
+        return timedelta(seconds=value), None
+    return {"to_earliest": "earliest", "to_latest": "latest"}.get(name, value), None
+
+
+def _positions(file: TextIOBase, topic: str, only: Sequence[int]) -> dict[int, int]:
+    """The offsets by partition in *file*, those of *topic*, and *only* of these partitions if any are named."""
+    found: dict[int, int] = {}
+    for number, text in enumerate(file, 1):
+        try:
+            row = _row(text)
+        except (ValueError, KeyError, TypeError):
+            message = (
+                f"Line {number} is neither `partition,offset` nor an object with `partition` and `position`: {text!r}"
+            )
+            raise click.ClickException(message) from None
+        if row is None or row[0] not in (None, topic) or (only and row[1] not in only):
+            continue
+        if row[1] in found:
+            raise click.ClickException(f"Line {number} is the second about partition {row[1]}. Which group is meant?")
+        found[row[1]] = row[2]
+    if not found:
+        raise click.ClickException(f"The file has no position for topic {topic!r}, or not for these partitions.")
+    return found
+
+
+def _row(text: str) -> tuple[str | None, int, int] | None:
+    """Topic, partition and offset of a line; the topic is None if it names none. None for an empty line."""
+    text = text.strip()
+    if not text:
+        return None
+    if text.startswith("{"):
+        facts = json.loads(text)
+        return facts.get("topic"), int(facts["partition"]), int(facts["position" if "position" in facts else "offset"])
+    *topic, partition, offset = text.split(",")
+    return (topic[0].strip().strip('"') if topic else None), int(partition), int(offset)

@@ -1,0 +1,88 @@
+"""``sqlmq tail``: a topic watched while messages come, without a group."""
+
+from __future__ import annotations
+
+from itertools import islice
+from typing import TYPE_CHECKING
+
+import click
+
+from sqlmq.cli import formats
+from sqlmq.cli.output import printable
+from sqlmq.cli.settings import Settings, database_options, example, pass_settings
+
+if TYPE_CHECKING:
+    from sqlmq.model.message import Message
+
+
+@click.command(
+    epilog=example(
+        "sqlmq tail orders",
+        "sqlmq tail orders -n 10 --partition 0",
+        "sqlmq tail orders --partition 0 --offset 1041 --max 1",
+        "sqlmq tail orders --json | jq .value",
+    )
+)
+@click.argument("topic")
+@click.option(
+    "-n", "--last", type=click.IntRange(min=0, max=1_000), default=0, help="Begin with the last N of those there are."
+)
+@click.option(
+    "--offset", type=click.IntRange(min=0), metavar="OFFSET", help="Begin at this offset, in each partition, instead."
+)
+@click.option(
+    "-p", "--partition", "partitions", type=click.IntRange(min=0), multiple=True, help="Only this one; several times."
+)
+@click.option("--max", "at_most", type=click.IntRange(min=1), metavar="N", help="End after N messages.")
+@click.option(
+    "--timeout",
+    type=click.FloatRange(min=0),
+    metavar="SECONDS",
+    help="End when nothing has come for so long; 0 looks once. For ever if not given.",
+)
+@click.option(
+    "-f",
+    "--format",
+    "pattern",
+    metavar="FORMAT",
+    help="Write each message so; the letters are those of `sqlmq consume`.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Write each message as a JSON object on a line.")
+@database_options
+@pass_settings
+def tail(
+    settings: Settings,
+    topic: str,
+    last: int,
+    offset: int | None,
+    partitions: tuple[int, ...],
+    at_most: int | None,
+    timeout: float | None,
+    pattern: str | None,
+    *,
+    as_json: bool,
+) -> None:
+    """Watch TOPIC: write the messages that come from now on, until Ctrl-C.
+
+    Belongs to no group and leaves no trace: nothing is committed, and no consumer gets less. A line is time,
+    partition@offset, key and value, with what a terminal would not show written as escapes.
+    """
+    if pattern is not None and as_json:
+        raise click.UsageError("--format and --json exclude each other.")
+    if last and offset is not None:
+        raise click.UsageError("--last and --offset exclude each other.")
+    writer = formats.as_json if as_json else _for_people if pattern is None else formats.formatted(pattern)
+    with settings.open() as mq:
+        messages = mq.tail(topic, last=last, offset=offset, partitions=partitions or None, timeout=timeout)
+        for message in islice(messages, at_most):
+            click.echo(writer(message), nl=False)
+
+
+def _for_people(message: Message) -> bytes:
+    moment = message.timestamp.isoformat(timespec="milliseconds") if message.timestamp else "-"
+    key = "-" if message.key is None else _text(message.key)
+    return f"{moment} {message.partition}@{message.offset} {key} {_text(message.value)}\n".encode()
+
+
+def _text(data: bytes) -> str:
+    return printable(data.decode(errors="backslashreplace"))

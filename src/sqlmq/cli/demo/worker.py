@@ -1,0 +1,73 @@
+"""One process of the demo: ``python -m sqlmq.cli.demo_worker produce NAME TOPIC ...`` or ``consume NAME TOPIC GROUP ...``.
+
+It ends by itself when its work is done or its stdin is closed, so that none is left over however the demo ends.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+import time
+from contextlib import suppress
+from pathlib import Path
+
+from sqlmq.cli.demo.journal import Log
+from sqlmq.errors import SqlmqError
+from sqlmq.model.message import Message
+from sqlmq.mq import MQ
+
+LEASE_SECONDS = 2.0
+"""Short, so that the demo is: 10 seconds is the default."""
+MESSAGES_PER_PRODUCER = 2_000
+KEYS_PER_PRODUCER = 10
+_BATCH = 20
+_PAUSE_SECONDS = 0.04
+_WORK_SECONDS = 0.001
+"""Handling a message takes some time in real life."""
+
+
+def produce(mq: MQ, name: str, topic: str, log: Log) -> None:
+    """Send orders of several customers, and note each that is acknowledged."""
+    producer = mq.producer(topic)
+    for first in range(0, MESSAGES_PER_PRODUCER, _BATCH):
+        sent = []
+        for number in range(first, first + _BATCH):
+            key = f"{name}-customer-{number % KEYS_PER_PRODUCER}"
+            sent.append((key, number // KEYS_PER_PRODUCER))
+        results = producer.produce_many([Message(b"%d" % number, key.encode()) for key, number in sent])
+        log.note(
+            (result.partition, result.offset, key, number) for result, (key, number) in zip(results, sent, strict=True)
+        )
+        time.sleep(_PAUSE_SECONDS)
+
+
+def consume(mq: MQ, name: str, topic: str, group: str, log: Log) -> None:
+    """Handle orders until stdin ends, and note each that is handled."""
+    consumer = mq.consumer(topic, group, name=name)
+
+    def close_when_told() -> None:
+        sys.stdin.buffer.read()
+        with suppress(SqlmqError):  # the MQ reports it
+            consumer.close()
+
+    threading.Thread(target=close_when_told, name="demo-stdin", daemon=True).start()
+    for message in consumer:
+        time.sleep(_WORK_SECONDS)
+        key = (message.key or b"").decode()
+        log.note([(message.partition or 0, message.offset or 0, key, int(message.value))])
+
+
+def main(arguments: list[str]) -> None:
+    """Do what *arguments* say, in the database that the environment names."""
+    role, directory, name, topic, *groups = arguments
+    url, schema = os.environ["SQLMQ_URL"], os.environ.get("SQLMQ_SCHEMA")
+    with Log(Path(directory) / name) as log, MQ(url, schema=schema, lease_seconds=LEASE_SECONDS) as mq:
+        if role == "produce":
+            produce(mq, name, topic, log)
+        else:
+            consume(mq, name, topic, groups[0], log)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,317 @@
+"""``sqlmq run``: an application's handler, called with the messages of a topic until the process is told to stop."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, NamedTuple, get_args
+
+import click
+
+from sqlmq.cli.commands.delayed import read_start
+from sqlmq.cli.output import count
+from sqlmq.cli.run import handler_loading, log_format
+from sqlmq.cli.run.supervisor import Supervisor
+from sqlmq.cli.settings import Settings, database_options, example, lease_option, pass_settings
+from sqlmq.cli.signals import Interrupted, Stop
+from sqlmq.consumer.worker.executor import is_awaited
+from sqlmq.errors import InvalidGroupError, InvalidTopicError
+from sqlmq.hooks.log_events import facts
+from sqlmq.model.config import check_group, check_topic
+from sqlmq.model.retry import FailurePolicy, Retry
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from sqlmq.aio import AsyncMQ
+    from sqlmq.consumer.worker.pool import RunSummary
+    from sqlmq.model.config import OnEvicted
+    from sqlmq.model.positions import Start
+    from sqlmq.mq import MQ
+
+log = logging.getLogger("sqlmq.cli")
+
+_UNLIMITED = "unlimited"
+_SECONDS = click.FloatRange(min=0)
+
+
+def _check_attempts(_ctx: click.Context, _param: click.Parameter, value: str) -> str:
+    if value != _UNLIMITED and (not value.isdecimal() or int(value) < 1):
+        message = f"{value!r} is neither a number of attempts, 1 or more, nor {_UNLIMITED!r}."
+        raise click.BadParameter(message)
+    return value
+
+
+@click.command(
+    epilog=example(
+        "sqlmq run app.billing:handle --topic orders --group billing",
+        "sqlmq run app.search:index --topic orders --group search --batch-size 500 --processes 4",
+        "sqlmq run app.books:post --topic orders --group books --transaction --on-failure stop",
+    )
+)
+@click.argument("handler", callback=handler_loading.check_name, metavar="MODULE:HANDLER")
+@click.option("-t", "--topic", required=True, metavar="NAME", help="Topic to read; it is made if it does not exist.")
+@click.option("-g", "--group", required=True, metavar="NAME", help="Group to read as.")
+@click.option(
+    "--start",
+    callback=read_start,
+    default="earliest",
+    show_default=True,
+    metavar="earliest|latest|MOMENT",
+    help="Where a new group begins; a MOMENT by ISO 8601. One that is there goes on where it was.",
+)
+@click.option(
+    "--on-evicted",
+    type=click.Choice(["raise", "earliest"]),
+    default="raise",
+    show_default=True,
+    help="Where retention has deleted what the group had not read: end with an error, or go on with the earliest.",
+)
+@click.option(
+    "--processes",
+    type=click.IntRange(min=1),
+    default=1,
+    show_default=True,
+    metavar="N",
+    help="Run N processes, each a member of the group. One that dies is started again.",
+)
+@click.option(
+    "--concurrency",
+    type=click.IntRange(min=1),
+    default=1,
+    show_default=True,
+    metavar="N",
+    help="Work on up to N partitions at a time in each process: in threads, or in the event loop.",
+)
+@click.option(
+    "--batch-size", type=click.IntRange(min=1), metavar="N", help="Give the handler lists of up to N messages."
+)
+@click.option(
+    "--transaction",
+    is_flag=True,
+    help="Give the handler a session too, whose changes commit with the group's position or not at all.",
+)
+@click.option(
+    "--max-attempts",
+    callback=_check_attempts,
+    default="5",
+    show_default=True,
+    metavar="N",
+    help="How often a message is tried, or unlimited.",
+)
+@click.option(
+    "--backoff",
+    type=_SECONDS,
+    default=1.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="How long the first retry waits; each later one twice as long.",
+)
+@click.option(
+    "--max-delay", type=_SECONDS, default=300.0, show_default=True, metavar="SECONDS", help="How long any retry waits."
+)
+@click.option(
+    "--on-failure",
+    type=click.Choice(get_args(FailurePolicy)),
+    help="What becomes of a message that fails; park, for those without a key dead, if not given.",
+)
+@click.option(
+    "--max-parked",
+    type=click.IntRange(min=1),
+    default=1_000,
+    show_default=True,
+    metavar="N",
+    help="Read a partition no further while N of its messages are set aside.",
+)
+@click.option(
+    "--max-processing-seconds",
+    type=click.FloatRange(min=0, min_open=True),
+    metavar="SECONDS",
+    help="Give a partition back when its handler takes longer; the attempt has failed.",
+)
+@click.option(
+    "--stop-timeout",
+    type=_SECONDS,
+    default=25.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="How long handlers may go on after the first signal.",
+)
+@click.option("--idle-timeout", type=_SECONDS, metavar="SECONDS", help="End when nothing has come for so long.")
+@lease_option
+@click.option(
+    "--log-level",
+    type=click.Choice(log_format.LEVELS),
+    default="info",
+    show_default=True,
+    help="What to log to stderr, of sqlmq and of the handler's modules.",
+)
+@click.option(
+    "--opentelemetry",
+    is_flag=True,
+    help="Tell OpenTelemetry of each call of the handler; its environment says how and where.",
+)
+@database_options
+@pass_settings
+@click.pass_context
+def run(
+    ctx: click.Context,
+    settings: Settings,
+    /,
+    handler: str,
+    topic: str,
+    group: str,
+    *,
+    start: Start,
+    on_evicted: OnEvicted,
+    processes: int,
+    lease_seconds: float,
+    log_level: str,
+    opentelemetry: bool,
+    **terms: Any,  # noqa: ANN401 - the options of how to handle, each checked above
+) -> None:
+    """Call a handler with each message of a topic, until SIGTERM or Ctrl-C.
+
+    MODULE:HANDLER is a function, or a coroutine function, in a module that can be imported, also from the current
+    directory. A message is done when it returns. When it raises, the message is tried again; in the end it is set
+    aside as a dead letter, and the others go on.
+
+    The first signal ends it in good order: what is in the handler's hands is finished, positions are committed, the
+    exit code is 0. A second one ends it at once.
+    """
+    try:
+        check_topic(topic)
+        check_group(group)
+    except (InvalidTopicError, InvalidGroupError) as error:
+        raise click.UsageError(str(error)) from error
+    instrument = _instrument() if opentelemetry else None
+    log_format.begin(ctx, settings, log_level)
+    if processes > 1:
+        with settings.open() as mq:
+            # What is wrong with the database is to be said once, and now.
+            mq.topics()
+        environment = os.environ | settings.environment()
+        supervisor = Supervisor(processes, _arguments(ctx), environment, stop_timeout=terms["stop_timeout"])
+        ctx.exit(supervisor.run())
+    reading = _Reading(topic, group, start, on_evicted, lease_seconds, instrument, _terms(terms))
+    with Stop() as stop:
+        with stop.raising():
+            function = handler_loading.load(handler)
+        told = facts("run started", topic=topic, group=group)
+        log.info("%s handles topic %r for group %r: %s.", handler, topic, group, _how(terms), extra=told)
+        work = _run_in_loop if is_awaited(function) else _run_in_threads
+        summary = work(settings, stop, function, reading)
+    log.info("Ended: %s.", _told(summary), extra=facts("run ended", topic=topic, group=group, messages=summary.handled))
+
+
+class _Reading(NamedTuple):
+    """What is read, and how."""
+
+    topic: str
+    group: str
+    start: Start
+    on_evicted: OnEvicted
+    lease_seconds: float
+    instrument: Callable[[MQ | AsyncMQ], object] | None
+    terms: dict[str, Any]
+    """The keyword arguments of ``Consumer.run``."""
+
+
+def _instrument() -> Callable[[MQ | AsyncMQ], object]:
+    """What has OpenTelemetry told of an MQ."""
+    try:
+        from sqlmq.opentelemetry import instrument
+    except ModuleNotFoundError as error:
+        message = "This needs OpenTelemetry's API: pip install 'sqlmq[opentelemetry]'."
+        raise click.ClickException(message) from error
+    return instrument
+
+
+def _run_in_threads(settings: Settings, stop: Stop, handler: Callable[..., object], reading: _Reading) -> RunSummary:
+    with settings.open(lease_seconds=reading.lease_seconds) as mq:
+        if reading.instrument is not None:
+            reading.instrument(mq)
+        consumer = mq.consumer(reading.topic, reading.group, start=reading.start, on_evicted=reading.on_evicted)
+        stop.check()
+        with _told_when_hurried():
+            return consumer.run(handler, **reading.terms)
+
+
+def _run_in_loop(settings: Settings, stop: Stop, handler: Callable[..., object], reading: _Reading) -> RunSummary:
+    # What no other command needs.
+    import asyncio
+
+    from sqlmq.aio import AsyncMQ
+
+    async def run_to_the_end() -> RunSummary:
+        url, schema, lease_seconds = settings.database_url(), settings.schema, reading.lease_seconds
+        async with AsyncMQ(url, schema=schema, lease_seconds=lease_seconds) as mq:
+            if reading.instrument is not None:
+                reading.instrument(mq)
+            consumer = await mq.consumer(
+                reading.topic, reading.group, start=reading.start, on_evicted=reading.on_evicted
+            )
+            stop.check()
+            return await consumer.run(handler, **reading.terms)
+
+    with _told_when_hurried():
+        return asyncio.run(run_to_the_end())
+
+
+@contextmanager
+def _told_when_hurried() -> Iterator[None]:
+    """Turn what a run raises at a second signal into what a command is ended by."""
+    try:
+        yield
+    except Interrupted:
+        raise
+    except KeyboardInterrupt as interrupt:
+        log.warning("Ended at once; what was being handled is delivered again.", extra=facts("run cut off"))
+        raise Interrupted(*interrupt.args or (signal.SIGINT,)) from interrupt
+
+
+def _terms(options: dict[str, Any]) -> dict[str, Any]:
+    """The keyword arguments of ``Consumer.run``."""
+    given = dict(options)
+    attempts = given.pop("max_attempts")
+    given["retry"] = Retry(
+        None if attempts == _UNLIMITED else int(attempts), given.pop("backoff"), given.pop("max_delay")
+    )
+    return given
+
+
+def _arguments(ctx: click.Context) -> list[str]:
+    """The command line of one of several processes."""
+    words = ["run"]
+    for param in ctx.command.params:
+        value = ctx.params.get(param.name or "")
+        if value is None or value is False or param.name == "processes":
+            continue
+        if isinstance(param, click.Argument):
+            words.append(str(value))
+        else:
+            words += [param.opts[-1]] if value is True else [param.opts[-1], str(value)]
+    return words
+
+
+def _how(options: dict[str, Any]) -> str:
+    """How messages are handled, in words."""
+    size, attempts = options["batch_size"], options["max_attempts"]
+    return ", ".join(
+        [
+            "one at a time" if size is None else f"lists of up to {size:,}",
+            f"{count(options['concurrency'], 'partition')} side by side",
+            *(["in a transaction each"] if options["transaction"] else []),
+            f"{attempts} attempts" if attempts != "1" else "1 attempt",
+        ]
+    )
+
+
+def _told(summary: RunSummary) -> str:
+    """What was done, in words."""
+    return (
+        f"{count(summary.handled, 'message')} handled, {count(summary.failures, 'attempt')} failed, {summary.parked:,} set "
+        f"aside, {count(summary.dead, 'dead letter')}, {summary.skipped:,} skipped"
+    )

@@ -1,0 +1,193 @@
+"""Several processes of one command: started, started again when they die, and ended, all of them, however this one ends.
+
+A child is a process of its own from the start (nothing is forked), whose stdin is a pipe from here. When that closes,
+because this process is gone, the child ends itself: that is all it takes, on any system, for none to be left behind.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import subprocess
+import sys
+import time
+from typing import TYPE_CHECKING
+
+from sqlmq.cli.signals import Interrupted
+from sqlmq.hooks.log_events import facts
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from types import FrameType
+
+log = logging.getLogger("sqlmq.cli")
+
+GRACE_SECONDS = 5.0
+"""How much longer than its handlers a child may take to end."""
+USAGE_ERROR = 2
+
+_LOOK_SECONDS = 0.05
+_BACKOFF_SECONDS, _MAX_BACKOFF_SECONDS = 0.5, 30.0
+_HEALTHY_SECONDS = 60.0
+"""Whoever ran for so long before it died is started again as if for the first time."""
+
+
+class Child:
+    """One of the processes, in all its lives."""
+
+    def __init__(self, number: int, command: Sequence[str], environment: dict[str, str]) -> None:
+        self.number = number
+        self._command = command
+        self._environment = environment
+        self._deaths = 0
+        self._start_at = 0.0
+        self._started_at = 0.0
+        self._process: subprocess.Popen[bytes] | None = None
+        self._passed_on: set[int] = set()
+        self.is_done = False
+        """Whether it has ended in good order."""
+
+    def start_if_due(self, now: float) -> None:
+        """Start it unless it runs, is done, or has just died."""
+        if self._process is not None or self.is_done or now < self._start_at:
+            return
+        self._started_at = now
+        self._process = subprocess.Popen(  # noqa: S603 - this very Python, and this command's own options
+            self._command,
+            stdin=subprocess.PIPE,
+            env=self._environment,
+            # Ctrl-C is for this process, which passes it on.
+            start_new_session=True,
+        )
+        log.info(
+            "Process %d is started, with pid %d.",
+            self.number,
+            self._process.pid,
+            extra=facts("process started", process=self._process.pid),
+        )
+
+    def look(self, now: float, *, may_start_again: bool) -> int | None:
+        """See whether it has ended; return its exit status if it has, None if it runs or will."""
+        if self._process is None or (status := self._process.poll()) is None:
+            return None
+        pid = self._process.pid
+        self._forget()
+        if status == 0 or self._passed_on.intersection((-status, status - 128)):
+            # So ends, by the signal itself or with its number, who has not begun yet.
+            self.is_done = True
+            return 0
+        if may_start_again and status != USAGE_ERROR:
+            self._deaths = 0 if now - self._started_at >= _HEALTHY_SECONDS else self._deaths
+            pause = min(_BACKOFF_SECONDS * 2.0**self._deaths, _MAX_BACKOFF_SECONDS)
+            self._deaths += 1
+            self._start_at = now + pause
+            log.error(
+                "Process %d, pid %d, %s. It is started again in %.1f seconds.",
+                self.number,
+                pid,
+                _told(status),
+                pause,
+                extra=facts("process ended", process=pid, seconds=pause),
+            )
+        else:
+            self.is_done = True
+            log.error(
+                "Process %d, pid %d, %s.", self.number, pid, _told(status), extra=facts("process ended", process=pid)
+            )
+        return status
+
+    @property
+    def is_running(self) -> bool:
+        """Whether there is a process."""
+        return self._process is not None
+
+    def pass_on(self, number: int) -> None:
+        """Send it the signal *number*, or what comes closest."""
+        if self._process is None:
+            return
+        self._passed_on.add(number)
+        if os.name != "nt":
+            self._process.send_signal(number)
+        elif self._process.stdin is not None:
+            self._process.stdin.close()
+
+    def kill(self) -> None:
+        """End it at once, if it runs."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+            self._forget()
+
+    def _forget(self) -> None:
+        if self._process is not None and self._process.stdin is not None:
+            self._process.stdin.close()
+        self._process = None
+
+
+class Supervisor:
+    """Keeps *count* processes of ``sqlmq ARGUMENTS`` running until a signal comes, or all have ended in good order."""
+
+    def __init__(
+        self, count: int, arguments: Sequence[str], environment: dict[str, str], *, stop_timeout: float
+    ) -> None:
+        self._end_seconds = stop_timeout + GRACE_SECONDS
+        command = [sys.executable, "-m", "sqlmq.cli.run.supervised", str(self._end_seconds), *arguments]
+        self._children = [Child(number, command, environment) for number in range(1, count + 1)]
+        self._signals: list[int] = []
+        self._passed_on = 0
+
+    def run(self) -> int:
+        """Return the exit code: 0, or that of what went wrong. Raises Interrupted for a second signal."""
+        before = {number: signal.signal(number, self._arrive) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            return self._keep() or self._end()
+        finally:
+            for child in self._children:
+                child.kill()
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def _keep(self) -> int:
+        while not self._signals and not all(child.is_done for child in self._children):
+            now = time.monotonic()
+            for child in self._children:
+                child.start_if_due(now)
+                if child.look(now, may_start_again=True) == USAGE_ERROR:
+                    # The others are about to say the same.
+                    self._signals.append(signal.SIGTERM)
+                    self._end()
+                    return USAGE_ERROR
+            time.sleep(_LOOK_SECONDS)
+        return 0
+
+    def _end(self) -> int:
+        """Pass on what signals come, wait until all have ended, and kill what does not; return 0 if all went well."""
+        deadline = time.monotonic() + self._end_seconds
+        worst = 0
+        while any(child.is_running for child in self._children):
+            now = time.monotonic()
+            for number in self._signals[self._passed_on :]:
+                self._passed_on += 1
+                for child in self._children:
+                    child.pass_on(number)
+            for child in self._children:
+                status = child.look(now, may_start_again=False)
+                worst = worst or int(bool(status))
+            if now >= deadline:
+                told = facts("processes killed", seconds=self._end_seconds)
+                log.error("Not all have ended within %.0f seconds; they are killed.", self._end_seconds, extra=told)
+                return 1
+            time.sleep(_LOOK_SECONDS)
+        if len(self._signals) > 1:
+            raise Interrupted(self._signals[-1])
+        return worst
+
+    def _arrive(self, number: int, _frame: FrameType | None) -> None:
+        self._signals.append(number)
+
+
+def _told(status: int) -> str:
+    if status < 0:
+        return f"was ended by {signal.Signals(-status).name}"
+    return f"has ended with exit code {status}"

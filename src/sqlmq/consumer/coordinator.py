@@ -1,0 +1,438 @@
+"""What one consumer owns: its membership of a group, its partitions, and how far it has come in each.
+
+Not safe to share between threads: the consumer's lock guards it, but for ``heard`` and ``expelled``.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, NamedTuple, Unpack
+
+from sqlmq.consumer.partition import PartitionProgress
+from sqlmq.dialects import Position
+from sqlmq.errors import FencedError, NotOwnedError, UnknownTopicError
+from sqlmq.hooks.log_events import facts
+from sqlmq.model.config import check_partition
+from sqlmq.model.timing import trusted_until
+from sqlmq.operations import consume, membership, retention
+from sqlmq.operations.admin import reset, topics
+from sqlmq.operations.poll import Outlook
+from sqlmq.operations.retention import Place
+from sqlmq.store.claims import Claim
+from sqlmq.store.offsets import Commit, Window
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterable
+
+    from sqlmq.database.database import Database
+    from sqlmq.hooks.log_events import Facts
+    from sqlmq.model.config import OnEvicted, Options
+    from sqlmq.model.positions import SeekTo, Start
+    from sqlmq.store.groups import Group
+    from sqlmq.store.topics import Topic
+
+log = logging.getLogger("sqlmq.consumer")
+
+_SURVEY_MIN_SECONDS, _SURVEY_MAX_SECONDS = 0.05, 1.0
+"""How often to look at the group: when partitions are missing, and when all is well."""
+
+
+class Joining(NamedTuple):
+    """What a consumer joins with."""
+
+    topic: Topic
+    group_name: str
+    start: Start
+    member_name: str
+    on_evicted: OnEvicted = "raise"
+
+
+class Ownership:
+    """The partitions of one member. Joins the group when it is made; claims nothing before ``ensure``."""
+
+    def __init__(self, database: Database, joining: Joining, options: Options) -> None:
+        self._database = database
+        self._runtime = database.runtime
+        self._joining = joining
+        self._options = options
+        self.claimed: dict[int, PartitionProgress] = {}
+        """Progress by partition id."""
+        self.leaving: set[int] = set()
+        """Ids of partitions to hand back once nothing of them is in hand."""
+        self.has_successor = False
+        """Whether somebody is about to join in this member's place."""
+        self.numbers: tuple[int, ...] = ()
+        """The numbers of the claimed partitions, in order. Alone here it may be read at any time, by any thread."""
+        self._flushed_at = self._runtime.monotonic()
+        self._survey_at = 0.0
+        self._has_said_idle = False
+        self.group: Group
+        self.member_id: int
+        self._join()
+
+    def heard(self, began: float) -> None:
+        """The heartbeat that was sent at *began* has arrived."""
+        self._trusted_until = trusted_until(began, self._options.lease_seconds)
+
+    def expelled(self) -> None:
+        """The group no longer has this member: nothing is certain before it has asked."""
+        self._trusted_until = 0.0
+
+    def look_around(self) -> None:
+        """The group may have changed."""
+        self._survey_at = 0.0
+
+    def ensure(self) -> bool:
+        """See to it that what is claimed here is claimed in the database; return whether the others should look, too.
+
+        Asks only when it is time to: each second, more often while partitions are missing, and before anything else
+        when no heartbeat has arrived for nearly a lease.
+        """
+        now = self._runtime.monotonic()
+        if now >= self._trusted_until:
+            self._regain_trust(now)
+        if now < self._survey_at:
+            return False
+        seen = self._survey()
+        if seen is None:
+            self._regain_trust(now)
+            seen = self._survey()
+        return seen is not None and self._put_right(seen)
+
+    def stay(self) -> None:
+        """Be a member, again if need be, without claiming anything."""
+        now = self._runtime.monotonic()
+        if now >= self._trusted_until:
+            self._regain_trust(now)
+
+    def outlook(self) -> Outlook | None:
+        """What somebody else can look for; None if it has to be looked for here."""
+        if self.leaving or not self.is_trusted() or any(progress.ahead for progress in self.claimed.values()):
+            return None
+        return Outlook(
+            self.group.id,
+            self.member_id,
+            self._options.lease_seconds,
+            {id_: claim_of(progress) for id_, progress in self.claimed.items()},
+            tuple(Position(progress.partition_id, progress.read_position) for progress in self.claimed.values()),
+        )
+
+    def is_trusted(self) -> bool:
+        """Whether what is claimed here can't be anybody else's yet."""
+        return self._runtime.monotonic() < self._trusted_until
+
+    def is_undisturbed(self, now: float) -> bool:
+        """Whether ``ensure`` would find nothing to do *now*."""
+        return now < self._trusted_until and now < self._survey_at
+
+    def is_flush_due(self, intervals: int) -> bool:
+        """Whether the last commit is so many commit intervals ago."""
+        return self._runtime.monotonic() - self._flushed_at >= intervals * self._options.commit_interval_seconds
+
+    def flush(self) -> tuple[int, ...]:
+        """Commit what is finished; forget the partitions that are somebody else's by now, and return their numbers."""
+        finished = self.finished()
+        return self._forget_lost(finished, self._write(finished))
+
+    def finished(self) -> list[tuple[Claim, Commit]]:
+        """What ``flush`` and ``flush_unlocked`` would commit now."""
+        self._flushed_at = self._runtime.monotonic()
+        return _finished(self.claimed.values())
+
+    def flush_unlocked(self, finished: list[tuple[Claim, Commit]]) -> None:
+        """Commit what was *finished*, without the consumer's lock, so that its loops go on meanwhile.
+
+        What turns out to be somebody else's is left to the next survey, which is due at once.
+        """
+        if len(self._write(finished)) < len(finished):
+            self.look_around()
+
+    def mark(self, progress: PartitionProgress, commit: Commit) -> bool:
+        """Make *commit*, before what it says to be in hand is handled; return False if the partition is somebody else's.
+
+        Without the consumer's lock, for whoever has the partition in hand.
+        """
+        return bool(self._write([(claim_of(progress), commit)], marking=True))
+
+    def pass_over_evicted(self, progress: PartitionProgress) -> bool:
+        """See whether retention has deleted what is to be read next; if so, go on behind it, or raise EvictedError."""
+        number, id_, position = progress.partition, progress.partition_id, progress.read_position
+        topic, group = self._joining.topic.name, self._joining.group_name
+        error = self._database.read(
+            lambda conn: retention.missed(conn, self._database.dialect, topic, group, Place(number, id_, position))
+        )
+        if error is None:
+            return False
+        if self._joining.on_evicted == "raise":
+            raise error
+        if progress.pass_over(error.end):
+            log.warning(
+                "%s It goes on at offset %d.",
+                error.fact,
+                error.end,
+                extra=self.facts("evicted passed over", partition=number, offset=position, end_offset=error.end),
+            )
+        return True
+
+    def note(self, progress: PartitionProgress, offset: int) -> None:
+        """Somebody has committed *offset* in a transaction of his own."""
+        commit = Commit(progress.partition_id, offset)
+        self._note_written([(claim_of(progress), commit)], [commit])
+
+    def seek(self, number: int, to: SeekTo) -> None:
+        """Move the group in partition *number*; whatever is read ahead or in hand of it is dropped.
+
+        Raises NotOwnedError, FencedError, InvalidPartitionError or InvalidOffsetError.
+        """
+        topic = self._joining.topic
+        id_ = next((id_ for id_, progress in self.claimed.items() if progress.partition == number), None)
+        if id_ is None:
+            found = self._database.read(lambda conn: topics.find_topic(conn, self._database.dialect, topic.name))
+            check_partition(topic.name, number, found.partitions)
+            raise NotOwnedError(topic.name, self.group.name, number, self.numbers)
+        claim = claim_of(self.claimed[id_])
+        # Should the answer get lost, the next look tells whether it was done.
+        self.look_around()
+        moved = self._database.write(
+            lambda conn: reset.seek(conn, self._database.dialect, topic, self.group, self.member_id, claim, to)
+        )
+        self._drop([id_])
+        if moved is None:
+            raise self.fenced((number,))
+        renewed, position = moved
+        self.claimed[id_] = progress = PartitionProgress(topic.name, number, id_, renewed.epoch, position)
+        progress.note_pruned(position)
+        self._note_numbers()
+
+    def give_back(self) -> None:
+        """Commit what is finished and hand everything back, but stay a member."""
+        self._end(membership.hand_back, self.claimed)
+
+    def part_with(self, progress: PartitionProgress) -> None:
+        """Hand one partition back, whatever is in hand of it."""
+        if self.claimed.get(progress.partition_id) is progress:
+            self._end(membership.hand_back, [progress.partition_id])
+            self.look_around()
+
+    def give_back_if_forgotten(self, asked_at: float) -> None:
+        """Hand everything back if the application last asked for messages, at *asked_at*, too long ago."""
+        idle_seconds = self._runtime.monotonic() - asked_at
+        if not self.claimed or idle_seconds <= self._options.max_poll_seconds:
+            return
+        log.warning(
+            "Member %s of group %r has not asked for messages for %.0f seconds (max_poll_seconds is %.0f): it gives its "
+            "partitions of topic %r back, and what it has not finished is delivered again.",
+            self._joining.member_name,
+            self._joining.group_name,
+            idle_seconds,
+            self._options.max_poll_seconds,
+            self._joining.topic.name,
+            extra=self.facts("member idle", seconds=idle_seconds),
+        )
+        self.give_back()
+
+    def leave(self) -> None:
+        """Commit what is finished, hand everything back and leave the group."""
+        self._end(membership.leave_to_successor if self.has_successor else membership.leave, self.claimed)
+
+    def fenced(self, numbers: tuple[int, ...]) -> FencedError:
+        """The error that says that the partitions *numbers* are somebody else's."""
+        return FencedError(self._joining.topic.name, self._joining.group_name, numbers)
+
+    def check_topic(self) -> None:
+        """Raise UnknownTopicError if the topic was deleted, even if there is another one of that name."""
+        topic = self._joining.topic
+        found = self._database.read(lambda conn: topics.find_topic(conn, self._database.dialect, topic.name))
+        if found.id != topic.id:
+            raise UnknownTopicError(topic.name)
+
+    def _join(self) -> None:
+        began = self._runtime.monotonic()
+        topic, group_name, start, name, _ = self._joining
+        lease_seconds = self._options.lease_seconds
+        self.group, self.member_id = self._database.write(
+            lambda conn: membership.join(conn, self._database.dialect, topic, group_name, start, name, lease_seconds)
+        )
+        self.heard(began)
+
+    def _regain_trust(self, now: float) -> None:
+        for progress in self.claimed.values():
+            progress.drop_ahead()
+        alive = self._database.write(lambda conn: membership.heartbeat(conn, self._database.dialect, [self.member_id]))
+        if alive:
+            self.heard(now)
+        else:
+            log.warning(
+                "Member %s is not in group %r any more; it joins again.",
+                self._joining.member_name,
+                self._joining.group_name,
+                extra=self.facts("member expelled"),
+            )
+            self._drop(self.claimed)
+            self._join()
+        self._survey_at = 0.0
+
+    def facts(self, event: str, **more: Unpack[Facts]) -> dict[str, object]:
+        """What a record of the log tells of *event*, with topic, group and member."""
+        joining = self._joining
+        named: Facts = {
+            "topic": joining.topic.name,
+            "group": joining.group_name,
+            "member": joining.member_name,
+        }
+        return facts(event, **(named | more))
+
+    def _survey(self) -> membership.Survey | None:
+        return self._database.read(
+            lambda conn: membership.survey(
+                conn, self._database.dialect, self.group, self.member_id, self._options.lease_seconds
+            )
+        )
+
+    def _put_right(self, seen: membership.Survey) -> bool:
+        """Mend what differs from what was *seen*: claims lost, too many or too few. Return whether others should know."""
+        lost = [id_ for id_, progress in self.claimed.items() if seen.mine.get(id_) != claim_of(progress)]
+        if lost:
+            log.warning(
+                "%s",
+                self.fenced(tuple(sorted(self.claimed[id_].partition for id_ in lost))),
+                extra=self.facts("fenced"),
+            )
+            self._drop(lost)
+        self.leaving = {id_ for id_ in seen.plan.release if id_ in self.claimed}
+        going = [id_ for id_ in self.leaving if self.claimed[id_].is_idle]
+        # A claim that the database knows of and this consumer does not is one whose COMMIT was not answered.
+        give = [claim for id_, claim in seen.mine.items() if id_ not in self.claimed or id_ in going]
+        owned = len(seen.mine) - len(give)
+        taken = 0
+        is_told = seen.was_waiting == (owned < seen.plan.share)
+        if give or seen.plan.take_at_most or not is_told:
+            taken = self._change(seen, going, give)
+        owned += taken
+        self._say_if_idle(seen)
+        is_missing = owned < seen.plan.share or bool(self.leaving)
+        pause = _SURVEY_MIN_SECONDS if is_missing else min(_SURVEY_MAX_SECONDS, self._options.lease_seconds / 10)
+        self._survey_at = self._runtime.monotonic() + pause
+        return bool(give or taken or not is_told)
+
+    def _change(self, seen: membership.Survey, going: list[int], give: list[Claim]) -> int:
+        finished = _ended(self.claimed[id_] for id_ in going)
+        written, taken = self._database.write(
+            lambda conn: membership.change(
+                conn, self._database.dialect, self.group, self.member_id, seen, finished=finished, give=give
+            )
+        )
+        self._note_written(finished, written)
+        self._forget_lost(finished, written)
+        self._drop(going)
+        for new in taken:
+            id_ = new.claim.partition_id
+            self.claimed[id_] = progress = PartitionProgress(
+                self._joining.topic.name, new.number, id_, new.claim.epoch, new.position, new.log_start
+            )
+            if not new.has_older:
+                progress.note_pruned(new.position)
+        self._note_numbers()
+        log.debug(
+            "%s took %d partition(s), handed back %d",
+            self._joining.member_name,
+            len(taken),
+            len(give),
+            extra=self.facts("partitions changed"),
+        )
+        return len(taken)
+
+    def _say_if_idle(self, seen: membership.Survey) -> None:
+        if seen.plan.share == 0 and not self._has_said_idle:
+            self._has_said_idle = True
+            log.info(
+                "Member %s gets no partition: group %r has more consumers than topic %r has partitions.",
+                self._joining.member_name,
+                self._joining.group_name,
+                self._joining.topic.name,
+                extra=self.facts("member without partition"),
+            )
+
+    def _write(self, finished: list[tuple[Claim, Commit]], *, marking: bool = False) -> list[Commit]:
+        if not finished:
+            return []
+        # What only counts attempts has to survive the process, not the server.
+        durably = self._options.durable_positions and not marking
+        written = self._database.settle(
+            lambda conn: consume.commit(
+                conn, self._database.dialect, self.group, self.member_id, finished, durably=durably, marking=marking
+            )
+        )
+        self._note_written(finished, written)
+        return written
+
+    def _note_written(self, finished: list[tuple[Claim, Commit]], written: list[Commit]) -> None:
+        offsets = {commit.partition_id: commit.offset for commit in written}
+        overgrown = []
+        for claim, _ in finished:
+            progress = self.claimed.get(claim.partition_id)
+            if progress is not None and claim_of(progress) == claim and claim.partition_id in offsets:
+                progress.note_committed(offsets[claim.partition_id])
+                if progress.old_positions >= consume.PRUNE_EVERY:
+                    overgrown.append(progress)
+        self._prune(overgrown)
+
+    def _forget_lost(self, finished: list[tuple[Claim, Commit]], written: list[Commit]) -> tuple[int, ...]:
+        lost = {claim.partition_id for claim, _ in finished} - {commit.partition_id for commit in written}
+        numbers = tuple(sorted(self.claimed[id_].partition for id_ in lost))
+        self._drop(lost)
+        return numbers
+
+    def _prune(self, overgrown: list[PartitionProgress]) -> None:
+        if not overgrown:
+            return
+        windows = [
+            (claim_of(progress), Window(progress.partition_id, progress.pruned_to, progress.committed))
+            for progress in overgrown
+        ]
+        self._database.write_again(
+            lambda conn: consume.prune(conn, self._database.dialect, self.group, self.member_id, windows)
+        )
+        for progress, (_, window) in zip(overgrown, windows, strict=True):
+            progress.note_pruned(window.end)
+
+    def _end(self, flow: membership.Ending, partition_ids: Collection[int]) -> None:
+        finished = _ended(self.claimed[id_] for id_ in partition_ids)
+        given = self._drop(partition_ids)
+        self._database.write(
+            lambda conn: flow(conn, self._database.dialect, self.group, self.member_id, finished=finished, given=given)
+        )
+
+    def _drop(self, partition_ids: Iterable[int]) -> list[Claim]:
+        """Forget partitions, whatever is in hand of them; return the claims there were."""
+        dropped = [self.claimed.pop(id_) for id_ in list(partition_ids) if id_ in self.claimed]
+        for progress in dropped:
+            progress.drop_ahead()  # also what is lent to a loop
+        self.leaving -= {progress.partition_id for progress in dropped}
+        self._note_numbers()
+        return [claim_of(progress) for progress in dropped]
+
+    def _note_numbers(self) -> None:
+        self.numbers = tuple(sorted(progress.partition for progress in self.claimed.values()))
+
+
+def claim_of(progress: PartitionProgress) -> Claim:
+    """The claim by which the partition of *progress* is owned."""
+    return Claim(progress.partition_id, progress.epoch)
+
+
+def _finished(progresses: Iterable[PartitionProgress]) -> list[tuple[Claim, Commit]]:
+    return [
+        (claim_of(progress), Commit(progress.partition_id, progress.committable(), progress.marked_to))
+        for progress in progresses
+        if progress.has_uncommitted
+    ]
+
+
+def _ended(progresses: Iterable[PartitionProgress]) -> list[tuple[Claim, Commit]]:
+    """What to commit of partitions that are parted with: nothing is in hand any more, but attempts that failed count."""
+    return [
+        (claim_of(progress), Commit(progress.partition_id, progress.committable(), progress.suspect_beyond))
+        for progress in progresses
+        if progress.has_uncommitted or progress.is_marked
+    ]

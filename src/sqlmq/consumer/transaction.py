@@ -1,0 +1,201 @@
+"""Messages, the application's effects, and the group's position in one transaction: what a thread uses for it."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+from typing import TYPE_CHECKING, NamedTuple, Self, TypeAlias
+
+from sqlalchemy import Connection
+from sqlalchemy.orm import Session, scoped_session
+
+from sqlmq.errors import DatabaseBusyError, DatabaseUnavailableError, ForkedError, OutcomeUnknownError, TransactionError
+from sqlmq.hooks.log_events import facts
+from sqlmq.model.timing import Deadline
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from types import TracebackType
+
+    from sqlmq.consumer.transaction_scope import Block, Transactions
+    from sqlmq.model.message import Message
+    from sqlmq.store.groups import Group
+
+    SessionSource: TypeAlias = Session | scoped_session[Session] | Connection | Callable[[], Session]
+    """Where the session of a transaction comes from: one that there is, or what makes one, as a sessionmaker."""
+
+log = logging.getLogger("sqlmq.consumer")
+
+
+class Host(NamedTuple):
+    """What a transaction needs of its consumer."""
+
+    wakeups: Callable[[], int]
+    """Check that it can be used; return how often it was woken."""
+    prepare: Callable[[], Group]
+    """Give back what was claimed by lease, and return its group."""
+    wait: Callable[[int, Deadline, int], bool]
+    """Wait after so many attempts that found nothing, until woken once more than so often; return whether."""
+    wake: Callable[[], None]
+    """Wake the consumers of this process that wait."""
+
+
+class Transaction:
+    """Messages of one partition, and the transaction in which they are done with. Made by ``consumer.transaction()``.
+
+    Used once, as ``with consumer.transaction() as tx:``, by one thread. Iterating over it gives the messages.
+    """
+
+    def __init__(
+        self,
+        shared: Transactions,
+        host: Host,
+        max_messages: int,
+        timeout: float | None,
+        source: SessionSource | None,
+    ) -> None:
+        self._shared = shared
+        self._database = shared.database
+        self._runtime = shared.database.runtime
+        self._host = host
+        self._max_messages = max_messages
+        self._timeout = timeout
+        self._source = source
+        self._pid = os.getpid()
+        self._is_used = False
+        self._block: Block | None = None
+        self._ending = contextlib.ExitStack()
+        _check_source(source)
+
+    @property
+    def messages(self) -> list[Message]:
+        """The messages, of one partition, in order; none if none came in time."""
+        taken = self._entered.taken
+        return [] if taken is None else taken.messages
+
+    @property
+    def session(self) -> Session:
+        """The session whose changes commit with the group's position."""
+        return self._entered.session
+
+    @property
+    def connection(self) -> Connection:
+        """The connection of ``session``, in the same transaction."""
+        return self._entered.connection
+
+    def __iter__(self) -> Iterator[Message]:
+        return iter(self.messages)
+
+    def __enter__(self) -> Self:
+        if self._is_used:
+            message = "A transaction is used once: call consumer.transaction() for another one."
+            raise TransactionError(message)
+        self._is_used = True
+        deadline = Deadline.after(self._timeout, self._runtime.monotonic())
+        with contextlib.ExitStack() as stack:
+            given = self._open(stack)
+            attempt = 0
+            while True:
+                seen = self._host.wakeups()
+                if self._attempt(given, deadline, stack):
+                    break
+                is_woken = self._host.wait(attempt, deadline, seen)
+                attempt = 0 if is_woken else attempt + 1
+            self._ending = stack.pop_all()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if self._pid != os.getpid():
+            # For ever: a connection that is dropped is reset, and this one is the parent's.
+            _ABANDONED.append(self)
+            what = "This transaction"
+            raise ForkedError(what)
+        block = self._entered
+        try:
+            with self._ending:
+                if error is None:
+                    block.finish()
+                    block.commit()
+        finally:
+            if self._shared.ended(block):
+                self._host.wake()
+
+    def __repr__(self) -> str:
+        state = "not begun" if self._block is None else "ended" if self._block.is_done else "begun"
+        return f"<Transaction of a consumer of {self._shared.topic.name!r} ({state})>"
+
+    @property
+    def _entered(self) -> Block:
+        if self._block is None:
+            message = "The transaction has not begun. Use it as `with consumer.transaction() as tx:`."
+            raise TransactionError(message)
+        return self._block
+
+    def _open(self, stack: contextlib.ExitStack) -> Session | Connection | None:
+        """What the application gave to work with, checked; a session that is made now is closed by *stack*."""
+        source = self._source
+        if source is None:
+            return None
+        given: Session | Connection
+        if isinstance(source, scoped_session):
+            given = source()
+        elif isinstance(source, Session | Connection):
+            given = source
+        else:
+            made: object = source()
+            if not isinstance(made, Session):
+                message = f"session= has to make a sqlalchemy.orm.Session; it made {type(made).__name__}."
+                raise TypeError(message)
+            stack.callback(made.close)
+            given = made
+        self._shared.check_free(given)
+        return given
+
+    def _attempt(self, given: Session | Connection | None, deadline: Deadline, ending: contextlib.ExitStack) -> bool:
+        """Take messages, or begin without any if it is time; return whether the block may begin."""
+        is_last = deadline.passed(self._runtime.monotonic())
+        try:
+            group = self._host.prepare()
+            if given is not None and not self._shared.is_known(given):
+                ours = self._shared.own_identity(group)
+                with self._database.block():
+                    self._shared.check_identity(group, given, ours)
+            if not self._shared.is_worthwhile(group) and not is_last:
+                return False
+            return self._begin(group, given, ending, is_last=is_last)
+        except (DatabaseUnavailableError, DatabaseBusyError, OutcomeUnknownError) as error:
+            if is_last:
+                raise
+            topic = self._shared.topic.name
+            told = facts("retry", topic=topic, error=error)
+            log.warning("A transaction on %r could not begin and is tried again: %s", topic, error, extra=told)
+            return False
+
+    def _begin(
+        self, group: Group, given: Session | Connection | None, ending: contextlib.ExitStack, *, is_last: bool
+    ) -> bool:
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(self._database.block())
+            target = stack.enter_context(self._database.connect()) if given is None else given
+            self._block = self._shared.attempt(group, target, self._max_messages, is_last=is_last)
+            if self._block is None:
+                return False
+            stack.callback(self._block.undo)
+            ending.push(stack.pop_all())
+        return True
+
+
+_ABANDONED: list[Transaction] = []
+
+
+def _check_source(source: object) -> None:
+    if source is None or isinstance(source, Session | scoped_session | Connection) or callable(source):
+        return
+    message = (
+        "session= takes a sessionmaker, a Session, a scoped_session or a Connection of SQLAlchemy, not "
+        f"{type(source).__name__}."
+    )
+    raise TypeError(message)

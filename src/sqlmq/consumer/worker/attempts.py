@@ -1,0 +1,451 @@
+"""One attempt at handling messages: counted before it begins, and written down when it has failed.
+
+The worker has the partition to itself, so the database is asked without the consumer's lock; that is taken only to tell
+the consumer's own books what has happened.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import traceback
+from typing import TYPE_CHECKING, NamedTuple, Unpack
+
+from sqlmq.consumer.worker.parked_keys import Waiting
+from sqlmq.errors import DatabaseBusyError, DatabaseUnavailableError, FencedError, OutcomeUnknownError
+from sqlmq.hooks.failpoints import failpoint
+from sqlmq.model.retry import Verdict, verdict
+from sqlmq.operations import attempts as operations_attempts
+from sqlmq.store.parked import Reason, Record
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from sqlalchemy import Connection
+
+    from sqlmq.consumer.buffer import Receiver, Stock
+    from sqlmq.consumer.coordinator import Ownership
+    from sqlmq.consumer.worker.dispatcher import Attempt, Parking, Terms
+    from sqlmq.database.database import Database
+    from sqlmq.hooks.log_events import Facts
+    from sqlmq.model.message import Message
+    from sqlmq.store.offsets import Commit
+    from sqlmq.store.parked import State
+
+log = logging.getLogger("sqlmq.consumer")
+
+_ERROR_CHARACTERS = 2_000
+_TRACEBACK_CHARACTERS = 20_000
+_LOG_CHARACTERS = 200
+
+_STATES: dict[Verdict, State | None] = {
+    Verdict.ASIDE: "waiting",
+    Verdict.HOLD: "held",
+    Verdict.DEAD: "dead",
+    Verdict.STOP: "stopped",
+    Verdict.SKIP: None,
+}
+
+PASSING = (DatabaseUnavailableError, DatabaseBusyError, OutcomeUnknownError)
+"""What may be over when it is tried again."""
+
+ENDED = Reason("ProcessEnded", "The process ended, or lost the partition, while it handled the message.", None)
+
+
+class Books(NamedTuple):
+    """What a consumer keeps of its partitions, and the lock that guards it."""
+
+    database: Database
+    ownership: Ownership
+    stock: Stock
+    lock: threading.RLock
+
+
+class Tally:
+    """How many messages met which end. Counted under the consumer's lock, but for those that were handled."""
+
+    def __init__(self) -> None:
+        self.handled = self.failures = self.parked = self.dead = self.skipped = 0
+        self._lock = threading.Lock()
+
+    def count_handled(self, messages: int) -> None:
+        """Count *messages* that were handled; in an event loop too, for it waits for nothing else."""
+        with self._lock:
+            self.handled += messages
+
+
+class Handling:
+    """The steps of an attempt, for the workers of one consumer."""
+
+    def __init__(self, books: Books, parking: Parking, terms: Terms) -> None:
+        self._database, self._ownership, self._stock, self._lock = books
+        self._runtime = self._database.runtime
+        self._parking = parking
+        self._terms = terms
+        self.tally = Tally()
+
+    def begin(self, worker: Receiver, attempt: Attempt) -> bool:
+        """Count the attempt, and set aside what has to wait; return whether there is something to handle.
+
+        If not, the attempt is over: the partition was lost, or there is no other attempt at the message.
+        """
+        waiting = attempt.waiting
+        if attempt.is_parked and not attempt.messages:
+            self._lose_parked(worker, attempt)
+            return False
+        if waiting is not None and (waiting.has_failed_silently or self._terms.retry.is_exhausted(waiting.attempts)):
+            self._write_down(worker, attempt, attempt.messages[0], waiting.attempts, None)
+            return False
+        if not self._count(attempt):
+            self.lose(worker, attempt)
+            return False
+        with self._lock:
+            for behind in attempt.set_aside:
+                attempt.span.pass_over()
+                behind.is_recorded = True
+                attempt.aside.put(behind)
+            self.tally.parked += len(attempt.set_aside)
+            if not attempt.messages:
+                self._stock.finish(worker, also_left=True)
+        failpoint("attempt.after")
+        return bool(attempt.messages)
+
+    def batches(self, attempt: Attempt, may_go_on: Callable[[], bool]) -> Iterator[list[Message]]:
+        """What to give to the handler, one after the other: each is done when the next is asked for."""
+        if len(attempt.messages) > 1 and self._terms.batch_size is not None:
+            if attempt.span.take_together(len(attempt.messages)):
+                attempt.current = attempt.messages
+                yield attempt.current
+            return
+        for number, parked in enumerate(attempt.messages):
+            if number and not may_go_on():
+                return
+            message = parked if attempt.is_parked else attempt.span.take()
+            if message is None:  # recalled: the partition is lost
+                return
+            attempt.current = [message]
+            yield attempt.current
+
+    def settle(self, attempt: Attempt, conn: Connection) -> None:
+        """Move the group on behind what the handler has just done, in its own transaction. Raises FencedError."""
+        attempt.is_settling = True
+        after, recorded = self._after(attempt), self._recorded(attempt)
+        if not operations_attempts.settle(
+            conn, self._database.dialect, attempt.seat, after, recorded, own_driver=False
+        ):
+            raise self._fenced(attempt)
+
+    def settled(self, attempt: Attempt) -> None:
+        """That transaction has committed."""
+        attempt.is_settling = False
+        with self._lock:
+            self._ownership.note(attempt.progress, self._after(attempt).offset)
+
+    def claim(self, attempt: Attempt) -> bool:
+        """Whether it is for the caller to say how *attempt* ended: to whoever asks first."""
+        with self._lock:
+            is_first = not attempt.is_over
+            attempt.is_over = True
+            return is_first
+
+    def succeed(self, worker: Receiver, attempt: Attempt, *, is_settled: bool) -> None:
+        """The handler is done with everything it was given."""
+        if not is_settled:
+            failpoint("handler.after")
+        if not attempt.current:
+            self.interrupt(worker, attempt)
+            return
+        if attempt.waiting is not None and not is_settled:
+            after, recorded = self._after(attempt), self._recorded(attempt)
+            if not self._write(
+                lambda conn: operations_attempts.settle(conn, self._database.dialect, attempt.seat, after, recorded)
+            ):
+                self.lose(worker, attempt)
+                return
+            with self._lock:
+                self._ownership.note(attempt.progress, after.offset)
+        with self._lock:
+            if attempt.is_parked and attempt.waiting is not None:
+                attempt.aside.pop(attempt.waiting)
+            else:
+                attempt.aside.held = None
+            self._stock.finish(worker, also_left=True)
+
+    def fail(self, worker: Receiver, attempt: Attempt, error: BaseException) -> None:
+        """The handler has failed with *error*: decide what becomes of the message, and write that down."""
+        if len(attempt.current) > 1:
+            self._suspect(worker, attempt, error)
+            return
+        attempts = (0 if attempt.waiting is None else attempt.waiting.attempts) + 1
+        self._write_down(worker, attempt, attempt.current[0], attempts, error)
+
+    def interrupt(self, worker: Receiver, attempt: Attempt) -> None:
+        """The attempt does not count: it is to be made again, here or elsewhere."""
+        waiting = attempt.waiting
+        try:
+            if waiting is not None:
+                position = attempt.position(attempt.progress.committable())
+                self._write(
+                    lambda conn: operations_attempts.take_back(
+                        conn, self._database.dialect, attempt.seat, position, waiting.offset
+                    )
+                )
+        finally:
+            self.give_up(worker)
+
+    def give_up(self, worker: Receiver) -> None:
+        """What *worker* has was not tried; what is known of its partition stays true."""
+        with self._lock:
+            self._stock.give_up(worker)
+
+    def lose(self, worker: Receiver, attempt: Attempt, *, is_uncertain: bool = False) -> None:
+        """Nobody here knows how the attempt ended; what is known of the partition may be wrong.
+
+        If even its position *is_uncertain*, the partition is handed back, and its next owner will ask.
+        """
+        with self._lock:
+            self._stock.give_up(worker)
+            self._parking.forget(attempt.progress)
+        if is_uncertain:
+            self._part_with(attempt)
+
+    def end_stuck(self, worker: Receiver, attempt: Attempt, error: TimeoutError) -> None:
+        """Take the partition from a handler that does not end: the attempt has failed, and others go on."""
+        try:
+            self.fail(worker, attempt, error)
+        except PASSING as failure:
+            log.warning(
+                "A failure could not be written down; the attempt counts all the same: %s",
+                failure,
+                extra=self.facts("failure unwritten", attempt, error=failure),
+            )
+            self.lose(worker, attempt)
+        self._part_with(attempt)
+
+    def _part_with(self, attempt: Attempt) -> None:
+        try:
+            with self._lock:
+                self._ownership.part_with(attempt.progress)
+        except PASSING as error:
+            # It is not ours any more as far as we know, and the next look at the group will put that right.
+            log.warning(
+                "Partition %d could not be handed back yet: %s",
+                attempt.progress.partition,
+                error,
+                extra=self.facts("hand back failed", attempt, error=error),
+            )
+
+    def facts(self, event: str, attempt: Attempt, **more: Unpack[Facts]) -> dict[str, object]:
+        """What a record of the log tells of *event*, with where it was."""
+        first = next(iter(attempt.current or attempt.messages), None)
+        where: Facts = {
+            "partition": attempt.progress.partition,
+            "offset": None if first is None else first.offset,
+        }
+        return self._ownership.facts(event, **(where | more))
+
+    def _count(self, attempt: Attempt) -> bool:
+        progress, messages, waiting = attempt.progress, attempt.messages, attempt.waiting
+        trying = None
+        in_hand_to = 0
+        if waiting is not None:
+            state: State = "waiting" if attempt.is_parked else "held"
+            trying = Record(
+                progress.partition_id,
+                waiting.offset,
+                messages[0].key,
+                state,
+                waiting.attempts + 1,
+                is_trying=True,
+                is_known=waiting.is_recorded,
+            )
+        elif messages:
+            in_hand_to = (messages[-1].offset or 0) + 1
+        first = attempt.span.first + len(attempt.set_aside)
+        position = attempt.position(first, in_hand_to=in_hand_to)
+        progress.marked_to = position.in_hand_to
+        if trying is None and not attempt.set_aside:
+            return self._ownership.mark(progress, position)
+        aside = [(one.offset, one.key, one.attempts) for one in attempt.set_aside]
+        if not self._write(
+            lambda conn: operations_attempts.begin(conn, self._database.dialect, attempt.seat, position, aside, trying)
+        ):
+            return False
+        with self._lock:
+            self._ownership.note(progress, first)
+            if waiting is not None:
+                waiting.is_recorded = True
+        return True
+
+    def _suspect(self, worker: Receiver, attempt: Attempt, error: BaseException) -> None:
+        """A batch has failed: its messages are tried one by one, as if the process had ended with it."""
+        log.warning(
+            "The handler failed on %d messages from %s on; they are tried one by one: %s",
+            len(attempt.current),
+            _place(attempt.current[0]),
+            _short(error),
+            extra=self.facts("batch failed", attempt, error=error),
+        )
+        with self._lock:
+            self.tally.failures += 1
+            attempt.aside.suspect_to = attempt.progress.suspect_to = (attempt.current[-1].offset or 0) + 1
+            self._stock.give_up(worker)
+
+    def _write_down(
+        self, worker: Receiver, attempt: Attempt, message: Message, attempts: int, error: BaseException | None
+    ) -> None:
+        retry, aside = self._terms.retry, attempt.aside
+        is_final = retry.is_exhausted(attempts) if error is None else retry.is_final(error, attempts)
+        chosen = verdict(
+            self._terms.policy, has_key=message.key is not None, is_final=is_final, is_aside=attempt.is_parked
+        )
+        if chosen is Verdict.ASIDE and not attempt.is_parked and len(aside) >= self._terms.max_parked:
+            chosen = Verdict.HOLD
+        delay = 0.0 if is_final else retry.delay_seconds(attempts, self._runtime.random.random())
+        offset = message.offset or 0
+        is_passed = chosen in (Verdict.ASIDE, Verdict.DEAD, Verdict.SKIP)
+        committable = attempt.progress.committable()
+        position = attempt.position(committable if attempt.is_parked else offset + is_passed)
+        if not self._record(attempt, message, chosen, attempts, delay, position, _reason(attempt, error)):
+            self.lose(worker, attempt)
+            return
+        event = "attempt failed" if chosen in (Verdict.ASIDE, Verdict.HOLD) else "message given up"
+        told = self.facts(event, attempt, error=error, offset=message.offset, attempts=attempts)
+        _say(message, chosen, attempts, delay, error, told)
+        waiting = Waiting(offset, message.key, attempts, self._runtime.monotonic() + delay, is_recorded=True)
+        with self._lock:
+            self._ownership.note(attempt.progress, position.offset)
+            attempt.progress.marked_to = position.in_hand_to
+            self._count_end(chosen, attempt)
+            self._put(attempt, chosen, waiting)
+            if is_passed or attempt.is_parked:
+                if not attempt.is_parked and not attempt.current:
+                    attempt.span.take()
+                self._stock.finish(worker, also_left=True)
+            else:
+                self._stock.give_up(worker)
+
+    def _put(self, attempt: Attempt, chosen: Verdict, waiting: Waiting) -> None:
+        aside = attempt.aside
+        if attempt.is_parked and attempt.waiting is not None:
+            if chosen is Verdict.ASIDE:
+                attempt.waiting.attempts, attempt.waiting.due_at = waiting.attempts, waiting.due_at
+                attempt.waiting.has_failed_silently = False
+            else:
+                aside.pop(attempt.waiting)
+            return
+        aside.held = waiting if chosen in (Verdict.HOLD, Verdict.STOP) else None
+        aside.is_stopped = chosen is Verdict.STOP
+        if chosen is Verdict.ASIDE:
+            aside.put(waiting)
+
+    def _count_end(self, chosen: Verdict, attempt: Attempt) -> None:
+        self.tally.failures += 1
+        self.tally.parked += chosen is Verdict.ASIDE and not attempt.is_parked
+        self.tally.dead += chosen is Verdict.DEAD
+        self.tally.skipped += chosen is Verdict.SKIP
+
+    def _record(
+        self,
+        attempt: Attempt,
+        message: Message,
+        chosen: Verdict,
+        attempts: int,
+        delay: float,
+        position: Commit,
+        reason: Reason | None,
+    ) -> bool:
+        dialect, seat = self._database.dialect, attempt.seat
+        record = Record(
+            seat.claim.partition_id,
+            message.offset or 0,
+            message.key,
+            _STATES[chosen],
+            attempts,
+            delay,
+            reason,
+            is_known=attempt.waiting is not None and attempt.waiting.is_recorded,
+        )
+        return self._write(lambda conn: operations_attempts.record(conn, dialect, seat, position, record))
+
+    def _lose_parked(self, worker: Receiver, attempt: Attempt) -> None:
+        assert attempt.waiting is not None  # noqa: S101 - what is parked has a record
+        offset = attempt.waiting.offset
+        log.error(
+            "Message %s/%d@%d was set aside and is not in the log any more; it is forgotten.",
+            attempt.progress.topic,
+            attempt.progress.partition,
+            offset,
+            extra=self.facts("parked message gone", attempt),
+        )
+        position = attempt.position(attempt.progress.committable())
+        self._write(
+            lambda conn: operations_attempts.settle(conn, self._database.dialect, attempt.seat, position, offset)
+        )
+        self.lose(worker, attempt)
+
+    def _after(self, attempt: Attempt) -> Commit:
+        """The group's position when the handler is done with what it has right now."""
+        if attempt.is_parked:
+            return attempt.position(attempt.progress.committable())
+        in_hand_to = 0 if attempt.waiting is not None else (attempt.messages[-1].offset or 0) + 1
+        return attempt.position((attempt.current[-1].offset or 0) + 1, in_hand_to=in_hand_to)
+
+    def _recorded(self, attempt: Attempt) -> int | None:
+        return None if attempt.waiting is None else attempt.waiting.offset
+
+    def _write(self, flow: Callable[[Connection], bool]) -> bool:
+        return self._database.write_again(flow)
+
+    def _fenced(self, attempt: Attempt) -> FencedError:
+        return FencedError(attempt.progress.topic, attempt.seat.group.name, (attempt.progress.partition,))
+
+
+def _reason(attempt: Attempt, error: BaseException | None) -> Reason | None:
+    if error is None:
+        return ENDED if attempt.waiting is not None and attempt.waiting.has_failed_silently else None
+    text = "".join(traceback.format_exception(error))
+    kind = type(error)
+    name = kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
+    return Reason(_storable(name), _storable(str(error))[:_ERROR_CHARACTERS], _storable(text)[-_TRACEBACK_CHARACTERS:])
+
+
+def _storable(text: str) -> str:
+    """*text* without what a database can't keep: NUL, and the halves of characters, as file names can have."""
+    return text.replace("\x00", "").encode(errors="backslashreplace").decode()
+
+
+def _say(
+    message: Message,
+    chosen: Verdict,
+    attempts: int,
+    delay: float,
+    error: BaseException | None,
+    told: dict[str, object],
+) -> None:
+    where, why = _place(message), ENDED.error if error is None else _short(error)
+    if chosen in (Verdict.ASIDE, Verdict.HOLD):
+        log.warning(
+            "Attempt %d at %s failed and is made again in %.1f seconds: %s",
+            attempts,
+            where,
+            delay,
+            why,
+            extra=told,
+        )
+        return
+    what = {
+        Verdict.DEAD: "it is a dead letter",
+        Verdict.SKIP: "it is skipped",
+        Verdict.STOP: "its partition stops: retry or discard it with `sqlmq parked`",
+    }[chosen]
+    log.error("Attempt %d at %s failed, and %s: %s", attempts, where, what, why, exc_info=error, extra=told)
+
+
+def _place(message: Message) -> str:
+    return f"{message.topic}/{message.partition}@{message.offset}"
+
+
+def _short(error: BaseException) -> str:
+    first_line = (str(error).splitlines() or [""])[0]
+    return f"{type(error).__qualname__}: {first_line[:_LOG_CHARACTERS]}"

@@ -1,0 +1,419 @@
+"""Running a handler: workers in threads of their own, watched by the thread that called ``run``; stopping in good order."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import math
+import signal
+import threading
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple
+
+from sqlmq.consumer.worker import signals
+from sqlmq.consumer.worker.attempts import PASSING, Handling
+from sqlmq.consumer.worker.dispatcher import Parking
+from sqlmq.consumer.worker.executor import NotBegunError, Step
+from sqlmq.errors import ConsumerClosedError, FencedError
+from sqlmq.model.config import check_count, check_seconds
+from sqlmq.model.retry import next_stride
+from sqlmq.model.timing import Deadline
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from types import FrameType
+
+    from sqlmq.background.wakeups import Wakeups
+    from sqlmq.consumer.worker.attempts import Books
+    from sqlmq.consumer.worker.dispatcher import Attempt, Terms
+    from sqlmq.consumer.worker.executor import Performer
+    from sqlmq.model.config import Options
+    from sqlmq.model.message import Message
+
+log = logging.getLogger("sqlmq.consumer")
+
+_WATCH_SECONDS = 1.0
+"""How often the workers are looked after when nothing happens."""
+_SAME_SIGNAL_SECONDS = 0.2
+"""Two signals so soon after each other are one: a terminal, or systemd, sends it to a process and to those who pass it on."""
+_RECOVER_SECONDS = 0.5
+"""How long a worker waits after the database was away."""
+
+
+class Host(NamedTuple):
+    """What a run needs of its consumer."""
+
+    take: Callable[[Callable[[], Attempt | None]], Attempt | None]
+    """Call, with the consumer's lock, what chooses; None if nothing may be handed out at this moment."""
+    may_go_on: Callable[[float], bool]
+    """Whether messages may still be handed out at this moment of the monotonic clock."""
+    wakeups: Wakeups
+
+
+class Limits(NamedTuple):
+    """How many workers there are, and how long things may take, in seconds; None is for ever."""
+
+    concurrency: int
+    stop_timeout: float
+    max_processing_seconds: float | None
+    idle_timeout: float | None
+
+    @classmethod
+    def checked(
+        cls, concurrency: int, stop_timeout: float, max_processing_seconds: float | None, idle_timeout: float | None
+    ) -> Limits:
+        """Make them, or raise TypeError or ValueError."""
+        return cls(
+            check_count("concurrency", concurrency),
+            check_seconds("stop_timeout", stop_timeout),
+            None
+            if max_processing_seconds is None
+            else check_seconds("max_processing_seconds", max_processing_seconds, is_zero_good=False),
+            None if idle_timeout is None else check_seconds("idle_timeout", idle_timeout),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class RunSummary:
+    """What a run has done."""
+
+    handled: int
+    """Messages that were handled."""
+    failures: int
+    """Attempts that failed."""
+    parked: int
+    """Messages that were set aside, for a time at least."""
+    dead: int
+    """Messages that became dead letters."""
+    skipped: int
+
+
+class Worker:
+    """A thread that handles messages, and what it does at this moment."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.stride = 1
+        self.attempt: Attempt | None = None
+        self.began = math.inf
+        """When its handler got what it has now, by the monotonic clock."""
+        self.is_replaced = False
+        """Whether another one has taken its place, because its handler does not end."""
+        self.has_warned = False
+        self.thread: threading.Thread
+
+    def is_alive(self) -> bool:
+        """Whether it can still finish what it has; as ``Receiver``."""
+        return self.thread.is_alive()
+
+
+class Run:
+    """One call of ``run``. Its workers take turns at looking for messages, so that idle ones cost nothing."""
+
+    def __init__(
+        self, host: Host, books: Books, options: Options, terms: Terms, limits: Limits, performer: Performer
+    ) -> None:
+        self._host = host
+        self._options = options
+        self._terms = terms
+        self._limits = limits
+        self._perform = performer
+        self._lock = books.lock
+        self._runtime = books.database.runtime
+        self._ownership = books.ownership
+        self._parking = Parking(books.database, books.ownership, books.stock, options, terms)
+        self._handling = Handling(books, self._parking, terms)
+        self._turn = threading.Lock()
+        self._changed = self._runtime.condition()
+        self._workers: list[Worker] = []
+        self._error: BaseException | None = None
+        self._signals = 0
+        self._signalled_at = 0.0
+        self._last_signal: signal.Signals | None = None
+        self._busy_at = math.inf
+        """When somebody last had something to do, by the monotonic clock; not before somebody has looked for it."""
+        self.is_stopping = False
+
+    @property
+    def has_successor(self) -> bool:
+        """Whether somebody is expected to take this process's place."""
+        return self._last_signal is signal.SIGTERM
+
+    def stop(self) -> None:
+        """Begin no other message. May be called by any thread, and by a signal."""
+        self.is_stopping = True
+        # In a thread of its own: whoever a signal has interrupted may hold the lock that waking takes, or logging.
+        threading.Thread(target=self._tell_of_stop, name="sqlmq-stop", daemon=True).start()
+
+    @contextlib.contextmanager
+    def taking_signals(self) -> Iterator[None]:
+        """Stop at SIGTERM and SIGINT, in good order at the first, at once at the second.
+
+        SIGTERM is taken for the end of this process, not of its work: somebody is to take its place.
+        """
+        before: signals.Handlers = {}
+        signals.take(self._arrive, before)
+        try:
+            yield
+        finally:
+            signals.give_back(before)
+
+    def work(self) -> RunSummary:
+        """Handle messages until told to stop; return what was done.
+
+        Raises what ended a worker, if it was not a message that failed; KeyboardInterrupt, with its number, for a second
+        signal.
+        """
+        try:
+            for number in range(self._limits.concurrency):
+                self._start(f"sqlmq-run-{number}")
+            self._watch()
+        finally:
+            self.is_stopping = True
+            self._wake()
+            self._end()
+        if self._error is not None:
+            raise self._error
+        if self._signals > 1:
+            raise KeyboardInterrupt(self._last_signal)
+        tally = self._handling.tally
+        return RunSummary(tally.handled, tally.failures, tally.parked, tally.dead, tally.skipped)
+
+    def _start(self, name: str) -> None:
+        worker = Worker(name)
+        worker.thread = threading.Thread(target=self._keep_working, args=[worker], name=name, daemon=True)
+        self._workers.append(worker)
+        worker.thread.start()
+
+    # What a worker does.
+
+    def _keep_working(self, worker: Worker) -> None:
+        try:
+            while not worker.is_replaced and (attempt := self._next(worker)) is not None:
+                self._attempt(worker, attempt)
+        except ConsumerClosedError:
+            self._give_notice(None)
+        except BaseException as error:  # noqa: BLE001 - raised by whoever called for the run
+            self._give_notice(error)
+
+    def _next(self, worker: Worker) -> Attempt | None:
+        """Wait for something to do; None when there will be nothing any more."""
+        wakeups = self._host.wakeups
+        with self._turn:
+            looks = 0
+            while True:
+                seen = wakeups.count
+                if self.is_stopping:
+                    return None
+                attempt = self._host.take(lambda: self._parking.choose(worker, worker.stride))
+                if attempt is not None:
+                    worker.attempt = attempt
+                    return attempt
+                self._busy_at = min(self._busy_at, self._runtime.monotonic())
+                with self._lock:
+                    look_at = self._parking.look_at()
+                # What is due and can't be had now, as while the database is away, is looked for again and again, not at once.
+                is_due = look_at <= self._runtime.monotonic()
+                deadline = Deadline(math.inf if is_due else look_at)
+                is_woken = wakeups.wait(wakeups.pause(looks, deadline, may_rest=not is_due), seen)
+                looks = 0 if is_woken else looks + 1
+                if is_woken:
+                    with self._lock:
+                        self._parking.stir()
+
+    def _attempt(self, worker: Worker, attempt: Attempt) -> None:
+        handling = self._handling
+        try:
+            if self._begin(worker, attempt):
+                self._handle(worker, attempt)
+        except FencedError as error:
+            log.warning("%s", error, extra=handling.facts("fenced", attempt, error=error))
+            handling.lose(worker, attempt)
+        except PASSING as error:
+            log.warning(
+                "%s goes on trying: %s", worker.name, error, extra=handling.facts("retry", attempt, error=error)
+            )
+            handling.lose(worker, attempt, is_uncertain=attempt.is_settling)
+            self._pause()
+        finally:
+            self._busy_at = self._runtime.monotonic()
+            worker.attempt, worker.began, worker.has_warned = None, math.inf, False
+            self._host.wakeups.wake()  # whoever looks for messages: this partition is free again
+
+    def _begin(self, worker: Worker, attempt: Attempt) -> bool:
+        try:
+            return self._handling.begin(worker, attempt)
+        except PASSING as error:
+            log.warning(
+                "%s goes on trying: %s", worker.name, error, extra=self._handling.facts("retry", attempt, error=error)
+            )
+            self._handling.give_up(worker)
+            self._pause()
+            return False
+
+    def _handle(self, worker: Worker, attempt: Attempt) -> None:
+        handling = self._handling
+        began = worker.began = self._runtime.monotonic()
+        step = Step(
+            self._counted(worker, handling.batches(attempt, self._may_go_on)),
+            lambda conn: handling.settle(attempt, conn),
+            lambda: handling.settled(attempt),
+        )
+        try:
+            self._perform(step)
+        except NotBegunError as failure:
+            self._interrupt(worker, attempt)
+            raise failure.__cause__ or failure from None
+        except Exception as error:
+            if attempt.is_settling and isinstance(error, (FencedError, *PASSING)):
+                if handling.claim(attempt):
+                    raise
+            elif attempt.current:
+                self._failed(worker, attempt, error)
+            else:
+                self._interrupt(worker, attempt)
+                raise
+        except BaseException:
+            self._interrupt(worker, attempt)
+            raise
+        else:
+            if handling.claim(attempt):
+                handling.succeed(worker, attempt, is_settled=self._perform.is_settling)
+                handled = 1 if not attempt.current else attempt.messages.index(attempt.current[-1]) + 1
+                worker.stride = self._next_stride(worker.stride, handled, self._runtime.monotonic() - began)
+
+    def _interrupt(self, worker: Worker, attempt: Attempt) -> None:
+        if self._handling.claim(attempt):
+            self._handling.interrupt(worker, attempt)
+
+    def _failed(self, worker: Worker, attempt: Attempt, error: BaseException) -> None:
+        worker.stride = 1
+        if self._handling.claim(attempt):
+            self._handling.fail(worker, attempt, error)
+
+    def _next_stride(self, stride: int, handled: int, seconds: float) -> int:
+        # With a single attempt it has to be certain which message it was made at.
+        return 1 if self._terms.retry.max_attempts == 1 else next_stride(stride, handled, seconds)
+
+    def _counted(self, worker: Worker, batches: Iterator[list[Message]]) -> Iterator[list[Message]]:
+        for batch in batches:
+            worker.began, worker.has_warned = self._runtime.monotonic(), False
+            yield batch
+            self._handling.tally.count_handled(len(batch))
+
+    def _may_go_on(self) -> bool:
+        return not self.is_stopping and self._host.may_go_on(self._runtime.monotonic())
+
+    def _give_notice(self, error: BaseException | None) -> None:
+        with self._changed:
+            self._error = self._error or error
+            self.is_stopping = True
+            self._changed.notify_all()
+        self._host.wakeups.wake()
+
+    def _pause(self) -> None:
+        with self._changed:
+            self._changed.wait_for(lambda: self.is_stopping, _RECOVER_SECONDS)
+
+    # What the thread does that called for the run.
+
+    def _watch(self) -> None:
+        lease = self._options.lease_seconds
+        most = self._limits.max_processing_seconds
+        pause = min(_WATCH_SECONDS, lease / 4, math.inf if most is None else most / 4)
+        while not self.is_stopping:
+            if self._is_idle():
+                return
+            self._look_after_workers(self._runtime.monotonic())
+            with self._changed:
+                self._changed.wait_for(lambda: self.is_stopping, self._until_idle(pause))
+
+    def _until_idle(self, pause: float) -> float:
+        timeout = self._limits.idle_timeout
+        if timeout is None or math.isinf(self._busy_at):
+            return pause
+        return max(0.001, min(pause, self._busy_at + timeout - self._runtime.monotonic()))
+
+    def _is_idle(self) -> bool:
+        timeout = self._limits.idle_timeout
+        if timeout is None or self._runtime.monotonic() - self._busy_at < timeout:
+            return False
+        with self._lock:
+            return len(self._parking) == 0 and all(worker.attempt is None for worker in self._workers)
+
+    def _look_after_workers(self, now: float) -> None:
+        most = self._limits.max_processing_seconds
+        for worker in list(self._workers):
+            attempt, seconds = worker.attempt, now - worker.began
+            if attempt is None or seconds <= 0 or not attempt.current:
+                continue
+            if most is not None and seconds > most:
+                self._end_stuck(worker, attempt, most)
+            elif seconds > self._options.lease_seconds and not worker.has_warned:
+                worker.has_warned = True
+                log.warning(
+                    "The handler has had %s for %.0f seconds, longer than lease_seconds. It keeps the partition, which "
+                    "waits for it; max_processing_seconds would end that.",
+                    attempt.current[0],
+                    seconds,
+                    extra=self._handling.facts("handler slow", attempt, seconds=seconds),
+                )
+
+    def _end_stuck(self, worker: Worker, attempt: Attempt, most: float) -> None:
+        if not self._handling.claim(attempt):
+            return
+        error = TimeoutError(f"The handler did not end within {most} seconds (max_processing_seconds).")
+        worker.is_replaced = True
+        self._workers.remove(worker)
+        self._handling.end_stuck(worker, attempt, error)
+        self._perform.abandon(worker)
+        self._start(worker.name)
+
+    def _end(self) -> None:
+        """Wait for the workers, as long as they may take; take back what does not end."""
+        deadline = Deadline.after(self._limits.stop_timeout, self._runtime.monotonic())
+        for worker in self._workers:
+            while worker.thread.is_alive() and self._signals < 2 and not deadline.passed(self._runtime.monotonic()):
+                worker.thread.join(min(0.1, deadline.remaining(self._runtime.monotonic())))
+        for worker in self._workers:
+            attempt = worker.attempt
+            if attempt is None or not worker.thread.is_alive() or not self._handling.claim(attempt):
+                continue
+            log.warning(
+                "The handler did not end within %.0f seconds (stop_timeout); %s is delivered again.",
+                self._limits.stop_timeout,
+                attempt.current or attempt.messages,
+                extra=self._handling.facts("handler abandoned", attempt, seconds=self._limits.stop_timeout),
+            )
+            worker.is_replaced = True
+            self._perform.abandon(worker)
+            try:
+                self._handling.interrupt(worker, attempt)
+            except PASSING as error:
+                log.warning(
+                    "An attempt that was interrupted counts all the same: %s",
+                    error,
+                    extra=self._handling.facts("failure unwritten", attempt, error=error),
+                )
+
+    def _tell_of_stop(self) -> None:
+        self._wake()
+        if self._signals == 1 and self._last_signal is not None:
+            log.info(
+                "%s: what is in the handler's hands is finished first; a second signal ends it at once.",
+                self._last_signal.name,
+                extra=self._ownership.facts("run stopping"),
+            )
+
+    def _wake(self) -> None:
+        with self._changed:
+            self._changed.notify_all()
+        self._host.wakeups.wake()
+
+    def _arrive(self, number: int, _frame: FrameType | None) -> None:
+        now = self._runtime.monotonic()
+        if self._signals and now - self._signalled_at < _SAME_SIGNAL_SECONDS:
+            return
+        self._signals, self._signalled_at = self._signals + 1, now
+        self._last_signal = signal.Signals(number)
+        self.stop()

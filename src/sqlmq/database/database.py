@@ -1,0 +1,404 @@
+"""The database of one MQ: its engine, and the only place where our own transactions begin and end.
+
+What runs inside one is a flow, a function of a Connection. Errors of the driver are translated here, and a transaction
+that failed for a passing reason before its COMMIT was sent is run again from the start.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import threading
+from functools import partial
+from typing import TYPE_CHECKING, TypeVar
+
+from sqlalchemy import URL, Engine, StaticPool
+
+from sqlmq import migrate
+from sqlmq.database import fork_hooks, retrying
+from sqlmq.database.append_connection import Spare
+from sqlmq.database.drain import Usage
+from sqlmq.database.engines import open_engine
+from sqlmq.database.watchdog import Answers, gone
+from sqlmq.database.writer_lock import Turn
+from sqlmq.dialects import dialect_named, without_secrets
+from sqlmq.errors import (
+    DatabaseBusyError,
+    DatabaseUnavailableError,
+    ForkedError,
+    OutcomeUnknownError,
+    ReadOnlyDatabaseError,
+    SqlmqError,
+    TransactionError,
+)
+from sqlmq.hooks.clock import SYSTEM
+from sqlmq.hooks.failpoints import failpoint
+from sqlmq.schema import REVISION
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from sqlalchemy import Connection, Pool
+
+    from sqlmq.dialects import Dialect, Listening
+    from sqlmq.hooks.clock import Runtime
+    from sqlmq.hooks.observer import Observer
+
+T = TypeVar("T")
+log = logging.getLogger("sqlmq.database")
+
+_CLOSE_SECONDS = 5.0
+"""For how long closing, and a fork, wait for transactions of other threads."""
+
+_BLOCK_SECONDS = 10.0
+"""For how long a thread waits for a block of another one: as long as for another process, by the busy timeout."""
+
+
+class Database:
+    """An engine, the dialect for it, and transactions. May be shared by threads."""
+
+    def __init__(
+        self,
+        target: str | URL | Engine,
+        schema: str | None,
+        answer_seconds: float = 30.0,
+        runtime: Runtime = SYSTEM,
+    ) -> None:
+        self.runtime = runtime  # of all that is made from the MQ
+        self._owns_engine = not isinstance(target, Engine)
+        if isinstance(target, Engine):
+            self.dialect: Dialect = dialect_named(target.dialect.name, schema)
+            self.dialect.check_engine(target)
+            self.engine = target
+        else:
+            self.dialect, self.engine = open_engine(target, schema)
+        self.schema = schema
+        self.one_connection = isinstance(self.engine.pool, StaticPool)
+        """Whether all threads share a single connection, as they must on a database in memory."""
+        self.where = without_secrets(self.engine.url)
+        self.answers = Answers(self.dialect.line, self.where, answer_seconds)
+        self._translating = retrying.Translating(self.dialect, self.where, committing=False)
+        self._translating_commit = retrying.Translating(self.dialect, self.where, committing=True)
+        if self._owns_engine:
+            self.answers.attend(self.engine, has_line=self.dialect.has_line)
+        self.observer: Observer | None = None  # of all that is made from the MQ
+        self._transactions = self.dialect.for_transactions(self.engine)
+        self._single_statements = self.dialect.for_single_statements(self.engine)
+        self._spare = Spare(self.engine, self.dialect, self.answers.come_after_rest, keeps=self._owns_engine)
+        self._prepared = False
+        self._appends_in_one_statement = False
+        self._has_written = False
+        self._forked = False
+        self._is_closed = False
+        self._identity: tuple[object, ...] | None = None
+        self._make_locks()
+        fork_hooks.tell(self)
+
+    def read(self, flow: Callable[[Connection], T], *, tries_again: bool = True) -> T:
+        """Run *flow*, whose statements write no row and need no common snapshot; tried again as in ``write``."""
+        self.prepare()
+        return self._retrying(lambda: self._read_once(flow)) if tries_again else self._read_once(flow)
+
+    def write(self, flow: Callable[[Connection], T], *, tries_again: bool = True, goes_first: bool = False) -> T:
+        """Run *flow* in a transaction of its own and commit it; tried again after a passing error, if wanted.
+
+        *flow* may run several times, each time on a database that saw nothing of the times before. What *goes_first*
+        does not queue behind those who wait already where there is one writer. Raises OutcomeUnknownError, and tries no
+        more, if the connection breaks while COMMIT is on its way.
+        """
+        self.prepare()
+        once = partial(self._write_once, flow, goes_first=goes_first)
+        return self._retrying(once) if tries_again else once()
+
+    def read_unprepared(self, flow: Callable[[Connection], T]) -> T:
+        """As ``read``, whatever tables there are: for looking at the schema itself."""
+        return self._retrying(lambda: self._read_once(flow))
+
+    def write_unprepared(self, flow: Callable[[Connection], T]) -> T:
+        """As ``write``, whatever tables there are: for migrations, whose statements may take long."""
+        return self._retrying(lambda: self._write_once(flow, is_patient=True))
+
+    def append(self, flow: Callable[[Connection], T]) -> T:
+        """Run *flow*, which is one appending statement, in a transaction of its own: in one round trip where possible."""
+        self.prepare()
+        return self._retrying(lambda: self._append_once(flow, committing=True))
+
+    def settle(self, flow: Callable[[Connection], T]) -> T:
+        """Run *flow*, which does no harm twice, in a transaction of its own; where possible each of its statements in one.
+
+        When the connection is lost it is run again, also after it may have taken effect.
+        """
+        self.prepare()
+        return self._retrying(lambda: self._append_once(flow, committing=False))
+
+    def write_again(self, flow: Callable[[Connection], T]) -> T:
+        """As ``write``, for a *flow* that does no harm twice: run again when the connection is lost while it commits."""
+        self.prepare()
+        return self._retrying(lambda: self._write_once(flow, committing=False))
+
+    def listen(self) -> Listening:
+        """Listen for notices, on a connection that is not the engine's."""
+        self.prepare()
+        self._check_open()
+        with self.translating():
+            return self.dialect.listen(self.engine, self.answers.awaited)
+
+    @contextlib.contextmanager
+    def block(self) -> Iterator[None]:
+        """Let this thread alone write, where there is one writer, for as long as a transaction of the application's lasts.
+
+        Raises DatabaseBusyError when a block of another thread does not end, TransactionError inside one of this thread.
+        """
+        self.prepare()
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(self._in_turn(writing=True))
+            stack.enter_context(self._usage)
+            me = threading.get_ident()
+            self._in_block.append(me)
+            try:
+                yield
+            finally:
+                self._in_block.remove(me)
+
+    def connect(self) -> contextlib.AbstractContextManager[Connection]:
+        """A connection for a block, in no transaction yet, in which positions can be read once they are locked."""
+        return self._connect(self._transactions, is_patient=True)
+
+    def awaiting(
+        self, conn: Connection, seconds: float | None = None, *, committing: bool = False
+    ) -> contextlib.AbstractContextManager[None]:
+        """A block in which whatever is asked on *conn* has to be answered in time, the usual one or *seconds*.
+
+        OutcomeUnknownError says that the block's COMMIT, *committing*, has ended only because it was asked to.
+        """
+        if not self.dialect.has_line or conn.closed or conn.invalidated:
+            return contextlib.nullcontext()
+        return self.answers.awaited(conn.connection.driver_connection, seconds, committing=committing)
+
+    def check_may_write(self) -> None:
+        """Raise TransactionError if this thread, inside a block, would wait for itself."""
+        if (self.one_connection or self.dialect.one_writer) and self._is_in_block():
+            raise TransactionError(_IN_BLOCK)
+
+    def check_outside_block(self, what: str) -> None:
+        """Raise TransactionError if this thread is inside a block, which has to end before anybody can do *what*."""
+        if self._is_in_block():
+            message = f"This thread is inside a block of consumer.transaction(); leave it before you {what}."
+            raise TransactionError(message)
+
+    def _is_in_block(self) -> bool:
+        return threading.get_ident() in self._in_block
+
+    def translating(self, *, committing: bool = False) -> retrying.Translating:
+        """Raise our errors for the driver's; OutcomeUnknownError if the connection breaks while *committing*."""
+        return self._translating_commit if committing else self._translating
+
+    def prepare(self) -> None:
+        """Make sure, once, that the tables are there and the right ones."""
+        if self._forked:
+            what = "This MQ, and the engine it was given,"
+            raise ForkedError(what)
+        if self._prepared:
+            return
+        with self._preparing:
+            if not self._prepared:
+                self._retrying(self._prepare_once)
+                self._prepared = True
+
+    @property
+    def knows_identity(self) -> bool:
+        """Whether ``identity`` need not ask."""
+        return self._identity is not None
+
+    def identity(self, *, fresh: bool) -> tuple[object, ...]:
+        """What tells the database from all others, as ``Dialect.identity`` does; asked once, unless it has to be *fresh*."""
+        if fresh or self._identity is None:
+            self._identity = self.read(lambda conn: self.dialect.identity(conn, fresh=fresh))
+        return self._identity
+
+    def close(self) -> None:
+        """Close the connections, if the engine is our own, once other threads' transactions are over."""
+        left = _CLOSE_SECONDS - self.answers.hurry()
+        self._usage.end(max(0.0, left), self._note_closed)
+        self._spare.close()
+        self.answers.close()
+        if self._owns_engine and not self._forked:
+            self.engine.dispose()
+
+    def _prepare_once(self) -> None:
+        if self.dialect.creates_schema_itself:
+            with self._connect(self.engine) as conn, self.translating():
+                found = migrate.current(conn, schema=self.schema)
+            if found is None or found < REVISION:
+                self._write_once(lambda conn: migrate.upgrade(conn, schema=self.schema), is_patient=True)
+        with self._connect(self._single_statements) as conn, self.translating():
+            migrate.check(conn, schema=self.schema)
+            self._appends_in_one_statement = self.dialect.can_append_in_one_statement(conn)
+
+    def _read_once(self, flow: Callable[[Connection], T]) -> T:
+        with self._in_turn(writing=False), self._connect(self._single_statements) as conn, self.translating():
+            return flow(conn)
+
+    def _write_once(
+        self,
+        flow: Callable[[Connection], T],
+        *,
+        goes_first: bool = False,
+        committing: bool = True,
+        is_patient: bool = False,
+    ) -> T:
+        with (
+            self._in_turn(writing=True, goes_first=goes_first),
+            self._connect(self._transactions, is_patient=is_patient, committing=committing) as conn,
+        ):
+            with self.translating():
+                failpoint("begin.before")
+                self.dialect.begin(conn)
+                failpoint("begin.after")
+                result = flow(conn)
+                failpoint("commit.before")
+            with self.translating(committing=committing):
+                try:
+                    conn.commit()
+                except BaseException:
+                    retrying.roll_back_in_driver(conn)
+                    raise
+            failpoint("commit.after")
+            self._has_written = True
+            return result
+
+    def _append_once(self, flow: Callable[[Connection], T], *, committing: bool) -> T:
+        if not self._appends_in_one_statement:
+            return self._write_once(flow)
+        with self._usage:
+            with self.translating():
+                spare = self._spare.take()
+            try:
+                failpoint("statement.before")
+                with self.translating(committing=committing), self.answers.awaited(spare.driven, committing=committing):
+                    result = flow(spare.connection)
+                failpoint("statement.after")
+            except BaseException as error:
+                with self.translating():
+                    if isinstance(error, SqlmqError) and self._is_of_no_use_after(error):
+                        spare.connection.invalidate()
+                    spare.close()
+                raise
+            self._spare.give(spare)
+        self._has_written = True
+        return result
+
+    def _note_closed(self) -> None:
+        self._is_closed = True
+
+    def _check_open(self) -> None:
+        # Or a thread that was about to look would open a connection that nobody closes.
+        if self._is_closed or self.answers.is_gone:
+            message = f"{self.where}: the MQ is closed." if self._is_closed else gone(self.where)
+            raise DatabaseUnavailableError(message)
+
+    @contextlib.contextmanager
+    def _connect(self, engine: Engine, *, is_patient: bool = False, committing: bool = False) -> Iterator[Connection]:
+        """A connection; unless it *is_patient*, all that is asked in the block is to be answered in time."""
+        with self._usage:
+            with self.translating():
+                connection = engine.connect()
+            try:
+                with contextlib.nullcontext() if is_patient else self.awaiting(connection, committing=committing):
+                    yield connection
+            except SqlmqError as error:
+                if self._is_of_no_use_after(error):
+                    connection.invalidate()
+                raise
+            finally:
+                with self.translating():
+                    connection.close()
+
+    @contextlib.contextmanager
+    def _in_turn(self, *, writing: bool, goes_first: bool = False) -> Iterator[None]:
+        """Let one thread at a time write where there is one writer, and do anything where there is one connection."""
+        if not (self.one_connection or (writing and self.dialect.one_writer)):
+            yield
+            return
+        self.check_may_write()
+        while not self._turn.acquire(_BLOCK_SECONDS, goes_first=goes_first):
+            if self._in_block:
+                raise DatabaseBusyError(_BLOCKED)
+        try:
+            yield
+        finally:
+            self._turn.release()
+
+    def _retrying(self, attempt: Callable[[], T]) -> T:
+        return retrying.again(attempt, self._is_passing, self.runtime)
+
+    def _is_passing(self, error: BaseException) -> bool:
+        if isinstance(error, OutcomeUnknownError) or not isinstance(error, SqlmqError) or self.answers.is_given_up:
+            return False
+        if isinstance(error, ReadOnlyDatabaseError) and not self._has_written:
+            return False  # the URL leads to a standby, not to a primary that has become one
+        cause = error.__cause__
+        return isinstance(cause, Exception) and self.dialect.is_passing(cause)
+
+    def _is_of_no_use_after(self, error: SqlmqError) -> bool:
+        """Whether the connection is lost; or, after a failover, it leads to a standby and the next one elsewhere."""
+        cause = error.__cause__
+        is_lost = isinstance(cause, Exception) and self.dialect.is_disconnect(cause)
+        return is_lost or isinstance(error, ReadOnlyDatabaseError | OutcomeUnknownError)
+
+    def _make_locks(self) -> None:
+        self._turn = Turn(self.runtime)
+        self._preparing = threading.RLock()
+        self._usage = Usage(self.runtime, self._check_open)
+        # The threads that are inside a block, each as often as it is in one.
+        self._in_block: list[int] = []
+
+    @property
+    def can_notify(self) -> bool:
+        """Whether processes can tell each other of new messages."""
+        return self.dialect.can_notify and not self.one_connection
+
+    def before_fork(self) -> None:
+        """Let no other thread be in the middle of anything where a connection is a file of this process.
+
+        The child inherits what the process knows of its own locks on the file, and would wait for them for ever; also
+        for the mutexes of the library, which a reader takes as well, and whoever opens a connection needs.
+        """
+        if self.dialect.one_writer:
+            self._turn.acquire(threading.TIMEOUT_MAX, goes_first=True)
+            self._usage.hold(_CLOSE_SECONDS)
+
+    def after_fork_in_parent(self) -> None:
+        """Go on as before."""
+        if self.dialect.one_writer:
+            self._usage.release()
+            self._turn.release()
+
+    def after_fork(self) -> None:
+        """In a forked child: leave the parent's connections alone, and open others when they are needed.
+
+        The connections of an engine that the user made are the user's to part with, and a database in memory has no
+        others: then whatever is tried next raises ForkedError.
+        """
+        self._make_locks()
+        self.answers.start_over()
+        if not self._owns_engine or self.one_connection:
+            self._forked = True
+            return
+        # Kept alive, because closing the copy of a SQLite connection can damage the file.
+        # https://www.sqlite.org/howtocorrupt.html#_carrying_an_open_database_connection_across_a_fork_
+        self._spare.leave_fork()
+        _ABANDONED.append(self.engine.pool)
+        self.engine.dispose(close=False)
+
+
+_IN_BLOCK = (
+    "This thread is inside a block of consumer.transaction(), which holds the database's only writer: it would wait for "
+    "itself. Give session=tx.session, to be part of the block's transaction, or do it after the block."
+)
+_BLOCKED = (
+    f"A block of consumer.transaction() in another thread has held the database's only writer for {_BLOCK_SECONDS:.0f} "
+    "seconds. Keep what is done inside it short."
+)
+
+_ABANDONED: list[Pool] = []

@@ -1,0 +1,12 @@
+"""Postgres, by psycopg 3.
+
+dialect     `Postgresql`: engines, transactions, locks
+append      messages as binary arrays and COPY
+read        the read of the log, in binary
+errors      SQLSTATEs, translated to errors of ours
+inspection  settings, sessions, locks and tables, as the server reports them
+listen      LISTEN and NOTIFY
+pooler      a pooler such as PgBouncer: detected, and nothing prepared
+socket      the socket of a connection: how long it has been silent; shutting it down
+roles       which rights a monitor, a producer, a consumer and an admin need
+"""

@@ -1,0 +1,344 @@
+"""Postgres, through psycopg 3.
+
+The hot statements go to the driver as they are: an array in binary form costs a third of the text form from 1,000
+messages on. Reading has a module of its own.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import psycopg
+from sqlalchemy import (
+    BigInteger,
+    ColumnElement,
+    DateTime,
+    Float,
+    Interval,
+    String,
+    cast,
+    create_engine,
+    extract,
+    func,
+    literal,
+    literal_column,
+    select,
+    text,
+    true,
+)
+from sqlalchemy.dialects import postgresql
+
+from sqlmq.dialects.base import Dialect, Held, HeldPosition, Holder, Line, Listening, Part, Position
+from sqlmq.dialects.postgresql import errors, inspection, socket
+from sqlmq.dialects.postgresql import listen as postgresql_listen
+from sqlmq.dialects.postgresql.append import Appending, fits_arrays
+from sqlmq.dialects.postgresql.pooler import heed_pooler
+from sqlmq.dialects.postgresql.read import POSTGRES_EPOCH_US, Reading
+from sqlmq.errors import InvalidURLError, IsolationError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Iterator, Sequence
+    from datetime import datetime
+
+    from sqlalchemy import URL, Connection, Engine, Insert, Select, Table
+    from sqlalchemy.ext.asyncio import AsyncEngine
+
+    from sqlmq.errors import SqlmqError
+    from sqlmq.model.message import Contents, LogRow
+    from sqlmq.reports.doctor import Vitals
+
+_CONNECT_TIMEOUT_SECONDS = 10
+_TCP_USER_TIMEOUT_MS = 30_000
+
+
+class Postgresql(Dialect):
+    """Postgres 13 and later."""
+
+    name: ClassVar[str] = "postgresql"
+    can_notify: ClassVar[bool] = True
+    has_line: ClassVar[bool] = True
+    reads_in_parallel: ClassVar[bool] = True
+    moments_from_us: ClassVar[int] = POSTGRES_EPOCH_US
+
+    def __init__(self, schema: str | None) -> None:
+        super().__init__(schema)
+        if schema == "":
+            message = "schema must be a name; leave it out for the connection's default schema."
+            raise InvalidURLError(message)
+        prefix = f'"{schema.replace(chr(34), chr(34) * 2)}".' if schema else ""
+        self._topic_table = f"{prefix}sqlmq_topic"
+        self._appending = Appending(prefix)
+        prefix = prefix.replace("%", "%%")
+        self._reading = Reading(prefix)
+        # A claim that somebody has taken over while we waited for its lock is looked at again, and is not ours.
+        # https://www.postgresql.org/docs/current/transaction-iso.html#XACT-READ-COMMITTED
+        commit_sql = f"""
+            WITH new AS (
+                SELECT * FROM unnest(%b::bigint[], %b::bigint[], %b::bigint[], %b::bigint[])
+                AS new (partition_id, epoch, position, in_hand_to)
+            ), held AS MATERIALIZED (
+                SELECT c.group_id, c.partition_id, new.position, new.in_hand_to
+                FROM new JOIN {prefix}sqlmq_claim c ON c.partition_id = new.partition_id AND c.epoch = new.epoch
+                WHERE c.group_id = %b::bigint AND c.member_id = %b::bigint
+                ORDER BY c.partition_id
+                FOR NO KEY UPDATE OF c
+            ), written AS (
+                INSERT INTO {prefix}sqlmq_group_offset (group_id, partition_id, committed_offset, in_hand_to)
+                SELECT * FROM held ON CONFLICT
+            )
+            SELECT partition_id FROM held
+            WHERE %b OR set_config('synchronous_commit', 'off', true) IS NOT NULL
+        """
+        self._commit_sql = commit_sql.replace("ON CONFLICT", "ON CONFLICT DO NOTHING")
+        self._mark_sql = commit_sql.replace(
+            "ON CONFLICT",
+            "ON CONFLICT (group_id, partition_id, committed_offset) DO UPDATE SET in_hand_to = excluded.in_hand_to",
+        )
+
+    def create_engine(self, url: URL) -> Engine:
+        driver = url.drivername.partition("+")[2] or "psycopg"
+        if driver != "psycopg":
+            raise InvalidURLError(_wrong_driver(driver))
+        return heed_pooler(create_engine(url.set(drivername="postgresql+psycopg"), **_engine_options(url)))
+
+    def create_async_engine(self, url: URL) -> AsyncEngine:
+        from sqlalchemy.ext.asyncio import create_async_engine
+
+        engine = create_async_engine(url.set(drivername="postgresql+psycopg"), **_engine_options(url))
+        heed_pooler(engine.sync_engine)
+        return engine
+
+    def blocking_url(self, url: URL) -> URL:
+        driver = url.drivername.partition("+")[2]
+        if driver == "psycopg_async":
+            return url.set(drivername="postgresql+psycopg")
+        if driver != "asyncpg":
+            return url
+        query = {_ASYNCPG_SPELLINGS.get(name, name): value for name, value in url.query.items()}
+        return url.set(
+            drivername="postgresql+psycopg",
+            query={name: value for name, value in query.items() if not name.startswith("prepared_statement_")},
+        )
+
+    def check_engine(self, engine: Engine) -> None:
+        if engine.dialect.driver != "psycopg":
+            raise InvalidURLError(_wrong_driver(engine.dialect.driver))
+
+    def for_transactions(self, engine: Engine) -> Engine:
+        return engine.execution_options(isolation_level="READ COMMITTED")
+
+    def for_single_statements(self, engine: Engine) -> Engine:
+        return engine.execution_options(isolation_level="AUTOCOMMIT")
+
+    def is_autocommit(self, conn: Connection) -> bool:
+        connection = conn.connection.dbapi_connection
+        return connection is not None and conn.dialect.detect_autocommit_setting(connection)
+
+    def hold(self, conn: Connection, wanted: Select[Any], *, quiet_seconds: float, vanished_seconds: float) -> Held:
+        first = wanted.lateral("first")
+        nothing = select(literal_column("1").label("one")).subquery("nothing")
+        limits = _limits(quiet_seconds, vanished_seconds, conn.dialect.server_version_info or ())
+        row = conn.execute(
+            select(
+                literal_column("current_setting('transaction_isolation')", String).label("isolation"),
+                literal_column("CAST(pg_current_xact_id() AS text)", String).label("token"),
+                first,
+                *(literal_column(limit, String) for limit in limits),
+            ).select_from(nothing.outerjoin(first, true()))
+        ).one()
+        if row.isolation not in ("read committed", "read uncommitted"):
+            message = (
+                f"The transaction is {row.isolation.upper()}, in which it would see an old position of the group. Use "
+                "READ COMMITTED, as in sessionmaker(engine.execution_options(isolation_level='READ COMMITTED'))."
+            )
+            raise IsolationError(message)
+        # The columns of *wanted* are null when there was no row: its first is a key.
+        return Held(None if row[2] is None else row, row.token)
+
+    def is_held(self, token: str | None) -> ColumnElement[bool]:
+        return literal_column(_TRANSACTION_ID, String) == token
+
+    def can_append_in_one_statement(self, conn: Connection) -> bool:
+        default: str = conn.exec_driver_sql("SHOW default_transaction_isolation").scalar_one()
+        return default == "read committed"
+
+    @contextlib.contextmanager
+    def autocommitting(self, conn: Connection) -> Iterator[None]:
+        connection = conn.connection.driver_connection
+        assert isinstance(connection, psycopg.Connection)  # noqa: S101 - what check_engine made sure of
+        before = connection.autocommit
+        connection.autocommit = True
+        try:
+            yield
+        finally:
+            if not connection.closed:
+                connection.autocommit = before
+
+    def takes_one_statement(self, contents: Contents) -> bool:
+        return fits_arrays(contents)
+
+    def limit_lock_wait(self, conn: Connection, seconds: float) -> None:
+        conn.exec_driver_sql(f"SET LOCAL lock_timeout = {int(seconds * 1000)}")
+
+    def lock_schema(self, conn: Connection) -> None:
+        # The number is "sqlmq" in ASCII. Held until the transaction ends, so a pooler between does no harm.
+        conn.exec_driver_sql("SELECT pg_advisory_xact_lock(495874403697)")
+
+    def now(self) -> ColumnElement[object]:
+        return func.clock_timestamp(type_=DateTime(timezone=True))
+
+    def began_at(self) -> ColumnElement[object]:
+        return func.transaction_timestamp(type_=DateTime(timezone=True))
+
+    def seconds_from_now(self, seconds: float) -> ColumnElement[object]:
+        return self.now() + literal(seconds, Float) * literal_column("interval '1 second'", Interval)
+
+    def moment(self, at: datetime) -> ColumnElement[object]:
+        return literal(at, DateTime(timezone=True))
+
+    def microseconds(self, moment: ColumnElement[object]) -> ColumnElement[int]:
+        return cast(extract("epoch", moment) * literal_column("1000000"), BigInteger)
+
+    def moment_of(self, stored: datetime) -> datetime:
+        return stored.astimezone(UTC)
+
+    def moment_shown(self, shown: datetime | None) -> datetime | None:
+        return None if shown is None else shown.astimezone(UTC)
+
+    def vitals(self, conn: Connection) -> Vitals:
+        return inspection.vitals(conn, self._topic_table)
+
+    def may_read(self, conn: Connection, table: str, column: str) -> bool:
+        return inspection.may_read(conn, self._topic_table.removesuffix("sqlmq_topic") + table, column)
+
+    def claim_holders(self, conn: Connection) -> list[Holder]:
+        return inspection.claim_holders(conn, self._topic_table.removesuffix("topic") + "claim")
+
+    def age_seconds(self, moment: ColumnElement[object]) -> ColumnElement[float]:
+        return func.date_part("epoch", func.clock_timestamp() - moment, type_=Float)
+
+    def insert_new(self, table: Table, unique: Sequence[str]) -> Insert:
+        return postgresql.insert(table).on_conflict_do_nothing(index_elements=unique)
+
+    def insert_or_update(
+        self, table: Table, unique: Sequence[str], changed: Sequence[str], kept: Sequence[str] = ()
+    ) -> Insert:
+        new = postgresql.insert(table)
+        columns: dict[str, ColumnElement[Any]] = {name: new.excluded[name] for name in changed}
+        columns |= {name: func.coalesce(table.c[name], new.excluded[name]) for name in kept}
+        return new.on_conflict_do_update(index_elements=unique, set_=columns)
+
+    def commit_held(
+        self,
+        conn: Connection,
+        group_id: int,
+        member_id: int,
+        positions: Sequence[HeldPosition],
+        *,
+        durably: bool,
+        marking: bool,
+    ) -> set[int] | None:
+        columns = (list(column) for column in zip(*positions, strict=True))
+        parameters = (*columns, group_id, member_id, durably)
+        return set(conn.exec_driver_sql(self._mark_sql if marking else self._commit_sql, parameters).scalars())
+
+    def append(self, conn: Connection, parts: Sequence[Part], contents: Contents) -> list[int]:
+        return self._appending.append(conn, parts, contents)
+
+    def append_anywhere(
+        self, conn: Connection, part: Part, others: Sequence[int], contents: Contents
+    ) -> tuple[int, int]:
+        if not fits_arrays(contents):
+            return super().append_anywhere(conn, part, others, contents)
+        return self._appending.append_anywhere(conn, part, others, contents)
+
+    def publish(self, conn: Connection, parts: Sequence[Part], contents: Contents) -> list[int] | None:
+        return self._appending.publish(conn, parts, contents)
+
+    def identify(self, conn: Connection) -> tuple[object, ...]:
+        # The table, because without a schema it is the search path that leads to it, which can differ in the same database.
+        query = text(
+            "SELECT CAST(current_database() AS text), CAST(date_part('epoch', pg_postmaster_start_time()) AS text),"
+            " CAST(CAST(to_regclass(CAST(:topics AS text)) AS oid) AS text)"
+        )
+        return tuple(conn.execute(query, {"topics": self._topic_table}).one())
+
+    def read_small(self, conn: Connection, positions: Sequence[Position], limit: int, small: int) -> list[LogRow]:
+        return self._reading.small(conn, positions, limit, small)
+
+    def read_within(self, conn: Connection, positions: Sequence[Position], limit: int, max_bytes: int) -> list[LogRow]:
+        return self._reading.within(conn, positions, limit, max_bytes)
+
+    def ready(self, conn: Connection, positions: Collection[Position]) -> set[Position]:
+        return self._reading.ready(conn, positions)
+
+    def notify(self, conn: Connection, payloads: Collection[str]) -> None:
+        postgresql_listen.notify(conn, self._topic_table, payloads)
+
+    def listen(self, engine: Engine, awaited: Callable[[object], contextlib.AbstractContextManager[None]]) -> Listening:
+        return postgresql_listen.PostgresListening(engine, self._topic_table, awaited)
+
+    def line(self, connection: object) -> Line | None:
+        return socket.line_of(connection)
+
+    def translate(self, error: Exception, where: str) -> SqlmqError | None:
+        return errors.translate(error, where)
+
+    def quotes_rows(self, error: Exception) -> bool:
+        return errors.quotes_rows(error)
+
+    def is_passing(self, error: Exception) -> bool:
+        return errors.is_passing(error)
+
+    def is_disconnect(self, error: Exception) -> bool:
+        return errors.is_disconnect(error)
+
+
+# What asyncpg and SQLAlchemy's dialect for it call otherwise than libpq does.
+_ASYNCPG_SPELLINGS = {"ssl": "sslmode", "timeout": "connect_timeout"}
+
+# Of the outermost transaction; a later one has another, or none.
+_TRANSACTION_ID = "CAST(pg_current_xact_id_if_assigned() AS text)"
+
+_MOST_MS = 2**31 - 1
+
+
+def _limits(quiet_seconds: float, vanished_seconds: float, version: tuple[Any, ...]) -> list[str]:
+    """What sets, for one transaction, how long the server waits for a client that is quiet or gone.
+
+    A server that sees nothing of a vanished host would keep the transaction, and its lock, for two hours.
+    https://www.postgresql.org/docs/current/runtime-config-connection.html#GUC-TCP-KEEPALIVES-IDLE
+    """
+    quiet_ms = min(_MOST_MS, max(1, int(quiet_seconds * 1000)))
+    vanished_ms = min(_MOST_MS, max(1000, int(vanished_seconds * 1000)))
+    probes = 3
+    # These two are shown with a unit, like '5min', and the others as bare numbers.
+    quiet = ["idle_in_transaction_session_timeout", *(["transaction_timeout"] if version >= (17,) else [])]
+    limits = [(name, f"CAST(current_setting('{name}') AS interval)", f"interval '{quiet_ms}ms'") for name in quiet]
+    vanished = {
+        "tcp_keepalives_idle": max(1, vanished_ms // 2000),
+        "tcp_keepalives_interval": max(1, vanished_ms // 2000 // probes),
+        "tcp_keepalives_count": probes,
+        "tcp_user_timeout": vanished_ms,
+    }
+    limits += [(name, f"CAST(current_setting('{name}') AS bigint)", str(most)) for name, most in vanished.items()]
+    values = {name: str(quiet_ms) for name in quiet} | {name: str(most) for name, most in vanished.items()}
+    return [
+        f"set_config('{name}', CASE WHEN {now} > {off} AND {now} <= {most} THEN current_setting('{name}') "
+        f"ELSE '{values[name]}' END, true)"
+        for name, now, most in limits
+        for off in ["interval '0'" if name in quiet else "0"]
+    ]
+
+
+def _engine_options(url: URL) -> dict[str, Any]:
+    timeouts = {"connect_timeout": _CONNECT_TIMEOUT_SECONDS, "tcp_user_timeout": _TCP_USER_TIMEOUT_MS}
+    # The user's own words for what we would set.
+    asked_for = {name: url.query[name] for name in timeouts if name in url.query}
+    return {"hide_parameters": True, "max_overflow": 15, "connect_args": timeouts | asked_for}
+
+
+def _wrong_driver(driver: str) -> str:
+    return f"On Postgres, sqlmq works with the driver psycopg (version 3), not {driver!r}: use postgresql+psycopg://"

@@ -1,0 +1,114 @@
+"""What Postgres reports: settings, open transactions, how our tables are kept, who has claims locked, who may read."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import psycopg
+from sqlalchemy import text
+
+from sqlmq.dialects.base import Holder
+from sqlmq.reports.doctor import IdleSlot, OpenTransaction, TableHealth, Vitals
+
+if TYPE_CHECKING:
+    from sqlalchemy import Connection
+
+_SETTINGS = text("""
+    SELECT pg_is_in_recovery(), current_setting('default_transaction_read_only')::boolean,
+        current_setting('default_transaction_isolation'),
+        ARRAY(SELECT name || ' is ' || setting FROM pg_settings
+            WHERE name IN ('fsync', 'full_page_writes', 'synchronous_commit') AND setting = 'off' ORDER BY name),
+        (SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'client backend'),
+        current_setting('max_connections')::integer, pg_backend_pid(), pg_has_role('pg_read_all_stats', 'USAGE')
+""")
+# Another user's session shows neither its state nor since when, but to members of pg_monitor.
+_TRANSACTIONS = text("""
+    SELECT concat_ws(', ', 'process ' || pid, nullif(application_name, ''), state),
+        date_part('epoch', clock_timestamp() - xact_start)
+    FROM pg_stat_activity
+    WHERE datname = current_database() AND xact_start IS NOT NULL AND pid <> pg_backend_pid()
+        AND backend_type = 'client backend'
+    ORDER BY xact_start
+""")
+# Before 16, whether an emptied page of an index may be used again is asked of the whole server's oldest snapshot.
+_ELSEWHERE = text("""
+    SELECT concat_ws(', ', 'process ' || pid || ' in database ' || datname, nullif(application_name, ''), state),
+        date_part('epoch', clock_timestamp() - xact_start)
+    FROM pg_stat_activity
+    WHERE datname <> current_database() AND xact_start IS NOT NULL AND backend_type = 'client backend'
+        AND (backend_xmin IS NOT NULL OR backend_xid IS NOT NULL)
+        AND current_setting('server_version_num')::integer < 160000
+    ORDER BY xact_start
+""")
+_IDLE_SLOTS = text("""
+    SELECT slot_name, pg_wal_lsn_diff(
+        CASE WHEN pg_is_in_recovery() THEN pg_last_wal_replay_lsn() ELSE pg_current_wal_lsn() END, restart_lsn
+    )::bigint
+    FROM pg_replication_slots WHERE NOT active AND restart_lsn IS NOT NULL ORDER BY slot_name
+""")
+_PREPARED = text("""
+    SELECT gid, date_part('epoch', clock_timestamp() - prepared) FROM pg_prepared_xacts
+    WHERE database = current_database() ORDER BY prepared
+""")
+_TABLES = text(r"""
+    SELECT c.oid::regclass::text, coalesce(s.n_live_tup, 0), coalesce(s.n_dead_tup, 0),
+        -- Options are kept as they were written: off, 0, no, f, ...
+        current_setting('autovacuum')::boolean AND coalesce((
+            SELECT option_value::boolean FROM pg_options_to_table(c.reloptions) WHERE option_name = 'autovacuum_enabled'
+        ), true),
+        age(c.relfrozenxid)
+    FROM pg_class c LEFT JOIN pg_stat_all_tables s ON s.relid = c.oid
+    WHERE c.relkind = 'r' AND c.relname LIKE 'sqlmq\_%'
+        AND c.relnamespace = (SELECT relnamespace FROM pg_class WHERE oid = to_regclass(:topic))
+    ORDER BY c.relname
+""")
+# A row's lock does not stand in pg_locks, but whoever has taken one has this lock on the table until the transaction ends.
+_HOLDERS_SQL = text("""
+    SELECT DISTINCT a.pid, coalesce(a.application_name, '') AS application, coalesce(a.state, '') AS state,
+        coalesce(date_part('epoch', clock_timestamp() - a.xact_start), 0) AS seconds
+    FROM pg_locks l
+    JOIN pg_stat_activity a ON a.pid = l.pid
+    WHERE l.locktype = 'relation' AND l.mode = 'RowShareLock' AND l.granted
+        AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())
+        AND l.relation = to_regclass(:claim) AND a.pid <> pg_backend_pid()
+    ORDER BY seconds DESC
+""")
+
+
+def vitals(conn: Connection, topic_table: str) -> Vitals:
+    """What a role without further rights can see."""
+    standby, read_only, isolation, off, used, most, pid, sees_sessions = conn.execute(_SETTINGS).one()
+    why = "default_transaction_read_only is on" if read_only else None
+    return Vitals(
+        read_only="the server is a standby" if standby else why,
+        isolation=isolation,
+        is_pooled=pid != _connected_pid(conn),
+        off=tuple(off),
+        transactions=tuple(OpenTransaction(*row) for row in conn.execute(_TRANSACTIONS)),
+        prepared=tuple(OpenTransaction(*row) for row in conn.execute(_PREPARED)),
+        transactions_elsewhere=tuple(OpenTransaction(*row) for row in conn.execute(_ELSEWHERE)),
+        idle_slots=tuple(IdleSlot(*row) for row in conn.execute(_IDLE_SLOTS)),
+        tables=tuple(TableHealth(*row) for row in conn.execute(_TABLES, {"topic": topic_table})),
+        connections=(used, most),
+        hides_sessions=not sees_sessions,
+    )
+
+
+def may_read(conn: Connection, table: str, column: str) -> bool:
+    """Whether the session may read *column* of *table*."""
+    sql = text("SELECT has_column_privilege(to_regclass(:table), :column, 'SELECT')")
+    return bool(conn.scalar(sql, {"table": table, "column": column}))
+
+
+def claim_holders(conn: Connection, claim_table: str) -> list[Holder]:
+    """The transactions of other sessions that have rows of *claim_table* locked, the oldest first.
+
+    What a session of another user does is told to members of ``pg_monitor`` alone; others see that it is there.
+    """
+    return [Holder(*row) for row in conn.execute(_HOLDERS_SQL, {"claim": claim_table})]
+
+
+def _connected_pid(conn: Connection) -> int:
+    driver = conn.connection.driver_connection
+    assert isinstance(driver, psycopg.Connection)  # noqa: S101 - what check_engine made sure of
+    return driver.info.backend_pid

@@ -1,0 +1,429 @@
+"""SQLite, embedded: one file, any number of threads and processes, one writer at a time.
+
+Our own transactions begin IMMEDIATE: one that reads first and writes later is refused at once when somebody else has
+written in between, without any waiting. https://www.sqlite.org/lang_transaction.html
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from contextlib import suppress
+from datetime import datetime
+from itertools import repeat
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from sqlalchemy import (
+    BigInteger,
+    ColumnElement,
+    Float,
+    StaticPool,
+    create_engine,
+    event,
+    func,
+    literal,
+    literal_column,
+    true,
+    type_coerce,
+)
+from sqlalchemy.dialects import sqlite
+from sqlalchemy.exc import DBAPIError
+
+from sqlmq.dialects.base import Dialect, Held, Part, Position, TopicGrownError, most_partitions
+from sqlmq.dialects.sqlite import health
+from sqlmq.dialects.sqlite.cursors import SqlalchemyCursor, driver_cursor
+from sqlmq.errors import (
+    DatabaseBusyError,
+    DatabaseDamagedError,
+    DatabaseError,
+    DatabaseFullError,
+    DatabaseUnavailableError,
+    InvalidURLError,
+    PermissionDeniedError,
+    ReadOnlyDatabaseError,
+    SqlmqError,
+    UnknownTopicError,
+)
+from sqlmq.hooks.failpoints import failpoint
+from sqlmq.model.message import microseconds_since_1970, moment_at
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Sequence
+
+    from sqlalchemy import URL, Connection, Engine, Insert, Select, Table
+    from sqlalchemy.engine.interfaces import DBAPIConnection, DBAPICursor
+    from sqlalchemy.ext.asyncio import AsyncEngine
+
+    from sqlmq.model.message import Contents, LogRow
+    from sqlmq.reports.doctor import Vitals
+
+_BUSY_TIMEOUT_SECONDS = 10
+_LOOK_MS = 33
+"""For how long SQLite waits for the writer's lock before it begins anew with short pauses: 1, 2, 5, 10 and 15 ms."""
+
+NOW_US = "CAST((julianday('now') - 2440587.5) * 86400000000 AS INTEGER)"
+"""This moment in microseconds since 1970 (to a millisecond), in every SQLite since 3.8."""
+
+
+class Sqlite(Dialect):
+    """SQLite 3.35 and later."""
+
+    name: ClassVar[str] = "sqlite"
+    creates_schema_itself: ClassVar[bool] = True
+    one_writer: ClassVar[bool] = True
+    has_change_token: ClassVar[bool] = True
+
+    def __init__(self, schema: str | None) -> None:
+        if schema is not None:
+            message = "schema= is for Postgres; SQLite has none. Leave it out, or use another file."
+            raise InvalidURLError(message)
+        super().__init__(schema)
+
+    def create_engine(self, url: URL) -> Engine:
+        if (url.drivername.partition("+")[2] or "pysqlite") != "pysqlite":
+            message = f"On SQLite, sqlmq works with Python's own driver: sqlite:///file.db, not {url.drivername}://"
+            raise InvalidURLError(message)
+        in_memory = is_in_memory(url)
+        if not in_memory and not (url.database or "").startswith("file:"):
+            url = url.set(database=str(Path(url.database or "").absolute()))
+        engine = create_engine(
+            url,
+            hide_parameters=True,
+            connect_args={"timeout": _BUSY_TIMEOUT_SECONDS, "check_same_thread": False},
+            # A database in memory is gone with its connection, and another connection is another database.
+            **({"poolclass": StaticPool} if in_memory else {"max_overflow": 15}),
+        )
+        event.listen(engine, "connect", _set_up_connection)
+        event.listen(engine, "invalidate", _roll_back)
+        return engine
+
+    def create_async_engine(self, url: URL) -> AsyncEngine:
+        from sqlalchemy.ext.asyncio import create_async_engine
+
+        engine = create_async_engine(
+            url.set(drivername="sqlite+aiosqlite"),
+            hide_parameters=True,
+            connect_args={"timeout": _BUSY_TIMEOUT_SECONDS},
+            max_overflow=15,
+        )
+        event.listen(engine.sync_engine, "connect", _set_up_connection)
+        return engine
+
+    def blocking_url(self, url: URL) -> URL:
+        return url.set(drivername="sqlite") if url.drivername == "sqlite+aiosqlite" else url
+
+    def vitals(self, conn: Connection) -> Vitals:
+        return health.vitals(conn)
+
+    def is_private(self, url: URL) -> bool:
+        return is_in_memory(url)
+
+    def check_engine(self, engine: Engine) -> None:
+        if engine.dialect.driver != "pysqlite":
+            message = f"On SQLite, sqlmq works with Python's own driver pysqlite, not {engine.dialect.driver!r}."
+            raise InvalidURLError(message)
+
+    def for_transactions(self, engine: Engine) -> Engine:
+        return engine
+
+    def for_single_statements(self, engine: Engine) -> Engine:
+        return engine
+
+    def begin(self, conn: Connection) -> None:
+        if not conn.in_transaction():
+            conn.begin()
+        # A user's engine may have begun one by an event of its own; the append's UPDATE makes that the writer.
+        if not _in_transaction(conn):
+            _begin_immediately(conn)
+
+    def is_autocommit(self, conn: Connection) -> bool:
+        # Many engines put the driver into autocommit, and begin by an event. https://docs.sqlalchemy.org/en/20/dialects/sqlite.html
+        asked_for = conn.get_execution_options().get("isolation_level") == "AUTOCOMMIT"
+        set_up = conn.dialect.detect_autocommit_setting(_dbapi_connection(conn)) and not _in_transaction(conn)
+        return asked_for or set_up
+
+    def hold(self, conn: Connection, wanted: Select[Any], *, quiet_seconds: float, vanished_seconds: float) -> Held:
+        # Whoever has the file locked is a process of this machine: its locks end with it, and no limit is needed.
+        del quiet_seconds, vanished_seconds
+        # Changes nothing; makes a transaction that began as a reader the writer, while it has read nothing.
+        conn.exec_driver_sql("UPDATE sqlmq_claim SET epoch = epoch WHERE group_id = -1")
+        conn.exec_driver_sql(f"SAVEPOINT {_HELD}")
+        return Held(conn.execute(wanted).first(), None)
+
+    def is_held(self, token: str | None) -> ColumnElement[bool]:
+        del token
+        return true()
+
+    def let_go(self, conn: Connection) -> bool:
+        # Gone if the transaction was ended, by a statement of the user's or, on a full disk, by SQLite itself.
+        try:
+            conn.exec_driver_sql(f"RELEASE {_HELD}")
+        except DBAPIError as error:
+            if "no such savepoint" in str(error.orig):
+                return False
+            raise
+        return True
+
+    def lock_schema(self, conn: Connection) -> None:
+        self.begin(conn)
+
+    def now(self) -> ColumnElement[object]:
+        return literal_column(NOW_US)
+
+    def seconds_from_now(self, seconds: float) -> ColumnElement[object]:
+        moment: ColumnElement[object] = literal_column(NOW_US) + literal(round(seconds * 1e6), BigInteger)
+        return moment
+
+    def moment(self, at: datetime) -> ColumnElement[object]:
+        return literal(microseconds_since_1970(at), BigInteger)
+
+    def microseconds(self, moment: ColumnElement[object]) -> ColumnElement[int]:
+        return type_coerce(moment, BigInteger)
+
+    def moment_of(self, stored: int) -> datetime:
+        return moment_at(stored)
+
+    def moment_shown(self, shown: str | None) -> datetime | None:
+        return None if shown is None else datetime.fromisoformat(shown)
+
+    def age_seconds(self, moment: ColumnElement[object]) -> ColumnElement[float]:
+        return type_coerce((literal_column(NOW_US) - type_coerce(moment, Float)) / 1e6, Float)
+
+    def insert_new(self, table: Table, unique: Sequence[str]) -> Insert:
+        return sqlite.insert(table).on_conflict_do_nothing(index_elements=unique)
+
+    def insert_or_update(
+        self, table: Table, unique: Sequence[str], changed: Sequence[str], kept: Sequence[str] = ()
+    ) -> Insert:
+        new = sqlite.insert(table)
+        columns: dict[str, ColumnElement[Any]] = {name: new.excluded[name] for name in changed}
+        columns |= {name: func.coalesce(table.c[name], new.excluded[name]) for name in kept}
+        return new.on_conflict_do_update(index_elements=unique, set_=columns)
+
+    def append(self, conn: Connection, parts: Sequence[Part], contents: Contents) -> list[int]:
+        with driver_cursor(conn) as cursor:
+            return self._append(cursor, parts, contents)
+
+    def publish(self, conn: Connection, parts: Sequence[Part], contents: Contents) -> list[int] | None:
+        # The application is to get SQLAlchemy's errors, as for its own statements.
+        return self._append(SqlalchemyCursor(conn), parts, contents)
+
+    def _append(self, cursor: DBAPICursor | SqlalchemyCursor, parts: Sequence[Part], contents: Contents) -> list[int]:
+        headers = [None if raw is None else raw.decode() for raw in contents.headers]
+        columns = iter(contents.keys), iter(contents.values), iter(headers)
+        bases = []
+        for part in parts:
+            # Changes nothing; makes this transaction the writer, so that what is read next stays true.
+            cursor.execute(_LOCK_SQL, (part.partition_id,))
+            locked = cursor.fetchall()
+            if not locked:
+                raise UnknownTopicError(part.topic)
+            if locked[0][0] != part.topic_partitions:
+                raise TopicGrownError
+        failpoint("append.locked")
+        for part in parts:
+            cursor.execute(_BASE_SQL, (part.partition_id,))
+            ((base,),) = cursor.fetchall()
+            places = repeat(part.partition_id), range(base, base + part.messages)
+            cursor.executemany(_INSERT_SQL, list(zip(*places, *columns, strict=False)))
+            bases.append(base)
+        return bases
+
+    def identify(self, conn: Connection) -> tuple[object, ...]:
+        files = conn.exec_driver_sql("PRAGMA database_list").all()
+        path = next(row[2] for row in files if row[1] == "main")
+        # A database in memory is its connection's own.
+        return ("file", str(Path(path).resolve())) if path else ("memory", id(conn.connection.driver_connection))
+
+    def read_small(self, conn: Connection, positions: Sequence[Position], limit: int, small: int) -> list[LogRow]:
+        rows: list[LogRow] = []
+        with driver_cursor(conn) as cursor:
+            ready = _ready(cursor, positions, most_partitions(limit))
+            for position in ready:
+                cursor.execute(_READ_SMALL_SQL, (small, *position, max(1, limit // len(ready))))
+                rows += cursor.fetchall()
+        return rows
+
+    def read_within(self, conn: Connection, positions: Sequence[Position], limit: int, max_bytes: int) -> list[LogRow]:
+        rows: list[LogRow] = []
+        with driver_cursor(conn) as cursor:
+            ready = _ready(cursor, positions, most_partitions(limit))
+            for position in ready:
+                before = 0
+                cursor.execute(_READ_SQL, (*position, max(1, limit // len(ready))))
+                while (row := cursor.fetchone()) is not None:
+                    if before and before + len(row[3]) > max_bytes // len(ready):
+                        break
+                    before += len(row[3])
+                    rows.append(row)
+        return rows
+
+    def ready(self, conn: Connection, positions: Collection[Position]) -> set[Position]:
+        wanted = list(positions)
+        found = set()
+        for first in range(0, len(wanted), _PROBES):
+            some = wanted[first : first + _PROBES]
+            sql = _READY_SQL.format(", ".join(["(?, ?)"] * len(some)))
+            parameters = tuple(number for position in some for number in position)
+            found |= {Position(id_, offset) for id_, offset in conn.exec_driver_sql(sql, parameters)}
+        return found
+
+    def change_token(self, conn: Connection) -> int:
+        number: int = _connection(conn).execute("PRAGMA data_version").fetchone()[0]
+        return number
+
+    def translate(self, error: Exception, where: str) -> SqlmqError | None:
+        driver_error = _driver_error(error)
+        if isinstance(error, UnicodeDecodeError):
+            # Where SQLite quotes what it can't read, the driver does not get as far as an error of its own.
+            driver_error = sqlite3.DatabaseError("its schema is no text")
+            driver_error.sqlite_errorcode = sqlite3.SQLITE_CORRUPT
+        if driver_error is None:
+            return None
+        kind, advice = _VERDICTS.get(_primary_code(driver_error), (DatabaseError, ""))
+        return kind(f"{where}: {driver_error}. {advice}".strip())
+
+    def is_passing(self, error: Exception) -> bool:
+        driver_error = _driver_error(error)
+        return driver_error is not None and _primary_code(driver_error) in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
+
+    def is_disconnect(self, error: Exception) -> bool:
+        del error
+        return False
+
+
+_HELD = "sqlmq_held"
+
+_LOCK_SQL = "UPDATE sqlmq_partition SET start_offset = start_offset WHERE id = ? AND topic_id IS NOT NULL RETURNING topic_partitions"
+_BASE_SQL = """
+    SELECT max(p.start_offset, coalesce((
+        SELECT m.msg_offset + 1 FROM sqlmq_message m
+        WHERE m.partition_id = p.id AND m.msg_offset >= p.start_offset ORDER BY m.msg_offset DESC LIMIT 1
+    ), 0))
+    FROM sqlmq_partition p WHERE p.id = ?
+"""
+_INSERT_SQL = "INSERT INTO sqlmq_message (partition_id, msg_offset, key, value, headers) VALUES (?, ?, ?, ?, ?)"
+# The messages of a deleted topic may be half gone.
+_PROBE_SQL = """
+    SELECT 1 FROM sqlmq_partition p JOIN sqlmq_message m ON m.partition_id = p.id
+    WHERE p.id = ? AND p.topic_id IS NOT NULL AND m.msg_offset >= ? LIMIT 1
+"""
+# CROSS JOIN keeps this order. https://www.sqlite.org/optoverview.html#manual_control_of_query_plans_using_cross_join
+_READY_SQL = """
+    WITH wanted (id, position) AS (VALUES {})
+    SELECT w.id, w.position FROM wanted w CROSS JOIN sqlmq_partition p ON p.id = w.id AND p.topic_id IS NOT NULL
+    WHERE EXISTS (SELECT 1 FROM sqlmq_message m WHERE m.partition_id = w.id AND m.msg_offset >= w.position)
+"""
+_PROBES = 1_000
+"""How many positions one statement asks about; each takes two parameters, of which there may be 32,766."""
+_READ_SQL = """
+    SELECT partition_id, msg_offset, key, value, headers, created_at FROM sqlmq_message
+    WHERE partition_id = ? AND msg_offset >= ? ORDER BY msg_offset LIMIT ?
+"""
+# SQLite knows the length of a value without reading it.
+_READ_SMALL_SQL = _READ_SQL.replace(" value,", " CASE WHEN length(value) <= ? THEN value END,")
+
+_VERDICTS: dict[int, tuple[type[DatabaseError], str]] = {
+    sqlite3.SQLITE_BUSY: (DatabaseBusyError, "Another transaction writes for too long; keep them short."),
+    sqlite3.SQLITE_LOCKED: (DatabaseBusyError, "Another transaction writes for too long; keep them short."),
+    sqlite3.SQLITE_FULL: (DatabaseFullError, "Make room on the disk."),
+    sqlite3.SQLITE_READONLY: (ReadOnlyDatabaseError, "Give the process the right to write the file and its directory."),
+    sqlite3.SQLITE_CANTOPEN: (DatabaseUnavailableError, "Does the directory exist, and may this process write to it?"),
+    sqlite3.SQLITE_PERM: (PermissionDeniedError, "Give the process the right to read and write the file."),
+    sqlite3.SQLITE_AUTH: (PermissionDeniedError, "Give the process the right to read and write the file."),
+    sqlite3.SQLITE_IOERR: (DatabaseUnavailableError, "The disk or file system failed."),
+    sqlite3.SQLITE_NOTADB: (DatabaseDamagedError, "The file is not a SQLite database."),
+    sqlite3.SQLITE_CORRUPT: (DatabaseDamagedError, "The file is damaged: see https://www.sqlite.org/recovery.html"),
+}
+
+
+def is_in_memory(url: URL) -> bool:
+    """Whether *url* names a database without a file."""
+    return url.database in (None, "", ":memory:") or "mode=memory" in (url.database or "")
+
+
+def _set_up_connection(connection: DBAPIConnection, _record: object) -> None:
+    cursor = connection.cursor()
+    # Readers and the writer do not block each other in WAL. It stays with the file: set once, by whoever is first.
+    cursor.execute("PRAGMA journal_mode")
+    if cursor.fetchone() not in (("wal",), ("memory",)):
+        cursor.execute("PRAGMA journal_mode = WAL")
+    # With NORMAL, a commit that was acknowledged can be lost with the power.
+    cursor.execute("PRAGMA synchronous = FULL")
+    cursor.close()
+
+
+def _roll_back(connection: DBAPIConnection, _record: object, _error: object) -> None:
+    # Closed while a statement is unfinished, as when Ctrl-C has come in between, it would keep its lock on the file until
+    # nothing refers to that statement any more; the traceback does. https://www.sqlite.org/c3ref/close.html
+    with suppress(sqlite3.Error):
+        connection.rollback()
+
+
+def _begin_immediately(conn: Connection) -> None:
+    """Begin as the writer, waiting as long as the connection is set to, but looking more often than SQLite does.
+
+    It looks every 100 ms in the end, and so hardly ever in the moment between two transactions of a writer that does
+    not pause. https://www.sqlite.org/c3ref/busy_timeout.html
+    """
+    with driver_cursor(conn) as cursor:
+        cursor.execute("PRAGMA busy_timeout")
+        (patience_ms,) = cursor.fetchone() or (0,)
+        cursor.execute(f"PRAGMA busy_timeout = {min(_LOOK_MS, patience_ms)}")
+        try:
+            for looks_left in reversed(range(max(1, patience_ms // _LOOK_MS))):
+                try:
+                    conn.exec_driver_sql("BEGIN IMMEDIATE")
+                except DBAPIError as error:
+                    if not looks_left or _primary_code_of(error) != sqlite3.SQLITE_BUSY:
+                        raise
+                else:
+                    return
+        finally:
+            with suppress(sqlite3.Error):  # after an interrupt the connection is closed
+                cursor.execute(f"PRAGMA busy_timeout = {patience_ms}")
+
+
+def _ready(cursor: DBAPICursor, positions: Sequence[Position], at_most: int) -> list[Position]:
+    """The first of *positions* at which there is something, *at_most* so many."""
+    ready = []
+    for position in positions:
+        cursor.execute(_PROBE_SQL, position)
+        if cursor.fetchone():
+            ready.append(position)
+            if len(ready) == at_most:
+                break
+    return ready
+
+
+def _in_transaction(conn: Connection) -> bool:
+    # Of sqlite3, or of aiosqlite; asked of the dialect, because the pool no longer knows one that was detached.
+    connection: Any = conn.dialect.get_driver_connection(_dbapi_connection(conn))
+    return bool(connection.in_transaction)
+
+
+def _dbapi_connection(conn: Connection) -> DBAPIConnection:
+    connection = conn.connection.dbapi_connection
+    assert connection is not None  # noqa: S101 - a connection in use has one
+    return connection
+
+
+def _connection(conn: Connection) -> sqlite3.Connection:
+    connection = conn.connection.driver_connection
+    assert isinstance(connection, sqlite3.Connection)  # noqa: S101 - what check_engine made sure of
+    return connection
+
+
+def _driver_error(error: Exception) -> sqlite3.Error | None:
+    origin = error.orig if isinstance(error, DBAPIError) else error
+    return origin if isinstance(origin, sqlite3.Error) else None
+
+
+def _primary_code_of(error: DBAPIError) -> int:
+    driver_error = _driver_error(error)
+    return 0 if driver_error is None else _primary_code(driver_error)
+
+
+def _primary_code(error: sqlite3.Error) -> int:
+    """The error's code without its extension. https://www.sqlite.org/rescode.html."""
+    return getattr(error, "sqlite_errorcode", 0) & 0xFF

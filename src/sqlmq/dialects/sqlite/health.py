@@ -1,0 +1,53 @@
+"""What can be seen of a SQLite file, and of where it lies."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from sqlmq.reports.doctor import Vitals
+
+if TYPE_CHECKING:
+    from sqlalchemy import Connection
+
+_MOUNTS = Path("/proc/mounts")
+_NETWORK = ("nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "afs", "ceph", "fuse.sshfs", "fuse.glusterfs", "fuse.s3fs")
+
+
+def vitals(conn: Connection) -> Vitals:
+    """What the connection, its file and the file's neighbours show."""
+    path = next(
+        (Path(row[2]) for row in conn.exec_driver_sql("PRAGMA database_list") if row[1] == "main" and row[2]), None
+    )
+    journal_mode = str(conn.exec_driver_sql("PRAGMA journal_mode").scalar_one())
+    synchronous = conn.exec_driver_sql("PRAGMA synchronous").scalar_one()
+    wal = None if path is None else path.with_name(f"{path.name}-wal")
+    return Vitals(
+        read_only=None if path is None or os.access(path, os.W_OK) else "the file may not be written",
+        off=("synchronous is not FULL",) if synchronous < 2 and path is not None else (),
+        sqlite_version=sqlite3.sqlite_version_info,
+        journal_mode=journal_mode,
+        file_system=None if path is None else _network_file_system(path.resolve()),
+        wal_bytes=wal.stat().st_size if wal is not None and wal.exists() else 0,
+    )
+
+
+def _mounts() -> str:
+    """What is mounted where, as Linux tells; nothing elsewhere."""
+    try:
+        return _MOUNTS.read_text(encoding="utf-8")
+    except OSError:
+        return ""
+
+
+def _network_file_system(path: Path) -> str | None:
+    """The kind of the network file system on which *path* is; None if it is on none, or nobody tells."""
+    found = (Path("/"), "")
+    for line in _mounts().splitlines():
+        _, place, kind, *_ = line.split()
+        mounted = Path(place.replace(r"\040", " "))
+        if path.is_relative_to(mounted) and len(mounted.parts) >= len(found[0].parts):
+            found = mounted, kind
+    return found[1] if found[1] in _NETWORK else None

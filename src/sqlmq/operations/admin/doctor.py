@@ -1,0 +1,78 @@
+"""Examining: what the database says of itself, and how each group does. Only reads, without a lock."""
+
+from __future__ import annotations
+
+from itertools import groupby
+from typing import TYPE_CHECKING, NamedTuple
+
+from sqlmq.operations.admin import monitoring
+from sqlmq.operations.admin.topics import find_topic
+from sqlmq.reports.doctor import GroupHealth, Overdue, Unseen, Vitals
+from sqlmq.store import messages, staged
+from sqlmq.store import retention as store_retention
+
+if TYPE_CHECKING:
+    from datetime import datetime
+
+    from sqlalchemy import Connection
+
+    from sqlmq.dialects import Dialect
+    from sqlmq.reports.descriptions import PartitionLag
+
+
+OVERDUE_MESSAGES = 10_000
+"""How many messages that are due are counted."""
+
+_GROUPS = Unseen("groups", "Run it as a monitor: sqlmq db roles --monitor ROLE | psql.")
+_DELAYED = _GROUPS._replace(name="delayed messages")
+_PARTS = [
+    (_GROUPS, "sqlmq_lag", "dead"),
+    (_GROUPS, "sqlmq_member_stats", "is_live"),
+    (_GROUPS, "sqlmq_not_yet", "origin"),
+    (_DELAYED, "sqlmq_staged", "created_at"),
+]
+
+
+class Examined(NamedTuple):
+    """What was seen."""
+
+    vitals: Vitals
+    now: datetime
+    """By the database's clock."""
+    groups: list[GroupHealth]
+    overdue: list[Overdue]
+    unseen: list[Unseen]
+    """What this role may not look at."""
+
+
+def examine(conn: Connection, dialect: Dialect) -> Examined:
+    """Look at the database and at all groups: some statements for each of them, none of which counts the log."""
+    now = messages.moment_ago(conn, dialect, 0.0)
+    # Asked first: a statement that is refused would end the transaction of whoever is in one.
+    unseen = list(dict.fromkeys(part for part, table, column in _PARTS if not dialect.may_read(conn, table, column)))
+    found = [] if _GROUPS in unseen else _groups(conn, dialect)
+    overdue = [] if _DELAYED in unseen else staged.overdue(conn, dialect, OVERDUE_MESSAGES)
+    late = [Overdue(row.name, row.messages, row.seconds) for row in overdue]
+    return Examined(dialect.vitals(conn), now, found, late, unseen)
+
+
+def _groups(conn: Connection, dialect: Dialect) -> list[GroupHealth]:
+    lags = groupby(monitoring.lag(conn, dialect, None, None), key=lambda lag: (lag.topic, lag.group))
+    return [_group(conn, dialect, topic, name, list(of_group)) for (topic, name), of_group in lags]
+
+
+def _group(conn: Connection, dialect: Dialect, topic: str, name: str, lags: list[PartitionLag]) -> GroupHealth:
+    members = monitoring.members(conn, dialect, topic, name)
+    not_yet = {one.partition for one in monitoring.not_yet(conn, dialect, topic, name)}
+    ownerless = [lag for lag in lags if lag.owner is None and lag.messages and lag.partition not in not_yet]
+    retention = store_retention.of_topic(conn, dialect, find_topic(conn, dialect, topic).id)
+    return GroupHealth(
+        topic,
+        name,
+        sum(lag.messages for lag in lags),
+        max((lag.seconds for lag in ownerless), default=0.0),
+        any(member.is_live for member in members),
+        tuple(member.name for member in members if not member.is_live),
+        sum(lag.dead for lag in lags),
+        retention.is_limited and retention.protect,
+    )

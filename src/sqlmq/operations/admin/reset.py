@@ -1,0 +1,194 @@
+"""Replaying: a group's positions are moved by somebody, back or forth, in several partitions at once or in one.
+
+A position is the group's newest row, so moving it means to leave no other. That happens under the claims' locks, which
+everybody has who writes a position, and raises the claims' epochs: what was read at the old position is fenced.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import datetime, timedelta
+from typing import TYPE_CHECKING, NamedTuple
+
+from sqlmq.errors import GroupInUseError, InvalidOffsetError, UnknownTopicError
+from sqlmq.hooks.failpoints import failpoint
+from sqlmq.model.config import check_partition
+from sqlmq.model.positions import Shift
+from sqlmq.operations.admin.topics import find_topic
+from sqlmq.reports.descriptions import PartitionReset
+from sqlmq.store import claims, groups, messages, offsets, parked, topics
+from sqlmq.store.offsets import Commit
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from sqlalchemy import Connection
+
+    from sqlmq.dialects import Dialect
+    from sqlmq.model.positions import SeekTo, Start, Target
+    from sqlmq.store.claims import Claim
+    from sqlmq.store.groups import Group
+    from sqlmq.store.topics import Topic
+
+LOCK_SECONDS = 1.0
+"""How long a statement waits for somebody who has a claim locked, before the transaction is run again."""
+
+
+class Wanted(NamedTuple):
+    """Which group, where to, and in which partitions, by number; None is all of them."""
+
+    topic: str
+    group: str
+    target: Target
+    partitions: Sequence[int] | None
+
+
+class Done(NamedTuple):
+    """What was moved, and whose positions they are, by id."""
+
+    topic_id: int
+    group_id: int
+    changes: list[PartitionReset]
+
+
+def preview(conn: Connection, dialect: Dialect, wanted: Wanted) -> list[PartitionReset]:
+    """What ``reset`` would do now. Takes no lock."""
+    topic = find_topic(conn, dialect, wanted.topic)
+    group = groups.get(conn, dialect, topic, wanted.group)
+    return _changes(conn, dialect, topic, group, wanted.target, _numbers(topic, wanted))
+
+
+def reset(conn: Connection, dialect: Dialect, wanted: Wanted, *, force: bool) -> Done:
+    """Move the group, and take the partitions from whoever has them.
+
+    Raises GroupInUseError while members are alive, unless *force*.
+    """
+    dialect.limit_lock_wait(conn, LOCK_SECONDS)
+    topic = topics.hold(conn, dialect, find_topic(conn, dialect, wanted.topic))
+    if topic is None:
+        raise UnknownTopicError(wanted.topic)
+    group = groups.get(conn, dialect, topic, wanted.group)
+    numbers = _numbers(topic, wanted)
+    ids = [topic.partition_ids[number] for number in numbers]
+    # A partition without a claim would have nothing to be locked.
+    claims.add_claims(conn, dialect, group, topic)
+    claims.lock_all(conn, dialect, group, ids)
+    # After the locks: whoever joins from now on claims nothing before this is over, and reads the new positions.
+    members = groups.members(conn, dialect, group)
+    if members and not force:
+        raise GroupInUseError(topic.name, group.name, tuple(member.name for member in members))
+    changes = _changes(conn, dialect, topic, group, wanted.target, numbers)
+    claims.dispossess(conn, dialect, group, ids)
+    _move(conn, dialect, group, [Commit(id_, change.to_offset, 0) for id_, change in zip(ids, changes, strict=True)])
+    return Done(topic.id, group.id, changes)
+
+
+def seek(
+    conn: Connection, dialect: Dialect, topic: Topic, group: Group, member_id: int, claim: Claim, to: SeekTo
+) -> tuple[Claim, int] | None:
+    """Move the group in the partition of *claim*; return the claim, which is renewed, and the new position.
+
+    None, and nothing is done, if *member_id* has lost it.
+    """
+    renewed = claims.renew(conn, dialect, group, member_id, claim)
+    if renewed is None:
+        return None
+    topic = find_topic(conn, dialect, topic.name)
+    if claim.partition_id not in topic.partition_ids:
+        raise UnknownTopicError(topic.name)
+    (change,) = _changes(conn, dialect, topic, group, to, [topic.partition_ids.index(claim.partition_id)])
+    _move(conn, dialect, group, [Commit(claim.partition_id, change.to_offset, 0)])
+    return renewed, change.to_offset
+
+
+def start(conn: Connection, dialect: Dialect, topic: Topic, group: Group, to: Start) -> None:
+    """Commit where a group just made starts, *to* a moment or ``latest``: it reads only what comes from there on."""
+    bounds = _bounds(conn, dialect, topic)
+    found = _first_since(conn, dialect, bounds, to) if isinstance(to, datetime) else _ends(bounds)
+    offsets.insert_all(conn, dialect, group, [Commit(id_, offset) for id_, offset in found.items()])
+
+
+def _move(conn: Connection, dialect: Dialect, group: Group, commits: Sequence[Commit]) -> None:
+    """Make *commits* the group's positions. What it has set aside from there on comes again from the log."""
+    offsets.replace(conn, dialect, group, commits)
+    parked.forget(conn, dialect, group, {commit.partition_id: commit.offset for commit in commits})
+    failpoint("replay.moved")
+
+
+def _numbers(topic: Topic, wanted: Wanted) -> list[int]:
+    numbers = wanted.target if isinstance(wanted.target, Mapping) else wanted.partitions
+    if numbers is None:
+        numbers = range(topic.partitions)
+    # In order of partition id, as claims are locked.
+    return sorted({check_partition(topic.name, number, topic.partitions) for number in numbers})
+
+
+def _changes(
+    conn: Connection, dialect: Dialect, topic: Topic, group: Group, target: Target, numbers: Sequence[int]
+) -> list[PartitionReset]:
+    ids = [topic.partition_ids[number] for number in numbers]
+    positions = offsets.positions(conn, dialect, group, ids)
+    all_bounds = _bounds(conn, dialect, topic)
+    if any(id_ not in positions or id_ not in all_bounds for id_ in ids):
+        raise UnknownTopicError(topic.name)
+    bounds = {id_: all_bounds[id_] for id_ in ids}
+    goals = _goals(conn, dialect, topic, target, positions, bounds)
+    forgotten = parked.count_forgotten(conn, dialect, group, goals)
+    return [
+        PartitionReset(number, positions[id_], goals[id_], bounds[id_][1], forgotten.get(id_, 0))
+        for number, id_ in zip(numbers, ids, strict=True)
+    ]
+
+
+def _goals(
+    conn: Connection,
+    dialect: Dialect,
+    topic: Topic,
+    target: Target,
+    positions: dict[int, int],
+    bounds: dict[int, tuple[int, int]],
+) -> dict[int, int]:
+    """The new position by partition id, in each partition of *bounds*."""
+    if target == "latest":
+        return _ends(bounds)
+    if target == "earliest":
+        return {id_: oldest for id_, (oldest, _) in bounds.items()}
+    if isinstance(target, Shift):
+        return {id_: max(oldest, min(positions[id_] + target.messages, end)) for id_, (oldest, end) in bounds.items()}
+    if isinstance(target, timedelta):
+        target = messages.moment_ago(conn, dialect, target.total_seconds())
+    if isinstance(target, datetime):
+        return _first_since(conn, dialect, bounds, target)
+    goals = {}
+    for id_, (oldest, end) in bounds.items():
+        number = topic.partition_ids.index(id_)
+        offset = target[number] if isinstance(target, Mapping) else int(target)
+        if not oldest <= offset <= end:
+            raise InvalidOffsetError(topic.name, number, offset, oldest, end)
+        goals[id_] = offset
+    return goals
+
+
+def _first_since(
+    conn: Connection, dialect: Dialect, bounds: dict[int, tuple[int, int]], moment: datetime
+) -> dict[int, int]:
+    """The offset, by partition id, of a message not older than *moment* behind one that is; the end if all are.
+
+    Halves what is left of all partitions at once: each look is a statement that finds a message of each by its offset.
+    Where the clock was set back there may be several such offsets; it is one of them.
+    """
+    ranges = dict(bounds)
+    while middles := {id_: (low + high) // 2 for id_, (low, high) in ranges.items() if low < high}:
+        newer = messages.not_older(conn, dialect, middles, moment)
+        for id_, middle in middles.items():
+            low, high = ranges[id_]
+            ranges[id_] = (low, middle) if id_ in newer else (middle + 1, high)
+    return {id_: low for id_, (low, _) in ranges.items()}
+
+
+def _bounds(conn: Connection, dialect: Dialect, topic: Topic) -> dict[int, tuple[int, int]]:
+    return {topic.partition_ids[number]: found for number, found in messages.bounds(conn, dialect, topic).items()}
+
+
+def _ends(bounds: dict[int, tuple[int, int]]) -> dict[int, int]:
+    return {id_: end for id_, (_, end) in bounds.items()}

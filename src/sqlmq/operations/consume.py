@@ -1,0 +1,115 @@
+"""Consuming: from positions to messages, and back to positions."""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from functools import partial
+from typing import TYPE_CHECKING, Protocol
+
+from sqlmq.dialects import Position
+from sqlmq.hooks.failpoints import failpoint
+from sqlmq.model.message import Arrival
+from sqlmq.store import claims, messages, offsets
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Sequence
+
+    from sqlalchemy import Connection
+
+    from sqlmq.dialects import Dialect
+    from sqlmq.model.message import LogRow
+    from sqlmq.store.claims import Claim
+    from sqlmq.store.groups import Group
+
+PRUNE_EVERY = 1_000
+"""How many old positions of a partition are left before they are deleted."""
+
+
+class PartitionToRead(Protocol):
+    """A partition whose messages are fetched: its topic, number and database id."""
+
+    topic: str
+    partition: int
+    partition_id: int
+
+
+def fetch(
+    conn: Connection,
+    dialect: Dialect,
+    positions: Sequence[tuple[PartitionToRead, int]],
+    *,
+    limit: int,
+    max_bytes: int,
+) -> dict[int, Arrival]:
+    """Read on at *positions* in several partitions at once; return what was found by partition id. Takes no lock."""
+    by_id = {progress.partition_id: progress for progress, _ in positions}
+    wanted = [Position(progress.partition_id, position) for progress, position in positions]
+    rows = messages.read(conn, dialect, wanted, limit=limit, max_bytes=max_bytes)
+    found: dict[int, Arrival] = {}
+    for partition_id, run in _runs(rows):
+        topic, number = by_id[partition_id].topic, by_id[partition_id].partition
+        found[partition_id] = Arrival(topic, number, run, moments_from_us=dialect.moments_from_us)
+    return found
+
+
+def _runs(rows: Sequence[LogRow]) -> Iterator[tuple[int, Sequence[LogRow]]]:
+    """The rows of each partition, by its id. They come together, so halving finds where they end; a look at each costs more."""
+    first = 0
+    while first < len(rows):
+        partition_id = rows[first][0]
+        end = bisect_left(rows, True, first, key=partial(_is_of_another, partition_id))
+        yield partition_id, rows[first:end]
+        first = end
+
+
+def _is_of_another(partition_id: int, row: LogRow) -> bool:
+    return row[0] != partition_id
+
+
+def commit(
+    conn: Connection,
+    dialect: Dialect,
+    group: Group,
+    member_id: int,
+    finished: Iterable[tuple[Claim, offsets.Commit]],
+    *,
+    durably: bool = True,
+    marking: bool = False,
+    own_driver: bool = True,
+) -> list[offsets.Commit]:
+    """Move the group on in those partitions that *member_id* still holds; return the commits that were written.
+
+    The claims are locked until the transaction ends, so nobody takes a partition over between the check and the
+    write. What is missing from the answer is fenced: somebody else owns it, and nothing was written. Unless *durably*,
+    a server that crashes right after may have forgotten it, and the messages come again. If *marking*, a position that
+    is there already is told what is in hand. *own_driver* is False on a connection that the application made.
+    """
+    finished = list(finished)
+    if not finished:
+        return []
+    failpoint("position.before")
+    written = None
+    if own_driver:
+        written = offsets.commit_held(conn, dialect, group, member_id, finished, durably=durably, marking=marking)
+    if written is not None:
+        failpoint("position.after")
+        return [commit for _, commit in finished if commit.partition_id in written]
+    held = {claim.partition_id for claim in claims.lock(conn, dialect, group, member_id, [c for c, _ in finished])}
+    commits = [commit for _, commit in finished if commit.partition_id in held]
+    failpoint("fence.checked")
+    offsets.insert_all(conn, dialect, group, commits, marking=marking)
+    failpoint("position.after")
+    return commits
+
+
+def prune(
+    conn: Connection, dialect: Dialect, group: Group, member_id: int, windows: Sequence[tuple[Claim, offsets.Window]]
+) -> None:
+    """Delete the positions in *windows* that were left behind, in those partitions that *member_id* still holds.
+
+    In the others the group may have been moved back to one of them.
+    """
+    held = claims.lock(conn, dialect, group, member_id, [claim for claim, _ in windows])
+    ours = [window for claim, window in windows if claim in held]
+    if ours:
+        offsets.prune(conn, dialect, group, ours)

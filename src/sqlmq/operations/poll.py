@@ -1,0 +1,59 @@
+"""Looking once for many consumers that wait: what each of them would find if it looked itself."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+from sqlmq.model import assignment
+from sqlmq.operations import membership
+from sqlmq.store import claims, messages
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from sqlalchemy import Connection
+
+    from sqlmq.dialects import Dialect, Position
+    from sqlmq.store.claims import Claim, GroupSeen
+
+
+class Outlook(NamedTuple):
+    """What a consumer that waits believes, and where it would read on. It has no message in hand nor read ahead."""
+
+    group_id: int
+    member_id: int
+    lease_seconds: float
+    claims: Mapping[int, Claim]
+    """By partition id."""
+    positions: tuple[Position, ...]
+
+
+class News(NamedTuple):
+    """What there is for a consumer."""
+
+    has_messages: bool
+    has_changes: bool
+    """Whether it should look at its group."""
+
+
+def look(conn: Connection, dialect: Dialect, outlooks: Sequence[Outlook], *, at_groups: bool) -> list[News]:
+    """Look for all of *outlooks* at once, for messages and, if wanted, *at_groups*. Takes no lock."""
+    ready = messages.ready(conn, dialect, {position for one in outlooks for position in one.positions})
+    seen = claims.snapshots(conn, dialect, {one.group_id for one in outlooks}) if at_groups else {}
+    settled = {id_ for id_, group in seen.items() if assignment.is_settled(group.members, group.claims)}
+    return [
+        News(
+            not ready.isdisjoint(one.positions),
+            at_groups and has_changes(one, seen[one.group_id], is_settled=one.group_id in settled),
+        )
+        for one in outlooks
+    ]
+
+
+def has_changes(outlook: Outlook, seen: GroupSeen, *, is_settled: bool) -> bool:
+    """Whether the member has something to do in its group, of which it is known if it *is_settled*."""
+    # Without this, a thousand members would each have to be compared with all others.
+    if is_settled and outlook.claims and outlook.claims == seen.owned.get(outlook.member_id):
+        return False
+    survey = membership.survey_of(seen, outlook.member_id, outlook.lease_seconds)
+    return survey is None or survey.has_work_for(outlook.claims)

@@ -1,0 +1,403 @@
+"""`sqlmq_claim`: which member owns a partition in a group, and the fence that keeps everybody else out.
+
+A claim has an owner and an epoch, which is raised whenever the ownership changes. Its row is locked in two ways. A
+member locks claims that are its own (``lock``) before it writes for them. ``consumer.transaction()`` locks a claim
+that no member owns (``hold``): the partition belongs to that transaction until it ends, and nothing is written to the
+claim. The two exclude each other: a member skips what is locked, and what a member owns is not looked for by ``hold``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from sqlalchemy import (
+    and_,
+    bindparam,
+    case,
+    cast,
+    column,
+    delete,
+    func,
+    insert,
+    literal,
+    null,
+    nulls_first,
+    or_,
+    select,
+    table,
+    union_all,
+    update,
+)
+
+from sqlmq.model.assignment import ClaimSeen, MemberSeen
+from sqlmq.reports.diagnosis import NotYet
+from sqlmq.store.groups import is_live
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterable, Sequence
+
+    from sqlalchemy import ColumnElement, Connection, ScalarSelect, Select, TableClause
+
+    from sqlmq.dialects import Dialect, Held
+    from sqlmq.store.groups import Group
+    from sqlmq.store.offsets import Commit
+    from sqlmq.store.topics import Topic
+
+
+_NOT_YET = ("topic", "group_name", "partition", "origin", "barrier_offset", "group_id", "partition_id")
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """A member's right to one partition, good as long as nobody has raised the epoch."""
+
+    partition_id: int
+    epoch: int
+
+
+@dataclass(frozen=True, slots=True)
+class GroupSeen:
+    """The live members of a group and its claims, at one moment."""
+
+    members: list[MemberSeen]
+    claims: list[ClaimSeen]
+    owned: dict[int, dict[int, Claim]]
+    """What each live member owns, by member id and partition id; nothing of those who own nothing."""
+
+
+class Look(NamedTuple):
+    """What a group has to offer at this moment, to be seen without any lock."""
+
+    has_messages: bool
+    """Whether there are messages, not yet read, in a partition that no member has."""
+    has_dead_owners: bool
+    """Whether a partition belongs to a member whose lease is over."""
+
+
+def add_claims(conn: Connection, dialect: Dialect, group: Group, topic: Topic) -> None:
+    """Make a claim, without an owner, for each partition of *topic* that the group has none for."""
+    c = dialect.tables.claim
+    have = set(conn.execute(select(c.c.partition_id).where(c.c.group_id == group.id)).scalars())
+    rows = [{"group_id": group.id, "partition_id": id_} for id_ in topic.partition_ids if id_ not in have]
+    if rows:
+        conn.execute(dialect.insert_new(c, ["group_id", "partition_id"]), rows)
+
+
+def take(
+    conn: Connection, dialect: Dialect, group: Group, member_id: int, partition_ids: Sequence[int], at_most: int
+) -> list[Claim]:
+    """Claim up to *at_most* of *partition_ids* that are to be read and nobody live owns; return them with new epochs.
+
+    Passes over what somebody else is claiming or committing at this moment. The claims' rows stay locked until the
+    transaction ends.
+    """
+    c = dialect.tables.claim
+    is_free = or_(c.c.member_id.is_(None), ~has_live_owner(dialect))
+    free = conn.execute(
+        select(c.c.partition_id, c.c.epoch)
+        .where(c.c.group_id == group.id, c.c.partition_id.in_(partition_ids), is_free, is_open(dialect))
+        .order_by(c.c.partition_id)
+        .limit(at_most)
+        .with_for_update(key_share=True, skip_locked=True, of=c)
+    ).all()
+    taken = [Claim(row.partition_id, row.epoch + 1) for row in free]
+    _set_owner(conn, dialect, group, taken, member_id)
+    return taken
+
+
+def hand_back(conn: Connection, dialect: Dialect, group: Group, member_id: int, given: Iterable[Claim]) -> None:
+    """Leave the claims *given* without an owner, those that *member_id* still has; the others are passed over."""
+    held = lock(conn, dialect, group, member_id, given)
+    _set_owner(conn, dialect, group, held, None)
+
+
+def bequeath(conn: Connection, dialect: Dialect, group: Group, member_id: int, given: Iterable[Claim]) -> None:
+    """Leave the claims *given* to whoever succeeds *member_id*, those that it still has; it is to be removed with this.
+
+    They keep its id, by which they are known until somebody joins, and get an epoch that is not its own.
+    """
+    held = lock(conn, dialect, group, member_id, given)
+    _set_owner(conn, dialect, group, [Claim(claim.partition_id, claim.epoch + 1) for claim in held], member_id)
+
+
+def lock(conn: Connection, dialect: Dialect, group: Group, member_id: int, wanted: Iterable[Claim]) -> list[Claim]:
+    """Lock those of the claims *wanted* that *member_id* still has, until the transaction ends, and return them.
+
+    This is the fence: while the rows are locked nobody can take them over, and what was taken over is not returned.
+    """
+    epochs = {claim.partition_id: claim.epoch for claim in wanted}
+    c = dialect.tables.claim
+    rows = conn.execute(
+        select(c.c.partition_id, c.c.epoch)
+        .where(c.c.group_id == group.id, c.c.partition_id.in_(sorted(epochs)), c.c.member_id == member_id)
+        .order_by(c.c.partition_id)
+        .with_for_update(key_share=True)
+    )
+    return [Claim(row.partition_id, row.epoch) for row in rows if epochs[row.partition_id] == row.epoch]
+
+
+def lock_all(conn: Connection, dialect: Dialect, group: Group, partition_ids: Sequence[int]) -> list[int]:
+    """Lock the claims on *partition_ids*, whoever has them, until the transaction ends; return the ids of those there are.
+
+    While they are locked, nobody takes a partition over, and its owner writes nothing for it.
+    """
+    c = dialect.tables.claim
+    rows = conn.execute(
+        select(c.c.partition_id)
+        .where(c.c.group_id == group.id, c.c.partition_id.in_(partition_ids))
+        .order_by(c.c.partition_id)
+        .with_for_update(key_share=True)
+    )
+    return list(rows.scalars())
+
+
+def dispossess(conn: Connection, dialect: Dialect, group: Group, partition_ids: Sequence[int]) -> None:
+    """Take *partition_ids* from whoever has them, who is fenced. The caller has locked their claims (``lock_all``)."""
+    c = dialect.tables.claim
+    conn.execute(
+        update(c)
+        .where(c.c.group_id == group.id, c.c.partition_id.in_(partition_ids))
+        .values(member_id=null(), epoch=c.c.epoch + 1, changed_at=dialect.now())
+    )
+
+
+def renew(conn: Connection, dialect: Dialect, group: Group, member_id: int, claim: Claim) -> Claim | None:
+    """Raise the epoch of *claim*, which stays the member's, and lock it; None if *member_id* has it no more.
+
+    What the member itself has sent, or is to send, by the old one is fenced.
+    """
+    if not lock(conn, dialect, group, member_id, [claim]):
+        return None
+    renewed = Claim(claim.partition_id, claim.epoch + 1)
+    _set_owner(conn, dialect, group, [renewed], member_id)
+    return renewed
+
+
+def snapshots(conn: Connection, dialect: Dialect, group_ids: Collection[int]) -> dict[int, GroupSeen]:
+    """The live members of *group_ids*, and the claims, of one moment; by group id.
+
+    Without those on partitions that are not to be read yet.
+    """
+    c, m = dialect.tables.claim, dialect.tables.member
+    live = and_(m.c.id.is_not(None), is_live(dialect))
+    free_seconds = case(
+        (live, literal(0.0)),
+        (m.c.id.is_not(None), dialect.age_seconds(m.c.heartbeat_at) - m.c.lease_seconds),
+        else_=dialect.age_seconds(c.c.changed_at),
+    )
+    is_left = and_(c.c.member_id.is_not(None), m.c.id.is_(None))
+    members = select(
+        m.c.group_id,
+        m.c.id.label("member_id"),
+        m.c.is_waiting.label("flag"),
+        dialect.age_seconds(m.c.joined_at).label("seconds"),
+        null().label("partition_id"),
+        null().label("epoch"),
+    ).where(m.c.group_id.in_(group_ids), is_live(dialect))
+    claims = (
+        select(c.c.group_id, case((live, c.c.member_id)), is_left, free_seconds, c.c.partition_id, c.c.epoch)
+        .select_from(c.outerjoin(m, m.c.id == c.c.member_id))
+        .where(c.c.group_id.in_(group_ids), or_(c.c.member_id.is_not(None), is_open(dialect)))
+    )
+    seen = {id_: GroupSeen([], [], {}) for id_ in group_ids}
+    for group_id, member_id, flag, seconds, partition_id, epoch in conn.execute(union_all(members, claims)):
+        group = seen[group_id]
+        if partition_id is None:
+            group.members.append(MemberSeen(member_id, bool(flag), seconds))
+            continue
+        group.claims.append(ClaimSeen(partition_id, member_id, seconds, bool(flag)))
+        if member_id is not None:
+            group.owned.setdefault(member_id, {})[partition_id] = Claim(partition_id, epoch)
+    return seen
+
+
+def remove_dead(conn: Connection, dialect: Dialect, group: Group) -> None:
+    """Free the claims of *group* that no live member has, and remove the members whose lease is over.
+
+    One that lives on after all finds itself gone, and joins anew. Rows that somebody else has locked are left for the
+    next time. Claims are locked before members, as everywhere.
+    """
+    c, m = dialect.tables.claim, dialect.tables.member
+    dead = select(m.c.id).where(m.c.group_id == group.id, ~is_live(dialect))
+    orphaned = conn.execute(
+        select(c.c.partition_id, c.c.epoch)
+        .where(c.c.group_id == group.id, c.c.member_id.is_not(None), ~has_live_owner(dialect))
+        .order_by(c.c.partition_id)
+        .with_for_update(key_share=True, skip_locked=True)
+    ).all()
+    _set_owner(conn, dialect, group, [Claim(row.partition_id, row.epoch) for row in orphaned], None)
+    ownerless = ~select(c.c.partition_id).where(c.c.group_id == group.id, c.c.member_id == m.c.id).exists()
+    locked = dead.where(ownerless).order_by(m.c.id).with_for_update(skip_locked=True).cte("locked")
+    conn.execute(delete(m).where(m.c.id.in_(select(locked.c.id))))
+
+
+def look(conn: Connection, dialect: Dialect, group: Group) -> Look | None:
+    """Look whether something may be there to be held; None if *group* is gone."""
+    c, g = dialect.tables.claim, dialect.tables.group
+    # Not EXISTS, and in order: without that Postgres may read the claims of all groups to find one of this.
+    free = _free(dialect, group).with_only_columns(c.c.partition_id)
+    orphaned = select(c.c.partition_id).where(
+        c.c.group_id == group.id, c.c.member_id.is_not(None), ~has_live_owner(dialect)
+    )
+    row = conn.execute(
+        select(
+            free.order_by(c.c.partition_id).limit(1).scalar_subquery().is_not(None),
+            orphaned.order_by(c.c.partition_id).limit(1).scalar_subquery().is_not(None),
+        ).where(g.c.id == group.id)
+    ).first()
+    return None if row is None else Look(row[0], row[1])
+
+
+def hold(
+    conn: Connection,
+    dialect: Dialect,
+    group: Group,
+    *,
+    last: Sequence[int],
+    quiet_seconds: float,
+    vanished_seconds: float,
+) -> tuple[Claim | None, Held]:
+    """Lock the claim of a partition that has messages, which nobody has, and return it: the one served longest ago.
+
+    Those of the ids *last* come after the others, in that order. Passes over what somebody else has locked. What the
+    claim's position is has to be asked in a later statement.
+    """
+    c = dialect.tables.claim
+    turn = case({id_: rank for rank, id_ in enumerate(last, 1)}, value=c.c.partition_id, else_=0) if last else None
+    wanted = (
+        _free(dialect, group)
+        .order_by(
+            *([] if turn is None else [turn]),
+            nulls_first(_newest(dialect, dialect.tables.group_offset.c.committed_at)),
+            c.c.partition_id,
+        )
+        .limit(1)
+        .with_for_update(key_share=True, skip_locked=True, of=c)
+    )
+    held = dialect.hold(conn, wanted, quiet_seconds=quiet_seconds, vanished_seconds=vanished_seconds)
+    return (None if held.row is None else Claim(held.row.partition_id, held.row.epoch)), held
+
+
+def move_on(
+    conn: Connection, dialect: Dialect, group: Group, claim: Claim, token: str | None, *, start: int, commit: Commit
+) -> bool:
+    """Move *group* on from *start* to *commit*; return False, with nothing written, unless all is as it was.
+
+    That is: the transaction is the one in which ``hold`` gave *token*, the claim has the same epoch and no owner, and
+    the position is still *start*.
+    """
+    c, o, p = dialect.tables.claim, dialect.tables.group_offset, dialect.tables.partition
+    is_same = and_(
+        c.c.group_id == group.id,
+        c.c.partition_id == commit.partition_id,
+        c.c.epoch == claim.epoch,
+        c.c.member_id.is_(None),
+        _position(dialect) == start,
+        dialect.is_held(token),
+    )
+    new = (
+        select(c.c.group_id, c.c.partition_id, cast(commit.offset, o.c.committed_offset.type))
+        .join(p, and_(p.c.id == c.c.partition_id, p.c.topic_id.is_not(None)))
+        .where(is_same)
+    )
+    columns = [o.c.group_id, o.c.partition_id, o.c.committed_offset]
+    return conn.execute(insert(o).from_select(columns, new).returning(o.c.partition_id)).first() is not None
+
+
+def is_held(conn: Connection, dialect: Dialect, token: str | None) -> bool:
+    """Whether the transaction is the one in which ``hold`` gave *token*."""
+    return bool(conn.execute(select(dialect.is_held(token))).scalar())
+
+
+def identity(conn: Connection, dialect: Dialect, group: Group) -> object:
+    """What no group in another database has in common with *group*, all together; None if it is not there."""
+    g = dialect.tables.group
+    row = conn.execute(select(g.c.topic_id, g.c.name, g.c.created_at).where(g.c.id == group.id)).first()
+    return None if row is None else tuple(row)
+
+
+def _free(dialect: Dialect, group: Group) -> Select[Any]:
+    """The claims of *group* that no member has, in whose partition there are messages that are to be read."""
+    c, m, p = dialect.tables.claim, dialect.tables.message, dialect.tables.partition
+    # One look into the index for each partition: an EXISTS may become a join that reads the whole log.
+    next_offset = (
+        select(m.c.msg_offset)
+        .where(m.c.partition_id == c.c.partition_id, m.c.msg_offset >= _position(dialect))
+        .order_by(m.c.msg_offset)
+        .limit(1)
+        .correlate(c, p)
+        .scalar_subquery()
+    )
+    return (
+        select(c.c.partition_id, c.c.epoch)
+        .join(p, and_(p.c.id == c.c.partition_id, p.c.topic_id.is_not(None)))
+        .where(c.c.group_id == group.id, c.c.member_id.is_(None), next_offset.is_not(None), is_open(dialect))
+    )
+
+
+def _position(dialect: Dialect) -> ColumnElement[int]:
+    """The group's position in the partition of a claim: where it has committed nothing, the oldest message kept."""
+    newest = _newest(dialect, dialect.tables.group_offset.c.committed_offset)
+    return func.coalesce(newest, dialect.tables.partition.c.start_offset)
+
+
+def _newest(dialect: Dialect, column: ColumnElement[Any]) -> ScalarSelect[Any]:
+    c, o = dialect.tables.claim, dialect.tables.group_offset
+    return (
+        select(column)
+        .where(o.c.group_id == c.c.group_id, o.c.partition_id == c.c.partition_id)
+        .order_by(o.c.committed_offset.desc())
+        .limit(1)
+        .correlate(c)
+        .scalar_subquery()
+    )
+
+
+def waiting(conn: Connection, dialect: Dialect, topic: str, group: str) -> list[NotYet]:
+    """The partitions that a group does not read yet, each with the first of what it waits for."""
+    seen = _seen(dialect)
+    rows = conn.execute(
+        select(seen.c.partition, seen.c.origin, seen.c.barrier_offset)
+        .where(seen.c.topic == topic, seen.c.group_name == group)
+        .order_by(seen.c.partition, seen.c.origin)
+    )
+    found: dict[int, NotYet] = {}
+    for row in rows:
+        found.setdefault(row.partition, NotYet(*row))
+    return list(found.values())
+
+
+def is_open(dialect: Dialect) -> ColumnElement[bool]:
+    """Whether the group of a claim, of the enclosing statement, is done with what has to be read before its partition."""
+    c, seen = dialect.tables.claim, _seen(dialect)
+    # One look for each claim: an EXISTS may become a table of all groups' partitions, for whose sake all is read.
+    closed = (
+        select(seen.c.partition_id)
+        .where(seen.c.group_id == c.c.group_id, seen.c.partition_id == c.c.partition_id)
+        .limit(1)
+        .correlate(c)
+        .scalar_subquery()
+    )
+    return closed.is_(None)
+
+
+def has_live_owner(dialect: Dialect) -> ColumnElement[bool]:
+    """Whether a claim of the enclosing statement belongs to a member whose lease is not over."""
+    c, m = dialect.tables.claim, dialect.tables.member
+    return select(m.c.id).where(m.c.id == c.c.member_id, is_live(dialect)).exists()
+
+
+def _set_owner(
+    conn: Connection, dialect: Dialect, group: Group, claims_: Iterable[Claim], member_id: int | None
+) -> None:
+    c = dialect.tables.claim
+    rows = [{"p": claim.partition_id, "epoch": claim.epoch, "member_id": member_id} for claim in claims_]
+    if rows:
+        where = and_(c.c.group_id == group.id, c.c.partition_id == bindparam("p"))
+        conn.execute(update(c).where(where).values(changed_at=dialect.now()), rows)
+
+
+def _seen(dialect: Dialect) -> TableClause:
+    """The view, which is the one place that works out what a group does not read yet."""
+    return table("sqlmq_not_yet", *map(column, _NOT_YET), schema=dialect.schema)

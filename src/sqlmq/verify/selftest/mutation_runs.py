@@ -1,0 +1,55 @@
+"""Short runs of the library as it is, and with one thing broken in it, for the judge to tell apart."""
+
+from __future__ import annotations
+
+import secrets
+from functools import partial
+from typing import TYPE_CHECKING
+
+from sqlmq.verify import history
+from sqlmq.verify.plan import Plan
+from sqlmq.verify.selftest.cases import Control
+from sqlmq.verify.selftest.mutations import SABOTAGES
+from sqlmq.verify.workload import run
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from sqlmq.verify.history import Event, Final
+    from sqlmq.verify.selftest.mutations import Sabotage
+
+UNBROKEN = "unbroken"
+"""The name of the run in which nothing is broken."""
+
+
+def controls(url: str | None) -> list[Control]:
+    """One in which nothing is broken, and one for each sabotage; at *url*, or in a file of their own."""
+    return [
+        Control(
+            UNBROKEN, "Nothing: this is the library as it is, under faults.", frozenset(), partial(_run, url, None)
+        ),
+        *(
+            Control(one.name, one.breaks, frozenset(one.expected.split()), partial(_run, url, one))
+            for one in SABOTAGES.values()
+        ),
+    ]
+
+
+def _run(url: str | None, sabotage: Sabotage | None, directory: Path, seed: int) -> tuple[list[Event], Final | None]:
+    plan = Plan.of(
+        url,
+        None,
+        secrets.token_hex(4),
+        directory,
+        seed=seed,
+        seconds=4.0,
+        least=100,
+        producers=2,
+        consumers=1,
+        partitions=3,
+        faults=("kill", "pause"),
+        fault_seconds=0.5,
+        handling_seconds=0.1,
+    )
+    run.perform(plan if sabotage is None else sabotage.planned(plan))
+    return history.read_directory(directory)

@@ -1,0 +1,421 @@
+"""Deliberate damage to the library, in the processes of a run, which the judge has to find, or nobody can trust it.
+
+Each sabotage puts something else in the place of one step of the library, as a mistake in it would.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import random
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy import func, select, update
+
+from sqlmq.consumer import partition
+from sqlmq.consumer.buffer import Stock
+from sqlmq.consumer.consumer import Consumer
+from sqlmq.consumer.coordinator import Ownership
+from sqlmq.consumer.transaction_scope import Block
+from sqlmq.consumer.worker.attempts import Handling
+from sqlmq.model.message import Arrival, Contents, ProducerResult
+from sqlmq.model.retry import Verdict
+from sqlmq.operations import attempts, consume, produce, retention, staging
+from sqlmq.producer.batcher import Coalescer
+from sqlmq.producer.outbox import _Outbox
+from sqlmq.producer.producer import Producer
+from sqlmq.store import offsets
+from sqlmq.store.offsets import Commit
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from sqlalchemy import Connection
+
+    from sqlmq.model.message import Message
+    from sqlmq.operations.produce import Load, Routed
+    from sqlmq.store.topics import Topic
+    from sqlmq.verify.plan import Plan
+
+_SELDOM, _OFTEN = 0.03, 0.2
+
+
+@dataclass(frozen=True, slots=True)
+class Sabotage:
+    """One mistake, and what it leads to."""
+
+    name: str
+    breaks: str
+    """What goes wrong, in a sentence."""
+    expected: str
+    """The codes of anomalies of which one has to be found. There may be others."""
+    apply: Callable[[random.Random], None]
+    changes: Mapping[str, Any]
+    """What a plan has to have for the mistake to show."""
+
+    def planned(self, plan: Plan) -> Plan:
+        """*plan*, short, with this sabotage and what brings it to light."""
+        return replace(plan, sabotage=self.name, **{**_SHORT, **self.changes})
+
+
+_SHORT: dict[str, Any] = {
+    "mode": "lease",
+    "seconds": 3.0,
+    "least": 100,
+    "consumers": 1,
+    "faults": (),
+    "fault_seconds": 0.3,
+    "lease_seconds": 0.6,
+    "drain_seconds": 5.0,
+}
+
+SABOTAGES: dict[str, Sabotage] = {}
+"""All of them, by name."""
+
+
+def commit(name: str, chosen: random.Random) -> None:
+    """Break the library, in this process, for good."""
+    SABOTAGES[name].apply(chosen)
+
+
+def _sabotage(
+    name: str,
+    breaks: str,
+    expected: str,
+    **changes: Any,  # noqa: ANN401 - fields of a plan
+) -> Callable[[Callable[[random.Random], None]], Callable[[random.Random], None]]:
+    def keep(apply: Callable[[random.Random], None]) -> Callable[[random.Random], None]:
+        SABOTAGES[name] = Sabotage(name, breaks, expected, apply, changes)
+        return apply
+
+    return keep
+
+
+def _put(owner: object, name: str, other: object) -> None:
+    """Have *owner* call *other* instead."""
+    setattr(owner, name, other)
+
+
+@_sabotage(
+    "acknowledged-uncommitted", "Now and then a message is acknowledged, and its transaction is rolled back.", "A1"
+)
+def _acknowledged_uncommitted(chosen: random.Random) -> None:
+    def append_load(self: Producer, topic: Topic, load: Load) -> list[ProducerResult]:
+        database = self._database
+        with database.connect() as conn:
+            database.dialect.begin(conn)
+            results = produce.append(conn, database.dialect, load)
+            if chosen.random() < _OFTEN:
+                conn.rollback()
+            else:
+                conn.commit()
+        self._wake(topic.id)
+        return results
+
+    _put(Producer, "_append_load", append_load)
+
+
+@_sabotage("numbered-without-lock", "Offsets are looked up before the partition is locked, and given twice.", "A5")
+def _numbered_without_lock(_chosen: random.Random) -> None:
+    def append_load(self: Producer, topic: Topic, load: Load) -> list[ProducerResult]:
+        database = self._database
+        with database.connect() as conn:
+            bases = [_next_offset(conn, self, topic, run.number) for run in load.runs]
+        time.sleep(0.005)
+        with database.connect() as conn:
+            database.dialect.begin(conn)
+            first = 0
+            for run, base in zip(load.runs, bases, strict=True):
+                _write_rows(conn, self, topic, run.number, base, load.contents.between(first, first + run.messages))
+                first += run.messages
+            conn.commit()
+        self._wake(topic.id)
+        return produce._results(load, bases)
+
+    _put(Producer, "_append_load", append_load)
+
+
+@_sabotage("number-left-out", "Now and then an offset is left out, as a sequence does after a rollback.", "A6")
+def _number_left_out(chosen: random.Random) -> None:
+    original = Producer._append_load
+
+    def append_load(self: Producer, topic: Topic, load: Load) -> list[ProducerResult]:
+        if len(load.contents.values) > 1 or chosen.random() >= _OFTEN:
+            return original(self, topic, load)
+        database = self._database
+        with database.connect() as conn:
+            database.dialect.begin(conn)
+            (result,) = produce.append(conn, database.dialect, load)
+            m = database.dialect.tables.message
+            place = (m.c.partition_id == topic.partition_ids[result.partition], m.c.msg_offset == result.offset)
+            conn.execute(update(m).where(*place).values(msg_offset=result.offset + 1))
+            conn.commit()
+        return [result._replace(offset=result.offset + 1)]
+
+    _put(Producer, "_append_load", append_load)
+
+
+@_sabotage(
+    "hole-passed-over",
+    "An offset may appear behind one that is read already, and readers step over what is missing.",
+    "B1",
+)
+def _hole_passed_over(_chosen: random.Random) -> None:
+    original, receive = Producer._append_load, partition.PartitionProgress.receive
+
+    def append_load(self: Producer, topic: Topic, load: Load) -> list[ProducerResult]:
+        if len(load.runs) > 1 or len(load.contents.values) == 1:
+            return original(self, topic, load)
+        database, number, end = self._database, load.runs[0].number, len(load.contents.values)
+        with database.connect() as conn:
+            database.dialect.begin(conn)
+            _lock(conn, self, topic, number)
+            base = _next_offset(conn, self, topic, number)
+            _write_rows(conn, self, topic, number, base + 1, load.contents.between(1, end))
+            conn.commit()
+        self._wake(topic.id)
+        time.sleep(0.2)
+        with database.connect() as conn:
+            database.dialect.begin(conn)
+            _write_rows(conn, self, topic, number, base, load.contents.between(0, 1))
+            conn.commit()
+        return produce._results(load, [base])
+
+    def receive_with_holes(self: partition.PartitionProgress, arrival: Arrival) -> None:
+        offsets = arrival.offsets()
+        if offsets and not self.ahead and self.is_idle:
+            self.next_offset = offsets[0]
+        expected = self.read_position
+        dense = [row for place, row in enumerate(arrival.rows) if offsets[place] == expected + place]
+        receive(self, Arrival(arrival.topic, arrival.partition, dense, moments_from_us=arrival.moments_from_us))
+
+    _put(Producer, "_append_load", append_load)
+    _put(partition.PartitionProgress, "receive", receive_with_holes)
+
+
+@_sabotage("value-cut", "Now and then a value is cut short on its way into the log.", "A3")
+def _value_cut(chosen: random.Random) -> None:
+    original = Contents.of
+
+    def of(messages: Sequence[Message]) -> Contents:
+        contents = original(messages)
+        values = [value[:-1] if chosen.random() < _SELDOM else value for value in contents.values]
+        return contents._replace(values=values)
+
+    _put(Contents, "of", staticmethod(of))
+
+
+@_sabotage("sent-again", "Now and then a message is sent again, as after an answer that was lost.", "A4")
+def _sent_again(chosen: random.Random) -> None:
+    original = Producer._append_load
+
+    def append_load(self: Producer, topic: Topic, load: Load) -> list[ProducerResult]:
+        if chosen.random() < _OFTEN:
+            original(self, topic, load)
+        return original(self, topic, load)
+
+    _put(Producer, "_append_load", append_load)
+
+
+@_sabotage("coalesced-backwards", "Calls that are sent together are sent in reverse order.", "A7")
+def _coalesced_backwards(_chosen: random.Random) -> None:
+    original = Coalescer.__init__
+
+    def init(self: Coalescer, topic: str, append: Callable[[list[Routed]], list[ProducerResult]]) -> None:
+        original(self, topic, lambda routed: append(routed[::-1])[::-1])
+
+    _put(Coalescer, "__init__", init)
+
+
+@_sabotage("batch-in-pieces", "A batch goes in two transactions.", "A8")
+def _batch_in_pieces(_chosen: random.Random) -> None:
+    original = Producer._append_many
+
+    def append_many(self: Producer, contents: Contents) -> list[ProducerResult]:
+        count = len(contents.values)
+        if count == 1:
+            return original(self, contents)
+        first = original(self, contents.between(0, count // 2))
+        time.sleep(0.02)
+        return first + original(self, contents.between(count // 2, count))
+
+    _put(Producer, "_append_many", append_many)
+
+
+@_sabotage(
+    "published-after-rollback", "What a transaction was to publish is published although it is rolled back.", "A2"
+)
+def _published_after_rollback(_chosen: random.Random) -> None:
+    original = _Outbox._forget
+
+    def forget(self: _Outbox, conn: Connection, *more: object) -> None:
+        waiting = list(self._waiting)
+        original(self, conn, *more)
+        if waiting:
+            database = waiting[0].source.database
+            load = produce.load([one.placed for one in waiting])
+            later = threading.Timer(
+                0.05, lambda: database.write(lambda own: produce.append(own, database.dialect, load))
+            )
+            later.daemon = True
+            later.start()
+
+    _put(_Outbox, "_forget", forget)
+
+
+@_sabotage("savepoint-ignored", "A savepoint that is rolled back takes no message back.", "A2")
+def _savepoint_ignored(_chosen: random.Random) -> None:
+    _put(_Outbox, "_rollback_savepoint", lambda *_: None)
+
+
+@_sabotage("delivered-early", "Delayed messages are due at once.", "B11")
+def _delivered_early(_chosen: random.Random) -> None:
+    original = staging.delay
+
+    def delay(conn: Connection, dialect: Any, placed: Any, _due: object) -> Any:  # noqa: ANN401 - passed on
+        return original(conn, dialect, placed, 0.0)
+
+    _put(staging, "delay", delay)
+
+
+@_sabotage(
+    "committed-before-handled",
+    "The position is committed before the handler is called.",
+    "B1",
+    faults=("kill",),
+    seconds=5.0,
+)
+def _committed_before_handled(_chosen: random.Random) -> None:
+    original = Consumer._hand_out
+
+    def hand_out(self: Consumer, receiver: Any, at_most: int) -> list[Message]:  # noqa: ANN401 - passed on
+        messages = original(self, receiver, at_most)
+        self._stock.finish(receiver, also_left=True)
+        self._ownership.flush()
+        return messages
+
+    _put(Consumer, "_hand_out", hand_out)
+
+
+@_sabotage("handed-out-incompletely", "Now and then a message is lost between the log and the application.", "B1")
+def _handed_out_incompletely(chosen: random.Random) -> None:
+    original = Stock.hand_out
+
+    def hand_out(self: Stock, receiver: Any, at_most: int) -> list[Message]:  # noqa: ANN401 - passed on
+        return [one for one in original(self, receiver, at_most) if chosen.random() >= _SELDOM]
+
+    _put(Stock, "hand_out", hand_out)
+
+
+@_sabotage(
+    "fence-ignored",
+    "A member does not look whether a partition is still its own, and its commits are accepted all the same.",
+    "B6 B4",
+    consumers=2,
+    faults=("pause",),
+    fault_seconds=0.9,
+    victims="lease",
+    handling_seconds=1.2,
+    seconds=7.0,
+)
+def _fence_ignored(_chosen: random.Random) -> None:
+    def unfenced(
+        conn: Connection,
+        dialect: Any,  # noqa: ANN401 - passed on
+        group: Any,  # noqa: ANN401 - passed on
+        _member_id: int,
+        finished: Any,  # noqa: ANN401 - passed on
+        *,
+        marking: bool = False,
+        **_more: bool,
+    ) -> list[Commit]:
+        commits = [one for _, one in finished]
+        offsets.insert_all(conn, dialect, group, commits, marking=marking)
+        return commits
+
+    original = Ownership.ensure
+    _put(consume, "commit", unfenced)
+    _put(Ownership, "ensure", lambda self: False if self.claimed else original(self))
+
+
+@_sabotage("failure-forgotten", "A message whose handler failed is not set aside, and the position moves on.", "B1")
+def _failure_forgotten(_chosen: random.Random) -> None:
+    record, put = attempts.record, Handling._put
+
+    def record_nothing(conn: Connection, dialect: Any, seat: Any, position: Commit, outcome: Any) -> bool:  # noqa: ANN401 - passed on
+        if outcome.state == "waiting":
+            return attempts._move(conn, dialect, seat, position)
+        return record(conn, dialect, seat, position, outcome)
+
+    def put_nothing(self: Handling, attempt: Any, chosen: Verdict, waiting: Any) -> None:  # noqa: ANN401 - passed on
+        if chosen is not Verdict.ASIDE:
+            put(self, attempt, chosen, waiting)
+
+    _put(attempts, "record", record_nothing)
+    _put(Handling, "_put", put_nothing)
+
+
+@_sabotage("groups-unprotected", "Retention takes messages that a group has not read.", "B9", handling_seconds=1.0)
+def _groups_unprotected(_chosen: random.Random) -> None:
+    _put(retention, "protected_from", lambda _retention, _standings, _expired, _start, end: end)
+
+
+@_sabotage("effects-apart", "A transaction that is rolled back leaves its effects behind.", "B7", mode="transaction")
+def _effects_apart(_chosen: random.Random) -> None:
+    original = Block.undo
+
+    def undo(self: Block) -> None:
+        if not self.is_done and self.taken is not None and self._root is not None and self._root.is_active:
+            with contextlib.suppress(Exception):
+                self._root.commit()
+        original(self)
+
+    _put(Block, "undo", undo)
+
+
+@_sabotage(
+    "moved-by-rollback", "A transaction that is rolled back moves the position all the same.", "B7", mode="transaction"
+)
+def _moved_by_rollback(chosen: random.Random) -> None:
+    original = Block.undo
+
+    def undo(self: Block) -> None:
+        is_lost = not self.is_done and self.taken is not None and chosen.random() < _OFTEN
+        original(self)
+        if is_lost and self.taken is not None:
+            database = self._database
+            with database.connect() as conn:
+                database.dialect.begin(conn)
+                to = Commit(self.taken.claim.partition_id, self.taken.end)
+                offsets.insert_all(conn, database.dialect, self._group, [to])
+                conn.commit()
+
+    _put(Block, "undo", undo)
+
+
+def _lock(conn: Connection, producer: Producer, topic: Topic, number: int) -> None:
+    p = producer._database.dialect.tables.partition
+    conn.execute(update(p).where(p.c.id == topic.partition_ids[number]).values(start_offset=p.c.start_offset))
+
+
+def _next_offset(conn: Connection, producer: Producer, topic: Topic, number: int) -> int:
+    m = producer._database.dialect.tables.message
+    newest = select(func.max(m.c.msg_offset)).where(m.c.partition_id == topic.partition_ids[number])
+    found: int | None = conn.execute(newest).scalar()
+    return 0 if found is None else found + 1
+
+
+def _write_rows(conn: Connection, producer: Producer, topic: Topic, number: int, base: int, contents: Contents) -> None:
+    dialect = producer._database.dialect
+    new = dialect.insert_or_update(dialect.tables.message, ["partition_id", "msg_offset"], ["key", "value"])
+    ids = topic.partition_ids[number]
+    conn.execute(
+        new,
+        [
+            {"partition_id": ids, "msg_offset": base + place, "key": key, "value": value}
+            for place, (key, value) in enumerate(zip(contents.keys, contents.values, strict=True))
+        ],
+    )
