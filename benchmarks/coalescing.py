@@ -17,16 +17,16 @@ from typing import TYPE_CHECKING
 from benchmarks.suite import Rounds
 from benchmarks.workload import check, new_topic
 from sqlmq import MQ, Message, ProducerResult
-from sqlmq.operations.produce import Routed
-from sqlmq.producer.batcher import MOST_TOGETHER, Coalescer
+from sqlmq.operations.produce import RoutedMessage
+from sqlmq.producer.batcher import MOST_TOGETHER, Batcher
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from benchmarks.suite import Bench
 
-    Append = Callable[[list[Routed]], list[ProducerResult]]
-    Send = Callable[[Routed], ProducerResult]
+    Append = Callable[[list[RoutedMessage]], list[ProducerResult]]
+    Send = Callable[[RoutedMessage], ProducerResult]
 
 MESSAGES = 4_000
 CALLERS = (1, 8, 64)
@@ -37,11 +37,11 @@ class Flusher:
 
     def __init__(self, append: Append) -> None:
         self._append = append
-        self._waiting: SimpleQueue[tuple[Routed, Future[ProducerResult]] | None] = SimpleQueue()
+        self._waiting: SimpleQueue[tuple[RoutedMessage, Future[ProducerResult]] | None] = SimpleQueue()
         self._thread = threading.Thread(target=self._run)
         self._thread.start()
 
-    def call(self, routed: Routed) -> ProducerResult:
+    def call(self, routed: RoutedMessage) -> ProducerResult:
         future: Future[ProducerResult] = Future()
         self._waiting.put((routed, future))
         return future.result()
@@ -69,7 +69,7 @@ def run(bench: Bench) -> None:
         name = new_topic(mq)
         producer = mq.producer(name)
         flusher = Flusher(producer._append)  # noqa: SLF001 - what both send through
-        leader = Coalescer(producer.topic, producer._append)  # noqa: SLF001 - what both send through
+        leader = Batcher(producer.topic, producer._append)  # noqa: SLF001 - what both send through
         ways: dict[str, Send] = {"leader": lambda one: leader.call(one, None), "flusher": flusher.call}
         try:
             for callers in CALLERS:
@@ -103,7 +103,7 @@ def measure(send: Send, callers: int, messages: int) -> tuple[float, float]:
     def call() -> None:
         for _ in range(each):
             began = time.perf_counter()
-            place = send(Routed(Message(b"v" * 200, b"key-0001"), None))
+            place = send(RoutedMessage(Message(b"v" * 200, b"key-0001"), None))
             took.append(time.perf_counter() - began)
             places.append(place)
 

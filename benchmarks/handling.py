@@ -129,7 +129,7 @@ def latency(mq: MQ, count: int, way: str) -> list[float]:
             return
         took.append((time.perf_counter_ns() - int(message.value)) / 1e6)
 
-    retry = Retry(max_attempts=None, backoff=0.5, max_delay=0.5)
+    retry = Retry(max_attempts=None, backoff_seconds=0.5, max_delay_seconds=0.5)
     running = threading.Thread(target=lambda: consumer.run(handler, retry=retry, handle_signals=False))
     running.start()
     clock = time.perf_counter_ns

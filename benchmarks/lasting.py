@@ -78,8 +78,8 @@ class Time:
     def retention(self) -> Retention:
         """Keeps what was produced in a part; simulated, it has to be counted."""
         if self.is_simulated:
-            return Retention(messages=max(1, self.part_batches * BATCH // PARTITIONS))
-        return Retention(seconds=max(self.part_seconds, 0.1))
+            return Retention(max_messages=max(1, self.part_batches * BATCH // PARTITIONS))
+        return Retention(max_age_seconds=max(self.part_seconds, 0.1))
 
 
 def run(bench: Bench) -> None:
@@ -112,7 +112,7 @@ def last(database: BenchDatabase, whole: Time, *, is_held: bool) -> Found:
             found.produced.append(produced)
             found.consumed.append(consumed)
             if whole.part_seconds < ROUND_SECONDS:
-                mq.maintain()
+                mq.apply_retention()
             if whole.is_simulated and database.is_postgres:
                 _vacuum(database)
             _sample(database, found)

@@ -15,7 +15,7 @@ from benchmarks.consuming import POLL
 from benchmarks.suite import Rounds, once
 from benchmarks.workload import check, fill, new_group, new_topic
 from sqlmq import MQ, Message
-from sqlmq.model.config import Options
+from sqlmq.model.config import MQConfig
 
 if TYPE_CHECKING:
     from benchmarks.suite import Bench
@@ -38,7 +38,7 @@ def run(bench: Bench) -> None:
             {},
             unit="MB",
         )
-        prefetch_mb = Options().prefetch_bytes / MB
+        prefetch_mb = MQConfig().prefetch_bytes / MB
         producer = mq.producer(large)
         for number in range(large_count):
             producer.produce_with_partition(Message(bytes(LARGE_BYTES)), number % PARTITIONS)

@@ -43,7 +43,7 @@ def run(bench: Bench) -> None:
         producer = mq.producer(name)
 
         def at_once(session: Session) -> None:
-            placed = produce.place(producer._current_topic(), [produce.Routed(MESSAGE, 0)], producer._rotation)  # noqa: SLF001
+            placed = produce.place(producer._current_topic(), [produce.RoutedMessage(MESSAGE, 0)], producer._rotation)  # noqa: SLF001
             produce.append(session.connection(), mq._database.dialect, produce.load(placed))  # noqa: SLF001 - in the middle of the transaction
 
         ways: dict[str, Callable[[Session], object]] = {

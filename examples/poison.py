@@ -100,7 +100,7 @@ def serve(url: str, journal: Path, *, is_fixed: bool) -> None:
     """Handle orders until SIGTERM."""
     # What it would log is told here in other words.
     logging.getLogger("sqlmq").addHandler(logging.NullHandler())
-    retry = Retry(max_attempts=3, backoff=0.2, jitter=0)
+    retry = Retry(max_attempts=3, backoff_seconds=0.2, jitter=0)
     with MQ(url, lease_seconds=LEASE_SECONDS, poll_max_seconds=0.2) as mq:
         mq.consumer(TOPIC, GROUP).run(Billing(journal, is_fixed=is_fixed).handle, retry=retry)
 

@@ -6,7 +6,7 @@ import threading
 from typing import TYPE_CHECKING
 
 from sqlmq.consumer.worker.dispatcher import Terms
-from sqlmq.consumer.worker.executor import Plain
+from sqlmq.consumer.worker.executor import DirectExecutor
 from sqlmq.consumer.worker.pool import Limits, Worker
 
 if TYPE_CHECKING:
@@ -24,15 +24,17 @@ class Hands:
     ) -> None:
         self._consumer = consumer
         terms = Terms.checked(retry, on_failure, 1_000, None)
-        self._run = consumer._new_run(Plain(handler, in_batches=False), terms, Limits.checked(1, 0.0, None, None))
+        self._run = consumer._new_run(
+            DirectExecutor(handler, in_batches=False), terms, Limits.checked(1, 0.0, None, None)
+        )
 
     def work(self) -> bool:
         """Look at the group and at what is set aside, and handle one message; return whether there was any."""
         worker = Worker("hands")
         worker.thread = threading.current_thread()
-        self._run._parking._refresh_at = 0.0
-        self._consumer._ownership.look_around()
-        attempt = self._consumer._take(lambda: self._run._parking.choose(worker, 1))
+        self._run._dispatcher._refresh_at = 0.0
+        self._consumer._coordinator.recheck_group_soon()
+        attempt = self._consumer._take(lambda: self._run._dispatcher.next_attempt(worker, 1))
         if attempt is None:
             return False
         worker.attempt = attempt

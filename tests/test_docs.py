@@ -10,7 +10,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import inspect
 import os
 import re
@@ -33,24 +32,11 @@ from sqlmq import (
     AsyncMQ,
     AsyncParked,
     AsyncProducer,
-    BlockedKey,
     Consumer,
-    Eviction,
-    Finding,
-    GroupDescription,
-    GroupPartition,
-    MemberDescription,
     Parked,
-    ParkedMessage,
-    PartitionDescription,
-    PartitionLag,
     Producer,
-    Retention,
-    TopicDescription,
-    Trimmed,
 )
 from sqlmq.admin.inspection import Looking
-from sqlmq.background.heartbeat import Keeper
 
 if TYPE_CHECKING:
     from tests.conftest import DatabaseUnderTest
@@ -267,38 +253,11 @@ def test_the_readme_opens_with_the_two_commands() -> None:
     ]
 
 
-def glance() -> str:
-    return (ROOT / "docs" / "api.md").read_text(encoding="utf-8")
-
-
-def test_the_api_at_a_glance_has_every_public_name() -> None:
-    assert [public for public in sqlmq.__all__ if not re.search(rf"`{public}\b", glance())] == []
-
-
-@pytest.mark.parametrize(
-    ("kind", "variable"),
-    [(MQ, "mq"), (Looking, "mq"), (Producer, "producer"), (Consumer, "consumer"), (Parked, "parked")],
-)
-def test_the_api_at_a_glance_has_every_method_with_its_parameters(kind: type, variable: str) -> None:
-    # What the background thread asks of a consumer is not the application's.
-    internal = {name for name in vars(Keeper) if kind is Consumer}
-    public = {name: member for name, member in vars(kind).items() if not name.startswith("_") and name not in internal}
-
-    for method, member in public.items():
-        found = re.search(rf"`{variable}\.{method}\b([^`]*)`", glance())
-        assert found, f"{variable}.{method} is missing"
-        if inspect.isfunction(member):
-            for parameter in list(inspect.signature(member).parameters)[1:]:
-                assert re.search(rf"\b{parameter}\b", found[1]), f"{variable}.{method}: {parameter} is missing"
-
-
 @pytest.mark.parametrize(
     ("kind", "others"),
     [(AsyncMQ, (MQ, Looking)), (AsyncProducer, (Producer,)), (AsyncConsumer, (Consumer,)), (AsyncParked, (Parked,))],
 )
-def test_the_methods_for_asyncio_take_what_the_others_take_as_the_api_at_a_glance_says(
-    kind: type, others: tuple[type, ...]
-) -> None:
+def test_the_methods_for_asyncio_take_what_the_others_take(kind: type, others: tuple[type, ...]) -> None:
     def parameters(cls: type) -> dict[str, list[tuple[str, object]]]:
         return {
             name: [(one.name, one.default) for one in inspect.signature(member).parameters.values()]
@@ -307,48 +266,6 @@ def test_the_methods_for_asyncio_take_what_the_others_take_as_the_api_at_a_glanc
         }
 
     assert parameters(kind) == {name: taken for other in others for name, taken in parameters(other).items()}
-
-
-@pytest.mark.parametrize("kind", [AsyncMQ, AsyncProducer, AsyncConsumer, AsyncParked])
-def test_the_api_at_a_glance_says_which_methods_for_asyncio_are_not_awaited(kind: type) -> None:
-    text = glance().partition("## asyncio")[2].partition("\n## ")[0]
-    rows = "".join(line for line in text.splitlines(keepends=True) if "not awaited" in line)
-
-    for method, member in vars(kind).items():
-        if inspect.isfunction(member) and not method.startswith("_"):
-            assert inspect.iscoroutinefunction(member) != bool(re.search(rf"\.{method}\(", rows)), method
-
-
-def test_the_api_at_a_glance_has_every_option() -> None:
-    options = [option for option in inspect.signature(MQ).parameters if option != "database"]
-
-    assert [option for option in options if f"| `{option}` |" not in glance()] == []
-
-
-@pytest.mark.parametrize(
-    "kind",
-    [
-        TopicDescription,
-        PartitionDescription,
-        GroupDescription,
-        GroupPartition,
-        ParkedMessage,
-        BlockedKey,
-        Retention,
-        Trimmed,
-        Eviction,
-        PartitionLag,
-        MemberDescription,
-        Finding,
-    ],
-)
-def test_the_api_at_a_glance_has_what_descriptions_hold(kind: type) -> None:
-    row = next(line for line in glance().splitlines() if line.startswith(f"| `{kind.__name__}` |"))
-    held = {field.name for field in dataclasses.fields(kind)} | {
-        name for name, member in vars(kind).items() if isinstance(member, property)
-    }
-
-    assert {name for name in held if f"`{name}`" not in row} == set()
 
 
 def test_the_functions_on_the_architectures_walks_exist() -> None:

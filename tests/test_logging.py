@@ -60,7 +60,7 @@ def event_calls() -> Iterator[tuple[str, str]]:
             if not isinstance(node, ast.Call) or not node.args or not isinstance(node.args[0], ast.Constant):
                 continue
             name = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
-            if name in {"facts", "_told", "_lost"} and isinstance(node.args[0].value, str):
+            if name in {"log_fields", "_lost"} and isinstance(node.args[0].value, str):
                 yield logger, node.args[0].value
 
 
@@ -98,7 +98,7 @@ def test_every_event_is_documented_with_its_loggers_and_none_that_is_not_there()
 
 
 def test_every_attribute_is_documented() -> None:
-    names = [log_events.PREFIX + name for name in ("event", *log_events.Facts.__annotations__)]
+    names = [log_events.PREFIX + name for name in ("event", *log_events.LogFields.__annotations__)]
 
     assert [name for name in names if f"`{name}`" not in PAGE] == []
 
@@ -110,7 +110,7 @@ def test_no_record_is_given_what_a_message_holds() -> None:
 
 
 def test_facts_that_are_not_known_are_left_out_and_an_error_is_its_type() -> None:
-    assert log_events.facts("retry", topic="orders", error=ValueError("secret")) == {
+    assert log_events.log_fields("retry", topic="orders", error=ValueError("secret")) == {
         "sqlmq_event": "retry",
         "sqlmq_topic": "orders",
         "sqlmq_error": "ValueError",

@@ -131,7 +131,9 @@ def shown(part: str) -> dict[str, object]:
     return ({taken.vararg.arg: empty} if taken.vararg else {}) | found
 
 
-@pytest.mark.parametrize("cls", [sqlmq.MQ, sqlmq.AsyncMQ, sqlmq.Message, sqlmq.Retry, sqlmq.Retention, sqlmq.Limits])
+@pytest.mark.parametrize(
+    "cls", [sqlmq.MQ, sqlmq.AsyncMQ, sqlmq.Message, sqlmq.Retry, sqlmq.Retention, sqlmq.DoctorLimits]
+)
 def test_what_applications_make_is_shown_with_all_that_it_takes(cls: type) -> None:
     taken = {name: one.default for name, one in inspect.signature(cls).parameters.items()}
 
@@ -184,7 +186,7 @@ def test_the_tree_of_errors_has_each_below_what_it_inherits_from() -> None:
 def test_a_short_name_in_a_signature_is_explained() -> None:
     part = section("## Types")
 
-    assert '| `Ack` | `Literal["after", "before"]` |' in part
+    assert '| `Ack` | `Literal["auto", "on_delivery"]` |' in part
     assert "| `AsyncSession` | `sqlalchemy.ext.asyncio.AsyncSession` |" in part
 
 

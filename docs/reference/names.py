@@ -13,8 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
 _OPENING = """\
-Every public name, as the code has it: signatures, docstrings, attributes, errors. What belongs together, in short:
-[the API at a glance](../api.md)."""
+Every public name, as the code has it: signatures, docstrings, attributes, errors."""
 _MODULES = ("aio", "migrate", "opentelemetry", "prometheus")
 """Public below ``sqlmq``, under names of their own."""
 _OWN = {"Message": ("arrived", "check_size", "headers_json")}

@@ -66,7 +66,7 @@ from sqlmq.errors import (
     UnknownGroupError,
     UnknownTopicError,
 )
-from sqlmq.hooks.clock import Runtime
+from sqlmq.hooks.clock import Clock
 from sqlmq.hooks.observer import Observer
 from sqlmq.model.message import DelayedMessage, Message, ProducerResult
 from sqlmq.model.retention import Retention
@@ -85,11 +85,11 @@ from sqlmq.reports.descriptions import (
     PartitionDescription,
     PartitionLag,
     PartitionReset,
+    RetentionResult,
     TopicDescription,
-    Trimmed,
 )
 from sqlmq.reports.diagnosis import Finding
-from sqlmq.reports.doctor import Limits, Problem
+from sqlmq.reports.doctor import DoctorLimits, Problem
 
 __version__ = version("sqlmq")
 
@@ -101,6 +101,7 @@ __all__ = [
     "AsyncProducer",
     "AsyncTransaction",
     "BlockedKey",
+    "Clock",
     "ClosedError",
     "Consumer",
     "ConsumerClosedError",
@@ -110,6 +111,7 @@ __all__ = [
     "DatabaseFullError",
     "DatabaseUnavailableError",
     "DelayedMessage",
+    "DoctorLimits",
     "EvictedError",
     "Eviction",
     "FencedError",
@@ -125,7 +127,6 @@ __all__ = [
     "InvalidTopicError",
     "InvalidURLError",
     "IsolationError",
-    "Limits",
     "MQClosedError",
     "MemberDescription",
     "Message",
@@ -150,9 +151,9 @@ __all__ = [
     "Publication",
     "ReadOnlyDatabaseError",
     "Retention",
+    "RetentionResult",
     "Retry",
     "RunSummary",
-    "Runtime",
     "SchemaError",
     "SchemaMissingError",
     "SchemaTooNewError",
@@ -162,7 +163,6 @@ __all__ = [
     "TopicDescription",
     "Transaction",
     "TransactionError",
-    "Trimmed",
     "UnknownGroupError",
     "UnknownTopicError",
     "migrate",

@@ -12,21 +12,21 @@ from typing import TYPE_CHECKING, Self
 from sqlmq.admin.inspection import Looking
 from sqlmq.admin.parked import Parked
 from sqlmq.background.heartbeat import Background
-from sqlmq.background.listener import Listener, hears
+from sqlmq.background.listener import Listener, can_receive
 from sqlmq.background.notifier import Notifier
-from sqlmq.background.poller import Lookout
-from sqlmq.background.retention import Maintainer
-from sqlmq.background.scheduler import Mover
+from sqlmq.background.poller import SharedPoller
+from sqlmq.background.retention import RetentionService
+from sqlmq.background.scheduler import Scheduler
 from sqlmq.consumer.consumer import Ack, Consumer
-from sqlmq.consumer.coordinator import Joining
-from sqlmq.database.close_once import Closing
+from sqlmq.consumer.coordinator import Subscription
+from sqlmq.database.close_once import CloseOnce
 from sqlmq.database.database import Database
 from sqlmq.errors import DatabaseUnavailableError, MQClosedError, UnknownTopicError
-from sqlmq.hooks.clock import check_runtime
+from sqlmq.hooks.clock import check_clock
 from sqlmq.hooks.failpoints import arm_by_environment
 from sqlmq.model.config import (
+    MQConfig,
     OnEvicted,
-    Options,
     check_ack,
     check_group,
     check_ids,
@@ -54,11 +54,11 @@ if TYPE_CHECKING:
     from sqlalchemy import URL, Connection, Engine
 
     from sqlmq.dialects import Dialect
-    from sqlmq.hooks.clock import Runtime
+    from sqlmq.hooks.clock import Clock
     from sqlmq.hooks.observer import Observer
     from sqlmq.model.positions import ResetTo, Start
     from sqlmq.producer.outbox import SessionLike
-    from sqlmq.reports.descriptions import PartitionReset, Trimmed
+    from sqlmq.reports.descriptions import PartitionReset, RetentionResult
     from sqlmq.store.topics import Topic
 
     T = TypeVar("T")
@@ -78,12 +78,12 @@ class MQ(Looking):
     - *lease_seconds*: how long a consumer that is not heard of keeps its partitions.
     - *max_poll_seconds*: after how long without asking for messages a consumer gives its partitions back.
     - *commit_interval_seconds*: how long finished messages may wait to be committed together.
-    - *durable_positions*: on Postgres, wait for the disk then; else a crash of the server may bring some again.
+    - *durable_commits*: on Postgres, wait for the disk then; else a crash of the server may bring some again.
     - *prefetch*, *prefetch_bytes*: how much a consumer reads ahead.
     - *poll_min_seconds*, *poll_max_seconds*: how soon an idle consumer looks again, at first and in the end.
-    - *answer_seconds*: on Postgres, how long the database may keep silent before the connection is given up.
+    - *response_timeout_seconds*: on Postgres, how long the database may keep silent before the connection is given up.
     - *notify*: on Postgres, wake waiting consumers of other processes by NOTIFY, and listen for theirs.
-    - *runtime*: clock, waits and chance, for tests; the system's by default.
+    - *clock*: time, waits and random numbers, for tests; the system's by default.
 
     Raises InvalidURLError, and ``TypeError`` or ``ValueError`` for options that can't be.
     """
@@ -99,52 +99,52 @@ class MQ(Looking):
         lease_seconds: float = 10.0,
         max_poll_seconds: float = 300.0,
         commit_interval_seconds: float = 0.2,
-        durable_positions: bool = True,
+        durable_commits: bool = True,
         prefetch: int = 4000,
         prefetch_bytes: int = 8 * 1024 * 1024,
         poll_min_seconds: float = 0.005,
         poll_max_seconds: float = 1.0,
-        answer_seconds: float = 30.0,
+        response_timeout_seconds: float = 30.0,
         notify: bool = True,
-        runtime: Runtime | None = None,
+        clock: Clock | None = None,
     ) -> None:
-        self._options = Options(
+        self._options = MQConfig(
             create_topics=create_topics,
             default_partitions=default_partitions,
             max_message_bytes=max_message_bytes,
             lease_seconds=lease_seconds,
             max_poll_seconds=max_poll_seconds,
             commit_interval_seconds=commit_interval_seconds,
-            durable_positions=durable_positions,
+            durable_commits=durable_commits,
             prefetch=prefetch,
             prefetch_bytes=prefetch_bytes,
             poll_min_seconds=poll_min_seconds,
             poll_max_seconds=poll_max_seconds,
-            answer_seconds=answer_seconds,
+            response_timeout_seconds=response_timeout_seconds,
             notify=notify,
         )
         arm_by_environment()
-        self._runtime = check_runtime(runtime)
-        self._database = Database(database, check_schema(schema), answer_seconds, self._runtime)
-        self._lookout: Lookout  # each needs the other
+        self._clock = check_clock(clock)
+        self._database = Database(database, check_schema(schema), response_timeout_seconds, self._clock)
+        self._poller: SharedPoller  # each needs the other
         self._background = Background(
             self._database,
             lease_seconds=lease_seconds,
             tend_seconds=commit_interval_seconds,
             awaited=self._awaited,
-            look_soon=lambda at_groups: self._lookout.look_soon(at_groups=at_groups),
+            look_soon=lambda at_groups: self._poller.poll_now(at_groups=at_groups),
         )
-        self._lookout = Lookout(self._database, self._background.keepers, poll_max_seconds=poll_max_seconds)
+        self._poller = SharedPoller(self._database, self._background.keepers, poll_max_seconds=poll_max_seconds)
         self._notifies = notify and self._database.can_notify
         self._notifier = Notifier(self._database, self._background.member_ids)
         self._listener = Listener(self._database, self._background, self._notifier.send)
-        self._mover = Mover(
+        self._scheduler = Scheduler(
             self._database, self._announce, wakes_others=self._notifies, poll_max_seconds=poll_max_seconds
         )
-        self._maintainer = Maintainer(self._database)
+        self._retention_service = RetentionService(self._database)
         self._made: list[Producer | Consumer] = []
         self._keeping = threading.Lock()
-        self._closing = Closing()
+        self._closing = CloseOnce()
         self._closed = False
 
     @property
@@ -199,7 +199,7 @@ class MQ(Looking):
         check_retention(retention)
         self._write(lambda conn, dialect: admin_topics.set_retention(conn, dialect, topic, retention))
 
-    def maintain(self, topic: str | None = None) -> list[Trimmed]:
+    def apply_retention(self, topic: str | None = None) -> list[RetentionResult]:
         """Delete now what exceeds the retention of *topic*, or of all; return what was deleted of which partition.
 
         Every MQ that has made a consumer does it by itself, about once a minute. May be called anywhere, by many at once.
@@ -210,7 +210,7 @@ class MQ(Looking):
             check_topic(topic)
         self._check_open()
         self._database.check_outside_block("delete messages")
-        return self._maintainer.round(topic)
+        return self._retention_service.run_once(topic)
 
     def delete_topics(self, *topics: str) -> list[str]:
         """Delete *topics* with their messages and groups; return the names of those there were.
@@ -234,17 +234,17 @@ class MQ(Looking):
                 found,
                 max_message_bytes=self._options.max_message_bytes,
                 wake=self._announce,
-                mover=self._mover,
+                scheduler=self._scheduler,
             )
         )
 
     def consumer(
         self,
         topic: str,
-        group_id: str,
+        group: str,
         *,
         start: Start = "earliest",
-        ack: Ack = "after",
+        ack: Ack = "auto",
         name: str | None = None,
         on_evicted: OnEvicted = "raise",
     ) -> Consumer:
@@ -253,27 +253,29 @@ class MQ(Looking):
         Group and topic are made if they do not exist (the topic unless ``create_topics`` is off). *start* is where a
         new group begins: ``earliest``, ``latest``, behind what is there now, or an aware datetime, the first message since
         then; an old one goes on where it was.
-        ``ack="before"`` commits a message before it is handed out: at most once, instead of at least once. *name* is
+        ``ack="on_delivery"`` commits a message before it is handed out: at most once, instead of at least once. *name* is
         what the member is called where members are listed; host and process by default. *on_evicted* is what happens
         where retention has deleted messages that the group had not read: ``raise`` EvictedError, or go on with the
         ``earliest`` there is, with a warning in the log that names them.
         """
-        check_group(group_id)
+        check_group(group)
         start = check_start(start)
         check_ack(ack)
         check_on_evicted(on_evicted)
         if name is not None:
             check_member_name(name)
         found = self._find_or_create(topic)
-        joining = Joining(found, group_id, start, _member_name(self._runtime) if name is None else name, on_evicted)
-        self._mover.watch()
-        self._maintainer.watch()
-        return self._keep(Consumer(self._database, self._background, joining, self._options, ack))
+        subscription = Subscription(
+            found, group, start, _member_name(self._clock) if name is None else name, on_evicted
+        )
+        self._scheduler.watch()
+        self._retention_service.watch()
+        return self._keep(Consumer(self._database, self._background, subscription, self._options, ack))
 
     def reset_group(
         self,
         topic: str,
-        group_id: str,
+        group: str,
         to: ResetTo | None = None,
         *,
         shift_by: int | None = None,
@@ -293,18 +295,18 @@ class MQ(Looking):
         UnknownTopicError, UnknownGroupError; DatabaseBusyError if a transaction that holds a partition does not end.
         """
         check_topic(topic)
-        check_group(group_id)
+        check_group(group)
         target = check_reset(to, shift_by)
         chosen = None if partitions is None else [check_partition_number(number) for number in partitions]
         if chosen is not None and isinstance(to, Mapping):
             message = "A mapping of partitions to offsets says which partitions: leave partitions= out."
             raise ValueError(message)
-        wanted = reset.Wanted(topic, group_id, target, chosen)
+        wanted = reset.ResetRequest(topic, group, target, chosen)
         if not execute:
             return self._read(lambda conn, dialect: reset.preview(conn, dialect, wanted))
         self._database.check_outside_block("reset a group")
         done = self._write(lambda conn, dialect: reset.reset(conn, dialect, wanted, force=force))
-        self._background.look_around(done.group_id)
+        self._background.recheck_group_soon(done.group_id)
         self._announce(done.topic_id)
         return done.changes
 
@@ -323,21 +325,21 @@ class MQ(Looking):
             cancelled = outbox.cancel(session, self._database, wanted)
         return [id_ for id_ in wanted if id_ in cancelled]
 
-    def parked(self, topic: str, group_id: str) -> Parked:
+    def parked(self, topic: str, group: str) -> Parked:
         """What the group *group_id* has set aside of *topic*: to look at, retry, discard, copy.
 
         Asks nothing by itself; its methods raise UnknownTopicError or UnknownGroupError.
         """
         check_topic(topic)
-        check_group(group_id)
+        check_group(group)
         return Parked(
             self._read,
             self._write,
             topic,
-            group_id,
+            group,
             self._find_or_create,
             self._announce,
-            self._runtime.random,
+            self._clock.random,
             max_message_bytes=self._options.max_message_bytes,
         )
 
@@ -372,18 +374,18 @@ class MQ(Looking):
     def _close(self) -> None:
         with self._keeping:
             self._closed = True
-        self._database.answers.hurry()
+        self._database.watchdog.shorten()
         errors: list[Exception] = []
         for one in self._made:
             try:
                 one.close()
             except Exception as error:  # noqa: BLE001 - raised below, with the others
                 errors.append(error)
-        self._maintainer.close()
-        self._mover.close()
+        self._retention_service.close()
+        self._scheduler.close()
         self._listener.close()
         self._notifier.close()
-        self._lookout.close()
+        self._poller.close()
         self._background.close()
         self._database.close()
         if errors:
@@ -398,14 +400,14 @@ class MQ(Looking):
 
     def _awaited(self) -> None:
         """A consumer begins to wait for what others may send."""
-        self._lookout.attend()
+        self._poller.start()
         if self._notifies:
             self._listener.start()
 
     def _keep(self, made: Made) -> Made:
         with self._keeping:
             if not self._closed:
-                self._made = [one for one in self._made if not one.is_closed]
+                self._made = [one for one in self._made if not one.closed]
                 self._made.append(made)
                 return made
         made.close()
@@ -422,7 +424,7 @@ class MQ(Looking):
         return self._read(lambda conn, dialect: admin_topics.find_topic(conn, dialect, name))
 
     def _hears_notices(self) -> bool:
-        return not self._notifies or hears(self._database)
+        return not self._notifies or can_receive(self._database)
 
     def _read(self, flow: Callable[[Connection, Dialect], T]) -> T:
         with self._while_open():
@@ -446,6 +448,6 @@ class MQ(Looking):
             raise MQClosedError
 
 
-def _member_name(runtime: Runtime) -> str:
+def _member_name(clock: Clock) -> str:
     """Tells hosts and processes apart for people, and members of one process for everybody."""
-    return f"{socket.gethostname()}:{os.getpid()}:{runtime.token()[:8]}"
+    return f"{socket.gethostname()}:{os.getpid()}:{clock.token()[:8]}"

@@ -16,7 +16,7 @@ from prometheus_client import Metric
 from prometheus_client.registry import Collector as BaseCollector
 
 from sqlmq.errors import SqlmqError, UnknownTopicError
-from sqlmq.hooks.log_events import facts
+from sqlmq.hooks.log_events import log_fields
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -76,7 +76,7 @@ class Collector(BaseCollector):
             self._fill(families)
             is_up = True
         except SqlmqError as error:
-            log.warning("No metrics could be read: %s", error, extra=facts("metrics failed", error=error))
+            log.warning("No metrics could be read: %s", error, extra=log_fields("metrics failed", error=error))
             families, is_up = _families(), False
         families["sqlmq_up"].add_sample("sqlmq_up", {}, float(is_up))
         families["sqlmq_scrape_seconds"].add_sample("sqlmq_scrape_seconds", {}, time.monotonic() - began)
@@ -97,7 +97,7 @@ class Collector(BaseCollector):
 
 def _tell_topic(families: dict[str, Metric], topic: TopicDescription) -> None:
     for partition in topic.partitions:
-        where = {"topic": topic.name, "partition": str(partition.number)}
+        where = {"topic": topic.name, "partition": str(partition.partition)}
         _add(families, "sqlmq_topic_appended_messages", where, partition.end_offset)
         _add(families, "sqlmq_topic_stored_messages", where, partition.messages)
         _add(families, "sqlmq_topic_estimated_bytes", where, partition.estimated_bytes)
@@ -114,8 +114,8 @@ def _tell_evictions(families: dict[str, Metric], topic: str, evictions: Sequence
 def _tell_lag(families: dict[str, Metric], lag: PartitionLag) -> None:
     where = {"topic": lag.topic, "group": lag.group, "partition": str(lag.partition)}
     _add(families, "sqlmq_group_passed_messages", where, lag.position)
-    _add(families, "sqlmq_group_lag_messages", where, lag.messages)
-    _add(families, "sqlmq_group_lag_seconds", where, lag.seconds)
+    _add(families, "sqlmq_group_lag_messages", where, lag.lag)
+    _add(families, "sqlmq_group_lag_seconds", where, lag.lag_seconds)
     _add(families, "sqlmq_group_owned", where, lag.owner is not None)
     _add(families, "sqlmq_group_waiting_messages", where, lag.waiting)
     _add(families, "sqlmq_group_dead_messages", where, lag.dead)

@@ -118,7 +118,7 @@ async def test_a_cancelled_consumer_skips_nothing(mq: AsyncMQ, method: str) -> N
             received += [message.value for message in await consumer.poll(timeout=PATIENCE_SECONDS)]
     await consumer.commit()
     assert set(received) == {*sent, b"end"}
-    assert consumer._sync._stock._in_hand == {}
+    assert consumer._sync._buffer._in_hand == {}
     assert (await mq.describe_group("orders", "billing")).lag == 0
     await log_of(mq)
 
@@ -138,7 +138,7 @@ async def test_a_call_on_the_mq_that_is_cancelled_leaves_nothing_behind(mq: Asyn
         await mq.delete_topics("orders")
 
     async for _result in cancelled_everywhere(make_and_use):
-        assert [made for made in mq._sync._made if not made.is_closed] == []
+        assert [made for made in mq._sync._made if not made.closed] == []
 
     await log_of(mq)
 
@@ -164,8 +164,8 @@ async def test_what_is_closed_by_a_cancelled_task_is_closed(make_mq: MakeAsyncMQ
     await prepare()
     async for _result in cancelled_everywhere(close):
         mq, producer, consumer = made[-1]
-        assert producer.is_closed == (closed != "consumer")
-        assert consumer.is_closed == (closed != "producer")
+        assert producer.closed == (closed != "consumer")
+        assert consumer.closed == (closed != "producer")
         await close()
         await mq.close()
         await prepare()
@@ -235,14 +235,14 @@ async def test_a_cancelled_produce_that_waits_is_not_sent(mq: AsyncMQ, monkeypat
     producer = await mq.producer("orders")
     may_go, is_on_its_way = asyncio.Event(), asyncio.Event()
     loop = asyncio.get_running_loop()
-    append = producer._sync._coalescer._append
+    append = producer._sync._batcher._append
 
     def hold(routed: list[Any]) -> list[ProducerResult]:
         loop.call_soon_threadsafe(is_on_its_way.set)
         asyncio.run_coroutine_threadsafe(may_go.wait(), loop).result(PATIENCE_SECONDS)
         return append(routed)
 
-    monkeypatch.setattr(producer._sync._coalescer, "_append", hold)
+    monkeypatch.setattr(producer._sync._batcher, "_append", hold)
     first = producer.submit(Message(b"first"))
     await is_on_its_way.wait()
     second = asyncio.create_task(producer.produce(Message(b"second")))

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from sqlalchemy import Engine
     from sqlalchemy.orm import Session
 
-DRAIN: dict[str, Any] = {"retry": SOON, "idle_timeout": IDLE_SECONDS, "handle_signals": False}
+DRAIN: dict[str, Any] = {"retry": SOON, "idle_seconds": IDLE_SECONDS, "handle_signals": False}
 
 
 async def send(mq: AsyncMQ, count: int, *, partitions: int = 1) -> None:
@@ -92,7 +92,7 @@ async def test_a_task_that_is_cancelled_lets_the_message_in_hand_be_finished(mq:
         await running
 
     assert handled == [b"0"]
-    assert consumer.is_closed
+    assert consumer.closed
     described = await mq.describe_group("orders", "billing")
     assert described.partitions[0].position == 1
 
@@ -110,7 +110,7 @@ async def test_a_handler_that_does_not_end_is_cancelled(mq: AsyncMQ) -> None:
             cancelled.set()
             raise
 
-    await consumer.run(handler, stop_timeout=0.05, handle_signals=False)
+    await consumer.run(handler, stop_seconds=0.05, handle_signals=False)
 
     await asyncio.wait_for(cancelled.wait(), PATIENCE_SECONDS)
     described = await mq.describe_group("orders", "billing")

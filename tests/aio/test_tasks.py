@@ -175,7 +175,7 @@ async def test_an_anext_with_a_default_in_a_task_of_its_own_is_refused_too(mq: A
 
 async def test_with_ack_before_a_call_may_be_a_task_of_its_own(mq: AsyncMQ) -> None:
     await send(mq, 2)
-    consumer = await mq.consumer("orders", "billing", ack="before")
+    consumer = await mq.consumer("orders", "billing", ack="on_delivery")
 
     message = await asyncio.create_task(consumer.consume(timeout=PATIENCE_SECONDS))
 
@@ -203,8 +203,8 @@ async def test_messages_that_were_read_ahead_take_no_thread(
 
     monkeypatch.setattr(consumer._threads, "_start", count_and_start)
     # Nothing else falls due.
-    monkeypatch.setattr(consumer._sync._stock, "_refill_at", math.inf)
-    monkeypatch.setattr(consumer._sync._ownership, "_survey_at", math.inf)
+    monkeypatch.setattr(consumer._sync._buffer, "_refill_at", math.inf)
+    monkeypatch.setattr(consumer._sync._coordinator, "_survey_at", math.inf)
 
     if way == "consume":
         found = [await take(consumer) for _ in range(499)]

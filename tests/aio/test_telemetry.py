@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from tests.aio.conftest import AtEnd, MakeAsyncMQ
     from tests.conftest import DatabaseUnderTest
 
-DRAIN: dict[str, Any] = {"retry": SOON, "idle_timeout": IDLE_SECONDS, "handle_signals": False}
+DRAIN: dict[str, Any] = {"retry": SOON, "idle_seconds": IDLE_SECONDS, "handle_signals": False}
 
 
 @pytest.fixture
@@ -155,7 +155,7 @@ async def test_a_handler_that_is_cancelled_has_a_span_that_says_so(mq: AsyncMQ, 
 
 async def test_what_is_withdrawn_has_a_span_that_says_so(mq: AsyncMQ, recording: Recording) -> None:
     producer = await mq.producer("orders")
-    coalescer = producer._sync._coalescer
+    coalescer = producer._sync._batcher
     with coalescer._idle:  # nobody can begin to send
         coalescer._somebody_leads = True
     try:

@@ -313,7 +313,7 @@ async def test_a_message_wakes_a_waiting_transaction_at_once(make_mq: MakeAsyncM
 
     task = asyncio.create_task(handle())
     await waits(consumer, task)
-    assert consumer._sync.outlook() is None  # nobody else could look for it
+    assert consumer._sync.poll_request() is None  # nobody else could look for it
     await producer.produce(Message(b"a"))
     async with asyncio.timeout(PATIENCE_SECONDS / 2):
         assert await task == [b"a"]

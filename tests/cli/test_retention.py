@@ -25,7 +25,7 @@ def test_a_topic_is_made_with_what_it_keeps(sqlmq: Sqlmq, make_mq: MakeMQ) -> No
         "longer what groups still need, for 30 days at the most.\n"
     )
     assert make_mq().describe_topic("orders").retention == Retention(
-        7 * DAY, 1_610_612_736, 1_000, max_seconds=30 * DAY, group_expiry_seconds=DAY / 2
+        7 * DAY, 1_610_612_736, 1_000, protect_max_seconds=30 * DAY, group_expiry_seconds=DAY / 2
     )
 
 
@@ -37,11 +37,11 @@ def test_what_a_topic_keeps_is_replaced_and_shown(sqlmq: Sqlmq) -> None:
     as_json = json.loads(sqlmq("topics", "describe", "orders", "--json").stdout)
 
     retention: dict[str, object] = {
-        "seconds": None,
-        "bytes": None,
-        "messages": 5,
-        "protect": False,
-        "max_seconds": None,
+        "max_age_seconds": None,
+        "max_bytes": None,
+        "max_messages": 5,
+        "protect_groups": False,
+        "protect_max_seconds": None,
     }
     retention |= {"group_expiry_seconds": 604_800.0}
     assert json.loads(changed.stdout) == {"topic": "orders", "retention": retention}

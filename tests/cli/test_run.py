@@ -141,7 +141,7 @@ def fill(mq: MQ, *values: str, partitions: int = 1) -> None:
 
 
 def run(sqlmq: Sqlmq, handler: str, *options: str) -> Result:
-    return sqlmq("run", handler, "--topic", "orders", "--group", "billing", "--idle-timeout", "1", *options)
+    return sqlmq("run", handler, "--topic", "orders", "--group", "billing", "--idle-seconds", "1", *options)
 
 
 def start(sqlmq_process: SqlmqProcess, shop: Path, handler: str, *options: str) -> subprocess.Popen[bytes]:
@@ -241,7 +241,7 @@ def test_a_message_that_fails_becomes_a_dead_letter_and_the_log_says_so_with_pla
 ) -> None:
     fill(mq, "a")
 
-    result = run(sqlmq, "shop_handlers:complain", "--max-attempts", "2", "--backoff", "0")
+    result = run(sqlmq, "shop_handlers:complain", "--max-attempts", "2", "--backoff-seconds", "0")
 
     assert result.exit_code == 0, result.output
     assert dead_letters(engine, database) == [(0, 2, "ValueError")]
@@ -338,7 +338,7 @@ def test_a_second_signal_does_not_wait_for_the_handler(
     sqlmq_process: SqlmqProcess, mq: MQ, shop: Path, number: signal.Signals, handler: str
 ) -> None:
     fill(mq, "a")
-    process = start(sqlmq_process, shop, handler, "--stop-timeout", "600")
+    process = start(sqlmq_process, shop, handler, "--stop-seconds", "600")
     until(lambda: handled(shop) == ["a"], "the handler to begin")
 
     send_twice(process, number)
@@ -451,7 +451,7 @@ def test_a_message_that_kills_its_process_becomes_a_dead_letter_and_the_others_a
         "2",
         "--lease-seconds",
         "1",
-        "--backoff",
+        "--backoff-seconds",
         "0",
     )
     until(lambda: handled(shop).count("c") > 0 and len(dead_letters(engine, database)) == 1, "all to be dealt with")
@@ -481,7 +481,7 @@ def test_no_process_is_left_when_the_one_that_watches_them_is_killed(
 
 @sends_signals
 def test_a_second_signal_ends_all_processes_at_once(sqlmq_process: SqlmqProcess, mq: MQ, shop: Path) -> None:
-    process = start_two(sqlmq_process, mq, shop, "wait", "--stop-timeout", "600")
+    process = start_two(sqlmq_process, mq, shop, "wait", "--stop-seconds", "600")
     fill(mq, *map(str, range(40)), partitions=4)
     until(lambda: len(pids(shop)) == 2, "both to handle something")
 
@@ -521,7 +521,7 @@ def test_tables_that_are_missing_are_told_once_and_end_the_command(sqlmq: Sqlmq,
 def test_processes_that_find_nothing_more_end_the_command(sqlmq_process: SqlmqProcess, mq: MQ, shop: Path) -> None:
     fill(mq, "a", "b", partitions=2)
 
-    process = start(sqlmq_process, shop, "note", "--processes", "2", "--idle-timeout", "0.5")
+    process = start(sqlmq_process, shop, "note", "--processes", "2", "--idle-seconds", "0.5")
     _, errors = process.communicate(timeout=PATIENCE_SECONDS)
 
     assert process.returncode == 0, errors

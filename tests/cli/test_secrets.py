@@ -61,7 +61,7 @@ def test_nothing_of_a_message_and_no_password_is_printed(database: DatabaseUnder
     with MQ(secret_url, schema=database.schema) as mq:
         producer = mq.producer("orders")
         producer.produce(canary)
-        mq.consumer("orders", "billing").run(_fail, retry=Retry(max_attempts=1), idle_timeout=0)
+        mq.consumer("orders", "billing").run(_fail, retry=Retry(max_attempts=1), idle_seconds=0)
         producer.produce_many([canary] * 3)
         producer.produce(canary, delay_seconds=3600)
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from sqlalchemy import Connection
     from sqlalchemy.orm import Session
 
-PATIENT = Retry(max_attempts=5, backoff=0.001)
+PATIENT = Retry(max_attempts=5, backoff_seconds=0.001)
 KILLER, SLOW = b"killer", b"slow"
 """Values: ends the process always, waits to be let go."""
 IDLE_SECONDS = 0.15
@@ -89,7 +89,7 @@ def run(place: Place, journal: Path, crash_at: int, **options: Any) -> None:
         consumer = mq.consumer(TOPIC, GROUP)
         consumer.run(
             Handler(journal, crash),
-            **{"retry": PATIENT, "idle_timeout": IDLE_SECONDS, "handle_signals": False, **options},
+            **{"retry": PATIENT, "idle_seconds": IDLE_SECONDS, "handle_signals": False, **options},
         )
 
 

@@ -79,9 +79,9 @@ def decide(mq: MQ, handler: Unreliable, chance: random.Random) -> None:
 @pytest.mark.parametrize(
     "options",
     [
-        {"retry": Retry(max_attempts=None, backoff=0.001)},
-        {"retry": Retry(max_attempts=None, backoff=0.001), "on_failure": "dead"},
-        {"retry": Retry(max_attempts=2, backoff=0.001), "on_failure": "stop"},
+        {"retry": Retry(max_attempts=None, backoff_seconds=0.001)},
+        {"retry": Retry(max_attempts=None, backoff_seconds=0.001), "on_failure": "dead"},
+        {"retry": Retry(max_attempts=2, backoff_seconds=0.001), "on_failure": "stop"},
     ],
     ids=["aside", "in-place", "stopping"],
 )

@@ -63,7 +63,7 @@ def test_a_message_that_kills_the_process_becomes_a_dead_letter_after_so_many_at
     producer = mq.producer(TOPIC)
     producer.produce_many([Message(value(KILLER if n == 4 else b"well", "k", n), key=b"k") for n in range(10)])
     journals = [tmp_path / f"{number}.journal" for number in range(20)]
-    retry = Retry(max_attempts=max_attempts, backoff=0.001)
+    retry = Retry(max_attempts=max_attempts, backoff_seconds=0.001)
     exits = []
     for journal in journals:
         exits.append(in_process(handling_worker.run, place, journal, 0, retry=retry, **options))

@@ -49,7 +49,7 @@ def start(place: Place) -> Iterator[Callable[..., BaseProcess]]:
     started: list[BaseProcess] = []
 
     def run(journal: Path, **options: Any) -> BaseProcess:
-        arguments = {"idle_timeout": None, "handle_signals": True, **options}
+        arguments = {"idle_seconds": None, "handle_signals": True, **options}
         process: BaseProcess = workers.context().Process(  # type: ignore[attr-defined]
             target=handling_worker.run, args=(place, journal, 0), kwargs=arguments, daemon=True
         )
@@ -129,7 +129,7 @@ def test_a_process_that_is_stopped_for_two_leases_is_taken_over_and_changes_noth
 
     os.kill(process.pid or 0, signal.SIGSTOP)
     handler = Recorder()
-    drain(mq.consumer(TOPIC, GROUP), handler, idle_timeout=3 * LEASE_SECONDS)
+    drain(mq.consumer(TOPIC, GROUP), handler, idle_seconds=3 * LEASE_SECONDS)
     before = state(engine)
     go.touch()
     os.kill(process.pid or 0, signal.SIGCONT)
@@ -180,7 +180,7 @@ def test_a_second_signal_does_not_wait_for_the_handler(
 ) -> None:
     send(mq, SLOW, b"well")
     journal = tmp_path / "journal"
-    process = start(journal, stop_timeout=PATIENCE_SECONDS)
+    process = start(journal, stop_seconds=PATIENCE_SECONDS)
     until(lambda: lines(journal) == [("tried", 0)], "the slow message to be in hand")
 
     os.kill(process.pid or 0, signal.SIGTERM)

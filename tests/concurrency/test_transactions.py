@@ -92,7 +92,7 @@ def assert_that_effects_equal_messages(mq: MQ, engine: Engine) -> None:
         total = connection.execute(text("SELECT total FROM counter")).scalar_one()
     sent = mq.describe_topic(TOPIC).partitions
     for partition in sent:
-        own = [offset for number, offset in effects if number == partition.number]
+        own = [offset for number, offset in effects if number == partition.partition]
         assert own == list(range(partition.end_offset))
     assert total == len(effects) == sum(partition.end_offset for partition in sent)
 

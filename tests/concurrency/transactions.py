@@ -15,7 +15,7 @@ from sqlmq.dialects import Position, dialect_named
 from sqlmq.model.partitioner import Rotation
 from sqlmq.operations import produce
 from sqlmq.operations.admin import topics
-from sqlmq.operations.produce import Routed
+from sqlmq.operations.produce import RoutedMessage
 from sqlmq.store import messages
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ class Raw:
 
     def append(self, connection: Connection, values: Sequence[tuple[int, bytes]]) -> list[ProducerResult]:
         """Append *values* to the partitions they come with, and leave the transaction open."""
-        routed = [Routed(Message(value), partition) for partition, value in values]
+        routed = [RoutedMessage(Message(value), partition) for partition, value in values]
         return produce.append(connection, self.dialect, produce.load(produce.place(self.topic, routed, Rotation(0))))
 
     def read(self, connection: Connection, partition: int, start: int = 0) -> list[tuple[int, bytes]]:

@@ -222,7 +222,7 @@ class BlockingConsumer(Blocking):
         assert thread is threading.current_thread()
 
         async def finish() -> None:
-            self._aio._sync._finish(self._aio._receiver())
+            self._aio._sync.acknowledge(self._aio._receiver())
 
         self._loop.run(finish)
 

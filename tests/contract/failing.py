@@ -19,9 +19,9 @@ if TYPE_CHECKING:
 
 ONCE = Retry(max_attempts=1)
 """Who fails is dead."""
-MUCH_LATER = Retry(backoff=1000.0, max_delay=1000.0, jitter=0.0)
+MUCH_LATER = Retry(backoff_seconds=1000.0, max_delay_seconds=1000.0, jitter=0.0)
 """Who fails waits longer than any test."""
-AT_ONCE = Retry(max_attempts=3, backoff=0.0)
+AT_ONCE = Retry(max_attempts=3, backoff_seconds=0.0)
 
 
 class Handler:
@@ -57,7 +57,7 @@ class Shift:
 
     def run(self, handler: Callable[[Message], None], **options: Any) -> None:
         """Handle all there is."""
-        self.mq.consumer("orders", "billing").run(handler, **{"idle_timeout": 0.2, **options})
+        self.mq.consumer("orders", "billing").run(handler, **{"idle_seconds": 0.2, **options})
 
     @contextmanager
     def running(self, handler: Callable[[Message], None], **options: Any) -> Iterator[Consumer]:

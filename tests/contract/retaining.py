@@ -57,7 +57,7 @@ class Shelf:
 
     def trim(self) -> int:
         """One round; return how many messages were deleted."""
-        return sum(trimmed.messages for trimmed in self.mq.maintain(self.topic))
+        return sum(trimmed.messages for trimmed in self.mq.apply_retention(self.topic))
 
     def read(self, group: str, count: int) -> None:
         """Have *group* read and commit *count* messages, and leave."""

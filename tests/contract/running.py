@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     from sqlmq import MQ, Consumer, RunSummary
 
-SOON = Retry(max_attempts=3, backoff=0.001)
+SOON = Retry(max_attempts=3, backoff_seconds=0.001)
 IDLE_SECONDS = 0.3
 
 
@@ -56,7 +56,7 @@ def numbered(count: int, *, keys: int = 0) -> list[Message]:
 
 def drain(consumer: Consumer, handler: Any, **options: Any) -> RunSummary:
     """Run *handler* until nothing has come for a moment."""
-    return consumer.run(handler, **{"retry": SOON, "idle_timeout": IDLE_SECONDS, "handle_signals": False, **options})
+    return consumer.run(handler, **{"retry": SOON, "idle_seconds": IDLE_SECONDS, "handle_signals": False, **options})
 
 
 def set_aside(mq: MQ) -> list[tuple[int, str, int]]:

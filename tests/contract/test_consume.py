@@ -181,7 +181,7 @@ def test_no_more_bytes_are_read_ahead_than_allowed(make_mq: MakeMQ) -> None:
     consumer = mq.consumer("orders", "billing")
 
     messages = consumer.poll(10, timeout=PATIENCE_SECONDS)
-    (progress,) = consumer._ownership.claimed.values()
+    (progress,) = consumer._coordinator.claimed.values()
 
     assert len(messages) + progress.ahead <= 3
 
@@ -193,7 +193,7 @@ def test_no_more_messages_are_read_ahead_than_allowed(make_mq: MakeMQ) -> None:
 
     consumer.consume(timeout=PATIENCE_SECONDS)
 
-    assert sum(progress.ahead for progress in consumer._ownership.claimed.values()) <= 9
+    assert sum(progress.ahead for progress in consumer._coordinator.claimed.values()) <= 9
 
 
 @pytest.mark.pgbouncer
@@ -313,7 +313,7 @@ def test_closing_a_consumer_again_is_no_error(mq: MQ) -> None:
     for _ in range(3):
         consumer.close()
 
-    assert consumer.is_closed
+    assert consumer.closed
 
 
 # --- When a message is done ---
@@ -484,7 +484,7 @@ def test_closing_the_mq_commits_what_was_finished(make_mq: MakeMQ) -> None:
 
 def test_with_ack_before_a_message_is_done_when_it_is_handed_out(mq: MQ) -> None:
     send(mq, 3)
-    consumer = mq.consumer("orders", "billing", ack="before")
+    consumer = mq.consumer("orders", "billing", ack="on_delivery")
 
     consumer.consume(timeout=PATIENCE_SECONDS)
 
@@ -494,7 +494,7 @@ def test_with_ack_before_a_message_is_done_when_it_is_handed_out(mq: MQ) -> None
 def test_with_ack_before_nothing_is_delivered_twice(make_mq: MakeMQ) -> None:
     crashing, other = make_mq(lease_seconds=1), make_mq(lease_seconds=1)
     send(crashing, 3)
-    crashing.consumer("orders", "billing", ack="before").poll(2, timeout=PATIENCE_SECONDS)
+    crashing.consumer("orders", "billing", ack="on_delivery").poll(2, timeout=PATIENCE_SECONDS)
 
     crashing._background.close()
 

@@ -351,7 +351,7 @@ def test_who_has_looked_knows_when_the_next_message_is_due(make_mq: MakeMQ) -> N
 def test_who_has_consumers_finds_what_others_have_delayed(make_mq: MakeMQ) -> None:
     mq = make_mq(poll_max_seconds=0.1)
     consumer = mq.consumer("orders", "billing")
-    until(lambda: mq._mover._look_at > 0, "the first look")
+    until(lambda: mq._scheduler._look_at > 0, "the first look")
 
     with make_mq() as other:
         other.producer("orders").produce(Message(b"a"), delay_seconds=0.1)
@@ -362,7 +362,7 @@ def test_who_has_consumers_finds_what_others_have_delayed(make_mq: MakeMQ) -> No
 def test_a_mover_looks_as_often_as_idle_consumers_do_and_each_second_at_least(make_mq: MakeMQ) -> None:
     often, rarely = make_mq(poll_max_seconds=0.2), make_mq(poll_max_seconds=60.0)
 
-    assert (often._mover._look_seconds, rarely._mover._look_seconds) == (0.2, 1.0)
+    assert (often._scheduler._look_seconds, rarely._scheduler._look_seconds) == (0.2, 1.0)
 
 
 def test_a_waiting_consumer_is_woken_by_a_message_that_becomes_due(make_mq: MakeMQ) -> None:
@@ -399,7 +399,7 @@ def test_large_messages_are_moved_a_few_at_a_time_and_in_their_order(
     moved: list[int] = []
     take = staged_rows.take
 
-    def take_and_tell(*arguments: Any) -> staged_rows.Taken:
+    def take_and_tell(*arguments: Any) -> staged_rows.DueBatch:
         taken = take(*arguments)
         moved.append(len(taken.ids))
         return taken
@@ -448,10 +448,10 @@ def test_a_message_whose_cancelling_was_rolled_back_is_moved_later(
     mq: MQ, engine: Engine, staged: Staged, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(scheduler, "_LOOK_SECONDS", 0.05)
-    looks: list[staging.Moved] = []
+    looks: list[staging.ScheduledBatch] = []
     move = staging.move
 
-    def move_and_tell(*arguments: Any) -> staging.Moved:
+    def move_and_tell(*arguments: Any) -> staging.ScheduledBatch:
         looks.append(move(*arguments))
         return looks[-1]
 
@@ -460,7 +460,7 @@ def test_a_message_whose_cancelling_was_rolled_back_is_moved_later(
     staged.make_due()
     with engine.connect() as connection:
         connection.execute(text(f"DELETE FROM {staged.table} WHERE id = {delayed.id}"))
-        mq._mover.expect(0.0)
+        mq._scheduler.schedule(0.0)
         until(lambda: len(looks) > 0, "somebody at the partition")
         connection.rollback()
 
@@ -487,7 +487,7 @@ def test_a_queue_that_closes_does_not_move_without_end(
     with make_mq() as mq:
         mq.producer("orders").produce_many([Message(b"", b"k")] * 500, delay_seconds=LONG)
         staged.make_due()
-        mq._mover.expect(0.0)
+        mq._scheduler.schedule(0.0)
 
     assert len(staged) > 0
 
@@ -546,7 +546,7 @@ def test_nothing_is_listed_where_there_is_nothing(mq: MQ) -> None:
 def test_a_message_that_was_due_long_ago_can_be_cancelled_until_it_is_moved(
     mq: MQ, staged: Staged, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(scheduler.Mover, "expect", lambda *_: None)
+    monkeypatch.setattr(scheduler.Scheduler, "expect", lambda *_: None)
     producer = mq.producer("orders")
     moments = [datetime(1970, 1, 1, tzinfo=UTC), datetime(1066, 10, 14, tzinfo=UTC), PAST]
     delayed = [producer.produce(Message(b""), deliver_at=moment) for moment in moments]

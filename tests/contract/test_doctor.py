@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 import pytest
 from sqlalchemy import Engine, create_engine, make_url, text
 
-from sqlmq import MQ, Limits, Message, Problem, Retention, Retry
-from sqlmq.reports.doctor import KINDS
+from sqlmq import MQ, DoctorLimits, Message, Problem, Retention, Retry
+from sqlmq.reports.doctor import PROBLEM_KINDS
 from tests.pgbouncer import PgBouncer, find_pgbouncer
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ def the_one(problems: list[Problem], code: str) -> Problem:
 
 
 def test_a_queue_at_work_is_well(mq: MQ) -> None:
-    mq.create_topic("orders", 2, retention=Retention(messages=10))
+    mq.create_topic("orders", 2, retention=Retention(max_messages=10))
     mq.producer("orders").produce_many([Message(b"%d" % number) for number in range(20)])
     consumer = mq.consumer("orders", "billing")
     consumer.poll(timeout=10)
@@ -47,16 +47,16 @@ def test_a_queue_at_work_is_well(mq: MQ) -> None:
 
 
 def test_the_worst_comes_first_and_each_has_an_exit_code_of_its_own(mq: MQ) -> None:
-    mq.create_topic("orders", 1, retention=Retention(messages=1))
+    mq.create_topic("orders", 1, retention=Retention(max_messages=1))
     mq.consumer("orders", "billing").close()
     mq.producer("orders").produce(Message(b""))
-    found = mq.diagnose(Limits(stuck_seconds=0))
+    found = mq.diagnose(DoctorLimits(stuck_seconds=0))
 
     assert codes(found) == {"no-owner", "pins-retention"}
     assert [problem.exit_code for problem in found] == sorted(problem.exit_code for problem in found)
-    codes_of_problems = [kind.exit_code for kind in KINDS.values() if kind.severity != "info"]
+    codes_of_problems = [kind.exit_code for kind in PROBLEM_KINDS.values() if kind.severity != "info"]
     assert len(set(codes_of_problems)) == len(codes_of_problems)
-    assert {kind.exit_code for kind in KINDS.values() if kind.severity == "info"} == {0}
+    assert {kind.exit_code for kind in PROBLEM_KINDS.values() if kind.severity == "info"} == {0}
     with pytest.raises(TypeError, match="Limits"):
         mq.diagnose(300)  # type: ignore[arg-type]
 
@@ -69,14 +69,14 @@ def test_messages_that_nobody_reads_are_found(mq: MQ) -> None:
     mq.consumer("orders", "billing").close()
     mq.producer("orders").produce(Message(b""))
 
-    found = the_one(mq.diagnose(Limits(stuck_seconds=0)), "no-owner")
+    found = the_one(mq.diagnose(DoctorLimits(stuck_seconds=0)), "no-owner")
     assert "billing on orders" in found.summary
     assert "sqlmq groups describe billing --topic orders" in found.remedy
     assert codes(mq.diagnose()) == set(), "they have not waited for a minute"
 
 
 def test_a_group_that_keeps_messages_and_reads_none_is_found(mq: MQ) -> None:
-    mq.create_topic("orders", 1, retention=Retention(messages=1))
+    mq.create_topic("orders", 1, retention=Retention(max_messages=1))
     mq.consumer("orders", "billing").close()
     mq.producer("orders").produce_many([Message(b"")] * 5)
 
@@ -89,7 +89,7 @@ def test_dead_letters_are_found(mq: MQ) -> None:
 
     mq.create_topic("orders", 1)
     mq.producer("orders").produce_many([Message(b"")] * 2)
-    mq.consumer("orders", "billing").run(handler, retry=Retry(max_attempts=1), idle_timeout=0)
+    mq.consumer("orders", "billing").run(handler, retry=Retry(max_attempts=1), idle_seconds=0)
 
     assert the_one(mq.diagnose(), "dead-letters").details == {"topic": "orders", "group": "billing", "messages": 2}
 
@@ -118,7 +118,7 @@ def test_messages_that_are_due_and_that_nobody_moves_are_found(
     mq.create_topic("orders", 1)
     for _ in range(3):
         mq.producer("orders").produce(Message(b""), delay_seconds=3600)
-    assert codes(mq.diagnose(Limits(stuck_seconds=0))) == set(), "they are not due"
+    assert codes(mq.diagnose(DoctorLimits(stuck_seconds=0))) == set(), "they are not due"
     table = "sqlmq_staged" if database.schema is None else f"{database.schema}.sqlmq_staged"
     with engine.begin() as connection:
         hours_ago = "interval '2 hours'" if database.is_postgres else "7200 * 1000000"
@@ -130,7 +130,7 @@ def test_messages_that_are_due_and_that_nobody_moves_are_found(
     assert (found.details["topic"], found.details["messages"]) == ("orders", 3)
     assert found.details["seconds"] == pytest.approx(3600, abs=60)
     mq.consumer("orders", "billing").poll(timeout=10)
-    assert "overdue-delayed" not in codes(mq.diagnose(Limits(stuck_seconds=0)))
+    assert "overdue-delayed" not in codes(mq.diagnose(DoctorLimits(stuck_seconds=0)))
 
 
 # --- Postgres ---
@@ -141,10 +141,10 @@ def test_a_transaction_that_stays_open_is_found(mq: MQ, engine: Engine) -> None:
     with engine.connect() as connection:
         pid = connection.scalar(text("SELECT pg_backend_pid()"))
 
-        found = the_one(mq.diagnose(Limits(transaction_seconds=0)), "old-transaction")
+        found = the_one(mq.diagnose(DoctorLimits(transaction_seconds=0)), "old-transaction")
 
     assert f"process {pid}, idle in transaction" in found.summary
-    assert codes(mq.diagnose(Limits(transaction_seconds=0))) - THEIRS == set()
+    assert codes(mq.diagnose(DoctorLimits(transaction_seconds=0))) - THEIRS == set()
 
 
 @POSTGRES
@@ -155,7 +155,7 @@ def test_a_transaction_in_another_database_is_found_where_it_matters(mq: MQ, pos
             text("SELECT pg_backend_pid(), current_setting('server_version_num')::integer, pg_current_xact_id()")
         ).one()[:2]
 
-        found = mq.diagnose(Limits(transaction_seconds=0))
+        found = mq.diagnose(DoctorLimits(transaction_seconds=0))
 
     other.dispose()
     names = [problem.summary for problem in found if problem.code == "old-transaction-elsewhere"]
@@ -169,7 +169,7 @@ def test_a_replication_slot_that_nobody_reads_is_found(mq: MQ, engine: Engine) -
         name = connection.scalar(text("SELECT 'unread_' || current_database()"))
         connection.execute(text("SELECT pg_create_physical_replication_slot(:name, true)"), {"name": name})
         try:
-            found = [one for one in mq.diagnose(Limits(slot_bytes=-1)) if one.details.get("name") == name]
+            found = [one for one in mq.diagnose(DoctorLimits(slot_bytes=-1)) if one.details.get("name") == name]
             at_ease = codes(mq.diagnose())
         finally:
             connection.execute(text("SELECT pg_drop_replication_slot(:name)"), {"name": name})
@@ -185,7 +185,7 @@ def test_a_transaction_that_was_prepared_and_forgotten_is_found(mq: MQ, engine: 
         connection.execute(text(f"PREPARE TRANSACTION '{name}'"))
         connection.rollback()
     try:
-        assert the_one(mq.diagnose(Limits(transaction_seconds=0)), "prepared-transaction").details["name"] == name
+        assert the_one(mq.diagnose(DoctorLimits(transaction_seconds=0)), "prepared-transaction").details["name"] == name
     finally:
         with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
             connection.execute(text(f"ROLLBACK PREPARED '{name}'"))
@@ -220,17 +220,17 @@ def test_a_table_without_autovacuum_and_with_rows_to_be_cleared_away_is_found(
     mq: MQ, engine: Engine, database: DatabaseUnderTest
 ) -> None:
     table = "sqlmq_message" if database.schema is None else f"{database.schema}.sqlmq_message"
-    mq.create_topic("orders", 1, retention=Retention(messages=1))
+    mq.create_topic("orders", 1, retention=Retention(max_messages=1))
     with engine.begin() as connection:
         connection.execute(text(f"ALTER TABLE {table} SET (autovacuum_enabled = off)"))
     mq.producer("orders").produce_many([Message(b"")] * 100)
-    mq.maintain()
+    mq.apply_retention()
     with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
         # What the table's counts are told with a delay, ANALYZE tells at once.
         connection.execute(text(f"ANALYZE {table}"))
 
     # Other tables may have rows of tests before.
-    found = [problem for problem in mq.diagnose(Limits(dead_rows=10)) if problem.details.get("table") == table]
+    found = [problem for problem in mq.diagnose(DoctorLimits(dead_rows=10)) if problem.details.get("table") == table]
     assert the_one(found, "no-autovacuum").details == {"table": table}
     assert the_one(found, "dead-rows").details == {"table": table, "dead": 99, "live": 1}
 
@@ -254,7 +254,7 @@ def test_autovacuum_is_off_however_that_is_written(
 
 @POSTGRES
 def test_connections_and_transaction_ids_that_run_out_are_found(mq: MQ) -> None:
-    found = codes(mq.diagnose(Limits(connections=0.0, transaction_ids=-1)))
+    found = codes(mq.diagnose(DoctorLimits(connections=0.0, transaction_ids=-1)))
 
     assert found == {"connections", "wraparound"}
 
@@ -353,7 +353,7 @@ def test_settings_of_a_file_are_found(database: DatabaseUnderTest, pragma: str, 
 def test_a_write_ahead_file_that_has_grown_is_found(mq: MQ) -> None:
     mq.producer("orders").produce(Message(b""))
 
-    assert codes(mq.diagnose(Limits(wal_bytes=1))) == {"large-wal"}
+    assert codes(mq.diagnose(DoctorLimits(wal_bytes=1))) == {"large-wal"}
 
 
 @SQLITE
@@ -400,6 +400,6 @@ def test_every_kind_of_problem_has_a_section_in_the_documentation(database: Data
 
     del database
     page = (Path(__file__).parent.parent.parent / "docs" / "doctor.md").read_text(encoding="utf-8")
-    for code, kind in KINDS.items():
+    for code, kind in PROBLEM_KINDS.items():
         assert f"\n## {code}\n" in page
         assert f"| [{code}](#{code}) | {kind.exit_code} | {kind.severity} |" in page

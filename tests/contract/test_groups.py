@@ -177,7 +177,7 @@ def test_nothing_moves_while_the_members_stay_the_same(mq: MQ, engine: Engine, d
 
     for _ in range(20):
         for consumer in consumers:
-            consumer._ownership.look_around()
+            consumer._coordinator.recheck_group_soon()
             consumer.poll(timeout=0)
 
     assert epochs(engine, database) == before
@@ -250,8 +250,8 @@ def test_heartbeats_go_on_while_a_consumer_is_long_in_committing(
         is_tending.set()
         may_go_on.wait(PATIENCE_SECONDS)
 
-    monkeypatch.setattr("sqlmq.consumer.consumer.Consumer.tend", hang)
-    owned = make_mq(lease_seconds=1).consumer("orders", "billing")._ownership
+    monkeypatch.setattr("sqlmq.consumer.consumer.Consumer.housekeeping", hang)
+    owned = make_mq(lease_seconds=1).consumer("orders", "billing")._coordinator
     assert is_tending.wait(PATIENCE_SECONDS)
     trusted_until = owned._trusted_until
 
@@ -287,7 +287,7 @@ def test_a_zombies_close_changes_nothing(make_mq: MakeMQ) -> None:
     zombie.poll(3, timeout=PATIENCE_SECONDS)
     die(mq)
     successor.poll(1, timeout=PATIENCE_SECONDS)
-    zombie._finish(threading.current_thread())
+    zombie.acknowledge(threading.current_thread())
 
     zombie.close()
 
@@ -407,7 +407,7 @@ def test_members_that_miss_what_somebody_has_in_hand_do_not_wake_each_other(make
     before = [consumer._wakeups.count for consumer in missing]
 
     for consumer in missing * 3:
-        consumer._ownership.look_around()
+        consumer._coordinator.recheck_group_soon()
         consumer.poll(timeout=0)
 
     assert len(held) == 3

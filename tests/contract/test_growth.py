@@ -50,7 +50,7 @@ def partitions(mq: MQ, topic: str = "orders") -> int:
 
 def has_nothing(consumer: Consumer) -> bool:
     """Whether nothing comes, although the consumer has looked at its group."""
-    consumer._ownership.look_around()
+    consumer._coordinator.recheck_group_soon()
     return not any(consumer.poll(timeout=0) for _ in range(3))
 
 
@@ -64,7 +64,7 @@ def test_a_topic_gets_more_partitions(mq: MQ) -> None:
     assert mq.add_partitions("orders", 6)
 
     topic = mq.describe_topic("orders")
-    assert [partition.number for partition in topic.partitions] == [0, 1, 2, 3, 4, 5]
+    assert [partition.partition for partition in topic.partitions] == [0, 1, 2, 3, 4, 5]
     assert [partition.start_offset for partition in topic.partitions] == [0] * 6
 
 
@@ -450,14 +450,14 @@ def test_a_group_that_is_moved_back_reads_in_the_same_order_again(mq: MQ) -> Non
 def test_what_retention_has_deleted_holds_nothing_up(mq: MQ) -> None:
     from sqlmq import Retention
 
-    mq.create_topic("orders", 1, retention=Retention(messages=1, protect=False))
+    mq.create_topic("orders", 1, retention=Retention(max_messages=1, protect_groups=False))
     producer = mq.producer("orders")
     consumer = mq.consumer("orders", "billing", on_evicted="earliest")
     send(producer, STAYS, "0", "1", "2")
     mq.add_partitions("orders", 2)
     send(producer, LEAVES_TWICE, "new")
     send(producer, STAYS, "3", "4")
-    mq.maintain("orders")
+    mq.apply_retention("orders")
 
     assert sorted(values(finish(consumer, 2))) == [b"4", b"new"]
 
@@ -501,7 +501,7 @@ def test_transactions_read_the_new_partitions_in_order(make_mq: MakeMQ) -> None:
 
 
 def test_doctor_takes_no_offence_at_a_partition_that_is_not_read_yet(mq: MQ) -> None:
-    from sqlmq import Limits
+    from sqlmq import DoctorLimits
 
     mq.create_topic("orders", 1)
     producer, consumer = mq.producer("orders"), mq.consumer("orders", "billing")
@@ -510,7 +510,7 @@ def test_doctor_takes_no_offence_at_a_partition_that_is_not_read_yet(mq: MQ) -> 
     mq.add_partitions("orders", 2)
     send(producer, LEAVES_TWICE, "new")
 
-    problems = mq.diagnose(Limits(stuck_seconds=0.0))
+    problems = mq.diagnose(DoctorLimits(stuck_seconds=0.0))
 
     assert "no-owner" not in {problem.code for problem in problems}
 

@@ -43,7 +43,7 @@ def waiting(*consumers: Consumer) -> Iterator[list[Future[list[Message]]]]:
         answers = [threads.submit(_poll, consumer) for consumer in consumers]
         for consumer in consumers:
             closing.callback(consumer.close)
-        until(lambda: all(consumer._wakeups.patient for consumer in consumers), "all to rest")
+        until(lambda: all(consumer._wakeups.delegated for consumer in consumers), "all to rest")
         yield answers
 
 
@@ -63,7 +63,7 @@ def group_of(mq: MQ, members: int, *, partitions: int) -> list[Consumer]:
 
 def unwatched(mq: MQ) -> MQ:
     """*mq*, which does not notice by itself when a file has changed."""
-    mq._lookout._can_watch = False
+    mq._poller._can_watch = False
     return mq
 
 
@@ -75,8 +75,8 @@ def look_for_all(mq: MQ, consumers: Sequence[Consumer]) -> None:
     """Have all looked for once, and wait until that was done and found nothing."""
     asked_at = time.monotonic()
     # Whoever waits says so first, and then has the thread started.
-    until(lambda: mq._lookout.look_soon(at_groups=True), "a lookout at work")
-    until(lambda: all(consumer._wakeups.looked_at >= asked_at for consumer in consumers), "a look for all")
+    until(lambda: mq._poller.poll_now(at_groups=True), "a lookout at work")
+    until(lambda: all(consumer._wakeups.polled_at >= asked_at for consumer in consumers), "a look for all")
 
 
 def statements_of_looks(mq: MQ, consumers: Sequence[Consumer], *, rounds: int) -> int:
@@ -141,7 +141,7 @@ def test_a_look_for_all_finds_what_another_process_has_produced(make_mq: MakeMQ)
 
     with waiting(*consumers) as answers:
         there.producer("orders").produce_with_partition(Message(b"42"), consumers[0].partitions[0])
-        until(lambda: here._lookout.look_soon(at_groups=True), "a lookout at work")
+        until(lambda: here._poller.poll_now(at_groups=True), "a lookout at work")
 
         assert values(answers[0].result(PATIENCE_SECONDS)) == [b"42"]
 
@@ -151,7 +151,7 @@ def test_a_consumer_that_rests_gets_what_another_process_produces_by_the_clock(m
     (consumer,) = group_of(here, 1, partitions=2)
 
     with waiting(consumer) as (answer,):
-        until(lambda: consumer._wakeups.looked_at > 0, "a look for whoever rests")
+        until(lambda: consumer._wakeups.polled_at > 0, "a look for whoever rests")
         there.producer("orders").produce(Message(b"42"))
 
         assert values(answer.result(PATIENCE_SECONDS)) == [b"42"]
@@ -195,11 +195,11 @@ def test_a_look_that_hangs_holds_up_neither_messages_nor_heartbeats(
         monkeypatch.setattr(poll, "look", hang)
         try:
             assert hangs.wait(PATIENCE_SECONDS)
-            trusted_until = consumer._ownership._trusted_until
+            trusted_until = consumer._coordinator._trusted_until
             there.producer("orders").produce(Message(b"42"))
 
             assert values(answer.result(PATIENCE_SECONDS / 2)) == [b"42"]
-            until(lambda: consumer._ownership._trusted_until > trusted_until, "a heartbeat")
+            until(lambda: consumer._coordinator._trusted_until > trusted_until, "a heartbeat")
         finally:
             may_go_on.set()
 
@@ -208,11 +208,11 @@ def test_a_thread_that_died_is_replaced_when_somebody_waits_again(make_mq: MakeM
     mq = unwatched(make_mq(**RARELY))
     (consumer,) = group_of(mq, 1, partitions=1)
     consumer.poll(timeout=0.01)
-    mq._lookout.close()
-    mq._lookout._is_closing = False
+    mq._poller.close()
+    mq._poller._is_closing = False
 
     with waiting(consumer):
-        until(lambda: mq._lookout.look_soon(at_groups=False), "another thread")
+        until(lambda: mq._poller.poll_now(at_groups=False), "another thread")
         look_for_all(mq, [consumer])
 
 
@@ -228,7 +228,7 @@ def test_consumers_that_wait_for_a_transaction_are_woken_however_many_they_are(m
 
     with ThreadPoolExecutor(6) as threads:
         answers = [threads.submit(take, consumer) for consumer in consumers]
-        until(lambda: all(consumer._wakeups.alone for consumer in consumers), "all to wait")
+        until(lambda: all(consumer._wakeups.self_polling for consumer in consumers), "all to wait")
         for partition in range(6):
             mq.producer("orders").produce_with_partition(Message(b"42"), partition)
 
@@ -275,23 +275,23 @@ def test_what_a_member_of_many_leaves_behind_is_taken_at_once_while_all_rest(mak
 def test_nobody_looks_for_a_consumer_of_which_somebody_has_a_message_in_hand(make_mq: MakeMQ) -> None:
     mq = make_mq(**RARELY)
     (consumer,) = group_of(mq, 1, partitions=1)
-    assert consumer.outlook() is not None
+    assert consumer.poll_request() is not None
 
     mq.producer("orders").produce(Message(b"42"))
     consumer.consume(timeout=PATIENCE_SECONDS)
 
-    assert consumer.outlook() is None
+    assert consumer.poll_request() is None
     consumer.commit()
-    assert consumer.outlook() is not None
+    assert consumer.poll_request() is not None
 
 
 def test_nobody_looks_for_a_consumer_that_is_not_sure_of_its_lease(make_mq: MakeMQ) -> None:
     mq = make_mq(**RARELY)
     (consumer,) = group_of(mq, 1, partitions=1)
 
-    consumer.expelled()
+    consumer.membership_lost()
 
-    assert consumer.outlook() is None
+    assert consumer.poll_request() is None
 
 
 def test_a_member_that_was_expelled_joins_again_while_it_rests(make_mq: MakeMQ) -> None:

@@ -16,7 +16,7 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
 
 from sqlmq import MQ, Message, UnknownTopicError, migrate
-from sqlmq.background.scheduler import Mover
+from sqlmq.background.scheduler import Scheduler
 from sqlmq.schema import REVISION
 from tests.concurrency import workers
 from tests.contract.shop import Shop, staged
@@ -152,7 +152,7 @@ def test_more_than_is_moved_at_once_keeps_its_order(shop: Shop) -> None:
 def test_a_message_is_moved_once_by_many_movers_at_once(shop: Shop, make_mq: MakeMQ) -> None:
     for partition in range(3):
         stage(shop, *(f"{partition}.{i}" for i in range(250)), partition=partition)
-    movers = [make_mq()._mover for _ in range(4)]
+    movers = [make_mq()._scheduler for _ in range(4)]
 
     at_once([mover._move for mover in movers for _ in range(2)])
 
@@ -162,7 +162,7 @@ def test_a_message_is_moved_once_by_many_movers_at_once(shop: Shop, make_mq: Mak
 
 def publish_and_die(url: str, schema: str | None, level: Any) -> None:
     """Commit, and be gone before anything is moved."""
-    Mover.follow = lambda *_: None  # type: ignore[method-assign]
+    Scheduler.track_commit = lambda *_: None  # type: ignore[method-assign]
     engine = create_engine(url, isolation_level=level)
     with MQ(url, schema=schema) as mq, Session(engine) as session:
         producer = mq.producer("events")

@@ -44,8 +44,8 @@ def test_closing_the_mq_closes_what_it_made(mq: MQ) -> None:
 
     mq.close()
 
-    assert producer.is_closed
-    assert consumer.is_closed
+    assert producer.closed
+    assert consumer.closed
     with pytest.raises(ProducerClosedError):
         producer.produce(Message(b""))
     with pytest.raises(ConsumerClosedError):
@@ -110,8 +110,8 @@ def test_everything_closes_at_the_end_of_with_blocks(make_mq: MakeMQ) -> None:
     with make_mq() as mq, mq.producer("orders") as producer, mq.consumer("orders", "billing") as consumer:
         producer.produce(Message(b""))
 
-    assert producer.is_closed
-    assert consumer.is_closed
+    assert producer.closed
+    assert consumer.closed
     with pytest.raises(MQClosedError):
         mq.topics()
 
@@ -141,7 +141,7 @@ def test_errors_of_closing_come_together_in_one_group_and_the_same_again(
         raise SqlmqError(message)
 
     for consumer in consumers[:2]:
-        monkeypatch.setattr(consumer._ownership, "leave", fail)
+        monkeypatch.setattr(consumer._coordinator, "leave", fail)
     with pytest.raises(ExceptionGroup) as first:
         mq.close()
     with pytest.raises(ExceptionGroup) as second:
@@ -149,8 +149,8 @@ def test_errors_of_closing_come_together_in_one_group_and_the_same_again(
 
     assert [str(error) for error in first.value.exceptions] == ["the database is gone"] * 2
     assert second.value is first.value
-    assert producer.is_closed
-    assert consumers[2].is_closed
+    assert producer.closed
+    assert consumers[2].closed
 
 
 def test_closing_a_consumer_whose_first_close_failed_fails_the_same_way_again(
@@ -162,7 +162,7 @@ def test_closing_a_consumer_whose_first_close_failed_fails_the_same_way_again(
     def fail() -> None:
         raise error
 
-    monkeypatch.setattr(consumer._ownership, "leave", fail)
+    monkeypatch.setattr(consumer._coordinator, "leave", fail)
     for _ in range(2):
         with pytest.raises(SqlmqError) as caught:
             consumer.close()
@@ -185,7 +185,7 @@ def test_an_error_in_a_with_block_is_not_hidden_by_one_of_closing(
         with consumer:
             raise KeyError
 
-    monkeypatch.setattr(consumer._ownership, "leave", fail)
+    monkeypatch.setattr(consumer._coordinator, "leave", fail)
     with pytest.raises(KeyError), caplog.at_level(logging.ERROR):
         handle()
 
@@ -221,7 +221,7 @@ def test_a_producer_made_while_the_mq_closes_is_refused_or_closed(make_mq: MakeM
         for call in making:
             call.result(PATIENCE_SECONDS)
 
-    assert [producer for producer in made if not producer.is_closed] == []
+    assert [producer for producer in made if not producer.closed] == []
 
 
 # --- What an MQ is made from ---

@@ -168,7 +168,7 @@ def test_a_loop_hands_nothing_out_once_its_lease_is_in_doubt(mq: MQ) -> None:
 
     for message in consumer:
         if message.value == b"3":
-            consumer.expelled()
+            consumer.membership_lost()
             asked.append(consumer._asked_at)
         if message.value == b"4":
             asked.append(consumer._asked_at)
@@ -277,7 +277,7 @@ def test_large_and_small_values_come_in_order(make_mq: MakeMQ) -> None:
 
 
 def test_positions_may_be_committed_without_waiting_for_the_disk(make_mq: MakeMQ) -> None:
-    mq = make_mq(durable_positions=False)
+    mq = make_mq(durable_commits=False)
     send(mq)
     consumer = mq.consumer("orders", "billing")
 

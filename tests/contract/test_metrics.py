@@ -37,7 +37,7 @@ def test_prometheus_is_told_how_far_a_group_is_and_what_it_has_set_aside(mq: MQ,
         if message.value == b"bad":
             raise ValueError
 
-    mq.consumer("orders", "billing").run(handler, retry=Retry(max_attempts=1), idle_timeout=0)
+    mq.consumer("orders", "billing").run(handler, retry=Retry(max_attempts=1), idle_seconds=0)
     mq.producer("orders").produce(Message(b"later"))
     where = {"topic": "orders", "group": "billing", "partition": "0"}
 
@@ -53,10 +53,10 @@ def test_prometheus_is_told_how_far_a_group_is_and_what_it_has_set_aside(mq: MQ,
 
 
 def test_prometheus_is_told_what_a_group_has_lost(mq: MQ, registry: CollectorRegistry) -> None:
-    mq.create_topic("orders", 1, retention=Retention(messages=1, protect=False))
+    mq.create_topic("orders", 1, retention=Retention(max_messages=1, protect_groups=False))
     mq.consumer("orders", "billing").close()
     mq.producer("orders").produce_many([Message(b"")] * 4)
-    mq.maintain()
+    mq.apply_retention()
 
     lost = {"topic": "orders", "group": "billing", "kind": "unread"}
     assert registry.get_sample_value("sqlmq_group_evicted_messages_total", lost) == 3
@@ -88,10 +88,10 @@ def test_registering_asks_no_database_and_one_that_does_not_answer_is_down(
 @pytest.mark.parametrize("database", ["sqlite"], indirect=True)
 def test_every_metric_has_a_name_that_is_known(mq: MQ, database: DatabaseUnderTest) -> None:
     del database
-    mq.create_topic("orders", 1, retention=Retention(messages=1, protect=False))
+    mq.create_topic("orders", 1, retention=Retention(max_messages=1, protect_groups=False))
     mq.consumer("orders", "billing").close()
     mq.producer("orders").produce_many([Message(b"")] * 4)
-    mq.maintain()
+    mq.apply_retention()
 
     told = {sample.name for metric in Collector(mq).collect() for sample in metric.samples}
     assert told == Collector.names

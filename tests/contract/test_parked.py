@@ -97,7 +97,7 @@ def test_the_list_can_be_narrowed_down(mq: MQ, shift: Shift) -> None:
     for number in range(2):
         mq.producer("many").produce_with_partition(Message(b"bad", b"a"), number)
     mq.producer("many").produce_with_partition(Message(b"bad", b"b"), 1)
-    shift.mq.consumer("many", "billing").run(Handler(b"bad"), retry=ONCE, idle_timeout=0.2)
+    shift.mq.consumer("many", "billing").run(Handler(b"bad"), retry=ONCE, idle_seconds=0.2)
 
     of_many = mq.parked("many", "billing")
 
@@ -356,7 +356,7 @@ def test_a_consumer_that_has_long_had_nothing_to_do_finds_what_was_decided(
 
     with shift.running(handler, retry=ONCE) as consumer:
         until(lambda: offsets(parked, state="dead") == [0], "a dead letter")
-        until(lambda: consumer.wakeups.patient > 0, "it leaves looking to others")
+        until(lambda: consumer.wakeups.delegated > 0, "it leaves looking to others")
         handler.failing.clear()
         parked.retry(0, 0)
         until(lambda: parked.list() == [], "handled")
@@ -518,7 +518,7 @@ def test_an_attempt_that_is_interrupted_after_the_message_was_retried_takes_noth
     produce(mq, "a:bad")
     handler = Handler(b"bad", stepwise=True)
 
-    with shift.running(handler, retry=AT_ONCE, stop_timeout=0.0):
+    with shift.running(handler, retry=AT_ONCE, stop_seconds=0.0):
         handler.step()
         handler.has_begun(b"bad", times=2)
         parked.retry(0, 0)
@@ -561,7 +561,7 @@ def test_a_copy_of_a_copy_says_where_the_first_came_from(mq: MQ, shift: Shift, p
     shift.run(Handler(b"bad"), retry=ONCE)
     mq.create_topic("letters", 1)
     parked.copy("letters", everything=True)
-    shift.mq.consumer("letters", "clerks").run(Handler(b"bad"), retry=ONCE, idle_timeout=0.2)
+    shift.mq.consumer("letters", "clerks").run(Handler(b"bad"), retry=ONCE, idle_seconds=0.2)
 
     mq.parked("letters", "clerks").copy("archive", everything=True)
 

@@ -621,7 +621,7 @@ def test_closing_a_producer_again_is_no_error(mq: MQ) -> None:
     for _ in range(3):
         producer.close()
 
-    assert producer.is_closed
+    assert producer.closed
 
 
 def test_a_producer_is_closed_by_many_threads_at_once(mq: MQ) -> None:
@@ -629,14 +629,14 @@ def test_a_producer_is_closed_by_many_threads_at_once(mq: MQ) -> None:
 
     at_once([producer.close] * 8)
 
-    assert producer.is_closed
+    assert producer.closed
 
 
 def test_a_producer_closes_at_the_end_of_a_with_block(mq: MQ) -> None:
     with mq.producer("orders") as producer:
         producer.produce(Message(b""))
 
-    assert producer.is_closed
+    assert producer.closed
 
 
 def test_closing_one_producer_leaves_another_of_its_topic_open(mq: MQ) -> None:

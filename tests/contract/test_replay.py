@@ -19,7 +19,7 @@ from sqlmq import (
     UnknownGroupError,
     UnknownTopicError,
 )
-from sqlmq.consumer.coordinator import Ownership
+from sqlmq.consumer.coordinator import Coordinator
 from sqlmq.store import claims, offsets, parked
 from sqlmq.store import messages as log
 from tests.contract.failing import MUCH_LATER, ONCE, Handler, Shift, produce
@@ -257,7 +257,7 @@ def test_what_fails_half_way_has_moved_nothing(shift: Shift, mq: MQ, monkeypatch
     def fail(*_: Any) -> None:
         raise ArithmeticError
 
-    for module, name in ((claims, "dispossess"), (offsets, "insert_all"), (parked, "forget")):
+    for module, name in ((claims, "revoke"), (offsets, "insert_all"), (parked, "forget")):
         with monkeypatch.context() as patch:
             patch.setattr(module, name, fail)
             with pytest.raises(ArithmeticError):
@@ -315,12 +315,12 @@ def test_a_commit_that_is_sent_again_after_a_reset_is_not_written(make_mq: MakeM
     with mine.consumer("orders", "billing") as consumer:
         receive(consumer, 5)
         consumer.poll(1, timeout=0)
-        finished = consumer._ownership.finished()
-        consumer._ownership.flush_unlocked(finished)
+        finished = consumer._coordinator.committable_positions()
+        consumer._coordinator.commit_unlocked(finished)
         assert positions(mq) == [5]
 
         reset(mq, "earliest", force=True)
-        consumer._ownership.flush_unlocked(finished)
+        consumer._coordinator.commit_unlocked(finished)
 
         assert positions(mq) == [0]
 
@@ -331,16 +331,16 @@ def test_positions_left_behind_are_not_deleted_by_an_owner_whose_group_was_moved
     fill(mq)
     other = make_mq()
     mine = make_mq(lease_seconds=LEASE_SECONDS, commit_interval_seconds=1000.0)
-    prune = Ownership._prune
+    prune = Coordinator._prune
 
-    def moved_back_before(ownership: Ownership, overgrown: list[Any]) -> None:
+    def moved_back_before(ownership: Coordinator, overgrown: list[Any]) -> None:
         reset(other, {0: 3}, force=True)
         prune(ownership, overgrown)
 
     with mine.consumer("orders", "billing") as consumer:
         receive(consumer, COUNT)
         with monkeypatch.context() as patch:
-            patch.setattr(Ownership, "_prune", moved_back_before)
+            patch.setattr(Coordinator, "_prune", moved_back_before)
             consumer.commit()
 
         assert positions(mq) == [3]
@@ -606,11 +606,11 @@ def test_a_commit_that_is_sent_again_after_a_seek_is_not_written(make_mq: MakeMQ
     with mine.consumer("orders", "billing") as consumer:
         receive(consumer, 5)
         consumer.poll(1, timeout=0)
-        finished = consumer._ownership.finished()
+        finished = consumer._coordinator.committable_positions()
         assert finished
 
         consumer.seek(0, 1)
-        consumer._ownership.flush_unlocked(finished)
+        consumer._coordinator.commit_unlocked(finished)
 
         assert positions(mq) == [1]
 
@@ -652,7 +652,7 @@ def test_a_consumer_that_was_moved_meanwhile_is_told_when_it_seeks(make_mq: Make
         reset(other, {0: 3}, force=True)
 
         with pytest.raises(FencedError):
-            consumer._ownership.seek(0, 9)
+            consumer._coordinator.seek(0, 9)
 
         assert positions(mq) == [3]
         assert values(receive(consumer, 1)) == [b"3"]

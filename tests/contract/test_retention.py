@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from sqlmq import MQ
     from tests.conftest import DatabaseUnderTest, MakeMQ
 
-WEEK = Retention(seconds=7 * DAY)
+WEEK = Retention(max_age_seconds=7 * DAY)
 
 
 @pytest.fixture
@@ -53,7 +53,7 @@ def test_messages_older_than_seconds_go(shelf: Shelf) -> None:
 
 def test_only_the_newest_messages_stay(shelf: Shelf) -> None:
     shelf.put(10)
-    shelf.keep(Retention(messages=4))
+    shelf.keep(Retention(max_messages=4))
 
     assert shelf.trim() == 6
     assert shelf.stored() == [6, 7, 8, 9]
@@ -61,14 +61,14 @@ def test_only_the_newest_messages_stay(shelf: Shelf) -> None:
 
 def test_the_oldest_go_while_there_are_too_many_bytes(shelf: Shelf) -> None:
     shelf.put(10, value=b"x" * 97)  # and a key of 3
-    shelf.keep(Retention(bytes=450))
+    shelf.keep(Retention(max_bytes=450))
 
     assert shelf.trim() == 6
     assert shelf.stored() == [6, 7, 8, 9]
 
 
 def test_bytes_are_counted_on_as_messages_come_and_go(shelf: Shelf) -> None:
-    shelf.keep(Retention(bytes=450, messages=100))
+    shelf.keep(Retention(max_bytes=450, max_messages=100))
     kept = []
     for size in (97, 97, 397, 17):
         shelf.put(5, value=b"x" * size)
@@ -81,7 +81,7 @@ def test_bytes_are_counted_on_as_messages_come_and_go(shelf: Shelf) -> None:
 
 def test_bytes_are_counted_anew_after_a_time_without_that_limit(shelf: Shelf) -> None:
     shelf.put(10, value=b"x" * 97)
-    for retention in (Retention(bytes=900), Retention(messages=5), Retention(bytes=400)):
+    for retention in (Retention(max_bytes=900), Retention(max_messages=5), Retention(max_bytes=400)):
         shelf.keep(retention)
         shelf.trim()
 
@@ -91,7 +91,7 @@ def test_bytes_are_counted_anew_after_a_time_without_that_limit(shelf: Shelf) ->
 def test_what_exceeds_any_limit_goes(shelf: Shelf) -> None:
     shelf.put(5, days_old=8)
     shelf.put(5, value=b"x" * 97)
-    shelf.keep(Retention(seconds=7 * DAY, bytes=300, messages=9))
+    shelf.keep(Retention(max_age_seconds=7 * DAY, max_bytes=300, max_messages=9))
 
     shelf.trim()
 
@@ -111,17 +111,17 @@ def test_a_message_that_is_older_than_one_before_it_waits_for_that(shelf: Shelf)
 
 def test_a_round_with_nothing_to_do_says_so(shelf: Shelf) -> None:
     shelf.put(3)
-    shelf.keep(Retention(seconds=DAY, bytes=1000, messages=10))
+    shelf.keep(Retention(max_age_seconds=DAY, max_bytes=1000, max_messages=10))
 
-    assert shelf.mq.maintain() == []
+    assert shelf.mq.apply_retention() == []
 
 
 def test_topics_without_limits_are_left_alone_by_a_round_for_all(shelf: Shelf, mq: MQ) -> None:
     mq.producer("invoices").produce(Message(b"1"))
     shelf.put(3)
-    shelf.keep(Retention(messages=1))
+    shelf.keep(Retention(max_messages=1))
 
-    (trimmed,) = mq.maintain()
+    (trimmed,) = mq.apply_retention()
 
     assert (trimmed.topic, trimmed.partition, trimmed.start_offset, trimmed.messages) == ("orders", 0, 2, 2)
     assert mq.describe_topic("invoices").messages == 1
@@ -140,7 +140,7 @@ def test_limits_can_be_given_when_a_topic_is_made_and_taken_away_later(mq: MQ) -
 def test_retention_of_an_unknown_topic_is_refused(mq: MQ) -> None:
     for act in (
         lambda: mq.set_retention("orders", WEEK),
-        lambda: mq.maintain("orders"),
+        lambda: mq.apply_retention("orders"),
         lambda: mq.evictions("orders"),
     ):
         with pytest.raises(UnknownTopicError):
@@ -160,7 +160,7 @@ def test_a_closed_mq_trims_nothing(mq: MQ) -> None:
     mq.close()
 
     with pytest.raises(MQClosedError):
-        mq.maintain()
+        mq.apply_retention()
 
 
 # --- What comes after ---
@@ -179,7 +179,7 @@ def test_offsets_go_on_after_everything_was_deleted(shelf: Shelf) -> None:
 
 def test_a_new_group_begins_with_the_oldest_message_kept(shelf: Shelf, mq: MQ) -> None:
     shelf.put(10)
-    shelf.keep(Retention(messages=3))
+    shelf.keep(Retention(max_messages=3))
     shelf.trim()
 
     assert take(mq.consumer("orders", "billing"), 3) == [7, 8, 9]
@@ -189,7 +189,7 @@ def test_deleting_a_topic_leaves_nothing_of_what_was_to_be_deleted(
     shelf: Shelf, mq: MQ, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shelf.put(10)
-    shelf.keep(Retention(messages=3))
+    shelf.keep(Retention(max_messages=3))
     with monkeypatch.context() as patch:
         patch.setattr(operations_retention, "delete", lambda *_: None)
         shelf.trim()
@@ -216,7 +216,7 @@ def test_the_slowest_group_counts(shelf: Shelf) -> None:
     shelf.put(10)
     shelf.read("fast", 8)
     shelf.read("slow", 2)
-    shelf.keep(Retention(messages=1))
+    shelf.keep(Retention(max_messages=1))
 
     shelf.trim()
 
@@ -235,7 +235,7 @@ def test_a_group_that_starts_at_the_end_protects_only_what_comes_after(shelf: Sh
     shelf.put(10)
     mq.consumer("orders", "billing", start="latest")
     shelf.put(2)
-    shelf.keep(Retention(messages=1))
+    shelf.keep(Retention(max_messages=1))
 
     shelf.trim()
 
@@ -258,7 +258,7 @@ def test_what_is_committed_later_goes_later(shelf: Shelf, mq: MQ) -> None:
 def test_a_group_without_members_protects_until_it_expires(shelf: Shelf) -> None:
     shelf.put(10)
     shelf.read("billing", 2)
-    shelf.keep(Retention(messages=1, group_expiry_seconds=3 * DAY))
+    shelf.keep(Retention(max_messages=1, group_expiry_seconds=3 * DAY))
     starts = []
     for days in (2.9, 3.1):
         shelf.let_pass("billing", days=days)
@@ -272,12 +272,12 @@ def test_a_live_group_never_expires(shelf: Shelf, make_mq: MakeMQ) -> None:
     shelf.put(10)
     consumer = make_mq(lease_seconds=1e6).consumer("orders", "billing")
     shelf.let_pass("billing", days=8)
-    shelf.keep(Retention(messages=1))
+    shelf.keep(Retention(max_messages=1))
 
     shelf.trim()
 
     assert shelf.start == 0
-    assert not consumer.is_closed
+    assert not consumer.closed
 
 
 @pytest.mark.parametrize("sign", ["sqlmq_claim SET changed_at", "sqlmq_group_offset SET committed_at"])
@@ -286,7 +286,7 @@ def test_a_commit_or_a_claim_handed_back_is_a_sign_of_life(
 ) -> None:
     shelf.put(10)
     shelf.read("billing", 2)
-    shelf.keep(Retention(messages=1))
+    shelf.keep(Retention(max_messages=1))
     shelf.let_pass("billing", days=8)
     now = (
         "clock_timestamp()" if database.is_postgres else "CAST((julianday('now') - 2440587.5) * 86400000000 AS INTEGER)"
@@ -304,7 +304,7 @@ def test_an_expired_group_loses_exactly_what_it_had_not_read_and_the_log_says_so
     shelf.put(10)
     shelf.read("billing", 2)
     shelf.let_pass("billing", days=8)
-    shelf.keep(Retention(messages=4))
+    shelf.keep(Retention(max_messages=4))
 
     shelf.trim()
 
@@ -319,7 +319,7 @@ def test_losses_that_follow_each_other_are_told_as_one(shelf: Shelf) -> None:
     shelf.read("billing", 2)
     shelf.let_pass("billing", days=8)
     for messages in (6, 4, 1):
-        shelf.keep(Retention(messages=messages))
+        shelf.keep(Retention(max_messages=messages))
         shelf.trim()
 
     (eviction,) = shelf.mq.evictions("orders")
@@ -331,7 +331,7 @@ def test_losses_that_follow_each_other_are_told_as_one(shelf: Shelf) -> None:
 def test_without_protection_groups_lose_what_exceeds_the_limits(shelf: Shelf, mq: MQ) -> None:
     shelf.put(10)
     mq.consumer("orders", "billing")
-    shelf.keep(Retention(messages=4, protect=False))
+    shelf.keep(Retention(max_messages=4, protect_groups=False))
 
     shelf.trim()
 
@@ -348,7 +348,7 @@ def test_after_max_seconds_protected_messages_go_and_the_log_says_which(
     mq.consumer("orders", "new")
     shelf.read("billing", 2)
     shelf.read("audit", 6)
-    shelf.keep(Retention(seconds=7 * DAY, max_seconds=30 * DAY))
+    shelf.keep(Retention(max_age_seconds=7 * DAY, protect_max_seconds=30 * DAY))
 
     shelf.trim()
 
@@ -362,7 +362,7 @@ def test_after_max_seconds_protected_messages_go_and_the_log_says_which(
 def test_max_seconds_deletes_nothing_that_is_within_the_limits(shelf: Shelf, mq: MQ) -> None:
     shelf.put(10, days_old=100)
     mq.consumer("orders", "billing")
-    shelf.keep(Retention(messages=7, max_seconds=30 * DAY))
+    shelf.keep(Retention(max_messages=7, protect_max_seconds=30 * DAY))
 
     shelf.trim()
 
@@ -385,7 +385,7 @@ def test_a_parked_message_keeps_the_log_from_there_on(shelf: Shelf, mq: MQ, shif
     with shift.running(Handler(b"bad"), retry=MUCH_LATER):
         until(lambda: len(mq.parked("orders", "billing").list("waiting")) == 2, "both set aside")
         until(lambda: mq.describe_group("orders", "billing").lag == 0, "everything read")
-        shelf.keep(Retention(messages=1))
+        shelf.keep(Retention(max_messages=1))
 
         shelf.trim()
 
@@ -395,7 +395,7 @@ def test_a_parked_message_keeps_the_log_from_there_on(shelf: Shelf, mq: MQ, shif
 def test_a_dead_letter_keeps_the_log_until_it_is_discarded(shelf: Shelf, mq: MQ, shift: Shift) -> None:
     produce(mq, "a:1", "a:bad", "a:2", "a:3")
     shift.run(Handler(b"bad"), retry=AT_ONCE)
-    shelf.keep(Retention(messages=1))
+    shelf.keep(Retention(max_messages=1))
     shelf.trim()
     before = shelf.start
 
@@ -410,7 +410,7 @@ def test_after_max_seconds_a_dead_letter_goes_and_the_log_says_so(
 ) -> None:
     produce(mq, "a:1", "a:bad", "a:2", "a:3")
     shift.run(Handler(b"bad"), retry=AT_ONCE)
-    shelf.keep(Retention(messages=1, max_seconds=30 * DAY))
+    shelf.keep(Retention(max_messages=1, protect_max_seconds=30 * DAY))
     shelf.execute("UPDATE sqlmq_message SET created_at = (SELECT min(created_at) FROM sqlmq_topic)")
     old = (
         "created_at - interval '31 days'"
@@ -437,7 +437,7 @@ def lose(shelf: Shelf, *, read: int = 2, kept: int = 4) -> None:
     shelf.put(10)
     shelf.read("billing", read)
     shelf.let_pass("billing", days=8)
-    shelf.keep(Retention(messages=kept))
+    shelf.keep(Retention(max_messages=kept))
     shelf.trim()
 
 
@@ -486,7 +486,7 @@ def test_a_group_that_had_read_nothing_learns_what_it_lost(shelf: Shelf, mq: MQ)
     mq.consumer("orders", "billing").close()
     shelf.put(10)
     shelf.let_pass("billing", days=8)
-    shelf.keep(Retention(messages=4))
+    shelf.keep(Retention(max_messages=4))
     shelf.trim()
 
     with pytest.raises(EvictedError, match="orders/0@0 to 5"):
@@ -495,7 +495,7 @@ def test_a_group_that_had_read_nothing_learns_what_it_lost(shelf: Shelf, mq: MQ)
 
 def test_a_group_that_stays_behind_protects_what_is_left_and_never_moves_the_start_back(shelf: Shelf, mq: MQ) -> None:
     lose(shelf)
-    shelf.keep(Retention(messages=1, bytes=1))
+    shelf.keep(Retention(max_messages=1, max_bytes=1))
     with mq.consumer("orders", "billing") as consumer, pytest.raises(EvictedError):
         consumer.poll(timeout=5)
     shelf.put(2)
@@ -520,9 +520,9 @@ def test_a_run_ends_with_the_error_or_goes_on(shelf: Shelf, mq: MQ) -> None:
         seen.append(message.offset or 0)
 
     with pytest.raises(EvictedError):
-        mq.consumer("orders", "billing").run(handle, idle_timeout=0.1, handle_signals=False)
+        mq.consumer("orders", "billing").run(handle, idle_seconds=0.1, handle_signals=False)
     assert seen == []
-    mq.consumer("orders", "billing", on_evicted="earliest").run(handle, idle_timeout=0.1, handle_signals=False)
+    mq.consumer("orders", "billing", on_evicted="earliest").run(handle, idle_seconds=0.1, handle_signals=False)
 
     assert seen == [6, 7, 8, 9]
 
@@ -571,7 +571,7 @@ def test_a_round_that_ends_anywhere_is_finished_by_the_next(
 ) -> None:
     shelf.put(25)
     shelf.read("billing", 22)
-    shelf.keep(Retention(messages=4, bytes=1000))
+    shelf.keep(Retention(max_messages=4, max_bytes=1000))
     monkeypatch.setattr(operations_retention, "DELETE_MESSAGES", 10)
     steps = 0
 
@@ -587,7 +587,7 @@ def test_a_round_that_ends_anywhere_is_finished_by_the_next(
         return run
 
     with monkeypatch.context() as patch:
-        for name in ("plan", "advance", "delete", "losing_parked"):
+        for name in ("plan", "advance", "delete", "groups_losing_parked"):
             patch.setattr(operations_retention, name, dying(getattr(operations_retention, name)))
         crashed = []
         try:
@@ -613,7 +613,7 @@ def test_much_is_deleted_in_several_transactions(shelf: Shelf, monkeypatch: pyte
     monkeypatch.setattr(operations_retention, "_WINDOW", 7)
     shelf.put(95, days_old=8)
     shelf.put(5)
-    shelf.keep(Retention(seconds=7 * DAY, bytes=10**6))
+    shelf.keep(Retention(max_age_seconds=7 * DAY, max_bytes=10**6))
 
     assert shelf.trim() == 95
     assert shelf.stored() == [95, 96, 97, 98, 99]
@@ -622,7 +622,7 @@ def test_much_is_deleted_in_several_transactions(shelf: Shelf, monkeypatch: pyte
 def test_a_round_goes_so_far_and_the_next_goes_on(shelf: Shelf, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(operations_retention, "ADVANCE_MESSAGES", 30)
     shelf.put(100, value=b"x" * 7)
-    shelf.keep(Retention(bytes=100))
+    shelf.keep(Retention(max_bytes=100))
 
     deleted: list[int] = []
     while not deleted or deleted[-1]:
@@ -640,10 +640,10 @@ def test_many_rounds_at_once_delete_everything_once(
     shelf.put(200)
     shelf.read("billing", 150)
     shelf.let_pass("billing", days=8)
-    shelf.keep(Retention(messages=10, bytes=10**6))
+    shelf.keep(Retention(max_messages=10, max_bytes=10**6))
     queues = [make_mq() for _ in range(4)]
 
-    rounds = at_once(lambda mq=mq: mq.maintain("orders") for mq in queues)  # type: ignore[misc]
+    rounds = at_once(lambda mq=mq: mq.apply_retention("orders") for mq in queues)  # type: ignore[misc]
     shelf.trim()
 
     assert sum(trimmed.messages for trimmed in chain.from_iterable(rounds)) <= 190
@@ -656,7 +656,7 @@ def test_rounds_among_producers_and_consumers_lose_nothing(
     shelf: Shelf, make_mq: MakeMQ, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(operations_retention, "DELETE_MESSAGES", 7)
-    shelf.keep(Retention(messages=5))
+    shelf.keep(Retention(max_messages=5))
     consumer = shelf.mq.consumer("orders", "billing")
     total, stopped = 600, threading.Event()
     maintaining = make_mq()
@@ -678,7 +678,7 @@ def test_rounds_among_producers_and_consumers_lose_nothing(
 
     def trim_on() -> list[int]:
         while not stopped.is_set():
-            maintaining.maintain("orders")
+            maintaining.apply_retention("orders")
         return []
 
     produced, consumed, _ = at_once([produce_all, consume_all, trim_on])
@@ -694,7 +694,7 @@ def test_a_group_that_joins_after_the_plan_is_not_passed_over(
     shelf: Shelf, mq: MQ, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shelf.put(10)
-    shelf.keep(Retention(messages=4))
+    shelf.keep(Retention(max_messages=4))
     plan = operations_retention.plan
 
     def planned_just_before(*arguments: Any) -> Any:

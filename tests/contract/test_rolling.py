@@ -38,7 +38,7 @@ class Service:
     def end(self, number: signal.Signals) -> None:
         """Take a signal as the main thread would, and end."""
         assert self.consumer._run is not None
-        self.consumer._run._arrive(number, None)
+        self.consumer._run._on_signal(number, None)
         self._thread.join(PATIENCE_SECONDS)
         assert not self._thread.is_alive()
 
@@ -84,7 +84,7 @@ class Services:
 
     def end(self) -> None:
         for service in self._all:
-            if not service.consumer.is_closed:
+            if not service.consumer.closed:
                 service.end(signal.SIGINT)
 
 
@@ -143,11 +143,11 @@ def test_what_ctrl_c_has_stopped_is_shared_out_at_once(services: Services) -> No
 def test_what_was_left_is_fenced_from_the_one_that_left_it(services: Services) -> None:
     service = services.start()
     services.until_counts(6)
-    owned = service.consumer._ownership
+    owned = service.consumer._coordinator
     until(lambda: len(owned.claimed) == PARTITIONS, "the member to hear what it has claimed")
     progress = next(iter(owned.claimed.values()))
 
     service.end(signal.SIGTERM)
 
     # As a handler that was still at work would.
-    assert not owned.mark(progress, Commit(progress.partition_id, 0, 1))
+    assert not owned.record_in_flight(progress, Commit(progress.partition_id, 0, 1))

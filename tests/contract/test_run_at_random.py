@@ -47,7 +47,11 @@ def check(mq: MQ, sent: list[tuple[bytes | None, int]], how: dict[str, Any]) -> 
     consumer = mq.consumer(topic, "billing")
 
     summary = consumer.run(
-        handler, retry=Retry(max_attempts=MAX_ATTEMPTS, backoff=0.001), idle_timeout=0.1, handle_signals=False, **how
+        handler,
+        retry=Retry(max_attempts=MAX_ATTEMPTS, backoff_seconds=0.001),
+        idle_seconds=0.1,
+        handle_signals=False,
+        **how,
     )
 
     # The attempt of a whole batch counts for each of its messages, which may be the last one they have.

@@ -25,7 +25,7 @@ def rows(connection: Connection, database: DatabaseUnderTest, table: str) -> int
 
 
 def numbers(mq: MQ, topic: str) -> list[int]:
-    return [partition.number for partition in mq.describe_topic(topic).partitions]
+    return [partition.partition for partition in mq.describe_topic(topic).partitions]
 
 
 # --- Made ---

@@ -341,7 +341,7 @@ def test_a_waiting_transaction_holds_neither_connection_nor_lock(mq: MQ, effects
     with ThreadPoolExecutor(1) as threads:
         waiting = threads.submit(lambda: _handle_once(consumer, effects))
         until(lambda: consumer.is_waiting, "the consumer to wait")
-        until(mq._database._usage.is_unused, "all connections to be given back")
+        until(mq._database._drain_gate.is_unused, "all connections to be given back")
         consumer.close()
         with pytest.raises(ConsumerClosedError):
             waiting.result(PATIENCE_SECONDS)
@@ -362,7 +362,7 @@ def test_a_transaction_that_has_begun_ends_normally_while_its_consumer_is_closed
     with ThreadPoolExecutor(1) as threads:
         with consumer.transaction(timeout=PATIENCE_SECONDS) as tx:
             closing = threads.submit(consumer.close)
-            until(lambda: consumer.is_closed, "the consumer to be closed")
+            until(lambda: consumer.closed, "the consumer to be closed")
             effects.have(tx)
         closing.result(PATIENCE_SECONDS)
 

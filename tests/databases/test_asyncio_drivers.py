@@ -11,8 +11,8 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession, create_async_e
 from sqlalchemy.pool import NullPool
 
 from sqlmq import IsolationError, Message, TransactionError
-from sqlmq.consumer.transaction_scope import Block, Transactions
-from sqlmq.model.config import Options
+from sqlmq.consumer.transaction_scope import TransactionContext, TransactionScope
+from sqlmq.model.config import MQConfig
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -37,16 +37,16 @@ DRIVERS = pytest.mark.parametrize(
 
 
 @pytest.fixture
-def blocks(mq: MQ, engine: Engine) -> Callable[[], Block]:
+def blocks(mq: MQ, engine: Engine) -> Callable[[], TransactionScope]:
     """Transactions of one group on a topic with three messages."""
     mq.create_topic("orders", 1)
     headers = {"kind": "täst"}
     mq.producer("orders").produce_many([Message(b"\x00%d" % i, b"key", headers) for i in range(3)])
     consumer = mq.consumer("orders", "billing")
-    shared = Transactions(mq._database, consumer._joining.topic, Options(), "raise")
+    shared = TransactionContext(mq._database, consumer._subscription.topic, MQConfig(), "raise")
     with engine.begin() as connection:
         connection.execute(text("CREATE TABLE effect (message_offset INTEGER)"))
-    return lambda: Block(shared, consumer._ownership.group)
+    return lambda: TransactionScope(shared, consumer._coordinator.group)
 
 
 def position(mq: MQ) -> int:
@@ -69,16 +69,16 @@ def run(url: str, driver: str, work: Callable[[AsyncEngine], Awaitable[None]], *
     asyncio.run(main())
 
 
-async def have_effects(conn: AsyncConnection | AsyncSession, block: Block) -> None:
+async def have_effects(conn: AsyncConnection | AsyncSession, block: TransactionScope) -> None:
     assert block.taken is not None
     for message in block.taken.messages:
         await conn.execute(text("INSERT INTO effect VALUES (:o)"), {"o": message.offset})
 
 
-async def handled(conn: AsyncConnection, block: Block, seen: list[Message]) -> bool:
+async def handled(conn: AsyncConnection, block: TransactionScope, seen: list[Message]) -> bool:
     """Run one transaction in its steps; return whether there was something to take."""
     await conn.run_sync(block.begin)
-    found = await conn.run_sync(lambda _: block.take(2, ()))
+    found = await conn.run_sync(lambda _: block.take_messages(2, ()))
     if block.taken is not None:
         seen += block.taken.messages
         await have_effects(conn, block)
@@ -89,7 +89,7 @@ async def handled(conn: AsyncConnection, block: Block, seen: list[Message]) -> b
 
 @DRIVERS
 def test_effects_and_position_commit_together_and_are_undone_together(
-    mq: MQ, database: DatabaseUnderTest, engine: Engine, blocks: Callable[[], Block], driver: str
+    mq: MQ, database: DatabaseUnderTest, engine: Engine, blocks: Callable[[], TransactionScope], driver: str
 ) -> None:
     seen: list[Message] = []
 
@@ -97,9 +97,9 @@ def test_effects_and_position_commit_together_and_are_undone_together(
         async with async_engine.connect() as conn:
             undone = blocks()
             await conn.run_sync(undone.begin)
-            assert await conn.run_sync(lambda _: undone.take(2, ()))
+            assert await conn.run_sync(lambda _: undone.take_messages(2, ()))
             await have_effects(conn, undone)
-            await conn.run_sync(lambda _: undone.undo())
+            await conn.run_sync(lambda _: undone.roll_back())
             while await handled(conn, blocks(), seen):
                 pass
 
@@ -113,13 +113,13 @@ def test_effects_and_position_commit_together_and_are_undone_together(
 
 @DRIVERS
 def test_a_session_for_asyncio_commits_the_position_with_its_own_transaction(
-    mq: MQ, database: DatabaseUnderTest, engine: Engine, blocks: Callable[[], Block], driver: str
+    mq: MQ, database: DatabaseUnderTest, engine: Engine, blocks: Callable[[], TransactionScope], driver: str
 ) -> None:
     async def work(async_engine: AsyncEngine) -> None:
         async with AsyncSession(async_engine) as session:
             block = blocks()
             await session.run_sync(block.begin)
-            assert await session.run_sync(lambda _: block.take(10, ()))
+            assert await session.run_sync(lambda _: block.take_messages(10, ()))
             await have_effects(session, block)
             async with session.begin_nested():
                 await session.execute(text("INSERT INTO effect VALUES (7)"))
@@ -133,18 +133,18 @@ def test_a_session_for_asyncio_commits_the_position_with_its_own_transaction(
 
 @DRIVERS
 def test_a_session_for_asyncio_that_commits_too_early_moves_no_position(
-    mq: MQ, database: DatabaseUnderTest, engine: Engine, blocks: Callable[[], Block], driver: str
+    mq: MQ, database: DatabaseUnderTest, engine: Engine, blocks: Callable[[], TransactionScope], driver: str
 ) -> None:
     async def work(async_engine: AsyncEngine) -> None:
         async with AsyncSession(async_engine) as session:
             block = blocks()
             await session.run_sync(block.begin)
-            assert await session.run_sync(lambda _: block.take(10, ()))
+            assert await session.run_sync(lambda _: block.take_messages(10, ()))
             await have_effects(session, block)
             await session.commit()
             with pytest.raises(TransactionError, match="ended inside the block"):
                 await session.run_sync(lambda _: block.finish())
-            await session.run_sync(lambda _: block.undo())
+            await session.run_sync(lambda _: block.roll_back())
 
     run(database.url, driver, work)
 
@@ -153,7 +153,7 @@ def test_a_session_for_asyncio_that_commits_too_early_moves_no_position(
 
 @DRIVERS
 def test_autocommit_and_higher_levels_are_refused(
-    database: DatabaseUnderTest, blocks: Callable[[], Block], driver: str
+    database: DatabaseUnderTest, blocks: Callable[[], TransactionScope], driver: str
 ) -> None:
     async def refused(async_engine: AsyncEngine, error: type[Exception]) -> None:
         async with async_engine.connect() as conn:
@@ -161,11 +161,11 @@ def test_autocommit_and_higher_levels_are_refused(
 
             def begin_and_take(sync: Any) -> None:
                 block.begin(sync)
-                block.take(1, ())
+                block.take_messages(1, ())
 
             with pytest.raises(error):
                 await conn.run_sync(begin_and_take)
-            await conn.run_sync(lambda _: block.undo())
+            await conn.run_sync(lambda _: block.roll_back())
 
     run(database.url, driver, lambda engine: refused(engine, TransactionError), isolation_level="AUTOCOMMIT")
     if database.is_postgres:

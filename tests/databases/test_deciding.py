@@ -11,10 +11,10 @@ from sqlalchemy import Connection, Engine, select, text
 from sqlmq import DatabaseBusyError
 from sqlmq.dialects import Dialect, dialect_named
 from sqlmq.operations.admin import parked as admin_parked
-from sqlmq.operations.admin.parked import Scope, Wanted
+from sqlmq.operations.admin.parked import ParkedFilter, Scope
 from sqlmq.store import groups, offsets, parked, topics
 from sqlmq.store.offsets import Commit
-from sqlmq.store.parked import Record
+from sqlmq.store.parked import ParkedRecord
 from tests.contract.failing import ONCE, Handler, Shift, produce
 from tests.contract.waiting import PATIENCE_SECONDS, finish, until
 
@@ -91,10 +91,10 @@ def test_what_was_in_hand_behind_a_discarded_message_stays_suspect(
         (partition_id,) = topic.partition_ids
         group = groups.get(connection, dialect, topic, "billing")
         offsets.insert_all(connection, dialect, group, [Commit(partition_id, 7, in_hand_to and 7 + in_hand_to)])
-        parked.put(connection, dialect, group, Record(partition_id, 7, b"a", "stopped", 5))
+        parked.put(connection, dialect, group, ParkedRecord(partition_id, 7, b"a", "stopped", 5))
 
     with engine.begin() as connection:
-        decided = admin_parked.discard(connection, dialect, Scope("orders", "billing"), Wanted(state="stopped"))
+        decided = admin_parked.discard(connection, dialect, Scope("orders", "billing"), ParkedFilter(state="stopped"))
 
     with engine.connect() as connection:
         standing = offsets.standing(connection, dialect, group, [partition_id])[partition_id]

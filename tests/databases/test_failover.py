@@ -92,7 +92,7 @@ def pair() -> Iterator[Pair]:
 
 def write_nothing(mq: MQ) -> bool:
     """Whether that is so in every session that the pool has at hand, and in the one that is kept for appends."""
-    kept = mq._database._spare._kept
+    kept = mq._database._append_connection._kept
     assert kept is not None
     assert isinstance(mq.engine.pool, QueuePool)
     with ExitStack() as stack:

@@ -18,7 +18,7 @@ from sqlmq.dialects import Dialect, Position, dialect_named
 from sqlmq.model.partitioner import Rotation
 from sqlmq.operations import consume, membership, poll, produce, retention, staging, transaction
 from sqlmq.operations.admin import monitoring, reset, topics
-from sqlmq.operations.produce import Routed
+from sqlmq.operations.produce import RoutedMessage
 from sqlmq.store import claims, groups, messages, offsets, staged
 from sqlmq.store import retention as store_retention
 from sqlmq.store.offsets import Commit
@@ -50,7 +50,7 @@ class Grown:
             self.group, self.member_id = membership.join(
                 connection, dialect, self.topic, "billing", "earliest", "me", LEASE_SECONDS
             )
-            seen = membership.survey(connection, dialect, self.group, self.member_id, LEASE_SECONDS)
+            seen = membership.read_group(connection, dialect, self.group, self.member_id, LEASE_SECONDS)
             assert seen is not None
             _, self.taken = membership.change(
                 connection, dialect, self.group, self.member_id, seen, finished=[], give=[]
@@ -100,7 +100,7 @@ class Grown:
 
 
 def append(grown: Grown, connection: Connection) -> None:
-    routed = [Routed(Message(b""), partition) for partition in range(grown.topic.partitions)]
+    routed = [RoutedMessage(Message(b""), partition) for partition in range(grown.topic.partitions)]
     results = produce.append(connection, grown.dialect, produce.load(produce.place(grown.topic, routed, Rotation(0))))
     assert {result.offset for result in results} == {MESSAGES}
 
@@ -134,12 +134,12 @@ def prune(grown: Grown, connection: Connection) -> None:
 
 def reset_to_a_moment(grown: Grown, connection: Connection) -> None:
     since = datetime.now(UTC) + timedelta(days=1)
-    done = reset.reset(connection, grown.dialect, reset.Wanted("orders", "billing", since, None), force=True)
+    done = reset.reset(connection, grown.dialect, reset.ResetRequest("orders", "billing", since, None), force=True)
     assert {(change.from_offset, change.to_offset) for change in done.changes} == {(1_999, MESSAGES)}
 
 
 def survey(grown: Grown, connection: Connection) -> None:
-    membership.survey(connection, grown.dialect, grown.group, grown.member_id, LEASE_SECONDS)
+    membership.read_group(connection, grown.dialect, grown.group, grown.member_id, LEASE_SECONDS)
 
 
 def look_for_many(grown: Grown, connection: Connection) -> None:
@@ -147,24 +147,25 @@ def look_for_many(grown: Grown, connection: Connection) -> None:
     end = tuple(Position(id_, MESSAGES) for id_ in grown.topic.partition_ids)
     middle = tuple(Position(id_, MESSAGES // 2) for id_ in grown.topic.partition_ids)
     mine = [
-        poll.Outlook(grown.group.id, grown.member_id, LEASE_SECONDS, claims, positions) for positions in (end, middle)
+        poll.PollRequest(grown.group.id, grown.member_id, LEASE_SECONDS, claims, positions)
+        for positions in (end, middle)
     ]
     other = groups.get(connection, grown.dialect, grown.topic, "group 7")
-    gone = poll.Outlook(other.id, grown.member_id, LEASE_SECONDS, {}, ())
+    gone = poll.PollRequest(other.id, grown.member_id, LEASE_SECONDS, {}, ())
     found = poll.look(connection, grown.dialect, [*mine, gone], at_groups=True)
     assert found == [(False, False), (True, False), (False, True)]
 
 
 def hand_back_and_claim(grown: Grown, connection: Connection) -> None:
     given = [taken.claim for taken in grown.taken]
-    claims.hand_back(connection, grown.dialect, grown.group, grown.member_id, given)
+    claims.release(connection, grown.dialect, grown.group, grown.member_id, given)
     ids = [claim.partition_id for claim in given]
     taken = claims.take(connection, grown.dialect, grown.group, grown.member_id, ids, len(ids))
     assert len(taken) == len(ids)
 
 
 def delay(grown: Grown, connection: Connection) -> None:
-    routed = [Routed(Message(b""), partition) for partition in range(grown.topic.partitions)]
+    routed = [RoutedMessage(Message(b""), partition) for partition in range(grown.topic.partitions)]
     placed = produce.place(grown.topic, routed, Rotation(0))
     assert len(staging.delay(connection, grown.dialect, placed, 10.0).messages) == 3
 
@@ -194,19 +195,19 @@ def describe(grown: Grown, connection: Connection) -> None:
     described = topics.describe_topic(connection, grown.dialect, "orders")
     assert [one.messages for one in described.partitions] == [MESSAGES] * 3
     lags = monitoring.lag(connection, grown.dialect, "orders", "billing")
-    assert [one.messages for one in lags] == [MESSAGES - 1_999] * 3
+    assert [one.lag for one in lags] == [MESSAGES - 1_999] * 3
     assert monitoring.diagnose(connection, grown.dialect, "orders", "billing", 1e6) == []
 
 
 def look(grown: Grown, connection: Connection) -> None:
     given = [taken.claim for taken in grown.taken]
-    claims.hand_back(connection, grown.dialect, grown.group, grown.member_id, given)
+    claims.release(connection, grown.dialect, grown.group, grown.member_id, given)
     assert transaction.look(connection, grown.dialect, grown.topic, grown.group).has_messages
 
 
 def transact_once(grown: Grown, connection: Connection) -> None:
     given = [taken.claim for taken in grown.taken]
-    claims.hand_back(connection, grown.dialect, grown.group, grown.member_id, given)
+    claims.release(connection, grown.dialect, grown.group, grown.member_id, given)
     grown.dialect.begin(connection)
     limits = transaction.Limits(2_000, 1 << 20, 300.0, LEASE_SECONDS)
     last = grown.topic.partition_ids[:1]
@@ -220,7 +221,7 @@ def transact_once(grown: Grown, connection: Connection) -> None:
 def trim(grown: Grown, connection: Connection) -> None:
     week = Retention()
     assert retention.expired(connection, grown.dialect, grown.topic.id, week) == set()
-    keeps = Retention(seconds=1e6, bytes=50 * 3_500, messages=4_000, max_seconds=1e6)
+    keeps = Retention(max_age_seconds=1e6, max_bytes=50 * 3_500, max_messages=4_000, protect_max_seconds=1e6)
     topics.set_retention(connection, grown.dialect, "orders", keeps)
     due = retention.due(connection, grown.dialect, grown.topic.id)[0]
     # All but the one group that is live have expired.
@@ -235,7 +236,7 @@ def trim(grown: Grown, connection: Connection) -> None:
     assert advanced is not None
     assert len(advanced.losses) == GROUPS
     assert retention.delete(connection, grown.dialect, due.partition_id) == 1_500
-    assert retention.losing_parked(connection, grown.dialect, due) == []
+    assert retention.groups_losing_parked(connection, grown.dialect, due) == []
     assert retention.forget_parked(connection, grown.dialect, due, grown.group.id, "billing") == []
 
 
@@ -415,7 +416,7 @@ def test_on_postgres_a_transaction_reads_a_few_pages_of_a_hundred_thousand_messa
         connection.execute(text("ANALYZE"))
         connection.commit()
         given = [taken.claim for taken in grown.taken]
-        claims.hand_back(connection, grown.dialect, grown.group, grown.member_id, given)
+        claims.release(connection, grown.dialect, grown.group, grown.member_id, given)
 
         @event.listens_for(connection, "before_cursor_execute")
         def _remember(_conn: object, _cursor: object, statement: str, parameters: Any, *_rest: object) -> None:

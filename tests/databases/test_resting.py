@@ -9,7 +9,7 @@ import pytest
 from sqlalchemy import QueuePool, create_engine
 
 from sqlmq import MQ, Message
-from sqlmq.database.append_connection import Spare
+from sqlmq.database.append_connection import AppendConnection
 from tests.contract.waiting import until
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ def assert_that_so_many_are_out(mq: MQ, count: int) -> None:
 
 
 def kept_by(mq: MQ) -> psycopg.Connection[object]:
-    kept = mq._database._spare._kept
+    kept = mq._database._append_connection._kept
     assert kept is not None
     connection = kept.connection.connection.driver_connection
     assert isinstance(connection, psycopg.Connection)
@@ -89,7 +89,7 @@ def test_disposing_of_the_engine_closes_the_connection(mq: MQ) -> None:
 def test_a_connection_given_back_does_not_commit_by_itself_any_more(make_mq: MakeMQ) -> None:
     mq = make_mq()
     mq.producer("orders").produce(Message(b"1"))
-    spare, connection = mq._database._spare, kept_by(mq)
+    spare, connection = mq._database._append_connection, kept_by(mq)
     before = connection.autocommit
 
     spare.take().close()
@@ -100,7 +100,7 @@ def test_a_connection_given_back_does_not_commit_by_itself_any_more(make_mq: Mak
 
 @POSTGRES
 def test_of_connections_in_use_at_once_one_is_kept(mq: MQ) -> None:
-    spare = Spare(mq.engine, mq._database.dialect, mq._database.answers.come_after_rest, keeps=True)
+    spare = AppendConnection(mq.engine, mq._database.dialect, mq._database.watchdog.answers_after_idle, keeps=True)
     taken = [spare.take(), spare.take(), spare.take()]
 
     for one in taken:

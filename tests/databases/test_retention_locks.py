@@ -36,7 +36,7 @@ def other(database: DatabaseUnderTest) -> Iterator[Engine]:
 
 
 def fill(mq: MQ, partitions: int) -> None:
-    mq.create_topic("orders", partitions, retention=Retention(messages=1))
+    mq.create_topic("orders", partitions, retention=Retention(max_messages=1))
     for partition in range(partitions):
         for _ in range(5):
             mq.producer("orders").produce_with_partition(Message(b"x"), partition)
@@ -59,11 +59,11 @@ def test_a_partition_whose_lock_somebody_keeps_is_left_to_the_next_round(
         topics.lock_partition(connection, dialect, topic.partition_ids[1])
 
         with pytest.raises(ExceptionGroup) as caught:
-            mq.maintain()
+            mq.apply_retention()
 
     assert [type(error) for error in caught.value.exceptions] == [DatabaseBusyError]
     assert starts(mq) == [4, 0, 4]
-    mq.maintain()
+    mq.apply_retention()
     assert starts(mq) == [4, 4, 4]
 
 
@@ -124,4 +124,4 @@ def test_without_a_consumer_no_thread_trims(make_mq: MakeMQ) -> None:
 
     mq.producer("orders").produce(Message(b"x"))
 
-    assert mq._maintainer._thread is None
+    assert mq._retention_service._thread is None

@@ -51,7 +51,7 @@ def login(database: DatabaseUnderTest, engine: Engine) -> Iterator[Callable[[str
 
 @pytest.fixture
 def filled(mq: MQ) -> MQ:
-    mq.create_topic("orders", 2, retention=Retention(messages=2))
+    mq.create_topic("orders", 2, retention=Retention(max_messages=2))
     mq.producer("orders").produce_many([Message(b"secret", b"%d" % number) for number in range(20)])
     return mq
 
@@ -88,7 +88,9 @@ def test_a_consumer_does_all_that_keeps_a_group(database: DatabaseUnderTest, log
             raise ValueError
 
     with MQ(login("consumer"), schema=database.schema, create_topics=False) as mq:
-        mq.consumer("orders", "billing").run(handler, retry=Retry(max_attempts=2, backoff=0.01), idle_timeout=0.2)
+        mq.consumer("orders", "billing").run(
+            handler, retry=Retry(max_attempts=2, backoff_seconds=0.01), idle_seconds=0.2
+        )
         parked = mq.parked("orders", "billing")
         assert [message.key for message in parked.list()] == [b"7"]
         parked.discard(key=b"7")
@@ -100,7 +102,7 @@ def test_a_consumer_does_all_that_keeps_a_group(database: DatabaseUnderTest, log
         mq.producer("orders").produce(Message(b"1"), delay_seconds=0.01)
         assert mq.lag("orders", "billing")
         mq.reset_group("orders", "billing", "latest", execute=True)
-        mq.maintain()
+        mq.apply_retention()
         with pytest.raises(PermissionDeniedError):
             mq.create_topic("another")
         with pytest.raises(PermissionDeniedError):
@@ -114,7 +116,7 @@ def test_a_monitor_sees_numbers(filled: MQ, database: DatabaseUnderTest, login: 
     filled.consumer("orders", "billing").close()
 
     with MQ(login("monitor"), schema=database.schema, create_topics=False) as mq:
-        assert sum(partition.messages for partition in mq.lag("orders", "billing")) == 20
+        assert sum(partition.lag for partition in mq.lag("orders", "billing")) == 20
         assert mq.describe_topic("orders").messages == 20
         assert mq.describe_group("orders", "billing").lag == 20
         assert mq.members("orders", "billing") == []
@@ -163,7 +165,7 @@ def test_an_admin_makes_and_deletes_topics(database: DatabaseUnderTest, login: C
     with MQ(login("admin"), schema=database.schema) as mq:
         mq.create_topic("orders", 2)
         mq.producer("orders").produce(Message(b"1"))
-        mq.set_retention("orders", Retention(messages=1))
+        mq.set_retention("orders", Retention(max_messages=1))
         with mq.consumer("orders", "billing") as consumer:
             assert consumer.poll(timeout=10)
         mq.reset_group("orders", "billing", "earliest", execute=True)
@@ -275,7 +277,7 @@ def test_with_a_schema_every_name_is_qualified(database: DatabaseUnderTest, logi
     with MQ(url, schema=database.schema) as mq:
         with mq.engine.connect() as connection:
             assert connection.scalar(text("SHOW search_path")) in ("", '""')
-        mq.create_topic("orders", 2, retention=Retention(messages=1))
+        mq.create_topic("orders", 2, retention=Retention(max_messages=1))
         producer = mq.producer("orders")
         producer.produce(Message(b"1", key=b"1"))
         producer.produce_many([Message(b"2"), Message(b"bad")])
@@ -287,12 +289,12 @@ def test_with_a_schema_every_name_is_qualified(database: DatabaseUnderTest, logi
             if message.value == b"bad":
                 raise ValueError
 
-        mq.consumer("orders", "billing").run(handler, retry=Retry(max_attempts=1), idle_timeout=0.5)
+        mq.consumer("orders", "billing").run(handler, retry=Retry(max_attempts=1), idle_seconds=0.5)
         with mq.consumer("orders", "audit") as consumer, consumer.transaction() as tx:
             assert tx.messages
         assert len(mq.parked("orders", "billing").list()) == 1
         assert len(list(mq.tail("orders", last=10, timeout=0))) == 5
         assert mq.diagnose_group("orders", "billing") is not None
-        mq.maintain()
+        mq.apply_retention()
         mq.reset_group("orders", "billing", "latest", execute=True)
         assert mq.delete_topics("orders") == ["orders"]

@@ -236,7 +236,7 @@ def test_a_write_that_is_for_somebody_else_wakes_no_consumer(make_mq: MakeMQ) ->
     settle(*consumers)
     with ThreadPoolExecutor(2) as threads:
         answers = [threads.submit(consumer.poll, timeout=PATIENCE_SECONDS) for consumer in consumers]
-        until(lambda: all(consumer._wakeups.patient for consumer in consumers), "both to wait")
+        until(lambda: all(consumer._wakeups.delegated for consumer in consumers), "both to wait")
         for _ in range(2):  # after the second, what was written before is noticed
             look_for_all(here, consumers)
         before = consumers[1]._wakeups.count

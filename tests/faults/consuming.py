@@ -24,7 +24,7 @@ INSERT = text("INSERT INTO effect VALUES (:name)")
 class Consuming(Scene):
     """A group of its own on `feed`. Nothing may come twice, for its only member never dies, and nothing be passed over."""
 
-    ack: Any = "after"
+    ack: Any = "auto"
     comes_again = False
     """Whether a message may come twice: the one at which a loop was left whose commit failed."""
 
@@ -115,7 +115,7 @@ class Commit(Consuming):
 class AckBefore(Consuming):
     """At most once: what is handed out was committed before, and what an error has cost comes no more."""
 
-    ack = "before"
+    ack = "on_delivery"
 
     def call(self) -> None:
         self.got += self.consumer.poll(2, timeout=SECONDS)
@@ -168,7 +168,7 @@ class Close(Consuming):
     def __init__(self, world: World) -> None:
         super().__init__(world)
         until(self._has_drained, "all messages", seconds=SECONDS)
-        self.consumer._finish(_me())
+        self.consumer.acknowledge(_me())
         self.error: SqlmqError | None = None
         self.is_interrupted = False
 
@@ -331,9 +331,9 @@ class Running(InTransaction):
         self.consumer.run(
             self.handle_in_session if self.transaction else self.handle,
             transaction=self.transaction,
-            retry=Retry(max_attempts=2, backoff=0.001),
+            retry=Retry(max_attempts=2, backoff_seconds=0.001),
             on_failure=self.policy,
-            idle_timeout=0.3,
+            idle_seconds=0.3,
             handle_signals=False,
             **self.options,
         )
@@ -375,7 +375,7 @@ class Running(InTransaction):
                 assert found == is_done, f"{found} effects of {number}@{offset}, position {position}, aside {aside}"
 
     def close(self) -> None:
-        if not self.consumer.is_closed:
+        if not self.consumer.closed:
             self.consumer.close()
 
 

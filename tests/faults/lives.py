@@ -33,7 +33,7 @@ KEEP_MESSAGES = 4
 LONG_SECONDS = 3_600.0
 POLL_SECONDS = 0.2
 MOST_SECONDS = 300.0
-PATIENT = Retry(max_attempts=5, backoff=0.001)
+PATIENT = Retry(max_attempts=5, backoff_seconds=0.001)
 FAILS_ONCE, POISON, WELL = "once", "poison", "well"
 KINDS = {"a": [FAILS_ONCE, WELL, WELL], "p": [POISON, WELL, WELL], "w": [WELL, WELL, WELL]}
 """What becomes of the messages of each key: of the first, and of those behind it."""
@@ -218,13 +218,13 @@ def retaining(life: Life) -> None:
     with life.open() as mq:
         if mq.create_topic(KEPT, 1):
             mq.consumer(KEPT, GROUP).close()
-        mq.set_retention(KEPT, Retention(messages=KEEP_MESSAGES))
+        mq.set_retention(KEPT, Retention(max_messages=KEEP_MESSAGES))
         mq.producer(KEPT).produce_many([life.message(number) for number in range(6)])
         with mq.consumer(KEPT, GROUP) as consumer:
             while mq.describe_group(KEPT, GROUP).lag:
                 consumer.poll(timeout=0.05)
                 consumer.commit()
-        mq.maintain(KEPT)
+        mq.apply_retention(KEPT)
 
 
 def replaying(life: Life) -> None:

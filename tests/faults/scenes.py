@@ -278,7 +278,7 @@ class CreateTopic(Scene):
         self.topic = world.name("made")
 
     def call(self) -> None:
-        self.mq.create_topic(self.topic, 3, retention=Retention(messages=10))
+        self.mq.create_topic(self.topic, 3, retention=Retention(max_messages=10))
 
     def check(self, sure: int, perhaps: int) -> None:
         parts = self.world.count(
@@ -334,7 +334,7 @@ class SetRetention(WithTopic):
     is_once = True
 
     def call(self) -> None:
-        self.mq.set_retention(self.topic, Retention(messages=7))
+        self.mq.set_retention(self.topic, Retention(max_messages=7))
 
     def check(self, sure: int, perhaps: int) -> None:
         ((found,),) = self.world.rows("SELECT retention_messages FROM sqlmq_topic WHERE name = :name", name=self.topic)
@@ -361,11 +361,11 @@ class DeleteTopic(WithTopic):
 class Maintain(WithTopic):
     """Errors of partitions come together."""
 
-    retention = Retention(messages=1)
+    retention = Retention(max_messages=1)
     is_once = True
 
     def call(self) -> None:
-        self.mq.maintain(self.topic)
+        self.mq.apply_retention(self.topic)
 
     def check(self, sure: int, perhaps: int) -> None:
         assert self.messages() in ((1,) if sure else (1, 3))

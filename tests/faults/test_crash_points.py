@@ -126,7 +126,7 @@ class Story:
             return [tuple(row) for row in connection.execute(text(query))]
 
     def ends(self) -> dict[int, int]:
-        return {one.number: one.end_offset for one in self.mq.describe_topic(TOPIC).partitions}
+        return {one.partition: one.end_offset for one in self.mq.describe_topic(TOPIC).partitions}
 
 
 def check_what_was_sent(story: Story) -> None:

@@ -260,7 +260,7 @@ def commit_waits(server: PostgresServer) -> bool:
 
 def test_a_commit_that_no_standby_has_confirmed_is_not_taken_for_done(server: PostgresServer, url: URL) -> None:
     durable = url.update_query_dict({"options": "-c synchronous_commit=on"})
-    with MQ(durable, answer_seconds=1.0, notify=False) as mq:
+    with MQ(durable, response_timeout_seconds=1.0, notify=False) as mq:
         producer, consumer = mq.producer("orders"), mq.consumer("orders", "billing")
         producer.produce(Message(b"1"))
 

@@ -52,7 +52,7 @@ def proxy(database: DatabaseUnderTest) -> Iterator[Proxy]:
 @pytest.fixture
 def behind(proxy: Proxy) -> Iterator[MQ]:
     """An MQ that reaches the database through the proxy, by one connection at a time."""
-    mq = MQ(proxy.url, answer_seconds=ANSWER_SECONDS, notify=False)
+    mq = MQ(proxy.url, response_timeout_seconds=ANSWER_SECONDS, notify=False)
     mq.create_topic("orders", 1)
     yield mq
     proxy.reset()
@@ -117,7 +117,7 @@ def test_with_asyncio_too_the_outcome_is_not_known_in_time(behind: MQ, proxy: Pr
     del behind
 
     async def produce() -> float:
-        async with AsyncMQ(proxy.url, answer_seconds=ANSWER_SECONDS, notify=False) as mq:
+        async with AsyncMQ(proxy.url, response_timeout_seconds=ANSWER_SECONDS, notify=False) as mq:
             producer = await mq.producer("orders")
             await producer.produce(Message(b"before"))
             proxy.silence()
@@ -134,7 +134,7 @@ def test_a_block_for_asyncio_is_told_in_time(behind: MQ, proxy: Proxy) -> None:
 
     async def consume() -> float:
         async with (
-            AsyncMQ(proxy.url, answer_seconds=ANSWER_SECONDS) as mq,
+            AsyncMQ(proxy.url, response_timeout_seconds=ANSWER_SECONDS) as mq,
             await mq.consumer("orders", "b") as consumer,
         ):
             with Clock() as clock, pytest.raises(DatabaseError):
@@ -155,7 +155,7 @@ def test_a_listener_that_hears_nothing_more_is_replaced(proxy: Proxy, mq: MQ, mo
     monkeypatch.setattr(listener, "_PROBE_SECONDS", 0.5)
     monkeypatch.setattr(listener, "_ANSWER_SECONDS", 1.0)
     mq.create_topic("orders", 1)
-    with MQ(proxy.url, answer_seconds=ANSWER_SECONDS) as behind, ThreadPoolExecutor(1) as threads:
+    with MQ(proxy.url, response_timeout_seconds=ANSWER_SECONDS) as behind, ThreadPoolExecutor(1) as threads:
         consumer = behind.consumer("orders", "billing")
         received = threads.submit(consumer.poll, timeout=30)
         until(lambda: behind._listener.is_hearing, "a listener that hears")
@@ -181,7 +181,7 @@ def test_a_silent_network_costs_no_member_its_lease(behind: MQ, proxy: Proxy, ca
 
         (member,) = mq.members("orders", "billing")
         assert member.heartbeat_seconds < lease_seconds
-        assert [record for record in caplog.records if getattr(record, "sqlmq_event", "") == "member expelled"] == []
+        assert [record for record in caplog.records if getattr(record, "sqlmq_event", "") == "membership lost"] == []
         consumer.close()
 
 
@@ -263,7 +263,7 @@ def test_closing_while_a_thread_is_connecting_waits_no_longer_than_five_seconds(
 
 @pytest.mark.parametrize("hole", ["silence", "black_hole"])
 def test_closing_a_producer_waits_no_longer_than_five_seconds(behind: MQ, proxy: Proxy, hole: str) -> None:
-    behind._database.answers._seconds = 60.0
+    behind._database.watchdog._seconds = 60.0
     producer = behind.producer("orders")
     producer.produce(Message(b"before"))
     getattr(proxy, hole)()
@@ -292,7 +292,7 @@ def test_the_others_are_as_patient_as_before_when_a_producer_was_closed(behind: 
 
 
 def test_closing_a_consumer_waits_no_longer_than_five_seconds(behind: MQ, proxy: Proxy) -> None:
-    behind._database.answers._seconds = 60.0
+    behind._database.watchdog._seconds = 60.0
     consumer = behind.consumer("orders", "billing")
     consumer.poll(timeout=0)
     proxy.silence()

@@ -28,12 +28,12 @@ What = Literal["connect", "statement", "commit", "rollback"]
 
 BACKGROUND = (
     "sqlmq-heartbeats",
-    "sqlmq-background",
-    "sqlmq-mover",
-    "sqlmq-maintainer",
+    "sqlmq-housekeeping",
+    "sqlmq-scheduler",
+    "sqlmq-retention",
     "sqlmq-listener",
     "sqlmq-notifier",
-    "sqlmq-lookout",
+    "sqlmq-poller",
 )
 """The threads that work for an MQ whatever the application does."""
 

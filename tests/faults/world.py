@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from sqlalchemy import Engine, create_engine, event, text
 
 from sqlmq import MQ, AsyncMQ, Message
-from sqlmq.database.append_connection import Spare
+from sqlmq.database.append_connection import AppendConnection
 from tests.contract.blocking import blocking
 from tests.contract.waiting import until
 from tests.faults.wire import BACKGROUND
@@ -19,7 +19,7 @@ from tests.faults.wire import BACKGROUND
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from sqlmq.database.append_connection import Autocommitting
+    from sqlmq.database.append_connection import AutocommitConnection
     from tests.conftest import DatabaseUnderTest
     from tests.contract.blocking import Loop
 
@@ -37,13 +37,13 @@ class Held:
         event.listen(Engine, "checkout", self._take)
         event.listen(Engine, "checkin", self._give)
         event.listen(Engine, "detach", self._give)
-        self._give_spare, self._take_spare = Spare.give, Spare.take
-        setattr(Spare, "give", lambda spare, one: self._put_by(spare, one))  # noqa: B010, PLW0108 - of a class
-        setattr(Spare, "take", lambda spare: self._take_up(spare))  # noqa: B010, PLW0108
+        self._give_spare, self._take_spare = AppendConnection.give, AppendConnection.take
+        setattr(AppendConnection, "give", lambda spare, one: self._put_by(spare, one))  # noqa: B010, PLW0108 - of a class
+        setattr(AppendConnection, "take", lambda spare: self._take_up(spare))  # noqa: B010, PLW0108
 
     def remove(self) -> None:
-        setattr(Spare, "give", self._give_spare)  # noqa: B010
-        setattr(Spare, "take", self._take_spare)  # noqa: B010
+        setattr(AppendConnection, "give", self._give_spare)  # noqa: B010
+        setattr(AppendConnection, "take", self._take_spare)  # noqa: B010
         event.remove(Engine, "checkout", self._take)
         event.remove(Engine, "checkin", self._give)
         event.remove(Engine, "detach", self._give)
@@ -63,13 +63,13 @@ class Held:
 
     # One that is kept for the next append is nobody's.
 
-    def _put_by(self, spare: Spare, one: Autocommitting) -> None:
+    def _put_by(self, spare: AppendConnection, one: AutocommitConnection) -> None:
         record = one.connection.connection._connection_record
         self._give_spare(spare, one)
         if spare._kept is one:
             self._give(None, record)
 
-    def _take_up(self, spare: Spare) -> Autocommitting:
+    def _take_up(self, spare: AppendConnection) -> AutocommitConnection:
         one = self._take_spare(spare)
         self._take(None, one.connection.connection._connection_record, None)
         return one

@@ -53,7 +53,12 @@ class Handling(Sending):
             if is_failing:
                 raise HandlerFailedError
 
-        retry = Retry(MOST_ATTEMPTS[workers.policy], backoff=FOR_EVER_SECONDS, max_delay=FOR_EVER_SECONDS, jitter=0.0)
+        retry = Retry(
+            MOST_ATTEMPTS[workers.policy],
+            backoff_seconds=FOR_EVER_SECONDS,
+            max_delay_seconds=FOR_EVER_SECONDS,
+            jitter=0.0,
+        )
         consumer = self.mq.consumer(topic.name, WORKERS)
         hands = Hands(consumer, handler, retry, workers.policy)
         for _ in fails:
@@ -135,7 +140,7 @@ class Handling(Sending):
     def check_workers(self, topic: Topic, workers: Workers) -> None:
         """Position and rows are as in the reference; what the queue has set aside beyond that waits behind its key."""
         for one in self.mq.describe_group(topic.name, WORKERS).partitions:
-            workers.pass_blocked(topic, one.number, one.position)
-            assert one.position == workers.position.get(one.number, topic.partitions[one.number].start)
+            workers.pass_blocked(topic, one.partition, one.position)
+            assert one.position == workers.position.get(one.partition, topic.partitions[one.partition].start)
         found = {one.place: (one.state, one.attempts) for one in self.mq.parked(topic.name, WORKERS).list(limit=1000)}
         assert found == {place: (aside.state, aside.attempts) for place, aside in workers.aside.items()}

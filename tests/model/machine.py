@@ -88,11 +88,11 @@ class Machine(RuleBasedStateMachine):
             topic = self.topics[name]
             group = topic.groups[group_name]
             for partition in self.mq.describe_group(name, group_name).partitions:
-                start = topic.partitions[partition.number].start
-                at_least = group.committed.get(partition.number, 0)
-                at_most = max(at_least, group.done.get(partition.number, 0), start)
+                start = topic.partitions[partition.partition].start
+                at_least = group.committed.get(partition.partition, 0)
+                at_most = max(at_least, group.done.get(partition.partition, 0), start)
                 assert at_least <= partition.position <= at_most
-                assert partition.end_offset == len(topic.partitions[partition.number].stored)
+                assert partition.end_offset == len(topic.partitions[partition.partition].stored)
         self.changed.clear()
 
     @invariant()
@@ -164,7 +164,7 @@ class Machine(RuleBasedStateMachine):
 
     def forget_others(self, reader: Reader, described: Iterable[GroupPartition]) -> None:
         # Taken over just now, if at all: they begin where the group stood.
-        reader.forget(partition.number for partition in described if partition.owner != reader.consumer.name)
+        reader.forget(partition.partition for partition in described if partition.owner != reader.consumer.name)
 
     def check_delivery(self, reader: Reader, at_most: int) -> int:
         described = self.begin_to_ask(reader)

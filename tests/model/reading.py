@@ -16,7 +16,7 @@ from tests.model.reference import Group, Reader, place_of
 
 if TYPE_CHECKING:
     from sqlmq import Consumer, Message
-    from sqlmq.consumer.partition import Span
+    from sqlmq.consumer.partition import Delivery
     from tests.contract.blocking import BlockingConsumer
     from tests.model.reference import Topic
 
@@ -70,21 +70,21 @@ class Reading(Machine):
             self.may_be_done(reader)
         self._leave(reader.consumer)
 
-    def _lent(self, consumer: Consumer) -> list[Span]:
+    def _lent(self, consumer: Consumer) -> list[Delivery]:
         if self.loop is None:
-            return consumer._ask(consumer._lend, 10, 0)
+            return consumer._poll_until(consumer.deliver_lazily, 10, 0)
         aio = cast("BlockingConsumer", consumer)._aio
-        spans: list[Span] = self.loop.run(lambda: aio._ask(aio._sync._lend, 10, 0))
+        spans: list[Delivery] = self.loop.run(lambda: aio._poll_until(aio._sync.deliver_lazily, 10, 0))
         return spans
 
     def _leave(self, consumer: Consumer) -> None:
         if self.loop is None:
-            consumer._leave_in_hand(threading.current_thread())
+            consumer.mark_interrupted(threading.current_thread())
             return
         aio = cast("BlockingConsumer", consumer)._aio
 
         async def leave() -> None:
-            aio._sync._leave_in_hand(aio._receiver())
+            aio._sync.mark_interrupted(aio._receiver())
 
         self.loop.run(leave)
 
@@ -266,4 +266,4 @@ class Reading(Machine):
     def owned_by_others(self, reader: Reader) -> list[int]:
         """The partitions that are another live member's."""
         described = self.mq.describe_group(reader.topic, reader.group).partitions
-        return [one.number for one in described if one.owner not in (None, reader.consumer.name)]
+        return [one.partition for one in described if one.owner not in (None, reader.consumer.name)]

@@ -102,10 +102,10 @@ class Sending(Machine):
     def trim(self, pick: int, keeps: int | None) -> None:
         """What is more than it keeps goes, up to what the group that is furthest behind has not committed."""
         topic = self.pick_topic(pick)
-        self.mq.set_retention(topic.name, Retention(messages=keeps))
+        self.mq.set_retention(topic.name, Retention(max_messages=keeps))
         needs = self.needs(topic)
 
-        trimmed = {one.partition: one.start_offset for one in self.mq.maintain(topic.name)}
+        trimmed = {one.partition: one.start_offset for one in self.mq.apply_retention(topic.name)}
 
         for number, partition in enumerate(topic.partitions):
             before = partition.start
@@ -119,7 +119,7 @@ class Sending(Machine):
         needs: dict[int, list[int]] = {}
         for group in self.mq.describe_topic(topic.name).groups:
             for one in self.mq.describe_group(topic.name, group).partitions:
-                needs.setdefault(one.number, []).append(one.position)
+                needs.setdefault(one.partition, []).append(one.position)
         if topic.workers is not None:
             for partition, offset in topic.workers.aside:
                 needs.setdefault(partition, []).append(offset)

@@ -35,15 +35,15 @@ def conduct(mq: MQ) -> None:
     connect = _connect_postgres if engine.dialect.name == "postgresql" else _connect_sqlite
     if engine.dialect.name == "postgresql":
         # The queue's own way to connect, which comes first: an event of the dialect's can't be put before others.
-        event.remove(engine, "do_connect", mq._database.answers._connect)
+        event.remove(engine, "do_connect", mq._database.watchdog._connect)
     event.listen(engine, "do_connect", connect)
     if engine.dialect.name == "sqlite":
         # What a crash of the machine would do is not looked at here.
         event.listen(engine, "connect", lambda connection, _record: connection.execute("PRAGMA synchronous = OFF"))
     for machine, threads in (
         (mq._background, ("_keep_beating", "_keep_tending")),
-        (mq._mover, ("_run",)),
-        (mq._maintainer, ("_run",)),
+        (mq._scheduler, ("_run",)),
+        (mq._retention_service, ("_run",)),
     ):
         for thread in threads:
             setattr(machine, thread, lambda: None)

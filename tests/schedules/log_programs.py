@@ -105,13 +105,13 @@ def move_move_cancel(scene: Scene) -> None:
     cancelled: list[int] = []
 
     def either_cancelled_or_delivered() -> None:
-        scene.stage.own._mover._move()
+        scene.stage.own._scheduler._move()
         expected = [value for id_, value in zip(ids, (b"1", b"2"), strict=True) if id_ not in cancelled]
         assert sorted(scene.log().values()) == expected
         assert len(scene.stage.staged) == 0
 
-    scene.session(scene.mq(0)._mover._move)
-    scene.session(scene.mq(1)._mover._move)
+    scene.session(scene.mq(0)._scheduler._move)
+    scene.session(scene.mq(1)._scheduler._move)
     scene.session(lambda: cancelled.extend(scene.mq(2).cancel_delayed(*ids)))
     scene.log_grows_only_at_its_end()
     scene.checks.append(either_cancelled_or_delivered)
@@ -190,19 +190,19 @@ def delete_outbox_move(scene: Scene) -> None:
             session.commit()
 
     def nothing_is_left() -> None:
-        scene.stage.own._mover._move()
+        scene.stage.own._scheduler._move()
         assert scene.count("sqlmq_message", ids) == 0
         assert len(scene.stage.staged) == 0
 
     scene.session(lambda: scene.mq(0).delete_topics(scene.topic))
     scene.session(publish, may_raise=(UnknownTopicError,))
-    scene.session(scene.mq(2)._mover._move)
+    scene.session(scene.mq(2)._scheduler._move)
     scene.last_checks.append(nothing_is_left)
 
 
 def consume_trim_join(scene: Scene) -> None:
     """Retention deletes what the only group has read, while that reads on and another group begins at the start."""
-    scene.create(1, retention=Retention(messages=1))
+    scene.create(1, retention=Retention(max_messages=1))
     scene.fill(5)
     consumer = scene.consumer(0)
     scene.poll(consumer, 2)
@@ -227,7 +227,7 @@ def consume_trim_join(scene: Scene) -> None:
         assert not scene.stage.own.evictions(scene.topic), "a group has lost something"
 
     scene.session(read)
-    scene.session(lambda: scene.mq(1).maintain(scene.topic))
+    scene.session(lambda: scene.mq(1).apply_retention(scene.topic))
     scene.session(join)
     scene.checks.append(begins_with_what_is_kept)
 

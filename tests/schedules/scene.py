@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import text
 
-from sqlmq import MQ, Message, Runtime, UnknownTopicError
+from sqlmq import MQ, Clock, Message, UnknownTopicError
 from sqlmq.database import watchdog
 from sqlmq.dialects import dialect_named
 from tests.contract.delaying import Staged
@@ -41,7 +41,7 @@ class Stage:
     def __init__(self, database: DatabaseUnderTest, monkeypatch: pytest.MonkeyPatch) -> None:
         # A connection that has rested is not tested first: how long it has rested is no part of a schedule.
         monkeypatch.setattr(watchdog, "_REST_SECONDS", math.inf)
-        self._runtime = Runtime(random=random.Random())
+        self._clock = Clock(random=random.Random())
         self.queues = [self._queue(database) for _ in range(SESSIONS)]
         self.own = self._queue(database)
         """For what is looked at from outside."""
@@ -61,7 +61,7 @@ class Stage:
             max_poll_seconds=FOR_EVER_SECONDS,
             commit_interval_seconds=FOR_EVER_SECONDS,
             notify=False,
-            runtime=self._runtime,
+            clock=self._clock,
         )
         conduct(mq)
         mq.topics()
@@ -70,7 +70,7 @@ class Stage:
     def play(self, program: Callable[[Scene], None], schedule: Sequence[int]) -> Conductor:
         """Run *program* once, on topics of its own, as *schedule* says; return who has conducted. Fails as it fails."""
         self._schedules += 1
-        self._runtime.random.seed(1)
+        self._clock.random.seed(1)
         scene = Scene(self, f"topic{self._schedules}")
         program(scene)
         conductor = Conductor(self.eye.blocked, scene.look)
@@ -184,7 +184,7 @@ class Scene:
     def poll(self, consumer: Consumer, at_most: int = 100) -> list[Message]:
         """Have *consumer* look at its group and for messages; note what it got, and what it is done with by asking."""
         self.done(consumer)
-        consumer._ownership.look_around()
+        consumer._coordinator.recheck_group_soon()
         messages = consumer.poll(at_most, timeout=0)
         self.note_delivered(consumer.group, messages)
         self._in_hand[consumer] = messages
@@ -197,7 +197,7 @@ class Scene:
     def finish(self, consumer: Consumer) -> None:
         """Be done with what this thread got, and leave it to others to commit that."""
         self.done(consumer)
-        consumer._finish(threading.current_thread())
+        consumer.acknowledge(threading.current_thread())
 
     def leave(self, consumer: Consumer) -> None:
         self._consumers.remove(consumer)

@@ -8,7 +8,7 @@ from typing import TypeAlias
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sqlmq.model.assignment import ClaimSeen, MemberSeen, fair_shares, is_settled, plan
+from sqlmq.model.assignment import ClaimSnapshot, MemberSnapshot, assign, fair_shares, is_settled
 
 LEASE_SECONDS = 10.0
 LONG_AGO_SECONDS = 1_000.0
@@ -36,9 +36,9 @@ def settle(ids: list[int], owners: Owners, seed: int, *, rounds: int = 8) -> int
         order = list(ids)
         shuffle(order)
         for me in order:
-            members = [MemberSeen(id_, is_waiting[id_], LONG_AGO_SECONDS) for id_ in sorted(ids)]
-            claims = [ClaimSeen(number, owner, 0.0) for number, owner in owners.items()]
-            mine = plan(me, members, claims, LEASE_SECONDS)
+            members = [MemberSnapshot(id_, is_waiting[id_], LONG_AGO_SECONDS) for id_ in sorted(ids)]
+            claims = [ClaimSnapshot(number, owner, 0.0) for number, owner in owners.items()]
+            mine = assign(me, members, claims, LEASE_SECONDS)
             for number in mine.release:
                 assert owners[number] == me
                 owners[number] = None
@@ -122,53 +122,53 @@ def test_a_member_that_leaves_moves_only_its_own_partitions(ids: list[int], part
 
 
 def test_nothing_is_handed_back_while_nobody_waits() -> None:
-    members = [MemberSeen(1, False, LONG_AGO_SECONDS), MemberSeen(2, False, LONG_AGO_SECONDS)]
-    claims = [ClaimSeen(number, 1, 0.0) for number in range(4)]
+    members = [MemberSnapshot(1, False, LONG_AGO_SECONDS), MemberSnapshot(2, False, LONG_AGO_SECONDS)]
+    claims = [ClaimSnapshot(number, 1, 0.0) for number in range(4)]
 
-    assert plan(1, members, claims, LEASE_SECONDS).release == ()
+    assert assign(1, members, claims, LEASE_SECONDS).release == ()
 
 
 def test_what_is_above_the_share_is_handed_back_to_one_that_waits() -> None:
-    members = [MemberSeen(1, False, LONG_AGO_SECONDS), MemberSeen(2, True, LONG_AGO_SECONDS)]
-    claims = [ClaimSeen(number, 1, 0.0) for number in range(4)]
+    members = [MemberSnapshot(1, False, LONG_AGO_SECONDS), MemberSnapshot(2, True, LONG_AGO_SECONDS)]
+    claims = [ClaimSnapshot(number, 1, 0.0) for number in range(4)]
 
-    assert len(plan(1, members, claims, LEASE_SECONDS).release) == 2
+    assert len(assign(1, members, claims, LEASE_SECONDS).release) == 2
 
 
 def test_a_partition_that_lay_free_for_a_lease_is_taken_above_the_share() -> None:
-    members = [MemberSeen(1, False, LONG_AGO_SECONDS), MemberSeen(2, False, LONG_AGO_SECONDS)]
-    claims = [ClaimSeen(0, 1, 0.0), ClaimSeen(1, None, LEASE_SECONDS)]
+    members = [MemberSnapshot(1, False, LONG_AGO_SECONDS), MemberSnapshot(2, False, LONG_AGO_SECONDS)]
+    claims = [ClaimSnapshot(0, 1, 0.0), ClaimSnapshot(1, None, LEASE_SECONDS)]
 
-    assert plan(1, members, claims, LEASE_SECONDS).take_at_most == 1
+    assert assign(1, members, claims, LEASE_SECONDS).take_at_most == 1
 
 
 def test_a_partition_that_is_free_for_less_than_a_lease_is_left_to_its_rightful_owner() -> None:
-    members = [MemberSeen(1, False, LONG_AGO_SECONDS), MemberSeen(2, False, LONG_AGO_SECONDS)]
-    claims = [ClaimSeen(0, 1, 0.0), ClaimSeen(1, None, LEASE_SECONDS - 1)]
+    members = [MemberSnapshot(1, False, LONG_AGO_SECONDS), MemberSnapshot(2, False, LONG_AGO_SECONDS)]
+    claims = [ClaimSnapshot(0, 1, 0.0), ClaimSnapshot(1, None, LEASE_SECONDS - 1)]
 
-    assert plan(1, members, claims, LEASE_SECONDS).take_at_most == 0
+    assert assign(1, members, claims, LEASE_SECONDS).take_at_most == 0
 
 
 def test_a_member_that_has_just_joined_has_its_chance_first() -> None:
-    members = [MemberSeen(1, False, LONG_AGO_SECONDS), MemberSeen(2, False, 1.0)]
-    claims = [ClaimSeen(0, 1, 0.0), ClaimSeen(1, None, LONG_AGO_SECONDS)]
+    members = [MemberSnapshot(1, False, LONG_AGO_SECONDS), MemberSnapshot(2, False, 1.0)]
+    claims = [ClaimSnapshot(0, 1, 0.0), ClaimSnapshot(1, None, LONG_AGO_SECONDS)]
 
-    assert plan(1, members, claims, LEASE_SECONDS).take_at_most == 0
+    assert assign(1, members, claims, LEASE_SECONDS).take_at_most == 0
 
 
 def test_what_lay_free_longest_is_taken_first() -> None:
-    claims = [ClaimSeen(0, None, 1.0), ClaimSeen(1, None, 3.0), ClaimSeen(2, None, 2.0)]
+    claims = [ClaimSnapshot(0, None, 1.0), ClaimSnapshot(1, None, 3.0), ClaimSnapshot(2, None, 2.0)]
 
-    assert plan(1, [MemberSeen(1, True, 0.0)], claims, LEASE_SECONDS).take == (1, 2, 0)
+    assert assign(1, [MemberSnapshot(1, True, 0.0)], claims, LEASE_SECONDS).take == (1, 2, 0)
 
 
 @given(group=groups())
 def test_a_member_that_misses_a_partition_tries_for_none_while_none_is_free(group: tuple[list[int], Owners]) -> None:
     ids, owners = group
-    members = [MemberSeen(id_, is_waiting=True, joined_seconds=LONG_AGO_SECONDS) for id_ in ids]
-    claims = [ClaimSeen(number, owner or ids[0], 0.0) for number, owner in owners.items()]
+    members = [MemberSnapshot(id_, is_waiting=True, joined_seconds=LONG_AGO_SECONDS) for id_ in ids]
+    claims = [ClaimSnapshot(number, owner or ids[0], 0.0) for number, owner in owners.items()]
 
-    assert [plan(id_, members, claims, LEASE_SECONDS).take_at_most for id_ in ids] == [0] * len(ids)
+    assert [assign(id_, members, claims, LEASE_SECONDS).take_at_most for id_ in ids] == [0] * len(ids)
 
 
 @given(group=groups(), seed=st.integers(), is_waiting=st.booleans())
@@ -177,9 +177,9 @@ def test_in_a_settled_group_nobody_has_anything_to_do(
 ) -> None:
     ids, owners = group
     settle(ids, owners, seed)
-    members = [MemberSeen(id_, is_waiting, LONG_AGO_SECONDS) for id_ in ids]
-    claims = [ClaimSeen(number, owner, 0.0) for number, owner in owners.items()]
-    plans = [plan(id_, members, claims, LEASE_SECONDS) for id_ in ids]
+    members = [MemberSnapshot(id_, is_waiting, LONG_AGO_SECONDS) for id_ in ids]
+    claims = [ClaimSnapshot(number, owner, 0.0) for number, owner in owners.items()]
+    plans = [assign(id_, members, claims, LEASE_SECONDS) for id_ in ids]
 
     assert is_settled(members, claims) is not is_waiting
     assert [(mine.take, mine.take_at_most, mine.release) for mine in plans] == [((), 0, ())] * len(ids)
@@ -189,8 +189,8 @@ def test_in_a_settled_group_nobody_has_anything_to_do(
 def test_a_group_is_not_settled_while_somebody_has_something_to_do(group: tuple[list[int], Owners]) -> None:
     ids, owners = group
     shares = fair_shares(dict(zip(ids, counts(ids, owners), strict=True)), len(owners))
-    members = [MemberSeen(id_, counts([id_], owners)[0] < shares[id_], LONG_AGO_SECONDS) for id_ in ids]
-    claims = [ClaimSeen(number, owner, 0.0) for number, owner in owners.items()]
-    plans = [plan(id_, members, claims, LEASE_SECONDS) for id_ in ids]
+    members = [MemberSnapshot(id_, counts([id_], owners)[0] < shares[id_], LONG_AGO_SECONDS) for id_ in ids]
+    claims = [ClaimSnapshot(number, owner, 0.0) for number, owner in owners.items()]
+    plans = [assign(id_, members, claims, LEASE_SECONDS) for id_ in ids]
 
     assert is_settled(members, claims) is not any(mine.take_at_most or mine.release for mine in plans)

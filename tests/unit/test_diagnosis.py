@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from sqlmq import MemberDescription, PartitionLag
-from sqlmq.reports.diagnosis import NotYet, Seen, Transaction, findings
+from sqlmq.reports.diagnosis import PartitionBarrier, Seen, Transaction, findings
 
 if TYPE_CHECKING:
     from sqlmq.reports.diagnosis import Finding
@@ -74,13 +74,13 @@ def test_names_are_quoted_in_commands() -> None:
     assert "sqlmq groups reset a:b " in found.remedy
 
 
-@pytest.mark.parametrize("lag", [replace(BEHIND, position=9, seconds=0.0), replace(BEHIND, seconds=3.0)])
+@pytest.mark.parametrize("lag", [replace(BEHIND, position=9, lag_seconds=0.0), replace(BEHIND, lag_seconds=3.0)])
 def test_a_group_that_gets_on_has_no_findings(lag: PartitionLag) -> None:
     assert look(lag) == []
 
 
 def test_a_partition_that_is_not_to_be_read_yet_is_told_what_it_waits_for() -> None:
-    (finding,) = look(replace(BEHIND, owner=None), not_yet=[NotYet(0, 3, 17)])
+    (finding,) = look(replace(BEHIND, owner=None), not_yet=[PartitionBarrier(0, 3, 17)])
 
     assert finding.kind == "not yet"
     assert "partition 3" in finding.reason

@@ -10,19 +10,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sqlmq import Retention
-from sqlmq.model.retention import Standing, losses, protected_from, runs
+from sqlmq.model.retention import GroupStanding, losses, protected_from, runs
 
 
-def standing(group_id: int, position: int, *, parked: int | None = None, is_live: bool = False) -> Standing:
-    return Standing(group_id, f"group {group_id}", position, True, parked, is_live)
+def standing(group_id: int, position: int, *, parked: int | None = None, is_live: bool = False) -> GroupStanding:
+    return GroupStanding(group_id, f"group {group_id}", position, True, parked, is_live)
 
 
 def test_without_limits_nothing_ever_goes() -> None:
     assert not Retention().is_limited
-    assert not Retention(max_seconds=5.0).is_limited
+    assert not Retention(protect_max_seconds=5.0).is_limited
 
 
-@pytest.mark.parametrize("limit", [{"seconds": 1.5}, {"bytes": 1}, {"messages": 1}])
+@pytest.mark.parametrize("limit", [{"max_age_seconds": 1.5}, {"max_bytes": 1}, {"max_messages": 1}])
 def test_each_limit_is_one(limit: dict[str, Any]) -> None:
     assert Retention(**limit).is_limited
 
@@ -30,16 +30,16 @@ def test_each_limit_is_one(limit: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     "terms",
     [
-        {"seconds": 0},
-        {"seconds": -1.0},
-        {"seconds": float("inf")},
-        {"seconds": float("nan")},
-        {"bytes": 0},
-        {"messages": -5},
-        {"messages": 2**63},
+        {"max_age_seconds": 0},
+        {"max_age_seconds": -1.0},
+        {"max_age_seconds": float("inf")},
+        {"max_age_seconds": float("nan")},
+        {"max_bytes": 0},
+        {"max_messages": -5},
+        {"max_messages": 2**63},
         {"group_expiry_seconds": 0},
-        {"seconds": 10, "max_seconds": 9},
-        {"seconds": 10, "max_seconds": 11, "protect": False},
+        {"max_age_seconds": 10, "protect_max_seconds": 9},
+        {"max_age_seconds": 10, "protect_max_seconds": 11, "protect_groups": False},
     ],
 )
 def test_what_cannot_be_is_refused(terms: dict[str, Any]) -> None:
@@ -50,11 +50,11 @@ def test_what_cannot_be_is_refused(terms: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     "terms",
     [
-        {"seconds": "7d"},
-        {"bytes": 1.5},
-        {"messages": True},
-        {"max_seconds": "x"},
-        {"protect": 1},
+        {"max_age_seconds": "7d"},
+        {"max_bytes": 1.5},
+        {"max_messages": True},
+        {"protect_max_seconds": "x"},
+        {"protect_groups": 1},
         {"group_expiry_seconds": None},
     ],
 )
@@ -69,7 +69,7 @@ def test_the_lowest_position_or_parked_message_protects() -> None:
     assert protected_from(Retention(), standings, set(), 20, 100) == 40
     assert protected_from(Retention(), standings, {3}, 20, 100) == 50
     assert protected_from(Retention(), standings, {1, 2, 3}, 20, 100) == 100
-    assert protected_from(Retention(protect=False), standings, set(), 20, 100) == 100
+    assert protected_from(Retention(protect_groups=False), standings, set(), 20, 100) == 100
 
 
 def test_a_group_that_has_lost_something_protects_all_that_is_left() -> None:

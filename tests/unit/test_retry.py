@@ -9,7 +9,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sqlmq import Retry
-from sqlmq.model.retry import Verdict, next_stride, verdict
+from sqlmq.model.retry import (
+    FailureAction,
+    attempts_of_interrupted,
+    decide,
+    delay_seconds,
+    is_exhausted,
+    is_final,
+    next_stride,
+)
 
 POLICIES = (None, "park", "dead", "skip", "stop")
 policies = st.sampled_from(POLICIES)
@@ -17,42 +25,42 @@ policies = st.sampled_from(POLICIES)
 
 @given(st.integers(1, 10_000), st.floats(0, 1, exclude_max=True))
 def test_a_delay_never_exceeds_the_maximum(attempts: int, random: float) -> None:
-    retry = Retry(backoff=0.5, max_delay=60.0)
+    retry = Retry(backoff_seconds=0.5, max_delay_seconds=60.0)
 
-    assert 0 < retry.delay_seconds(attempts, random) <= 60.0
+    assert 0 < delay_seconds(retry, attempts, random) <= 60.0
 
 
 def test_delays_double() -> None:
-    retry = Retry(backoff=1.0, max_delay=10.0)
+    retry = Retry(backoff_seconds=1.0, max_delay_seconds=10.0)
 
-    assert [retry.delay_seconds(attempts, 0.0) for attempts in range(1, 7)] == [1.0, 2.0, 4.0, 8.0, 10.0, 10.0]
+    assert [delay_seconds(retry, attempts, 0.0) for attempts in range(1, 7)] == [1.0, 2.0, 4.0, 8.0, 10.0, 10.0]
 
 
 def test_jitter_takes_up_to_its_share_off() -> None:
-    assert Retry(backoff=8.0, jitter=0.5).delay_seconds(1, 0.999999) == pytest.approx(4.0, rel=1e-4)
+    assert delay_seconds(Retry(backoff_seconds=8.0, jitter=0.5), 1, 0.999999) == pytest.approx(4.0, rel=1e-4)
 
 
-@pytest.mark.parametrize(("attempts", "is_exhausted"), [(1, False), (2, False), (3, True), (4, True)])
-def test_attempts_are_used_up_with_the_last(attempts: int, is_exhausted: bool) -> None:
-    assert Retry(max_attempts=3).is_exhausted(attempts) is is_exhausted
+@pytest.mark.parametrize(("attempts", "expected"), [(1, False), (2, False), (3, True), (4, True)])
+def test_attempts_are_used_up_with_the_last(attempts: int, expected: bool) -> None:
+    assert is_exhausted(Retry(max_attempts=3), attempts) is expected
 
 
 def test_without_a_maximum_there_is_always_another_attempt() -> None:
-    assert not Retry(max_attempts=None).is_exhausted(1_000_000)
+    assert not is_exhausted(Retry(max_attempts=None), 1_000_000)
 
 
 def test_only_what_is_worth_it_is_tried_again() -> None:
     retry = Retry(retry_on=(OSError,), give_up_on=(FileNotFoundError,))
 
-    assert not retry.is_final(ConnectionResetError(), 1)
-    assert retry.is_final(FileNotFoundError(), 1)
-    assert retry.is_final(ValueError(), 1)
+    assert not is_final(retry, ConnectionResetError(), 1)
+    assert is_final(retry, FileNotFoundError(), 1)
+    assert is_final(retry, ValueError(), 1)
 
 
 def test_what_may_have_been_tried_gets_an_attempt_of_its_own() -> None:
-    assert Retry(max_attempts=1).counted_once == 0
-    assert Retry(max_attempts=2).counted_once == 1
-    assert Retry(max_attempts=None).counted_once == 1
+    assert attempts_of_interrupted(Retry(max_attempts=1)) == 0
+    assert attempts_of_interrupted(Retry(max_attempts=2)) == 1
+    assert attempts_of_interrupted(Retry(max_attempts=None)) == 1
 
 
 @pytest.mark.parametrize(
@@ -61,9 +69,9 @@ def test_what_may_have_been_tried_gets_an_attempt_of_its_own() -> None:
         ({"max_attempts": 0}, ValueError),
         ({"max_attempts": 2.5}, TypeError),
         ({"max_attempts": True}, TypeError),
-        ({"backoff": -1}, ValueError),
-        ({"backoff": "soon"}, TypeError),
-        ({"max_delay": float("inf")}, ValueError),
+        ({"backoff_seconds": -1}, ValueError),
+        ({"backoff_seconds": "soon"}, TypeError),
+        ({"max_delay_seconds": float("inf")}, ValueError),
         ({"jitter": 1.5}, ValueError),
         ({"jitter": float("nan")}, ValueError),
         ({"retry_on": ValueError}, TypeError),
@@ -77,35 +85,46 @@ def test_what_can_not_be_is_refused(options: dict[str, Any], kind: type[Exceptio
 
 @given(policies, st.booleans())
 def test_a_message_without_a_key_holds_nobody_back_unless_the_partition_is_to_stop(policy: Any, is_final: bool) -> None:
-    chosen = verdict(policy, has_key=False, is_final=is_final, is_aside=False)
+    chosen = decide(policy, has_key=False, is_final=is_final, is_aside=False)
 
-    assert (chosen in (Verdict.HOLD, Verdict.STOP)) is (policy == "stop")
+    assert (chosen in (FailureAction.HOLD, FailureAction.STOP)) is (policy == "stop")
 
 
 @given(policies, st.booleans(), st.booleans())
 def test_a_final_failure_is_never_tried_again_and_another_one_is(policy: Any, has_key: bool, is_aside: bool) -> None:
-    assert verdict(policy, has_key=has_key, is_final=True, is_aside=is_aside) not in (Verdict.ASIDE, Verdict.HOLD)
-    assert verdict(policy, has_key=has_key, is_final=False, is_aside=is_aside) in (Verdict.ASIDE, Verdict.HOLD)
+    assert decide(policy, has_key=has_key, is_final=True, is_aside=is_aside) not in (
+        FailureAction.ASIDE,
+        FailureAction.HOLD,
+    )
+    assert decide(policy, has_key=has_key, is_final=False, is_aside=is_aside) in (
+        FailureAction.ASIDE,
+        FailureAction.HOLD,
+    )
 
 
 @given(policies, st.booleans(), st.booleans())
 def test_what_stands_aside_never_holds_a_partition(policy: Any, has_key: bool, is_final: bool) -> None:
-    assert verdict(policy, has_key=has_key, is_final=is_final, is_aside=True) not in (Verdict.HOLD, Verdict.STOP)
+    assert decide(policy, has_key=has_key, is_final=is_final, is_aside=True) not in (
+        FailureAction.HOLD,
+        FailureAction.STOP,
+    )
 
 
 @pytest.mark.parametrize(
     ("policy", "failed", "used_up"),
     [
-        (None, Verdict.ASIDE, Verdict.DEAD),
-        ("park", Verdict.ASIDE, Verdict.DEAD),
-        ("dead", Verdict.HOLD, Verdict.DEAD),
-        ("skip", Verdict.HOLD, Verdict.SKIP),
-        ("stop", Verdict.HOLD, Verdict.STOP),
+        (None, FailureAction.ASIDE, FailureAction.DEAD),
+        ("park", FailureAction.ASIDE, FailureAction.DEAD),
+        ("dead", FailureAction.HOLD, FailureAction.DEAD),
+        ("skip", FailureAction.HOLD, FailureAction.SKIP),
+        ("stop", FailureAction.HOLD, FailureAction.STOP),
     ],
 )
-def test_the_policies_do_to_a_keyed_message_what_the_table_says(policy: Any, failed: Verdict, used_up: Verdict) -> None:
-    assert verdict(policy, has_key=True, is_final=False, is_aside=False) is failed
-    assert verdict(policy, has_key=True, is_final=True, is_aside=False) is used_up
+def test_the_policies_do_to_a_keyed_message_what_the_table_says(
+    policy: Any, failed: FailureAction, used_up: FailureAction
+) -> None:
+    assert decide(policy, has_key=True, is_final=False, is_aside=False) is failed
+    assert decide(policy, has_key=True, is_final=True, is_aside=False) is used_up
 
 
 @given(st.integers(1, 100), st.integers(0, 100), st.floats(0, 1_000))

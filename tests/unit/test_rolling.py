@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sqlmq.model.assignment import ClaimSeen, MemberSeen, fair_shares, plan
+from sqlmq.model.assignment import ClaimSnapshot, MemberSnapshot, assign, fair_shares
 
 LEASE_SECONDS = 10.0
 SURVEY_SECONDS = 1.0
@@ -90,12 +90,14 @@ class Group:
         return sum(claim.moves for claim in self.claims)
 
     def _look(self, member_id: int) -> None:
-        members = [MemberSeen(id_, self._is_waiting[id_], self.now - joined) for id_, joined in self._joined.items()]
+        members = [
+            MemberSnapshot(id_, self._is_waiting[id_], self.now - joined) for id_, joined in self._joined.items()
+        ]
         claims = [
-            ClaimSeen(id_, claim.owner, self.now - claim.since if claim.owner is None else 0.0, claim.is_left)
+            ClaimSnapshot(id_, claim.owner, self.now - claim.since if claim.owner is None else 0.0, claim.is_left)
             for id_, claim in enumerate(self.claims)
         ]
-        mine = plan(member_id, members, claims, LEASE_SECONDS)
+        mine = assign(member_id, members, claims, LEASE_SECONDS)
         for id_ in mine.release:
             assert self.claims[id_].owner == member_id
             self.claims[id_].owner, self.claims[id_].since = None, self.now

@@ -7,7 +7,7 @@ import math
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sqlmq.model.timing import Deadline, Pause, backoff, heartbeat_interval, pause, trusted_until, watch_interval
+from sqlmq.model.timing import Deadline, PollWait, backoff, heartbeat_interval, lease_valid_until, pause, watch_interval
 
 moments = st.floats(0, 1e9)
 seconds = st.floats(0, 1e6)
@@ -57,16 +57,16 @@ def test_a_wait_is_never_longer_than_the_most_nor_shorter_than_three_quarters_of
 
 @given(st.floats(0.01, 1e6))
 def test_two_heartbeats_may_fail_before_trust_ends(lease_seconds: float) -> None:
-    assert 2 * heartbeat_interval(lease_seconds) < trusted_until(0.0, lease_seconds)
+    assert 2 * heartbeat_interval(lease_seconds) < lease_valid_until(0.0, lease_seconds)
 
 
 @given(began=moments, lease_seconds=st.floats(0.1, 1e6))
 def test_trust_ends_before_the_lease(began: float, lease_seconds: float) -> None:
-    assert began < trusted_until(began, lease_seconds) < began + lease_seconds
+    assert began < lease_valid_until(began, lease_seconds) < began + lease_seconds
 
 
-def resting(*, began: float, until: float, deadline: float = math.inf) -> Pause:
-    return Pause(began, until, deadline, may_rest=True, rest_seconds=3.0)
+def resting(*, began: float, until: float, deadline: float = math.inf) -> PollWait:
+    return PollWait(began, until, deadline, may_delegate=True, rest_seconds=3.0)
 
 
 def test_a_wait_for_which_nobody_looks_ends_when_it_is_time_to_look() -> None:
@@ -97,12 +97,12 @@ def test_only_a_wait_at_the_end_of_the_backoff_goes_on_while_others_look(
     forever = Deadline.after(None, now)
 
     may, may_not = (
-        pause(attempt, now, forever, least=0.005, most=1.0, random=random, may_rest=may_rest)
+        pause(attempt, now, forever, least=0.005, most=1.0, random=random, may_delegate=may_rest)
         for may_rest in (True, False)
     )
 
-    assert may.is_patient is (attempt >= last)
-    assert not may_not.is_patient
+    assert may.is_delegated is (attempt >= last)
+    assert not may_not.is_delegated
     assert may.until == may_not.until == now + backoff(attempt, least=0.005, most=1.0, random=random)
 
 

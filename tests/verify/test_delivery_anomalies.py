@@ -113,7 +113,7 @@ def test_a_position_may_pass_what_somebody_has_discarded() -> None:
 
 def test_where_messages_are_committed_before_they_are_handed_out_they_may_be_lost_with_the_consumer() -> None:
     story = three()
-    story.group(ack="before")
+    story.group(ack="on_delivery")
     story.poll(handed(0), 3, None)
     story.position(1)
 

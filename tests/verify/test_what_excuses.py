@@ -129,7 +129,7 @@ def test_retention_of_one_topic_says_nothing_of_the_groups_of_another() -> None:
 
 def test_retention_may_take_from_a_group_what_is_committed_before_it_is_handed_out() -> None:
     story = Story()
-    story.group(ack="before")
+    story.group(ack="on_delivery")
     story.send(["b"])
     story.log(["b"], start=1)
     story.position(1)

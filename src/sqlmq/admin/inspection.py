@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING
 
 from sqlmq.admin.tail import Tail, check_tail
 from sqlmq.errors import SchemaError
-from sqlmq.model.config import Options, check_group, check_seconds, check_topic
+from sqlmq.model.config import MQConfig, check_group, check_seconds, check_topic
 from sqlmq.operations import staging
 from sqlmq.operations.admin import doctor as admin_doctor
 from sqlmq.operations.admin import monitoring
 from sqlmq.operations.admin import topics as admin_topics
 from sqlmq.reports import doctor
-from sqlmq.reports.doctor import Limits, Problem
+from sqlmq.reports.doctor import DoctorLimits, Problem
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -23,9 +23,9 @@ if TYPE_CHECKING:
 
     from sqlalchemy import Connection
 
-    from sqlmq.admin.tail import Wanted
+    from sqlmq.admin.tail import TailRequest
     from sqlmq.dialects import Dialect
-    from sqlmq.hooks.clock import Runtime
+    from sqlmq.hooks.clock import Clock
     from sqlmq.model.message import DelayedMessage, Message
     from sqlmq.reports.descriptions import Eviction, GroupDescription, MemberDescription, PartitionLag, TopicDescription
     from sqlmq.reports.diagnosis import Finding
@@ -36,8 +36,8 @@ if TYPE_CHECKING:
 class Looking(ABC):
     """The methods of an MQ that only look. They take no lock, and each is one transaction that reads."""
 
-    _options: Options
-    _runtime: Runtime
+    _options: MQConfig
+    _clock: Clock
 
     @abstractmethod
     def _read(self, flow: Callable[[Connection, Dialect], T]) -> T:
@@ -61,16 +61,16 @@ class Looking(ABC):
         check_topic(topic)
         return self._read(lambda conn, dialect: admin_topics.list_groups(conn, dialect, topic))
 
-    def describe_group(self, topic: str, group_id: str) -> GroupDescription:
+    def describe_group(self, topic: str, group: str) -> GroupDescription:
         """A group's position, lag and owner in each partition, as they are now.
 
         Raises UnknownTopicError or UnknownGroupError.
         """
         check_topic(topic)
-        check_group(group_id)
-        return self._read(lambda conn, dialect: admin_topics.describe_group(conn, dialect, topic, group_id))
+        check_group(group)
+        return self._read(lambda conn, dialect: admin_topics.describe_group(conn, dialect, topic, group))
 
-    def lag(self, topic: str | None = None, group_id: str | None = None) -> list[PartitionLag]:
+    def lag(self, topic: str | None = None, group: str | None = None) -> list[PartitionLag]:
         """How far groups are behind in each partition, in messages and in seconds, in order of topic, group, partition.
 
         Of one topic, one group, or all. It is one statement that looks into indexes, some times for each partition of
@@ -79,38 +79,38 @@ class Looking(ABC):
         """
         if topic is not None:
             check_topic(topic)
-        if group_id is not None:
-            check_group(group_id)
-        return self._read(lambda conn, dialect: monitoring.lag(conn, dialect, topic, group_id))
+        if group is not None:
+            check_group(group)
+        return self._read(lambda conn, dialect: monitoring.lag(conn, dialect, topic, group))
 
-    def members(self, topic: str, group_id: str) -> list[MemberDescription]:
+    def members(self, topic: str, group: str) -> list[MemberDescription]:
         """Who is in a group, with its heartbeat's age and its partitions, in order of when they came.
 
         Those too that have died and whom nobody has removed yet. Consumers that only use ``transaction()`` are no
         members. Raises UnknownTopicError or UnknownGroupError.
         """
         check_topic(topic)
-        check_group(group_id)
-        return self._read(lambda conn, dialect: monitoring.members(conn, dialect, topic, group_id))
+        check_group(group)
+        return self._read(lambda conn, dialect: monitoring.members(conn, dialect, topic, group))
 
-    def diagnose_group(self, topic: str, group_id: str, *, stuck_seconds: float = 30.0) -> list[Finding]:
+    def diagnose_group(self, topic: str, group: str, *, stuck_seconds: float = 30.0) -> list[Finding]:
         """Why messages of a group wait, where that can be told, and what to do about it.
 
         A partition stands still if nothing was committed for *stuck_seconds*, and its oldest message has waited as long.
         Transactions that hold claims are told on Postgres only. Raises UnknownTopicError or UnknownGroupError.
         """
         check_topic(topic)
-        check_group(group_id)
+        check_group(group)
         seconds = check_seconds("stuck_seconds", stuck_seconds)
-        return self._read(lambda conn, dialect: monitoring.diagnose(conn, dialect, topic, group_id, seconds))
+        return self._read(lambda conn, dialect: monitoring.diagnose(conn, dialect, topic, group, seconds))
 
-    def diagnose(self, limits: Limits | None = None) -> list[Problem]:
+    def diagnose(self, limits: DoctorLimits | None = None) -> list[Problem]:
         """What is wrong with the database and its groups, the worst first, and what to do about it. Changes nothing.
 
         *limits* say from where on something is a problem. Tables that are missing or of another version are one. What the
         role may not look at is said, too, as ``info``.
         """
-        terms = Limits() if limits is None else limits
+        terms = DoctorLimits() if limits is None else limits
         doctor.check_limits(terms)
         began = datetime.now(UTC)
         try:
@@ -157,12 +157,12 @@ class Looking(ABC):
         check_topic(topic)
         return self._read(lambda conn, dialect: staging.waiting(conn, dialect, topic))
 
-    def _tail(self, wanted: Wanted) -> Tail:
+    def _tail(self, wanted: TailRequest) -> Tail:
         terms = self._options
         return Tail(
             self._read,
             wanted,
-            self._runtime,
+            self._clock,
             poll_min_seconds=terms.poll_min_seconds,
             poll_max_seconds=terms.poll_max_seconds,
         )

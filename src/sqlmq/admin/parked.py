@@ -15,7 +15,7 @@ from sqlmq.model.config import (
 )
 from sqlmq.model.partitioner import Rotation
 from sqlmq.operations.admin import parked
-from sqlmq.operations.admin.parked import Scope, Wanted
+from sqlmq.operations.admin.parked import ParkedFilter, Scope
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -215,7 +215,7 @@ class Parked:
         return f"<Parked messages of {self.topic!r} in {self.group!r}>"
 
 
-def _wanted(partition: int | None, offset: int | None, key: bytes | None, state: ParkedState | None) -> Wanted:
+def _wanted(partition: int | None, offset: int | None, key: bytes | None, state: ParkedState | None) -> ParkedFilter:
     """What is meant, checked as far as that goes without the database."""
     if partition is not None:
         check_partition_number(partition)
@@ -224,15 +224,15 @@ def _wanted(partition: int | None, offset: int | None, key: bytes | None, state:
         if partition is None:
             message = "An offset means nothing without its partition."
             raise ValueError(message)
-    return Wanted(partition, offset, check_key(key), check_state(state))
+    return ParkedFilter(partition, offset, check_key(key), check_state(state))
 
 
-def _chosen(wanted: Wanted, *, everything: bool) -> Wanted:
+def _chosen(wanted: ParkedFilter, *, everything: bool) -> ParkedFilter:
     """What is *wanted*, if somebody has said so, and not two things."""
-    if everything and wanted != Wanted():
+    if everything and wanted != ParkedFilter():
         message = "everything=True leaves nothing to choose: say it alone, or say which messages."
         raise ValueError(message)
-    if not everything and wanted == Wanted():
+    if not everything and wanted == ParkedFilter():
         message = "Say which messages: partition and offset, a key, a state; or everything=True."
         raise ValueError(message)
     return wanted

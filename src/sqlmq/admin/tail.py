@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from sqlalchemy import Connection
 
     from sqlmq.dialects import Dialect
-    from sqlmq.hooks.clock import Runtime
+    from sqlmq.hooks.clock import Clock
     from sqlmq.store.topics import Topic
 
     T = TypeVar("T")
@@ -33,14 +33,14 @@ _READ_MESSAGES, _READ_BYTES = 500, 4 * 1024 * 1024
 """How much one look reads, and keeps in memory, at the most."""
 
 
-class Read(Protocol):
+class TailRead(Protocol):
     """Runs a flow in a transaction that reads."""
 
     def __call__(self, flow: Callable[[Connection, Dialect], T]) -> T:
         """Run *flow* and return its result."""
 
 
-class Wanted(NamedTuple):
+class TailRequest(NamedTuple):
     """What to watch, checked."""
 
     topic: str
@@ -52,7 +52,7 @@ class Wanted(NamedTuple):
 
 def check_tail(
     topic: str, last: int, offset: int | None, partitions: Iterable[int] | None, timeout: float | None
-) -> Wanted:
+) -> TailRequest:
     """What to watch; raises InvalidTopicError, TypeError or ValueError for what can't be."""
     for name, number in (("last", last), ("offset", 0 if offset is None else offset)):
         if isinstance(number, bool) or not isinstance(number, int):
@@ -68,17 +68,17 @@ def check_tail(
         message = "Give last= or offset=, not both."
         raise ValueError(message)
     numbers = None if partitions is None else frozenset(map(check_partition_number, partitions))
-    return Wanted(check_topic(topic), last, offset, numbers, check_timeout(timeout))
+    return TailRequest(check_topic(topic), last, offset, numbers, check_timeout(timeout))
 
 
 class Tail:
     """Where a watcher is in each partition. Used by one thread or task at a time."""
 
     def __init__(
-        self, read: Read, wanted: Wanted, runtime: Runtime, *, poll_min_seconds: float, poll_max_seconds: float
+        self, read: TailRead, wanted: TailRequest, clock: Clock, *, poll_min_seconds: float, poll_max_seconds: float
     ) -> None:
         self._read = read
-        self._runtime = runtime
+        self._clock = clock
         self._wanted = wanted
         self._poll_seconds = (poll_min_seconds, poll_max_seconds)
         self._pause_seconds = poll_min_seconds
@@ -86,7 +86,7 @@ class Tail:
         self._numbers: dict[int, int] = {}
         self._ends: dict[int, int] = {}
         self._topic = self._read(self._begin)
-        self._deadline = Deadline.after(wanted.timeout, self._runtime.monotonic())
+        self._deadline = Deadline.after(wanted.timeout, self._clock.monotonic())
         self._past = self._read_past() if wanted.last else []
 
     def step(self) -> list[Message] | float | None:
@@ -104,7 +104,7 @@ class Tail:
                 self._read(self._look_around)
         except MQClosedError:
             return None
-        now = self._runtime.monotonic()
+        now = self._clock.monotonic()
         if found:
             self._pause_seconds = self._poll_seconds[0]
             self._deadline = Deadline.after(self._wanted.timeout, now)
@@ -119,7 +119,7 @@ class Tail:
         """One message after the other, waiting in this thread."""
         while (found := self.step()) is not None:
             if isinstance(found, float):
-                self._runtime.sleep(found)
+                self._clock.sleep(found)
             else:
                 yield from found
 

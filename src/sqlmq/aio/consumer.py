@@ -9,7 +9,7 @@ import weakref
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Self, TypeVar, cast
 
-from sqlmq.aio.executor import AsyncTransacting, Awaiting, async_observed, async_session_maker
+from sqlmq.aio.executor import AsyncExecutor, AsyncTransacting, async_observed, async_session_maker
 from sqlmq.aio.transaction import AsyncTransaction
 from sqlmq.consumer.transaction import Host
 from sqlmq.consumer.worker.dispatcher import Terms
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from sqlmq.aio.transaction import AsyncSessionSource
     from sqlmq.consumer.buffer import Receiver
     from sqlmq.consumer.consumer import Consumer
-    from sqlmq.consumer.worker.executor import Performer
+    from sqlmq.consumer.worker.executor import Executor
     from sqlmq.consumer.worker.pool import RunSummary
     from sqlmq.model.message import Message
     from sqlmq.model.positions import SeekTo
@@ -56,7 +56,7 @@ class AsyncConsumer:
 
     def __init__(self, sync: Consumer, threads: Threads, engines: Engines) -> None:
         self._sync = sync
-        self._monotonic = sync._runtime.monotonic
+        self._monotonic = sync._clock.monotonic
         self._threads = threads
         self._engines = engines
         # Whoever has the turn looks for messages; the others wait for the turn.
@@ -69,9 +69,9 @@ class AsyncConsumer:
         return self._sync.topic
 
     @property
-    def is_closed(self) -> bool:
+    def closed(self) -> bool:
         """Whether it was closed."""
-        return self._sync.is_closed
+        return self._sync.closed
 
     @property
     def group(self) -> str:
@@ -95,7 +95,7 @@ class AsyncConsumer:
         when the consumer is or becomes closed. Raises RuntimeError in a task of its own, which would end with the
         message unfinished.
         """
-        return self._sync._only(await self._ask(self._sync._hand_out, 1, check_timeout(timeout)), timeout)
+        return self._sync._only(await self._poll_until(self._sync.deliver, 1, check_timeout(timeout)), timeout)
 
     def consume_chan(self) -> AsyncIterator[Message]:
         """Give one message after the other, each when the one before is done; ends when the consumer closes.
@@ -114,7 +114,7 @@ class AsyncConsumer:
         Each partition's messages come in order. Waits up to *timeout* seconds, without one for ever; an empty list
         says that nothing came. ``timeout=0`` looks once. Raises RuntimeError in a task of its own.
         """
-        return await self._ask(self._sync._hand_out, check_max_messages(max_messages), check_timeout(timeout))
+        return await self._poll_until(self._sync.deliver, check_max_messages(max_messages), check_timeout(timeout))
 
     def transaction(
         self, max_messages: int = 100, timeout: float | None = None, session: AsyncSessionSource | None = None
@@ -153,22 +153,22 @@ class AsyncConsumer:
         on_failure: FailurePolicy | None = None,
         max_parked: int = 1_000,
         max_processing_seconds: float | None = None,
-        stop_timeout: float = 25.0,
-        idle_timeout: float | None = None,
+        stop_seconds: float = 25.0,
+        idle_seconds: float | None = None,
         handle_signals: bool = True,
     ) -> RunSummary:
         """Call *handler* with each message, until ``stop`` or a signal; then close the consumer, and return what was done.
 
         As ``Consumer.run``. A coroutine function is awaited in this event loop, up to *concurrency* of its calls at a time,
         and gets, with *transaction*, an AsyncSession, made by *session*, an async_sessionmaker, if that is given. Any
-        other handler runs in threads. A handler that exceeds *max_processing_seconds*, or *stop_timeout*, is cancelled.
+        other handler runs in threads. A handler that exceeds *max_processing_seconds*, or *stop_seconds*, is cancelled.
 
         Cancelled, it stops as ``stop`` does, and ends when the handlers have ended.
         """
         sync = self._sync
         terms = Terms.checked(retry, on_failure, max_parked, batch_size)
-        limits = Limits.checked(concurrency, stop_timeout, max_processing_seconds, idle_timeout)
-        perform = self._performer(handler, session, in_batches=batch_size is not None, transaction=transaction)
+        limits = Limits.checked(concurrency, stop_seconds, max_processing_seconds, idle_seconds)
+        perform = self._executor(handler, session, in_batches=batch_size is not None, transaction=transaction)
         run = await self._threads.run(lambda: sync._new_run(perform, terms, limits))
         with run.taking_signals() if handle_signals else contextlib.nullcontext():
             return await self._threads.run_apart(lambda: sync._work(run), name="sqlmq-run", hurry=run.stop)
@@ -216,17 +216,17 @@ class AsyncConsumer:
     def __repr__(self) -> str:
         return f"<Async{repr(self._sync)[1:]}"
 
-    def _performer(
+    def _executor(
         self, handler: Callable[..., object], session: object, *, in_batches: bool, transaction: bool
-    ) -> Performer:
+    ) -> Executor:
         sync = self._sync
         if not is_awaited(handler):
             check_handler(handler)
-            return sync._performer(handler, session, in_batches=in_batches, transaction=transaction)
+            return sync._executor(handler, session, in_batches=in_batches, transaction=transaction)
         awaited = async_observed(cast("Callable[..., Awaitable[object]]", handler), sync._database.observer, self.group)
         if not transaction:
             check_no_session(session)
-            return Awaiting(awaited, in_batches=in_batches)
+            return AsyncExecutor(awaited, in_batches=in_batches)
         return AsyncTransacting(
             awaited,
             sync._transactions,
@@ -239,7 +239,9 @@ class AsyncConsumer:
 
     # The loop of a task: as that of a thread, with the steps in threads and the waiting in the event loop.
 
-    async def _ask(self, give: Callable[[Receiver, int], list[T]], at_most: int, timeout: float | None) -> list[T]:
+    async def _poll_until(
+        self, give: Callable[[Receiver, int], list[T]], at_most: int, timeout: float | None
+    ) -> list[T]:
         receiver = self._receiver()
         sync = self._sync
         began = self._monotonic()
@@ -248,21 +250,21 @@ class AsyncConsumer:
             await asyncio.sleep(0)
             self._yield_at = began + _YIELD_SECONDS
         # At most once, each message takes a commit.
-        if sync._ack == "after" and (given := sync._try_at_once(receiver, give, at_most)):
+        if sync._ack == "auto" and (given := sync.fetch_buffered(receiver, give, at_most)):
             return given
         turn = self._turns.setdefault(asyncio.get_running_loop(), asyncio.Lock())
         has_turn = False
         attempt = 0
 
         def look() -> list[T]:
-            return sync._try(receiver, give, at_most, deadline)
+            return sync.fetch(receiver, give, at_most, deadline)
 
         def finish_and_look() -> list[T]:
-            sync._finish(receiver)
+            sync.acknowledge(receiver)
             return look()
 
         def give_back(_given: list[T]) -> None:
-            sync._give_up(receiver)
+            sync.requeue(receiver)
 
         step = finish_and_look
         try:
@@ -275,7 +277,7 @@ class AsyncConsumer:
                     return given
                 if not has_turn:
                     is_taken = turn.locked()
-                    with sync._wakeups.awaited():
+                    with sync._wakeups.waiting():
                         # With a deadline even if it is free: somebody who has waited for it goes first.
                         has_turn = await _acquire(turn, deadline.remaining(now))
                     if is_taken or not has_turn:
@@ -288,17 +290,17 @@ class AsyncConsumer:
 
     async def _wait_after(self, attempt: int, deadline: Deadline, seen: int, *, may_rest: bool = False) -> bool:
         """Wait after *attempt*, which found nothing, until a wake-up since the count *seen*; return whether."""
-        pause = self._sync._wakeups.pause(attempt, deadline, may_rest=may_rest)
+        pause = self._sync._wakeups.pause(attempt, deadline, may_delegate=may_rest)
         loop = asyncio.get_running_loop()
         is_over = asyncio.Event()
 
-        def alarm() -> None:
+        def callback() -> None:
             # A loop that is closed has nobody to wake.
             with contextlib.suppress(RuntimeError):
                 loop.call_soon_threadsafe(is_over.set)
 
         wakeups = self._sync._wakeups
-        with wakeups.awaited(pause, alarm):
+        with wakeups.waiting(pause, callback):
             while wakeups.count == seen and (seconds := wakeups.remaining(pause)) > 0:
                 is_over.clear()
                 timer = loop.call_later(seconds, is_over.set)
@@ -315,7 +317,7 @@ class AsyncConsumer:
         when the call returns, so what they got would be taken for abandoned and delivered again, at once and for ever.
         """
         task = _current_task()
-        if self._sync._ack == "after" and _is_one_call(task.get_coro()):
+        if self._sync._ack == "auto" and _is_one_call(task.get_coro()):
             message = (
                 "This call runs as a task of its own, which ends with it: a message it got could not be finished. Await "
                 "it in the task that handles the messages, and bound the wait with timeout= or asyncio.timeout(), not "
@@ -365,18 +367,20 @@ class _Messages:
             message = next(self._lent, None)
             if message is not None:
                 return message
-        return await self._ask()
+        return await self._poll_until()
 
-    async def _ask(self) -> Message:
+    async def _poll_until(self) -> Message:
         consumer = self._consumer
         self._task = None
         try:
             while True:
-                if consumer._sync._ack == "before":
+                if consumer._sync._ack == "on_delivery":
                     return await consumer.consume()
-                (span,) = await consumer._ask(consumer._sync._lend, consumer._sync._options.read_messages, None)
+                (delivery,) = await consumer._poll_until(
+                    consumer._sync.deliver_lazily, consumer._sync._options.read_messages, None
+                )
                 # No longer than that without asking, which lets other tasks run.
-                self._lent = consumer._sync._taking(span, consumer._monotonic() + _YIELD_SECONDS)
+                self._lent = consumer._sync._iterate_delivery(delivery, consumer._monotonic() + _YIELD_SECONDS)
                 message = next(self._lent, None)
                 if message is not None:  # nobody else has asked in between
                     break
@@ -396,7 +400,7 @@ class _Messages:
     def _leave(self) -> None:
         task, self._task = self._task, None
         if task is not None:
-            self._consumer._sync._leave_in_hand(TaskReceiver(task))
+            self._consumer._sync.mark_interrupted(TaskReceiver(task))
 
 
 def _is_one_call(running: object) -> bool:

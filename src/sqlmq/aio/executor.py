@@ -8,7 +8,7 @@ from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING
 
 from sqlmq.aio.threads import to_the_end
-from sqlmq.consumer.transaction_scope import JOIN_MODE, Block
+from sqlmq.consumer.transaction_scope import JOIN_MODE, TransactionScope
 from sqlmq.consumer.worker.executor import NotBegunError
 
 if TYPE_CHECKING:
@@ -20,14 +20,14 @@ if TYPE_CHECKING:
     from sqlmq.aio.engines import Engines
     from sqlmq.aio.threads import Threads
     from sqlmq.consumer.buffer import Receiver
-    from sqlmq.consumer.transaction_scope import Transactions
-    from sqlmq.consumer.worker.executor import Step
+    from sqlmq.consumer.transaction_scope import TransactionContext
+    from sqlmq.consumer.worker.executor import ExecutionStep
     from sqlmq.hooks.observer import Observer
     from sqlmq.model.message import Message
     from sqlmq.store.groups import Group
 
 
-class Awaiting:
+class AsyncExecutor:
     """Awaits a handler with one argument: a message, or a list of them."""
 
     is_settling = False
@@ -39,9 +39,9 @@ class Awaiting:
         # By the name of the worker's thread.
         self._awaited: dict[str, Future[None]] = {}
 
-    def __call__(self, step: Step) -> None:
+    def __call__(self, step: ExecutionStep) -> None:
         """Give each batch to the handler, in a task for all of them."""
-        future = asyncio.run_coroutine_threadsafe(self._perform(step), self._loop)
+        future = asyncio.run_coroutine_threadsafe(self._executor(step), self._loop)
         self._awaited[threading.current_thread().name] = future
         future.result()
 
@@ -50,12 +50,12 @@ class Awaiting:
         if (future := self._awaited.get(worker.name)) is not None:
             future.cancel()
 
-    async def _perform(self, step: Step) -> None:
+    async def _executor(self, step: ExecutionStep) -> None:
         for batch in step.batches:
             await self._handler(batch if self._in_batches else batch[0])
 
 
-class AsyncTransacting(Awaiting):
+class AsyncTransacting(AsyncExecutor):
     """Awaits a handler with a session too, whose changes commit with the group's position, or not at all."""
 
     is_settling = True
@@ -63,7 +63,7 @@ class AsyncTransacting(Awaiting):
     def __init__(
         self,
         handler: Callable[..., Awaitable[object]],
-        shared: Transactions,
+        shared: TransactionContext,
         group: Callable[[], Group],
         threads: Threads,
         engines: Engines,
@@ -78,12 +78,12 @@ class AsyncTransacting(Awaiting):
         self._engines = engines
         self._make_session = make_session
 
-    async def _perform(self, step: Step) -> None:
+    async def _executor(self, step: ExecutionStep) -> None:
         for batch in step.batches:
             await self._transact(step, batch)
-            await self._threads.run(step.settled)
+            await self._threads.run(step.committed)
 
-    async def _transact(self, step: Step, batch: list[Message]) -> None:
+    async def _transact(self, step: ExecutionStep, batch: list[Message]) -> None:
         async with AsyncExitStack() as stack:
             try:
                 block, target, session = await self._begin(stack)
@@ -92,7 +92,9 @@ class AsyncTransacting(Awaiting):
             await self._handler(batch if self._in_batches else batch[0], session)
             await to_the_end(self._commit(step, block, target))
 
-    async def _begin(self, stack: AsyncExitStack) -> tuple[Block, AsyncConnection | AsyncSession, AsyncSession]:
+    async def _begin(
+        self, stack: AsyncExitStack
+    ) -> tuple[TransactionScope, AsyncConnection | AsyncSession, AsyncSession]:
         from sqlalchemy.ext.asyncio import AsyncSession
 
         target: AsyncConnection | AsyncSession
@@ -104,15 +106,15 @@ class AsyncTransacting(Awaiting):
         stack.push_async_callback(lambda: to_the_end(target.close()))
         if self._make_session is not None:
             await self._check(session)
-        block = Block(self._shared, self._group())
+        block = TransactionScope(self._shared, self._group())
         bound = None if target is session else session.sync_session
-        stack.push_async_callback(lambda: to_the_end(target.run_sync(lambda _: block.undo())))
+        stack.push_async_callback(lambda: to_the_end(target.run_sync(lambda _: block.roll_back())))
         await target.run_sync(lambda given: block.begin(given, bound))
-        await target.run_sync(lambda _: block.guard())
+        await target.run_sync(lambda _: block.watch())
         return block, target, session
 
     @staticmethod
-    async def _commit(step: Step, block: Block, target: AsyncConnection | AsyncSession) -> None:
+    async def _commit(step: ExecutionStep, block: TransactionScope, target: AsyncConnection | AsyncSession) -> None:
         await target.run_sync(lambda _: block.finish(step.settle))
         await target.run_sync(lambda _: block.commit())
 

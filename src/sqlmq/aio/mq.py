@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from sqlmq.aio.producer import AsyncSessionLike
     from sqlmq.consumer.consumer import Ack
-    from sqlmq.hooks.clock import Runtime
+    from sqlmq.hooks.clock import Clock
     from sqlmq.hooks.observer import Observer
     from sqlmq.model.config import OnEvicted
     from sqlmq.model.message import DelayedMessage, Message
@@ -37,11 +37,11 @@ if TYPE_CHECKING:
         MemberDescription,
         PartitionLag,
         PartitionReset,
+        RetentionResult,
         TopicDescription,
-        Trimmed,
     )
     from sqlmq.reports.diagnosis import Finding
-    from sqlmq.reports.doctor import Limits, Problem
+    from sqlmq.reports.doctor import DoctorLimits, Problem
 
 
 class AsyncMQ:
@@ -64,14 +64,14 @@ class AsyncMQ:
         lease_seconds: float = 10.0,
         max_poll_seconds: float = 300.0,
         commit_interval_seconds: float = 0.2,
-        durable_positions: bool = True,
+        durable_commits: bool = True,
         prefetch: int = 4000,
         prefetch_bytes: int = 8 * 1024 * 1024,
         poll_min_seconds: float = 0.005,
         poll_max_seconds: float = 1.0,
-        answer_seconds: float = 30.0,
+        response_timeout_seconds: float = 30.0,
         notify: bool = True,
-        runtime: Runtime | None = None,
+        clock: Clock | None = None,
     ) -> None:
         self._sync = MQ(
             _blocking(database),
@@ -82,14 +82,14 @@ class AsyncMQ:
             lease_seconds=lease_seconds,
             max_poll_seconds=max_poll_seconds,
             commit_interval_seconds=commit_interval_seconds,
-            durable_positions=durable_positions,
+            durable_commits=durable_commits,
             prefetch=prefetch,
             prefetch_bytes=prefetch_bytes,
             poll_min_seconds=poll_min_seconds,
             poll_max_seconds=poll_max_seconds,
-            answer_seconds=answer_seconds,
+            response_timeout_seconds=response_timeout_seconds,
             notify=notify,
-            runtime=runtime,
+            clock=clock,
         )
         self._threads = Threads()
         given = database if not isinstance(database, str | URL | Engine) else None
@@ -124,12 +124,12 @@ class AsyncMQ:
         """Have *topic* keep what *retention* says, from the next round on. Raises UnknownTopicError."""
         await self._threads.run(lambda: self._sync.set_retention(topic, retention))
 
-    async def maintain(self, topic: str | None = None) -> list[Trimmed]:
-        """Delete now what exceeds the retention of *topic*, or of all. See ``MQ.maintain``.
+    async def apply_retention(self, topic: str | None = None) -> list[RetentionResult]:
+        """Delete now what exceeds the retention of *topic*, or of all. See ``MQ.apply_retention``.
 
         A task that is cancelled meanwhile ends when the round is over.
         """
-        return await self._threads.run(lambda: self._sync.maintain(topic))
+        return await self._threads.run(lambda: self._sync.apply_retention(topic))
 
     async def evictions(self, topic: str) -> list[Eviction]:
         """What the groups of a topic have lost to retention unread, or set aside, the newest last. Raises UnknownTopicError."""
@@ -150,16 +150,16 @@ class AsyncMQ:
     async def consumer(
         self,
         topic: str,
-        group_id: str,
+        group: str,
         *,
         start: Start = "earliest",
-        ack: Ack = "after",
+        ack: Ack = "auto",
         name: str | None = None,
         on_evicted: OnEvicted = "raise",
     ) -> AsyncConsumer:
         """Make a consumer that reads *topic* as a member of the group *group_id*. See ``MQ.consumer``."""
         made = await self._threads.run(
-            lambda: self._sync.consumer(topic, group_id, start=start, ack=ack, name=name, on_evicted=on_evicted),
+            lambda: self._sync.consumer(topic, group, start=start, ack=ack, name=name, on_evicted=on_evicted),
             lambda made: made.close(),
         )
         return AsyncConsumer(made, self._threads, self._engines)
@@ -176,26 +176,26 @@ class AsyncMQ:
         """The names of a topic's groups, in order. Raises UnknownTopicError."""
         return await self._threads.run(lambda: self._sync.groups(topic))
 
-    async def describe_group(self, topic: str, group_id: str) -> GroupDescription:
+    async def describe_group(self, topic: str, group: str) -> GroupDescription:
         """A group's position, lag and owner in each partition, as they are now.
 
         Raises UnknownTopicError or UnknownGroupError.
         """
-        return await self._threads.run(lambda: self._sync.describe_group(topic, group_id))
+        return await self._threads.run(lambda: self._sync.describe_group(topic, group))
 
-    async def lag(self, topic: str | None = None, group_id: str | None = None) -> list[PartitionLag]:
+    async def lag(self, topic: str | None = None, group: str | None = None) -> list[PartitionLag]:
         """How far groups are behind in each partition, in messages and in seconds. See ``MQ.lag``."""
-        return await self._threads.run(lambda: self._sync.lag(topic, group_id))
+        return await self._threads.run(lambda: self._sync.lag(topic, group))
 
-    async def members(self, topic: str, group_id: str) -> list[MemberDescription]:
+    async def members(self, topic: str, group: str) -> list[MemberDescription]:
         """Who is in a group, with its heartbeat's age and its partitions. See ``MQ.members``."""
-        return await self._threads.run(lambda: self._sync.members(topic, group_id))
+        return await self._threads.run(lambda: self._sync.members(topic, group))
 
-    async def diagnose_group(self, topic: str, group_id: str, *, stuck_seconds: float = 30.0) -> list[Finding]:
+    async def diagnose_group(self, topic: str, group: str, *, stuck_seconds: float = 30.0) -> list[Finding]:
         """Why messages of a group wait, and what to do about it. See ``MQ.diagnose_group``."""
-        return await self._threads.run(lambda: self._sync.diagnose_group(topic, group_id, stuck_seconds=stuck_seconds))
+        return await self._threads.run(lambda: self._sync.diagnose_group(topic, group, stuck_seconds=stuck_seconds))
 
-    async def diagnose(self, limits: Limits | None = None) -> list[Problem]:
+    async def diagnose(self, limits: DoctorLimits | None = None) -> list[Problem]:
         """What is wrong with the database and its groups, the worst first. See ``MQ.diagnose``."""
         return await self._threads.run(lambda: self._sync.diagnose(limits))
 
@@ -225,7 +225,7 @@ class AsyncMQ:
     async def reset_group(
         self,
         topic: str,
-        group_id: str,
+        group: str,
         to: ResetTo | None = None,
         *,
         shift_by: int | None = None,
@@ -239,7 +239,7 @@ class AsyncMQ:
         """
         return await self._threads.run(
             lambda: self._sync.reset_group(
-                topic, group_id, to, shift_by=shift_by, partitions=partitions, execute=execute, force=force
+                topic, group, to, shift_by=shift_by, partitions=partitions, execute=execute, force=force
             )
         )
 
@@ -261,9 +261,9 @@ class AsyncMQ:
             await self._threads.run(lambda: database.identity(fresh=False))
         return await given.run_sync(lambda sync: self._sync.cancel_delayed(*ids, session=sync))
 
-    def parked(self, topic: str, group_id: str) -> AsyncParked:
+    def parked(self, topic: str, group: str) -> AsyncParked:
         """What the group *group_id* has set aside of *topic*: to look at, retry, discard, copy. See ``MQ.parked``."""
-        return AsyncParked(self._sync.parked(topic, group_id), self._threads)
+        return AsyncParked(self._sync.parked(topic, group), self._threads)
 
     def observe(self, observer: Observer | None) -> None:
         """Have *observer* stand around what is sent and handled from now on; None for nobody. See ``MQ.observe``."""

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Self, TypeAlias, TypeVar, overload
 
 from sqlmq.aio.futures import Arrivals
 from sqlmq.model.config import check_due, check_no_timeout, check_timeout
-from sqlmq.producer.batcher import overdue
+from sqlmq.producer.batcher import result_or_timeout
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -47,9 +47,9 @@ class AsyncProducer:
         return self._sync.topic
 
     @property
-    def is_closed(self) -> bool:
+    def closed(self) -> bool:
         """Whether it was closed."""
-        return self._sync.is_closed
+        return self._sync.closed
 
     @overload
     async def produce(
@@ -317,7 +317,7 @@ class AsyncProducer:
             async with asyncio.timeout(seconds):
                 return await self._arrivals.of(future)
         except TimeoutError:
-            return overdue(future, seconds)
+            return result_or_timeout(future, seconds)
 
 
 def carrier_of(session: AsyncSessionLike) -> AsyncSession | AsyncConnection:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Self, TypeAlias, TypeVar
 from sqlmq.aio.threads import to_the_end
 from sqlmq.consumer.transaction_scope import JOIN_MODE
 from sqlmq.errors import DatabaseBusyError, DatabaseUnavailableError, OutcomeUnknownError, TransactionError
-from sqlmq.hooks.log_events import facts
+from sqlmq.hooks.log_events import log_fields
 from sqlmq.model.timing import Deadline
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from sqlmq.aio.engines import Engines
     from sqlmq.aio.threads import Threads
     from sqlmq.consumer.transaction import Host
-    from sqlmq.consumer.transaction_scope import Block, Transactions
+    from sqlmq.consumer.transaction_scope import TransactionContext, TransactionScope
     from sqlmq.model.message import Message
     from sqlmq.store.groups import Group
 
@@ -47,7 +47,7 @@ class AsyncTransaction:
 
     def __init__(
         self,
-        shared: Transactions,
+        shared: TransactionContext,
         host: Host,
         wait: Callable[[int, Deadline, int], Awaitable[bool]],
         threads: Threads,
@@ -57,7 +57,7 @@ class AsyncTransaction:
         source: AsyncSessionSource | None,
     ) -> None:
         self._shared = shared
-        self._runtime = shared.database.runtime
+        self._clock = shared.database.clock
         self._host = host
         self._wait = wait
         self._threads = threads
@@ -70,7 +70,7 @@ class AsyncTransaction:
         self._opened: AsyncSession | AsyncConnection | None = None
         self._session: AsyncSession | None = None
         self._connection: AsyncConnection | None = None
-        self._block: Block | None = None
+        self._block: TransactionScope | None = None
         _check_source(source)
 
     @property
@@ -97,7 +97,7 @@ class AsyncTransaction:
             message = "A transaction is used once: call consumer.transaction() for another one."
             raise TransactionError(message)
         self._is_used = True
-        deadline = Deadline.after(self._timeout, self._runtime.monotonic())
+        deadline = Deadline.after(self._timeout, self._clock.monotonic())
         try:
             if self._source is not None:
                 self._open_source(self._source)
@@ -151,7 +151,7 @@ class AsyncTransaction:
 
     async def _attempt(self, deadline: Deadline) -> bool:
         """Take messages, or begin without any if it is time; return whether the block may begin."""
-        is_last = deadline.passed(self._runtime.monotonic())
+        is_last = deadline.passed(self._clock.monotonic())
         shared = self._shared
         try:
             group = await self._threads.run(self._host.prepare)
@@ -162,7 +162,7 @@ class AsyncTransaction:
             if is_last:
                 raise
             topic = shared.topic.name
-            told = facts("retry", topic=topic, error=error)
+            told = log_fields("retry", topic=topic, error=error)
             log.warning("A transaction on %r could not begin and is tried again: %s", topic, error, extra=told)
             if self._source is None:
                 await to_the_end(self._leave())  # the next attempt opens another connection
@@ -179,7 +179,7 @@ class AsyncTransaction:
             await _run(target, lambda given: self._shared.check_identity(group, given, ours))
         bound = AsyncSession(target, join_transaction_mode=JOIN_MODE) if isinstance(target, AsyncConnection) else None
 
-        def attempt(given: Session | Connection) -> Block | None:
+        def attempt(given: Session | Connection) -> TransactionScope | None:
             sync = None if bound is None else bound.sync_session
             return self._shared.attempt(group, given, self._max_messages, is_last=is_last, bound=sync)
 
@@ -216,7 +216,7 @@ class AsyncTransaction:
         """Roll back what was not committed, and close what was opened here."""
         block, target = self._block, self._target
         if block is not None and target is not None:
-            await _run(target, lambda _: block.undo())
+            await _run(target, lambda _: block.roll_back())
         opened, self._opened = self._opened, None
         if opened is not None:
             await opened.close()

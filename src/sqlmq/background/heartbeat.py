@@ -13,7 +13,7 @@ import threading
 from typing import TYPE_CHECKING, Protocol
 
 from sqlmq.background.wakeups import FEW
-from sqlmq.hooks.log_events import facts
+from sqlmq.hooks.log_events import log_fields
 from sqlmq.model.timing import heartbeat_interval
 from sqlmq.operations import membership
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from sqlmq.background.wakeups import Wakeups
     from sqlmq.database.database import Database
-    from sqlmq.operations.poll import Outlook
+    from sqlmq.operations.poll import PollRequest
 
 log = logging.getLogger("sqlmq.background")
 
@@ -50,22 +50,22 @@ class Keeper(Protocol):
     def wakeups(self) -> Wakeups:
         """Those who wait."""
 
-    def outlook(self) -> Outlook | None:
+    def poll_request(self) -> PollRequest | None:
         """What to look for, for those who wait; None if they will have to look themselves."""
 
-    def heard(self, began: float) -> None:
+    def heartbeat_acknowledged(self, sent_at: float) -> None:
         """The heartbeat that was sent at *began*, by the monotonic clock, has arrived."""
 
-    def expelled(self) -> None:
+    def membership_lost(self) -> None:
         """The group no longer has this member."""
 
-    def tend(self) -> None:
+    def housekeeping(self) -> None:
         """Do what is due."""
 
     def wake(self) -> None:
         """There may be new messages."""
 
-    def look_around(self) -> None:
+    def recheck_group_soon(self) -> None:
         """The group may have changed."""
 
 
@@ -86,8 +86,8 @@ class Background:
         look_soon: Callable[[bool], bool],
     ) -> None:
         self._database = database
-        self._runtime = database.runtime
-        self.nudge = awaited
+        self._clock = database.clock
+        self.on_wait = awaited
         self._look_soon = look_soon
         self._beat_seconds = heartbeat_interval(lease_seconds)
         self._tend_seconds = min(tend_seconds, self._beat_seconds)
@@ -103,7 +103,7 @@ class Background:
             if not self._threads:
                 self._threads = (
                     threading.Thread(target=self._keep_beating, name="sqlmq-heartbeats", daemon=True),
-                    threading.Thread(target=self._keep_tending, name="sqlmq-background", daemon=True),
+                    threading.Thread(target=self._keep_tending, name="sqlmq-housekeeping", daemon=True),
                 )
                 for thread in self._threads:
                     thread.start()
@@ -130,7 +130,7 @@ class Background:
         """The members of this process; in a forked child, none of its parent's."""
         return [keeper.member_id for keeper in self.keepers()]
 
-    def look_around(self, group_id: int, *, but: Keeper | None = None) -> None:
+    def recheck_group_soon(self, group_id: int, *, but: Keeper | None = None) -> None:
         """Tell the consumers of a group, those in this process *but* one, that the group has changed."""
         self._leave_fork()
         others = [keeper for keeper in self._keepers if keeper.group_id == group_id and keeper is not but]
@@ -153,16 +153,16 @@ class Background:
             if are_looked_for and keeper in waiting:
                 continue
             if at_groups:
-                keeper.look_around()
+                keeper.recheck_group_soon()
             else:
                 keeper.wake()
 
     def _keep_beating(self) -> None:
         is_over = False
         while not is_over:
-            began = self._runtime.monotonic()
+            began = self._clock.monotonic()
             pause = self._beat_seconds if self._beat(began) else self._beat_seconds / 10
-            is_over = self._closing.wait(max(0.0, began + pause - self._runtime.monotonic()))
+            is_over = self._closing.wait(max(0.0, began + pause - self._clock.monotonic()))
 
     def _keep_tending(self) -> None:
         while not self._closing.wait(self._tend_seconds):
@@ -171,10 +171,10 @@ class Background:
     def _tend(self) -> None:
         for keeper in self._keepers:
             try:
-                keeper.tend()
+                keeper.housekeeping()
             except Exception:
                 # Whatever it is, the others have to be tended to.
-                log.exception("Tending to %r failed", keeper, extra=facts("tend failed"))
+                log.exception("Tending to %r failed", keeper, extra=log_fields("housekeeping failed"))
 
     def _beat(self, began: float) -> bool:
         keepers = self._keepers
@@ -183,20 +183,20 @@ class Background:
         ids = [keeper.member_id for keeper in keepers]
         try:
             # One that takes longer is better sent again, by another connection, than waited for.
-            with self._database.answers.hurrying(self._beat_seconds):
+            with self._database.watchdog.shortening(self._beat_seconds):
                 alive = self._database.write(
                     lambda conn: membership.heartbeat(conn, self._database.dialect, ids), goes_first=True
                 )
         except Exception as error:  # noqa: BLE001 - a thread that dies here would end all consumers, silently
             log.warning(
-                "A heartbeat failed and is tried again: %s", error, extra=facts("heartbeat failed", error=error)
+                "A heartbeat failed and is tried again: %s", error, extra=log_fields("heartbeat failed", error=error)
             )
             return False
         for keeper, member_id in zip(keepers, ids, strict=True):
             if member_id in alive:
-                keeper.heard(began)
+                keeper.heartbeat_acknowledged(began)
             elif keeper.member_id == member_id:
-                keeper.expelled()
+                keeper.membership_lost()
         return True
 
     def _leave_fork(self) -> None:
@@ -210,6 +210,6 @@ class Background:
         """
         self._pid = os.getpid()
         self._lock = threading.Lock()
-        self._closing = self._runtime.event()
+        self._closing = self._clock.event()
         self._keepers = ()
         self._threads = ()

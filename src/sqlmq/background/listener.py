@@ -14,7 +14,7 @@ import threading
 from typing import TYPE_CHECKING, Protocol
 
 from sqlmq.errors import DatabaseError, SqlmqError
-from sqlmq.hooks.log_events import facts
+from sqlmq.hooks.log_events import log_fields
 from sqlmq.model.timing import backoff
 from sqlmq.operations import notify
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from sqlmq.database.database import Database
     from sqlmq.dialects import Listening
-    from sqlmq.hooks.clock import Runtime
+    from sqlmq.hooks.clock import Clock
 
 log = logging.getLogger("sqlmq.background")
 
@@ -56,7 +56,7 @@ class Listener:
 
     def __init__(self, database: Database, consumers: Wakes, send: Callable[[str, Callable[[], None]], None]) -> None:
         self._database = database
-        self._runtime = database.runtime
+        self._clock = database.clock
         self._consumers = consumers
         self._send = send
         self._warned_deaf = False
@@ -92,11 +92,11 @@ class Listener:
     def _run(self) -> None:
         attempt = 0
         while not self._closing.is_set():
-            hearing = None
+            health = None
             try:
                 with contextlib.closing(self._database.listen()) as self._listening:
-                    hearing = Hearing(self._runtime.monotonic())
-                    self._hear(self._listening, hearing)
+                    health = ListenerHealth(self._clock.monotonic())
+                    self._hear(self._listening, health)
             except Exception as error:
                 # Whatever it is, a thread that dies here would make all messages late, silently.
                 level = logging.WARNING if attempt == 1 else logging.INFO
@@ -106,29 +106,29 @@ class Listener:
                     "Listening for messages ended; consumers poll meanwhile: %s",
                     error,
                     exc_info=trace,
-                    extra=facts("listening ended", error=error),
+                    extra=log_fields("listening ended", error=error),
                 )
             finally:
                 self._is_hearing = False
                 self._listening = None
-            if hearing is not None and hearing.is_deaf:
+            if health is not None and health.receives_nothing:
                 self._warn_deaf()
                 self._closing.wait(_DEAF_SECONDS)
                 continue
-            attempt = 0 if hearing is not None and hearing.has_heard else attempt + 1
+            attempt = 0 if health is not None and health.has_heard else attempt + 1
             self._closing.wait(self._pause(attempt))
 
-    def _hear(self, listening: Listening, hearing: Hearing) -> None:
+    def _hear(self, listening: Listening, health: ListenerHealth) -> None:
         """Wake whoever is to be woken, until the connection turns out to be of no use."""
         # What was committed before there was anybody to listen.
         self._consumers.wake_all()
-        while not self._closing.is_set() and not hearing.is_over:
-            if hearing.is_probe_due(self._runtime.monotonic()):
-                hearing.probe = probe = Probe(self._runtime)
+        while not self._closing.is_set() and not health.is_over:
+            if health.is_probe_due(self._clock.monotonic()):
+                health.probe = probe = Probe(self._clock)
                 self._send(probe.payload, probe.sent)
-            payloads = self._wait(listening, hearing.pause(self._runtime.monotonic()))
-            hearing.arrived(payloads, self._runtime.monotonic())
-            self._is_hearing = hearing.has_heard
+            payloads = self._wait(listening, health.pause(self._clock.monotonic()))
+            health.arrived(payloads, self._clock.monotonic())
+            self._is_hearing = health.has_heard
             for topic_id in {notify.topic_id(payload) for payload in payloads} - {None}:
                 assert topic_id is not None  # noqa: S101 - for mypy
                 self._consumers.wake(topic_id)
@@ -139,7 +139,7 @@ class Listener:
 
     def _pause(self, attempt: int) -> float:
         return backoff(
-            attempt, least=_RECONNECT_SECONDS, most=_RECONNECT_MOST_SECONDS, random=self._runtime.random.random()
+            attempt, least=_RECONNECT_SECONDS, most=_RECONNECT_MOST_SECONDS, random=self._clock.random.random()
         )
 
     def _warn_deaf(self) -> None:
@@ -151,7 +151,7 @@ class Listener:
                 "For prompter delivery give the consumers' MQ a URL that leads to the server itself, or through a pool "
                 "in session mode; notify=False ends this warning.",
                 self._database.where,
-                extra=facts("listener deaf"),
+                extra=log_fields("listener unreachable"),
             )
 
     def _start_over(self) -> None:
@@ -160,7 +160,7 @@ class Listener:
             _ABANDONED.append(self._listening)
         self._pid = os.getpid()
         self._starting = threading.Lock()
-        self._closing = self._runtime.event()
+        self._closing = self._clock.event()
         self._listening = None
         self._thread = None
         self._is_hearing = False
@@ -170,15 +170,15 @@ class Listener:
 _ABANDONED: list[Listening] = []
 
 
-def hears(database: Database) -> bool:
+def can_receive(database: Database) -> bool:
     """Whether a connection that listens hears what another one sends, in as much time as a listener gives its probes."""
-    runtime = database.runtime
-    probe = Probe(runtime)
+    clock = database.clock
+    probe = Probe(clock)
     try:
         with contextlib.closing(database.listen()) as listening:
             database.read(lambda conn: database.dialect.notify(conn, [probe.payload]))
-            deadline = runtime.monotonic() + _ANSWER_SECONDS
-            while (seconds := deadline - runtime.monotonic()) > 0:
+            deadline = clock.monotonic() + _ANSWER_SECONDS
+            while (seconds := deadline - clock.monotonic()) > 0:
                 with database.translating():
                     if probe.payload in listening.wait(seconds):
                         return True
@@ -191,9 +191,9 @@ def hears(database: Database) -> bool:
 class Probe:
     """A notice to oneself. It counts from when it was sent, which may wait for a connection to send it by."""
 
-    def __init__(self, runtime: Runtime) -> None:
-        self._monotonic = runtime.monotonic
-        self.payload = f"probe {runtime.token()}"
+    def __init__(self, clock: Clock) -> None:
+        self._monotonic = clock.monotonic
+        self.payload = f"probe {clock.token()}"
         self.sent_at: float | None = None
 
     def sent(self) -> None:
@@ -201,7 +201,7 @@ class Probe:
         self.sent_at = self._monotonic()
 
 
-class Hearing:
+class ListenerHealth:
     """What one connection has heard of its probes. Every time is given."""
 
     def __init__(self, now: float) -> None:
@@ -211,7 +211,7 @@ class Hearing:
         self._next_probe_at = now
 
     @property
-    def is_deaf(self) -> bool:
+    def receives_nothing(self) -> bool:
         """Whether a probe did not arrive, and none before it."""
         return self.is_over and not self.has_heard
 

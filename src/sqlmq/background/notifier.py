@@ -13,7 +13,7 @@ import threading
 from typing import TYPE_CHECKING
 
 from sqlmq.errors import SqlmqError
-from sqlmq.hooks.log_events import facts
+from sqlmq.hooks.log_events import log_fields
 from sqlmq.operations import notify
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ class Notifier:
 
     def __init__(self, database: Database, own_members: Callable[[], Collection[int]]) -> None:
         self._database = database
-        self._runtime = database.runtime
+        self._clock = database.clock
         self._own_members = own_members
         self._thread: threading.Thread | None
         self._told: dict[int, int]
@@ -89,7 +89,7 @@ class Notifier:
         schedule = Schedule()
         is_well = True
         while True:
-            now = self._runtime.monotonic()
+            now = self._clock.monotonic()
             with self._changed:
                 is_last = self._is_closing
                 due = set(self._told) if is_last else schedule.ready(self._told, now)
@@ -109,7 +109,7 @@ class Notifier:
                         "Other processes can't be told of messages; they poll: %s",
                         error,
                         exc_info=trace,
-                        extra=facts("notify failed", error=error),
+                        extra=log_fields("notify failed", error=error),
                     )
                 is_well = False
                 with self._changed:
@@ -125,7 +125,7 @@ class Notifier:
                 return
 
     def _send(self, schedule: Schedule, told: Mapping[int, int], others: list[str]) -> None:
-        now = self._runtime.monotonic()
+        now = self._clock.monotonic()
         sure = schedule.awaited(told, now)
         unsure = told.keys() - sure
         but = self._own_members()
@@ -143,7 +143,7 @@ class Notifier:
     def _start_over(self) -> None:
         """In the beginning, and in a forked child: the parent's thread and what it was told stay with the parent."""
         self._pid = os.getpid()
-        self._changed = self._runtime.condition()
+        self._changed = self._clock.condition()
         self._thread = None
         self._told = {}  # how many commits there were of each topic, by its id
         self._others = []

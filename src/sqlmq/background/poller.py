@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from sqlmq.background.wakeups import FEW
 from sqlmq.errors import SqlmqError
-from sqlmq.hooks.log_events import facts
+from sqlmq.hooks.log_events import log_fields
 from sqlmq.model.timing import backoff, watch_interval
 from sqlmq.operations import poll
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from sqlmq.background.wakeups import Wakeups
     from sqlmq.database.database import Database
-    from sqlmq.operations.poll import News, Outlook
+    from sqlmq.operations.poll import PollRequest, PollResult
 
 log = logging.getLogger("sqlmq.background")
 
@@ -50,17 +50,17 @@ class Sleeper(Protocol):
     def wakeups(self) -> Wakeups:
         """Those who wait."""
 
-    def outlook(self) -> Outlook | None:
+    def poll_request(self) -> PollRequest | None:
         """What to look for; None if they will have to look themselves."""
 
     def wake(self) -> None:
         """There may be new messages."""
 
-    def look_around(self) -> None:
+    def recheck_group_soon(self) -> None:
         """The group may have changed."""
 
 
-class Lookout:
+class SharedPoller:
     """Looks for consumers, wakes those for whom there is something. The thread starts with the first that waits.
 
     On a database that tells cheaply that somebody has written, it looks as soon as that happens; on every one,
@@ -71,7 +71,7 @@ class Lookout:
         self, database: Database, consumers: Callable[[], Sequence[Sleeper]], *, poll_max_seconds: float
     ) -> None:
         self._database = database
-        self._runtime = database.runtime
+        self._clock = database.clock
         self._consumers = consumers
         self._poll_max_seconds = poll_max_seconds
         self._can_watch = database.dialect.has_change_token and not database.one_connection
@@ -84,7 +84,7 @@ class Lookout:
         self._groups_at: float
         self._start_over()
 
-    def attend(self) -> None:
+    def start(self) -> None:
         """A consumer begins to wait."""
         if self._pid != os.getpid():
             self._start_over()
@@ -92,16 +92,16 @@ class Lookout:
             return
         with self._starting:
             if not self._is_closing and (self._thread is None or not self._thread.is_alive()):
-                self._thread = threading.Thread(target=self._run, name="sqlmq-lookout", daemon=True)
+                self._thread = threading.Thread(target=self._run, name="sqlmq-poller", daemon=True)
                 self._thread.start()
         if self._can_watch:
             self._stirred.set()
 
-    def look_soon(self, *, at_groups: bool) -> bool:
+    def poll_now(self, *, at_groups: bool) -> bool:
         """Look for all who wait, without delay; return False if they had better look themselves."""
         if self._pid != os.getpid() or self._thread is None or not self._thread.is_alive():
             return False
-        if not self._is_well or self._runtime.monotonic() - self._looking_since > _SLOW_SECONDS:
+        if not self._is_well or self._clock.monotonic() - self._looking_since > _SLOW_SECONDS:
             return False
         with self._asking:
             self._is_asked = True
@@ -121,13 +121,13 @@ class Lookout:
 
     def _run(self) -> None:
         try:
-            with contextlib.closing(_Watch(self._database)) as watch:
+            with contextlib.closing(_ChangeCounter(self._database)) as watch:
                 self._serve(watch)
         finally:
             self._is_watching = False
 
-    def _serve(self, watch: _Watch) -> None:
-        look_at = self._next_look()
+    def _serve(self, watch: _ChangeCounter) -> None:
+        next_look_at = self._next_look()
         while True:
             self._stirred.clear()
             if self._is_closing:
@@ -135,27 +135,27 @@ class Lookout:
             consumers = self._consumers()
             # Not watching first, then asking who waits: whoever begins to wait in between stirs.
             self._is_watching = False
-            can_watch = self._can_watch and self._runtime.monotonic() >= self._watch_at
+            can_watch = self._can_watch and self._clock.monotonic() >= self._watch_at
             self._is_watching = can_watch and any(consumer.is_waiting for consumer in consumers)
             self._look_if_asked(consumers)
             if self._is_watching and self._has_changed(watch):
                 self._look_after_change(consumers)
-            if self._runtime.monotonic() >= look_at:
-                look_at = self._next_look()
-                resting = [consumer for consumer in consumers if consumer.wakeups.patient]
+            if self._clock.monotonic() >= next_look_at:
+                next_look_at = self._next_look()
+                resting = [consumer for consumer in consumers if consumer.wakeups.delegated]
                 self._look(resting, _leave_alone, at_groups=True)
-            pause = look_at - self._runtime.monotonic()
+            pause = next_look_at - self._clock.monotonic()
             if self._is_watching:
-                pause = min(pause, watch_interval(self._runtime.monotonic() - self._found_at))
+                pause = min(pause, watch_interval(self._clock.monotonic() - self._found_at))
             elif not self._watches_well:
-                pause = min(pause, self._watch_at - self._runtime.monotonic())
+                pause = min(pause, self._watch_at - self._clock.monotonic())
             self._stirred.wait(max(0.0, pause))
 
     def _next_look(self) -> float:
         seconds = self._poll_max_seconds
-        return self._runtime.monotonic() + backoff(0, least=seconds, most=seconds, random=self._runtime.random.random())
+        return self._clock.monotonic() + backoff(0, least=seconds, most=seconds, random=self._clock.random.random())
 
-    def _has_changed(self, watch: _Watch) -> bool:
+    def _has_changed(self, watch: _ChangeCounter) -> bool:
         try:
             has_changed = watch.has_changed()
         except Exception:
@@ -163,10 +163,10 @@ class Lookout:
                 log.warning(
                     "Can't watch for writes of other processes, and tries again from time to time; consumers poll.",
                     exc_info=True,
-                    extra=facts("watch unavailable"),
+                    extra=log_fields("watch unavailable"),
                 )
             self._watches_well = self._is_watching = False
-            self._watch_at = self._runtime.monotonic() + _WATCH_AGAIN_SECONDS
+            self._watch_at = self._clock.monotonic() + _WATCH_AGAIN_SECONDS
             watch.start_over()
             return False
         self._watches_well = True
@@ -178,15 +178,15 @@ class Lookout:
             self._is_asked = self._is_asked_for_groups = False
         if is_asked:
             awaiting = [consumer for consumer in consumers if at_groups or consumer.is_waiting]
-            self._look(awaiting, _look_around if at_groups else _wake, at_groups=at_groups)
+            self._look(awaiting, _recheck_group_soon if at_groups else _wake, at_groups=at_groups)
 
     def _look_after_change(self, consumers: Sequence[Sleeper]) -> None:
-        now = self._runtime.monotonic()
+        now = self._clock.monotonic()
         at_groups = now >= self._groups_at
         if at_groups:
             self._groups_at = now + _GROUPS_SECONDS
         # Also those who do not wait: they may be looking, and have seen the log as it was before.
-        awake = [consumer for consumer in consumers if not consumer.wakeups.patient]
+        awake = [consumer for consumer in consumers if not consumer.wakeups.delegated]
         if len(awake) <= FEW:
             for consumer in awake:
                 consumer.wake()
@@ -195,8 +195,8 @@ class Lookout:
 
     def _look(self, consumers: Sequence[Sleeper], missed: Callable[[Sleeper], None], *, at_groups: bool) -> None:
         """Look for *consumers*, and wake those for whom there is something; those who could not be looked for are *missed*."""
-        self._looking_since = began = self._runtime.monotonic()
-        views = [(consumer, consumer.outlook()) for consumer in consumers]
+        self._looking_since = began = self._clock.monotonic()
+        views = [(consumer, consumer.poll_request()) for consumer in consumers]
         found = self._look_once([view for _, view in views if view is not None], at_groups=at_groups)
         self._looking_since = math.inf
         for consumer, view in views:
@@ -204,14 +204,14 @@ class Lookout:
             if news is None:
                 missed(consumer)
             elif news.has_changes:
-                consumer.look_around()
+                consumer.recheck_group_soon()
             elif news.has_messages:
                 self._found_at = began
                 consumer.wake()
             elif at_groups:
-                consumer.wakeups.looked(began)
+                consumer.wakeups.polled(began)
 
-    def _look_once(self, views: Sequence[Outlook], *, at_groups: bool) -> Iterator[News]:
+    def _look_once(self, views: Sequence[PollRequest], *, at_groups: bool) -> Iterator[PollResult]:
         """What there is for each of *views*; nothing if that can't be found out."""
         if not views:
             return iter(())
@@ -228,7 +228,7 @@ class Lookout:
                     "Looking for all consumers at once failed; each looks itself: %s",
                     error,
                     exc_info=trace,
-                    extra=facts("look failed", error=error),
+                    extra=log_fields("shared poll failed", error=error),
                 )
             self._is_well = False
             return iter(())
@@ -239,7 +239,7 @@ class Lookout:
         """In the beginning, and in a forked child: the parent's thread stays with the parent."""
         self._pid = os.getpid()
         self._starting = threading.Lock()
-        self._stirred = self._runtime.event()
+        self._stirred = self._clock.event()
         self._thread = None
         self._is_closing = False
         self._is_watching = False
@@ -249,7 +249,7 @@ class Lookout:
         self._looking_since = math.inf
         self._asking = threading.Lock()
         self._is_asked = self._is_asked_for_groups = False
-        self._found_at = self._runtime.monotonic()
+        self._found_at = self._clock.monotonic()
         self._groups_at = 0.0
 
 
@@ -257,15 +257,15 @@ def _wake(consumer: Sleeper) -> None:
     consumer.wake()
 
 
-def _look_around(consumer: Sleeper) -> None:
-    consumer.look_around()
+def _recheck_group_soon(consumer: Sleeper) -> None:
+    consumer.recheck_group_soon()
 
 
 def _leave_alone(consumer: Sleeper) -> None:
-    consumer.wakeups.looked(-math.inf)
+    consumer.wakeups.polled(-math.inf)
 
 
-class _Watch:
+class _ChangeCounter:
     """Notices that some other connection has written, on a connection it keeps."""
 
     def __init__(self, database: Database) -> None:

@@ -10,10 +10,10 @@ import os
 import threading
 from typing import TYPE_CHECKING
 
-from sqlmq.hooks.log_events import facts
+from sqlmq.hooks.log_events import log_fields
 from sqlmq.operations import retention
 from sqlmq.operations.admin import topics
-from sqlmq.reports.descriptions import Trimmed
+from sqlmq.reports.descriptions import RetentionResult
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from sqlmq.database.database import Database
     from sqlmq.dialects import Dialect
     from sqlmq.model.retention import Loss
-    from sqlmq.store.retention import Due
+    from sqlmq.store.retention import RetentionCandidate
 
     T = TypeVar("T")
 
@@ -37,12 +37,12 @@ _MOST_DELETES = 200
 _CLOSE_SECONDS = 5.0
 
 
-class Maintainer:
+class RetentionService:
     """Trims topics: in a thread of its own from ``watch`` on, and whenever ``round`` is called."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
-        self._runtime = database.runtime
+        self._clock = database.clock
         self._thread: threading.Thread | None
         self._start_over()
 
@@ -52,7 +52,7 @@ class Maintainer:
             self._start_over()
         with self._lock:
             if self._thread is None:
-                self._thread = threading.Thread(target=self._run, name="sqlmq-maintainer", daemon=True)
+                self._thread = threading.Thread(target=self._run, name="sqlmq-retention", daemon=True)
                 self._thread.start()
 
     def close(self) -> None:
@@ -65,13 +65,13 @@ class Maintainer:
         if thread is not None:
             thread.join(_CLOSE_SECONDS)
 
-    def round(self, topic: str | None = None) -> list[Trimmed]:
+    def run_once(self, topic: str | None = None) -> list[RetentionResult]:
         """Trim what is due, of one topic or all; return what was done to which partition.
 
         What a group has lost is logged. Partitions that fail are left to the next round, and the errors raised together.
         """
         topic_id = None if topic is None else self._read(lambda conn: topics.find_topic(conn, self._dialect, topic).id)
-        trimmed: list[Trimmed] = []
+        trimmed: list[RetentionResult] = []
         errors: list[Exception] = []
         expired: dict[int, set[int]] = {}
         for due in self._read(lambda conn: retention.due(conn, self._dialect, topic_id)):
@@ -95,18 +95,18 @@ class Maintainer:
         return self._database.dialect
 
     def _run(self) -> None:
-        while not self._closing.wait(ROUND_SECONDS * self._runtime.random.uniform(0.75, 1.25)):
+        while not self._closing.wait(ROUND_SECONDS * self._clock.random.uniform(0.75, 1.25)):
             try:
-                self.round()
+                self.run_once()
             except Exception as error:  # noqa: BLE001 - a thread that dies here would let the database grow, silently
                 reasons = error.exceptions if isinstance(error, ExceptionGroup) else [error]
-                told = facts("trim failed", error=reasons[0])
+                told = log_fields("trim failed", error=reasons[0])
                 log.warning("Trimming failed and is tried again: %s", "; ".join(map(str, reasons)), extra=told)
 
-    def _expired(self, due: Due) -> set[int]:
+    def _expired(self, due: RetentionCandidate) -> set[int]:
         return self._read(lambda conn: retention.expired(conn, self._dialect, due.topic_id, due.retention))
 
-    def _trim(self, due: Due, expired: set[int]) -> Trimmed | None:
+    def _trim(self, due: RetentionCandidate, expired: set[int]) -> RetentionResult | None:
         planned = self._read(lambda conn: retention.plan(conn, self._dialect, due, expired))
         advanced = None
         if planned is not None:
@@ -116,17 +116,17 @@ class Maintainer:
         deleted = sum(self._deletes(due)) if advanced or due.has_rest else 0
         self._forget_parked(due)
         start = self._read(lambda conn: retention.start(conn, self._dialect, due)) if deleted else None
-        return None if start is None else Trimmed(due.topic, due.number, start, deleted)
+        return None if start is None else RetentionResult(due.topic, due.number, start, deleted)
 
-    def _deletes(self, due: Due) -> Iterator[int]:
+    def _deletes(self, due: RetentionCandidate) -> Iterator[int]:
         for _ in range(_MOST_DELETES):
             deleted = self._write(lambda conn: retention.delete(conn, self._dialect, due.partition_id))
             if deleted is None or self._closing.is_set():
                 return
             yield deleted
 
-    def _forget_parked(self, due: Due) -> None:
-        for group_id, group in self._read(lambda conn: retention.losing_parked(conn, self._dialect, due)):
+    def _forget_parked(self, due: RetentionCandidate) -> None:
+        for group_id, group in self._read(lambda conn: retention.groups_losing_parked(conn, self._dialect, due)):
             while lost := self._write(
                 lambda conn: retention.forget_parked(conn, self._dialect, due, group_id, group)  # noqa: B023 - called now
             ):
@@ -151,14 +151,17 @@ class Maintainer:
         """In the beginning, and in a forked child: the parent's thread stays with the parent."""
         self._pid = os.getpid()
         self._lock = threading.Lock()
-        self._closing = self._runtime.event()
+        self._closing = self._clock.event()
         self._thread = None
 
 
-def _say_lost(due: Due, loss: Loss) -> None:
+def _say_lost(due: RetentionCandidate, loss: Loss) -> None:
     level, reason = logging.WARNING, "it protects nothing, or not any more"
     if loss.is_protected:
-        level, reason = logging.ERROR, f"they are older than max_seconds, which is {due.retention.max_seconds:g}"
+        level, reason = (
+            logging.ERROR,
+            f"they are older than max_seconds, which is {due.retention.protect_max_seconds:g}",
+        )
     log.log(
         level,
         "Group %r has lost the messages %s/%d@%d to %d unread: %s.",
@@ -168,10 +171,12 @@ def _say_lost(due: Due, loss: Loss) -> None:
         loss.start,
         loss.end - 1,
         reason,
-        extra=_lost("unread lost", due, loss.group, loss.start, loss.end),
+        extra=_lost("unread evicted", due, loss.group, loss.start, loss.end),
     )
 
 
-def _lost(event: str, due: Due, group: str, start: int, end: int) -> dict[str, object]:
+def _lost(event: str, due: RetentionCandidate, group: str, start: int, end: int) -> dict[str, object]:
     lost = end - start
-    return facts(event, topic=due.topic, group=group, partition=due.number, offset=start, end_offset=end, messages=lost)
+    return log_fields(
+        event, topic=due.topic, group=group, partition=due.number, offset=start, end_offset=end, messages=lost
+    )

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from weakref import ref
 
 from sqlmq.errors import SqlmqError
-from sqlmq.hooks.log_events import facts
+from sqlmq.hooks.log_events import log_fields
 from sqlmq.operations import staging
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from sqlalchemy.engine import RootTransaction
 
     from sqlmq.database.database import Database
-    from sqlmq.store.staged import Outlook
+    from sqlmq.store.staged import DueMessages
 
     T = TypeVar("T")
 
@@ -56,7 +56,7 @@ class _Committing(NamedTuple):
         return transaction is None or not transaction.is_active
 
 
-class Mover:
+class Scheduler:
     """Follows transactions that carry messages, moves what is due. The thread starts when there is something to do.
 
     *wake* is told of each topic that has new messages; if *wakes_others*, somebody may wait even without consumers here.
@@ -67,7 +67,7 @@ class Mover:
         self, database: Database, wake: Callable[[int], None], *, wakes_others: bool, poll_max_seconds: float
     ) -> None:
         self._database = database
-        self._runtime = database.runtime
+        self._clock = database.clock
         self._wake = wake
         self._wakes_others = wakes_others
         self._look_seconds = min(_LOOK_SECONDS, poll_max_seconds)
@@ -84,7 +84,7 @@ class Mover:
             self._look_at = 0.0
             self._run_thread()
 
-    def follow(self, transaction: RootTransaction, topic_ids: set[int], due_at: float) -> None:
+    def track_commit(self, transaction: RootTransaction, topic_ids: set[int], due_at: float) -> None:
         """Once *transaction*, which is about to commit, is over, wake the consumers, and move what it staged.
 
         That is to be moved at *due_at*, by the monotonic clock; inf if it has staged nothing.
@@ -95,7 +95,7 @@ class Mover:
                 self._committing.append(_Committing(ref(transaction), topic_ids, due_at))
                 self._run_thread()
 
-    def expect(self, due_at: float) -> None:
+    def schedule(self, due_at: float) -> None:
         """Move what was staged just now, when that is due: at *due_at*, by the monotonic clock."""
         self._leave_fork()
         with self._changed:
@@ -108,7 +108,7 @@ class Mover:
             return
         with self._changed:
             self._is_closing = True
-            self._give_up_at = self._runtime.monotonic() + _CLOSE_SECONDS / 2
+            self._give_up_at = self._clock.monotonic() + _CLOSE_SECONDS / 2
             self._changed.notify_all()
             thread = self._thread
         if thread is not None:
@@ -116,7 +116,7 @@ class Mover:
 
     def _run_thread(self) -> None:
         if self._thread is None:
-            self._thread = threading.Thread(target=self._run, name="sqlmq-mover", daemon=True)
+            self._thread = threading.Thread(target=self._run, name="sqlmq-scheduler", daemon=True)
             self._thread.start()
         self._changed.notify_all()
 
@@ -124,13 +124,13 @@ class Mover:
         pause = _COMMIT_SECONDS
         while not self._is_closing or self._has_staged or any(one.is_over for one in self._committing):
             self._wake_over()
-            if self._has_staged or self._runtime.monotonic() >= self._look_at:
+            if self._has_staged or self._clock.monotonic() >= self._look_at:
                 self._move()
             with self._changed:
                 if self._is_closing or self._has_staged:
                     continue
                 # Somebody who begins to commit is asked after soon, however long another one takes.
-                seconds = min(max(0.0, self._look_at - self._runtime.monotonic()), threading.TIMEOUT_MAX)
+                seconds = min(max(0.0, self._look_at - self._clock.monotonic()), threading.TIMEOUT_MAX)
                 was_told = self._changed.wait(min(seconds, pause) if self._committing else seconds)
                 pause = _COMMIT_SECONDS if was_told else min(2 * pause, _COMMIT_MOST_SECONDS)
 
@@ -146,7 +146,7 @@ class Mover:
 
     def _note_due(self, due_at: float) -> bool:
         """Look when something is due at that moment; return whether the thread has to be told. With the lock."""
-        if due_at <= self._runtime.monotonic():
+        if due_at <= self._clock.monotonic():
             is_news, self._has_staged = not self._has_staged, True
             return is_news
         is_news = due_at < self._look_at
@@ -157,7 +157,7 @@ class Mover:
         """Move what is due, partition by partition."""
         with self._changed:
             self._has_staged = False
-            self._look_at = self._runtime.monotonic() + self._look_seconds if self._is_watching else math.inf
+            self._look_at = self._clock.monotonic() + self._look_seconds if self._is_watching else math.inf
         seen: set[int] = set()
         while (outlook := self._trying(lambda: self._look(seen))) is not None:
             for partition_id in outlook.partition_ids:
@@ -169,14 +169,14 @@ class Mover:
             # There may be others, behind very many messages of these; which may be locked, and there still.
             seen.update(outlook.partition_ids)
 
-    def _look(self, seen: set[int]) -> Outlook:
+    def _look(self, seen: set[int]) -> DueMessages:
         """See what is due, but for the partitions *seen*, and look again when something else will be."""
         outlook = self._database.read(lambda conn: staging.look(conn, self._database.dialect, seen))
-        now = self._runtime.monotonic()
+        now = self._clock.monotonic()
         # Soon, too, if something is due, for somebody may have a row of it locked.
         soon = now + _LOOK_SECONDS if outlook.partition_ids else math.inf
         if outlook.next_seconds is not None:
-            spread = self._runtime.random.uniform(0, _SPREAD_SECONDS)
+            spread = self._clock.random.uniform(0, _SPREAD_SECONDS)
             soon = min(soon, now + outlook.next_seconds + spread, now + _UNSURE_SECONDS)
         with self._changed:
             self._look_at = min(self._look_at, soon)
@@ -185,7 +185,7 @@ class Mover:
     @property
     def _is_overdue(self) -> bool:
         """Whether whoever closes waits no longer; what is due is left to others then."""
-        return self._is_closing and self._runtime.monotonic() >= self._give_up_at
+        return self._is_closing and self._clock.monotonic() >= self._give_up_at
 
     def _trying(self, action: Callable[[], T]) -> T | None:
         try:
@@ -194,13 +194,13 @@ class Mover:
             log.warning(
                 "Staged messages could not be moved into the log, and are tried again: %s",
                 error,
-                extra=facts("move failed", error=error),
+                extra=log_fields("scheduling failed", error=error),
             )
         except Exception:
             # A thread that dies here would leave what is staged behind, silently.
-            log.exception("Moving staged messages failed, and is tried again", extra=facts("move failed"))
+            log.exception("Moving staged messages failed, and is tried again", extra=log_fields("scheduling failed"))
         with self._changed:
-            self._look_at = min(self._look_at, self._runtime.monotonic() + _LOOK_SECONDS)
+            self._look_at = min(self._look_at, self._clock.monotonic() + _LOOK_SECONDS)
         return None
 
     def _move_all_of(self, partition_id: int) -> None:
@@ -215,7 +215,7 @@ class Mover:
                 log.warning(
                     "%d staged message(s) were deleted with their topic.",
                     moved.messages,
-                    extra=facts("staged deleted", messages=moved.messages),
+                    extra=log_fields("staged deleted", messages=moved.messages),
                 )
             if not moved.may_leave_more or self._is_overdue:
                 return
@@ -227,7 +227,7 @@ class Mover:
     def _start_over(self) -> None:
         """In the beginning, and in a forked child: the parent's thread and transactions stay with the parent."""
         self._pid = os.getpid()
-        self._changed = self._runtime.condition()
+        self._changed = self._clock.condition()
         self._thread = None
         self._committing = []
         self._look_at = math.inf

@@ -12,9 +12,9 @@ from sqlmq.model import timing
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from sqlmq.hooks.clock import Runtime
-    from sqlmq.model.config import Options
-    from sqlmq.model.timing import Deadline, Pause
+    from sqlmq.hooks.clock import Clock
+    from sqlmq.model.config import MQConfig
+    from sqlmq.model.timing import Deadline, PollWait
 
 FEW = 4
 """So many consumers are woken at once: each looks by itself sooner than one look for all would have told it."""
@@ -23,86 +23,92 @@ FEW = 4
 class Wakeups:
     """Counts wake-ups: whoever looks first, and then waits for the count to differ, misses none. Shared by threads."""
 
-    def __init__(self, nudge: Callable[[], None], options: Options, runtime: Runtime = SYSTEM) -> None:
-        self._nudge = nudge
+    def __init__(self, on_wait: Callable[[], None], options: MQConfig, clock: Clock = SYSTEM) -> None:
+        self._on_wait = on_wait
         self._options = options
-        self._runtime = runtime
+        self._clock = clock
         # Never held for longer than it takes to count.
-        self._woken = runtime.condition()
-        self._alarms: list[Callable[[], None]] = []
+        self._woken = clock.condition()
+        self._callbacks: list[Callable[[], None]] = []
         self.count = 0
         """How often there was a wake-up."""
         self.waiters = 0
         """How many wait at this moment."""
-        self.awaited_at = -math.inf
+        self.waited_at = -math.inf
         """When somebody last waited, by the monotonic clock; of those who wait no more."""
-        self.alone = 0
+        self.self_polling = 0
         """How many wait at this moment for whom nobody else can look."""
-        self.patient = 0
+        self.delegated = 0
         """How many wait at this moment who need not look as long as somebody else does."""
-        self.looked_at = -math.inf
+        self.polled_at = -math.inf
         """When somebody else last looked for them and found nothing, by the monotonic clock."""
 
     def wake(self) -> None:
         """Wake everybody who waits."""
         with self._woken:
             self.count += 1
-            self._stir()
+            self._notify()
 
-    def looked(self, began: float) -> None:
+    def polled(self, began: float) -> None:
         """Somebody else has looked, from *began* on, and found nothing; -inf if nobody looks any more."""
         with self._woken:
-            is_less = began < self.looked_at
-            self.looked_at = began
+            is_less = began < self.polled_at
+            self.polled_at = began
             if is_less:
-                self._stir()
+                self._notify()
 
-    def pause(self, attempt: int, deadline: Deadline, *, may_rest: bool) -> Pause:
+    def pause(self, attempt: int, deadline: Deadline, *, may_delegate: bool) -> PollWait:
         """The wait that begins now, after look number *attempt*; it *may_rest* if others look for whoever waits."""
         least, most = self._options.poll_min_seconds, self._options.poll_max_seconds
-        now = self._runtime.monotonic()
+        now = self._clock.monotonic()
         return timing.pause(
-            attempt, now, deadline, least=least, most=most, random=self._runtime.random.random(), may_rest=may_rest
+            attempt,
+            now,
+            deadline,
+            least=least,
+            most=most,
+            random=self._clock.random.random(),
+            may_delegate=may_delegate,
         )
 
-    def wait(self, pause: Pause, seen: int) -> bool:
+    def wait(self, pause: PollWait, seen: int) -> bool:
         """Block the thread until there is a wake-up, which may have come since the count *seen*; return whether."""
-        with self.awaited(pause), self._woken:
+        with self.waiting(pause), self._woken:
             while self.count == seen and (seconds := self.remaining(pause)) > 0:
                 self._woken.wait(seconds)
             return self.count != seen
 
-    def remaining(self, pause: Pause) -> float:
+    def remaining(self, pause: PollWait) -> float:
         """How many seconds are left of *pause*."""
-        return pause.remaining(self._runtime.monotonic(), self.looked_at)
+        return pause.remaining(self._clock.monotonic(), self.polled_at)
 
     @contextlib.contextmanager
-    def awaited(self, pause: Pause | None = None, alarm: Callable[[], None] | None = None) -> Iterator[None]:
+    def waiting(self, pause: PollWait | None = None, callback: Callable[[], None] | None = None) -> Iterator[None]:
         """Count somebody who waits, for a *pause* or for somebody who does.
 
         *alarm* is called, by whatever thread it is, when he has to see how things are.
         """
-        alarms = [] if alarm is None else [alarm]
-        is_alone = pause is not None and not pause.may_rest
-        is_patient = pause is not None and pause.is_patient
+        alarms = [] if callback is None else [callback]
+        is_alone = pause is not None and not pause.may_delegate
+        is_patient = pause is not None and pause.is_delegated
         with self._woken:
             self.waiters += 1
-            self.alone += is_alone
-            self.patient += is_patient
-            self._alarms.extend(alarms)
-        self._nudge()
+            self.self_polling += is_alone
+            self.delegated += is_patient
+            self._callbacks.extend(alarms)
+        self._on_wait()
         try:
             yield
         finally:
             with self._woken:
-                self.awaited_at = self._runtime.monotonic()
+                self.waited_at = self._clock.monotonic()
                 self.waiters -= 1
-                self.alone -= is_alone
-                self.patient -= is_patient
+                self.self_polling -= is_alone
+                self.delegated -= is_patient
                 for one in alarms:
-                    self._alarms.remove(one)
+                    self._callbacks.remove(one)
 
-    def _stir(self) -> None:
+    def _notify(self) -> None:
         self._woken.notify_all()
-        for alarm in self._alarms:
-            alarm()
+        for callback in self._callbacks:
+            callback()

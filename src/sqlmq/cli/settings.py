@@ -14,7 +14,7 @@ import click
 from click.core import ParameterSource
 
 from sqlmq.errors import SqlmqError
-from sqlmq.model.config import Options
+from sqlmq.model.config import MQConfig
 from sqlmq.mq import MQ
 
 if TYPE_CHECKING:
@@ -107,7 +107,7 @@ def database_options(command: AnyCommand) -> AnyCommand:
 lease_option = click.option(
     "--lease-seconds",
     type=click.FloatRange(min=0, min_open=True),
-    default=Options().lease_seconds,
+    default=MQConfig().lease_seconds,
     show_default=True,
     envvar="SQLMQ_LEASE_SECONDS",
     show_envvar=True,

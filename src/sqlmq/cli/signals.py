@@ -95,8 +95,8 @@ class Stop:
             tells.setblocking(False)
             if threading.current_thread() is threading.main_thread():
                 leaving.callback(signal.set_wakeup_fd, signal.set_wakeup_fd(tells.fileno(), warn_on_full_buffer=False))
-            signals.take(self._arrive, self._before)
-            leaving.callback(signals.give_back, self._before)
+            signals.install(self._arrive, self._before)
+            leaving.callback(signals.restore, self._before)
             self._leaving = leaving.pop_all()
         return self
 

@@ -9,19 +9,19 @@ import logging
 from itertools import islice
 from typing import TYPE_CHECKING, Protocol
 
-from sqlmq.consumer.prefetcher import Read, ReadAhead
+from sqlmq.consumer.prefetcher import FetchResult, Prefetcher
 from sqlmq.errors import OffsetGapError
 from sqlmq.operations import consume
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
-    from sqlmq.consumer.coordinator import Ownership
-    from sqlmq.consumer.partition import PartitionProgress, Span
-    from sqlmq.consumer.prefetcher import GoOn, Positions
+    from sqlmq.consumer.coordinator import Coordinator
+    from sqlmq.consumer.partition import AssignedPartition, Delivery
+    from sqlmq.consumer.prefetcher import NextFetch, Positions
     from sqlmq.database.database import Database
-    from sqlmq.model.config import Options
-    from sqlmq.model.message import Arrival, Message
+    from sqlmq.model.config import MQConfig
+    from sqlmq.model.message import FetchedRecords, Message
 
 log = logging.getLogger("sqlmq.consumer")
 
@@ -47,153 +47,155 @@ class Receiver(Protocol):
     def __hash__(self) -> int: ...
 
 
-class Stock:
+class FetchBuffer:
     """Reads on, hands out, takes back. What was handed out counts as in hand until it is finished or given up."""
 
-    def __init__(self, database: Database, ownership: Ownership, options: Options) -> None:
+    def __init__(self, database: Database, coordinator: Coordinator, options: MQConfig) -> None:
         self._database = database
-        self._runtime = database.runtime
-        self._ownership = ownership
+        self._clock = database.clock
+        self._coordinator = coordinator
         self._options = options
-        self._shelf: dict[int, PartitionProgress] = {}
+        self._buffered: dict[int, AssignedPartition] = {}
         """Partitions of which something was read ahead, those to be served next first; some may be empty, or lost."""
-        self._in_hand: dict[Receiver, list[Span]] = {}
-        self._lent: Span | None = None
+        self._in_hand: dict[Receiver, list[Delivery]] = {}
+        self._lent: Delivery | None = None
         self._refill_at = 0.0
-        self._reading = ReadAhead(self._read)
+        self._reading = Prefetcher(self._read)
         self._ahead_at_once = options.read_messages
         self._has_backlog = False
         """Whether the last look found about as much as it asked for, so that there is likely to be more."""
 
     @property
-    def is_in_hand(self) -> bool:
+    def has_in_flight(self) -> bool:
         """Whether anybody has something in hand."""
         return bool(self._in_hand)
 
-    def refill(self, at_most: int) -> None:
+    def fetch_more(self, at_most: int) -> None:
         """Read on in the partitions that have nothing read ahead; or take what was read meanwhile."""
-        self.recall()
+        self.reclaim()
         if self._reading.is_done or (self._reading.under_way and not self._ahead()):
             read = self._reading.receive()
-            self._keep(read)
+            self._store_fetch(read)
             if under_way := self._reading.under_way:
                 self._reading.go_on = self._go_on(under_way, read.at_most)
-        now = self._runtime.monotonic()
+        now = self._clock.monotonic()
         if self._ahead() and (now < self._refill_at or self._reading.under_way):
             return
         self._refill_at = now + _REFILL_SECONDS
-        positions = self._positions(progress for progress in self.active() if not progress.ahead)
+        positions = self._positions(assigned for assigned in self.active() if not assigned.ahead)
         if not positions:
             return
         at_most = min(max(at_most, self._options.read_messages), _MOST_AT_ONCE)
         self._ahead_at_once = min(at_most, self._options.prefetch)
-        evicted = self._keep(self._read(positions, at_most))
+        evicted = self._store_fetch(self._read(positions, at_most))
         if evicted:
-            self._keep(self._read(self._positions(evicted), at_most))
+            self._store_fetch(self._read(self._positions(evicted), at_most))
 
     def is_ready(self, now: float) -> bool:
         """Whether something can be handed out *now*, before anything is due that asks the database or tells the log."""
-        self.recall()
+        self.reclaim()
         return now < self._refill_at and self._ahead() > 0 and all(one.is_alive() for one in self._in_hand)
 
-    def hand_out(self, receiver: Receiver, at_most: int) -> list[Message]:
+    def deliver(self, receiver: Receiver, at_most: int) -> list[Message]:
         """Give *receiver* up to *at_most* messages, of several partitions if need be."""
         messages: list[Message] = []
-        for progress in self._stocked():
-            given, span = progress.hand_out(at_most - len(messages))
+        for assigned in self._partitions_with_messages():
+            given, delivery = assigned.deliver(at_most - len(messages))
             messages.extend(given)
-            self._in_hand.setdefault(receiver, []).append(span)
+            self._in_hand.setdefault(receiver, []).append(delivery)
             if len(messages) == at_most:
                 break
         self._read_ahead()
         return messages
 
-    def lend(self, receiver: Receiver, at_most: int, *, is_shared: bool) -> list[Span]:
+    def deliver_lazily(self, receiver: Receiver, at_most: int, *, is_shared: bool) -> list[Delivery]:
         """Lend a loop of *receiver* up to *at_most* messages of one partition; a single one if others want some, too."""
-        progress = next(self._stocked(), None)
-        if progress is None:
+        assigned = next(self._partitions_with_messages(), None)
+        if assigned is None:
             return []
-        self._lent = progress.lend(1 if is_shared or self._in_hand else at_most)
+        self._lent = assigned.deliver_lazily(1 if is_shared or self._in_hand else at_most)
         self._in_hand[receiver] = [self._lent]
         self._read_ahead()
         return [self._lent]
 
-    def reserve(self, receiver: Receiver, wanted: Callable[[PartitionProgress], int]) -> Span | None:
+    def deliver_from_idle_partition(
+        self, receiver: Receiver, wanted: Callable[[AssignedPartition], int]
+    ) -> Delivery | None:
         """Lend *receiver* messages of a partition of which nobody has anything, as many as are *wanted* of it, if any."""
-        for progress in self._stocked():
-            if progress.is_idle and (at_most := wanted(progress)):
-                span = progress.lend(at_most)
-                self._in_hand[receiver] = [span]
+        for assigned in self._partitions_with_messages():
+            if assigned.is_idle and (at_most := wanted(assigned)):
+                delivery = assigned.deliver_lazily(at_most)
+                self._in_hand[receiver] = [delivery]
                 self._read_ahead()
-                return span
+                return delivery
         return None
 
-    def occupy(self, receiver: Receiver, progress: PartitionProgress) -> Span:
+    def hold_partition(self, receiver: Receiver, assigned: AssignedPartition) -> Delivery:
         """Let *receiver* alone have to do with a partition, without any message of it."""
-        span = progress.occupy()
-        self._in_hand[receiver] = [span]
-        return span
+        delivery = assigned.hold_partition()
+        self._in_hand[receiver] = [delivery]
+        return delivery
 
-    def recall(self) -> None:
+    def reclaim(self) -> None:
         """What is lent to a loop, and not taken yet, is for whoever asks first."""
         if self._lent is not None:
-            self._lent.progress.recall()
-            self._shelve(self._lent.progress)
+            self._lent.assigned.reclaim()
+            self._shelve(self._lent.assigned)
             self._lent = None
 
-    def finish(self, receiver: Receiver, *, also_left: bool) -> None:
+    def acknowledge(self, receiver: Receiver, *, also_left: bool) -> None:
         """What *receiver* got before is done; where it left a loop only if that is wanted, else it comes again."""
-        for span in self._in_hand.pop(receiver, ()):
-            if span.is_left and not also_left:
-                span.progress.give_up(span)
+        for delivery in self._in_hand.pop(receiver, ()):
+            if delivery.is_left and not also_left:
+                delivery.assigned.requeue(delivery)
             else:
-                span.progress.finish(span)
-                self._shelve(span.progress)  # what was lent of it, and not taken, is back
+                delivery.assigned.acknowledge(delivery)
+                self._shelve(delivery.assigned)  # what was lent of it, and not taken, is back
 
-    def give_up(self, receiver: Receiver) -> None:
+    def requeue(self, receiver: Receiver) -> None:
         """What *receiver* got will not be finished: it comes again, to whoever asks."""
-        for span in self._in_hand.pop(receiver, ()):
-            span.progress.give_up(span)
+        for delivery in self._in_hand.pop(receiver, ()):
+            delivery.assigned.requeue(delivery)
 
-    def give_up_dead(self) -> list[str]:
+    def requeue_of_dead_receivers(self) -> list[str]:
         """A thread or task that ended with messages in hand will not finish them; return what they were called."""
         dead = [receiver for receiver in self._in_hand if not receiver.is_alive()]
         for receiver in dead:
-            self.give_up(receiver)
+            self.requeue(receiver)
         return [receiver.name for receiver in dead]
 
-    def leave(self, receiver: Receiver) -> None:
+    def mark_interrupted(self, receiver: Receiver) -> None:
         """*receiver* has left the loop in which it got its messages."""
         # Without the lock, which may be held while the database is asked: nobody else touches what a receiver has.
-        for span in self._in_hand.get(receiver, ()):
-            span.is_left = True
+        for delivery in self._in_hand.get(receiver, ()):
+            delivery.is_left = True
 
     def close(self) -> None:
         """Read nothing more ahead."""
         self._reading.close(_CLOSE_SECONDS)
 
-    def active(self) -> list[PartitionProgress]:
+    def active(self) -> list[AssignedPartition]:
         """The claimed partitions, but for those that are to be handed back."""
-        owned = self._ownership
-        return [progress for id_, progress in owned.claimed.items() if id_ not in owned.leaving]
+        owned = self._coordinator
+        return [assigned for id_, assigned in owned.claimed.items() if id_ not in owned.leaving]
 
-    def _stocked(self) -> Iterator[PartitionProgress]:
+    def _partitions_with_messages(self) -> Iterator[AssignedPartition]:
         """The partitions of which something can be handed out; the next to ask begins with another one."""
-        for partition_id, progress in list(self._shelf.items()):
-            del self._shelf[partition_id]
-            if progress.ahead and self._ownership.claimed.get(partition_id) is progress:
-                self._shelf[partition_id] = progress
-                if partition_id not in self._ownership.leaving:
-                    yield progress
+        for partition_id, assigned in list(self._buffered.items()):
+            del self._buffered[partition_id]
+            if assigned.ahead and self._coordinator.claimed.get(partition_id) is assigned:
+                self._buffered[partition_id] = assigned
+                if partition_id not in self._coordinator.leaving:
+                    yield assigned
 
-    def _shelve(self, progress: PartitionProgress) -> None:
+    def _shelve(self, assigned: AssignedPartition) -> None:
         """Serve *progress* too, unless it is of an earlier claim: another one may have its place."""
-        if self._ownership.claimed.get(progress.partition_id) is progress:
-            self._shelf[progress.partition_id] = progress
+        if self._coordinator.claimed.get(assigned.partition_id) is assigned:
+            self._buffered[assigned.partition_id] = assigned
 
     def _ahead(self) -> int:
         """How many messages are read and not handed out."""
-        return sum(progress.ahead for progress in self._shelf.values())
+        return sum(assigned.ahead for assigned in self._buffered.values())
 
     def _read_ahead(self) -> None:
         """Begin to read, in another thread, as much as was asked for last, once there is room for it."""
@@ -205,43 +207,43 @@ class Stock:
         positions = self._positions(self.active())
         self._reading.begin(positions, at_most, self._go_on(positions, at_most))
 
-    def _go_on(self, positions: Positions, at_most: int) -> GoOn:
+    def _go_on(self, positions: Positions, at_most: int) -> NextFetch:
         """Where to read after *positions*, if there is room for as much again: in those not read now, or in all again."""
         if 2 * at_most > self._options.prefetch:
             return None
-        being_read = {progress for progress, _ in positions}
-        others = self._positions(progress for progress in self.active() if progress not in being_read)
+        being_read = {assigned for assigned, _ in positions}
+        others = self._positions(assigned for assigned in self.active() if assigned not in being_read)
         if others:
             return lambda _read: others
-        return Read.ends
+        return FetchResult.ends
 
-    def _positions(self, progresses: Iterable[PartitionProgress]) -> Positions:
+    def _positions(self, progresses: Iterable[AssignedPartition]) -> Positions:
         """Where to read on: everywhere, or while there is enough to be read, where it was not done lately."""
         some = islice(progresses, _WINDOW) if self._has_backlog else progresses
-        return [(progress, progress.read_position) for progress in some]
+        return [(assigned, assigned.read_position) for assigned in some]
 
-    def _read(self, positions: Positions, at_most: int) -> Read:
+    def _read(self, positions: Positions, at_most: int) -> FetchResult:
         dialect, max_bytes = self._database.dialect, self._options.read_bytes
         found = self._database.read(
             lambda conn: consume.fetch(conn, dialect, positions, limit=at_most, max_bytes=max_bytes)
         )
-        return Read(positions, found, at_most)
+        return FetchResult(positions, found, at_most)
 
-    def _keep(self, read: Read) -> list[PartitionProgress]:
+    def _store_fetch(self, read: FetchResult) -> list[AssignedPartition]:
         """Keep what was *read*, as far as it follows what is kept; return the partitions to read again.
 
         They are those of which retention has deleted what was next.
         """
-        claimed, found = self._ownership.claimed, read.found
+        claimed, found = self._coordinator.claimed, read.found
         evicted = []
         unfound = set(found)
-        for progress, position in read.positions:
-            id_ = progress.partition_id
-            if claimed.get(id_) is progress:
-                if progress.read_position == position:
-                    if not self._receive(progress, found.get(id_)):
-                        evicted.append(progress)
-                    self._shelf[id_] = progress
+        for assigned, position in read.positions:
+            id_ = assigned.partition_id
+            if claimed.get(id_) is assigned:
+                if assigned.read_position == position:
+                    if not self._receive(assigned, found.get(id_)):
+                        evicted.append(assigned)
+                    self._buffered[id_] = assigned
                 # To the end of the row, as far as was looked.
                 claimed[id_] = claimed.pop(id_)
             unfound.discard(id_)
@@ -250,14 +252,14 @@ class Stock:
         self._has_backlog = read.is_backlog
         return evicted
 
-    def _receive(self, progress: PartitionProgress, arrival: Arrival | None) -> bool:
+    def _receive(self, assigned: AssignedPartition, records: FetchedRecords | None) -> bool:
         """Keep *arrival*; return False if retention has deleted what is missing before it, and it is passed over."""
-        if arrival is None:
-            return not progress.is_behind or not self._ownership.pass_over_evicted(progress)
+        if records is None:
+            return not assigned.is_behind or not self._coordinator.skip_evicted(assigned)
         try:
-            progress.receive(arrival)
+            assigned.receive(records)
         except OffsetGapError:
-            if not self._ownership.pass_over_evicted(progress):
+            if not self._coordinator.skip_evicted(assigned):
                 raise
             return False
         return True

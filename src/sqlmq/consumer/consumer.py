@@ -9,15 +9,22 @@ import os
 import threading
 from typing import TYPE_CHECKING, Literal, Self, TypeVar
 
-from sqlmq.consumer.core import Kept
+from sqlmq.consumer.core import ConsumerCore
 from sqlmq.consumer.transaction import Host, Transaction
-from sqlmq.consumer.transaction_scope import Transactions
+from sqlmq.consumer.transaction_scope import TransactionContext
 from sqlmq.consumer.worker.attempts import Books
 from sqlmq.consumer.worker.dispatcher import Terms
-from sqlmq.consumer.worker.executor import Plain, Transacting, check_handler, check_no_session, observed, session_maker
+from sqlmq.consumer.worker.executor import (
+    DirectExecutor,
+    TransactionalExecutor,
+    check_handler,
+    check_no_session,
+    observed,
+    session_maker,
+)
 from sqlmq.consumer.worker.pool import Host as RunHost
-from sqlmq.consumer.worker.pool import Limits, Run
-from sqlmq.database.close_once import Closing
+from sqlmq.consumer.worker.pool import Limits, WorkerPool
+from sqlmq.database.close_once import CloseOnce
 from sqlmq.errors import (
     ConsumerClosedError,
     DatabaseBusyError,
@@ -37,14 +44,14 @@ if TYPE_CHECKING:
 
     from sqlmq.background.heartbeat import Background
     from sqlmq.consumer.buffer import Receiver
-    from sqlmq.consumer.coordinator import Joining
-    from sqlmq.consumer.partition import Span
+    from sqlmq.consumer.coordinator import Subscription
+    from sqlmq.consumer.partition import Delivery
     from sqlmq.consumer.transaction import SessionSource
     from sqlmq.consumer.worker.dispatcher import Attempt
-    from sqlmq.consumer.worker.executor import Performer
+    from sqlmq.consumer.worker.executor import Executor
     from sqlmq.consumer.worker.pool import RunSummary
     from sqlmq.database.database import Database
-    from sqlmq.model.config import Options
+    from sqlmq.model.config import MQConfig
     from sqlmq.model.message import Message
     from sqlmq.model.positions import SeekTo
     from sqlmq.model.retry import FailurePolicy, Retry
@@ -53,11 +60,11 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 log = logging.getLogger("sqlmq.consumer")
 
-Ack = Literal["after", "before"]
+Ack = Literal["auto", "on_delivery"]
 """When a message counts as done: after it was handled (at least once), or before it is handed out (at most once)."""
 
 
-class Consumer(Kept):
+class Consumer(ConsumerCore):
     """Reads one topic as a member of a group. Made by ``mq.consumer(topic, group_id)``; may be shared by threads.
 
     The partitions of the topic are shared out between the group's consumers, each to one at a time, and the group's
@@ -70,41 +77,41 @@ class Consumer(Kept):
     """
 
     def __init__(
-        self, database: Database, background: Background, joining: Joining, options: Options, ack: Ack
+        self, database: Database, background: Background, subscription: Subscription, options: MQConfig, ack: Ack
     ) -> None:
-        super().__init__(database, background.nudge, joining, options)
+        super().__init__(database, background.on_wait, subscription, options)
         self._background = background
         self._ack = ack
-        self._closing = Closing()
-        self._transactions = Transactions(database, joining.topic, options, joining.on_evicted)
-        self._run: Run | None = None
+        self._closing = CloseOnce()
+        self._transactions = TransactionContext(database, subscription.topic, options, subscription.on_evicted)
+        self._run: WorkerPool | None = None
         self._is_stopped = False
         background.add(self)
 
     @property
     def topic(self) -> str:
         """The name of the topic."""
-        return self._joining.topic.name
+        return self._subscription.topic.name
 
     @property
-    def is_closed(self) -> bool:
+    def closed(self) -> bool:
         """Whether it was closed."""
         return self._closed
 
     @property
     def group(self) -> str:
         """The name of the group."""
-        return self._joining.group_name
+        return self._subscription.group_name
 
     @property
     def name(self) -> str:
         """How this member is called where members are listed."""
-        return self._joining.member_name
+        return self._subscription.member_name
 
     @property
     def partitions(self) -> tuple[int, ...]:
         """The numbers of the partitions it owns at this moment."""
-        return self._ownership.numbers
+        return self._coordinator.numbers
 
     def consume(self, timeout: float | None = None) -> Message:
         """Return the next message, and finish what this thread got before.
@@ -112,7 +119,7 @@ class Consumer(Kept):
         Waits up to *timeout* seconds, without one for ever; raises TimeoutError when nothing came, ConsumerClosedError
         when the consumer is or becomes closed.
         """
-        return self._only(self._ask(self._hand_out, 1, check_timeout(timeout)), timeout)
+        return self._only(self._poll_until(self.deliver, 1, check_timeout(timeout)), timeout)
 
     def consume_chan(self) -> Iterator[Message]:
         """Give one message after the other, each when the one before is done; ends when the consumer closes.
@@ -122,17 +129,17 @@ class Consumer(Kept):
         """
         while True:
             try:
-                if self._ack == "before":
+                if self._ack == "on_delivery":
                     yield self.consume()
                     continue
-                spans = self._ask(self._lend, self._options.read_messages, None)
+                deliveries = self._poll_until(self.deliver_lazily, self._options.read_messages, None)
             except ConsumerClosedError:
                 return
             try:
-                for span in spans:
-                    yield from self._taking(span, math.inf)
+                for delivery in deliveries:
+                    yield from self._iterate_delivery(delivery, math.inf)
             except GeneratorExit:
-                self._leave_in_hand(threading.current_thread())
+                self.mark_interrupted(threading.current_thread())
                 raise
 
     def __iter__(self) -> Iterator[Message]:
@@ -144,7 +151,7 @@ class Consumer(Kept):
         Each partition's messages come in order. Waits up to *timeout* seconds, without one for ever; an empty list
         says that nothing came. ``timeout=0`` looks once.
         """
-        return self._ask(self._hand_out, check_max_messages(max_messages), check_timeout(timeout))
+        return self._poll_until(self.deliver, check_max_messages(max_messages), check_timeout(timeout))
 
     def transaction(
         self, max_messages: int = 100, timeout: float | None = None, session: SessionSource | None = None
@@ -180,8 +187,8 @@ class Consumer(Kept):
         on_failure: FailurePolicy | None = None,
         max_parked: int = 1_000,
         max_processing_seconds: float | None = None,
-        stop_timeout: float = 25.0,
-        idle_timeout: float | None = None,
+        stop_seconds: float = 25.0,
+        idle_seconds: float | None = None,
         handle_signals: bool = True,
     ) -> RunSummary:
         """Call *handler* with each message, until ``stop`` or a signal; then close the consumer, and return what was done.
@@ -196,8 +203,8 @@ class Consumer(Kept):
         - *concurrency*: how many partitions are worked on at a time, in a thread each. Those of one stay in order.
         - *max_parked*: with so many messages of a partition set aside, it is read no further.
         - *max_processing_seconds*: give a partition back when its handler takes longer; the attempt has failed.
-        - *stop_timeout*: how long handlers may go on after ``stop``. What they have not finished is delivered again.
-        - *idle_timeout*: return when for so long nothing came, and nothing waits for another attempt.
+        - *stop_seconds*: how long handlers may go on after ``stop``. What they have not finished is delivered again.
+        - *idle_seconds*: return when for so long nothing came, and nothing waits for another attempt.
         - *handle_signals*: in the main thread, stop at SIGTERM and SIGINT; a second one raises KeyboardInterrupt.
 
         Raises what is wrong with the topic or the database, once the handlers have ended; also what a handler raises that
@@ -205,8 +212,8 @@ class Consumer(Kept):
         """
         check_handler(handler)
         terms = Terms.checked(retry, on_failure, max_parked, batch_size)
-        limits = Limits.checked(concurrency, stop_timeout, max_processing_seconds, idle_timeout)
-        perform = self._performer(handler, session, in_batches=batch_size is not None, transaction=transaction)
+        limits = Limits.checked(concurrency, stop_seconds, max_processing_seconds, idle_seconds)
+        perform = self._executor(handler, session, in_batches=batch_size is not None, transaction=transaction)
         run = self._new_run(perform, terms, limits)
         with run.taking_signals() if handle_signals else contextlib.nullcontext():
             return self._work(run)
@@ -239,8 +246,8 @@ class Consumer(Kept):
         with self._lock:
             self._check_usable()
             self._check_not_run("`mq.reset_group` moves its group.")
-            self._ownership.ensure()
-            self._ownership.seek(partition, check_seek(to))
+            self._coordinator.ensure_assignment()
+            self._coordinator.seek(partition, check_seek(to))
 
     def close(self) -> None:
         """Commit what is finished, hand the partitions over and leave the group. A second call has the same result.
@@ -263,25 +270,27 @@ class Consumer(Kept):
         except SqlmqError:
             if error is None:
                 raise
-            log.exception("Closing %r failed", self, extra=self._told("close failed"))
+            log.exception("Closing %r failed", self, extra=self.log_fields("close failed"))
 
     def __repr__(self) -> str:
         return f"<Consumer {self.name!r} of {self.topic!r} in {self.group!r}{' (closed)' if self._closed else ''}>"
 
     # What a run needs of a consumer.
 
-    def _performer(
+    def _executor(
         self, handler: Callable[..., object], session: object, *, in_batches: bool, transaction: bool
-    ) -> Performer:
+    ) -> Executor:
         handler = observed(handler, self._database.observer, self.group)
         if transaction:
-            return Transacting(handler, self._transactions, self._group, session_maker(session), in_batches=in_batches)
+            return TransactionalExecutor(
+                handler, self._transactions, self._group, session_maker(session), in_batches=in_batches
+            )
         check_no_session(session)
-        return Plain(handler, in_batches=in_batches)
+        return DirectExecutor(handler, in_batches=in_batches)
 
-    def _new_run(self, perform: Performer, terms: Terms, limits: Limits) -> Run:
-        if self._ack != "after":
-            message = "run() finishes a message after its handler. Make the consumer with ack='after'."
+    def _new_run(self, perform: Executor, terms: Terms, limits: Limits) -> WorkerPool:
+        if self._ack != "auto":
+            message = "run() finishes a message after its handler. Make the consumer with ack='auto'."
             raise ValueError(message)
         with self._lock:
             self._check_usable()
@@ -289,49 +298,49 @@ class Consumer(Kept):
                 message = f"{self!r} is run already. Give each run a consumer of its own, or use concurrency=."
                 raise RuntimeError(message)
             self._is_run = True
-            books = Books(self._database, self._ownership, self._stock, self._lock)
+            books = Books(self._database, self._coordinator, self._buffer, self._lock)
             host = RunHost(self._take, self._may_take, self._wakeups)
-            self._run = Run(host, books, self._options, terms, limits, perform)
+            self._run = WorkerPool(host, books, self._options, terms, limits, perform)
         if self._is_stopped:
             self._run.stop()
         return self._run
 
-    def _work(self, run: Run) -> RunSummary:
+    def _work(self, run: WorkerPool) -> RunSummary:
         try:
             return run.work()
         finally:
-            self._ownership.has_successor = run.has_successor
+            self._coordinator.expects_successor = run.expects_successor
             self.close()
 
     def _take(self, choose: Callable[[], Attempt | None]) -> Attempt | None:
         """Have *choose* choose, if anything may be handed out at this moment."""
         with self._lock:
             self._check_usable()
-            is_ready = self._make_ready(1, Deadline.after(None, 0.0)) and self._ownership.is_trusted()
+            is_ready = self._make_ready(1, Deadline.after(None, 0.0)) and self._coordinator.is_lease_valid()
             try:
                 return choose() if is_ready else None
             except (DatabaseUnavailableError, DatabaseBusyError) as error:
-                log.warning("%r goes on trying: %s", self, error, extra=self._told("retry", error))
+                log.warning("%r goes on trying: %s", self, error, extra=self.log_fields("retry", error))
                 return None
 
     # The loop of a thread. A task has one of its own, with the same steps.
 
-    def _ask(self, give: Callable[[Receiver, int], list[T]], at_most: int, timeout: float | None) -> list[T]:
+    def _poll_until(self, give: Callable[[Receiver, int], list[T]], at_most: int, timeout: float | None) -> list[T]:
         receiver = threading.current_thread()
-        deadline = Deadline.after(timeout, self._runtime.monotonic())
-        self._finish(receiver)
+        deadline = Deadline.after(timeout, self._clock.monotonic())
+        self.acknowledge(receiver)
         attempt = 0
         while True:
             seen = self._wakeups.count
-            given = self._try(receiver, give, at_most, deadline)
-            if given or deadline.passed(self._runtime.monotonic()):
+            given = self.fetch(receiver, give, at_most, deadline)
+            if given or deadline.passed(self._clock.monotonic()):
                 return given
             is_woken = self._wait(attempt, deadline, seen, may_rest=True)
             attempt = 0 if is_woken else attempt + 1
 
     def _wait(self, attempt: int, deadline: Deadline, seen: int, *, may_rest: bool = False) -> bool:
         """Wait after *attempt*, which found nothing, until a wake-up since the count *seen*; return whether."""
-        return self._wakeups.wait(self._wakeups.pause(attempt, deadline, may_rest=may_rest), seen)
+        return self._wakeups.wait(self._wakeups.pause(attempt, deadline, may_delegate=may_rest), seen)
 
     def _only(self, messages: list[Message], timeout: float | None) -> Message:
         if not messages:
@@ -348,82 +357,84 @@ class Consumer(Kept):
     def _give_back_all(self, receiver: Receiver) -> Group:
         """Finish what *receiver* got, and have no claims by lease, but be a member; return the group."""
         with self._lock:
-            self._finish(receiver)
-            self._asked_at = self._runtime.monotonic()
-            if self._ownership.claimed:
-                self._ownership.give_back()
-                self._background.look_around(self.group_id, but=self)
-            self._ownership.stay()
-            return self._ownership.group
+            self.acknowledge(receiver)
+            self._asked_at = self._clock.monotonic()
+            if self._coordinator.claimed:
+                self._coordinator.release_all()
+                self._background.recheck_group_soon(self.group_id, but=self)
+            self._coordinator.stay()
+            return self._coordinator.group
 
     def _wake_others(self) -> None:
         self._background.wake(self.topic_id)
 
     # The steps: each takes the lock, asks the database once at the most, and waits for nothing else.
 
-    def _try(
+    def fetch(
         self, receiver: Receiver, give: Callable[[Receiver, int], list[T]], at_most: int, deadline: Deadline
     ) -> list[T]:
         """Have *give* give *receiver* up to *at_most* messages, if there are any at this moment."""
         with self._lock:
             self._check_usable()
-            self._asked_at = self._runtime.monotonic()
+            self._asked_at = self._clock.monotonic()
             # Looking may take long, and the lease be over then.
-            is_ready = self._make_ready(at_most, deadline) and self._ownership.is_trusted()
+            is_ready = self._make_ready(at_most, deadline) and self._coordinator.is_lease_valid()
             return give(receiver, at_most) if is_ready else []
 
     def _commit(self, receiver: Receiver) -> None:
         """Finish what *receiver* got, also where it left a loop, and commit whatever is finished."""
         with self._lock:
             self._check_usable()
-            self._stock.finish(receiver, also_left=True)
-            fenced = self._ownership.flush()
+            self._buffer.acknowledge(receiver, also_left=True)
+            fenced = self._coordinator.commit_due()
         if fenced:
-            self._ownership.check_topic()
-            raise self._ownership.fenced(fenced)
+            self._coordinator.check_topic()
+            raise self._coordinator.fenced(fenced)
 
     # What the steps do, with the lock held.
 
     def _make_ready(self, at_most: int, deadline: Deadline) -> bool:
         """Do what is due, and read on if need be; False while the database is away, as long as there is time."""
-        for name in self._stock.give_up_dead():
-            told = self._told("unfinished")
+        for name in self._buffer.requeue_of_dead_receivers():
+            told = self.log_fields("unfinished")
             log.warning(
                 "%r: %s ended without finishing its messages; they are delivered again.", self, name, extra=told
             )
         try:
-            if self._ownership.ensure():
-                self._background.look_around(self.group_id, but=self)
+            if self._coordinator.ensure_assignment():
+                self._background.recheck_group_soon(self.group_id, but=self)
             # The background thread does it, usually, while this one goes on.
-            if self._ownership.is_flush_due(2) and (fenced := self._ownership.flush()):
-                log.warning("%s", self._ownership.fenced(fenced), extra=self._told("fenced"))
-            self._stock.refill(at_most)
+            if self._coordinator.is_commit_due(2) and (fenced := self._coordinator.commit_due()):
+                log.warning("%s", self._coordinator.fenced(fenced), extra=self.log_fields("fenced"))
+            self._buffer.fetch_more(at_most)
         except (DatabaseUnavailableError, DatabaseBusyError, OutcomeUnknownError) as error:
-            if deadline.passed(self._runtime.monotonic()):
+            if deadline.passed(self._clock.monotonic()):
                 raise
-            log.warning("%r goes on trying: %s", self, error, extra=self._told("retry", error))
+            log.warning("%r goes on trying: %s", self, error, extra=self.log_fields("retry", error))
             return False
         return True
 
-    def _hand_out(self, receiver: Receiver, at_most: int) -> list[Message]:
-        messages = self._stock.hand_out(receiver, at_most)
-        if self._ack == "before" and messages:
-            self._stock.finish(receiver, also_left=True)
-            fenced = self._ownership.flush()
+    def deliver(self, receiver: Receiver, at_most: int) -> list[Message]:
+        """Deliver up to *at_most* buffered messages to *receiver*."""
+        messages = self._buffer.deliver(receiver, at_most)
+        if self._ack == "on_delivery" and messages:
+            self._buffer.acknowledge(receiver, also_left=True)
+            fenced = self._coordinator.commit_due()
             return [message for message in messages if message.partition not in fenced]
         return messages
 
-    def _lend(self, receiver: Receiver, at_most: int) -> list[Span]:
-        return self._stock.lend(receiver, at_most, is_shared=self._wakeups.waiters > 0)
+    def deliver_lazily(self, receiver: Receiver, at_most: int) -> list[Delivery]:
+        """Deliver buffered messages to a loop of *receiver*, which takes them one after the other."""
+        return self._buffer.deliver_lazily(receiver, at_most, is_shared=self._wakeups.waiters > 0)
 
     def _close(self) -> None:
         self._closed = True
         self.wake()
         try:
-            with self._database.answers.hurrying(), self._locked_soon():
-                self._stock.close()
-                self._ownership.leave()
+            with self._database.watchdog.shortening(), self._lock_for_close():
+                self._buffer.close()
+                self._coordinator.leave()
         finally:
             # Not before, or its own process would take the member for another's, and send notices to it.
             self._background.remove(self)
-        self._background.look_around(self.group_id, but=self)
+        self._background.recheck_group_soon(self.group_id, but=self)

@@ -8,16 +8,16 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING, NamedTuple, Unpack
 
-from sqlmq.consumer.partition import PartitionProgress
+from sqlmq.consumer.partition import AssignedPartition
 from sqlmq.dialects import Position
 from sqlmq.errors import FencedError, NotOwnedError, UnknownTopicError
-from sqlmq.hooks.log_events import facts
+from sqlmq.hooks.log_events import log_fields
 from sqlmq.model.config import check_partition
-from sqlmq.model.timing import trusted_until
+from sqlmq.model.timing import lease_valid_until
 from sqlmq.operations import consume, membership, retention
 from sqlmq.operations.admin import reset, topics
-from sqlmq.operations.poll import Outlook
-from sqlmq.operations.retention import Place
+from sqlmq.operations.poll import PollRequest
+from sqlmq.operations.retention import ReadPlace
 from sqlmq.store.claims import Claim
 from sqlmq.store.offsets import Commit, Window
 
@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Iterable
 
     from sqlmq.database.database import Database
-    from sqlmq.hooks.log_events import Facts
-    from sqlmq.model.config import OnEvicted, Options
+    from sqlmq.hooks.log_events import LogFields
+    from sqlmq.model.config import MQConfig, OnEvicted
     from sqlmq.model.positions import SeekTo, Start
     from sqlmq.store.groups import Group
     from sqlmq.store.topics import Topic
@@ -37,7 +37,7 @@ _SURVEY_MIN_SECONDS, _SURVEY_MAX_SECONDS = 0.05, 1.0
 """How often to look at the group: when partitions are missing, and when all is well."""
 
 
-class Joining(NamedTuple):
+class Subscription(NamedTuple):
     """What a consumer joins with."""
 
     topic: Topic
@@ -47,152 +47,154 @@ class Joining(NamedTuple):
     on_evicted: OnEvicted = "raise"
 
 
-class Ownership:
+class Coordinator:
     """The partitions of one member. Joins the group when it is made; claims nothing before ``ensure``."""
 
-    def __init__(self, database: Database, joining: Joining, options: Options) -> None:
+    def __init__(self, database: Database, subscription: Subscription, options: MQConfig) -> None:
         self._database = database
-        self._runtime = database.runtime
-        self._joining = joining
+        self._clock = database.clock
+        self._subscription = subscription
         self._options = options
-        self.claimed: dict[int, PartitionProgress] = {}
+        self.claimed: dict[int, AssignedPartition] = {}
         """Progress by partition id."""
         self.leaving: set[int] = set()
         """Ids of partitions to hand back once nothing of them is in hand."""
-        self.has_successor = False
+        self.expects_successor = False
         """Whether somebody is about to join in this member's place."""
         self.numbers: tuple[int, ...] = ()
         """The numbers of the claimed partitions, in order. Alone here it may be read at any time, by any thread."""
-        self._flushed_at = self._runtime.monotonic()
+        self._flushed_at = self._clock.monotonic()
         self._survey_at = 0.0
         self._has_said_idle = False
         self.group: Group
         self.member_id: int
         self._join()
 
-    def heard(self, began: float) -> None:
+    def heartbeat_acknowledged(self, sent_at: float) -> None:
         """The heartbeat that was sent at *began* has arrived."""
-        self._trusted_until = trusted_until(began, self._options.lease_seconds)
+        self._trusted_until = lease_valid_until(sent_at, self._options.lease_seconds)
 
-    def expelled(self) -> None:
+    def membership_lost(self) -> None:
         """The group no longer has this member: nothing is certain before it has asked."""
         self._trusted_until = 0.0
 
-    def look_around(self) -> None:
+    def recheck_group_soon(self) -> None:
         """The group may have changed."""
         self._survey_at = 0.0
 
-    def ensure(self) -> bool:
+    def ensure_assignment(self) -> bool:
         """See to it that what is claimed here is claimed in the database; return whether the others should look, too.
 
         Asks only when it is time to: each second, more often while partitions are missing, and before anything else
         when no heartbeat has arrived for nearly a lease.
         """
-        now = self._runtime.monotonic()
+        now = self._clock.monotonic()
         if now >= self._trusted_until:
-            self._regain_trust(now)
+            self._renew_lease(now)
         if now < self._survey_at:
             return False
-        seen = self._survey()
+        seen = self._read_group()
         if seen is None:
-            self._regain_trust(now)
-            seen = self._survey()
-        return seen is not None and self._put_right(seen)
+            self._renew_lease(now)
+            seen = self._read_group()
+        return seen is not None and self._reconcile(seen)
 
     def stay(self) -> None:
         """Be a member, again if need be, without claiming anything."""
-        now = self._runtime.monotonic()
+        now = self._clock.monotonic()
         if now >= self._trusted_until:
-            self._regain_trust(now)
+            self._renew_lease(now)
 
-    def outlook(self) -> Outlook | None:
+    def poll_request(self) -> PollRequest | None:
         """What somebody else can look for; None if it has to be looked for here."""
-        if self.leaving or not self.is_trusted() or any(progress.ahead for progress in self.claimed.values()):
+        if self.leaving or not self.is_lease_valid() or any(assigned.ahead for assigned in self.claimed.values()):
             return None
-        return Outlook(
+        return PollRequest(
             self.group.id,
             self.member_id,
             self._options.lease_seconds,
-            {id_: claim_of(progress) for id_, progress in self.claimed.items()},
-            tuple(Position(progress.partition_id, progress.read_position) for progress in self.claimed.values()),
+            {id_: claim_of(assigned) for id_, assigned in self.claimed.items()},
+            tuple(Position(assigned.partition_id, assigned.read_position) for assigned in self.claimed.values()),
         )
 
-    def is_trusted(self) -> bool:
+    def is_lease_valid(self) -> bool:
         """Whether what is claimed here can't be anybody else's yet."""
-        return self._runtime.monotonic() < self._trusted_until
+        return self._clock.monotonic() < self._trusted_until
 
-    def is_undisturbed(self, now: float) -> bool:
+    def needs_no_check(self, now: float) -> bool:
         """Whether ``ensure`` would find nothing to do *now*."""
         return now < self._trusted_until and now < self._survey_at
 
-    def is_flush_due(self, intervals: int) -> bool:
+    def is_commit_due(self, intervals: int) -> bool:
         """Whether the last commit is so many commit intervals ago."""
-        return self._runtime.monotonic() - self._flushed_at >= intervals * self._options.commit_interval_seconds
+        return self._clock.monotonic() - self._flushed_at >= intervals * self._options.commit_interval_seconds
 
-    def flush(self) -> tuple[int, ...]:
+    def commit_due(self) -> tuple[int, ...]:
         """Commit what is finished; forget the partitions that are somebody else's by now, and return their numbers."""
-        finished = self.finished()
+        finished = self.committable_positions()
         return self._forget_lost(finished, self._write(finished))
 
-    def finished(self) -> list[tuple[Claim, Commit]]:
+    def committable_positions(self) -> list[tuple[Claim, Commit]]:
         """What ``flush`` and ``flush_unlocked`` would commit now."""
-        self._flushed_at = self._runtime.monotonic()
+        self._flushed_at = self._clock.monotonic()
         return _finished(self.claimed.values())
 
-    def flush_unlocked(self, finished: list[tuple[Claim, Commit]]) -> None:
+    def commit_unlocked(self, finished: list[tuple[Claim, Commit]]) -> None:
         """Commit what was *finished*, without the consumer's lock, so that its loops go on meanwhile.
 
         What turns out to be somebody else's is left to the next survey, which is due at once.
         """
         if len(self._write(finished)) < len(finished):
-            self.look_around()
+            self.recheck_group_soon()
 
-    def mark(self, progress: PartitionProgress, commit: Commit) -> bool:
+    def record_in_flight(self, assigned: AssignedPartition, commit: Commit) -> bool:
         """Make *commit*, before what it says to be in hand is handled; return False if the partition is somebody else's.
 
         Without the consumer's lock, for whoever has the partition in hand.
         """
-        return bool(self._write([(claim_of(progress), commit)], marking=True))
+        return bool(self._write([(claim_of(assigned), commit)], marking=True))
 
-    def pass_over_evicted(self, progress: PartitionProgress) -> bool:
+    def skip_evicted(self, assigned: AssignedPartition) -> bool:
         """See whether retention has deleted what is to be read next; if so, go on behind it, or raise EvictedError."""
-        number, id_, position = progress.partition, progress.partition_id, progress.read_position
-        topic, group = self._joining.topic.name, self._joining.group_name
+        number, id_, position = assigned.partition, assigned.partition_id, assigned.read_position
+        topic, group = self._subscription.topic.name, self._subscription.group_name
         error = self._database.read(
-            lambda conn: retention.missed(conn, self._database.dialect, topic, group, Place(number, id_, position))
+            lambda conn: retention.find_eviction(
+                conn, self._database.dialect, topic, group, ReadPlace(number, id_, position)
+            )
         )
         if error is None:
             return False
-        if self._joining.on_evicted == "raise":
+        if self._subscription.on_evicted == "raise":
             raise error
-        if progress.pass_over(error.end):
+        if assigned.skip_evicted_to(error.end):
             log.warning(
                 "%s It goes on at offset %d.",
                 error.fact,
                 error.end,
-                extra=self.facts("evicted passed over", partition=number, offset=position, end_offset=error.end),
+                extra=self.log_fields("evicted passed over", partition=number, offset=position, end_offset=error.end),
             )
         return True
 
-    def note(self, progress: PartitionProgress, offset: int) -> None:
+    def note(self, assigned: AssignedPartition, offset: int) -> None:
         """Somebody has committed *offset* in a transaction of his own."""
-        commit = Commit(progress.partition_id, offset)
-        self._note_written([(claim_of(progress), commit)], [commit])
+        commit = Commit(assigned.partition_id, offset)
+        self._note_written([(claim_of(assigned), commit)], [commit])
 
     def seek(self, number: int, to: SeekTo) -> None:
         """Move the group in partition *number*; whatever is read ahead or in hand of it is dropped.
 
         Raises NotOwnedError, FencedError, InvalidPartitionError or InvalidOffsetError.
         """
-        topic = self._joining.topic
-        id_ = next((id_ for id_, progress in self.claimed.items() if progress.partition == number), None)
+        topic = self._subscription.topic
+        id_ = next((id_ for id_, assigned in self.claimed.items() if assigned.partition == number), None)
         if id_ is None:
             found = self._database.read(lambda conn: topics.find_topic(conn, self._database.dialect, topic.name))
             check_partition(topic.name, number, found.partitions)
             raise NotOwnedError(topic.name, self.group.name, number, self.numbers)
         claim = claim_of(self.claimed[id_])
         # Should the answer get lost, the next look tells whether it was done.
-        self.look_around()
+        self.recheck_group_soon()
         moved = self._database.write(
             lambda conn: reset.seek(conn, self._database.dialect, topic, self.group, self.member_id, claim, to)
         )
@@ -200,103 +202,103 @@ class Ownership:
         if moved is None:
             raise self.fenced((number,))
         renewed, position = moved
-        self.claimed[id_] = progress = PartitionProgress(topic.name, number, id_, renewed.epoch, position)
-        progress.note_pruned(position)
+        self.claimed[id_] = assigned = AssignedPartition(topic.name, number, id_, renewed.epoch, position)
+        assigned.note_pruned(position)
         self._note_numbers()
 
-    def give_back(self) -> None:
+    def release_all(self) -> None:
         """Commit what is finished and hand everything back, but stay a member."""
-        self._end(membership.hand_back, self.claimed)
+        self._end(membership.release, self.claimed)
 
-    def part_with(self, progress: PartitionProgress) -> None:
+    def release_partition(self, assigned: AssignedPartition) -> None:
         """Hand one partition back, whatever is in hand of it."""
-        if self.claimed.get(progress.partition_id) is progress:
-            self._end(membership.hand_back, [progress.partition_id])
-            self.look_around()
+        if self.claimed.get(assigned.partition_id) is assigned:
+            self._end(membership.release, [assigned.partition_id])
+            self.recheck_group_soon()
 
-    def give_back_if_forgotten(self, asked_at: float) -> None:
+    def release_if_not_polled(self, asked_at: float) -> None:
         """Hand everything back if the application last asked for messages, at *asked_at*, too long ago."""
-        idle_seconds = self._runtime.monotonic() - asked_at
+        idle_seconds = self._clock.monotonic() - asked_at
         if not self.claimed or idle_seconds <= self._options.max_poll_seconds:
             return
         log.warning(
             "Member %s of group %r has not asked for messages for %.0f seconds (max_poll_seconds is %.0f): it gives its "
             "partitions of topic %r back, and what it has not finished is delivered again.",
-            self._joining.member_name,
-            self._joining.group_name,
+            self._subscription.member_name,
+            self._subscription.group_name,
             idle_seconds,
             self._options.max_poll_seconds,
-            self._joining.topic.name,
-            extra=self.facts("member idle", seconds=idle_seconds),
+            self._subscription.topic.name,
+            extra=self.log_fields("member idle", seconds=idle_seconds),
         )
-        self.give_back()
+        self.release_all()
 
     def leave(self) -> None:
         """Commit what is finished, hand everything back and leave the group."""
-        self._end(membership.leave_to_successor if self.has_successor else membership.leave, self.claimed)
+        self._end(membership.leave_for_successor if self.expects_successor else membership.leave, self.claimed)
 
     def fenced(self, numbers: tuple[int, ...]) -> FencedError:
         """The error that says that the partitions *numbers* are somebody else's."""
-        return FencedError(self._joining.topic.name, self._joining.group_name, numbers)
+        return FencedError(self._subscription.topic.name, self._subscription.group_name, numbers)
 
     def check_topic(self) -> None:
         """Raise UnknownTopicError if the topic was deleted, even if there is another one of that name."""
-        topic = self._joining.topic
+        topic = self._subscription.topic
         found = self._database.read(lambda conn: topics.find_topic(conn, self._database.dialect, topic.name))
         if found.id != topic.id:
             raise UnknownTopicError(topic.name)
 
     def _join(self) -> None:
-        began = self._runtime.monotonic()
-        topic, group_name, start, name, _ = self._joining
+        began = self._clock.monotonic()
+        topic, group_name, start, name, _ = self._subscription
         lease_seconds = self._options.lease_seconds
         self.group, self.member_id = self._database.write(
             lambda conn: membership.join(conn, self._database.dialect, topic, group_name, start, name, lease_seconds)
         )
-        self.heard(began)
+        self.heartbeat_acknowledged(began)
 
-    def _regain_trust(self, now: float) -> None:
-        for progress in self.claimed.values():
-            progress.drop_ahead()
+    def _renew_lease(self, now: float) -> None:
+        for assigned in self.claimed.values():
+            assigned.drop_ahead()
         alive = self._database.write(lambda conn: membership.heartbeat(conn, self._database.dialect, [self.member_id]))
         if alive:
-            self.heard(now)
+            self.heartbeat_acknowledged(now)
         else:
             log.warning(
                 "Member %s is not in group %r any more; it joins again.",
-                self._joining.member_name,
-                self._joining.group_name,
-                extra=self.facts("member expelled"),
+                self._subscription.member_name,
+                self._subscription.group_name,
+                extra=self.log_fields("membership lost"),
             )
             self._drop(self.claimed)
             self._join()
         self._survey_at = 0.0
 
-    def facts(self, event: str, **more: Unpack[Facts]) -> dict[str, object]:
+    def log_fields(self, event: str, **more: Unpack[LogFields]) -> dict[str, object]:
         """What a record of the log tells of *event*, with topic, group and member."""
-        joining = self._joining
-        named: Facts = {
-            "topic": joining.topic.name,
-            "group": joining.group_name,
-            "member": joining.member_name,
+        subscription = self._subscription
+        named: LogFields = {
+            "topic": subscription.topic.name,
+            "group": subscription.group_name,
+            "member": subscription.member_name,
         }
-        return facts(event, **(named | more))
+        return log_fields(event, **(named | more))
 
-    def _survey(self) -> membership.Survey | None:
+    def _read_group(self) -> membership.GroupView | None:
         return self._database.read(
-            lambda conn: membership.survey(
+            lambda conn: membership.read_group(
                 conn, self._database.dialect, self.group, self.member_id, self._options.lease_seconds
             )
         )
 
-    def _put_right(self, seen: membership.Survey) -> bool:
+    def _reconcile(self, seen: membership.GroupView) -> bool:
         """Mend what differs from what was *seen*: claims lost, too many or too few. Return whether others should know."""
-        lost = [id_ for id_, progress in self.claimed.items() if seen.mine.get(id_) != claim_of(progress)]
+        lost = [id_ for id_, assigned in self.claimed.items() if seen.mine.get(id_) != claim_of(assigned)]
         if lost:
             log.warning(
                 "%s",
                 self.fenced(tuple(sorted(self.claimed[id_].partition for id_ in lost))),
-                extra=self.facts("fenced"),
+                extra=self.log_fields("fenced"),
             )
             self._drop(lost)
         self.leaving = {id_ for id_ in seen.plan.release if id_ in self.claimed}
@@ -307,15 +309,15 @@ class Ownership:
         taken = 0
         is_told = seen.was_waiting == (owned < seen.plan.share)
         if give or seen.plan.take_at_most or not is_told:
-            taken = self._change(seen, going, give)
+            taken = self._apply_assignment(seen, going, give)
         owned += taken
         self._say_if_idle(seen)
         is_missing = owned < seen.plan.share or bool(self.leaving)
         pause = _SURVEY_MIN_SECONDS if is_missing else min(_SURVEY_MAX_SECONDS, self._options.lease_seconds / 10)
-        self._survey_at = self._runtime.monotonic() + pause
+        self._survey_at = self._clock.monotonic() + pause
         return bool(give or taken or not is_told)
 
-    def _change(self, seen: membership.Survey, going: list[int], give: list[Claim]) -> int:
+    def _apply_assignment(self, seen: membership.GroupView, going: list[int], give: list[Claim]) -> int:
         finished = _ended(self.claimed[id_] for id_ in going)
         written, taken = self._database.write(
             lambda conn: membership.change(
@@ -327,40 +329,46 @@ class Ownership:
         self._drop(going)
         for new in taken:
             id_ = new.claim.partition_id
-            self.claimed[id_] = progress = PartitionProgress(
-                self._joining.topic.name, new.number, id_, new.claim.epoch, new.position, new.log_start
+            self.claimed[id_] = assigned = AssignedPartition(
+                self._subscription.topic.name, new.number, id_, new.claim.epoch, new.position, new.log_start
             )
             if not new.has_older:
-                progress.note_pruned(new.position)
+                assigned.note_pruned(new.position)
         self._note_numbers()
         log.debug(
             "%s took %d partition(s), handed back %d",
-            self._joining.member_name,
+            self._subscription.member_name,
             len(taken),
             len(give),
-            extra=self.facts("partitions changed"),
+            extra=self.log_fields("partitions changed"),
         )
         return len(taken)
 
-    def _say_if_idle(self, seen: membership.Survey) -> None:
+    def _say_if_idle(self, seen: membership.GroupView) -> None:
         if seen.plan.share == 0 and not self._has_said_idle:
             self._has_said_idle = True
             log.info(
                 "Member %s gets no partition: group %r has more consumers than topic %r has partitions.",
-                self._joining.member_name,
-                self._joining.group_name,
-                self._joining.topic.name,
-                extra=self.facts("member without partition"),
+                self._subscription.member_name,
+                self._subscription.group_name,
+                self._subscription.topic.name,
+                extra=self.log_fields("member without partition"),
             )
 
     def _write(self, finished: list[tuple[Claim, Commit]], *, marking: bool = False) -> list[Commit]:
         if not finished:
             return []
         # What only counts attempts has to survive the process, not the server.
-        durably = self._options.durable_positions and not marking
-        written = self._database.settle(
+        durably = self._options.durable_commits and not marking
+        written = self._database.write_idempotent_statement(
             lambda conn: consume.commit(
-                conn, self._database.dialect, self.group, self.member_id, finished, durably=durably, marking=marking
+                conn,
+                self._database.dialect,
+                self.group,
+                self.member_id,
+                finished,
+                durably=durably,
+                updating_in_flight=marking,
             )
         )
         self._note_written(finished, written)
@@ -370,11 +378,11 @@ class Ownership:
         offsets = {commit.partition_id: commit.offset for commit in written}
         overgrown = []
         for claim, _ in finished:
-            progress = self.claimed.get(claim.partition_id)
-            if progress is not None and claim_of(progress) == claim and claim.partition_id in offsets:
-                progress.note_committed(offsets[claim.partition_id])
-                if progress.old_positions >= consume.PRUNE_EVERY:
-                    overgrown.append(progress)
+            assigned = self.claimed.get(claim.partition_id)
+            if assigned is not None and claim_of(assigned) == claim and claim.partition_id in offsets:
+                assigned.note_committed(offsets[claim.partition_id])
+                if assigned.old_positions >= consume.PRUNE_EVERY:
+                    overgrown.append(assigned)
         self._prune(overgrown)
 
     def _forget_lost(self, finished: list[tuple[Claim, Commit]], written: list[Commit]) -> tuple[int, ...]:
@@ -383,18 +391,18 @@ class Ownership:
         self._drop(lost)
         return numbers
 
-    def _prune(self, overgrown: list[PartitionProgress]) -> None:
+    def _prune(self, overgrown: list[AssignedPartition]) -> None:
         if not overgrown:
             return
         windows = [
-            (claim_of(progress), Window(progress.partition_id, progress.pruned_to, progress.committed))
-            for progress in overgrown
+            (claim_of(assigned), Window(assigned.partition_id, assigned.pruned_to, assigned.committed))
+            for assigned in overgrown
         ]
-        self._database.write_again(
+        self._database.write_idempotent(
             lambda conn: consume.prune(conn, self._database.dialect, self.group, self.member_id, windows)
         )
-        for progress, (_, window) in zip(overgrown, windows, strict=True):
-            progress.note_pruned(window.end)
+        for assigned, (_, window) in zip(overgrown, windows, strict=True):
+            assigned.note_pruned(window.end)
 
     def _end(self, flow: membership.Ending, partition_ids: Collection[int]) -> None:
         finished = _ended(self.claimed[id_] for id_ in partition_ids)
@@ -406,33 +414,33 @@ class Ownership:
     def _drop(self, partition_ids: Iterable[int]) -> list[Claim]:
         """Forget partitions, whatever is in hand of them; return the claims there were."""
         dropped = [self.claimed.pop(id_) for id_ in list(partition_ids) if id_ in self.claimed]
-        for progress in dropped:
-            progress.drop_ahead()  # also what is lent to a loop
-        self.leaving -= {progress.partition_id for progress in dropped}
+        for assigned in dropped:
+            assigned.drop_ahead()  # also what is lent to a loop
+        self.leaving -= {assigned.partition_id for assigned in dropped}
         self._note_numbers()
-        return [claim_of(progress) for progress in dropped]
+        return [claim_of(assigned) for assigned in dropped]
 
     def _note_numbers(self) -> None:
-        self.numbers = tuple(sorted(progress.partition for progress in self.claimed.values()))
+        self.numbers = tuple(sorted(assigned.partition for assigned in self.claimed.values()))
 
 
-def claim_of(progress: PartitionProgress) -> Claim:
+def claim_of(assigned: AssignedPartition) -> Claim:
     """The claim by which the partition of *progress* is owned."""
-    return Claim(progress.partition_id, progress.epoch)
+    return Claim(assigned.partition_id, assigned.epoch)
 
 
-def _finished(progresses: Iterable[PartitionProgress]) -> list[tuple[Claim, Commit]]:
+def _finished(progresses: Iterable[AssignedPartition]) -> list[tuple[Claim, Commit]]:
     return [
-        (claim_of(progress), Commit(progress.partition_id, progress.committable(), progress.marked_to))
-        for progress in progresses
-        if progress.has_uncommitted
+        (claim_of(assigned), Commit(assigned.partition_id, assigned.committable(), assigned.in_flight_to))
+        for assigned in progresses
+        if assigned.has_uncommitted
     ]
 
 
-def _ended(progresses: Iterable[PartitionProgress]) -> list[tuple[Claim, Commit]]:
+def _ended(progresses: Iterable[AssignedPartition]) -> list[tuple[Claim, Commit]]:
     """What to commit of partitions that are parted with: nothing is in hand any more, but attempts that failed count."""
     return [
-        (claim_of(progress), Commit(progress.partition_id, progress.committable(), progress.suspect_beyond))
-        for progress in progresses
-        if progress.has_uncommitted or progress.is_marked
+        (claim_of(assigned), Commit(assigned.partition_id, assigned.committable(), assigned.maybe_attempted_beyond))
+        for assigned in progresses
+        if assigned.has_uncommitted or assigned.has_recorded_in_flight
     ]

@@ -14,27 +14,27 @@ from typing import TYPE_CHECKING
 from sqlmq.model.message import Message, check_dense
 
 if TYPE_CHECKING:
-    from sqlmq.model.message import Arrival
+    from sqlmq.model.message import FetchedRecords
 
 
 @dataclass(eq=False, slots=True)
-class Span:
+class Delivery:
     """Messages of one partition that are in somebody's hands, from the offset *first* on, which is the lowest not done.
 
     Those of a loop are lent to it: it takes one after the other, without the consumer's lock, and what it has not taken
     can be recalled under the lock at any moment. That works because each message leaves the deque once, at one end.
     """
 
-    progress: PartitionProgress
+    assigned: AssignedPartition
     first: int
-    lent: deque[Message] = field(default_factory=deque)
+    pending: deque[Message] = field(default_factory=deque)
     is_left: bool = False
     """Whoever had them has left the loop in which he handled them, perhaps by an exception."""
 
     def take(self) -> Message | None:
         """The next message that is lent, None if there is none; the one before is done."""
         try:
-            message = self.lent.popleft()
+            message = self.pending.popleft()
         except IndexError:
             return None
         self.first = message.offset or 0
@@ -53,35 +53,35 @@ class Span:
         self.first = first
         return True
 
-    def pass_over(self) -> None:
+    def skip_next(self) -> None:
         """Be done with the next message that is lent: it stands elsewhere, and does not come again if this is given up."""
         message = self.take()
         if message is not None:
             self.first += 1
 
 
-class _Ahead:
+class _Prefetched:
     """What is read and not handed out: messages, and after them rows of which none are made yet."""
 
     __slots__ = ("_arrivals", "_in_rows", "_made")
 
     def __init__(self) -> None:
         self._made: deque[Message] = deque()
-        self._arrivals: deque[Arrival] = deque()
+        self._arrivals: deque[FetchedRecords] = deque()
         self._in_rows = 0
 
     def __len__(self) -> int:
         return len(self._made) + self._in_rows
 
-    def add(self, arrival: Arrival) -> None:
-        self._arrivals.append(arrival)
-        self._in_rows += len(arrival)
+    def add(self, records: FetchedRecords) -> None:
+        self._arrivals.append(records)
+        self._in_rows += len(records)
 
     def take(self, at_most: int) -> list[Message]:
         while len(self._made) < at_most and self._arrivals:
-            arrival = self._arrivals.popleft()
-            self._in_rows -= len(arrival)
-            self._made.extend(arrival.messages())
+            records = self._arrivals.popleft()
+            self._in_rows -= len(records)
+            self._made.extend(records.messages())
         if at_most < len(self._made):
             return [self._made.popleft() for _ in range(at_most)]
         taken = list(self._made)
@@ -98,7 +98,7 @@ class _Ahead:
 
 
 @dataclass(eq=False, slots=True)
-class PartitionProgress:
+class AssignedPartition:
     """One claimed partition, from the position the group had when it was claimed.
 
     Offsets are dense and handed out in order, so a few numbers say it all: below ``committed`` everything is done and
@@ -117,13 +117,13 @@ class PartitionProgress:
     """Below this, the group's old positions were deleted."""
     old_positions: float = math.inf
     """How many of the group's old positions there are; nobody knows, at first, how many the owners before have left."""
-    marked_to: int | None = None
+    in_flight_to: int | None = None
     """Up to where the database takes messages to be in a handler's hands; None if attempts are not counted."""
-    suspect_to: int = 0
+    maybe_attempted_to: int = 0
     """Below this, messages that are not done may have been tried, by attempts that have no record of their own."""
-    _ahead: _Ahead = field(init=False, default_factory=_Ahead)
-    _in_hand: list[Span] = field(init=False, default_factory=list)
-    _lent: Span | None = field(init=False, default=None)
+    _prefetched: _Prefetched = field(init=False, default_factory=_Prefetched)
+    _in_flight: list[Delivery] = field(init=False, default_factory=list)
+    _lazy_delivery: Delivery | None = field(init=False, default=None)
     """The one of them of which something is lent."""
 
     def __post_init__(self) -> None:
@@ -132,7 +132,7 @@ class PartitionProgress:
     @property
     def read_position(self) -> int:
         """The offset to read next from the log."""
-        return self.next_offset + len(self._ahead)
+        return self.next_offset + len(self._prefetched)
 
     @property
     def is_behind(self) -> bool:
@@ -142,59 +142,59 @@ class PartitionProgress:
     @property
     def ahead(self) -> int:
         """How many messages are read and not handed out."""
-        return len(self._ahead)
+        return len(self._prefetched)
 
     @property
     def is_idle(self) -> bool:
         """Whether none of its messages is in anybody's hands."""
-        return not self._in_hand
+        return not self._in_flight
 
-    def receive(self, arrival: Arrival) -> None:
+    def receive(self, records: FetchedRecords) -> None:
         """Keep *arrival*, read from ``read_position`` on; raise OffsetGapError at an offset that is not there."""
-        check_dense(self.topic, self.partition, arrival.offsets(), self.read_position)
-        self._ahead.add(arrival)
+        check_dense(self.topic, self.partition, records.offsets(), self.read_position)
+        self._prefetched.add(records)
 
-    def hand_out(self, at_most: int) -> tuple[list[Message], Span]:
+    def deliver(self, at_most: int) -> tuple[list[Message], Delivery]:
         """Give up to *at_most* messages away, in order, with the span that stands for them until it is finished."""
-        self.recall()
-        messages = self._ahead.take(at_most)
+        self.reclaim()
+        messages = self._prefetched.take(at_most)
         return messages, self._span(len(messages))
 
-    def lend(self, at_most: int) -> Span:
+    def deliver_lazily(self, at_most: int) -> Delivery:
         """Lend up to *at_most* messages to a loop, which takes them in order."""
-        messages, span = self.hand_out(at_most)
-        span.lent.extend(messages)
-        self._lent = span
-        return span
+        messages, delivery = self.deliver(at_most)
+        delivery.pending.extend(messages)
+        self._lazy_delivery = delivery
+        return delivery
 
-    def recall(self) -> None:
+    def reclaim(self) -> None:
         """Take back, to the front of what is read ahead, what was lent and is not taken yet."""
-        span, self._lent = self._lent, None
+        delivery, self._lazy_delivery = self._lazy_delivery, None
         # A loop may take from the other end at this very moment.
         with suppress(IndexError):
-            while span is not None:
-                self._ahead.put_back(span.lent.pop())
+            while delivery is not None:
+                self._prefetched.put_back(delivery.pending.pop())
                 self.next_offset -= 1
 
-    def occupy(self) -> Span:
+    def hold_partition(self) -> Delivery:
         """A span of no message: something else of the partition is in somebody's hands."""
         return self._span(0)
 
-    def finish(self, span: Span) -> None:
+    def acknowledge(self, delivery: Delivery) -> None:
         """What was taken of *span* is done."""
-        self.recall()
-        self._in_hand.remove(span)
+        self.reclaim()
+        self._in_flight.remove(delivery)
 
-    def give_up(self, span: Span) -> None:
+    def requeue(self, delivery: Delivery) -> None:
         """Nobody will finish *span*: it, and what was handed out after it, has to be read and handed out again."""
         self.drop_ahead()
-        self._in_hand.remove(span)
-        self.next_offset = min(self.next_offset, span.first)
+        self._in_flight.remove(delivery)
+        self.next_offset = min(self.next_offset, delivery.first)
 
     def drop_ahead(self) -> None:
         """Forget what is read ahead, or lent: it may be somebody else's by now, or soon."""
-        self.recall()
-        self._ahead.clear()
+        self.reclaim()
+        self._prefetched.clear()
 
     def note_committed(self, offset: int) -> None:
         """The database knows that everything below *offset* is done."""
@@ -208,10 +208,10 @@ class PartitionProgress:
             self.next_offset = offset
             self.note_committed(offset)
 
-    def pass_over(self, end: int) -> bool:
+    def skip_evicted_to(self, end: int) -> bool:
         """Read on at *end*: what is before it, and was not read, is in the log no more. Only once all read is handed out."""
-        self.recall()
-        if self._ahead:
+        self.reclaim()
+        if self._prefetched:
             return False
         self.next_offset = end
         return True
@@ -223,23 +223,27 @@ class PartitionProgress:
 
     def committable(self) -> int:
         """The lowest offset that is not done: where a successor has to begin."""
-        return min(self.next_offset, *(span.first for span in self._in_hand)) if self._in_hand else self.next_offset
+        return (
+            min(self.next_offset, *(delivery.first for delivery in self._in_flight))
+            if self._in_flight
+            else self.next_offset
+        )
 
-    def _span(self, count: int) -> Span:
-        span = Span(self, self.next_offset)
+    def _span(self, count: int) -> Delivery:
+        delivery = Delivery(self, self.next_offset)
         self.next_offset += count
-        self._in_hand.append(span)
-        return span
+        self._in_flight.append(delivery)
+        return delivery
 
     @property
-    def is_marked(self) -> bool:
+    def has_recorded_in_flight(self) -> bool:
         """Whether the database takes messages that are not done to be in a handler's hands."""
-        return (self.marked_to or 0) > self.committable()
+        return (self.in_flight_to or 0) > self.committable()
 
     @property
-    def suspect_beyond(self) -> int:
+    def maybe_attempted_beyond(self) -> int:
         """Up to where messages that are not done may have been tried; 0 if none have."""
-        return self.suspect_to if self.suspect_to > self.committable() else 0
+        return self.maybe_attempted_to if self.maybe_attempted_to > self.committable() else 0
 
     @property
     def has_uncommitted(self) -> bool:

@@ -13,18 +13,18 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
     from concurrent.futures import Future
 
-    from sqlmq.consumer.partition import PartitionProgress
-    from sqlmq.model.message import Arrival
+    from sqlmq.consumer.partition import AssignedPartition
+    from sqlmq.model.message import FetchedRecords
 
-    Positions: TypeAlias = Sequence[tuple[PartitionProgress, int]]
+    Positions: TypeAlias = Sequence[tuple[AssignedPartition, int]]
     """Partitions, and the offset from which each is read on."""
 
 
-class Read(NamedTuple):
+class FetchResult(NamedTuple):
     """What was found, by partition id, where so many messages were asked for."""
 
     positions: Positions
-    found: Mapping[int, Arrival]
+    found: Mapping[int, FetchedRecords]
     at_most: int
 
     @property
@@ -35,39 +35,39 @@ class Read(NamedTuple):
     def ends(self) -> Positions:
         """The same partitions, from where on nothing is read."""
         return [
-            (progress, position + len(self.found.get(progress.partition_id, ())))
-            for progress, position in self.positions
+            (assigned, position + len(self.found.get(assigned.partition_id, ())))
+            for assigned, position in self.positions
         ]
 
 
-GoOn: TypeAlias = "Callable[[Read], Positions] | None"
+NextFetch: TypeAlias = "Callable[[FetchResult], Positions] | None"
 """Tells where to read on after something was read; None for nowhere."""
 
 
-class _Reading:
+class _Fetch:
     """What is being read, and what is read after that."""
 
     __slots__ = ("next", "positions", "result")
 
-    result: Future[Read]
+    result: Future[FetchResult]
 
     def __init__(self, positions: Positions) -> None:
         self.positions = positions
-        self.next: _Reading | None = None
+        self.next: _Fetch | None = None
 
 
-class ReadAhead:
+class Prefetcher:
     """One reading after the other, each received once. *read* asks the database, in a thread of this object's.
 
     For one thread at a time, as everything of a consumer's.
     """
 
-    def __init__(self, read: Callable[[Positions, int], Read]) -> None:
+    def __init__(self, read: Callable[[Positions, int], FetchResult]) -> None:
         self._read = read
-        self._reading: _Reading | None = None
+        self._reading: _Fetch | None = None
         self._thread: ThreadPoolExecutor | None = None
         self._is_awaited = False
-        self.go_on: GoOn = None
+        self.go_on: NextFetch = None
         """Called in the thread when it has read something, if somebody waits for that."""
 
     @property
@@ -80,14 +80,14 @@ class ReadAhead:
         """Whether there is something to be received now."""
         return self._reading is not None and self._reading.result.done()
 
-    def begin(self, positions: Positions, at_most: int, go_on: GoOn) -> None:
+    def begin(self, positions: Positions, at_most: int, go_on: NextFetch) -> None:
         """Begin to read somewhere; nothing is under way."""
         if self._thread is None:
             self._thread = ThreadPoolExecutor(1, thread_name_prefix="sqlmq-read")
         self.go_on = go_on
         self._reading = self._submitted(self._thread, positions, at_most)
 
-    def receive(self) -> Read:
+    def receive(self) -> FetchResult:
         """What was read, or is being read: that is waited for. Raises what reading it raised."""
         assert self._reading is not None  # noqa: S101 - as under_way has told
         reading, self._reading = self._reading, None
@@ -107,10 +107,10 @@ class ReadAhead:
         if self._thread is not None:
             self._thread.shutdown(wait=False, cancel_futures=True)
 
-    def _submitted(self, thread: ThreadPoolExecutor, positions: Positions, at_most: int) -> _Reading:
-        reading = _Reading(positions)
+    def _submitted(self, thread: ThreadPoolExecutor, positions: Positions, at_most: int) -> _Fetch:
+        reading = _Fetch(positions)
 
-        def run() -> Read:
+        def run() -> FetchResult:
             read = self._read(positions, at_most)
             go_on = self.go_on
             if self._is_awaited and go_on is not None and read.is_backlog:

@@ -11,14 +11,14 @@ from sqlalchemy import Connection
 from sqlalchemy.orm import Session, scoped_session
 
 from sqlmq.errors import DatabaseBusyError, DatabaseUnavailableError, ForkedError, OutcomeUnknownError, TransactionError
-from sqlmq.hooks.log_events import facts
+from sqlmq.hooks.log_events import log_fields
 from sqlmq.model.timing import Deadline
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from types import TracebackType
 
-    from sqlmq.consumer.transaction_scope import Block, Transactions
+    from sqlmq.consumer.transaction_scope import TransactionContext, TransactionScope
     from sqlmq.model.message import Message
     from sqlmq.store.groups import Group
 
@@ -49,7 +49,7 @@ class Transaction:
 
     def __init__(
         self,
-        shared: Transactions,
+        shared: TransactionContext,
         host: Host,
         max_messages: int,
         timeout: float | None,
@@ -57,14 +57,14 @@ class Transaction:
     ) -> None:
         self._shared = shared
         self._database = shared.database
-        self._runtime = shared.database.runtime
+        self._clock = shared.database.clock
         self._host = host
         self._max_messages = max_messages
         self._timeout = timeout
         self._source = source
         self._pid = os.getpid()
         self._is_used = False
-        self._block: Block | None = None
+        self._block: TransactionScope | None = None
         self._ending = contextlib.ExitStack()
         _check_source(source)
 
@@ -92,7 +92,7 @@ class Transaction:
             message = "A transaction is used once: call consumer.transaction() for another one."
             raise TransactionError(message)
         self._is_used = True
-        deadline = Deadline.after(self._timeout, self._runtime.monotonic())
+        deadline = Deadline.after(self._timeout, self._clock.monotonic())
         with contextlib.ExitStack() as stack:
             given = self._open(stack)
             attempt = 0
@@ -128,7 +128,7 @@ class Transaction:
         return f"<Transaction of a consumer of {self._shared.topic.name!r} ({state})>"
 
     @property
-    def _entered(self) -> Block:
+    def _entered(self) -> TransactionScope:
         if self._block is None:
             message = "The transaction has not begun. Use it as `with consumer.transaction() as tx:`."
             raise TransactionError(message)
@@ -156,7 +156,7 @@ class Transaction:
 
     def _attempt(self, given: Session | Connection | None, deadline: Deadline, ending: contextlib.ExitStack) -> bool:
         """Take messages, or begin without any if it is time; return whether the block may begin."""
-        is_last = deadline.passed(self._runtime.monotonic())
+        is_last = deadline.passed(self._clock.monotonic())
         try:
             group = self._host.prepare()
             if given is not None and not self._shared.is_known(given):
@@ -170,7 +170,7 @@ class Transaction:
             if is_last:
                 raise
             topic = self._shared.topic.name
-            told = facts("retry", topic=topic, error=error)
+            told = log_fields("retry", topic=topic, error=error)
             log.warning("A transaction on %r could not begin and is tried again: %s", topic, error, extra=told)
             return False
 
@@ -183,7 +183,7 @@ class Transaction:
             self._block = self._shared.attempt(group, target, self._max_messages, is_last=is_last)
             if self._block is None:
                 return False
-            stack.callback(self._block.undo)
+            stack.callback(self._block.roll_back)
             ending.push(stack.pop_all())
         return True
 

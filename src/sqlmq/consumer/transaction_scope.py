@@ -19,7 +19,7 @@ from sqlalchemy.orm import Session
 from sqlmq.database.retrying import roll_back_in_driver
 from sqlmq.errors import DatabaseError, DatabaseUnavailableError, TransactionError
 from sqlmq.hooks.failpoints import failpoint
-from sqlmq.hooks.log_events import facts
+from sqlmq.hooks.log_events import log_fields
 from sqlmq.operations import transaction
 from sqlmq.operations.transaction import ENDED, Limits
 from sqlmq.store import claims
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from sqlalchemy.orm.session import JoinTransactionMode
 
     from sqlmq.database.database import Database
-    from sqlmq.model.config import OnEvicted, Options
+    from sqlmq.model.config import MQConfig, OnEvicted
     from sqlmq.store.groups import Group
     from sqlmq.store.topics import Topic
 
@@ -42,10 +42,10 @@ JOIN_MODE: JoinTransactionMode = "rollback_only"
 """How a session joins the transaction of a block's connection: its commit only flushes, its rollback rolls all back."""
 
 
-class Transactions:
+class TransactionContext:
     """What the transactions of one consumer have in common. May be shared by threads."""
 
-    def __init__(self, database: Database, topic: Topic, options: Options, on_evicted: OnEvicted) -> None:
+    def __init__(self, database: Database, topic: Topic, options: MQConfig, on_evicted: OnEvicted) -> None:
         self.database = database
         self.topic = topic
         self.options = options
@@ -71,7 +71,7 @@ class Transactions:
 
     def check_identity(self, group: Group, given: Session | Connection, ours: object) -> None:
         """Raise TransactionError unless what is *given* leads to the group's own tables; remember it if it does."""
-        block = Block(self, group)
+        block = TransactionScope(self, group)
         try:
             block.begin(given)
             with self.database.translating(), self.database.awaiting(block.connection):
@@ -81,7 +81,7 @@ class Transactions:
                 raise  # has a name of its own: it says nothing of the tables
             raise TransactionError(_OTHER_DATABASE) from error.__cause__
         finally:
-            block.undo()
+            block.roll_back()
         if theirs is None or theirs != ours:
             raise TransactionError(_OTHER_DATABASE)
         with self._lock:
@@ -110,24 +110,24 @@ class Transactions:
         *,
         is_last: bool,
         bound: Session | None = None,
-    ) -> Block | None:
+    ) -> TransactionScope | None:
         """Begin a transaction on what is *given* and take messages; None, and no transaction, if there were none.
 
         The one that *is_last* is begun without any, too. *bound*, if not made here, is a session on a *given* connection
         that can't commit it.
         """
-        block = Block(self, group)
+        block = TransactionScope(self, group)
         try:
             block.begin(given, bound)
-            if block.take(max_messages, self.last) or is_last:
+            if block.take_messages(max_messages, self.last) or is_last:
                 return block
         except BaseException:
-            block.undo()
+            block.roll_back()
             raise
-        block.undo()
+        block.roll_back()
         return None
 
-    def ended(self, block: Block) -> bool:
+    def ended(self, block: TransactionScope) -> bool:
         """Note how *block* ended; return whether its messages come again, perhaps to somebody who waits."""
         if block.taken is None:
             return False
@@ -153,14 +153,14 @@ class Transactions:
             self._rolled_back.append(partition_id)
 
 
-class Block:
+class TransactionScope:
     """One transaction in its steps: ``begin``, ``take``, ``finish``, ``commit``; ``undo`` at any point.
 
     A Session that is given owns the transaction, as always. On a Connection, ours or one that is given, we begin it, and
     the Session bound to it can't commit it: its own ``commit`` only flushes, its ``rollback`` rolls all back.
     """
 
-    def __init__(self, shared: Transactions, group: Group) -> None:
+    def __init__(self, shared: TransactionContext, group: Group) -> None:
         self._shared = shared
         self._database = shared.database
         self._group = group
@@ -168,7 +168,7 @@ class Block:
         self._owner: SessionTransaction | None = None
         self._root: RootTransaction | None = None
         self.is_done = False
-        self.taken: transaction.Taken | None = None
+        self.taken: transaction.TransactionBatch | None = None
         self._guard: transaction.Guard | None = None
         self._awaiting = contextlib.ExitStack()
         self.session: Session
@@ -202,7 +202,7 @@ class Block:
             self._database.dialect.begin(self.connection)
             failpoint("begin.after")
 
-    def take(self, max_messages: int, last: Sequence[int]) -> bool:
+    def take_messages(self, max_messages: int, last: Sequence[int]) -> bool:
         """Lock a partition and read from it; return whether there is something."""
         options = self._shared.options
         limits = Limits(
@@ -221,11 +221,13 @@ class Block:
                 "%s It goes on at offset %d.",
                 self.taken.evicted.fact,
                 self.taken.evicted.end,
-                extra=facts("evicted passed over", topic=self._shared.topic.name, end_offset=self.taken.evicted.end),
+                extra=log_fields(
+                    "evicted passed over", topic=self._shared.topic.name, end_offset=self.taken.evicted.end
+                ),
             )
         return self.taken is not None
 
-    def guard(self) -> None:
+    def watch(self) -> None:
         """Take nothing, but notice if somebody ends the transaction before ``finish``."""
         with self._database.translating(), self._database.awaiting(self.connection):
             lease_seconds = self._shared.options.lease_seconds
@@ -269,7 +271,7 @@ class Block:
             self.is_done = True
         failpoint("commit.after")
 
-    def undo(self) -> None:
+    def roll_back(self) -> None:
         """Roll back, unless it was committed, and leave what was given as it was."""
         self._awaiting.close()
         if self.is_done or self._given is None:
@@ -281,7 +283,7 @@ class Block:
             if self._given.get_transaction() is not None:
                 self._given.rollback()
         except Exception as error:  # noqa: BLE001 - why the block failed says more, and the server rolls back anyway
-            log.debug("Rolling back failed: %s", error, extra=facts("rollback failed", error=error))
+            log.debug("Rolling back failed: %s", error, extra=log_fields("rollback failed", error=error))
 
     @property
     def _root_transaction(self) -> RootTransaction:

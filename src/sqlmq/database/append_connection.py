@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     ComesAfterRest: TypeAlias = Callable[[EngineDialect, DBAPIConnection, object, float], bool]
 
 
-class Autocommitting:
+class AutocommitConnection:
     """A connection of the pool, on which statements that the driver alone sees commit by themselves."""
 
     __slots__ = ("_stack", "connection", "driven", "rests_since")
@@ -41,7 +41,7 @@ class Autocommitting:
         self.driven = self.connection.connection.driver_connection
         self.rests_since = math.inf
 
-    def rest(self) -> None:
+    def put_back(self) -> None:
         """End what SQLAlchemy takes for a transaction; nobody uses it for now."""
         if self.connection.in_transaction():
             self.connection.rollback()
@@ -66,7 +66,7 @@ class Autocommitting:
         self.close()
 
 
-class Spare:
+class AppendConnection:
     """Takes connections out of the pool of *engine*, and *keeps* one of them at hand. May be shared by threads.
 
     *comes* tells whether an answer comes on one that has rested.
@@ -77,12 +77,12 @@ class Spare:
         self._dialect = dialect
         self._comes = comes
         self._keeps = keeps
-        self._kept: Autocommitting | None
+        self._kept: AutocommitConnection | None
         self._start_over()
         if keeps:
             event.listen(engine, "engine_disposed", lambda _engine: self.drop())
 
-    def take(self) -> Autocommitting:
+    def take(self) -> AutocommitConnection:
         """A connection, the caller's until it is given, or closed."""
         with self._lock:
             kept, self._kept = self._kept, None
@@ -90,11 +90,11 @@ class Spare:
             if kept.is_ready(self._comes):
                 return kept
             kept.close()
-        return Autocommitting(self._engine, self._dialect)
+        return AutocommitConnection(self._engine, self._dialect)
 
-    def give(self, one: Autocommitting) -> None:
+    def give(self, one: AutocommitConnection) -> None:
         """Be done with what ``take`` returned, after everything went well."""
-        one.rest()
+        one.put_back()
         with self._lock:
             is_kept = self._keeps and self._kept is None
             if is_kept:
@@ -127,4 +127,4 @@ class Spare:
 
 
 # Or the garbage collector would roll back on them.
-_ABANDONED: list[Autocommitting] = []
+_ABANDONED: list[AutocommitConnection] = []

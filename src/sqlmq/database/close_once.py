@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 
-class Closing:
+class CloseOnce:
     """Runs a ``close`` once. Every later call, from any thread, waits for the first and ends as it did."""
 
     def __init__(self) -> None:

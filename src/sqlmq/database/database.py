@@ -16,11 +16,11 @@ from sqlalchemy import URL, Engine, StaticPool
 
 from sqlmq import migrate
 from sqlmq.database import fork_hooks, retrying
-from sqlmq.database.append_connection import Spare
-from sqlmq.database.drain import Usage
+from sqlmq.database.append_connection import AppendConnection
+from sqlmq.database.drain import DrainGate
 from sqlmq.database.engines import open_engine
-from sqlmq.database.watchdog import Answers, gone
-from sqlmq.database.writer_lock import Turn
+from sqlmq.database.watchdog import Watchdog, gone
+from sqlmq.database.writer_lock import WriterLock
 from sqlmq.dialects import dialect_named, without_secrets
 from sqlmq.errors import (
     DatabaseBusyError,
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from sqlalchemy import Connection, Pool
 
     from sqlmq.dialects import Dialect, Listening
-    from sqlmq.hooks.clock import Runtime
+    from sqlmq.hooks.clock import Clock
     from sqlmq.hooks.observer import Observer
 
 T = TypeVar("T")
@@ -61,10 +61,10 @@ class Database:
         self,
         target: str | URL | Engine,
         schema: str | None,
-        answer_seconds: float = 30.0,
-        runtime: Runtime = SYSTEM,
+        response_timeout_seconds: float = 30.0,
+        clock: Clock = SYSTEM,
     ) -> None:
-        self.runtime = runtime  # of all that is made from the MQ
+        self.clock = clock  # of all that is made from the MQ
         self._owns_engine = not isinstance(target, Engine)
         if isinstance(target, Engine):
             self.dialect: Dialect = dialect_named(target.dialect.name, schema)
@@ -76,15 +76,17 @@ class Database:
         self.one_connection = isinstance(self.engine.pool, StaticPool)
         """Whether all threads share a single connection, as they must on a database in memory."""
         self.where = without_secrets(self.engine.url)
-        self.answers = Answers(self.dialect.line, self.where, answer_seconds)
-        self._translating = retrying.Translating(self.dialect, self.where, committing=False)
-        self._translating_commit = retrying.Translating(self.dialect, self.where, committing=True)
+        self.watchdog = Watchdog(self.dialect.line, self.where, response_timeout_seconds)
+        self._translating = retrying.TranslateErrors(self.dialect, self.where, committing=False)
+        self._translating_commit = retrying.TranslateErrors(self.dialect, self.where, committing=True)
         if self._owns_engine:
-            self.answers.attend(self.engine, has_line=self.dialect.has_line)
+            self.watchdog.watch_engine(self.engine, has_line=self.dialect.has_line)
         self.observer: Observer | None = None  # of all that is made from the MQ
         self._transactions = self.dialect.for_transactions(self.engine)
         self._single_statements = self.dialect.for_single_statements(self.engine)
-        self._spare = Spare(self.engine, self.dialect, self.answers.come_after_rest, keeps=self._owns_engine)
+        self._append_connection = AppendConnection(
+            self.engine, self.dialect, self.watchdog.answers_after_idle, keeps=self._owns_engine
+        )
         self._prepared = False
         self._appends_in_one_statement = False
         self._has_written = False
@@ -123,7 +125,7 @@ class Database:
         self.prepare()
         return self._retrying(lambda: self._append_once(flow, committing=True))
 
-    def settle(self, flow: Callable[[Connection], T]) -> T:
+    def write_idempotent_statement(self, flow: Callable[[Connection], T]) -> T:
         """Run *flow*, which does no harm twice, in a transaction of its own; where possible each of its statements in one.
 
         When the connection is lost it is run again, also after it may have taken effect.
@@ -131,7 +133,7 @@ class Database:
         self.prepare()
         return self._retrying(lambda: self._append_once(flow, committing=False))
 
-    def write_again(self, flow: Callable[[Connection], T]) -> T:
+    def write_idempotent(self, flow: Callable[[Connection], T]) -> T:
         """As ``write``, for a *flow* that does no harm twice: run again when the connection is lost while it commits."""
         self.prepare()
         return self._retrying(lambda: self._write_once(flow, committing=False))
@@ -141,7 +143,7 @@ class Database:
         self.prepare()
         self._check_open()
         with self.translating():
-            return self.dialect.listen(self.engine, self.answers.awaited)
+            return self.dialect.listen(self.engine, self.watchdog.waiting_for)
 
     @contextlib.contextmanager
     def block(self) -> Iterator[None]:
@@ -152,7 +154,7 @@ class Database:
         self.prepare()
         with contextlib.ExitStack() as stack:
             stack.enter_context(self._in_turn(writing=True))
-            stack.enter_context(self._usage)
+            stack.enter_context(self._drain_gate)
             me = threading.get_ident()
             self._in_block.append(me)
             try:
@@ -173,7 +175,7 @@ class Database:
         """
         if not self.dialect.has_line or conn.closed or conn.invalidated:
             return contextlib.nullcontext()
-        return self.answers.awaited(conn.connection.driver_connection, seconds, committing=committing)
+        return self.watchdog.waiting_for(conn.connection.driver_connection, seconds, committing=committing)
 
     def check_may_write(self) -> None:
         """Raise TransactionError if this thread, inside a block, would wait for itself."""
@@ -189,7 +191,7 @@ class Database:
     def _is_in_block(self) -> bool:
         return threading.get_ident() in self._in_block
 
-    def translating(self, *, committing: bool = False) -> retrying.Translating:
+    def translating(self, *, committing: bool = False) -> retrying.TranslateErrors:
         """Raise our errors for the driver's; OutcomeUnknownError if the connection breaks while *committing*."""
         return self._translating_commit if committing else self._translating
 
@@ -218,10 +220,10 @@ class Database:
 
     def close(self) -> None:
         """Close the connections, if the engine is our own, once other threads' transactions are over."""
-        left = _CLOSE_SECONDS - self.answers.hurry()
-        self._usage.end(max(0.0, left), self._note_closed)
-        self._spare.close()
-        self.answers.close()
+        left = _CLOSE_SECONDS - self.watchdog.shorten()
+        self._drain_gate.drain(max(0.0, left), self._note_closed)
+        self._append_connection.close()
+        self.watchdog.close()
         if self._owns_engine and not self._forked:
             self.engine.dispose()
 
@@ -270,21 +272,24 @@ class Database:
     def _append_once(self, flow: Callable[[Connection], T], *, committing: bool) -> T:
         if not self._appends_in_one_statement:
             return self._write_once(flow)
-        with self._usage:
+        with self._drain_gate:
             with self.translating():
-                spare = self._spare.take()
+                append_connection = self._append_connection.take()
             try:
                 failpoint("statement.before")
-                with self.translating(committing=committing), self.answers.awaited(spare.driven, committing=committing):
-                    result = flow(spare.connection)
+                with (
+                    self.translating(committing=committing),
+                    self.watchdog.waiting_for(append_connection.driven, committing=committing),
+                ):
+                    result = flow(append_connection.connection)
                 failpoint("statement.after")
             except BaseException as error:
                 with self.translating():
                     if isinstance(error, SqlmqError) and self._is_of_no_use_after(error):
-                        spare.connection.invalidate()
-                    spare.close()
+                        append_connection.connection.invalidate()
+                    append_connection.close()
                 raise
-            self._spare.give(spare)
+            self._append_connection.give(append_connection)
         self._has_written = True
         return result
 
@@ -293,14 +298,14 @@ class Database:
 
     def _check_open(self) -> None:
         # Or a thread that was about to look would open a connection that nobody closes.
-        if self._is_closed or self.answers.is_gone:
+        if self._is_closed or self.watchdog.is_gone:
             message = f"{self.where}: the MQ is closed." if self._is_closed else gone(self.where)
             raise DatabaseUnavailableError(message)
 
     @contextlib.contextmanager
     def _connect(self, engine: Engine, *, is_patient: bool = False, committing: bool = False) -> Iterator[Connection]:
         """A connection; unless it *is_patient*, all that is asked in the block is to be answered in time."""
-        with self._usage:
+        with self._drain_gate:
             with self.translating():
                 connection = engine.connect()
             try:
@@ -321,24 +326,24 @@ class Database:
             yield
             return
         self.check_may_write()
-        while not self._turn.acquire(_BLOCK_SECONDS, goes_first=goes_first):
+        while not self._writer_lock.acquire(_BLOCK_SECONDS, goes_first=goes_first):
             if self._in_block:
                 raise DatabaseBusyError(_BLOCKED)
         try:
             yield
         finally:
-            self._turn.release()
+            self._writer_lock.release()
 
     def _retrying(self, attempt: Callable[[], T]) -> T:
-        return retrying.again(attempt, self._is_passing, self.runtime)
+        return retrying.retry(attempt, self._is_passing, self.clock)
 
     def _is_passing(self, error: BaseException) -> bool:
-        if isinstance(error, OutcomeUnknownError) or not isinstance(error, SqlmqError) or self.answers.is_given_up:
+        if isinstance(error, OutcomeUnknownError) or not isinstance(error, SqlmqError) or self.watchdog.is_given_up:
             return False
         if isinstance(error, ReadOnlyDatabaseError) and not self._has_written:
             return False  # the URL leads to a standby, not to a primary that has become one
         cause = error.__cause__
-        return isinstance(cause, Exception) and self.dialect.is_passing(cause)
+        return isinstance(cause, Exception) and self.dialect.is_transient(cause)
 
     def _is_of_no_use_after(self, error: SqlmqError) -> bool:
         """Whether the connection is lost; or, after a failover, it leads to a standby and the next one elsewhere."""
@@ -347,9 +352,9 @@ class Database:
         return is_lost or isinstance(error, ReadOnlyDatabaseError | OutcomeUnknownError)
 
     def _make_locks(self) -> None:
-        self._turn = Turn(self.runtime)
+        self._writer_lock = WriterLock(self.clock)
         self._preparing = threading.RLock()
-        self._usage = Usage(self.runtime, self._check_open)
+        self._drain_gate = DrainGate(self.clock, self._check_open)
         # The threads that are inside a block, each as often as it is in one.
         self._in_block: list[int] = []
 
@@ -365,14 +370,14 @@ class Database:
         for the mutexes of the library, which a reader takes as well, and whoever opens a connection needs.
         """
         if self.dialect.one_writer:
-            self._turn.acquire(threading.TIMEOUT_MAX, goes_first=True)
-            self._usage.hold(_CLOSE_SECONDS)
+            self._writer_lock.acquire(threading.TIMEOUT_MAX, goes_first=True)
+            self._drain_gate.close_and_wait(_CLOSE_SECONDS)
 
     def after_fork_in_parent(self) -> None:
         """Go on as before."""
         if self.dialect.one_writer:
-            self._usage.release()
-            self._turn.release()
+            self._drain_gate.release()
+            self._writer_lock.release()
 
     def after_fork(self) -> None:
         """In a forked child: leave the parent's connections alone, and open others when they are needed.
@@ -381,13 +386,13 @@ class Database:
         others: then whatever is tried next raises ForkedError.
         """
         self._make_locks()
-        self.answers.start_over()
+        self.watchdog.start_over()
         if not self._owns_engine or self.one_connection:
             self._forked = True
             return
         # Kept alive, because closing the copy of a SQLite connection can damage the file.
         # https://www.sqlite.org/howtocorrupt.html#_carrying_an_open_database_connection_across_a_fork_
-        self._spare.leave_fork()
+        self._append_connection.leave_fork()
         _ABANDONED.append(self.engine.pool)
         self.engine.dispose(close=False)
 

@@ -8,10 +8,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from types import TracebackType
 
-    from sqlmq.hooks.clock import Runtime
+    from sqlmq.hooks.clock import Clock
 
 
-class Usage:
+class DrainGate:
     """Counts those who are in blocks of it: ``with usage:``. May be shared by threads.
 
     *check* is called before somebody is counted, and may raise.
@@ -20,8 +20,8 @@ class Usage:
     # No generator: with one, each of the blocks on the way of a message takes three times as long.
     __slots__ = ("_changed", "_check", "_count")
 
-    def __init__(self, runtime: Runtime, check: Callable[[], None]) -> None:
-        self._changed = runtime.condition()
+    def __init__(self, clock: Clock, check: Callable[[], None]) -> None:
+        self._changed = clock.condition()
         self._check = check
         self._count = 0
 
@@ -38,13 +38,13 @@ class Usage:
             if not self._count:
                 self._changed.notify_all()
 
-    def end(self, seconds: float, then: Callable[[], None]) -> None:
+    def drain(self, seconds: float, then: Callable[[], None]) -> None:
         """Wait up to *seconds* for those who are in it, and do *then* before anybody else comes in."""
         with self._changed:
             self._changed.wait_for(self.is_unused, seconds)
             then()
 
-    def hold(self, seconds: float) -> None:
+    def close_and_wait(self, seconds: float) -> None:
         """As ``end``; nobody comes in, or out, until ``release``."""
         self._changed.acquire()
         self._changed.wait_for(self.is_unused, seconds)

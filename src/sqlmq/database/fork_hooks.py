@@ -22,17 +22,17 @@ class Forkable(Protocol):
     def __hash__(self) -> int: ...
 
 
-_told: weakref.WeakSet[Forkable] = weakref.WeakSet()
+log_fields: weakref.WeakSet[Forkable] = weakref.WeakSet()
 _forking: list[Forkable] = []
 
 
 def tell(one: Forkable) -> None:
     """Tell *one* of forks from now on, as long as it is there."""
-    _told.add(one)
+    log_fields.add(one)
 
 
 def _before() -> None:
-    _forking[:] = list(_told)
+    _forking[:] = list(log_fields)
     for one in _forking:
         one.before_fork()
 

@@ -9,7 +9,7 @@ from sqlalchemy import exc as sa_exc
 from tenacity import Retrying, retry_if_exception, wait_exponential
 
 from sqlmq.errors import DatabaseBusyError, DatabaseUnavailableError, OutcomeUnknownError, SqlmqError
-from sqlmq.hooks.log_events import facts
+from sqlmq.hooks.log_events import log_fields
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from sqlalchemy import Connection
 
     from sqlmq.dialects import Dialect
-    from sqlmq.hooks.clock import Runtime
+    from sqlmq.hooks.clock import Clock
 
 T = TypeVar("T")
 log = logging.getLogger("sqlmq.database")
@@ -29,7 +29,7 @@ _LONGER = wait_exponential(multiplier=0.05, max=1.0)
 """How long to wait at the most before the next try."""
 
 
-class Translating:
+class TranslateErrors:
     """Blocks in which our errors are raised for those of SQLAlchemy and of the driver; *where* is the database.
 
     One serves all threads. A connection that breaks while *committing* has an unknown outcome.
@@ -70,24 +70,24 @@ def _raise_translated(error: Exception, dialect: Dialect, where: str, *, committ
         raise translated from (None if dialect.quotes_rows(cause) else cause)
 
 
-def again(attempt: Callable[[], T], is_passing: Callable[[BaseException], bool], runtime: Runtime) -> T:
+def retry(attempt: Callable[[], T], is_passing: Callable[[BaseException], bool], clock: Clock) -> T:
     """What *attempt* returns; it is tried again for some seconds, as long as what it raises *is_passing*."""
-    began = runtime.monotonic()
+    began = clock.monotonic()
     # The first goes without tenacity, which takes 20 us.
     try:
         return attempt()
     except SqlmqError as error:
         # A lock that was waited for so long already would be waited for as long again.
-        is_enough = isinstance(error, DatabaseBusyError) and runtime.monotonic() - began >= _RETRY_SECONDS
+        is_enough = isinstance(error, DatabaseBusyError) and clock.monotonic() - began >= _RETRY_SECONDS
         if is_enough or not is_passing(error):
             raise
-        log.warning("%s (trying again for %.0f seconds)", error, _RETRY_SECONDS, extra=facts("retry", error=error))
-    give_up_at = runtime.monotonic() + _RETRY_SECONDS
+        log.warning("%s (trying again for %.0f seconds)", error, _RETRY_SECONDS, extra=log_fields("retry", error=error))
+    give_up_at = clock.monotonic() + _RETRY_SECONDS
     return Retrying(
         retry=retry_if_exception(is_passing),
-        wait=lambda tries: _LONGER(tries) * runtime.random.random(),
-        stop=lambda _: runtime.monotonic() >= give_up_at,
-        sleep=runtime.sleep,
+        wait=lambda tries: _LONGER(tries) * clock.random.random(),
+        stop=lambda _: clock.monotonic() >= give_up_at,
+        sleep=clock.sleep,
         reraise=True,
     )(attempt)
 

@@ -19,7 +19,7 @@ from sqlalchemy import event
 from sqlalchemy import exc as sa_exc
 
 from sqlmq.errors import DatabaseUnavailableError, OutcomeUnknownError
-from sqlmq.hooks.log_events import facts
+from sqlmq.hooks.log_events import log_fields
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from sqlalchemy.engine.interfaces import DBAPIConnection, Dialect
     from sqlalchemy.pool import ConnectionPoolEntry
 
-    from sqlmq.dialects import Line
+    from sqlmq.dialects import ConnectionSocket
 
 log = logging.getLogger("sqlmq.database")
 
@@ -46,14 +46,14 @@ _END_SECONDS = 0.5
 _LOOK_SECONDS = 0.2
 
 
-class Answers:
+class Watchdog:
     """Waits for answers of one database no longer than so many *seconds*. May be shared by threads.
 
     *line_of* gives the line of a driver's connection, if it can be cut. The thread starts with the first answer that is
     awaited, and ends with ``close``.
     """
 
-    def __init__(self, line_of: Callable[[object], Line | None], where: str, seconds: float) -> None:
+    def __init__(self, line_of: Callable[[object], ConnectionSocket | None], where: str, seconds: float) -> None:
         self._line_of = line_of
         self._thread: threading.Thread | None
         self._rests: bool
@@ -64,13 +64,13 @@ class Answers:
         self._seconds = seconds
         self.start_over()
 
-    def attend(self, engine: Engine, *, has_line: bool) -> None:
+    def watch_engine(self, engine: Engine, *, has_line: bool) -> None:
         """Test connections of *engine* that have rested; wait no longer than has to be for new ones, if it *has_line*."""
 
         def test(connection: DBAPIConnection, record: ConnectionPoolEntry, _proxy: object) -> None:
             """Replace a connection that the server has closed while nobody used it, before it gets something to do."""
             returned_at = record.info.get("returned_at", time.monotonic())
-            if not self.come_after_rest(engine.dialect, connection, record.driver_connection, returned_at):
+            if not self.answers_after_idle(engine.dialect, connection, record.driver_connection, returned_at):
                 # The others are as old, and each would have to be waited for.
                 raise sa_exc.InvalidatePoolError
 
@@ -79,7 +79,7 @@ class Answers:
         if has_line:
             event.listen(engine, "do_connect", self._connect)
 
-    def awaited(
+    def waiting_for(
         self, connection: object, seconds: float | None = None, *, committing: bool = False
     ) -> contextlib.AbstractContextManager[None]:
         """Wait in this block for what is asked on the driver's *connection*, the usual time or *seconds* for an answer.
@@ -89,16 +89,16 @@ class Answers:
         line = self._line_of(connection)
         if line is None:
             return contextlib.nullcontext()
-        one = _Awaited(line, self._seconds if seconds is None else seconds, self._patience)
-        return _Awaiting(self, one, committing=committing)
+        one = _Wait(line, self._seconds if seconds is None else seconds, self._patience)
+        return _WaitBlock(self, one, committing=committing)
 
-    def attend_to(self, one: _Awaited) -> None:
+    def register(self, one: _Wait) -> None:
         """Have the thread look after *one*, until it is left."""
         self._awaited[id(one)] = one
         if self._rests:
             self._wake()
 
-    def leave(self, one: _Awaited) -> None:
+    def unregister(self, one: _Wait) -> None:
         """*one* has had an answer, or waits for none any more."""
         self._awaited.pop(id(one), None)
 
@@ -115,24 +115,24 @@ class Answers:
         patience = self._patience
         return self.is_gone or self._is_late(now) or (patience is not None and patience.is_over(now))
 
-    def with_patience(self, patience: Patience) -> contextlib.AbstractContextManager[None]:
+    def with_budget(self, patience: WaitBudget) -> contextlib.AbstractContextManager[None]:
         """Have this thread wait as long as *patience* says, which others may cut short meanwhile."""
-        return _Patiently(self._of_thread, patience)
+        return _BudgetBlock(self._of_thread, patience)
 
-    def hurrying(self, seconds: float = HURRY_SECONDS) -> contextlib.AbstractContextManager[None]:
+    def shortening(self, seconds: float = HURRY_SECONDS) -> contextlib.AbstractContextManager[None]:
         """Have this thread wait for no answer for longer than *seconds*, which is what closing may take."""
-        patience = Patience()
-        patience.hurry(seconds)
-        return self.with_patience(patience)
+        patience = WaitBudget()
+        patience.shorten(seconds)
+        return self.with_budget(patience)
 
     def _is_late(self, now: float) -> bool:
         return self._hurry_at is not None and now - self._hurry_at >= HURRY_SECONDS
 
     @property
-    def _patience(self) -> Patience | None:
+    def _patience(self) -> WaitBudget | None:
         return getattr(self._of_thread, "patience", None)
 
-    def hurry(self) -> float:
+    def shorten(self) -> float:
         """Have nobody wait for longer than closing may take, from now on; return for how many seconds that has been so."""
         now = time.monotonic()
         if self._hurry_at is None:
@@ -151,7 +151,7 @@ class Answers:
     def start_over(self) -> None:
         """In the beginning, and in a forked child: whoever waits in the parent is the parent's."""
         self._changed = threading.Condition()
-        self._awaited: dict[int, _Awaited] = {}
+        self._awaited: dict[int, _Wait] = {}
         self._thread = None
         self._rests = True
         self._is_closing = False
@@ -163,7 +163,7 @@ class Answers:
         with self._changed:
             self._rests = False
             if self._thread is None or not self._thread.is_alive():
-                self._thread = threading.Thread(target=self._run, name="sqlmq-answers", daemon=True)
+                self._thread = threading.Thread(target=self._run, name="sqlmq-watchdog", daemon=True)
                 self._thread.start()
             self._changed.notify_all()
 
@@ -182,7 +182,7 @@ class Answers:
             for one in list(self._awaited.values()):
                 self._look_at(one, time.monotonic())
 
-    def _look_at(self, one: _Awaited, now: float) -> None:
+    def _look_at(self, one: _Wait, now: float) -> None:
         if self._is_gone:
             self._cut(one)
             return
@@ -199,10 +199,12 @@ class Answers:
         silent = one.line.silent_seconds()
         if silent is None or silent >= most:
             one.asked_at = now
-            threading.Thread(target=one.line.ask_to_end, args=(_END_SECONDS,), name="sqlmq-end", daemon=True).start()
+            threading.Thread(
+                target=one.line.request_cancel, args=(_END_SECONDS,), name="sqlmq-end", daemon=True
+            ).start()
 
-    def _cut(self, one: _Awaited) -> None:
-        one.line.cut()
+    def _cut(self, one: _Wait) -> None:
+        one.line.shut_down()
         self._awaited.pop(id(one), None)
         self._is_gone = self._hurry_at is not None
         if one.patience is not None:
@@ -212,10 +214,10 @@ class Answers:
             "%s has not answered for %.0f seconds; the connection is given up.",
             self.where,
             seconds,
-            extra=facts("connection given up", seconds=seconds),
+            extra=log_fields("connection given up", seconds=seconds),
         )
 
-    def come_after_rest(
+    def answers_after_idle(
         self, dialect: Dialect, connection: DBAPIConnection, driven: object, rests_since: float
     ) -> bool:
         """Whether the server still answers on a *connection* that nobody has used for some time.
@@ -225,7 +227,7 @@ class Answers:
         if time.monotonic() - rests_since < _REST_SECONDS:
             return True
         try:
-            with self.awaited(driven, min(_PING_SECONDS, self._seconds)):
+            with self.waiting_for(driven, min(_PING_SECONDS, self._seconds)):
                 dialect.do_ping(connection)
         except dialect.loaded_dbapi.Error:
             return False
@@ -235,7 +237,7 @@ class Answers:
         self, dialect: Dialect, _record: ConnectionPoolEntry, args: list[Any], options: dict[str, Any]
     ) -> DBAPIConnection:
         """Connect in another thread, which need not be waited for."""
-        return _Connecting(lambda: dialect.connect(*args, **options)).result(self._check_patience)
+        return _PendingConnection(lambda: dialect.connect(*args, **options)).result(self._check_patience)
 
     def _check_patience(self, began: float) -> None:
         if self.is_given_up and (self.is_gone or time.monotonic() - began >= _LAST_SECONDS):
@@ -248,7 +250,7 @@ def gone(where: str) -> str:
     return f"{where}: no answer came in the time there was, and no more is asked for."
 
 
-class Patience:
+class WaitBudget:
     """For how long a thread waits for answers: as long as is usual, until somebody has it hurry."""
 
     __slots__ = ("_until", "is_gone", "most_seconds")
@@ -258,7 +260,7 @@ class Patience:
         self.is_gone = False
         """Whether no answer has come in the time there was."""
 
-    def hurry(self, seconds: float = HURRY_SECONDS) -> None:
+    def shorten(self, seconds: float = HURRY_SECONDS) -> None:
         """Have no answer waited for longer than *seconds*, the one that is awaited now included."""
         self.most_seconds = seconds
         self._until = time.monotonic() + seconds
@@ -272,12 +274,12 @@ class Patience:
         self.is_gone = self.is_over(time.monotonic())
 
 
-class _Awaited:
+class _Wait:
     """Somebody who waits for an answer."""
 
     __slots__ = ("_seconds", "asked_at", "began", "line", "patience")
 
-    def __init__(self, line: Line, seconds: float, patience: Patience | None) -> None:
+    def __init__(self, line: ConnectionSocket, seconds: float, patience: WaitBudget | None) -> None:
         self.line = line
         self._seconds = seconds
         self.patience = patience
@@ -290,41 +292,41 @@ class _Awaited:
         return self._seconds if self.patience is None else min(self._seconds, self.patience.most_seconds)
 
 
-class _Awaiting:
+class _WaitBlock:
     """A block in which *one* waits."""
 
-    __slots__ = ("_answers", "_committing", "_one")
+    __slots__ = ("_committing", "_one", "_watchdog")
 
-    def __init__(self, answers: Answers, one: _Awaited, *, committing: bool) -> None:
-        self._answers = answers
+    def __init__(self, answers: Watchdog, one: _Wait, *, committing: bool) -> None:
+        self._watchdog = answers
         self._one = one
         self._committing = committing
 
     def __enter__(self) -> None:
-        self._answers.attend_to(self._one)
+        self._watchdog.register(self._one)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self._answers.leave(self._one)
+        self._watchdog.unregister(self._one)
         if error is None and self._committing and self._one.asked_at is not None:
             # A COMMIT that waits for a synchronous standby, and is asked to end, has taken effect on the primary alone.
             # https://www.postgresql.org/docs/current/warm-standby.html#SYNCHRONOUS-REPLICATION-HA
             message = (
-                f"{self._answers.where}: COMMIT was not answered in time, and ended when it was asked to: it has taken "
+                f"{self._watchdog.where}: COMMIT was not answered in time, and ended when it was asked to: it has taken "
                 "effect, but perhaps on no standby that it should have waited for. Nothing is sent again."
             )
             raise OutcomeUnknownError(message)
 
 
-class _Patiently:
+class _BudgetBlock:
     """A block in which its thread has *patience*."""
 
     __slots__ = ("_before", "_of_thread", "_patience")
 
-    _before: Patience | None
+    _before: WaitBudget | None
 
-    def __init__(self, of_thread: threading.local, patience: Patience) -> None:
+    def __init__(self, of_thread: threading.local, patience: WaitBudget) -> None:
         self._of_thread = of_thread
         self._patience = patience
 
@@ -338,7 +340,7 @@ class _Patiently:
         self._of_thread.patience = self._before
 
 
-class _Connecting:
+class _PendingConnection:
     """A connection that is being made in a thread."""
 
     def __init__(self, connect: Callable[[], DBAPIConnection]) -> None:

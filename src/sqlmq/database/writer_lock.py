@@ -8,16 +8,16 @@ from typing import TYPE_CHECKING
 from sqlmq.hooks.clock import SYSTEM
 
 if TYPE_CHECKING:
-    from sqlmq.hooks.clock import Runtime
+    from sqlmq.hooks.clock import Clock
 
 
-class Turn:
+class WriterLock:
     """A lock that its thread may take again, and that lets pass whoever cannot wait behind all the others."""
 
-    def __init__(self, runtime: Runtime = SYSTEM) -> None:
-        self._runtime = runtime
+    def __init__(self, clock: Clock = SYSTEM) -> None:
+        self._clock = clock
         self._lock = threading.RLock()
-        self._passed = runtime.condition()
+        self._passed = clock.condition()
         self._going_first = 0
 
     def acquire(self, seconds: float, *, goes_first: bool = False) -> bool:
@@ -27,13 +27,13 @@ class Turn:
         """
         if goes_first:
             return self._go_first(seconds)
-        ends_at = self._runtime.monotonic() + seconds
-        while self._lock.acquire(timeout=max(0.0, ends_at - self._runtime.monotonic())):
+        ends_at = self._clock.monotonic() + seconds
+        while self._lock.acquire(timeout=max(0.0, ends_at - self._clock.monotonic())):
             if not self._going_first:
                 return True
             self._lock.release()
             with self._passed:
-                self._passed.wait_for(lambda: not self._going_first, max(0.0, ends_at - self._runtime.monotonic()))
+                self._passed.wait_for(lambda: not self._going_first, max(0.0, ends_at - self._clock.monotonic()))
         return False
 
     def release(self) -> None:

@@ -13,13 +13,13 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 from sqlmq.dialects.base import (
+    ConnectionSocket,
     Dialect,
-    Held,
     HeldPosition,
     Holder,
-    Line,
     Listening,
-    Part,
+    LockedRow,
+    PartitionSlice,
     Position,
     TopicGrownError,
     without_secrets,
@@ -30,13 +30,13 @@ if TYPE_CHECKING:
     from sqlalchemy import URL, Connection
 
 __all__ = [
+    "ConnectionSocket",
     "Dialect",
-    "Held",
     "HeldPosition",
     "Holder",
-    "Line",
     "Listening",
-    "Part",
+    "LockedRow",
+    "PartitionSlice",
     "Position",
     "TopicGrownError",
     "blocking",

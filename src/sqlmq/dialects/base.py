@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncEngine
 
     from sqlmq.errors import SqlmqError
-    from sqlmq.model.message import Contents, LogRow
-    from sqlmq.reports.doctor import Vitals
+    from sqlmq.model.message import LogRow, RecordBatch
+    from sqlmq.reports.doctor import DatabaseStatus
 
 
 _SMALL_BYTES = 1024
@@ -39,7 +39,7 @@ def most_partitions(limit: int) -> int:
     return max(_FEWEST_PARTITIONS, limit // _FEWEST_ROWS)
 
 
-class Part(NamedTuple):
+class PartitionSlice(NamedTuple):
     """So many messages, one after the other, that go to one partition."""
 
     topic: str
@@ -70,7 +70,7 @@ class HeldPosition(NamedTuple):
     in_hand_to: int | None
 
 
-class Held(NamedTuple):
+class LockedRow(NamedTuple):
     """The row that ``hold`` has locked, if there was one, and what tells its transaction from a later one."""
 
     row: Row[Any] | None
@@ -106,7 +106,7 @@ class Listening(ABC):
         """Close the connection."""
 
 
-class Line(ABC):
+class ConnectionSocket(ABC):
     """The wire of a connection, seen from another thread than the one that waits for an answer on it."""
 
     @abstractmethod
@@ -114,11 +114,11 @@ class Line(ABC):
         """Since when nothing has been sent or received; None where that can't be known."""
 
     @abstractmethod
-    def ask_to_end(self, seconds: float) -> None:
+    def request_cancel(self, seconds: float) -> None:
         """Ask the server to end the statement, and wait up to *seconds* until it has heard that."""
 
     @abstractmethod
-    def cut(self) -> None:
+    def shut_down(self) -> None:
         """Break the connection, for whoever waits too."""
 
 
@@ -184,7 +184,9 @@ class Dialect(ABC):
         """Whether *conn*, which SQLAlchemy takes to be in a transaction, commits each statement by itself."""
 
     @abstractmethod
-    def hold(self, conn: Connection, wanted: Select[Any], *, quiet_seconds: float, vanished_seconds: float) -> Held:
+    def lock_and_watch(
+        self, conn: Connection, wanted: Select[Any], *, quiet_seconds: float, vanished_seconds: float
+    ) -> LockedRow:
         """Run *wanted*, which locks a row, in a transaction that the server ends when nobody is behind it any more.
 
         That is when its owner sends nothing for *quiet_seconds*, or can't be reached for *vanished_seconds*; a lower
@@ -193,10 +195,10 @@ class Dialect(ABC):
         """
 
     @abstractmethod
-    def is_held(self, token: str | None) -> ColumnElement[bool]:
+    def is_same_transaction(self, token: str | None) -> ColumnElement[bool]:
         """Whether a statement runs in the very transaction in which ``hold`` gave *token*."""
 
-    def let_go(self, conn: Connection) -> bool:
+    def release_savepoint(self, conn: Connection) -> bool:
         """Be done with ``hold``, right before COMMIT; return whether the transaction was still the same."""
         del conn
         return True
@@ -213,7 +215,7 @@ class Dialect(ABC):
         """
         raise NotImplementedError
 
-    def takes_one_statement(self, contents: Contents) -> bool:
+    def takes_one_statement(self, contents: RecordBatch) -> bool:
         """Whether an append of *contents* is not too large for that."""
         del contents
         return True
@@ -254,7 +256,7 @@ class Dialect(ABC):
         """A moment as our views show it, aware, UTC; None if there is none."""
 
     @abstractmethod
-    def vitals(self, conn: Connection) -> Vitals:
+    def database_status(self, conn: Connection) -> DatabaseStatus:
         """What the database says of itself."""
 
     def may_read(self, conn: Connection, table: str, column: str) -> bool:
@@ -304,7 +306,7 @@ class Dialect(ABC):
         return None
 
     @abstractmethod
-    def append(self, conn: Connection, parts: Sequence[Part], contents: Contents) -> list[int]:
+    def append(self, conn: Connection, parts: Sequence[PartitionSlice], contents: RecordBatch) -> list[int]:
         """Number the messages *contents*, which lie in order of *parts*, and add them to the log.
 
         Returns the offset of the first message of each part. The partitions' rows, by whose ids the parts ascend, are
@@ -312,8 +314,8 @@ class Dialect(ABC):
         TopicGrownError, with nothing appended, if one of the topics has other than the partitions known.
         """
 
-    def append_anywhere(
-        self, conn: Connection, part: Part, others: Sequence[int], contents: Contents
+    def append_to_any(
+        self, conn: Connection, part: PartitionSlice, others: Sequence[int], contents: RecordBatch
     ) -> tuple[int, int]:
         """As ``append``, to *part*; or to one of the partitions *others*, if nobody appends there now and to it somebody.
 
@@ -323,7 +325,7 @@ class Dialect(ABC):
         (base,) = self.append(conn, [part], contents)
         return part.partition_id, base
 
-    def publish(self, conn: Connection, parts: Sequence[Part], contents: Contents) -> list[int] | None:
+    def publish(self, conn: Connection, parts: Sequence[PartitionSlice], contents: RecordBatch) -> list[int] | None:
         """As ``append``, in a transaction of any isolation level, on a connection of any driver.
 
         Where the level does not let it see the newest offset, the messages are staged, without a lock; then None.
@@ -382,7 +384,7 @@ class Dialect(ABC):
         """
         raise NotImplementedError
 
-    def line(self, connection: object) -> Line | None:
+    def line(self, connection: object) -> ConnectionSocket | None:
         """The line of a driver's *connection*; None if there is none that could be cut."""
         del connection
         return None
@@ -397,7 +399,7 @@ class Dialect(ABC):
         return False
 
     @abstractmethod
-    def is_passing(self, error: Exception) -> bool:
+    def is_transient(self, error: Exception) -> bool:
         """Whether a transaction that failed so may succeed if it is run again from its beginning."""
 
     @abstractmethod

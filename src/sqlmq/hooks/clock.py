@@ -21,10 +21,10 @@ def _token() -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class Runtime:
-    """The clock, the waits and the chance of an MQ, for ``MQ(..., runtime=)``: by default those of the system.
+class Clock:
+    """The clock, the waits and the chance of an MQ, for ``MQ(..., clock=)``: by default those of the system.
 
-    Each may be replaced by itself: ``Runtime(random=Random(7))`` has everything drawn alike each time.
+    Each may be replaced by itself: ``Clock(random=Random(7))`` has everything drawn alike each time.
     """
 
     monotonic: Callable[[], float] = time.monotonic
@@ -42,7 +42,7 @@ class Runtime:
     """Make a word that nobody else makes, in any process."""
 
 
-SYSTEM = Runtime()
+SYSTEM = Clock()
 """The system's clock and waits, and one generator for all."""
 
 if hasattr(os, "register_at_fork"):
@@ -50,11 +50,11 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=SYSTEM.random.seed)
 
 
-def check_runtime(given: object) -> Runtime:
+def check_clock(given: object) -> Clock:
     """Return what was *given*, the system's for None, or raise TypeError."""
     if given is None:
         return SYSTEM
-    if not isinstance(given, Runtime):
-        message = f"runtime= takes a sqlmq.Runtime, not {type(given).__name__}."
+    if not isinstance(given, Clock):
+        message = f"clock= takes a sqlmq.testing.Clock, not {type(given).__name__}."
         raise TypeError(message)
     return given

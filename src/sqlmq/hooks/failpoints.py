@@ -15,7 +15,7 @@ import threading
 from types import MappingProxyType
 from typing import TYPE_CHECKING, TypeAlias
 
-from sqlmq.hooks.log_events import facts
+from sqlmq.hooks.log_events import log_fields
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -186,7 +186,7 @@ def arm_by_environment() -> None:
         raise ValueError(message) from None
     for name, action, nth in charges:
         _arm(name, _Charge(action, nth))
-    log.warning("Failpoints are armed, by %s: %s", _ENVIRONMENT, text, extra=facts("failpoints armed"))
+    log.warning("Failpoints are armed, by %s: %s", _ENVIRONMENT, text, extra=log_fields("failpoints armed"))
 
 
 def parsed(text: str) -> list[tuple[str, Action, int | None]]:

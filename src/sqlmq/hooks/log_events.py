@@ -8,7 +8,7 @@ PREFIX = "sqlmq_"
 """What the names of all attributes begin with that we add to a record."""
 
 
-class Facts(TypedDict, total=False):
+class LogFields(TypedDict, total=False):
     """What can be told of an event. What is None is not known."""
 
     topic: str
@@ -27,7 +27,7 @@ class Facts(TypedDict, total=False):
     """A process id."""
 
 
-def facts(event: str, **known: Unpack[Facts]) -> dict[str, object]:
+def log_fields(event: str, **known: Unpack[LogFields]) -> dict[str, object]:
     """The attributes of a record, for ``extra=``: *event*, and what is *known* of it.
 
     Of an error only its type, because its message may quote what a message or a row holds.

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True)
-class MemberSeen:
+class MemberSnapshot:
     """A live member of a group."""
 
     member_id: int
@@ -31,7 +31,7 @@ class MemberSeen:
 
 
 @dataclass(frozen=True, slots=True)
-class ClaimSeen:
+class ClaimSnapshot:
     """One partition of a group, and who owns it."""
 
     partition_id: int
@@ -44,7 +44,7 @@ class ClaimSeen:
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class Assignment:
     """What one member should change."""
 
     take: tuple[int, ...]
@@ -67,7 +67,9 @@ def fair_shares(owned: Mapping[int, int], partitions: int) -> dict[int, int]:
     return {id_: each + (place < remainder) for place, id_ in enumerate(first)}
 
 
-def plan(member_id: int, members: Sequence[MemberSeen], claims: Sequence[ClaimSeen], lease_seconds: float) -> Plan:
+def assign(
+    member_id: int, members: Sequence[MemberSnapshot], claims: Sequence[ClaimSnapshot], lease_seconds: float
+) -> Assignment:
     """Decide what *member_id*, one of the live *members*, should take and hand back.
 
     A partition that nobody has claimed for a lease is taken by anyone, above the share too: its rightful owner may be
@@ -87,7 +89,7 @@ def plan(member_id: int, members: Sequence[MemberSeen], claims: Sequence[ClaimSe
     wanted = sum(missing[member.member_id] for member in _asking(others, members, lease_seconds))
     excess = min(max(0, -missing[member_id]), wanted)
     mine = sorted(claim.partition_id for claim in claims if claim.owner_id == member_id)
-    return Plan(
+    return Assignment(
         take=tuple(claim.partition_id for claim in free),
         take_at_most=0 if excess else min(len(free), max(0, share - owned[member_id], lying)),
         release=tuple(mine[len(mine) - excess :]),
@@ -95,7 +97,7 @@ def plan(member_id: int, members: Sequence[MemberSeen], claims: Sequence[ClaimSe
     )
 
 
-def is_settled(members: Sequence[MemberSeen], claims: Sequence[ClaimSeen]) -> bool:
+def is_settled(members: Sequence[MemberSnapshot], claims: Sequence[ClaimSnapshot]) -> bool:
     """Whether each member owns its share, and none has said otherwise: then nobody's plan has anything to do."""
     if not members:
         return False
@@ -103,14 +105,14 @@ def is_settled(members: Sequence[MemberSeen], claims: Sequence[ClaimSeen]) -> bo
     return owned == fair_shares(owned, len(claims)) and not any(member.is_waiting for member in members)
 
 
-def _owned(members: Sequence[MemberSeen], claims: Sequence[ClaimSeen]) -> dict[int, int]:
+def _owned(members: Sequence[MemberSnapshot], claims: Sequence[ClaimSnapshot]) -> dict[int, int]:
     counted = Counter(claim.owner_id for claim in claims)
     return {member.member_id: counted[member.member_id] for member in members}
 
 
 def _without_kept(
-    me: MemberSeen, owned: Mapping[int, int], free: list[ClaimSeen], share: int, settling_seconds: float
-) -> tuple[list[ClaimSeen], int]:
+    me: MemberSnapshot, owned: Mapping[int, int], free: list[ClaimSnapshot], share: int, settling_seconds: float
+) -> tuple[list[ClaimSnapshot], int]:
     """What of *free* is not kept from me for a successor, and how much of my *share* I have till then.
 
     What was left is for those who have nothing yet. One that has just joined may be one of several successors: it may
@@ -126,7 +128,9 @@ def _without_kept(
     return free, min(share, has + len(free))
 
 
-def _asking(others: Sequence[MemberSeen], members: Sequence[MemberSeen], lease_seconds: float) -> list[MemberSeen]:
+def _asking(
+    others: Sequence[MemberSnapshot], members: Sequence[MemberSnapshot], lease_seconds: float
+) -> list[MemberSnapshot]:
     """Those of *others* that wait and are to be given something.
 
     Not one that has just joined members who have not: it may be the successor of one of them that has yet to leave.

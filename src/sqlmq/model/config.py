@@ -32,7 +32,7 @@ _GROUP = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.:-]{0,99}")
 
 
 @dataclass(frozen=True, slots=True)
-class Options:
+class MQConfig:
     """How an MQ behaves. Every number of seconds may have a fraction."""
 
     create_topics: bool = True
@@ -47,7 +47,7 @@ class Options:
     """After how long without asking for messages a consumer gives its partitions back."""
     commit_interval_seconds: float = 0.2
     """How long finished messages may wait to be committed together. A crash delivers those again."""
-    durable_positions: bool = True
+    durable_commits: bool = True
     """Wait for the disk when finished messages are committed. Without, a crash of the server may bring those of about
     the last second again; messages and effects are as durable as ever. Means something on Postgres only."""
     prefetch: int = 4000
@@ -58,7 +58,7 @@ class Options:
     """How soon an idle consumer looks again at first."""
     poll_max_seconds: float = 1.0
     """How long it waits at most between two looks."""
-    answer_seconds: float = 30.0
+    response_timeout_seconds: float = 30.0
     """How long the database may keep silent while it is asked; then the connection is given up. On Postgres only."""
     notify: bool = True
     """Tell, and hear from, other processes at once, where the database can; else their consumers find out by polling."""
@@ -200,7 +200,7 @@ def check_schema(name: object) -> str | None:
 
 def check_ack(ack: object) -> None:
     """Raise ValueError unless *ack* says when a message counts as done."""
-    if ack not in ("after", "before"):
+    if ack not in ("auto", "on_delivery"):
         message = f"ack is 'after' (at least once) or 'before' (at most once), not {ack!r}."
         raise ValueError(message)
 

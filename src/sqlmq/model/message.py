@@ -158,7 +158,7 @@ def _arrived(topic: str, partition: int, row: LogRow) -> Message:
     return Message.arrived(topic, partition, [row])[0]
 
 
-class Arrival:
+class FetchedRecords:
     """Rows of one partition, in order of offset, of which messages can be made.
 
     They are made when somebody gets them: that is his time, in which the database reads on.
@@ -184,7 +184,7 @@ class Arrival:
         return Message.arrived(self.topic, self.partition, self.rows, moments_from_us=self.moments_from_us)
 
 
-class Contents(NamedTuple):
+class RecordBatch(NamedTuple):
     """What the log keeps of messages, a column of each: passes over columns are cheap, steps for each message are not."""
 
     keys: Sequence[bytes | None]
@@ -193,7 +193,7 @@ class Contents(NamedTuple):
     """As JSON, in UTF-8; None for none."""
 
     @classmethod
-    def of(cls, messages: Sequence[Message]) -> Contents:
+    def of(cls, messages: Sequence[Message]) -> RecordBatch:
         """What *messages* hold, in their order."""
         keys = [message._key for message in messages]
         values = [message._value for message in messages]
@@ -212,14 +212,14 @@ class Contents(NamedTuple):
                     return False
         return True
 
-    def in_order(self, places: Sequence[int]) -> Contents:
+    def in_order(self, places: Sequence[int]) -> RecordBatch:
         """The messages at *places*, in that order."""
         keys, values, headers = self
-        return Contents([keys[i] for i in places], [values[i] for i in places], [headers[i] for i in places])
+        return RecordBatch([keys[i] for i in places], [values[i] for i in places], [headers[i] for i in places])
 
-    def between(self, first: int, end: int) -> Contents:
+    def between(self, first: int, end: int) -> RecordBatch:
         """The messages from place *first* on, up to *end*."""
-        return Contents(self.keys[first:end], self.values[first:end], self.headers[first:end])
+        return RecordBatch(self.keys[first:end], self.values[first:end], self.headers[first:end])
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,45 +22,54 @@ class Retention:
     Limits are for each partition. Raises ``TypeError`` or ``ValueError`` for what can't be.
     """
 
-    seconds: float | None = None
+    max_age_seconds: float | None = None
     """Messages older than this go."""
-    bytes: int | None = None
+    max_bytes: int | None = None
     """The oldest go while keys and values together are more than this."""
-    messages: int | None = None
+    max_messages: int | None = None
     """The oldest go while there are more than this."""
-    protect: bool = True
+    protect_groups: bool = True
     """Keep, beyond the limits, what a group has not committed or has set aside."""
-    max_seconds: float | None = None
+    protect_max_seconds: float | None = None
     """Keep what is protected for no longer than this; None for as long as it takes."""
     group_expiry_seconds: float = _WEEK_SECONDS
     """A group that for so long had no member and committed nothing protects nothing any more."""
 
     def __post_init__(self) -> None:
-        for name, kind in (("bytes", int), ("messages", int), ("seconds", float), ("max_seconds", float)):
+        for name, kind in (
+            ("max_bytes", int),
+            ("max_messages", int),
+            ("max_age_seconds", float),
+            ("protect_max_seconds", float),
+        ):
             check_limit(name, getattr(self, name), kind)
         check_limit("group_expiry_seconds", self.group_expiry_seconds, float, is_optional=False)
-        check_bool("protect", self.protect)
-        if self.max_seconds is not None and not self.protect:
-            message = "max_seconds is how long protected messages are kept; with protect=False there are none."
+        check_bool("protect_groups", self.protect_groups)
+        if self.protect_max_seconds is not None and not self.protect_groups:
+            message = (
+                "protect_max_seconds is how long protected messages are kept; with protect_groups=False there are none."
+            )
             raise ValueError(message)
-        if self.max_seconds is not None and self.max_seconds < (self.seconds or 0):
-            message = f"max_seconds must be seconds ({self.seconds}) or more, not {self.max_seconds}."
+        if self.protect_max_seconds is not None and self.protect_max_seconds < (self.max_age_seconds or 0):
+            message = f"protect_max_seconds must be max_age_seconds ({self.max_age_seconds}) or more, not {self.protect_max_seconds}."
             raise ValueError(message)
 
     @property
     def is_limited(self) -> bool:
         """Whether anything ever goes."""
-        return (self.seconds, self.bytes, self.messages) != (None, None, None)
+        return (self.max_age_seconds, self.max_bytes, self.max_messages) != (None, None, None)
 
 
 def check_retention(retention: object) -> None:
     """Raise TypeError unless *retention* is one."""
     if not isinstance(retention, Retention):
-        message = f"retention must be a Retention, as Retention(seconds=7 * 86400), not {type(retention).__name__}."
+        message = (
+            f"retention must be a Retention, as Retention(max_age_seconds=7 * 86400), not {type(retention).__name__}."
+        )
         raise TypeError(message)
 
 
-class Standing(NamedTuple):
+class GroupStanding(NamedTuple):
     """Where a group is in one partition."""
 
     group_id: int
@@ -92,24 +101,24 @@ class Loss(NamedTuple):
 
 
 def protected_from(
-    retention: Retention, standings: Iterable[Standing], expired: Collection[int], start: int, end: int
+    retention: Retention, standings: Iterable[GroupStanding], expired: Collection[int], start: int, end: int
 ) -> int:
     """From which offset on a partition, of what it holds, has to be kept for groups, but for those *expired*.
 
     A group that has lost something already needs all that is left.
     """
-    if not retention.protect:
+    if not retention.protect_groups:
         return end
     return max(start, min((one.needs for one in standings if protects(one, expired)), default=end))
 
 
-def protects(standing: Standing, expired: Collection[int]) -> bool:
+def protects(standing: GroupStanding, expired: Collection[int]) -> bool:
     """Whether a group protects what it has not read: not if it has *expired*, and nobody has come back since."""
     return standing.is_live or standing.group_id not in expired
 
 
 def losses(
-    retention: Retention, standings: Iterable[Standing], expired: Collection[int], start: int, end: int
+    retention: Retention, standings: Iterable[GroupStanding], expired: Collection[int], start: int, end: int
 ) -> list[Loss]:
     """What each group loses unread when the log, which began at *start*, begins at *end*."""
     return [
@@ -119,7 +128,7 @@ def losses(
             max(one.position, start),
             end,
             one.is_stored,
-            retention.protect and protects(one, expired),
+            retention.protect_groups and protects(one, expired),
         )
         for one in standings
         if max(one.position, start) < end

@@ -18,16 +18,16 @@ _DOUBLINGS = 64
 class Retry:
     """How often a message is tried, and when again.
 
-    The first retry comes *backoff* seconds after the attempt that failed, each later one after twice as long, up to
-    *max_delay* seconds; *jitter* takes up to that share off at random, so that what failed together is not tried together.
+    The first retry comes *backoff_seconds* seconds after the attempt that failed, each later one after twice as long, up to
+    *max_delay_seconds* seconds; *jitter* takes up to that share off at random, so that what failed together is not tried together.
     An exception that is one of *give_up_on*, or none of *retry_on*, is not tried again.
 
     *max_attempts* counts all attempts, also those that ended with the process; None is for ever.
     """
 
     max_attempts: int | None = 5
-    backoff: float = 1.0
-    max_delay: float = 300.0
+    backoff_seconds: float = 1.0
+    max_delay_seconds: float = 300.0
     jitter: float = 0.25
     retry_on: tuple[type[BaseException], ...] = (Exception,)
     give_up_on: tuple[type[BaseException], ...] = ()
@@ -40,7 +40,7 @@ class Retry:
             if self.max_attempts < 1:
                 message = f"max_attempts must be 1 or more, or None, not {self.max_attempts}."
                 raise ValueError(message)
-        for name in ("backoff", "max_delay", "jitter"):
+        for name in ("backoff_seconds", "max_delay_seconds", "jitter"):
             number = getattr(self, name)
             if isinstance(number, bool) or not isinstance(number, int | float):
                 message = f"{name} must be a number, not {type(number).__name__}."
@@ -57,27 +57,30 @@ class Retry:
                 message = f"{name} must be a tuple of exception classes, not {kinds!r}."
                 raise TypeError(message)
 
-    @property
-    def counted_once(self) -> int:
-        """How many attempts to count for a message that may have been tried, but may not go untried: 1 if possible."""
-        return 0 if self.max_attempts == 1 else 1
 
-    def is_exhausted(self, attempts: int) -> bool:
-        """Whether, after so many *attempts*, there is no other."""
-        return self.max_attempts is not None and attempts >= self.max_attempts
-
-    def is_final(self, error: BaseException, attempts: int) -> bool:
-        """Whether there is no other attempt after *attempts*, the last of which has failed with *error*."""
-        is_hopeless = isinstance(error, self.give_up_on) or not isinstance(error, self.retry_on)
-        return is_hopeless or self.is_exhausted(attempts)
-
-    def delay_seconds(self, attempts: int, random: float) -> float:
-        """How long to wait after attempt number *attempts*, from 1; *random* is in [0, 1)."""
-        doubled = self.backoff * 2.0 ** min(max(attempts - 1, 0), _DOUBLINGS)
-        return min(doubled, self.max_delay) * (1.0 - self.jitter * random)
+def attempts_of_interrupted(retry: Retry) -> int:
+    """How many attempts to count for a message that may have been attempted, but must not be skipped: 1 if possible."""
+    return 0 if retry.max_attempts == 1 else 1
 
 
-class Verdict(Enum):
+def is_exhausted(retry: Retry, attempts: int) -> bool:
+    """Whether there is no other attempt after *attempts*."""
+    return retry.max_attempts is not None and attempts >= retry.max_attempts
+
+
+def is_final(retry: Retry, error: BaseException, attempts: int) -> bool:
+    """Whether there is no other attempt after *attempts*, the last of which failed with *error*."""
+    is_hopeless = isinstance(error, retry.give_up_on) or not isinstance(error, retry.retry_on)
+    return is_hopeless or is_exhausted(retry, attempts)
+
+
+def delay_seconds(retry: Retry, attempts: int, random: float) -> float:
+    """How long to wait after attempt number *attempts*, from 1; *random* is in [0, 1)."""
+    doubled = retry.backoff_seconds * 2.0 ** min(max(attempts - 1, 0), _DOUBLINGS)
+    return min(doubled, retry.max_delay_seconds) * (1.0 - retry.jitter * random)
+
+
+class FailureAction(Enum):
     """What becomes of a message whose attempt has failed."""
 
     ASIDE = auto()
@@ -90,17 +93,17 @@ class Verdict(Enum):
     """Its partition waits until somebody has decided."""
 
 
-def verdict(policy: FailurePolicy | None, *, has_key: bool, is_final: bool, is_aside: bool) -> Verdict:
+def decide(policy: FailurePolicy | None, *, has_key: bool, is_final: bool, is_aside: bool) -> FailureAction:
     """Decide by *policy*; None is ``park`` for messages with a key and ``dead`` for those without.
 
     What *is_aside* already has no place to be held or stopped in.
     """
     if not is_final:
         may_leave = policy != "stop" if not has_key else policy in (None, "park")
-        return Verdict.ASIDE if is_aside or may_leave else Verdict.HOLD
+        return FailureAction.ASIDE if is_aside or may_leave else FailureAction.HOLD
     if policy == "skip":
-        return Verdict.SKIP
-    return Verdict.STOP if policy == "stop" and not is_aside else Verdict.DEAD
+        return FailureAction.SKIP
+    return FailureAction.STOP if policy == "stop" and not is_aside else FailureAction.DEAD
 
 
 def next_stride(stride: int, handled: int, seconds: float) -> int:

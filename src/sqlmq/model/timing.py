@@ -30,7 +30,7 @@ class Deadline:
 
 
 @dataclass(frozen=True, slots=True)
-class Pause:
+class PollWait:
     """A wait between two looks, which goes on while somebody else looks. All moments are of the monotonic clock."""
 
     began: float
@@ -38,13 +38,13 @@ class Pause:
     """When it is time for the next look."""
     deadline: float
     """When it ends at the latest."""
-    may_rest: bool
+    may_delegate: bool
     """Whether somebody else can look."""
     rest_seconds: float
     """For how long a look of somebody else is as good as one's own, from when it began; 0 if it is not."""
 
     @property
-    def is_patient(self) -> bool:
+    def is_delegated(self) -> bool:
         """Whether it goes on while somebody else looks."""
         return self.rest_seconds > 0
 
@@ -55,20 +55,20 @@ class Pause:
 
 
 def pause(
-    attempt: int, now: float, deadline: Deadline, *, least: float, most: float, random: float, may_rest: bool
-) -> Pause:
+    attempt: int, now: float, deadline: Deadline, *, least: float, most: float, random: float, may_delegate: bool
+) -> PollWait:
     """The wait that begins *now*, after look number *attempt* (from 0).
 
     If it *may_rest*, it goes on while somebody else looks, once the backoff has come to its end: three looks may be
     missing before it is over.
     """
     is_at_the_end = backoff(attempt, least=least, most=most, random=0.0) >= most
-    return Pause(
+    return PollWait(
         began=now,
         until=now + backoff(attempt, least=least, most=most, random=random),
         deadline=deadline.at,
-        may_rest=may_rest,
-        rest_seconds=_REST_LOOKS * most if may_rest and is_at_the_end else 0.0,
+        may_delegate=may_delegate,
+        rest_seconds=_REST_LOOKS * most if may_delegate and is_at_the_end else 0.0,
     )
 
 
@@ -94,7 +94,7 @@ def heartbeat_interval(lease_seconds: float) -> float:
     return lease_seconds / 3
 
 
-def trusted_until(heartbeat_began: float, lease_seconds: float) -> float:
+def lease_valid_until(heartbeat_began: float, lease_seconds: float) -> float:
     """Until when, by the own monotonic clock, a member may act on its claims.
 
     Counted from before the heartbeat was sent, so that it ends before the lease does, whatever the journey took; a tenth

@@ -22,10 +22,10 @@ if TYPE_CHECKING:
     from sqlmq.store.claims import Claim
     from sqlmq.store.groups import Group
     from sqlmq.store.offsets import Commit
-    from sqlmq.store.parked import Record, Row
+    from sqlmq.store.parked import ParkedRecord, ParkedRow
 
 
-class Seat(NamedTuple):
+class ClaimedPartition(NamedTuple):
     """The right of a member of a group to one partition."""
 
     group: Group
@@ -36,7 +36,7 @@ class Seat(NamedTuple):
 class Found(NamedTuple):
     """What stands beside the log when a partition is claimed."""
 
-    rows: list[Row]
+    rows: list[ParkedRow]
     standing: dict[int, Commit]
     """The group's positions, by partition id, and up to where messages were in the hands of the owner before."""
 
@@ -51,62 +51,83 @@ def load(conn: Connection, dialect: Dialect, group: Group, partition_ids: Sequen
 def begin(
     conn: Connection,
     dialect: Dialect,
-    seat: Seat,
+    claimed_partition: ClaimedPartition,
     position: Commit,
     aside: Sequence[tuple[int, bytes | None, int]],
-    trying: Record | None,
+    trying: ParkedRecord | None,
 ) -> bool:
     """Set *aside* what waits behind others of its key, move the group on to *position*, and say what is tried there.
 
     *trying* is the message that is tried, if it has a record of its own.
     """
-    if trying is not None and not _put(conn, dialect, seat, trying):
+    if trying is not None and not _put(conn, dialect, claimed_partition, trying):
         return False
-    if not _move(conn, dialect, seat, position):
+    if not _move(conn, dialect, claimed_partition, position):
         return False
-    parked.put_waiting(conn, dialect, seat.group, seat.claim.partition_id, aside)
+    parked.put_waiting(conn, dialect, claimed_partition.group, claimed_partition.claim.partition_id, aside)
     failpoint("attempt.begun")
     return True
 
 
-def record(conn: Connection, dialect: Dialect, seat: Seat, position: Commit, outcome: Record) -> bool:
+def record(
+    conn: Connection, dialect: Dialect, claimed_partition: ClaimedPartition, position: Commit, outcome: ParkedRecord
+) -> bool:
     """Write down what becomes of a message whose attempt has failed, with the group's *position* after that."""
     failpoint("park.before")
-    is_ours = _put(conn, dialect, seat, outcome) and _move(conn, dialect, seat, position)
+    is_ours = _put(conn, dialect, claimed_partition, outcome) and _move(conn, dialect, claimed_partition, position)
     failpoint("park.after")
     return is_ours
 
 
 def settle(
-    conn: Connection, dialect: Dialect, seat: Seat, position: Commit, offset: int | None, *, own_driver: bool = True
+    conn: Connection,
+    dialect: Dialect,
+    claimed_partition: ClaimedPartition,
+    position: Commit,
+    offset: int | None,
+    *,
+    own_driver: bool = True,
 ) -> bool:
     """Move the group on to *position*; the message at *offset*, which was set aside or held, is done with.
 
     Unless it is our *own_driver*, but one of the application's, whatever it may be.
     """
-    if not _move(conn, dialect, seat, position, own_driver=own_driver):
+    if not _move(conn, dialect, claimed_partition, position, own_driver=own_driver):
         return False
     if offset is not None:
-        parked.remove(conn, dialect, seat.group, seat.claim.partition_id, offset)
+        parked.remove(conn, dialect, claimed_partition.group, claimed_partition.claim.partition_id, offset)
     failpoint("settle.after")
     return True
 
 
-def take_back(conn: Connection, dialect: Dialect, seat: Seat, position: Commit, offset: int) -> bool:
+def uncount_attempt(
+    conn: Connection, dialect: Dialect, claimed_partition: ClaimedPartition, position: Commit, offset: int
+) -> bool:
     """Uncount the attempt at the message at *offset*, which was interrupted."""
-    if not _move(conn, dialect, seat, position):
+    if not _move(conn, dialect, claimed_partition, position):
         return False
-    parked.take_back(conn, dialect, seat.group, seat.claim.partition_id, offset)
+    parked.uncount_attempt(conn, dialect, claimed_partition.group, claimed_partition.claim.partition_id, offset)
     return True
 
 
-def _put(conn: Connection, dialect: Dialect, seat: Seat, record: Record) -> bool:
+def _put(conn: Connection, dialect: Dialect, claimed_partition: ClaimedPartition, record: ParkedRecord) -> bool:
     # Before the row: whoever decides about it locks the claim first, too.
-    is_ours = claims.lock(conn, dialect, seat.group, seat.member_id, [seat.claim])
-    return bool(is_ours) and parked.put(conn, dialect, seat.group, record)
+    is_ours = claims.lock(
+        conn, dialect, claimed_partition.group, claimed_partition.member_id, [claimed_partition.claim]
+    )
+    return bool(is_ours) and parked.put(conn, dialect, claimed_partition.group, record)
 
 
-def _move(conn: Connection, dialect: Dialect, seat: Seat, position: Commit, *, own_driver: bool = True) -> bool:
-    group, member_id, claim = seat
-    moved = consume.commit(conn, dialect, group, member_id, [(claim, position)], marking=True, own_driver=own_driver)
+def _move(
+    conn: Connection,
+    dialect: Dialect,
+    claimed_partition: ClaimedPartition,
+    position: Commit,
+    *,
+    own_driver: bool = True,
+) -> bool:
+    group, member_id, claim = claimed_partition
+    moved = consume.commit(
+        conn, dialect, group, member_id, [(claim, position)], updating_in_flight=True, own_driver=own_driver
+    )
     return bool(moved)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from sqlmq.dialects import Position
 from sqlmq.hooks.failpoints import failpoint
-from sqlmq.model.message import Arrival
+from sqlmq.model.message import FetchedRecords
 from sqlmq.store import claims, messages, offsets
 
 if TYPE_CHECKING:
@@ -40,15 +40,15 @@ def fetch(
     *,
     limit: int,
     max_bytes: int,
-) -> dict[int, Arrival]:
+) -> dict[int, FetchedRecords]:
     """Read on at *positions* in several partitions at once; return what was found by partition id. Takes no lock."""
-    by_id = {progress.partition_id: progress for progress, _ in positions}
-    wanted = [Position(progress.partition_id, position) for progress, position in positions]
+    by_id = {assigned.partition_id: assigned for assigned, _ in positions}
+    wanted = [Position(assigned.partition_id, position) for assigned, position in positions]
     rows = messages.read(conn, dialect, wanted, limit=limit, max_bytes=max_bytes)
-    found: dict[int, Arrival] = {}
+    found: dict[int, FetchedRecords] = {}
     for partition_id, run in _runs(rows):
         topic, number = by_id[partition_id].topic, by_id[partition_id].partition
-        found[partition_id] = Arrival(topic, number, run, moments_from_us=dialect.moments_from_us)
+        found[partition_id] = FetchedRecords(topic, number, run, moments_from_us=dialect.moments_from_us)
     return found
 
 
@@ -74,7 +74,7 @@ def commit(
     finished: Iterable[tuple[Claim, offsets.Commit]],
     *,
     durably: bool = True,
-    marking: bool = False,
+    updating_in_flight: bool = False,
     own_driver: bool = True,
 ) -> list[offsets.Commit]:
     """Move the group on in those partitions that *member_id* still holds; return the commits that were written.
@@ -90,14 +90,16 @@ def commit(
     failpoint("position.before")
     written = None
     if own_driver:
-        written = offsets.commit_held(conn, dialect, group, member_id, finished, durably=durably, marking=marking)
+        written = offsets.commit_held(
+            conn, dialect, group, member_id, finished, durably=durably, marking=updating_in_flight
+        )
     if written is not None:
         failpoint("position.after")
         return [commit for _, commit in finished if commit.partition_id in written]
     held = {claim.partition_id for claim in claims.lock(conn, dialect, group, member_id, [c for c, _ in finished])}
     commits = [commit for _, commit in finished if commit.partition_id in held]
     failpoint("fence.checked")
-    offsets.insert_all(conn, dialect, group, commits, marking=marking)
+    offsets.insert_all(conn, dialect, group, commits, marking=updating_in_flight)
     failpoint("position.after")
     return commits
 

@@ -20,18 +20,18 @@ if TYPE_CHECKING:
 
     from sqlmq.dialects import Dialect
     from sqlmq.model.positions import Start
-    from sqlmq.store.claims import GroupSeen
+    from sqlmq.store.claims import GroupSnapshot
     from sqlmq.store.groups import Group
     from sqlmq.store.topics import Topic
 
 
 @dataclass(frozen=True, slots=True)
-class Survey:
+class GroupView:
     """What a member sees of its group, and what it should do about it."""
 
     mine: dict[int, Claim]
     """The claims that are the member's by the database, by partition id."""
-    plan: assignment.Plan
+    plan: assignment.Assignment
     was_waiting: bool
 
     def has_work_for(self, claims: Mapping[int, Claim]) -> bool:
@@ -41,7 +41,7 @@ class Survey:
 
 
 @dataclass(frozen=True, slots=True)
-class Taken:
+class ClaimedNow:
     """A partition that was just claimed, and the group's position in it."""
 
     claim: Claim
@@ -76,18 +76,20 @@ def join(
     return group, member_id
 
 
-def survey(conn: Connection, dialect: Dialect, group: Group, member_id: int, lease_seconds: float) -> Survey | None:
+def read_group(
+    conn: Connection, dialect: Dialect, group: Group, member_id: int, lease_seconds: float
+) -> GroupView | None:
     """Look at members and claims, and decide; None if *member_id* is not a live member any more. Only reads."""
-    return survey_of(claims.snapshots(conn, dialect, [group.id])[group.id], member_id, lease_seconds)
+    return group_view(claims.snapshots(conn, dialect, [group.id])[group.id], member_id, lease_seconds)
 
 
-def survey_of(seen: GroupSeen, member_id: int, lease_seconds: float) -> Survey | None:
+def group_view(seen: GroupSnapshot, member_id: int, lease_seconds: float) -> GroupView | None:
     """What *member_id* makes of its group; None if it is not a live member any more."""
     me = next((member for member in seen.members if member.member_id == member_id), None)
     if me is None:
         return None
-    plan = assignment.plan(member_id, seen.members, seen.claims, lease_seconds)
-    return Survey(seen.owned.get(member_id, {}), plan, me.is_waiting)
+    plan = assignment.assign(member_id, seen.members, seen.claims, lease_seconds)
+    return GroupView(seen.owned.get(member_id, {}), plan, me.is_waiting)
 
 
 def change(
@@ -95,17 +97,17 @@ def change(
     dialect: Dialect,
     group: Group,
     member_id: int,
-    seen: Survey,
+    seen: GroupView,
     *,
     finished: Iterable[tuple[Claim, offsets.Commit]],
     give: Sequence[Claim],
-) -> tuple[list[offsets.Commit], list[Taken]]:
+) -> tuple[list[offsets.Commit], list[ClaimedNow]]:
     """Commit *finished*, hand back *give*, claim what *seen* says is free; return the commits written and the claims.
 
     The group's positions in the new claims are read under their locks: whoever had them has written his last commit.
     """
-    written = commit(conn, dialect, group, member_id, finished, marking=True)
-    claims.hand_back(conn, dialect, group, member_id, give)
+    written = commit(conn, dialect, group, member_id, finished, updating_in_flight=True)
+    claims.release(conn, dialect, group, member_id, give)
     plan = seen.plan
     taken = []
     if plan.take_at_most:
@@ -118,7 +120,7 @@ def change(
     if is_waiting != seen.was_waiting:
         groups.set_waiting(conn, dialect, member_id, is_waiting=is_waiting)
     return written, [
-        Taken(claim, number, *left[claim.partition_id], start)
+        ClaimedNow(claim, number, *left[claim.partition_id], start)
         for claim in taken
         if claim.partition_id in left and claim.partition_id in starts
         for number, start in [starts[claim.partition_id]]
@@ -141,7 +143,7 @@ class Ending(Protocol):
         """Part with *given*."""
 
 
-def hand_back(
+def release(
     conn: Connection,
     dialect: Dialect,
     group: Group,
@@ -151,9 +153,9 @@ def hand_back(
     given: Iterable[Claim],
 ) -> None:
     """Commit *finished* and leave the claims *given* for others."""
-    commit(conn, dialect, group, member_id, finished, marking=True)
+    commit(conn, dialect, group, member_id, finished, updating_in_flight=True)
     failpoint("handover.before")
-    claims.hand_back(conn, dialect, group, member_id, given)
+    claims.release(conn, dialect, group, member_id, given)
     failpoint("handover.after")
 
 
@@ -167,12 +169,12 @@ def leave(
     given: Iterable[Claim],
 ) -> None:
     """Commit *finished*, leave the claims *given* for others, and stop being a member."""
-    hand_back(conn, dialect, group, member_id, finished=finished, given=given)
+    release(conn, dialect, group, member_id, finished=finished, given=given)
     groups.remove_member(conn, dialect, member_id)
     failpoint("leave.after")
 
 
-def leave_to_successor(
+def leave_for_successor(
     conn: Connection,
     dialect: Dialect,
     group: Group,
@@ -182,9 +184,9 @@ def leave_to_successor(
     given: Iterable[Claim],
 ) -> None:
     """As ``leave``, but the claims *given* wait for a member that joins, before others share them out."""
-    commit(conn, dialect, group, member_id, finished, marking=True)
+    commit(conn, dialect, group, member_id, finished, updating_in_flight=True)
     failpoint("handover.before")
-    claims.bequeath(conn, dialect, group, member_id, given)
+    claims.reserve_for_successor(conn, dialect, group, member_id, given)
     failpoint("handover.after")
     groups.remove_member(conn, dialect, member_id)
     failpoint("leave.after")

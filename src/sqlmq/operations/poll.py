@@ -14,10 +14,10 @@ if TYPE_CHECKING:
     from sqlalchemy import Connection
 
     from sqlmq.dialects import Dialect, Position
-    from sqlmq.store.claims import Claim, GroupSeen
+    from sqlmq.store.claims import Claim, GroupSnapshot
 
 
-class Outlook(NamedTuple):
+class PollRequest(NamedTuple):
     """What a consumer that waits believes, and where it would read on. It has no message in hand nor read ahead."""
 
     group_id: int
@@ -28,7 +28,7 @@ class Outlook(NamedTuple):
     positions: tuple[Position, ...]
 
 
-class News(NamedTuple):
+class PollResult(NamedTuple):
     """What there is for a consumer."""
 
     has_messages: bool
@@ -36,13 +36,13 @@ class News(NamedTuple):
     """Whether it should look at its group."""
 
 
-def look(conn: Connection, dialect: Dialect, outlooks: Sequence[Outlook], *, at_groups: bool) -> list[News]:
+def look(conn: Connection, dialect: Dialect, outlooks: Sequence[PollRequest], *, at_groups: bool) -> list[PollResult]:
     """Look for all of *outlooks* at once, for messages and, if wanted, *at_groups*. Takes no lock."""
     ready = messages.ready(conn, dialect, {position for one in outlooks for position in one.positions})
     seen = claims.snapshots(conn, dialect, {one.group_id for one in outlooks}) if at_groups else {}
     settled = {id_ for id_, group in seen.items() if assignment.is_settled(group.members, group.claims)}
     return [
-        News(
+        PollResult(
             not ready.isdisjoint(one.positions),
             at_groups and has_changes(one, seen[one.group_id], is_settled=one.group_id in settled),
         )
@@ -50,10 +50,10 @@ def look(conn: Connection, dialect: Dialect, outlooks: Sequence[Outlook], *, at_
     ]
 
 
-def has_changes(outlook: Outlook, seen: GroupSeen, *, is_settled: bool) -> bool:
+def has_changes(outlook: PollRequest, seen: GroupSnapshot, *, is_settled: bool) -> bool:
     """Whether the member has something to do in its group, of which it is known if it *is_settled*."""
     # Without this, a thousand members would each have to be compared with all others.
     if is_settled and outlook.claims and outlook.claims == seen.owned.get(outlook.member_id):
         return False
-    survey = membership.survey_of(seen, outlook.member_id, outlook.lease_seconds)
+    survey = membership.group_view(seen, outlook.member_id, outlook.lease_seconds)
     return survey is None or survey.has_work_for(outlook.claims)

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from sqlmq.dialects import Dialect
     from sqlmq.model.retention import Loss, Retention
-    from sqlmq.store.retention import Due, Extent
+    from sqlmq.store.retention import PartitionExtent, RetentionCandidate
 
 LOCK_SECONDS = 1.0
 """How long to wait for the lock of a row before a partition is left to the next round."""
@@ -36,7 +36,7 @@ _PARKED = 1_000
 """How many parked messages one transaction forgets."""
 
 
-class Place(NamedTuple):
+class ReadPlace(NamedTuple):
     """Where to read on in a partition, which is known by number and id."""
 
     partition: int
@@ -44,24 +44,24 @@ class Place(NamedTuple):
     offset: int
 
 
-class Sized(NamedTuple):
+class MeasuredBytes(NamedTuple):
     """The sizes of a partition's messages, added up to an offset."""
 
     to: int
     size_bytes: int
 
 
-class Plan(NamedTuple):
+class RetentionPlan(NamedTuple):
     """Where a partition may begin."""
 
-    extent: Extent
+    extent: PartitionExtent
     start: int
     """As the limits, and the groups, have it."""
     free: int
     """Up to here, no group needs anything."""
     overdue: int
     """From *free* up to here, messages are older than ``max_seconds``: no group protects them."""
-    sized: Sized | None
+    sized: MeasuredBytes | None
     """From *start* on."""
 
 
@@ -72,36 +72,38 @@ class Advance(NamedTuple):
     losses: list[Loss]
 
 
-def due(conn: Connection, dialect: Dialect, topic_id: int | None) -> list[Due]:
+def due(conn: Connection, dialect: Dialect, topic_id: int | None) -> list[RetentionCandidate]:
     """The partitions, of one topic or all, that may have to be trimmed."""
     return store_retention.due(conn, dialect, topic_id)
 
 
 def expired(conn: Connection, dialect: Dialect, topic_id: int, retention: Retention) -> set[int]:
     """The groups of a topic that protect nothing, by id."""
-    if not retention.protect:
+    if not retention.protect_groups:
         return set()
     return store_retention.expired(conn, dialect, topic_id, retention.group_expiry_seconds)
 
 
-def plan(conn: Connection, dialect: Dialect, due: Due, expired: Collection[int]) -> Plan | None:
+def plan(conn: Connection, dialect: Dialect, due: RetentionCandidate, expired: Collection[int]) -> RetentionPlan | None:
     """See where a partition should begin; None if nothing changes. Takes no lock, and looks at what is to go."""
     extent = store_retention.extent(conn, dialect, due.partition_id)
     if extent is None or not due.retention.is_limited:
         return None
-    walk = _Walk(conn, dialect, due, extent)
+    walk = _RetentionScan(conn, dialect, due, extent)
     standings = store_retention.standings(conn, dialect, due.topic_id, due.partition_id)
     free = protected_from(due.retention, standings, expired, extent.start, extent.end)
     overdue = free
-    if due.retention.max_seconds is not None:
-        overdue = walk.older_than(due.retention.max_seconds, free, extent.end)
+    if due.retention.protect_max_seconds is not None:
+        overdue = walk.older_than(due.retention.protect_max_seconds, free, extent.end)
     start = walk.within_limits(min(overdue, walk.furthest))
     sized = walk.sized_from(start)
     is_news = start > extent.start or sized != _sized(extent)
-    return Plan(extent, start, free, overdue, sized) if is_news else None
+    return RetentionPlan(extent, start, free, overdue, sized) if is_news else None
 
 
-def advance(conn: Connection, dialect: Dialect, due: Due, expired: Collection[int], planned: Plan) -> Advance | None:
+def advance(
+    conn: Connection, dialect: Dialect, due: RetentionCandidate, expired: Collection[int], planned: RetentionPlan
+) -> Advance | None:
     """Have a partition begin where it was *planned*; None, with nothing changed, if anything has changed meanwhile.
 
     The partition's row is locked, as by an append, for as long as it takes to ask the groups again.
@@ -138,12 +140,12 @@ def delete(conn: Connection, dialect: Dialect, partition_id: int) -> int | None:
     return deleted
 
 
-def start(conn: Connection, dialect: Dialect, due: Due) -> int | None:
+def start(conn: Connection, dialect: Dialect, due: RetentionCandidate) -> int | None:
     """The oldest offset kept of a partition; None if its topic was deleted."""
     return store_retention.start(conn, dialect, due.partition_id)
 
 
-def losing_parked(conn: Connection, dialect: Dialect, due: Due) -> list[tuple[int, str]]:
+def groups_losing_parked(conn: Connection, dialect: Dialect, due: RetentionCandidate) -> list[tuple[int, str]]:
     """The groups that have set something aside which is in the log no more."""
     start = store_retention.start(conn, dialect, due.partition_id)
     standings = store_retention.standings(conn, dialect, due.topic_id, due.partition_id)
@@ -154,7 +156,9 @@ def losing_parked(conn: Connection, dialect: Dialect, due: Due) -> list[tuple[in
     ]
 
 
-def forget_parked(conn: Connection, dialect: Dialect, due: Due, group_id: int, group: str) -> list[tuple[int, int]]:
+def forget_parked(
+    conn: Connection, dialect: Dialect, due: RetentionCandidate, group_id: int, group: str
+) -> list[tuple[int, int]]:
     """Forget what a group has set aside and the log has no more, under the claim's lock; return the runs of offsets."""
     dialect.limit_lock_wait(conn, LOCK_SECONDS)
     claims.lock_all(conn, dialect, Group(group_id, group, ""), [due.partition_id])
@@ -170,7 +174,7 @@ def forget_parked(conn: Connection, dialect: Dialect, due: Due, group_id: int, g
     return lost
 
 
-def missed(conn: Connection, dialect: Dialect, topic: str, group: str, place: Place) -> EvictedError | None:
+def find_eviction(conn: Connection, dialect: Dialect, topic: str, group: str, place: ReadPlace) -> EvictedError | None:
     """What a group that is about to read at *place* has lost to retention, if anything."""
     start = store_retention.start(conn, dialect, place.partition_id)
     if start is None or start <= place.offset:
@@ -178,28 +182,28 @@ def missed(conn: Connection, dialect: Dialect, topic: str, group: str, place: Pl
     return EvictedError(topic, group, place.partition, start=place.offset, end=start)
 
 
-class _Walk:
+class _RetentionScan:
     """Looks at a partition from its start on, no further than it may begin after one round."""
 
-    def __init__(self, conn: Connection, dialect: Dialect, due: Due, extent: Extent) -> None:
+    def __init__(self, conn: Connection, dialect: Dialect, due: RetentionCandidate, extent: PartitionExtent) -> None:
         self._conn = conn
         self._dialect = dialect
         self._id = due.partition_id
         self._terms = due.retention
         self._extent = extent
         self.furthest = min(extent.end, extent.start + ADVANCE_MESSAGES)
-        self._sized = None if self._terms.bytes is None else self._measured()
+        self._sized = None if self._terms.max_bytes is None else self._measured()
 
     def within_limits(self, limit: int) -> int:
         """Where the log begins, *limit* at most, when nothing exceeds the limits any more."""
         start = self._extent.start
-        if self._terms.messages is not None:
-            start = max(start, self._extent.end - self._terms.messages)
+        if self._terms.max_messages is not None:
+            start = max(start, self._extent.end - self._terms.max_messages)
         start = min(start, limit)
-        if start < limit and self._terms.bytes is not None:
-            start = max(start, self._within_bytes(self._terms.bytes, limit))
-        if start < limit and self._terms.seconds is not None:
-            start = self.older_than(self._terms.seconds, start, limit)
+        if start < limit and self._terms.max_bytes is not None:
+            start = max(start, self._within_bytes(self._terms.max_bytes, limit))
+        if start < limit and self._terms.max_age_seconds is not None:
+            start = self.older_than(self._terms.max_age_seconds, start, limit)
         return start
 
     def older_than(self, seconds: float, start: int, limit: int) -> int:
@@ -211,17 +215,17 @@ class _Walk:
                 return found
         return limit
 
-    def sized_from(self, start: int) -> Sized | None:
+    def sized_from(self, start: int) -> MeasuredBytes | None:
         """The sizes added up, less those below *start*."""
         if self._sized is None:
             return None
-        return Sized(max(self._sized.to, start), self._sized.size_bytes - self._size(self._extent.start, start))
+        return MeasuredBytes(max(self._sized.to, start), self._sized.size_bytes - self._size(self._extent.start, start))
 
-    def _measured(self) -> Sized:
+    def _measured(self) -> MeasuredBytes:
         """The sizes added up so far, and of what has come since; each message is measured once, and once when it goes."""
-        to, size_bytes = _sized(self._extent) or Sized(self._extent.start, 0)
+        to, size_bytes = _sized(self._extent) or MeasuredBytes(self._extent.start, 0)
         end = min(self._extent.end, to + ADVANCE_MESSAGES)
-        return Sized(end, size_bytes + self._size(to, end))
+        return MeasuredBytes(end, size_bytes + self._size(to, end))
 
     def _within_bytes(self, most: int, limit: int) -> int:
         assert self._sized is not None  # noqa: S101 - measured where there is such a limit
@@ -241,8 +245,12 @@ class _Walk:
         )
 
 
-def _sized(extent: Extent) -> Sized | None:
-    return None if extent.sized_to is None or extent.sized_bytes is None else Sized(extent.sized_to, extent.sized_bytes)
+def _sized(extent: PartitionExtent) -> MeasuredBytes | None:
+    return (
+        None
+        if extent.sized_to is None or extent.sized_bytes is None
+        else MeasuredBytes(extent.sized_to, extent.sized_bytes)
+    )
 
 
 def _windows(start: int, end: int) -> Iterator[tuple[int, int]]:

@@ -9,10 +9,10 @@ import math
 from collections import Counter
 from typing import TYPE_CHECKING, NamedTuple
 
-from sqlmq.dialects import Part, TopicGrownError
+from sqlmq.dialects import PartitionSlice, TopicGrownError
 from sqlmq.errors import UnknownTopicError
 from sqlmq.hooks.failpoints import failpoint
-from sqlmq.model.message import Contents, DelayedMessage
+from sqlmq.model.message import DelayedMessage, RecordBatch
 from sqlmq.model.partitioner import partition_for_key
 from sqlmq.operations.admin import topics as admin_topics
 from sqlmq.store import messages, staged, topics
@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 
     from sqlmq.dialects import Dialect
     from sqlmq.model.config import Due
-    from sqlmq.operations.produce import Placed
-    from sqlmq.store.staged import Outlook
+    from sqlmq.operations.produce import PlacedMessage
+    from sqlmq.store.staged import DueMessages
     from sqlmq.store.topics import Topic
 
 MOVE_MESSAGES = 200
@@ -38,7 +38,7 @@ LOOK_MESSAGES = 1_000
 """How many messages that are due one look takes note of."""
 
 
-class Moved(NamedTuple):
+class ScheduledBatch(NamedTuple):
     """What one transaction has moved, and to which topic; None if that is gone."""
 
     topic_id: int | None
@@ -55,12 +55,12 @@ class Delayed(NamedTuple):
     """In how many seconds they are due, from when they were stored; inf if there are none."""
 
 
-def look(conn: Connection, dialect: Dialect, passing_over: Collection[int] = ()) -> Outlook:
+def look(conn: Connection, dialect: Dialect, passing_over: Collection[int] = ()) -> DueMessages:
     """Which partitions, *passing_over* some, have staged messages to move, and when there will be others."""
     return staged.look(conn, dialect, LOOK_MESSAGES, passing_over)
 
 
-def move(conn: Connection, dialect: Dialect, partition_id: int) -> Moved:
+def move(conn: Connection, dialect: Dialect, partition_id: int) -> ScheduledBatch:
     """Append what is due in one partition to its log, in order, and delete it from where it was staged.
 
     The partition's row is locked first: several movers take turns, and each message is moved by one of them. What was
@@ -75,16 +75,16 @@ def move(conn: Connection, dialect: Dialect, partition_id: int) -> Moved:
         places = _places(topic, partition_id, taken)
         order = sorted(range(len(places)), key=places.__getitem__)
         counts = Counter(places)
-        parts = [Part(topic.name, id_, counts[id_], topic.partitions) for id_ in sorted(counts)]
+        parts = [PartitionSlice(topic.name, id_, counts[id_], topic.partitions) for id_ in sorted(counts)]
         messages.append(conn, dialect, parts, taken.contents.in_order(order))
     failpoint("move.appended")
     staged.remove(conn, dialect, taken.ids)
     failpoint("move.after")
     is_full = len(taken.ids) == MOVE_MESSAGES or taken.value_bytes >= MOVE_BYTES
-    return Moved(None if topic is None else topic.id, len(taken.ids), is_full)
+    return ScheduledBatch(None if topic is None else topic.id, len(taken.ids), is_full)
 
 
-def _places(topic: Topic, partition_id: int, taken: staged.Taken) -> list[int]:
+def _places(topic: Topic, partition_id: int, taken: staged.DueBatch) -> list[int]:
     """The id of the partition for each message: another than it was staged for, if that was its key's and is no more."""
     here = topic.partition_ids.index(partition_id)
     places = []
@@ -97,7 +97,7 @@ def _places(topic: Topic, partition_id: int, taken: staged.Taken) -> list[int]:
     return places
 
 
-def delay(conn: Connection, dialect: Dialect, placed: Sequence[Placed], due: Due) -> Delayed:
+def delay(conn: Connection, dialect: Dialect, placed: Sequence[PlacedMessage], due: Due) -> Delayed:
     """Store messages until they are *due*, all at the same moment; in a transaction of any isolation level.
 
     Takes no lock, or on a database with one writer that alone. Raises UnknownTopicError, and stores nothing, if the
@@ -115,8 +115,8 @@ def delay(conn: Connection, dialect: Dialect, placed: Sequence[Placed], due: Due
             raise UnknownTopicError(one.topic.name)
         if slot.partitions[id_] != one.topic.partitions:
             raise TopicGrownError
-    parts = [Part(one.topic.name, id_, 1, one.topic.partitions) for id_, one in zip(ids, placed, strict=True)]
-    row_ids = staged.add(conn, dialect, parts, Contents.of([one.message for one in placed]), slot.deliver_at)
+    parts = [PartitionSlice(one.topic.name, id_, 1, one.topic.partitions) for id_, one in zip(ids, placed, strict=True)]
+    row_ids = staged.add(conn, dialect, parts, RecordBatch.of([one.message for one in placed]), slot.deliver_at)
     failpoint("stage.after")
     stored = [
         DelayedMessage(row_id, one.topic.name, one.number, slot.deliver_at, one.message.key, len(one.message.value))

@@ -13,10 +13,10 @@ from sqlalchemy import literal, select
 from sqlmq.dialects import Position
 from sqlmq.errors import EvictedError, FencedError, OffsetGapError, TransactionError, UnknownTopicError
 from sqlmq.hooks.failpoints import failpoint
-from sqlmq.model.message import Arrival, check_dense
+from sqlmq.model.message import FetchedRecords, check_dense
 from sqlmq.operations import retention
 from sqlmq.operations.consume import PRUNE_EVERY
-from sqlmq.operations.retention import Place
+from sqlmq.operations.retention import ReadPlace
 from sqlmq.store import claims, messages, offsets, topics
 from sqlmq.store.offsets import Commit
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from sqlmq.dialects import Dialect
     from sqlmq.model.config import OnEvicted
     from sqlmq.model.message import Message
-    from sqlmq.store.claims import Claim, Look
+    from sqlmq.store.claims import Claim, FreeClaims
     from sqlmq.store.groups import Group
     from sqlmq.store.topics import Topic
 
@@ -58,7 +58,7 @@ class Guard(NamedTuple):
     token: str | None
 
 
-class Taken(NamedTuple):
+class TransactionBatch(NamedTuple):
     """A partition that the transaction holds, and what it reads there: from *start* up to, not including, *end*."""
 
     claim: Claim
@@ -74,9 +74,9 @@ class Taken(NamedTuple):
         return (self.start if self.evicted is None else self.evicted.end) + len(self.messages)
 
 
-def look(conn: Connection, dialect: Dialect, topic: Topic, group: Group) -> Look:
+def look(conn: Connection, dialect: Dialect, topic: Topic, group: Group) -> FreeClaims:
     """Look, without any lock, whether there may be something to take. Raises UnknownTopicError if the topic is gone."""
-    found = claims.look(conn, dialect, group)
+    found = claims.find_free(conn, dialect, group)
     if found is None:
         raise UnknownTopicError(topic.name)
     return found
@@ -93,12 +93,12 @@ def free_dead(conn: Connection, dialect: Dialect, group: Group) -> None:
 
 def take(
     conn: Connection, dialect: Dialect, topic: Topic, group: Group, limits: Limits, last: Sequence[int]
-) -> Taken | None:
+) -> TransactionBatch | None:
     """Lock a partition that nobody has, and read on in it; None if there is none, or nothing in it after all.
 
     Raises IsolationError if the transaction could not see the group's newest position, OffsetGapError, EvictedError.
     """
-    claim, held = claims.hold(
+    claim, held = claims.lock_free_claim(
         conn,
         dialect,
         group,
@@ -113,12 +113,12 @@ def take(
     start = offsets.positions(conn, dialect, group, [claim.partition_id]).get(claim.partition_id)
     if start is None:
         return None
-    place = Place(topics.number_of(conn, dialect, topic, claim.partition_id), claim.partition_id, start)
+    place = ReadPlace(topics.number_of(conn, dialect, topic, claim.partition_id), claim.partition_id, start)
     arrived, evicted = _read(conn, dialect, topic, place, limits), None
     try:
         check_dense(topic.name, place.partition, arrived.offsets(), start)
     except OffsetGapError:
-        evicted = retention.missed(conn, dialect, topic.name, group.name, place)
+        evicted = retention.find_eviction(conn, dialect, topic.name, group.name, place)
         if evicted is None:
             raise
         if limits.on_evicted == "raise":
@@ -126,10 +126,10 @@ def take(
         arrived = _read(conn, dialect, topic, place._replace(offset=evicted.end), limits)
         check_dense(topic.name, place.partition, arrived.offsets(), evicted.end)
     failpoint("take.after")
-    return Taken(claim, held.token, start, arrived.messages(), evicted) if arrived else None
+    return TransactionBatch(claim, held.token, start, arrived.messages(), evicted) if arrived else None
 
 
-def finish(conn: Connection, dialect: Dialect, topic: Topic, group: Group, taken: Taken) -> None:
+def finish(conn: Connection, dialect: Dialect, topic: Topic, group: Group, taken: TransactionBatch) -> None:
     """Move the group on behind what was *taken*; the last statement before COMMIT.
 
     Raises TransactionError if the transaction is not the one it was taken in, FencedError if the partition is not as it
@@ -137,19 +137,19 @@ def finish(conn: Connection, dialect: Dialect, topic: Topic, group: Group, taken
     """
     id_ = taken.claim.partition_id
     failpoint("position.before")
-    moved = claims.move_on(
+    moved = claims.commit_locked(
         conn, dialect, group, taken.claim, taken.token, start=taken.start, commit=Commit(id_, taken.end)
     )
     failpoint("position.after")
     if not moved:
-        if not claims.is_held(conn, dialect, taken.token):
+        if not claims.is_same_transaction(conn, dialect, taken.token):
             raise TransactionError(ENDED)
         raise FencedError(topic.name, group.name, (topics.number_of(conn, dialect, topic, id_),))
     # A window of positions is deleted whenever the next one is reached, by whoever reaches it: what was before is gone.
     window = taken.start // PRUNE_EVERY
     if taken.end // PRUNE_EVERY > window:
         offsets.prune(conn, dialect, group, [offsets.Window(id_, window * PRUNE_EVERY, taken.end)])
-    if not dialect.let_go(conn):
+    if not dialect.release_savepoint(conn):
         raise TransactionError(ENDED)
 
 
@@ -158,7 +158,7 @@ def enter(conn: Connection, dialect: Dialect, *, vanished_seconds: float) -> Gua
 
     The server may end it when its owner can't be reached for *vanished_seconds*. Raises IsolationError.
     """
-    held = dialect.hold(
+    held = dialect.lock_and_watch(
         conn, select(literal(1).label("one")), quiet_seconds=_AGES_SECONDS, vanished_seconds=vanished_seconds
     )
     return Guard(held.token)
@@ -166,11 +166,11 @@ def enter(conn: Connection, dialect: Dialect, *, vanished_seconds: float) -> Gua
 
 def leave(conn: Connection, dialect: Dialect, guard: Guard) -> None:
     """The last act before COMMIT. Raises TransactionError if this is not the transaction of *guard* any more."""
-    if not (claims.is_held(conn, dialect, guard.token) and dialect.let_go(conn)):
+    if not (claims.is_same_transaction(conn, dialect, guard.token) and dialect.release_savepoint(conn)):
         raise TransactionError(ENDED)
 
 
-def _read(conn: Connection, dialect: Dialect, topic: Topic, place: Place, limits: Limits) -> Arrival:
+def _read(conn: Connection, dialect: Dialect, topic: Topic, place: ReadPlace, limits: Limits) -> FetchedRecords:
     at = Position(place.partition_id, place.offset)
     rows = messages.read(conn, dialect, [at], limit=limits.max_messages, max_bytes=limits.max_bytes)
-    return Arrival(topic.name, place.partition, rows, moments_from_us=dialect.moments_from_us)
+    return FetchedRecords(topic.name, place.partition, rows, moments_from_us=dialect.moments_from_us)

@@ -21,13 +21,13 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from sqlmq.model.message import ProducerResult
-    from sqlmq.operations.produce import Routed
+    from sqlmq.operations.produce import RoutedMessage
 
 MOST_TOGETHER = 1_000
 """Messages in one transaction at the most, so that those in front do not wait for a crowd behind."""
 
 
-class _InCall:
+class _WaitingCall:
     """A message that waits with the thread that called, which sleeps until it is sent, or until it has to lead."""
 
     # A bare lock: a future and an event are three conditions, and took 11 of the 29 us that a message of 64 callers takes.
@@ -35,7 +35,7 @@ class _InCall:
 
     _result: ProducerResult
 
-    def __init__(self, routed: Routed) -> None:
+    def __init__(self, routed: RoutedMessage) -> None:
         self.routed = routed
         self.leads = False
         self._error: Exception | None = None
@@ -72,12 +72,12 @@ class _InCall:
             del error  # or its traceback leads to this frame, and this frame to it
 
 
-class _Submitted:
+class _WaitingFuture:
     """A message for which nobody waits, or nobody but a future."""
 
     __slots__ = ("future", "routed")
 
-    def __init__(self, routed: Routed) -> None:
+    def __init__(self, routed: RoutedMessage) -> None:
         self.routed = routed
         self.future: Future[ProducerResult] = Future()
 
@@ -96,10 +96,10 @@ class _Submitted:
         self.future.set_exception(error)
 
 
-class Coalescer:
+class Batcher:
     """Sends messages in as few transactions as there is time for. May be shared by threads."""
 
-    def __init__(self, topic: str, append: Callable[[list[Routed]], list[ProducerResult]]) -> None:
+    def __init__(self, topic: str, append: Callable[[list[RoutedMessage]], list[ProducerResult]]) -> None:
         self._topic = topic
         self._append = append
         self._is_closed = False
@@ -107,7 +107,7 @@ class Coalescer:
         self._somebody_leads: bool
         self._start_over()
 
-    def call(self, routed: Routed, timeout: float | None) -> ProducerResult:
+    def call(self, routed: RoutedMessage, timeout: float | None) -> ProducerResult:
         """Send *routed* and wait until its transaction has committed.
 
         With a *timeout*, another thread does the sending. TimeoutError: it was not sent, and will not be.
@@ -115,7 +115,7 @@ class Coalescer:
         """
         if timeout is not None:
             return self._wait(self.submit(routed), timeout)
-        waiting = _InCall(routed)
+        waiting = _WaitingCall(routed)
         self._enter(waiting)
         try:
             waiting.sleep()
@@ -126,9 +126,9 @@ class Coalescer:
             self._lead()
         return waiting.outcome()
 
-    def submit(self, routed: Routed) -> Future[ProducerResult]:
+    def submit(self, routed: RoutedMessage) -> Future[ProducerResult]:
         """Send *routed* without waiting; another thread does it."""
-        waiting = _Submitted(routed)
+        waiting = _WaitingFuture(routed)
         self._enter(waiting)
         return waiting.future
 
@@ -144,7 +144,7 @@ class Coalescer:
         if self._threads is not None:
             self._threads.shutdown()
 
-    def _enter(self, waiting: _InCall | _Submitted) -> None:
+    def _enter(self, waiting: _WaitingCall | _WaitingFuture) -> None:
         self._leave_fork()
         with self._lock:
             if self._is_closed:
@@ -154,7 +154,7 @@ class Coalescer:
                 self._somebody_leads = True
                 self._hand_on()
 
-    def _withdraw(self, waiting: _InCall) -> None:
+    def _withdraw(self, waiting: _WaitingCall) -> None:
         """A caller was interrupted: do not send for him, nor wait for him to lead."""
         with self._lock:
             if waiting in self._waiting:
@@ -200,14 +200,14 @@ class Coalescer:
             for waiting, result in zip(batch, results, strict=True):
                 waiting.succeed(result)
 
-    def _take(self, most: int) -> list[_InCall | _Submitted]:
+    def _take(self, most: int) -> list[_WaitingCall | _WaitingFuture]:
         """Those that have waited longest, *most* of them, without those that were withdrawn."""
         with self._lock:
             taken = [self._waiting.popleft() for _ in range(min(len(self._waiting), most))]
         return [waiting for waiting in taken if waiting.begin()]
 
     @staticmethod
-    def _fail(batch: list[_InCall | _Submitted], error: Exception) -> None:
+    def _fail(batch: list[_WaitingCall | _WaitingFuture], error: Exception) -> None:
         for waiting in batch:
             waiting.fail(error)
 
@@ -216,7 +216,7 @@ class Coalescer:
         try:
             return future.result(timeout)
         except FutureTimeoutError:
-            return overdue(future, timeout)
+            return result_or_timeout(future, timeout)
 
     def _leave_fork(self) -> None:
         if self._pid != os.getpid():
@@ -227,12 +227,12 @@ class Coalescer:
         self._pid = os.getpid()
         self._lock = threading.Lock()
         self._idle = threading.Condition(self._lock)
-        self._waiting: deque[_InCall | _Submitted] = deque()
+        self._waiting: deque[_WaitingCall | _WaitingFuture] = deque()
         self._somebody_leads = False
         self._threads = None
 
 
-def overdue(future: Future[ProducerResult], timeout: float | None) -> ProducerResult:
+def result_or_timeout(future: Future[ProducerResult], timeout: float | None) -> ProducerResult:
     """The result of a submitted message for which somebody has waited *timeout* seconds and waits no longer.
 
     TimeoutError: it was not sent, and will not be. OutcomeUnknownError: it is on its way.

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from sqlmq.database.database import Database
     from sqlmq.model.config import Due
     from sqlmq.model.message import DelayedMessage, ProducerResult
-    from sqlmq.operations.produce import Placed, Routed, Turn
+    from sqlmq.operations.produce import KeylessPartitioner, PlacedMessage, RoutedMessage
     from sqlmq.store.topics import Topic
 
 SessionLike: TypeAlias = "Session | scoped_session[Session] | Connection"
@@ -82,7 +82,7 @@ class Source(NamedTuple):
     """The producer's side of a publication."""
 
     database: Database
-    follow: Callable[[RootTransaction, set[int], float], None]
+    track_commit: Callable[[RootTransaction, set[int], float], None]
     """Is told of a transaction that is about to commit, the ids of its topics, and when what it staged is due."""
     forget_topic: Callable[[], None]
     """Is called when the topic turns out to be gone."""
@@ -92,14 +92,14 @@ class Source(NamedTuple):
 
 class _Waiting(NamedTuple):
     source: Source
-    placed: Placed
+    placed: PlacedMessage
     publication: Publication
 
 
-class _Once:
+class _StickyPartitioner:
     """Messages without a key go to one partition in a transaction, so that they stay in order."""
 
-    def __init__(self, turn: Turn) -> None:
+    def __init__(self, turn: KeylessPartitioner) -> None:
         self._turn = turn
         self._number: int | None = None
 
@@ -141,7 +141,7 @@ class _Outbox:
         # The savepoints of this transaction, those begun since the outbox is there, each with how much waited by then.
         # Those that were released stay: nobody can roll back to them.
         self._savepoints: list[tuple[str, int]] = []
-        self._turns: dict[int, _Once] = {}
+        self._turns: dict[int, _StickyPartitioner] = {}
         # Of each database, when the first of the delayed messages is due. Those of savepoints that are rolled back
         # stay: somebody looks in vain.
         self._delayed: dict[Database, tuple[Source, float]] = {}
@@ -155,7 +155,9 @@ class _Outbox:
         if self._is_committing:
             raise OutboxError(_TOO_LATE)
 
-    def add(self, source: Source, topic: Topic, routed: Sequence[Routed], turn: Turn) -> list[Publication]:
+    def add(
+        self, source: Source, topic: Topic, routed: Sequence[RoutedMessage], turn: KeylessPartitioner
+    ) -> list[Publication]:
         publications = []
         for placed in self._place(topic, routed, turn):
             publication = Publication(topic.name, placed.number)
@@ -164,7 +166,13 @@ class _Outbox:
         return publications
 
     def delay(
-        self, conn: Connection, source: Source, topic: Topic, routed: Sequence[Routed], turn: Turn, due: Due
+        self,
+        conn: Connection,
+        source: Source,
+        topic: Topic,
+        routed: Sequence[RoutedMessage],
+        turn: KeylessPartitioner,
+        due: Due,
     ) -> list[DelayedMessage]:
         dialect = source.database.dialect
         placed = self._place(topic, routed, turn)
@@ -178,13 +186,13 @@ class _Outbox:
         except UnknownTopicError:
             source.forget_topic()
             raise
-        due_at = source.database.runtime.monotonic() + delayed.wait_seconds
+        due_at = source.database.clock.monotonic() + delayed.wait_seconds
         _, sooner_at = self._delayed.get(source.database, (source, math.inf))
         self._delayed[source.database] = (source, min(due_at, sooner_at))
         return delayed.messages
 
-    def _place(self, topic: Topic, routed: Sequence[Routed], turn: Turn) -> list[Placed]:
-        return produce.place(topic, routed, self._turns.setdefault(topic.id, _Once(turn)))
+    def _place(self, topic: Topic, routed: Sequence[RoutedMessage], turn: KeylessPartitioner) -> list[PlacedMessage]:
+        return produce.place(topic, routed, self._turns.setdefault(topic.id, _StickyPartitioner(turn)))
 
     def _before_execute(self, conn: Connection, element: object, *_: object) -> None:
         # The event `savepoint` comes before the savepoint has its name.
@@ -220,7 +228,7 @@ class _Outbox:
             raise
         delayed, self._delayed = self._delayed, {}
         for source, due_at in delayed.values():
-            source.follow(transaction, set(), due_at)
+            source.track_commit(transaction, set(), due_at)
 
     def _publish_group(self, conn: Connection, transaction: RootTransaction, group: list[_Waiting]) -> None:
         dialect = group[0].source.database.dialect
@@ -242,7 +250,7 @@ class _Outbox:
         for database in {one.source.database for one in group}:
             mine = [one for one in group if one.source.database is database]
             due_at = -math.inf if results is None else math.inf
-            mine[0].source.follow(transaction, {one.placed.topic.id for one in mine}, due_at)
+            mine[0].source.track_commit(transaction, {one.placed.topic.id for one in mine}, due_at)
 
     def _forget(self, conn: Connection, *_: object) -> None:
         del conn
@@ -294,7 +302,9 @@ def _check_in_time(transaction: RootTransaction) -> None:
 _outboxes: WeakKeyDictionary[Connection, _Outbox] = WeakKeyDictionary()
 
 
-def add(session: SessionLike, source: Source, topic: Topic, routed: Iterable[Routed], turn: Turn) -> list[Publication]:
+def add(
+    session: SessionLike, source: Source, topic: Topic, routed: Iterable[RoutedMessage], turn: KeylessPartitioner
+) -> list[Publication]:
     """Have *routed* published when the transaction of *session* commits; it is begun if there is none.
 
     Raises OutboxError if that transaction can't carry them.
@@ -304,7 +314,12 @@ def add(session: SessionLike, source: Source, topic: Topic, routed: Iterable[Rou
 
 
 def delay(
-    session: SessionLike, source: Source, topic: Topic, routed: Iterable[Routed], turn: Turn, due: Due
+    session: SessionLike,
+    source: Source,
+    topic: Topic,
+    routed: Iterable[RoutedMessage],
+    turn: KeylessPartitioner,
+    due: Due,
 ) -> list[DelayedMessage]:
     """Store *routed* in the transaction of *session*, now, until they are *due*; else as ``add``.
 

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Self, overload
 
-from sqlmq.database.close_once import Closing
-from sqlmq.database.watchdog import Patience
+from sqlmq.database.close_once import CloseOnce
+from sqlmq.database.watchdog import WaitBudget
 from sqlmq.dialects import TopicGrownError
 from sqlmq.errors import InvalidPartitionError, ProducerClosedError, UnknownTopicError
 from sqlmq.model.config import check_due, check_no_timeout, check_no_timeout_for_delayed, check_partition, check_timeout
-from sqlmq.model.message import Contents, Message, ProducerResult
+from sqlmq.model.message import Message, ProducerResult, RecordBatch
 from sqlmq.model.partitioner import Rotation
 from sqlmq.operations import produce, staging
 from sqlmq.operations.admin import topics
-from sqlmq.operations.produce import Routed
+from sqlmq.operations.produce import RoutedMessage
 from sqlmq.producer import outbox
-from sqlmq.producer.batcher import Coalescer
+from sqlmq.producer.batcher import Batcher
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -24,12 +24,12 @@ if TYPE_CHECKING:
     from types import TracebackType
     from typing import TypeVar
 
-    from sqlmq.background.scheduler import Mover
+    from sqlmq.background.scheduler import Scheduler
     from sqlmq.database.database import Database
     from sqlmq.hooks.observer import Sent
     from sqlmq.model.config import Due
     from sqlmq.model.message import DelayedMessage
-    from sqlmq.operations.produce import Load, Placed
+    from sqlmq.operations.produce import AppendBatch, PlacedMessage
     from sqlmq.operations.staging import Delayed
     from sqlmq.producer.outbox import Publication, SessionLike
     from sqlmq.store.topics import Topic
@@ -46,20 +46,26 @@ class Producer:
     """
 
     def __init__(
-        self, database: Database, topic: Topic, *, max_message_bytes: int, wake: Callable[[int], None], mover: Mover
+        self,
+        database: Database,
+        topic: Topic,
+        *,
+        max_message_bytes: int,
+        wake: Callable[[int], None],
+        scheduler: Scheduler,
     ) -> None:
         self._database = database
-        self._runtime = database.runtime
+        self._clock = database.clock
         self._name = topic.name
         self._topic: Topic | None = topic
         self._max_message_bytes = max_message_bytes
         self._wake = wake
-        self._rotation = Rotation(self._runtime.random.randrange(topic.partitions))
-        self._coalescer = Coalescer(topic.name, self._append)
-        self._patience = Patience()
-        self._source = outbox.Source(database, mover.follow, self._forget_topic, self._know_topic)
-        self._expect = mover.expect
-        self._closing = Closing()
+        self._rotation = Rotation(self._clock.random.randrange(topic.partitions))
+        self._batcher = Batcher(topic.name, self._append)
+        self._patience = WaitBudget()
+        self._source = outbox.Source(database, scheduler.track_commit, self._forget_topic, self._know_topic)
+        self._expect = scheduler.schedule
+        self._closing = CloseOnce()
         self._closed = False
 
     @property
@@ -68,7 +74,7 @@ class Producer:
         return self._name
 
     @property
-    def is_closed(self) -> bool:
+    def closed(self) -> bool:
         """Whether it was closed."""
         return self._closed
 
@@ -210,15 +216,17 @@ class Producer:
 
         Messages submitted by one thread keep their order in each partition. ``close`` waits for all of them.
         """
-        routed = Routed(self._checked(message), None if partition is None else self._checked_partition(partition))
+        routed = RoutedMessage(
+            self._checked(message), None if partition is None else self._checked_partition(partition)
+        )
         self._database.check_may_write()
         observer = self._database.observer
         if observer is None:
-            return self._coalescer.submit(routed)
+            return self._batcher.submit(routed)
         return observer.submit(
             self._name,
             message,
-            lambda given: self._coalescer.submit(routed._replace(message=self._checked(given))),
+            lambda given: self._batcher.submit(routed._replace(message=self._checked(given))),
         )
 
     @overload
@@ -284,7 +292,7 @@ class Producer:
         if not together:
             return []
         return self._observed(
-            together, lambda given: self._append_many(contents if given is together else Contents.of(given))
+            together, lambda given: self._append_many(contents if given is together else RecordBatch.of(given))
         )
 
     def close(self) -> None:
@@ -307,8 +315,8 @@ class Producer:
 
     def _close(self) -> None:
         self._closed = True
-        self._patience.hurry()
-        self._coalescer.close()
+        self._patience.shorten()
+        self._batcher.close()
 
     def _check_open(self) -> None:
         if self._closed:
@@ -322,12 +330,12 @@ class Producer:
         message.check_size(self._max_message_bytes)
         return message
 
-    def _checked_contents(self, messages: Sequence[Message]) -> Contents:
+    def _checked_contents(self, messages: Sequence[Message]) -> RecordBatch:
         if set(map(type, messages)) <= {Message}:
-            contents = Contents.of(messages)
+            contents = RecordBatch.of(messages)
             if contents.is_within(self._max_message_bytes):
                 return contents
-        return Contents.of([self._checked(message) for message in messages])
+        return RecordBatch.of([self._checked(message) for message in messages])
 
     def _checked_partition(self, partition: int) -> int:
         try:
@@ -349,13 +357,15 @@ class Producer:
         if session is None:
             self._database.check_may_write()
             seconds = check_timeout(timeout)
-            return self._observed([message], lambda given: [self._coalescer.call(Routed(given[0], number), seconds)])[0]
+            return self._observed(
+                [message], lambda given: [self._batcher.call(RoutedMessage(given[0], number), seconds)]
+            )[0]
         check_no_timeout(timeout)
         return self._publish([message], number, session)[0]
 
     def _publish(self, messages: Sequence[Message], number: int | None, session: SessionLike) -> list[Publication]:
         def publish(given: Sequence[Message]) -> list[Publication]:
-            routed = [Routed(message, number) for message in given]
+            routed = [RoutedMessage(message, number) for message in given]
             return outbox.add(session, self._source, self._current_topic(), routed, self._rotation)
 
         return self._observed(messages, publish)
@@ -376,30 +386,30 @@ class Producer:
     def _store(
         self, messages: Sequence[Message], number: int | None, session: SessionLike | None, due: Due
     ) -> list[DelayedMessage]:
-        routed = [Routed(message, number) for message in messages]
+        routed = [RoutedMessage(message, number) for message in messages]
         if session is not None:
             return outbox.delay(session, self._source, self._current_topic(), routed, self._rotation, due)
         self._database.check_may_write()
         delayed = self._on_topic(lambda topic: self._stage(produce.place(topic, routed, self._rotation), due))
-        self._expect(self._runtime.monotonic() + delayed.wait_seconds)
+        self._expect(self._clock.monotonic() + delayed.wait_seconds)
         return delayed.messages
 
-    def _append_many(self, contents: Contents) -> list[ProducerResult]:
+    def _append_many(self, contents: RecordBatch) -> list[ProducerResult]:
         return self._run(lambda topic: produce.load_keyed(topic, contents, self._rotation))
 
-    def _append(self, routed: list[Routed]) -> list[ProducerResult]:
-        with self._database.answers.with_patience(self._patience):
+    def _append(self, routed: list[RoutedMessage]) -> list[ProducerResult]:
+        with self._database.watchdog.with_budget(self._patience):
             if len(routed) > 1 and all(partition is None for _, partition in routed):
-                return self._append_many(Contents.of([message for message, _ in routed]))
+                return self._append_many(RecordBatch.of([message for message, _ in routed]))
             return self._run(lambda topic: produce.load(produce.place(topic, routed, self._rotation)))
 
-    def _stage(self, placed: list[Placed], due: Due) -> Delayed:
+    def _stage(self, placed: list[PlacedMessage], due: Due) -> Delayed:
         return self._database.write(lambda conn: staging.delay(conn, self._database.dialect, placed, due))
 
-    def _run(self, load_for: Callable[[Topic], Load]) -> list[ProducerResult]:
+    def _run(self, load_for: Callable[[Topic], AppendBatch]) -> list[ProducerResult]:
         return self._on_topic(lambda topic: self._append_load(topic, load_for(topic)))
 
-    def _append_load(self, topic: Topic, load: Load) -> list[ProducerResult]:
+    def _append_load(self, topic: Topic, load: AppendBatch) -> list[ProducerResult]:
         dialect = self._database.dialect
         run = self._database.append if dialect.takes_one_statement(load.contents) else self._database.write
         results = run(lambda conn: produce.append(conn, dialect, load))

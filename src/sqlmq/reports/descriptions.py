@@ -16,7 +16,7 @@ from sqlmq.model.retention import Retention
 class PartitionDescription:
     """One partition of a topic."""
 
-    number: int
+    partition: int
     start_offset: int
     """The oldest offset kept."""
     end_offset: int
@@ -62,7 +62,7 @@ class TopicDescription:
 
 
 @dataclass(frozen=True, slots=True)
-class Trimmed:
+class RetentionResult:
     """What a round of retention has deleted of a partition."""
 
     topic: str
@@ -97,7 +97,7 @@ class Eviction:
 class GroupPartition:
     """How far a group has come in one partition."""
 
-    number: int
+    partition: int
     position: int
     """The offset the group will read next, if it starts again now."""
     end_offset: int
@@ -161,7 +161,7 @@ class PartitionLag:
     """The offset the group will read next, if it starts again now."""
     end_offset: int
     """The offset the next message will get."""
-    seconds: float
+    lag_seconds: float
     """How old the oldest message is that is not committed; 0.0 if there is none. What is set aside does not count."""
     owner: str | None
     """The name of the live member that reads it, if there is one."""
@@ -173,7 +173,7 @@ class PartitionLag:
     """How many dead letters there are."""
 
     @property
-    def messages(self) -> int:
+    def lag(self) -> int:
         """How many messages are not committed yet."""
         return self.end_offset - self.position
 

@@ -55,7 +55,7 @@ class Transaction(NamedTuple):
     seconds: float
 
 
-class NotYet(NamedTuple):
+class PartitionBarrier(NamedTuple):
     """A partition that was added to the topic, by number, and what of which other has to be done before it is read."""
 
     partition: int
@@ -73,7 +73,7 @@ class Seen(NamedTuple):
     in_place: Sequence[ParkedMessage]
     """Messages that are tried in their place, or stopped there."""
     blocked: Sequence[BlockedKey]
-    not_yet: Sequence[NotYet]
+    not_yet: Sequence[PartitionBarrier]
     holders: Sequence[Transaction]
     now: datetime
     """By the database's clock."""
@@ -88,7 +88,7 @@ def findings(seen: Seen, stuck_seconds: float) -> list[Finding]:
 
 
 def _of_group(seen: Seen, stuck_seconds: float) -> Iterator[Finding]:
-    behind = [lag for lag in seen.lags if lag.messages]
+    behind = [lag for lag in seen.lags if lag.lag]
     still = [lag for lag in behind if _stands_still(lag, seen.now, stuck_seconds)]
     live = [member for member in seen.members if member.is_live]
     if still:
@@ -111,7 +111,7 @@ def _of_group(seen: Seen, stuck_seconds: float) -> Iterator[Finding]:
     if behind and not live and not is_moving:
         heard = min((member.heartbeat_seconds for member in seen.members), default=None)
         last = "" if heard is None else f" The last one was heard of {_span(heard)} ago, and has not said goodbye."
-        total = sum(lag.messages for lag in behind)
+        total = sum(lag.lag for lag in behind)
         yield _finding(
             behind[0],
             None,
@@ -135,9 +135,9 @@ def _of_partitions(seen: Seen, stuck_seconds: float) -> Iterator[Finding]:
             yield _evicted(lag, seen.starts[lag.partition])
         elif lag.partition in in_place:
             yield _in_place(lag, in_place[lag.partition])
-        elif lag.messages and lag.partition in not_yet:
+        elif lag.lag and lag.partition in not_yet:
             yield _not_yet(lag, not_yet[lag.partition])
-        elif lag.messages and lag.owner is None and live:
+        elif lag.lag and lag.owner is None and live:
             yield _finding(
                 lag,
                 lag.partition,
@@ -147,7 +147,7 @@ def _of_partitions(seen: Seen, stuck_seconds: float) -> Iterator[Finding]:
                 "Wait a lease; if it stays so, see that the programs ask: "
                 f"`sqlmq groups members {quote(lag.group)} --topic {lag.topic}`.",
             )
-        elif lag.messages and lag.owner is not None:
+        elif lag.lag and lag.owner is not None:
             yield from _of_owner(seen, lag, live.get(lag.owner), stuck_seconds)
         if lag.partition in first and lag.partition not in in_place:
             yield _blocked(lag, first[lag.partition], blocked[lag.partition])
@@ -175,7 +175,7 @@ def _of_owner(
             lag.partition,
             "no progress",
             f"Its owner {lag.owner} is alive, and does not get on. {since}; the oldest message, offset {lag.position}, "
-            f"is {_span(lag.seconds)} old. A handler that hangs, or takes long, looks like this.",
+            f"is {_span(lag.lag_seconds)} old. A handler that hangs, or takes long, looks like this.",
             f"See what it is: `sqlmq tail {lag.topic} --partition {lag.partition} --offset {lag.position} --max 1`; "
             "then look into that process, or restart it: the message comes again.",
         )
@@ -193,7 +193,7 @@ def _evicted(lag: PartitionLag, start: int) -> Finding:
     )
 
 
-def _not_yet(lag: PartitionLag, before: NotYet) -> Finding:
+def _not_yet(lag: PartitionLag, before: PartitionBarrier) -> Finding:
     return _finding(
         lag,
         lag.partition,
@@ -210,7 +210,7 @@ def _in_place(lag: PartitionLag, message: ParkedMessage) -> Finding:
     what = f"The message at offset {message.offset} has failed {_times(message.attempts)}"
     why = f", with {message.error_type}" if message.error_type else ""
     if message.state == "stopped":
-        after = f"the partition waits for you to decide, {_messages(lag.messages)} with it."
+        after = f"the partition waits for you to decide, {_messages(lag.lag)} with it."
         remedy = f"Repair the cause, then `sqlmq parked retry {which}`; or drop it: `sqlmq parked discard {which}`."
     else:
         after = "it is tried again in its place, and what is behind it waits."
@@ -250,7 +250,7 @@ def _of_dead_letters(seen: Seen) -> Iterator[Finding]:
 
 
 def _stands_still(lag: PartitionLag, now: datetime, seconds: float) -> bool:
-    return bool(lag.messages) and lag.seconds >= seconds and not _is_recent(lag.committed_at, now, seconds)
+    return bool(lag.lag) and lag.lag_seconds >= seconds and not _is_recent(lag.committed_at, now, seconds)
 
 
 def _is_recent(moment: datetime | None, now: datetime, seconds: float) -> bool:

@@ -10,38 +10,38 @@ Severity: TypeAlias = Literal["error", "warning", "info"]
 """Whether a problem is to be dealt with now, or looked at, or only says what was not looked at."""
 
 
-class Kind(NamedTuple):
+class ProblemKind(NamedTuple):
     """A kind of problem: what ``sqlmq doctor`` exits with, which for mere information is 0, and how bad it is."""
 
     exit_code: int
     severity: Severity
 
 
-KINDS: Mapping[str, Kind] = {
-    "schema": Kind(10, "error"),
-    "read-only": Kind(11, "error"),
-    "wraparound": Kind(12, "error"),
-    "sqlite-version": Kind(13, "error"),
-    "network-file-system": Kind(14, "error"),
-    "not-durable": Kind(15, "error"),
-    "old-transaction": Kind(20, "warning"),
-    "prepared-transaction": Kind(21, "warning"),
-    "dead-rows": Kind(22, "warning"),
-    "no-autovacuum": Kind(23, "warning"),
-    "connections": Kind(24, "warning"),
-    "clock": Kind(25, "warning"),
-    "isolation": Kind(26, "warning"),
-    "pooler": Kind(27, "warning"),
-    "journal-mode": Kind(28, "warning"),
-    "large-wal": Kind(29, "warning"),
-    "no-owner": Kind(30, "warning"),
-    "dead-member": Kind(31, "warning"),
-    "dead-letters": Kind(32, "warning"),
-    "pins-retention": Kind(33, "warning"),
-    "inactive-slot": Kind(34, "warning"),
-    "overdue-delayed": Kind(35, "warning"),
-    "old-transaction-elsewhere": Kind(0, "info"),
-    "not-seen": Kind(0, "info"),
+PROBLEM_KINDS: Mapping[str, ProblemKind] = {
+    "schema": ProblemKind(10, "error"),
+    "read-only": ProblemKind(11, "error"),
+    "wraparound": ProblemKind(12, "error"),
+    "sqlite-version": ProblemKind(13, "error"),
+    "network-file-system": ProblemKind(14, "error"),
+    "not-durable": ProblemKind(15, "error"),
+    "old-transaction": ProblemKind(20, "warning"),
+    "prepared-transaction": ProblemKind(21, "warning"),
+    "dead-rows": ProblemKind(22, "warning"),
+    "no-autovacuum": ProblemKind(23, "warning"),
+    "connections": ProblemKind(24, "warning"),
+    "clock": ProblemKind(25, "warning"),
+    "isolation": ProblemKind(26, "warning"),
+    "pooler": ProblemKind(27, "warning"),
+    "journal-mode": ProblemKind(28, "warning"),
+    "large-wal": ProblemKind(29, "warning"),
+    "no-owner": ProblemKind(30, "warning"),
+    "dead-member": ProblemKind(31, "warning"),
+    "dead-letters": ProblemKind(32, "warning"),
+    "pins-retention": ProblemKind(33, "warning"),
+    "inactive-slot": ProblemKind(34, "warning"),
+    "overdue-delayed": ProblemKind(35, "warning"),
+    "old-transaction-elsewhere": ProblemKind(0, "info"),
+    "not-seen": ProblemKind(0, "info"),
 }
 """What can be found, the worst first."""
 
@@ -60,16 +60,16 @@ class Problem:
     @property
     def severity(self) -> Severity:
         """``error``: do it now. ``warning``: look at it. ``info``: nothing is wrong, but you should know."""
-        return KINDS[self.code].severity
+        return PROBLEM_KINDS[self.code].severity
 
     @property
     def exit_code(self) -> int:
         """What ``sqlmq doctor`` exits with if nothing worse is found."""
-        return KINDS[self.code].exit_code
+        return PROBLEM_KINDS[self.code].exit_code
 
 
 @dataclass(frozen=True, slots=True)
-class Limits:
+class DoctorLimits:
     """From where on something is a problem."""
 
     transaction_seconds: float = 300.0
@@ -92,7 +92,7 @@ class Limits:
 
 def check_limits(limits: object) -> None:
     """Raise TypeError unless *limits* are such."""
-    if not isinstance(limits, Limits):
+    if not isinstance(limits, DoctorLimits):
         message = f"limits must be Limits, as in Limits(transaction_seconds=600), not {type(limits).__name__}."
         raise TypeError(message)
 
@@ -132,14 +132,14 @@ class Overdue(NamedTuple):
     seconds: float
 
 
-class Unseen(NamedTuple):
+class NotChecked(NamedTuple):
     """What was not looked at, because the role may not."""
 
     name: str
     remedy: str
 
 
-class Vitals(NamedTuple):
+class DatabaseStatus(NamedTuple):
     """What a database says of itself. None is: it has no such thing, or does not tell."""
 
     read_only: str | None = None
@@ -180,7 +180,7 @@ class GroupHealth(NamedTuple):
     """Whether the topic keeps, beyond its limits, what the group has not read."""
 
 
-def of_database(seen: Vitals, clock_seconds: float, limits: Limits) -> Iterator[Problem]:
+def of_database(seen: DatabaseStatus, clock_seconds: float, limits: DoctorLimits) -> Iterator[Problem]:
     """What is wrong with the database itself."""
     if seen.read_only is not None:
         yield Problem("read-only", f"Nothing can be written here: {seen.read_only}.", "Connect to the primary server.")
@@ -219,10 +219,10 @@ def of_database(seen: Vitals, clock_seconds: float, limits: Limits) -> Iterator[
         )
     yield from _of_file(seen, limits)
     if seen.hides_sessions:
-        yield from of_unseen([Unseen("sessions of other users", "GRANT pg_read_all_stats TO it.")])
+        yield from of_unseen([NotChecked("sessions of other users", "GRANT pg_read_all_stats TO it.")])
 
 
-def of_group(group: GroupHealth, limits: Limits) -> Iterator[Problem]:
+def of_group(group: GroupHealth, limits: DoctorLimits) -> Iterator[Problem]:
     """What is wrong with a group."""
     where: dict[str, object] = {"topic": group.topic, "group": group.name}
     who = f"{group.name} on {group.topic}"
@@ -256,7 +256,7 @@ def of_group(group: GroupHealth, limits: Limits) -> Iterator[Problem]:
         )
 
 
-def of_notices(seen: Vitals, *, do_arrive: bool) -> Iterator[Problem]:
+def of_notices(seen: DatabaseStatus, *, do_arrive: bool) -> Iterator[Problem]:
     """What is wrong with how consumers are woken, where they are by the database."""
     if not do_arrive:
         why = "A pooler is in between" if seen.is_pooled else "Something is wrong with LISTEN or NOTIFY"
@@ -268,7 +268,7 @@ def of_notices(seen: Vitals, *, do_arrive: bool) -> Iterator[Problem]:
         )
 
 
-def of_delayed(overdue: Overdue, limits: Limits) -> Iterator[Problem]:
+def of_delayed(overdue: Overdue, limits: DoctorLimits) -> Iterator[Problem]:
     """What is wrong with the messages of a topic that wait until they are due."""
     if overdue.seconds > limits.stuck_seconds:
         yield Problem(
@@ -279,7 +279,7 @@ def of_delayed(overdue: Overdue, limits: Limits) -> Iterator[Problem]:
         )
 
 
-def of_unseen(unseen: Iterable[Unseen]) -> Iterator[Problem]:
+def of_unseen(unseen: Iterable[NotChecked]) -> Iterator[Problem]:
     """What nothing is known of."""
     for one in unseen:
         yield Problem("not-seen", f"Not looked at: {one.name}. This role may not.", one.remedy, {"name": one.name})
@@ -287,11 +287,11 @@ def of_unseen(unseen: Iterable[Unseen]) -> Iterator[Problem]:
 
 def worst_first(problems: Iterator[Problem]) -> list[Problem]:
     """*problems*, the worst first."""
-    order = list(KINDS)
+    order = list(PROBLEM_KINDS)
     return sorted(problems, key=lambda problem: order.index(problem.code))
 
 
-def _held_back(seen: Vitals, limits: Limits) -> Iterator[Problem]:
+def _held_back(seen: DatabaseStatus, limits: DoctorLimits) -> Iterator[Problem]:
     for slot in seen.idle_slots:
         if slot.kept_bytes > limits.slot_bytes:
             yield Problem(
@@ -324,7 +324,7 @@ def _held_back(seen: Vitals, limits: Limits) -> Iterator[Problem]:
                 )
 
 
-def _of_table(table: TableHealth, limits: Limits) -> Iterator[Problem]:
+def _of_table(table: TableHealth, limits: DoctorLimits) -> Iterator[Problem]:
     if table.oldest_id > limits.transaction_ids:
         yield Problem(
             "wraparound",
@@ -348,7 +348,7 @@ def _of_table(table: TableHealth, limits: Limits) -> Iterator[Problem]:
         )
 
 
-def _of_file(seen: Vitals, limits: Limits) -> Iterator[Problem]:
+def _of_file(seen: DatabaseStatus, limits: DoctorLimits) -> Iterator[Problem]:
     if seen.sqlite_version is not None and seen.journal_mode == "wal" and _may_corrupt(seen.sqlite_version):
         version = ".".join(map(str, seen.sqlite_version))
         yield Problem(

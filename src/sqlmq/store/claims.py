@@ -30,8 +30,8 @@ from sqlalchemy import (
     update,
 )
 
-from sqlmq.model.assignment import ClaimSeen, MemberSeen
-from sqlmq.reports.diagnosis import NotYet
+from sqlmq.model.assignment import ClaimSnapshot, MemberSnapshot
+from sqlmq.reports.diagnosis import PartitionBarrier
 from sqlmq.store.groups import is_live
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
     from sqlalchemy import ColumnElement, Connection, ScalarSelect, Select, TableClause
 
-    from sqlmq.dialects import Dialect, Held
+    from sqlmq.dialects import Dialect, LockedRow
     from sqlmq.store.groups import Group
     from sqlmq.store.offsets import Commit
     from sqlmq.store.topics import Topic
@@ -57,16 +57,16 @@ class Claim:
 
 
 @dataclass(frozen=True, slots=True)
-class GroupSeen:
+class GroupSnapshot:
     """The live members of a group and its claims, at one moment."""
 
-    members: list[MemberSeen]
-    claims: list[ClaimSeen]
+    members: list[MemberSnapshot]
+    claims: list[ClaimSnapshot]
     owned: dict[int, dict[int, Claim]]
     """What each live member owns, by member id and partition id; nothing of those who own nothing."""
 
 
-class Look(NamedTuple):
+class FreeClaims(NamedTuple):
     """What a group has to offer at this moment, to be seen without any lock."""
 
     has_messages: bool
@@ -106,13 +106,15 @@ def take(
     return taken
 
 
-def hand_back(conn: Connection, dialect: Dialect, group: Group, member_id: int, given: Iterable[Claim]) -> None:
+def release(conn: Connection, dialect: Dialect, group: Group, member_id: int, given: Iterable[Claim]) -> None:
     """Leave the claims *given* without an owner, those that *member_id* still has; the others are passed over."""
     held = lock(conn, dialect, group, member_id, given)
     _set_owner(conn, dialect, group, held, None)
 
 
-def bequeath(conn: Connection, dialect: Dialect, group: Group, member_id: int, given: Iterable[Claim]) -> None:
+def reserve_for_successor(
+    conn: Connection, dialect: Dialect, group: Group, member_id: int, given: Iterable[Claim]
+) -> None:
     """Leave the claims *given* to whoever succeeds *member_id*, those that it still has; it is to be removed with this.
 
     They keep its id, by which they are known until somebody joins, and get an epoch that is not its own.
@@ -152,7 +154,7 @@ def lock_all(conn: Connection, dialect: Dialect, group: Group, partition_ids: Se
     return list(rows.scalars())
 
 
-def dispossess(conn: Connection, dialect: Dialect, group: Group, partition_ids: Sequence[int]) -> None:
+def revoke(conn: Connection, dialect: Dialect, group: Group, partition_ids: Sequence[int]) -> None:
     """Take *partition_ids* from whoever has them, who is fenced. The caller has locked their claims (``lock_all``)."""
     c = dialect.tables.claim
     conn.execute(
@@ -162,7 +164,7 @@ def dispossess(conn: Connection, dialect: Dialect, group: Group, partition_ids: 
     )
 
 
-def renew(conn: Connection, dialect: Dialect, group: Group, member_id: int, claim: Claim) -> Claim | None:
+def bump_epoch(conn: Connection, dialect: Dialect, group: Group, member_id: int, claim: Claim) -> Claim | None:
     """Raise the epoch of *claim*, which stays the member's, and lock it; None if *member_id* has it no more.
 
     What the member itself has sent, or is to send, by the old one is fenced.
@@ -174,7 +176,7 @@ def renew(conn: Connection, dialect: Dialect, group: Group, member_id: int, clai
     return renewed
 
 
-def snapshots(conn: Connection, dialect: Dialect, group_ids: Collection[int]) -> dict[int, GroupSeen]:
+def snapshots(conn: Connection, dialect: Dialect, group_ids: Collection[int]) -> dict[int, GroupSnapshot]:
     """The live members of *group_ids*, and the claims, of one moment; by group id.
 
     Without those on partitions that are not to be read yet.
@@ -200,13 +202,13 @@ def snapshots(conn: Connection, dialect: Dialect, group_ids: Collection[int]) ->
         .select_from(c.outerjoin(m, m.c.id == c.c.member_id))
         .where(c.c.group_id.in_(group_ids), or_(c.c.member_id.is_not(None), is_open(dialect)))
     )
-    seen = {id_: GroupSeen([], [], {}) for id_ in group_ids}
+    seen = {id_: GroupSnapshot([], [], {}) for id_ in group_ids}
     for group_id, member_id, flag, seconds, partition_id, epoch in conn.execute(union_all(members, claims)):
         group = seen[group_id]
         if partition_id is None:
-            group.members.append(MemberSeen(member_id, bool(flag), seconds))
+            group.members.append(MemberSnapshot(member_id, bool(flag), seconds))
             continue
-        group.claims.append(ClaimSeen(partition_id, member_id, seconds, bool(flag)))
+        group.claims.append(ClaimSnapshot(partition_id, member_id, seconds, bool(flag)))
         if member_id is not None:
             group.owned.setdefault(member_id, {})[partition_id] = Claim(partition_id, epoch)
     return seen
@@ -232,7 +234,7 @@ def remove_dead(conn: Connection, dialect: Dialect, group: Group) -> None:
     conn.execute(delete(m).where(m.c.id.in_(select(locked.c.id))))
 
 
-def look(conn: Connection, dialect: Dialect, group: Group) -> Look | None:
+def find_free(conn: Connection, dialect: Dialect, group: Group) -> FreeClaims | None:
     """Look whether something may be there to be held; None if *group* is gone."""
     c, g = dialect.tables.claim, dialect.tables.group
     # Not EXISTS, and in order: without that Postgres may read the claims of all groups to find one of this.
@@ -246,10 +248,10 @@ def look(conn: Connection, dialect: Dialect, group: Group) -> Look | None:
             orphaned.order_by(c.c.partition_id).limit(1).scalar_subquery().is_not(None),
         ).where(g.c.id == group.id)
     ).first()
-    return None if row is None else Look(row[0], row[1])
+    return None if row is None else FreeClaims(row[0], row[1])
 
 
-def hold(
+def lock_free_claim(
     conn: Connection,
     dialect: Dialect,
     group: Group,
@@ -257,7 +259,7 @@ def hold(
     last: Sequence[int],
     quiet_seconds: float,
     vanished_seconds: float,
-) -> tuple[Claim | None, Held]:
+) -> tuple[Claim | None, LockedRow]:
     """Lock the claim of a partition that has messages, which nobody has, and return it: the one served longest ago.
 
     Those of the ids *last* come after the others, in that order. Passes over what somebody else has locked. What the
@@ -275,11 +277,11 @@ def hold(
         .limit(1)
         .with_for_update(key_share=True, skip_locked=True, of=c)
     )
-    held = dialect.hold(conn, wanted, quiet_seconds=quiet_seconds, vanished_seconds=vanished_seconds)
+    held = dialect.lock_and_watch(conn, wanted, quiet_seconds=quiet_seconds, vanished_seconds=vanished_seconds)
     return (None if held.row is None else Claim(held.row.partition_id, held.row.epoch)), held
 
 
-def move_on(
+def commit_locked(
     conn: Connection, dialect: Dialect, group: Group, claim: Claim, token: str | None, *, start: int, commit: Commit
 ) -> bool:
     """Move *group* on from *start* to *commit*; return False, with nothing written, unless all is as it was.
@@ -294,7 +296,7 @@ def move_on(
         c.c.epoch == claim.epoch,
         c.c.member_id.is_(None),
         _position(dialect) == start,
-        dialect.is_held(token),
+        dialect.is_same_transaction(token),
     )
     new = (
         select(c.c.group_id, c.c.partition_id, cast(commit.offset, o.c.committed_offset.type))
@@ -305,9 +307,9 @@ def move_on(
     return conn.execute(insert(o).from_select(columns, new).returning(o.c.partition_id)).first() is not None
 
 
-def is_held(conn: Connection, dialect: Dialect, token: str | None) -> bool:
+def is_same_transaction(conn: Connection, dialect: Dialect, token: str | None) -> bool:
     """Whether the transaction is the one in which ``hold`` gave *token*."""
-    return bool(conn.execute(select(dialect.is_held(token))).scalar())
+    return bool(conn.execute(select(dialect.is_same_transaction(token))).scalar())
 
 
 def identity(conn: Connection, dialect: Dialect, group: Group) -> object:
@@ -354,7 +356,7 @@ def _newest(dialect: Dialect, column: ColumnElement[Any]) -> ScalarSelect[Any]:
     )
 
 
-def waiting(conn: Connection, dialect: Dialect, topic: str, group: str) -> list[NotYet]:
+def waiting(conn: Connection, dialect: Dialect, topic: str, group: str) -> list[PartitionBarrier]:
     """The partitions that a group does not read yet, each with the first of what it waits for."""
     seen = _seen(dialect)
     rows = conn.execute(
@@ -362,9 +364,9 @@ def waiting(conn: Connection, dialect: Dialect, topic: str, group: str) -> list[
         .where(seen.c.topic == topic, seen.c.group_name == group)
         .order_by(seen.c.partition, seen.c.origin)
     )
-    found: dict[int, NotYet] = {}
+    found: dict[int, PartitionBarrier] = {}
     for row in rows:
-        found.setdefault(row.partition, NotYet(*row))
+        found.setdefault(row.partition, PartitionBarrier(*row))
     return list(found.values())
 
 

@@ -12,12 +12,12 @@ if TYPE_CHECKING:
 
     from sqlalchemy import Connection
 
-    from sqlmq.dialects import Dialect, Part, Position
-    from sqlmq.model.message import Contents, LogRow
+    from sqlmq.dialects import Dialect, PartitionSlice, Position
+    from sqlmq.model.message import LogRow, RecordBatch
     from sqlmq.store.topics import Topic
 
 
-def append(conn: Connection, dialect: Dialect, parts: Sequence[Part], contents: Contents) -> list[int]:
+def append(conn: Connection, dialect: Dialect, parts: Sequence[PartitionSlice], contents: RecordBatch) -> list[int]:
     """Number the messages *contents*, which lie in order of *parts*, and add them to the end of the log.
 
     Returns the offset of the first message of each part; the others of a part follow without gaps. The partitions' rows,
@@ -27,14 +27,16 @@ def append(conn: Connection, dialect: Dialect, parts: Sequence[Part], contents: 
     return dialect.append(conn, parts, contents)
 
 
-def append_anywhere(
-    conn: Connection, dialect: Dialect, part: Part, others: Sequence[int], contents: Contents
+def append_to_any(
+    conn: Connection, dialect: Dialect, part: PartitionSlice, others: Sequence[int], contents: RecordBatch
 ) -> tuple[int, int]:
     """As ``append``, to *part* or, if it would have to be waited for, one of *others*; return its id, and the offset."""
-    return dialect.append_anywhere(conn, part, others, contents)
+    return dialect.append_to_any(conn, part, others, contents)
 
 
-def publish(conn: Connection, dialect: Dialect, parts: Sequence[Part], contents: Contents) -> list[int] | None:
+def publish(
+    conn: Connection, dialect: Dialect, parts: Sequence[PartitionSlice], contents: RecordBatch
+) -> list[int] | None:
     """As ``append``; but above READ COMMITTED, stage the messages instead, without a lock, and return None."""
     return dialect.publish(conn, parts, contents)
 

@@ -34,7 +34,7 @@ class Reason(NamedTuple):
     traceback: str | None
 
 
-class Record(NamedTuple):
+class ParkedRecord(NamedTuple):
     """What becomes of a message whose attempt has failed, or is about to be made."""
 
     partition_id: int
@@ -47,13 +47,13 @@ class Record(NamedTuple):
     """After how long it is due."""
     reason: Reason | None = None
     """Why the last attempt failed; None leaves what is known of the one before."""
-    is_trying: bool = False
+    attempt_open: bool = False
     """Whether an attempt is about to be made."""
     is_known: bool = False
     """Whether it has a row already, to which this is what comes next."""
 
 
-class Row(NamedTuple):
+class ParkedRow(NamedTuple):
     """A message that is not a dead letter, as its partition's owner needs it."""
 
     partition_id: int
@@ -63,11 +63,11 @@ class Row(NamedTuple):
     attempts: int
     due_seconds: float
     """How long until it is due; 0 or less if it is."""
-    is_trying: bool
+    attempt_open: bool
     """Whether an attempt was begun of which nobody knows how it ended."""
 
 
-def load(conn: Connection, dialect: Dialect, group: Group, partition_ids: Sequence[int]) -> list[Row]:
+def load(conn: Connection, dialect: Dialect, group: Group, partition_ids: Sequence[int]) -> list[ParkedRow]:
     """What *group* has set aside of *partition_ids*, dead letters apart, in order of offset in each."""
     k = dialect.tables.parked
     rows = conn.execute(
@@ -83,7 +83,7 @@ def load(conn: Connection, dialect: Dialect, group: Group, partition_ids: Sequen
         .where(k.c.group_id == group.id, k.c.partition_id.in_(partition_ids), k.c.state != "dead")
         .order_by(k.c.partition_id, k.c.msg_offset)
     )
-    return [Row(*row) for row in rows]
+    return [ParkedRow(*row) for row in rows]
 
 
 def put_waiting(
@@ -109,7 +109,7 @@ def put_waiting(
         conn.execute(dialect.insert_new(dialect.tables.parked, _KEY), rows)
 
 
-def put(conn: Connection, dialect: Dialect, group: Group, record: Record) -> bool:
+def put(conn: Connection, dialect: Dialect, group: Group, record: ParkedRecord) -> bool:
     """Write what *record* says, over what was there before. The caller holds the claim's lock.
 
     Returns False, with nothing written, for a row that should be known, and was removed or begun anew by somebody else:
@@ -119,14 +119,14 @@ def put(conn: Connection, dialect: Dialect, group: Group, record: Record) -> boo
     place = (group.id, record.partition_id, record.offset)
     known = [column == value for column, value in zip((k.c[name] for name in _KEY), place, strict=True)]
     if record.is_known:
-        known.append(k.c.attempts.in_((record.attempts, record.attempts - record.is_trying)))
+        known.append(k.c.attempts.in_((record.attempts, record.attempts - record.attempt_open)))
     if record.state is None:
         return conn.execute(delete(k).where(*known)).rowcount > 0 or not record.is_known
     new: dict[str, Any] = {
         "state": record.state,
         "attempts": record.attempts,
         "due_at": dialect.seconds_from_now(record.delay_seconds),
-        "trying_since": dialect.now() if record.is_trying else null(),
+        "trying_since": dialect.now() if record.attempt_open else null(),
     }
     if record.reason is not None:
         new |= {
@@ -152,7 +152,7 @@ def remove(conn: Connection, dialect: Dialect, group: Group, partition_id: int, 
     conn.execute(delete(k).where(k.c.group_id == group.id, k.c.partition_id == partition_id, k.c.msg_offset == offset))
 
 
-def take_back(conn: Connection, dialect: Dialect, group: Group, partition_id: int, offset: int) -> None:
+def uncount_attempt(conn: Connection, dialect: Dialect, group: Group, partition_id: int, offset: int) -> None:
     """Uncount an attempt that was interrupted; a message that was in its place and had no other is as if never tried."""
     k = dialect.tables.parked
     where = (k.c.group_id == group.id, k.c.partition_id == partition_id, k.c.msg_offset == offset)

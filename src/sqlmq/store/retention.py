@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from sqlalchemy import and_, delete, func, or_, select, update
 
-from sqlmq.model.retention import Retention, Standing
+from sqlmq.model.retention import GroupStanding, Retention
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 Kind = Literal["unread", "parked"]
 
 
-class Due(NamedTuple):
+class RetentionCandidate(NamedTuple):
     """A partition that may have to be trimmed."""
 
     partition_id: int
@@ -31,7 +31,7 @@ class Due(NamedTuple):
     retention: Retention
 
 
-class Extent(NamedTuple):
+class PartitionExtent(NamedTuple):
     """What a partition holds."""
 
     start: int
@@ -48,11 +48,11 @@ class Extent(NamedTuple):
 def columns(retention: Retention) -> dict[str, Any]:
     """*retention* as it is stored with a topic."""
     return {
-        "retention_seconds": retention.seconds,
-        "retention_bytes": retention.bytes,
-        "retention_messages": retention.messages,
-        "retention_protects": retention.protect,
-        "retention_max_seconds": retention.max_seconds,
+        "retention_seconds": retention.max_age_seconds,
+        "retention_bytes": retention.max_bytes,
+        "retention_messages": retention.max_messages,
+        "retention_protects": retention.protect_groups,
+        "retention_max_seconds": retention.protect_max_seconds,
         "group_expiry_seconds": retention.group_expiry_seconds,
     }
 
@@ -70,7 +70,7 @@ def replace(conn: Connection, dialect: Dialect, topic_id: int, retention: Retent
     conn.execute(update(t).where(t.c.id == topic_id).values(columns(retention)))
 
 
-def due(conn: Connection, dialect: Dialect, topic_id: int | None) -> list[Due]:
+def due(conn: Connection, dialect: Dialect, topic_id: int | None) -> list[RetentionCandidate]:
     """The partitions, of one topic or all, that have limits, or of which something below the start is left to delete."""
     t, p = dialect.tables.topic, dialect.tables.partition
     limits = or_(
@@ -84,7 +84,7 @@ def due(conn: Connection, dialect: Dialect, topic_id: int | None) -> list[Due]:
         .order_by(t.c.name, p.c.number)
     )
     return [
-        Due(id_, number, of, name, bool(is_behind), Retention(*terms))
+        RetentionCandidate(id_, number, of, name, bool(is_behind), Retention(*terms))
         for id_, number, of, name, is_behind, *terms in rows
     ]
 
@@ -107,7 +107,7 @@ def starts(conn: Connection, dialect: Dialect, partition_ids: Sequence[int]) -> 
     return {row.id: (row.number, row.start_offset) for row in rows}
 
 
-def extent(conn: Connection, dialect: Dialect, partition_id: int, *, locked: bool = False) -> Extent | None:
+def extent(conn: Connection, dialect: Dialect, partition_id: int, *, locked: bool = False) -> PartitionExtent | None:
     """What a partition holds; None if its topic was deleted.
 
     If *locked*, the row stays locked, as by an append, until the transaction ends.
@@ -126,10 +126,10 @@ def extent(conn: Connection, dialect: Dialect, partition_id: int, *, locked: boo
         .limit(1)
     ).scalar()
     end = row.start_offset if newest is None else newest + 1
-    return Extent(row.start_offset, end, row.purged_to, row.sized_to, row.sized_bytes)
+    return PartitionExtent(row.start_offset, end, row.purged_to, row.sized_to, row.sized_bytes)
 
 
-def standings(conn: Connection, dialect: Dialect, topic_id: int, partition_id: int) -> list[Standing]:
+def standings(conn: Connection, dialect: Dialect, topic_id: int, partition_id: int) -> list[GroupStanding]:
     """Where each group of a topic is in one of its partitions."""
     g, o, k = dialect.tables.group, dialect.tables.group_offset, dialect.tables.parked
     p, m = dialect.tables.partition, dialect.tables.member
@@ -160,7 +160,8 @@ def standings(conn: Connection, dialect: Dialect, topic_id: int, partition_id: i
         .order_by(g.c.id)
     )
     return [
-        Standing(id_, name, at, bool(is_stored), first, bool(live)) for id_, name, at, is_stored, first, live in rows
+        GroupStanding(id_, name, at, bool(is_stored), first, bool(live))
+        for id_, name, at, is_stored, first, live in rows
     ]
 
 

@@ -24,7 +24,7 @@ from sqlalchemy import (
     union_all,
 )
 
-from sqlmq.model.message import Contents, moment_at
+from sqlmq.model.message import RecordBatch, moment_at
 from sqlmq.schema import Json
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
     from sqlalchemy import Connection, Row
 
-    from sqlmq.dialects import Dialect, Part
+    from sqlmq.dialects import Dialect, PartitionSlice
     from sqlmq.model.config import Due
 
 _INSERT_MESSAGES = 500
@@ -44,7 +44,7 @@ _DELETE_MESSAGES = 1_000
 _OWN_NAMES: dict[str, Any] = {"schema_translate_map": None}
 
 
-class Outlook(NamedTuple):
+class DueMessages(NamedTuple):
     """What is due, and when to look again."""
 
     partition_ids: list[int]
@@ -55,11 +55,11 @@ class Outlook(NamedTuple):
     """In how many seconds another message is due; None if there is none."""
 
 
-class Taken(NamedTuple):
+class DueBatch(NamedTuple):
     """Messages that are due, in order."""
 
     ids: list[int]
-    contents: Contents
+    contents: RecordBatch
     topic_partitions: list[int]
     """Of each, how many partitions its topic had when it was staged."""
 
@@ -79,7 +79,7 @@ class Slot(NamedTuple):
     """How long that is from now, less than 0 if it is over."""
 
 
-class Waiting(NamedTuple):
+class StagedMessage(NamedTuple):
     """A delayed message as it is listed."""
 
     id: int
@@ -89,7 +89,7 @@ class Waiting(NamedTuple):
     value_bytes: int
 
 
-def look(conn: Connection, dialect: Dialect, at_most: int, passing_over: Collection[int]) -> Outlook:
+def look(conn: Connection, dialect: Dialect, at_most: int, passing_over: Collection[int]) -> DueMessages:
     """Find out what is due, among the first *at_most* messages that are, and when the next one will be.
 
     The partitions *passing_over* are left out. Takes no lock.
@@ -116,10 +116,10 @@ def look(conn: Connection, dialect: Dialect, at_most: int, passing_over: Collect
     rows = conn.execute(union_all(select(due), select(coming))).all()
     found = [row.partition_id for row in rows if row.seconds is None]
     next_seconds = next((float(row.seconds) for row in rows if row.seconds is not None), None)
-    return Outlook(sorted(set(found)), len(found) < at_most, next_seconds)
+    return DueMessages(sorted(set(found)), len(found) < at_most, next_seconds)
 
 
-def take(conn: Connection, dialect: Dialect, partition_id: int, at_most: int, most_bytes: int) -> Taken:
+def take(conn: Connection, dialect: Dialect, partition_id: int, at_most: int, most_bytes: int) -> DueBatch:
     """Lock up to *at_most* messages of a partition that were due when the transaction began, in order, and return them.
 
     No more are taken once their values are *most_bytes*; the first one always is. Passes over what somebody else has
@@ -144,8 +144,8 @@ def take(conn: Connection, dialect: Dialect, partition_id: int, at_most: int, mo
         .with_for_update(skip_locked=True, of=s)
     ).all()
     headers = [None if row.headers is None else row.headers.encode() for row in rows]
-    contents = Contents([row.key for row in rows], [row.value for row in rows], headers)
-    return Taken([row.id for row in rows], contents, [row.topic_partitions for row in rows])
+    contents = RecordBatch([row.key for row in rows], [row.value for row in rows], headers)
+    return DueBatch([row.id for row in rows], contents, [row.topic_partitions for row in rows])
 
 
 def remove(conn: Connection, dialect: Dialect, ids: Sequence[int]) -> None:
@@ -184,7 +184,7 @@ def slot(conn: Connection, dialect: Dialect, partition_ids: Collection[int], due
 
 
 def add(
-    conn: Connection, dialect: Dialect, parts: Sequence[Part], contents: Contents, deliver_at: datetime
+    conn: Connection, dialect: Dialect, parts: Sequence[PartitionSlice], contents: RecordBatch, deliver_at: datetime
 ) -> list[int]:
     """Store messages, each for the part that stands at its place, until *deliver_at*; return their ids, ascending."""
     s = dialect.tables.staged
@@ -208,7 +208,7 @@ def add(
     return ids
 
 
-def waiting(conn: Connection, dialect: Dialect, partition_ids: Sequence[int]) -> list[Waiting]:
+def waiting(conn: Connection, dialect: Dialect, partition_ids: Sequence[int]) -> list[StagedMessage]:
     """The delayed messages of *partition_ids* in the order in which they are due."""
     s = dialect.tables.staged
     rows = conn.execute(
@@ -216,7 +216,7 @@ def waiting(conn: Connection, dialect: Dialect, partition_ids: Sequence[int]) ->
         .where(s.c.partition_id.in_(partition_ids), _is_delayed(dialect))
         .order_by(s.c.deliver_at, s.c.id)
     )
-    return [Waiting(id_, partition_id, moment_at(us), key, size) for id_, partition_id, us, key, size in rows]
+    return [StagedMessage(id_, partition_id, moment_at(us), key, size) for id_, partition_id, us, key, size in rows]
 
 
 def overdue(conn: Connection, dialect: Dialect, at_most: int) -> Sequence[Row[Any]]:
@@ -265,7 +265,7 @@ def _json(headers: bytes | None) -> ColumnElement[Any]:
     return null() if headers is None else cast(literal(headers.decode(), Text), Json)
 
 
-def _pieces(contents: Contents) -> Iterator[tuple[int, int]]:
+def _pieces(contents: RecordBatch) -> Iterator[tuple[int, int]]:
     """The places from which, and up to which, one statement takes *contents*."""
     first, size = 0, 0
     for place, value in enumerate(contents.values):

@@ -8,12 +8,12 @@ import click
 
 from sqlmq.cli.output import json_option, say
 from sqlmq.cli.settings import Settings, database_options, example, pass_settings
-from sqlmq.reports.doctor import KINDS, Limits
+from sqlmq.reports.doctor import PROBLEM_KINDS, DoctorLimits
 
 if TYPE_CHECKING:
     from sqlmq.reports.doctor import Problem
 
-_DEFAULTS = Limits()
+_DEFAULTS = DoctorLimits()
 
 
 @click.command(
@@ -28,7 +28,7 @@ _DEFAULTS = Limits()
     "--only",
     "wanted",
     multiple=True,
-    type=click.Choice(sorted(KINDS)),
+    type=click.Choice(sorted(PROBLEM_KINDS)),
     metavar="CODE",
     help="Only this; may be given again.",
 )
@@ -36,7 +36,7 @@ _DEFAULTS = Limits()
     "--ignore",
     "ignored",
     multiple=True,
-    type=click.Choice(sorted(KINDS)),
+    type=click.Choice(sorted(PROBLEM_KINDS)),
     metavar="CODE",
     help="Not this; may be given again.",
 )
@@ -75,9 +75,9 @@ def doctor(
 
     The exit code is 0 if nothing is wrong, 1 if the database does not answer, and else that of the worst problem, from 10 on.
     """
-    limits = Limits(transaction_seconds=max_transaction_seconds, stuck_seconds=stuck_seconds)
+    limits = DoctorLimits(transaction_seconds=max_transaction_seconds, stuck_seconds=stuck_seconds)
     with settings.open() as mq:
-        codes = set(wanted or KINDS).difference(ignored)
+        codes = set(wanted or PROBLEM_KINDS).difference(ignored)
         found = [problem for problem in mq.diagnose(limits) if problem.code in codes]
     for problem in found:
         _show(problem, as_json=as_json)

@@ -89,7 +89,7 @@ def describe(settings: Settings, group: str, topic: str | None, stuck_after: flo
         {
             "topic": one.topic,
             "group": one.name,
-            "partition": partition.number,
+            "partition": partition.partition,
             "position": partition.position,
             "end": partition.end_offset,
             "lag": partition.lag,

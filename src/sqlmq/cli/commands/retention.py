@@ -109,11 +109,11 @@ def read_retention(terms: Terms) -> Retention:
 def retention_facts(retention: Retention) -> dict[str, object]:
     """What to tell programs of what a topic keeps."""
     return {
-        "seconds": retention.seconds,
-        "bytes": retention.bytes,
-        "messages": retention.messages,
-        "protect": retention.protect,
-        "max_seconds": retention.max_seconds,
+        "max_age_seconds": retention.max_age_seconds,
+        "max_bytes": retention.max_bytes,
+        "max_messages": retention.max_messages,
+        "protect_groups": retention.protect_groups,
+        "protect_max_seconds": retention.protect_max_seconds,
         "group_expiry_seconds": retention.group_expiry_seconds,
     }
 
@@ -123,13 +123,19 @@ def retention_sentence(retention: Retention) -> str:
     if not retention.is_limited:
         return "keeps everything"
     limits = [
-        *([] if retention.seconds is None else [f"for {_time(retention.seconds)}"]),
-        *([] if retention.bytes is None else [f"up to {count(retention.bytes, 'byte')} in a partition"]),
-        *([] if retention.messages is None else [f"up to {count(retention.messages, 'message')} in a partition"]),
+        *([] if retention.max_age_seconds is None else [f"for {_time(retention.max_age_seconds)}"]),
+        *([] if retention.max_bytes is None else [f"up to {count(retention.max_bytes, 'byte')} in a partition"]),
+        *(
+            []
+            if retention.max_messages is None
+            else [f"up to {count(retention.max_messages, 'message')} in a partition"]
+        ),
     ]
     protection = "whatever groups have read"
-    if retention.protect:
-        most = "" if retention.max_seconds is None else f", for {_time(retention.max_seconds)} at the most"
+    if retention.protect_groups:
+        most = (
+            "" if retention.protect_max_seconds is None else f", for {_time(retention.protect_max_seconds)} at the most"
+        )
         protection = f"and longer what groups still need{most}"
     return f"keeps messages {', '.join(limits)}; {protection}"
 
@@ -174,7 +180,7 @@ def maintain(settings: Settings, topic: str | None, every_seconds: float, *, onc
 def _maintain(mq: MQ, topic: str | None, *, as_json: bool) -> None:
     rows = [
         {"topic": one.topic, "partition": one.partition, "start": one.start_offset, "deleted": one.messages}
-        for one in mq.maintain(topic)
+        for one in mq.apply_retention(topic)
     ]
     show(rows, ["topic", "partition", "start", "deleted"], as_json=as_json, empty="Nothing to delete.")
 

@@ -108,7 +108,7 @@ def describe(settings: Settings, name: str, *, as_json: bool) -> None:
         groups = [mq.describe_group(name, group) for group in topic.groups]
     partitions = [
         {
-            "partition": one.number,
+            "partition": one.partition,
             "start": one.start_offset,
             "end": one.end_offset,
             "messages": one.messages,

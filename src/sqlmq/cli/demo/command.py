@@ -275,7 +275,7 @@ class _Demo:
 
 
 def _owned(group: GroupDescription, name: str) -> list[int]:
-    return [partition.number for partition in group.partitions if partition.owner == name]
+    return [partition.partition for partition in group.partitions if partition.owner == name]
 
 
 def _listed(numbers: list[int]) -> str:

@@ -18,7 +18,7 @@ from sqlmq.cli.settings import Settings, database_options, example, lease_option
 from sqlmq.cli.signals import Interrupted, Stop
 from sqlmq.consumer.worker.executor import is_awaited
 from sqlmq.errors import InvalidGroupError, InvalidTopicError
-from sqlmq.hooks.log_events import facts
+from sqlmq.hooks.log_events import log_fields
 from sqlmq.model.config import check_group, check_topic
 from sqlmq.model.retry import FailurePolicy, Retry
 
@@ -102,7 +102,7 @@ def _check_attempts(_ctx: click.Context, _param: click.Parameter, value: str) ->
     help="How often a message is tried, or unlimited.",
 )
 @click.option(
-    "--backoff",
+    "--backoff-seconds",
     type=_SECONDS,
     default=1.0,
     show_default=True,
@@ -110,7 +110,12 @@ def _check_attempts(_ctx: click.Context, _param: click.Parameter, value: str) ->
     help="How long the first retry waits; each later one twice as long.",
 )
 @click.option(
-    "--max-delay", type=_SECONDS, default=300.0, show_default=True, metavar="SECONDS", help="How long any retry waits."
+    "--max-delay-seconds",
+    type=_SECONDS,
+    default=300.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="How long any retry waits.",
 )
 @click.option(
     "--on-failure",
@@ -132,14 +137,14 @@ def _check_attempts(_ctx: click.Context, _param: click.Parameter, value: str) ->
     help="Give a partition back when its handler takes longer; the attempt has failed.",
 )
 @click.option(
-    "--stop-timeout",
+    "--stop-seconds",
     type=_SECONDS,
     default=25.0,
     show_default=True,
     metavar="SECONDS",
     help="How long handlers may go on after the first signal.",
 )
-@click.option("--idle-timeout", type=_SECONDS, metavar="SECONDS", help="End when nothing has come for so long.")
+@click.option("--idle-seconds", type=_SECONDS, metavar="SECONDS", help="End when nothing has come for so long.")
 @lease_option
 @click.option(
     "--log-level",
@@ -193,17 +198,19 @@ def run(
             # What is wrong with the database is to be said once, and now.
             mq.topics()
         environment = os.environ | settings.environment()
-        supervisor = Supervisor(processes, _arguments(ctx), environment, stop_timeout=terms["stop_timeout"])
+        supervisor = Supervisor(processes, _arguments(ctx), environment, stop_seconds=terms["stop_seconds"])
         ctx.exit(supervisor.run())
     reading = _Reading(topic, group, start, on_evicted, lease_seconds, instrument, _terms(terms))
     with Stop() as stop:
         with stop.raising():
             function = handler_loading.load(handler)
-        told = facts("run started", topic=topic, group=group)
+        told = log_fields("run started", topic=topic, group=group)
         log.info("%s handles topic %r for group %r: %s.", handler, topic, group, _how(terms), extra=told)
         work = _run_in_loop if is_awaited(function) else _run_in_threads
         summary = work(settings, stop, function, reading)
-    log.info("Ended: %s.", _told(summary), extra=facts("run ended", topic=topic, group=group, messages=summary.handled))
+    log.info(
+        "Ended: %s.", _told(summary), extra=log_fields("run ended", topic=topic, group=group, messages=summary.handled)
+    )
 
 
 class _Reading(NamedTuple):
@@ -268,7 +275,7 @@ def _told_when_hurried() -> Iterator[None]:
     except Interrupted:
         raise
     except KeyboardInterrupt as interrupt:
-        log.warning("Ended at once; what was being handled is delivered again.", extra=facts("run cut off"))
+        log.warning("Ended at once; what was being handled is delivered again.", extra=log_fields("run cut off"))
         raise Interrupted(*interrupt.args or (signal.SIGINT,)) from interrupt
 
 
@@ -277,7 +284,7 @@ def _terms(options: dict[str, Any]) -> dict[str, Any]:
     given = dict(options)
     attempts = given.pop("max_attempts")
     given["retry"] = Retry(
-        None if attempts == _UNLIMITED else int(attempts), given.pop("backoff"), given.pop("max_delay")
+        None if attempts == _UNLIMITED else int(attempts), given.pop("backoff_seconds"), given.pop("max_delay_seconds")
     )
     return given
 

@@ -15,7 +15,7 @@ import time
 from typing import TYPE_CHECKING
 
 from sqlmq.cli.signals import Interrupted
-from sqlmq.hooks.log_events import facts
+from sqlmq.hooks.log_events import log_fields
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -64,7 +64,7 @@ class Child:
             "Process %d is started, with pid %d.",
             self.number,
             self._process.pid,
-            extra=facts("process started", process=self._process.pid),
+            extra=log_fields("process started", process=self._process.pid),
         )
 
     def look(self, now: float, *, may_start_again: bool) -> int | None:
@@ -88,12 +88,16 @@ class Child:
                 pid,
                 _told(status),
                 pause,
-                extra=facts("process ended", process=pid, seconds=pause),
+                extra=log_fields("process ended", process=pid, seconds=pause),
             )
         else:
             self.is_done = True
             log.error(
-                "Process %d, pid %d, %s.", self.number, pid, _told(status), extra=facts("process ended", process=pid)
+                "Process %d, pid %d, %s.",
+                self.number,
+                pid,
+                _told(status),
+                extra=log_fields("process ended", process=pid),
             )
         return status
 
@@ -129,9 +133,9 @@ class Supervisor:
     """Keeps *count* processes of ``sqlmq ARGUMENTS`` running until a signal comes, or all have ended in good order."""
 
     def __init__(
-        self, count: int, arguments: Sequence[str], environment: dict[str, str], *, stop_timeout: float
+        self, count: int, arguments: Sequence[str], environment: dict[str, str], *, stop_seconds: float
     ) -> None:
-        self._end_seconds = stop_timeout + GRACE_SECONDS
+        self._end_seconds = stop_seconds + GRACE_SECONDS
         command = [sys.executable, "-m", "sqlmq.cli.run.supervised", str(self._end_seconds), *arguments]
         self._children = [Child(number, command, environment) for number in range(1, count + 1)]
         self._signals: list[int] = []
@@ -175,7 +179,7 @@ class Supervisor:
                 status = child.look(now, may_start_again=False)
                 worst = worst or int(bool(status))
             if now >= deadline:
-                told = facts("processes killed", seconds=self._end_seconds)
+                told = log_fields("processes killed", seconds=self._end_seconds)
                 log.error("Not all have ended within %.0f seconds; they are killed.", self._end_seconds, extra=told)
                 return 1
             time.sleep(_LOOK_SECONDS)

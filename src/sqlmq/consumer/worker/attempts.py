@@ -11,23 +11,23 @@ import threading
 import traceback
 from typing import TYPE_CHECKING, NamedTuple, Unpack
 
-from sqlmq.consumer.worker.parked_keys import Waiting
+from sqlmq.consumer.worker.parked_keys import ParkedEntry
 from sqlmq.errors import DatabaseBusyError, DatabaseUnavailableError, FencedError, OutcomeUnknownError
 from sqlmq.hooks.failpoints import failpoint
-from sqlmq.model.retry import Verdict, verdict
+from sqlmq.model.retry import FailureAction, decide, delay_seconds, is_exhausted, is_final
 from sqlmq.operations import attempts as operations_attempts
-from sqlmq.store.parked import Reason, Record
+from sqlmq.store.parked import ParkedRecord, Reason
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from sqlalchemy import Connection
 
-    from sqlmq.consumer.buffer import Receiver, Stock
-    from sqlmq.consumer.coordinator import Ownership
-    from sqlmq.consumer.worker.dispatcher import Attempt, Parking, Terms
+    from sqlmq.consumer.buffer import FetchBuffer, Receiver
+    from sqlmq.consumer.coordinator import Coordinator
+    from sqlmq.consumer.worker.dispatcher import Attempt, Dispatcher, Terms
     from sqlmq.database.database import Database
-    from sqlmq.hooks.log_events import Facts
+    from sqlmq.hooks.log_events import LogFields
     from sqlmq.model.message import Message
     from sqlmq.store.offsets import Commit
     from sqlmq.store.parked import State
@@ -38,12 +38,12 @@ _ERROR_CHARACTERS = 2_000
 _TRACEBACK_CHARACTERS = 20_000
 _LOG_CHARACTERS = 200
 
-_STATES: dict[Verdict, State | None] = {
-    Verdict.ASIDE: "waiting",
-    Verdict.HOLD: "held",
-    Verdict.DEAD: "dead",
-    Verdict.STOP: "stopped",
-    Verdict.SKIP: None,
+_STATES: dict[FailureAction, State | None] = {
+    FailureAction.ASIDE: "waiting",
+    FailureAction.HOLD: "held",
+    FailureAction.DEAD: "dead",
+    FailureAction.STOP: "stopped",
+    FailureAction.SKIP: None,
 }
 
 PASSING = (DatabaseUnavailableError, DatabaseBusyError, OutcomeUnknownError)
@@ -56,12 +56,12 @@ class Books(NamedTuple):
     """What a consumer keeps of its partitions, and the lock that guards it."""
 
     database: Database
-    ownership: Ownership
-    stock: Stock
+    coordinator: Coordinator
+    buffer: FetchBuffer
     lock: threading.RLock
 
 
-class Tally:
+class RunCounters:
     """How many messages met which end. Counted under the consumer's lock, but for those that were handled."""
 
     def __init__(self) -> None:
@@ -74,15 +74,15 @@ class Tally:
             self.handled += messages
 
 
-class Handling:
+class AttemptRecorder:
     """The steps of an attempt, for the workers of one consumer."""
 
-    def __init__(self, books: Books, parking: Parking, terms: Terms) -> None:
-        self._database, self._ownership, self._stock, self._lock = books
-        self._runtime = self._database.runtime
-        self._parking = parking
+    def __init__(self, books: Books, dispatcher: Dispatcher, terms: Terms) -> None:
+        self._database, self._coordinator, self._buffer, self._lock = books
+        self._clock = self._database.clock
+        self._dispatcher = dispatcher
         self._terms = terms
-        self.tally = Tally()
+        self.counters = RunCounters()
 
     def begin(self, worker: Receiver, attempt: Attempt) -> bool:
         """Count the attempt, and set aside what has to wait; return whether there is something to handle.
@@ -93,34 +93,34 @@ class Handling:
         if attempt.is_parked and not attempt.messages:
             self._lose_parked(worker, attempt)
             return False
-        if waiting is not None and (waiting.has_failed_silently or self._terms.retry.is_exhausted(waiting.attempts)):
-            self._write_down(worker, attempt, attempt.messages[0], waiting.attempts, None)
+        if waiting is not None and (waiting.has_failed_silently or is_exhausted(self._terms.retry, waiting.attempts)):
+            self._record_failure(worker, attempt, attempt.messages[0], waiting.attempts, None)
             return False
         if not self._count(attempt):
-            self.lose(worker, attempt)
+            self.abandon(worker, attempt)
             return False
         with self._lock:
             for behind in attempt.set_aside:
-                attempt.span.pass_over()
+                attempt.delivery.skip_next()
                 behind.is_recorded = True
                 attempt.aside.put(behind)
-            self.tally.parked += len(attempt.set_aside)
+            self.counters.parked += len(attempt.set_aside)
             if not attempt.messages:
-                self._stock.finish(worker, also_left=True)
+                self._buffer.acknowledge(worker, also_left=True)
         failpoint("attempt.after")
         return bool(attempt.messages)
 
     def batches(self, attempt: Attempt, may_go_on: Callable[[], bool]) -> Iterator[list[Message]]:
         """What to give to the handler, one after the other: each is done when the next is asked for."""
         if len(attempt.messages) > 1 and self._terms.batch_size is not None:
-            if attempt.span.take_together(len(attempt.messages)):
+            if attempt.delivery.take_together(len(attempt.messages)):
                 attempt.current = attempt.messages
                 yield attempt.current
             return
         for number, parked in enumerate(attempt.messages):
             if number and not may_go_on():
                 return
-            message = parked if attempt.is_parked else attempt.span.take()
+            message = parked if attempt.is_parked else attempt.delivery.take()
             if message is None:  # recalled: the partition is lost
                 return
             attempt.current = [message]
@@ -131,15 +131,15 @@ class Handling:
         attempt.is_settling = True
         after, recorded = self._after(attempt), self._recorded(attempt)
         if not operations_attempts.settle(
-            conn, self._database.dialect, attempt.seat, after, recorded, own_driver=False
+            conn, self._database.dialect, attempt.claimed_partition, after, recorded, own_driver=False
         ):
             raise self._fenced(attempt)
 
-    def settled(self, attempt: Attempt) -> None:
+    def committed(self, attempt: Attempt) -> None:
         """That transaction has committed."""
         attempt.is_settling = False
         with self._lock:
-            self._ownership.note(attempt.progress, self._after(attempt).offset)
+            self._coordinator.note(attempt.assigned, self._after(attempt).offset)
 
     def claim(self, attempt: Attempt) -> bool:
         """Whether it is for the caller to say how *attempt* ended: to whoever asks first."""
@@ -158,56 +158,58 @@ class Handling:
         if attempt.waiting is not None and not is_settled:
             after, recorded = self._after(attempt), self._recorded(attempt)
             if not self._write(
-                lambda conn: operations_attempts.settle(conn, self._database.dialect, attempt.seat, after, recorded)
+                lambda conn: operations_attempts.settle(
+                    conn, self._database.dialect, attempt.claimed_partition, after, recorded
+                )
             ):
-                self.lose(worker, attempt)
+                self.abandon(worker, attempt)
                 return
             with self._lock:
-                self._ownership.note(attempt.progress, after.offset)
+                self._coordinator.note(attempt.assigned, after.offset)
         with self._lock:
             if attempt.is_parked and attempt.waiting is not None:
                 attempt.aside.pop(attempt.waiting)
             else:
-                attempt.aside.held = None
-            self._stock.finish(worker, also_left=True)
+                attempt.aside.blocking = None
+            self._buffer.acknowledge(worker, also_left=True)
 
     def fail(self, worker: Receiver, attempt: Attempt, error: BaseException) -> None:
         """The handler has failed with *error*: decide what becomes of the message, and write that down."""
         if len(attempt.current) > 1:
-            self._suspect(worker, attempt, error)
+            self._retry_batch_singly(worker, attempt, error)
             return
         attempts = (0 if attempt.waiting is None else attempt.waiting.attempts) + 1
-        self._write_down(worker, attempt, attempt.current[0], attempts, error)
+        self._record_failure(worker, attempt, attempt.current[0], attempts, error)
 
     def interrupt(self, worker: Receiver, attempt: Attempt) -> None:
         """The attempt does not count: it is to be made again, here or elsewhere."""
         waiting = attempt.waiting
         try:
             if waiting is not None:
-                position = attempt.position(attempt.progress.committable())
+                position = attempt.position(attempt.assigned.committable())
                 self._write(
-                    lambda conn: operations_attempts.take_back(
-                        conn, self._database.dialect, attempt.seat, position, waiting.offset
+                    lambda conn: operations_attempts.uncount_attempt(
+                        conn, self._database.dialect, attempt.claimed_partition, position, waiting.offset
                     )
                 )
         finally:
-            self.give_up(worker)
+            self.requeue(worker)
 
-    def give_up(self, worker: Receiver) -> None:
+    def requeue(self, worker: Receiver) -> None:
         """What *worker* has was not tried; what is known of its partition stays true."""
         with self._lock:
-            self._stock.give_up(worker)
+            self._buffer.requeue(worker)
 
-    def lose(self, worker: Receiver, attempt: Attempt, *, is_uncertain: bool = False) -> None:
+    def abandon(self, worker: Receiver, attempt: Attempt, *, is_uncertain: bool = False) -> None:
         """Nobody here knows how the attempt ended; what is known of the partition may be wrong.
 
         If even its position *is_uncertain*, the partition is handed back, and its next owner will ask.
         """
         with self._lock:
-            self._stock.give_up(worker)
-            self._parking.forget(attempt.progress)
+            self._buffer.requeue(worker)
+            self._dispatcher.forget(attempt.assigned)
         if is_uncertain:
-            self._part_with(attempt)
+            self._release_partition(attempt)
 
     def end_stuck(self, worker: Receiver, attempt: Attempt, error: TimeoutError) -> None:
         """Take the partition from a handler that does not end: the attempt has failed, and others go on."""
@@ -217,147 +219,151 @@ class Handling:
             log.warning(
                 "A failure could not be written down; the attempt counts all the same: %s",
                 failure,
-                extra=self.facts("failure unwritten", attempt, error=failure),
+                extra=self.log_fields("failure unwritten", attempt, error=failure),
             )
-            self.lose(worker, attempt)
-        self._part_with(attempt)
+            self.abandon(worker, attempt)
+        self._release_partition(attempt)
 
-    def _part_with(self, attempt: Attempt) -> None:
+    def _release_partition(self, attempt: Attempt) -> None:
         try:
             with self._lock:
-                self._ownership.part_with(attempt.progress)
+                self._coordinator.release_partition(attempt.assigned)
         except PASSING as error:
             # It is not ours any more as far as we know, and the next look at the group will put that right.
             log.warning(
                 "Partition %d could not be handed back yet: %s",
-                attempt.progress.partition,
+                attempt.assigned.partition,
                 error,
-                extra=self.facts("hand back failed", attempt, error=error),
+                extra=self.log_fields("hand back failed", attempt, error=error),
             )
 
-    def facts(self, event: str, attempt: Attempt, **more: Unpack[Facts]) -> dict[str, object]:
+    def log_fields(self, event: str, attempt: Attempt, **more: Unpack[LogFields]) -> dict[str, object]:
         """What a record of the log tells of *event*, with where it was."""
         first = next(iter(attempt.current or attempt.messages), None)
-        where: Facts = {
-            "partition": attempt.progress.partition,
+        where: LogFields = {
+            "partition": attempt.assigned.partition,
             "offset": None if first is None else first.offset,
         }
-        return self._ownership.facts(event, **(where | more))
+        return self._coordinator.log_fields(event, **(where | more))
 
     def _count(self, attempt: Attempt) -> bool:
-        progress, messages, waiting = attempt.progress, attempt.messages, attempt.waiting
+        assigned, messages, waiting = attempt.assigned, attempt.messages, attempt.waiting
         trying = None
         in_hand_to = 0
         if waiting is not None:
             state: State = "waiting" if attempt.is_parked else "held"
-            trying = Record(
-                progress.partition_id,
+            trying = ParkedRecord(
+                assigned.partition_id,
                 waiting.offset,
                 messages[0].key,
                 state,
                 waiting.attempts + 1,
-                is_trying=True,
+                attempt_open=True,
                 is_known=waiting.is_recorded,
             )
         elif messages:
             in_hand_to = (messages[-1].offset or 0) + 1
-        first = attempt.span.first + len(attempt.set_aside)
+        first = attempt.delivery.first + len(attempt.set_aside)
         position = attempt.position(first, in_hand_to=in_hand_to)
-        progress.marked_to = position.in_hand_to
+        assigned.in_flight_to = position.in_hand_to
         if trying is None and not attempt.set_aside:
-            return self._ownership.mark(progress, position)
+            return self._coordinator.record_in_flight(assigned, position)
         aside = [(one.offset, one.key, one.attempts) for one in attempt.set_aside]
         if not self._write(
-            lambda conn: operations_attempts.begin(conn, self._database.dialect, attempt.seat, position, aside, trying)
+            lambda conn: operations_attempts.begin(
+                conn, self._database.dialect, attempt.claimed_partition, position, aside, trying
+            )
         ):
             return False
         with self._lock:
-            self._ownership.note(progress, first)
+            self._coordinator.note(assigned, first)
             if waiting is not None:
                 waiting.is_recorded = True
         return True
 
-    def _suspect(self, worker: Receiver, attempt: Attempt, error: BaseException) -> None:
+    def _retry_batch_singly(self, worker: Receiver, attempt: Attempt, error: BaseException) -> None:
         """A batch has failed: its messages are tried one by one, as if the process had ended with it."""
         log.warning(
             "The handler failed on %d messages from %s on; they are tried one by one: %s",
             len(attempt.current),
             _place(attempt.current[0]),
             _short(error),
-            extra=self.facts("batch failed", attempt, error=error),
+            extra=self.log_fields("batch failed", attempt, error=error),
         )
         with self._lock:
-            self.tally.failures += 1
-            attempt.aside.suspect_to = attempt.progress.suspect_to = (attempt.current[-1].offset or 0) + 1
-            self._stock.give_up(worker)
+            self.counters.failures += 1
+            attempt.aside.maybe_attempted_to = attempt.assigned.maybe_attempted_to = (
+                attempt.current[-1].offset or 0
+            ) + 1
+            self._buffer.requeue(worker)
 
-    def _write_down(
+    def _record_failure(
         self, worker: Receiver, attempt: Attempt, message: Message, attempts: int, error: BaseException | None
     ) -> None:
         retry, aside = self._terms.retry, attempt.aside
-        is_final = retry.is_exhausted(attempts) if error is None else retry.is_final(error, attempts)
-        chosen = verdict(
-            self._terms.policy, has_key=message.key is not None, is_final=is_final, is_aside=attempt.is_parked
+        is_last = is_exhausted(retry, attempts) if error is None else is_final(retry, error, attempts)
+        chosen = decide(
+            self._terms.policy, has_key=message.key is not None, is_final=is_last, is_aside=attempt.is_parked
         )
-        if chosen is Verdict.ASIDE and not attempt.is_parked and len(aside) >= self._terms.max_parked:
-            chosen = Verdict.HOLD
-        delay = 0.0 if is_final else retry.delay_seconds(attempts, self._runtime.random.random())
+        if chosen is FailureAction.ASIDE and not attempt.is_parked and len(aside) >= self._terms.max_parked:
+            chosen = FailureAction.HOLD
+        delay = 0.0 if is_last else delay_seconds(retry, attempts, self._clock.random.random())
         offset = message.offset or 0
-        is_passed = chosen in (Verdict.ASIDE, Verdict.DEAD, Verdict.SKIP)
-        committable = attempt.progress.committable()
+        is_passed = chosen in (FailureAction.ASIDE, FailureAction.DEAD, FailureAction.SKIP)
+        committable = attempt.assigned.committable()
         position = attempt.position(committable if attempt.is_parked else offset + is_passed)
         if not self._record(attempt, message, chosen, attempts, delay, position, _reason(attempt, error)):
-            self.lose(worker, attempt)
+            self.abandon(worker, attempt)
             return
-        event = "attempt failed" if chosen in (Verdict.ASIDE, Verdict.HOLD) else "message given up"
-        told = self.facts(event, attempt, error=error, offset=message.offset, attempts=attempts)
-        _say(message, chosen, attempts, delay, error, told)
-        waiting = Waiting(offset, message.key, attempts, self._runtime.monotonic() + delay, is_recorded=True)
+        event = "attempt failed" if chosen in (FailureAction.ASIDE, FailureAction.HOLD) else "message given up"
+        told = self.log_fields(event, attempt, error=error, offset=message.offset, attempts=attempts)
+        _log_failure(message, chosen, attempts, delay, error, told)
+        waiting = ParkedEntry(offset, message.key, attempts, self._clock.monotonic() + delay, is_recorded=True)
         with self._lock:
-            self._ownership.note(attempt.progress, position.offset)
-            attempt.progress.marked_to = position.in_hand_to
+            self._coordinator.note(attempt.assigned, position.offset)
+            attempt.assigned.in_flight_to = position.in_hand_to
             self._count_end(chosen, attempt)
             self._put(attempt, chosen, waiting)
             if is_passed or attempt.is_parked:
                 if not attempt.is_parked and not attempt.current:
-                    attempt.span.take()
-                self._stock.finish(worker, also_left=True)
+                    attempt.delivery.take()
+                self._buffer.acknowledge(worker, also_left=True)
             else:
-                self._stock.give_up(worker)
+                self._buffer.requeue(worker)
 
-    def _put(self, attempt: Attempt, chosen: Verdict, waiting: Waiting) -> None:
+    def _put(self, attempt: Attempt, chosen: FailureAction, waiting: ParkedEntry) -> None:
         aside = attempt.aside
         if attempt.is_parked and attempt.waiting is not None:
-            if chosen is Verdict.ASIDE:
+            if chosen is FailureAction.ASIDE:
                 attempt.waiting.attempts, attempt.waiting.due_at = waiting.attempts, waiting.due_at
                 attempt.waiting.has_failed_silently = False
             else:
                 aside.pop(attempt.waiting)
             return
-        aside.held = waiting if chosen in (Verdict.HOLD, Verdict.STOP) else None
-        aside.is_stopped = chosen is Verdict.STOP
-        if chosen is Verdict.ASIDE:
+        aside.blocking = waiting if chosen in (FailureAction.HOLD, FailureAction.STOP) else None
+        aside.is_stopped = chosen is FailureAction.STOP
+        if chosen is FailureAction.ASIDE:
             aside.put(waiting)
 
-    def _count_end(self, chosen: Verdict, attempt: Attempt) -> None:
-        self.tally.failures += 1
-        self.tally.parked += chosen is Verdict.ASIDE and not attempt.is_parked
-        self.tally.dead += chosen is Verdict.DEAD
-        self.tally.skipped += chosen is Verdict.SKIP
+    def _count_end(self, chosen: FailureAction, attempt: Attempt) -> None:
+        self.counters.failures += 1
+        self.counters.parked += chosen is FailureAction.ASIDE and not attempt.is_parked
+        self.counters.dead += chosen is FailureAction.DEAD
+        self.counters.skipped += chosen is FailureAction.SKIP
 
     def _record(
         self,
         attempt: Attempt,
         message: Message,
-        chosen: Verdict,
+        chosen: FailureAction,
         attempts: int,
         delay: float,
         position: Commit,
         reason: Reason | None,
     ) -> bool:
-        dialect, seat = self._database.dialect, attempt.seat
-        record = Record(
-            seat.claim.partition_id,
+        dialect, claimed_partition = self._database.dialect, attempt.claimed_partition
+        record = ParkedRecord(
+            claimed_partition.claim.partition_id,
             message.offset or 0,
             message.key,
             _STATES[chosen],
@@ -366,28 +372,30 @@ class Handling:
             reason,
             is_known=attempt.waiting is not None and attempt.waiting.is_recorded,
         )
-        return self._write(lambda conn: operations_attempts.record(conn, dialect, seat, position, record))
+        return self._write(lambda conn: operations_attempts.record(conn, dialect, claimed_partition, position, record))
 
     def _lose_parked(self, worker: Receiver, attempt: Attempt) -> None:
         assert attempt.waiting is not None  # noqa: S101 - what is parked has a record
         offset = attempt.waiting.offset
         log.error(
             "Message %s/%d@%d was set aside and is not in the log any more; it is forgotten.",
-            attempt.progress.topic,
-            attempt.progress.partition,
+            attempt.assigned.topic,
+            attempt.assigned.partition,
             offset,
-            extra=self.facts("parked message gone", attempt),
+            extra=self.log_fields("parked message gone", attempt),
         )
-        position = attempt.position(attempt.progress.committable())
+        position = attempt.position(attempt.assigned.committable())
         self._write(
-            lambda conn: operations_attempts.settle(conn, self._database.dialect, attempt.seat, position, offset)
+            lambda conn: operations_attempts.settle(
+                conn, self._database.dialect, attempt.claimed_partition, position, offset
+            )
         )
-        self.lose(worker, attempt)
+        self.abandon(worker, attempt)
 
     def _after(self, attempt: Attempt) -> Commit:
         """The group's position when the handler is done with what it has right now."""
         if attempt.is_parked:
-            return attempt.position(attempt.progress.committable())
+            return attempt.position(attempt.assigned.committable())
         in_hand_to = 0 if attempt.waiting is not None else (attempt.messages[-1].offset or 0) + 1
         return attempt.position((attempt.current[-1].offset or 0) + 1, in_hand_to=in_hand_to)
 
@@ -395,10 +403,10 @@ class Handling:
         return None if attempt.waiting is None else attempt.waiting.offset
 
     def _write(self, flow: Callable[[Connection], bool]) -> bool:
-        return self._database.write_again(flow)
+        return self._database.write_idempotent(flow)
 
     def _fenced(self, attempt: Attempt) -> FencedError:
-        return FencedError(attempt.progress.topic, attempt.seat.group.name, (attempt.progress.partition,))
+        return FencedError(attempt.assigned.topic, attempt.claimed_partition.group.name, (attempt.assigned.partition,))
 
 
 def _reason(attempt: Attempt, error: BaseException | None) -> Reason | None:
@@ -415,16 +423,16 @@ def _storable(text: str) -> str:
     return text.replace("\x00", "").encode(errors="backslashreplace").decode()
 
 
-def _say(
+def _log_failure(
     message: Message,
-    chosen: Verdict,
+    chosen: FailureAction,
     attempts: int,
     delay: float,
     error: BaseException | None,
     told: dict[str, object],
 ) -> None:
     where, why = _place(message), ENDED.error if error is None else _short(error)
-    if chosen in (Verdict.ASIDE, Verdict.HOLD):
+    if chosen in (FailureAction.ASIDE, FailureAction.HOLD):
         log.warning(
             "Attempt %d at %s failed and is made again in %.1f seconds: %s",
             attempts,
@@ -435,9 +443,9 @@ def _say(
         )
         return
     what = {
-        Verdict.DEAD: "it is a dead letter",
-        Verdict.SKIP: "it is skipped",
-        Verdict.STOP: "its partition stops: retry or discard it with `sqlmq parked`",
+        FailureAction.DEAD: "it is a dead letter",
+        FailureAction.SKIP: "it is skipped",
+        FailureAction.STOP: "its partition stops: retry or discard it with `sqlmq parked`",
     }[chosen]
     log.error("Attempt %d at %s failed, and %s: %s", attempts, where, what, why, exc_info=error, extra=told)
 

@@ -10,26 +10,26 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 from sqlalchemy import Connection
 from sqlalchemy.orm import Session, scoped_session
 
-from sqlmq.consumer.transaction_scope import Block
+from sqlmq.consumer.transaction_scope import TransactionScope
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from sqlmq.consumer.buffer import Receiver
-    from sqlmq.consumer.transaction_scope import Transactions
+    from sqlmq.consumer.transaction_scope import TransactionContext
     from sqlmq.hooks.observer import Observer
     from sqlmq.model.message import Message
     from sqlmq.store.groups import Group
 
 
-class Step(NamedTuple):
+class ExecutionStep(NamedTuple):
     """What there is to do with one attempt, for whoever calls the handler."""
 
     batches: Iterator[list[Message]]
     """What to give to the handler, one after the other; asking for the next one says that the one before is done."""
     settle: Callable[[Connection], None]
     """To be called in the handler's transaction, as its last act."""
-    settled: Callable[[], None]
+    committed: Callable[[], None]
     """To be called when that has committed."""
 
 
@@ -37,20 +37,20 @@ class NotBegunError(Exception):
     """The handler was not called: what it needs could not be had. The cause tells why."""
 
 
-class Performer(Protocol):
+class Executor(Protocol):
     """Calls the handler: in this thread or in an event loop, in a transaction or in none."""
 
     is_settling: bool
     """Whether it calls ``settle`` and ``settled`` for each batch."""
 
-    def __call__(self, step: Step) -> None:
+    def __call__(self, step: ExecutionStep) -> None:
         """Give each batch to the handler; raise what that raises, or NotBegunError."""
 
     def abandon(self, worker: Receiver) -> None:
         """Do what can be done to end the handler that *worker* waits for."""
 
 
-class Plain:
+class DirectExecutor:
     """Calls a handler with one argument: a message, or a list of them."""
 
     is_settling = False
@@ -59,7 +59,7 @@ class Plain:
         self._handler = handler
         self._in_batches = in_batches
 
-    def __call__(self, step: Step) -> None:
+    def __call__(self, step: ExecutionStep) -> None:
         """Give each batch to the handler."""
         for batch in step.batches:
             self._handler(batch if self._in_batches else batch[0])
@@ -68,7 +68,7 @@ class Plain:
         """A thread can't be ended from outside."""
 
 
-class Transacting:
+class TransactionalExecutor:
     """Calls a handler with a session too, whose changes commit with the group's position, or not at all."""
 
     is_settling = True
@@ -76,7 +76,7 @@ class Transacting:
     def __init__(
         self,
         handler: Callable[..., object],
-        shared: Transactions,
+        shared: TransactionContext,
         group: Callable[[], Group],
         make_session: Callable[[], Session] | None,
         *,
@@ -88,7 +88,7 @@ class Transacting:
         self._make_session = make_session
         self._in_batches = in_batches
 
-    def __call__(self, step: Step) -> None:
+    def __call__(self, step: ExecutionStep) -> None:
         """Give each batch to the handler."""
         for batch in step.batches:
             self._transact(step, batch)
@@ -96,7 +96,7 @@ class Transacting:
     def abandon(self, worker: Receiver) -> None:
         """A thread can't be ended from outside; what it does is rolled back when it wants to commit."""
 
-    def _transact(self, step: Step, batch: list[Message]) -> None:
+    def _transact(self, step: ExecutionStep, batch: list[Message]) -> None:
         with contextlib.ExitStack() as stack:
             try:
                 block = self._begin(stack)
@@ -105,17 +105,17 @@ class Transacting:
             self._handler(batch if self._in_batches else batch[0], block.session)
             block.finish(step.settle)
             block.commit()
-        step.settled()
+        step.committed()
 
-    def _begin(self, stack: contextlib.ExitStack) -> Block:
+    def _begin(self, stack: contextlib.ExitStack) -> TransactionScope:
         database = self._shared.database
         given = None if self._make_session is None else self._open(stack, self._make_session)
         stack.enter_context(database.block())
         target = stack.enter_context(database.connect()) if given is None else given
-        block = Block(self._shared, self._group())
-        stack.callback(block.undo)
+        block = TransactionScope(self._shared, self._group())
+        stack.callback(block.roll_back)
         block.begin(target)
-        block.guard()
+        block.watch()
         return block
 
     def _open(self, stack: contextlib.ExitStack, make_session: Callable[[], Session]) -> Session:

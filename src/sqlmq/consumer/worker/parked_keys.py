@@ -20,7 +20,7 @@ Lane: TypeAlias = "bytes | int"
 
 
 @dataclass(slots=True)
-class Waiting:
+class ParkedEntry:
     """A message that waits for an attempt."""
 
     offset: int
@@ -38,17 +38,19 @@ class Waiting:
         return self.offset if self.key is None else self.key
 
 
-class Aside:
+class ParkedKeys:
     """The messages of one partition that were set aside, in lanes; and the one that is held in its place, if any."""
 
-    def __init__(self, waiting: Iterable[Waiting], *, held: Waiting | None, is_stopped: bool, suspect_to: int) -> None:
-        self.held = held
+    def __init__(
+        self, waiting: Iterable[ParkedEntry], *, held: ParkedEntry | None, is_stopped: bool, suspect_to: int
+    ) -> None:
+        self.blocking = held
         """The message at the group's position, if it was tried there before."""
         self.is_stopped = is_stopped
         """Whether that one is not tried any more, before somebody has decided."""
-        self.suspect_to = suspect_to
+        self.maybe_attempted_to = suspect_to
         """Below this, messages may have been in hand when their owner's process ended, without a record of their own."""
-        self._lanes: dict[Lane, deque[Waiting]] = {}
+        self._lanes: dict[Lane, deque[ParkedEntry]] = {}
         self._count = 0
         for one in waiting:
             self.put(one)
@@ -56,12 +58,12 @@ class Aside:
     def __len__(self) -> int:
         return self._count
 
-    def put(self, message: Waiting) -> None:
+    def put(self, message: ParkedEntry) -> None:
         """Set *message* aside, in its lane behind all that are there."""
         self._lanes.setdefault(message.lane, deque()).append(message)
         self._count += 1
 
-    def pop(self, message: Waiting) -> None:
+    def pop(self, message: ParkedEntry) -> None:
         """*message*, the first of its lane, does not wait any more: the next one is due."""
         lane = self._lanes[message.lane]
         lane.popleft()
@@ -69,7 +71,7 @@ class Aside:
         if not lane:
             del self._lanes[message.lane]
 
-    def due(self, now: float) -> Waiting | None:
+    def due(self, now: float) -> ParkedEntry | None:
         """The first of a lane that has been due the longest."""
         first = min(self._firsts(), key=lambda one: one.due_at, default=None)
         return first if first is not None and first.due_at <= now else None
@@ -77,16 +79,16 @@ class Aside:
     @property
     def is_holding(self) -> bool:
         """Whether a message waits in its place for another attempt."""
-        return self.held is not None and not self.is_stopped
+        return self.blocking is not None and not self.is_stopped
 
     def next_due_at(self) -> float:
         """When there is something to do; never, if nothing waits."""
-        held_at = self.held.due_at if self.held is not None and self.is_holding else math.inf
+        held_at = self.blocking.due_at if self.blocking is not None and self.is_holding else math.inf
         return min(held_at, *(one.due_at for one in self._firsts()), math.inf)
 
     def may_read_on(self, most: int) -> bool:
         """Whether the partition may be read on: nothing is held in its place, and fewer than *most* are set aside."""
-        return self.held is None and self._count < most
+        return self.blocking is None and self._count < most
 
     def split(self, messages: Sequence[Message], most: int, room: int) -> tuple[list[Message], list[Message]]:
         """Of *messages*, from the group's position on: those to set aside first, and up to *most* to handle after them.
@@ -101,5 +103,5 @@ class Aside:
             end += 1
         return list(messages[:waiting]), list(messages[waiting:end])
 
-    def _firsts(self) -> Iterator[Waiting]:
+    def _firsts(self) -> Iterator[ParkedEntry]:
         return (lane[0] for lane in self._lanes.values())

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
 from sqlmq.consumer.worker import signals
-from sqlmq.consumer.worker.attempts import PASSING, Handling
-from sqlmq.consumer.worker.dispatcher import Parking
-from sqlmq.consumer.worker.executor import NotBegunError, Step
+from sqlmq.consumer.worker.attempts import PASSING, AttemptRecorder
+from sqlmq.consumer.worker.dispatcher import Dispatcher
+from sqlmq.consumer.worker.executor import ExecutionStep, NotBegunError
 from sqlmq.errors import ConsumerClosedError, FencedError
 from sqlmq.model.config import check_count, check_seconds
 from sqlmq.model.retry import next_stride
@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     from sqlmq.background.wakeups import Wakeups
     from sqlmq.consumer.worker.attempts import Books
     from sqlmq.consumer.worker.dispatcher import Attempt, Terms
-    from sqlmq.consumer.worker.executor import Performer
-    from sqlmq.model.config import Options
+    from sqlmq.consumer.worker.executor import Executor
+    from sqlmq.model.config import MQConfig
     from sqlmq.model.message import Message
 
 log = logging.getLogger("sqlmq.consumer")
@@ -54,22 +54,22 @@ class Limits(NamedTuple):
     """How many workers there are, and how long things may take, in seconds; None is for ever."""
 
     concurrency: int
-    stop_timeout: float
+    stop_seconds: float
     max_processing_seconds: float | None
-    idle_timeout: float | None
+    idle_seconds: float | None
 
     @classmethod
     def checked(
-        cls, concurrency: int, stop_timeout: float, max_processing_seconds: float | None, idle_timeout: float | None
+        cls, concurrency: int, stop_seconds: float, max_processing_seconds: float | None, idle_seconds: float | None
     ) -> Limits:
         """Make them, or raise TypeError or ValueError."""
         return cls(
             check_count("concurrency", concurrency),
-            check_seconds("stop_timeout", stop_timeout),
+            check_seconds("stop_seconds", stop_seconds),
             None
             if max_processing_seconds is None
             else check_seconds("max_processing_seconds", max_processing_seconds, is_zero_good=False),
-            None if idle_timeout is None else check_seconds("idle_timeout", idle_timeout),
+            None if idle_seconds is None else check_seconds("idle_seconds", idle_seconds),
         )
 
 
@@ -93,7 +93,7 @@ class Worker:
 
     def __init__(self, name: str) -> None:
         self.name = name
-        self.stride = 1
+        self.batch_hint = 1
         self.attempt: Attempt | None = None
         self.began = math.inf
         """When its handler got what it has now, by the monotonic clock."""
@@ -107,24 +107,24 @@ class Worker:
         return self.thread.is_alive()
 
 
-class Run:
+class WorkerPool:
     """One call of ``run``. Its workers take turns at looking for messages, so that idle ones cost nothing."""
 
     def __init__(
-        self, host: Host, books: Books, options: Options, terms: Terms, limits: Limits, performer: Performer
+        self, host: Host, books: Books, options: MQConfig, terms: Terms, limits: Limits, executor: Executor
     ) -> None:
         self._host = host
         self._options = options
         self._terms = terms
         self._limits = limits
-        self._perform = performer
+        self._executor = executor
         self._lock = books.lock
-        self._runtime = books.database.runtime
-        self._ownership = books.ownership
-        self._parking = Parking(books.database, books.ownership, books.stock, options, terms)
-        self._handling = Handling(books, self._parking, terms)
-        self._turn = threading.Lock()
-        self._changed = self._runtime.condition()
+        self._clock = books.database.clock
+        self._coordinator = books.coordinator
+        self._dispatcher = Dispatcher(books.database, books.coordinator, books.buffer, options, terms)
+        self._recorder = AttemptRecorder(books, self._dispatcher, terms)
+        self._fetch_lock = threading.Lock()
+        self._changed = self._clock.condition()
         self._workers: list[Worker] = []
         self._error: BaseException | None = None
         self._signals = 0
@@ -135,7 +135,7 @@ class Run:
         self.is_stopping = False
 
     @property
-    def has_successor(self) -> bool:
+    def expects_successor(self) -> bool:
         """Whether somebody is expected to take this process's place."""
         return self._last_signal is signal.SIGTERM
 
@@ -152,11 +152,11 @@ class Run:
         SIGTERM is taken for the end of this process, not of its work: somebody is to take its place.
         """
         before: signals.Handlers = {}
-        signals.take(self._arrive, before)
+        signals.install(self._on_signal, before)
         try:
             yield
         finally:
-            signals.give_back(before)
+            signals.restore(before)
 
     def work(self) -> RunSummary:
         """Handle messages until told to stop; return what was done.
@@ -176,8 +176,8 @@ class Run:
             raise self._error
         if self._signals > 1:
             raise KeyboardInterrupt(self._last_signal)
-        tally = self._handling.tally
-        return RunSummary(tally.handled, tally.failures, tally.parked, tally.dead, tally.skipped)
+        counters = self._recorder.counters
+        return RunSummary(counters.handled, counters.failures, counters.parked, counters.dead, counters.skipped)
 
     def _start(self, name: str) -> None:
         worker = Worker(name)
@@ -192,81 +192,84 @@ class Run:
             while not worker.is_replaced and (attempt := self._next(worker)) is not None:
                 self._attempt(worker, attempt)
         except ConsumerClosedError:
-            self._give_notice(None)
+            self._fail(None)
         except BaseException as error:  # noqa: BLE001 - raised by whoever called for the run
-            self._give_notice(error)
+            self._fail(error)
 
     def _next(self, worker: Worker) -> Attempt | None:
         """Wait for something to do; None when there will be nothing any more."""
         wakeups = self._host.wakeups
-        with self._turn:
+        with self._fetch_lock:
             looks = 0
             while True:
                 seen = wakeups.count
                 if self.is_stopping:
                     return None
-                attempt = self._host.take(lambda: self._parking.choose(worker, worker.stride))
+                attempt = self._host.take(lambda: self._dispatcher.next_attempt(worker, worker.batch_hint))
                 if attempt is not None:
                     worker.attempt = attempt
                     return attempt
-                self._busy_at = min(self._busy_at, self._runtime.monotonic())
+                self._busy_at = min(self._busy_at, self._clock.monotonic())
                 with self._lock:
-                    look_at = self._parking.look_at()
+                    next_check_at = self._dispatcher.next_check_at()
                 # What is due and can't be had now, as while the database is away, is looked for again and again, not at once.
-                is_due = look_at <= self._runtime.monotonic()
-                deadline = Deadline(math.inf if is_due else look_at)
-                is_woken = wakeups.wait(wakeups.pause(looks, deadline, may_rest=not is_due), seen)
+                is_due = next_check_at <= self._clock.monotonic()
+                deadline = Deadline(math.inf if is_due else next_check_at)
+                is_woken = wakeups.wait(wakeups.pause(looks, deadline, may_delegate=not is_due), seen)
                 looks = 0 if is_woken else looks + 1
                 if is_woken:
                     with self._lock:
-                        self._parking.stir()
+                        self._dispatcher.check_soon()
 
     def _attempt(self, worker: Worker, attempt: Attempt) -> None:
-        handling = self._handling
+        recorder = self._recorder
         try:
             if self._begin(worker, attempt):
                 self._handle(worker, attempt)
         except FencedError as error:
-            log.warning("%s", error, extra=handling.facts("fenced", attempt, error=error))
-            handling.lose(worker, attempt)
+            log.warning("%s", error, extra=recorder.log_fields("fenced", attempt, error=error))
+            recorder.abandon(worker, attempt)
         except PASSING as error:
             log.warning(
-                "%s goes on trying: %s", worker.name, error, extra=handling.facts("retry", attempt, error=error)
+                "%s goes on trying: %s", worker.name, error, extra=recorder.log_fields("retry", attempt, error=error)
             )
-            handling.lose(worker, attempt, is_uncertain=attempt.is_settling)
+            recorder.abandon(worker, attempt, is_uncertain=attempt.is_settling)
             self._pause()
         finally:
-            self._busy_at = self._runtime.monotonic()
+            self._busy_at = self._clock.monotonic()
             worker.attempt, worker.began, worker.has_warned = None, math.inf, False
             self._host.wakeups.wake()  # whoever looks for messages: this partition is free again
 
     def _begin(self, worker: Worker, attempt: Attempt) -> bool:
         try:
-            return self._handling.begin(worker, attempt)
+            return self._recorder.begin(worker, attempt)
         except PASSING as error:
             log.warning(
-                "%s goes on trying: %s", worker.name, error, extra=self._handling.facts("retry", attempt, error=error)
+                "%s goes on trying: %s",
+                worker.name,
+                error,
+                extra=self._recorder.log_fields("retry", attempt, error=error),
             )
-            self._handling.give_up(worker)
+            self._recorder.requeue(worker)
             self._pause()
             return False
 
     def _handle(self, worker: Worker, attempt: Attempt) -> None:
-        handling = self._handling
-        began = worker.began = self._runtime.monotonic()
-        step = Step(
-            self._counted(worker, handling.batches(attempt, self._may_go_on)),
-            lambda conn: handling.settle(attempt, conn),
-            lambda: handling.settled(attempt),
+        recorder = self._recorder
+        began = worker.began = self._clock.monotonic()
+        step = ExecutionStep(
+            self._counted(worker, recorder.batches(attempt, self._may_go_on)),
+            lambda conn: recorder.settle(attempt, conn),
+            lambda: recorder.committed(attempt),
         )
         try:
-            self._perform(step)
+            self._executor(step)
         except NotBegunError as failure:
             self._interrupt(worker, attempt)
             raise failure.__cause__ or failure from None
         except Exception as error:
             if attempt.is_settling and isinstance(error, (FencedError, *PASSING)):
-                if handling.claim(attempt):
+                if recorder.claim(attempt):
                     raise
             elif attempt.current:
                 self._failed(worker, attempt, error)
@@ -277,34 +280,34 @@ class Run:
             self._interrupt(worker, attempt)
             raise
         else:
-            if handling.claim(attempt):
-                handling.succeed(worker, attempt, is_settled=self._perform.is_settling)
+            if recorder.claim(attempt):
+                recorder.succeed(worker, attempt, is_settled=self._executor.is_settling)
                 handled = 1 if not attempt.current else attempt.messages.index(attempt.current[-1]) + 1
-                worker.stride = self._next_stride(worker.stride, handled, self._runtime.monotonic() - began)
+                worker.batch_hint = self._next_stride(worker.batch_hint, handled, self._clock.monotonic() - began)
 
     def _interrupt(self, worker: Worker, attempt: Attempt) -> None:
-        if self._handling.claim(attempt):
-            self._handling.interrupt(worker, attempt)
+        if self._recorder.claim(attempt):
+            self._recorder.interrupt(worker, attempt)
 
     def _failed(self, worker: Worker, attempt: Attempt, error: BaseException) -> None:
-        worker.stride = 1
-        if self._handling.claim(attempt):
-            self._handling.fail(worker, attempt, error)
+        worker.batch_hint = 1
+        if self._recorder.claim(attempt):
+            self._recorder.fail(worker, attempt, error)
 
-    def _next_stride(self, stride: int, handled: int, seconds: float) -> int:
+    def _next_stride(self, batch_hint: int, handled: int, seconds: float) -> int:
         # With a single attempt it has to be certain which message it was made at.
-        return 1 if self._terms.retry.max_attempts == 1 else next_stride(stride, handled, seconds)
+        return 1 if self._terms.retry.max_attempts == 1 else next_stride(batch_hint, handled, seconds)
 
     def _counted(self, worker: Worker, batches: Iterator[list[Message]]) -> Iterator[list[Message]]:
         for batch in batches:
-            worker.began, worker.has_warned = self._runtime.monotonic(), False
+            worker.began, worker.has_warned = self._clock.monotonic(), False
             yield batch
-            self._handling.tally.count_handled(len(batch))
+            self._recorder.counters.count_handled(len(batch))
 
     def _may_go_on(self) -> bool:
-        return not self.is_stopping and self._host.may_go_on(self._runtime.monotonic())
+        return not self.is_stopping and self._host.may_go_on(self._clock.monotonic())
 
-    def _give_notice(self, error: BaseException | None) -> None:
+    def _fail(self, error: BaseException | None) -> None:
         with self._changed:
             self._error = self._error or error
             self.is_stopping = True
@@ -324,24 +327,24 @@ class Run:
         while not self.is_stopping:
             if self._is_idle():
                 return
-            self._look_after_workers(self._runtime.monotonic())
+            self._check_stuck_workers(self._clock.monotonic())
             with self._changed:
                 self._changed.wait_for(lambda: self.is_stopping, self._until_idle(pause))
 
     def _until_idle(self, pause: float) -> float:
-        timeout = self._limits.idle_timeout
+        timeout = self._limits.idle_seconds
         if timeout is None or math.isinf(self._busy_at):
             return pause
-        return max(0.001, min(pause, self._busy_at + timeout - self._runtime.monotonic()))
+        return max(0.001, min(pause, self._busy_at + timeout - self._clock.monotonic()))
 
     def _is_idle(self) -> bool:
-        timeout = self._limits.idle_timeout
-        if timeout is None or self._runtime.monotonic() - self._busy_at < timeout:
+        timeout = self._limits.idle_seconds
+        if timeout is None or self._clock.monotonic() - self._busy_at < timeout:
             return False
         with self._lock:
-            return len(self._parking) == 0 and all(worker.attempt is None for worker in self._workers)
+            return len(self._dispatcher) == 0 and all(worker.attempt is None for worker in self._workers)
 
-    def _look_after_workers(self, now: float) -> None:
+    def _check_stuck_workers(self, now: float) -> None:
         most = self._limits.max_processing_seconds
         for worker in list(self._workers):
             attempt, seconds = worker.attempt, now - worker.began
@@ -356,44 +359,44 @@ class Run:
                     "waits for it; max_processing_seconds would end that.",
                     attempt.current[0],
                     seconds,
-                    extra=self._handling.facts("handler slow", attempt, seconds=seconds),
+                    extra=self._recorder.log_fields("handler slow", attempt, seconds=seconds),
                 )
 
     def _end_stuck(self, worker: Worker, attempt: Attempt, most: float) -> None:
-        if not self._handling.claim(attempt):
+        if not self._recorder.claim(attempt):
             return
         error = TimeoutError(f"The handler did not end within {most} seconds (max_processing_seconds).")
         worker.is_replaced = True
         self._workers.remove(worker)
-        self._handling.end_stuck(worker, attempt, error)
-        self._perform.abandon(worker)
+        self._recorder.end_stuck(worker, attempt, error)
+        self._executor.abandon(worker)
         self._start(worker.name)
 
     def _end(self) -> None:
         """Wait for the workers, as long as they may take; take back what does not end."""
-        deadline = Deadline.after(self._limits.stop_timeout, self._runtime.monotonic())
+        deadline = Deadline.after(self._limits.stop_seconds, self._clock.monotonic())
         for worker in self._workers:
-            while worker.thread.is_alive() and self._signals < 2 and not deadline.passed(self._runtime.monotonic()):
-                worker.thread.join(min(0.1, deadline.remaining(self._runtime.monotonic())))
+            while worker.thread.is_alive() and self._signals < 2 and not deadline.passed(self._clock.monotonic()):
+                worker.thread.join(min(0.1, deadline.remaining(self._clock.monotonic())))
         for worker in self._workers:
             attempt = worker.attempt
-            if attempt is None or not worker.thread.is_alive() or not self._handling.claim(attempt):
+            if attempt is None or not worker.thread.is_alive() or not self._recorder.claim(attempt):
                 continue
             log.warning(
-                "The handler did not end within %.0f seconds (stop_timeout); %s is delivered again.",
-                self._limits.stop_timeout,
+                "The handler did not end within %.0f seconds (stop_seconds); %s is delivered again.",
+                self._limits.stop_seconds,
                 attempt.current or attempt.messages,
-                extra=self._handling.facts("handler abandoned", attempt, seconds=self._limits.stop_timeout),
+                extra=self._recorder.log_fields("handler abandoned", attempt, seconds=self._limits.stop_seconds),
             )
             worker.is_replaced = True
-            self._perform.abandon(worker)
+            self._executor.abandon(worker)
             try:
-                self._handling.interrupt(worker, attempt)
+                self._recorder.interrupt(worker, attempt)
             except PASSING as error:
                 log.warning(
                     "An attempt that was interrupted counts all the same: %s",
                     error,
-                    extra=self._handling.facts("failure unwritten", attempt, error=error),
+                    extra=self._recorder.log_fields("failure unwritten", attempt, error=error),
                 )
 
     def _tell_of_stop(self) -> None:
@@ -402,7 +405,7 @@ class Run:
             log.info(
                 "%s: what is in the handler's hands is finished first; a second signal ends it at once.",
                 self._last_signal.name,
-                extra=self._ownership.facts("run stopping"),
+                extra=self._coordinator.log_fields("run stopping"),
             )
 
     def _wake(self) -> None:
@@ -410,8 +413,8 @@ class Run:
             self._changed.notify_all()
         self._host.wakeups.wake()
 
-    def _arrive(self, number: int, _frame: FrameType | None) -> None:
-        now = self._runtime.monotonic()
+    def _on_signal(self, number: int, _frame: FrameType | None) -> None:
+        now = self._clock.monotonic()
         if self._signals and now - self._signalled_at < _SAME_SIGNAL_SECONDS:
             return
         self._signals, self._signalled_at = self._signals + 1, now

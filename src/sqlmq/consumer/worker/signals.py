@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     Handlers: TypeAlias = dict[int, Callable[[int, FrameType | None], object] | int | None]
 
 
-def take(arrive: Callable[[int, FrameType | None], object], before: Handlers) -> None:
+def install(arrive: Callable[[int, FrameType | None], object], before: Handlers) -> None:
     """Have *arrive* called at these signals; *before* gets the handlers there were, by the number of each one taken."""
     # Python takes signals in its main thread only.
     if threading.current_thread() is threading.main_thread():
@@ -23,7 +23,7 @@ def take(arrive: Callable[[int, FrameType | None], object], before: Handlers) ->
                 before[number] = signal.signal(number, arrive)
 
 
-def give_back(before: Handlers) -> None:
+def restore(before: Handlers) -> None:
     """Put the handlers back that were there *before*."""
     for number, handler in before.items():
         signal.signal(number, handler)

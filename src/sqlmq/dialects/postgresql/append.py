@@ -16,7 +16,7 @@ from psycopg.adapt import Dumper
 from psycopg.pq import Format
 from sqlalchemy.exc import DBAPIError
 
-from sqlmq.dialects.base import Part, TopicGrownError
+from sqlmq.dialects.base import PartitionSlice, TopicGrownError
 from sqlmq.errors import UnknownTopicError
 from sqlmq.model.message import has_any
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from sqlalchemy import Connection
 
-    from sqlmq.model.message import Contents
+    from sqlmq.model.message import RecordBatch
 
 ARRAY_MESSAGES = 5_000
 """Messages in one statement at the most. COPY is faster for more, but waits three times more often with the lock held."""
@@ -74,12 +74,12 @@ class Appending:
         self._next_offsets = self._call("sqlmq_next_offsets", _KNOWN, "psycopg").encode()
         self._copy = f"COPY {prefix}sqlmq_message ({', '.join(_COPY_COLUMNS)}) FROM STDIN (FORMAT binary)".encode()
 
-    def append(self, conn: Connection, parts: Sequence[Part], contents: Contents) -> list[int]:
+    def append(self, conn: Connection, parts: Sequence[PartitionSlice], contents: RecordBatch) -> list[int]:
         """As ``Dialect.append``; on a connection of psycopg's, which our own transactions have."""
         return _with_cursor(conn, parts, contents, lambda cursor: self._run(cursor, parts, contents))
 
-    def append_anywhere(
-        self, conn: Connection, part: Part, others: Sequence[int], contents: Contents
+    def append_to_any(
+        self, conn: Connection, part: PartitionSlice, others: Sequence[int], contents: RecordBatch
     ) -> tuple[int, int]:
         """As ``Dialect.append_anywhere``, for what fits into arrays."""
         wanted = _array(_BIGINT, [_pack_bigint(id_) for id_ in (part.partition_id, *others)])
@@ -90,7 +90,7 @@ class Appending:
         )
         return chosen, base
 
-    def publish(self, conn: Connection, parts: Sequence[Part], contents: Contents) -> list[int] | None:
+    def publish(self, conn: Connection, parts: Sequence[PartitionSlice], contents: RecordBatch) -> list[int] | None:
         """As ``Dialect.publish``."""
         if not fits_arrays(contents):
             # What was published of one piece could not be taken back when the next finds its topic grown.
@@ -102,7 +102,7 @@ class Appending:
                 found.setdefault(part.partition_id, base)
         return [found[part.partition_id] for part in parts] if found else None
 
-    def _run(self, cursor: psycopg.Cursor[Any], parts: Sequence[Part], contents: Contents) -> list[int]:
+    def _run(self, cursor: psycopg.Cursor[Any], parts: Sequence[PartitionSlice], contents: RecordBatch) -> list[int]:
         if len(contents.values) == 1:
             return _told_one(_only(cursor.execute(self._append_one, _one(parts, contents))))
         ids = _array(_BIGINT, [_pack_bigint(part.partition_id) for part in parts])
@@ -114,7 +114,7 @@ class Appending:
                 copy.write(piece)
         return bases
 
-    def _publish(self, conn: Connection, parts: Sequence[Part], contents: Contents) -> list[int] | None:
+    def _publish(self, conn: Connection, parts: Sequence[PartitionSlice], contents: RecordBatch) -> list[int] | None:
         if len(contents.values) == 1:
             statement = self._call("sqlmq_publish_one", _ONE, conn.dialect.driver)
             parameters: tuple[object, ...] = _one(parts, contents)
@@ -131,7 +131,7 @@ class Appending:
             return None
         return _told_one(bases) if isinstance(bases, int) else _told(bases)
 
-    def _check_not_grown(self, conn: Connection, parts: Sequence[Part]) -> None:
+    def _check_not_grown(self, conn: Connection, parts: Sequence[PartitionSlice]) -> None:
         ids, known = [part.partition_id for part in parts], [part.topic_partitions for part in parts]
         if _executed(conn, self._call("sqlmq_is_grown", _KNOWN, conn.dialect.driver), (ids, known), parts):
             raise TopicGrownError
@@ -147,7 +147,10 @@ class Appending:
 
 
 def _with_cursor(
-    conn: Connection, parts: Sequence[Part], contents: Contents, run: Callable[[psycopg.Cursor[Any]], list[int]]
+    conn: Connection,
+    parts: Sequence[PartitionSlice],
+    contents: RecordBatch,
+    run: Callable[[psycopg.Cursor[Any]], list[int]],
 ) -> list[int]:
     """Have *run* append *contents* to *parts*, by a cursor that is kept with its connection.
 
@@ -188,7 +191,7 @@ class _ArrayDumper(Dumper):
         return obj.data
 
 
-def _executed(conn: Connection, statement: str, parameters: tuple[object, ...], parts: Sequence[Part]) -> Any:  # noqa: ANN401 - a column of any type
+def _executed(conn: Connection, statement: str, parameters: tuple[object, ...], parts: Sequence[PartitionSlice]) -> Any:  # noqa: ANN401 - a column of any type
     try:
         return conn.exec_driver_sql(statement, parameters).scalar_one()
     except DBAPIError as error:
@@ -198,13 +201,13 @@ def _executed(conn: Connection, statement: str, parameters: tuple[object, ...], 
         raise
 
 
-def fits_arrays(contents: Contents) -> bool:
+def fits_arrays(contents: RecordBatch) -> bool:
     """Whether one statement takes all of *contents*."""
     count = len(contents.values)
     return count == 1 or (count <= ARRAY_MESSAGES and sum(map(len, contents.values)) <= ARRAY_BYTES)
 
 
-def _columns(parts: Sequence[Part], contents: Contents) -> tuple[_Array | None, ...]:
+def _columns(parts: Sequence[PartitionSlice], contents: RecordBatch) -> tuple[_Array | None, ...]:
     """How many messages each of *parts* has, and what they hold."""
     return (
         _array(_INTEGER, [_pack_integer(part.messages) for part in parts]),
@@ -215,7 +218,7 @@ def _columns(parts: Sequence[Part], contents: Contents) -> tuple[_Array | None, 
     )
 
 
-def _known(parts: Sequence[Part]) -> _Array | None:
+def _known(parts: Sequence[PartitionSlice]) -> _Array | None:
     return _array(_INTEGER, [_pack_integer(part.topic_partitions) for part in parts])
 
 
@@ -248,13 +251,13 @@ def _by_turns(*columns: Sequence[bytes]) -> list[bytes]:
     return merged
 
 
-def _one(parts: Sequence[Part], contents: Contents) -> tuple[object, ...]:
+def _one(parts: Sequence[PartitionSlice], contents: RecordBatch) -> tuple[object, ...]:
     """The parameters for a single message."""
     headers = None if contents.headers[0] is None else contents.headers[0].decode()
     return parts[0].partition_id, contents.keys[0], contents.values[0], headers, parts[0].topic_partitions
 
 
-def _copied(parts: Sequence[Part], bases: Sequence[int], contents: Contents) -> Iterator[bytes]:
+def _copied(parts: Sequence[PartitionSlice], bases: Sequence[int], contents: RecordBatch) -> Iterator[bytes]:
     """The rows in COPY's binary form."""
     ids = chain.from_iterable(repeat(part.partition_id, part.messages) for part in parts)
     offsets = chain.from_iterable(range(base, base + part.messages) for part, base in zip(parts, bases, strict=True))
@@ -267,7 +270,9 @@ def _copied(parts: Sequence[Part], bases: Sequence[int], contents: Contents) -> 
         yield b"".join(_by_turns(list(islice(heads, len(some.values))), *columns))
 
 
-def _pieces(parts: Sequence[Part], contents: Contents) -> Iterator[tuple[Sequence[Part], Contents]]:
+def _pieces(
+    parts: Sequence[PartitionSlice], contents: RecordBatch
+) -> Iterator[tuple[Sequence[PartitionSlice], RecordBatch]]:
     """What is appended, cut where one statement has enough."""
     cuts = [0]
     size = 0
@@ -280,7 +285,7 @@ def _pieces(parts: Sequence[Part], contents: Contents) -> Iterator[tuple[Sequenc
         yield _between(parts, first, end), contents.between(first, end)
 
 
-def _between(parts: Sequence[Part], first: int, end: int) -> list[Part]:
+def _between(parts: Sequence[PartitionSlice], first: int, end: int) -> list[PartitionSlice]:
     """What of *parts* has its place from *first* on, up to *end*."""
     found = []
     began = 0
@@ -309,7 +314,7 @@ def _told(bases: list[int]) -> list[int]:
     return bases
 
 
-def _raise_if_unknown(error: BaseException | None, parts: Sequence[Part]) -> None:
+def _raise_if_unknown(error: BaseException | None, parts: Sequence[PartitionSlice]) -> None:
     if gone := _UNKNOWN_PARTITION.search(str(error)):
         topic = next(part.topic for part in parts if part.partition_id == int(gone[1]))
         raise UnknownTopicError(topic) from error

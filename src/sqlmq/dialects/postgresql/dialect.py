@@ -30,7 +30,16 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects import postgresql
 
-from sqlmq.dialects.base import Dialect, Held, HeldPosition, Holder, Line, Listening, Part, Position
+from sqlmq.dialects.base import (
+    ConnectionSocket,
+    Dialect,
+    HeldPosition,
+    Holder,
+    Listening,
+    LockedRow,
+    PartitionSlice,
+    Position,
+)
 from sqlmq.dialects.postgresql import errors, inspection, socket
 from sqlmq.dialects.postgresql import listen as postgresql_listen
 from sqlmq.dialects.postgresql.append import Appending, fits_arrays
@@ -46,8 +55,8 @@ if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncEngine
 
     from sqlmq.errors import SqlmqError
-    from sqlmq.model.message import Contents, LogRow
-    from sqlmq.reports.doctor import Vitals
+    from sqlmq.model.message import LogRow, RecordBatch
+    from sqlmq.reports.doctor import DatabaseStatus
 
 _CONNECT_TIMEOUT_SECONDS = 10
 _TCP_USER_TIMEOUT_MS = 30_000
@@ -136,7 +145,9 @@ class Postgresql(Dialect):
         connection = conn.connection.dbapi_connection
         return connection is not None and conn.dialect.detect_autocommit_setting(connection)
 
-    def hold(self, conn: Connection, wanted: Select[Any], *, quiet_seconds: float, vanished_seconds: float) -> Held:
+    def lock_and_watch(
+        self, conn: Connection, wanted: Select[Any], *, quiet_seconds: float, vanished_seconds: float
+    ) -> LockedRow:
         first = wanted.lateral("first")
         nothing = select(literal_column("1").label("one")).subquery("nothing")
         limits = _limits(quiet_seconds, vanished_seconds, conn.dialect.server_version_info or ())
@@ -155,9 +166,9 @@ class Postgresql(Dialect):
             )
             raise IsolationError(message)
         # The columns of *wanted* are null when there was no row: its first is a key.
-        return Held(None if row[2] is None else row, row.token)
+        return LockedRow(None if row[2] is None else row, row.token)
 
-    def is_held(self, token: str | None) -> ColumnElement[bool]:
+    def is_same_transaction(self, token: str | None) -> ColumnElement[bool]:
         return literal_column(_TRANSACTION_ID, String) == token
 
     def can_append_in_one_statement(self, conn: Connection) -> bool:
@@ -176,7 +187,7 @@ class Postgresql(Dialect):
             if not connection.closed:
                 connection.autocommit = before
 
-    def takes_one_statement(self, contents: Contents) -> bool:
+    def takes_one_statement(self, contents: RecordBatch) -> bool:
         return fits_arrays(contents)
 
     def limit_lock_wait(self, conn: Connection, seconds: float) -> None:
@@ -207,7 +218,7 @@ class Postgresql(Dialect):
     def moment_shown(self, shown: datetime | None) -> datetime | None:
         return None if shown is None else shown.astimezone(UTC)
 
-    def vitals(self, conn: Connection) -> Vitals:
+    def database_status(self, conn: Connection) -> DatabaseStatus:
         return inspection.vitals(conn, self._topic_table)
 
     def may_read(self, conn: Connection, table: str, column: str) -> bool:
@@ -244,17 +255,17 @@ class Postgresql(Dialect):
         parameters = (*columns, group_id, member_id, durably)
         return set(conn.exec_driver_sql(self._mark_sql if marking else self._commit_sql, parameters).scalars())
 
-    def append(self, conn: Connection, parts: Sequence[Part], contents: Contents) -> list[int]:
+    def append(self, conn: Connection, parts: Sequence[PartitionSlice], contents: RecordBatch) -> list[int]:
         return self._appending.append(conn, parts, contents)
 
-    def append_anywhere(
-        self, conn: Connection, part: Part, others: Sequence[int], contents: Contents
+    def append_to_any(
+        self, conn: Connection, part: PartitionSlice, others: Sequence[int], contents: RecordBatch
     ) -> tuple[int, int]:
         if not fits_arrays(contents):
-            return super().append_anywhere(conn, part, others, contents)
-        return self._appending.append_anywhere(conn, part, others, contents)
+            return super().append_to_any(conn, part, others, contents)
+        return self._appending.append_to_any(conn, part, others, contents)
 
-    def publish(self, conn: Connection, parts: Sequence[Part], contents: Contents) -> list[int] | None:
+    def publish(self, conn: Connection, parts: Sequence[PartitionSlice], contents: RecordBatch) -> list[int] | None:
         return self._appending.publish(conn, parts, contents)
 
     def identify(self, conn: Connection) -> tuple[object, ...]:
@@ -280,7 +291,7 @@ class Postgresql(Dialect):
     def listen(self, engine: Engine, awaited: Callable[[object], contextlib.AbstractContextManager[None]]) -> Listening:
         return postgresql_listen.PostgresListening(engine, self._topic_table, awaited)
 
-    def line(self, connection: object) -> Line | None:
+    def line(self, connection: object) -> ConnectionSocket | None:
         return socket.line_of(connection)
 
     def translate(self, error: Exception, where: str) -> SqlmqError | None:
@@ -289,8 +300,8 @@ class Postgresql(Dialect):
     def quotes_rows(self, error: Exception) -> bool:
         return errors.quotes_rows(error)
 
-    def is_passing(self, error: Exception) -> bool:
-        return errors.is_passing(error)
+    def is_transient(self, error: Exception) -> bool:
+        return errors.is_transient(error)
 
     def is_disconnect(self, error: Exception) -> bool:
         return errors.is_disconnect(error)

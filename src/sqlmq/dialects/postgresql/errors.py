@@ -63,7 +63,10 @@ _VERDICTS: tuple[tuple[str, tuple[type[DatabaseError], str]], ...] = (
     ("08", _CUT_OFF),
     ("40", (DatabaseBusyError, "Try again.")),
     ("55P03", (DatabaseBusyError, "Try again; another transaction holds the lock.")),
-    ("57014", (DatabaseBusyError, "A statement_timeout of the role or database, or answer_seconds, ended it.")),
+    (
+        "57014",
+        (DatabaseBusyError, "A statement_timeout of the role or database, or response_timeout_seconds, ended it."),
+    ),
 )
 
 
@@ -88,7 +91,7 @@ def quotes_rows(error: Exception) -> bool:
     return driver_error is not None and _state(driver_error).startswith(("22", "23"))
 
 
-def is_passing(error: Exception) -> bool:
+def is_transient(error: Exception) -> bool:
     """Whether the same may succeed if it is done again."""
     driver_error = _driver_error(error)
     if driver_error is None:

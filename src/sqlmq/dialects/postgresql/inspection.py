@@ -8,7 +8,7 @@ import psycopg
 from sqlalchemy import text
 
 from sqlmq.dialects.base import Holder
-from sqlmq.reports.doctor import IdleSlot, OpenTransaction, TableHealth, Vitals
+from sqlmq.reports.doctor import DatabaseStatus, IdleSlot, OpenTransaction, TableHealth
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection
@@ -75,11 +75,11 @@ _HOLDERS_SQL = text("""
 """)
 
 
-def vitals(conn: Connection, topic_table: str) -> Vitals:
+def vitals(conn: Connection, topic_table: str) -> DatabaseStatus:
     """What a role without further rights can see."""
     standby, read_only, isolation, off, used, most, pid, sees_sessions = conn.execute(_SETTINGS).one()
     why = "default_transaction_read_only is on" if read_only else None
-    return Vitals(
+    return DatabaseStatus(
         read_only="the server is a standby" if standby else why,
         isolation=isolation,
         is_pooled=pid != _connected_pid(conn),

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import psycopg
 
-from sqlmq.dialects.base import Line
+from sqlmq.dialects.base import ConnectionSocket
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -26,12 +26,12 @@ _FIELDS = struct.Struct("=2xB41xI4xI")
 _TCP_INFO_BYTES = 104
 
 
-def line_of(connection: object) -> Line | None:
+def line_of(connection: object) -> ConnectionSocket | None:
     """The line of psycopg's *connection*; None of any other driver's."""
-    return PostgresLine(connection) if isinstance(connection, psycopg.Connection | psycopg.AsyncConnection) else None
+    return PostgresSocket(connection) if isinstance(connection, psycopg.Connection | psycopg.AsyncConnection) else None
 
 
-class PostgresLine(Line):
+class PostgresSocket(ConnectionSocket):
     """The line of one connection of psycopg's."""
 
     def __init__(self, connection: psycopg.Connection | psycopg.AsyncConnection) -> None:
@@ -48,13 +48,13 @@ class PostgresLine(Line):
             return silent_ms / 1000
         return None
 
-    def ask_to_end(self, seconds: float) -> None:
+    def request_cancel(self, seconds: float) -> None:
         # Without libpq 17 psycopg asks in a way that has no end where the network swallows it.
         if isinstance(self._connection, psycopg.Connection) and psycopg.capabilities.has_cancel_safe():
             with contextlib.suppress(psycopg.Error):
                 self._connection.cancel_safe(timeout=seconds)
 
-    def cut(self) -> None:
+    def shut_down(self) -> None:
         with contextlib.suppress(OSError, psycopg.Error), self._socket() as wire:
             wire.shutdown(socket.SHUT_RDWR)
 

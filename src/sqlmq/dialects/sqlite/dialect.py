@@ -29,7 +29,7 @@ from sqlalchemy import (
 from sqlalchemy.dialects import sqlite
 from sqlalchemy.exc import DBAPIError
 
-from sqlmq.dialects.base import Dialect, Held, Part, Position, TopicGrownError, most_partitions
+from sqlmq.dialects.base import Dialect, LockedRow, PartitionSlice, Position, TopicGrownError, most_partitions
 from sqlmq.dialects.sqlite import health
 from sqlmq.dialects.sqlite.cursors import SqlalchemyCursor, driver_cursor
 from sqlmq.errors import (
@@ -54,8 +54,8 @@ if TYPE_CHECKING:
     from sqlalchemy.engine.interfaces import DBAPIConnection, DBAPICursor
     from sqlalchemy.ext.asyncio import AsyncEngine
 
-    from sqlmq.model.message import Contents, LogRow
-    from sqlmq.reports.doctor import Vitals
+    from sqlmq.model.message import LogRow, RecordBatch
+    from sqlmq.reports.doctor import DatabaseStatus
 
 _BUSY_TIMEOUT_SECONDS = 10
 _LOOK_MS = 33
@@ -112,7 +112,7 @@ class Sqlite(Dialect):
     def blocking_url(self, url: URL) -> URL:
         return url.set(drivername="sqlite") if url.drivername == "sqlite+aiosqlite" else url
 
-    def vitals(self, conn: Connection) -> Vitals:
+    def database_status(self, conn: Connection) -> DatabaseStatus:
         return health.vitals(conn)
 
     def is_private(self, url: URL) -> bool:
@@ -142,19 +142,21 @@ class Sqlite(Dialect):
         set_up = conn.dialect.detect_autocommit_setting(_dbapi_connection(conn)) and not _in_transaction(conn)
         return asked_for or set_up
 
-    def hold(self, conn: Connection, wanted: Select[Any], *, quiet_seconds: float, vanished_seconds: float) -> Held:
+    def lock_and_watch(
+        self, conn: Connection, wanted: Select[Any], *, quiet_seconds: float, vanished_seconds: float
+    ) -> LockedRow:
         # Whoever has the file locked is a process of this machine: its locks end with it, and no limit is needed.
         del quiet_seconds, vanished_seconds
         # Changes nothing; makes a transaction that began as a reader the writer, while it has read nothing.
         conn.exec_driver_sql("UPDATE sqlmq_claim SET epoch = epoch WHERE group_id = -1")
         conn.exec_driver_sql(f"SAVEPOINT {_HELD}")
-        return Held(conn.execute(wanted).first(), None)
+        return LockedRow(conn.execute(wanted).first(), None)
 
-    def is_held(self, token: str | None) -> ColumnElement[bool]:
+    def is_same_transaction(self, token: str | None) -> ColumnElement[bool]:
         del token
         return true()
 
-    def let_go(self, conn: Connection) -> bool:
+    def release_savepoint(self, conn: Connection) -> bool:
         # Gone if the transaction was ended, by a statement of the user's or, on a full disk, by SQLite itself.
         try:
             conn.exec_driver_sql(f"RELEASE {_HELD}")
@@ -200,15 +202,17 @@ class Sqlite(Dialect):
         columns |= {name: func.coalesce(table.c[name], new.excluded[name]) for name in kept}
         return new.on_conflict_do_update(index_elements=unique, set_=columns)
 
-    def append(self, conn: Connection, parts: Sequence[Part], contents: Contents) -> list[int]:
+    def append(self, conn: Connection, parts: Sequence[PartitionSlice], contents: RecordBatch) -> list[int]:
         with driver_cursor(conn) as cursor:
             return self._append(cursor, parts, contents)
 
-    def publish(self, conn: Connection, parts: Sequence[Part], contents: Contents) -> list[int] | None:
+    def publish(self, conn: Connection, parts: Sequence[PartitionSlice], contents: RecordBatch) -> list[int] | None:
         # The application is to get SQLAlchemy's errors, as for its own statements.
         return self._append(SqlalchemyCursor(conn), parts, contents)
 
-    def _append(self, cursor: DBAPICursor | SqlalchemyCursor, parts: Sequence[Part], contents: Contents) -> list[int]:
+    def _append(
+        self, cursor: DBAPICursor | SqlalchemyCursor, parts: Sequence[PartitionSlice], contents: RecordBatch
+    ) -> list[int]:
         headers = [None if raw is None else raw.decode() for raw in contents.headers]
         columns = iter(contents.keys), iter(contents.values), iter(headers)
         bases = []
@@ -283,7 +287,7 @@ class Sqlite(Dialect):
         kind, advice = _VERDICTS.get(_primary_code(driver_error), (DatabaseError, ""))
         return kind(f"{where}: {driver_error}. {advice}".strip())
 
-    def is_passing(self, error: Exception) -> bool:
+    def is_transient(self, error: Exception) -> bool:
         driver_error = _driver_error(error)
         return driver_error is not None and _primary_code(driver_error) in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
 

@@ -7,7 +7,7 @@ import sqlite3
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sqlmq.reports.doctor import Vitals
+from sqlmq.reports.doctor import DatabaseStatus
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection
@@ -16,7 +16,7 @@ _MOUNTS = Path("/proc/mounts")
 _NETWORK = ("nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "afs", "ceph", "fuse.sshfs", "fuse.glusterfs", "fuse.s3fs")
 
 
-def vitals(conn: Connection) -> Vitals:
+def vitals(conn: Connection) -> DatabaseStatus:
     """What the connection, its file and the file's neighbours show."""
     path = next(
         (Path(row[2]) for row in conn.exec_driver_sql("PRAGMA database_list") if row[1] == "main" and row[2]), None
@@ -24,7 +24,7 @@ def vitals(conn: Connection) -> Vitals:
     journal_mode = str(conn.exec_driver_sql("PRAGMA journal_mode").scalar_one())
     synchronous = conn.exec_driver_sql("PRAGMA synchronous").scalar_one()
     wal = None if path is None else path.with_name(f"{path.name}-wal")
-    return Vitals(
+    return DatabaseStatus(
         read_only=None if path is None or os.access(path, os.W_OK) else "the file may not be written",
         off=("synchronous is not FULL",) if synchronous < 2 and path is not None else (),
         sqlite_version=sqlite3.sqlite_version_info,

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from sqlmq.operations.admin import monitoring
 from sqlmq.operations.admin.topics import find_topic
-from sqlmq.reports.doctor import GroupHealth, Overdue, Unseen, Vitals
+from sqlmq.reports.doctor import DatabaseStatus, GroupHealth, NotChecked, Overdue
 from sqlmq.store import messages, staged
 from sqlmq.store import retention as store_retention
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 OVERDUE_MESSAGES = 10_000
 """How many messages that are due are counted."""
 
-_GROUPS = Unseen("groups", "Run it as a monitor: sqlmq db roles --monitor ROLE | psql.")
+_GROUPS = NotChecked("groups", "Run it as a monitor: sqlmq db roles --monitor ROLE | psql.")
 _DELAYED = _GROUPS._replace(name="delayed messages")
 _PARTS = [
     (_GROUPS, "sqlmq_lag", "dead"),
@@ -36,12 +36,12 @@ _PARTS = [
 class Examined(NamedTuple):
     """What was seen."""
 
-    vitals: Vitals
+    vitals: DatabaseStatus
     now: datetime
     """By the database's clock."""
     groups: list[GroupHealth]
     overdue: list[Overdue]
-    unseen: list[Unseen]
+    unseen: list[NotChecked]
     """What this role may not look at."""
 
 
@@ -53,7 +53,7 @@ def examine(conn: Connection, dialect: Dialect) -> Examined:
     found = [] if _GROUPS in unseen else _groups(conn, dialect)
     overdue = [] if _DELAYED in unseen else staged.overdue(conn, dialect, OVERDUE_MESSAGES)
     late = [Overdue(row.name, row.messages, row.seconds) for row in overdue]
-    return Examined(dialect.vitals(conn), now, found, late, unseen)
+    return Examined(dialect.database_status(conn), now, found, late, unseen)
 
 
 def _groups(conn: Connection, dialect: Dialect) -> list[GroupHealth]:
@@ -64,15 +64,15 @@ def _groups(conn: Connection, dialect: Dialect) -> list[GroupHealth]:
 def _group(conn: Connection, dialect: Dialect, topic: str, name: str, lags: list[PartitionLag]) -> GroupHealth:
     members = monitoring.members(conn, dialect, topic, name)
     not_yet = {one.partition for one in monitoring.not_yet(conn, dialect, topic, name)}
-    ownerless = [lag for lag in lags if lag.owner is None and lag.messages and lag.partition not in not_yet]
+    ownerless = [lag for lag in lags if lag.owner is None and lag.lag and lag.partition not in not_yet]
     retention = store_retention.of_topic(conn, dialect, find_topic(conn, dialect, topic).id)
     return GroupHealth(
         topic,
         name,
-        sum(lag.messages for lag in lags),
-        max((lag.seconds for lag in ownerless), default=0.0),
+        sum(lag.lag for lag in lags),
+        max((lag.lag_seconds for lag in ownerless), default=0.0),
         any(member.is_live for member in members),
         tuple(member.name for member in members if not member.is_live),
         sum(lag.dead for lag in lags),
-        retention.is_limited and retention.protect,
+        retention.is_limited and retention.protect_groups,
     )

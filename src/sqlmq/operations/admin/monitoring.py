@@ -58,7 +58,7 @@ def members(conn: Connection, dialect: Dialect, topic: str, group: str) -> list[
     return described
 
 
-def not_yet(conn: Connection, dialect: Dialect, topic: str, group: str) -> list[diagnosis.NotYet]:
+def not_yet(conn: Connection, dialect: Dialect, topic: str, group: str) -> list[diagnosis.PartitionBarrier]:
     """The partitions that were added to the topic and that the group does not read yet."""
     return claims.waiting(conn, dialect, topic, group)
 
@@ -71,7 +71,7 @@ def diagnose(
     in_place = [
         message
         for state in ("stopped", "held")
-        for message in parked.page(conn, dialect, scope, parked.Wanted(state=state), after=None, limit=KEYS)
+        for message in parked.page(conn, dialect, scope, parked.ParkedFilter(state=state), after=None, limit=KEYS)
     ]
     bounds = messages.bounds(conn, dialect, find_topic(conn, dialect, topic))
     return diagnosis.findings(

@@ -16,7 +16,7 @@ from sqlmq.model.config import check_partition
 from sqlmq.model.message import Message, ProducerResult
 from sqlmq.operations import produce
 from sqlmq.operations.admin.topics import find_topic
-from sqlmq.operations.produce import Routed
+from sqlmq.operations.produce import RoutedMessage
 from sqlmq.reports.descriptions import BlockedKey, ParkedDetails, ParkedMessage
 from sqlmq.store import claims, groups, messages, offsets, parked, topics
 from sqlmq.store.offsets import Commit
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
     from sqlmq.dialects import Dialect
     from sqlmq.model.config import ParkedState
-    from sqlmq.operations.produce import Turn
+    from sqlmq.operations.produce import KeylessPartitioner
     from sqlmq.store.groups import Group
     from sqlmq.store.parked import Size
     from sqlmq.store.topics import Topic
@@ -53,7 +53,7 @@ class Scope(NamedTuple):
     group: str
 
 
-class Wanted(NamedTuple):
+class ParkedFilter(NamedTuple):
     """Which parked messages are meant; what is None makes no difference."""
 
     partition: int | None = None
@@ -82,7 +82,7 @@ class _Place(NamedTuple):
     topic: Topic
     group: Group
 
-    def selection(self, wanted: Wanted) -> Selection:
+    def selection(self, wanted: ParkedFilter) -> Selection:
         partition, offset, key, state = wanted
         return Selection(None if partition is None else [self.partition_id(partition)], offset, key, state)
 
@@ -97,7 +97,7 @@ class _Place(NamedTuple):
 
 
 def page(
-    conn: Connection, dialect: Dialect, scope: Scope, wanted: Wanted, *, after: tuple[int, int] | None, limit: int
+    conn: Connection, dialect: Dialect, scope: Scope, wanted: ParkedFilter, *, after: tuple[int, int] | None, limit: int
 ) -> list[ParkedMessage]:
     """Up to *limit* parked messages behind *after*, in order of partition and offset. Takes no lock."""
     place = _find(conn, dialect, scope)
@@ -108,7 +108,7 @@ def page(
 def details(conn: Connection, dialect: Dialect, scope: Scope, partition: int, offset: int) -> ParkedDetails:
     """A parked message with all there is to know; raises NotParkedError if there is none. Takes no lock."""
     place = _find(conn, dialect, scope)
-    selection = place.selection(Wanted(partition, offset))
+    selection = place.selection(ParkedFilter(partition, offset))
     row = next(iter(parked.page(conn, dialect, place.group, selection, after=None, limit=1)), None)
     if row is None:
         raise NotParkedError(scope.topic, scope.group, partition, offset)
@@ -142,7 +142,7 @@ def blocked_keys(
     ]
 
 
-def retry(conn: Connection, dialect: Dialect, scope: Scope, wanted: Wanted) -> Decided:
+def retry(conn: Connection, dialect: Dialect, scope: Scope, wanted: ParkedFilter) -> Decided:
     """Have messages tried again from their first attempt on, now.
 
     They wait, as those do that are set aside, in order of offset among those of their key; but the one at the group's
@@ -155,7 +155,7 @@ def retry(conn: Connection, dialect: Dialect, scope: Scope, wanted: Wanted) -> D
     return Decided(place.topic.id, count)
 
 
-def discard(conn: Connection, dialect: Dialect, scope: Scope, wanted: Wanted) -> Decided:
+def discard(conn: Connection, dialect: Dialect, scope: Scope, wanted: ParkedFilter) -> Decided:
     """Forget messages. Behind one at the group's position the group goes on."""
     place, selection = _lock(conn, dialect, scope, wanted)
     return Decided(place.topic.id, _discard(conn, dialect, place.group, selection))
@@ -165,9 +165,9 @@ def copy(
     conn: Connection,
     dialect: Dialect,
     scope: Scope,
-    wanted: Wanted,
+    wanted: ParkedFilter,
     to: Topic,
-    turn: Turn,
+    turn: KeylessPartitioner,
     *,
     discarding: bool,
     max_message_bytes: int,
@@ -191,7 +191,7 @@ def copy(
         if not rows:
             break
         after = Position(rows[-1].partition_id, rows[-1].msg_offset)
-        routed = [Routed(_copied(place, row, max_message_bytes), None) for row in rows]
+        routed = [RoutedMessage(_copied(place, row, max_message_bytes), None) for row in rows]
         results += produce.append(conn, dialect, produce.load(produce.place(to, routed, turn)))
     if discarding:
         _discard(conn, dialect, place.group, selection._replace(only_in_log=True))
@@ -211,7 +211,7 @@ def _find(conn: Connection, dialect: Dialect, scope: Scope) -> _Place:
     return _Place(topic, groups.get(conn, dialect, topic, scope.group))
 
 
-def _lock(conn: Connection, dialect: Dialect, scope: Scope, wanted: Wanted) -> tuple[_Place, Selection]:
+def _lock(conn: Connection, dialect: Dialect, scope: Scope, wanted: ParkedFilter) -> tuple[_Place, Selection]:
     """Lock the claims of the partitions in which there is something of what is *wanted*; select in those alone."""
     dialect.limit_lock_wait(conn, LOCK_SECONDS)
     place = _find(conn, dialect, scope)

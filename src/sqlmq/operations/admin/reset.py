@@ -34,7 +34,7 @@ LOCK_SECONDS = 1.0
 """How long a statement waits for somebody who has a claim locked, before the transaction is run again."""
 
 
-class Wanted(NamedTuple):
+class ResetRequest(NamedTuple):
     """Which group, where to, and in which partitions, by number; None is all of them."""
 
     topic: str
@@ -51,14 +51,14 @@ class Done(NamedTuple):
     changes: list[PartitionReset]
 
 
-def preview(conn: Connection, dialect: Dialect, wanted: Wanted) -> list[PartitionReset]:
+def preview(conn: Connection, dialect: Dialect, wanted: ResetRequest) -> list[PartitionReset]:
     """What ``reset`` would do now. Takes no lock."""
     topic = find_topic(conn, dialect, wanted.topic)
     group = groups.get(conn, dialect, topic, wanted.group)
     return _changes(conn, dialect, topic, group, wanted.target, _numbers(topic, wanted))
 
 
-def reset(conn: Connection, dialect: Dialect, wanted: Wanted, *, force: bool) -> Done:
+def reset(conn: Connection, dialect: Dialect, wanted: ResetRequest, *, force: bool) -> Done:
     """Move the group, and take the partitions from whoever has them.
 
     Raises GroupInUseError while members are alive, unless *force*.
@@ -78,7 +78,7 @@ def reset(conn: Connection, dialect: Dialect, wanted: Wanted, *, force: bool) ->
     if members and not force:
         raise GroupInUseError(topic.name, group.name, tuple(member.name for member in members))
     changes = _changes(conn, dialect, topic, group, wanted.target, numbers)
-    claims.dispossess(conn, dialect, group, ids)
+    claims.revoke(conn, dialect, group, ids)
     _move(conn, dialect, group, [Commit(id_, change.to_offset, 0) for id_, change in zip(ids, changes, strict=True)])
     return Done(topic.id, group.id, changes)
 
@@ -90,7 +90,7 @@ def seek(
 
     None, and nothing is done, if *member_id* has lost it.
     """
-    renewed = claims.renew(conn, dialect, group, member_id, claim)
+    renewed = claims.bump_epoch(conn, dialect, group, member_id, claim)
     if renewed is None:
         return None
     topic = find_topic(conn, dialect, topic.name)
@@ -115,7 +115,7 @@ def _move(conn: Connection, dialect: Dialect, group: Group, commits: Sequence[Co
     failpoint("replay.moved")
 
 
-def _numbers(topic: Topic, wanted: Wanted) -> list[int]:
+def _numbers(topic: Topic, wanted: ResetRequest) -> list[int]:
     numbers = wanted.target if isinstance(wanted.target, Mapping) else wanted.partitions
     if numbers is None:
         numbers = range(topic.partitions)

@@ -242,7 +242,7 @@ class Evidence:
 
         They were committed before they were handed out, or somebody has decided about some and did not say which.
         """
-        return self.said(share[:2], "ack") == "before" or share[:2] in self.undecidable
+        return self.said(share[:2], "ack") == "on_delivery" or share[:2] in self.undecidable
 
     def is_lost(self, who: Operation, start: int, end: int) -> bool:
         """Whether the client of *who* may have lost what it had from *start* to *end*: killed, paused, ended, fenced, cut off."""

@@ -16,15 +16,15 @@ from typing import TYPE_CHECKING, Any
 from sqlalchemy import func, select, update
 
 from sqlmq.consumer import partition
-from sqlmq.consumer.buffer import Stock
+from sqlmq.consumer.buffer import FetchBuffer
 from sqlmq.consumer.consumer import Consumer
-from sqlmq.consumer.coordinator import Ownership
-from sqlmq.consumer.transaction_scope import Block
-from sqlmq.consumer.worker.attempts import Handling
-from sqlmq.model.message import Arrival, Contents, ProducerResult
-from sqlmq.model.retry import Verdict
+from sqlmq.consumer.coordinator import Coordinator
+from sqlmq.consumer.transaction_scope import TransactionScope
+from sqlmq.consumer.worker.attempts import AttemptRecorder
+from sqlmq.model.message import FetchedRecords, ProducerResult, RecordBatch
+from sqlmq.model.retry import FailureAction
 from sqlmq.operations import attempts, consume, produce, retention, staging
-from sqlmq.producer.batcher import Coalescer
+from sqlmq.producer.batcher import Batcher
 from sqlmq.producer.outbox import _Outbox
 from sqlmq.producer.producer import Producer
 from sqlmq.store import offsets
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from sqlalchemy import Connection
 
     from sqlmq.model.message import Message
-    from sqlmq.operations.produce import Load, Routed
+    from sqlmq.operations.produce import AppendBatch, RoutedMessage
     from sqlmq.store.topics import Topic
     from sqlmq.verify.plan import Plan
 
@@ -103,7 +103,7 @@ def _put(owner: object, name: str, other: object) -> None:
     "acknowledged-uncommitted", "Now and then a message is acknowledged, and its transaction is rolled back.", "A1"
 )
 def _acknowledged_uncommitted(chosen: random.Random) -> None:
-    def append_load(self: Producer, topic: Topic, load: Load) -> list[ProducerResult]:
+    def append_load(self: Producer, topic: Topic, load: AppendBatch) -> list[ProducerResult]:
         database = self._database
         with database.connect() as conn:
             database.dialect.begin(conn)
@@ -120,7 +120,7 @@ def _acknowledged_uncommitted(chosen: random.Random) -> None:
 
 @_sabotage("numbered-without-lock", "Offsets are looked up before the partition is locked, and given twice.", "A5")
 def _numbered_without_lock(_chosen: random.Random) -> None:
-    def append_load(self: Producer, topic: Topic, load: Load) -> list[ProducerResult]:
+    def append_load(self: Producer, topic: Topic, load: AppendBatch) -> list[ProducerResult]:
         database = self._database
         with database.connect() as conn:
             bases = [_next_offset(conn, self, topic, run.number) for run in load.runs]
@@ -142,7 +142,7 @@ def _numbered_without_lock(_chosen: random.Random) -> None:
 def _number_left_out(chosen: random.Random) -> None:
     original = Producer._append_load
 
-    def append_load(self: Producer, topic: Topic, load: Load) -> list[ProducerResult]:
+    def append_load(self: Producer, topic: Topic, load: AppendBatch) -> list[ProducerResult]:
         if len(load.contents.values) > 1 or chosen.random() >= _OFTEN:
             return original(self, topic, load)
         database = self._database
@@ -164,9 +164,9 @@ def _number_left_out(chosen: random.Random) -> None:
     "B1",
 )
 def _hole_passed_over(_chosen: random.Random) -> None:
-    original, receive = Producer._append_load, partition.PartitionProgress.receive
+    original, receive = Producer._append_load, partition.AssignedPartition.receive
 
-    def append_load(self: Producer, topic: Topic, load: Load) -> list[ProducerResult]:
+    def append_load(self: Producer, topic: Topic, load: AppendBatch) -> list[ProducerResult]:
         if len(load.runs) > 1 or len(load.contents.values) == 1:
             return original(self, topic, load)
         database, number, end = self._database, load.runs[0].number, len(load.contents.values)
@@ -184,35 +184,35 @@ def _hole_passed_over(_chosen: random.Random) -> None:
             conn.commit()
         return produce._results(load, [base])
 
-    def receive_with_holes(self: partition.PartitionProgress, arrival: Arrival) -> None:
+    def receive_with_holes(self: partition.AssignedPartition, arrival: FetchedRecords) -> None:
         offsets = arrival.offsets()
         if offsets and not self.ahead and self.is_idle:
             self.next_offset = offsets[0]
         expected = self.read_position
         dense = [row for place, row in enumerate(arrival.rows) if offsets[place] == expected + place]
-        receive(self, Arrival(arrival.topic, arrival.partition, dense, moments_from_us=arrival.moments_from_us))
+        receive(self, FetchedRecords(arrival.topic, arrival.partition, dense, moments_from_us=arrival.moments_from_us))
 
     _put(Producer, "_append_load", append_load)
-    _put(partition.PartitionProgress, "receive", receive_with_holes)
+    _put(partition.AssignedPartition, "receive", receive_with_holes)
 
 
 @_sabotage("value-cut", "Now and then a value is cut short on its way into the log.", "A3")
 def _value_cut(chosen: random.Random) -> None:
-    original = Contents.of
+    original = RecordBatch.of
 
-    def of(messages: Sequence[Message]) -> Contents:
+    def of(messages: Sequence[Message]) -> RecordBatch:
         contents = original(messages)
         values = [value[:-1] if chosen.random() < _SELDOM else value for value in contents.values]
         return contents._replace(values=values)
 
-    _put(Contents, "of", staticmethod(of))
+    _put(RecordBatch, "of", staticmethod(of))
 
 
 @_sabotage("sent-again", "Now and then a message is sent again, as after an answer that was lost.", "A4")
 def _sent_again(chosen: random.Random) -> None:
     original = Producer._append_load
 
-    def append_load(self: Producer, topic: Topic, load: Load) -> list[ProducerResult]:
+    def append_load(self: Producer, topic: Topic, load: AppendBatch) -> list[ProducerResult]:
         if chosen.random() < _OFTEN:
             original(self, topic, load)
         return original(self, topic, load)
@@ -222,19 +222,19 @@ def _sent_again(chosen: random.Random) -> None:
 
 @_sabotage("coalesced-backwards", "Calls that are sent together are sent in reverse order.", "A7")
 def _coalesced_backwards(_chosen: random.Random) -> None:
-    original = Coalescer.__init__
+    original = Batcher.__init__
 
-    def init(self: Coalescer, topic: str, append: Callable[[list[Routed]], list[ProducerResult]]) -> None:
+    def init(self: Batcher, topic: str, append: Callable[[list[RoutedMessage]], list[ProducerResult]]) -> None:
         original(self, topic, lambda routed: append(routed[::-1])[::-1])
 
-    _put(Coalescer, "__init__", init)
+    _put(Batcher, "__init__", init)
 
 
 @_sabotage("batch-in-pieces", "A batch goes in two transactions.", "A8")
 def _batch_in_pieces(_chosen: random.Random) -> None:
     original = Producer._append_many
 
-    def append_many(self: Producer, contents: Contents) -> list[ProducerResult]:
+    def append_many(self: Producer, contents: RecordBatch) -> list[ProducerResult]:
         count = len(contents.values)
         if count == 1:
             return original(self, contents)
@@ -289,25 +289,25 @@ def _delivered_early(_chosen: random.Random) -> None:
     seconds=5.0,
 )
 def _committed_before_handled(_chosen: random.Random) -> None:
-    original = Consumer._hand_out
+    original = Consumer.deliver
 
     def hand_out(self: Consumer, receiver: Any, at_most: int) -> list[Message]:  # noqa: ANN401 - passed on
         messages = original(self, receiver, at_most)
-        self._stock.finish(receiver, also_left=True)
-        self._ownership.flush()
+        self._buffer.acknowledge(receiver, also_left=True)
+        self._coordinator.commit_due()
         return messages
 
-    _put(Consumer, "_hand_out", hand_out)
+    _put(Consumer, "deliver", hand_out)
 
 
 @_sabotage("handed-out-incompletely", "Now and then a message is lost between the log and the application.", "B1")
 def _handed_out_incompletely(chosen: random.Random) -> None:
-    original = Stock.hand_out
+    original = FetchBuffer.deliver
 
-    def hand_out(self: Stock, receiver: Any, at_most: int) -> list[Message]:  # noqa: ANN401 - passed on
+    def hand_out(self: FetchBuffer, receiver: Any, at_most: int) -> list[Message]:  # noqa: ANN401 - passed on
         return [one for one in original(self, receiver, at_most) if chosen.random() >= _SELDOM]
 
-    _put(Stock, "hand_out", hand_out)
+    _put(FetchBuffer, "deliver", hand_out)
 
 
 @_sabotage(
@@ -336,26 +336,26 @@ def _fence_ignored(_chosen: random.Random) -> None:
         offsets.insert_all(conn, dialect, group, commits, marking=marking)
         return commits
 
-    original = Ownership.ensure
+    original = Coordinator.ensure_assignment
     _put(consume, "commit", unfenced)
-    _put(Ownership, "ensure", lambda self: False if self.claimed else original(self))
+    _put(Coordinator, "ensure_assignment", lambda self: False if self.claimed else original(self))
 
 
 @_sabotage("failure-forgotten", "A message whose handler failed is not set aside, and the position moves on.", "B1")
 def _failure_forgotten(_chosen: random.Random) -> None:
-    record, put = attempts.record, Handling._put
+    record, put = attempts.record, AttemptRecorder._put
 
     def record_nothing(conn: Connection, dialect: Any, seat: Any, position: Commit, outcome: Any) -> bool:  # noqa: ANN401 - passed on
         if outcome.state == "waiting":
             return attempts._move(conn, dialect, seat, position)
         return record(conn, dialect, seat, position, outcome)
 
-    def put_nothing(self: Handling, attempt: Any, chosen: Verdict, waiting: Any) -> None:  # noqa: ANN401 - passed on
-        if chosen is not Verdict.ASIDE:
+    def put_nothing(self: AttemptRecorder, attempt: Any, chosen: FailureAction, waiting: Any) -> None:  # noqa: ANN401 - passed on
+        if chosen is not FailureAction.ASIDE:
             put(self, attempt, chosen, waiting)
 
     _put(attempts, "record", record_nothing)
-    _put(Handling, "_put", put_nothing)
+    _put(AttemptRecorder, "_put", put_nothing)
 
 
 @_sabotage("groups-unprotected", "Retention takes messages that a group has not read.", "B9", handling_seconds=1.0)
@@ -365,24 +365,24 @@ def _groups_unprotected(_chosen: random.Random) -> None:
 
 @_sabotage("effects-apart", "A transaction that is rolled back leaves its effects behind.", "B7", mode="transaction")
 def _effects_apart(_chosen: random.Random) -> None:
-    original = Block.undo
+    original = TransactionScope.roll_back
 
-    def undo(self: Block) -> None:
+    def undo(self: TransactionScope) -> None:
         if not self.is_done and self.taken is not None and self._root is not None and self._root.is_active:
             with contextlib.suppress(Exception):
                 self._root.commit()
         original(self)
 
-    _put(Block, "undo", undo)
+    _put(TransactionScope, "roll_back", undo)
 
 
 @_sabotage(
     "moved-by-rollback", "A transaction that is rolled back moves the position all the same.", "B7", mode="transaction"
 )
 def _moved_by_rollback(chosen: random.Random) -> None:
-    original = Block.undo
+    original = TransactionScope.roll_back
 
-    def undo(self: Block) -> None:
+    def undo(self: TransactionScope) -> None:
         is_lost = not self.is_done and self.taken is not None and chosen.random() < _OFTEN
         original(self)
         if is_lost and self.taken is not None:
@@ -393,7 +393,7 @@ def _moved_by_rollback(chosen: random.Random) -> None:
                 offsets.insert_all(conn, database.dialect, self._group, [to])
                 conn.commit()
 
-    _put(Block, "undo", undo)
+    _put(TransactionScope, "roll_back", undo)
 
 
 def _lock(conn: Connection, producer: Producer, topic: Topic, number: int) -> None:
@@ -408,7 +408,9 @@ def _next_offset(conn: Connection, producer: Producer, topic: Topic, number: int
     return 0 if found is None else found + 1
 
 
-def _write_rows(conn: Connection, producer: Producer, topic: Topic, number: int, base: int, contents: Contents) -> None:
+def _write_rows(
+    conn: Connection, producer: Producer, topic: Topic, number: int, base: int, contents: RecordBatch
+) -> None:
     dialect = producer._database.dialect
     new = dialect.insert_or_update(dialect.tables.message, ["partition_id", "msg_offset"], ["key", "value"])
     ids = topic.partition_ids[number]

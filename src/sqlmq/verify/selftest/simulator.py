@@ -209,7 +209,7 @@ class Simulation:
             ("clicks", TRIMMED, "lease"),
         ):
             most = {"max_attempts": 3} if mode == "run" else {}
-            self.write("parent", "note", "group", group=group, topic=topic, mode=mode, ack="after", **most)
+            self.write("parent", "note", "group", group=group, topic=topic, mode=mode, ack="auto", **most)
 
     def _producer(self, name: str) -> Steps:
         for life in itertools.count():

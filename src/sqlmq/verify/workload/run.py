@@ -155,7 +155,7 @@ def _introduce(plan: Plan, recorder: Recorder) -> None:
 
 
 def _told(one: Reading) -> dict[str, object]:
-    told: dict[str, object] = {"group": one.group, "topic": one.topic, "mode": one.mode, "ack": "after"}
+    told: dict[str, object] = {"group": one.group, "topic": one.topic, "mode": one.mode, "ack": "auto"}
     return told | ({"max_attempts": MAX_ATTEMPTS} if one.mode == "run" else {})
 
 

@@ -59,7 +59,7 @@ class Place:
             database.close()
         with MQ(self._plan.url, schema=self.schema) as mq:
             mq.create_topic(ORDERS, self._plan.partitions)
-            mq.create_topic(TRIMMED, 2, retention=Retention(messages=KEEP_MESSAGES))
+            mq.create_topic(TRIMMED, 2, retention=Retention(max_messages=KEEP_MESSAGES))
             mq.create_topic(COPIES, 2)
 
     def _make_tables(self, conn: Connection) -> None:

@@ -152,7 +152,11 @@ def nonmonotonic_polls(evidence: Evidence) -> Iterator[Finding]:
     ask. It is no anomaly if somebody had asked before that whose answer nobody knows: he may have got the earlier one.
     """
     for share, deliveries in evidence.deliveries.items():
-        if evidence.is_moved(share) or share[:2] in evidence.decided or evidence.said(share[:2], "ack") == "before":
+        if (
+            evidence.is_moved(share)
+            or share[:2] in evidence.decided
+            or evidence.said(share[:2], "ack") == "on_delivery"
+        ):
             continue
         by_key = evidence.mode(share[:2]) == "run"
         lines: dict[str | None, list[Delivery]] = defaultdict(list)

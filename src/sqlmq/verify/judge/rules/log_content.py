@@ -298,7 +298,7 @@ def _is_trimmed(evidence: Evidence, attempt: Attempt, told: dict[str, tuple[str,
         # Retention keeps what groups need, so what is gone has come to somebody, if there are groups that it cares for.
         readers = [reading for reading in evidence.groups if reading[1] == attempt.topic]
         evicted = any(one.topic == attempt.topic for one in (evidence.final.evictions if evidence.final else ()))
-        return evicted or not readers or any(evidence.said(reading, "ack") == "before" for reading in readers)
+        return evicted or not readers or any(evidence.said(reading, "ack") == "on_delivery" for reading in readers)
     topic, partition, offset = place
     return offset < evidence.start_in_log((topic, partition))
 

@@ -102,7 +102,7 @@ class Member:
         elif event not in ("partitions changed", "member without partition", "attempt failed", "batch failed"):
             self.troubles += 1
             self._next.clear()
-            if event in ("fenced", "member expelled"):
+            if event in ("fenced", "membership lost"):
                 self._is_fenced = True
                 self._life.recorder.note("fenced", **self.whose)
                 # It learns of that late: it was lost at some time since it was last seen to own something.

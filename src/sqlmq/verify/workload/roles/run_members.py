@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 MAX_ATTEMPTS = 3
 
-_RETRY = Retry(max_attempts=MAX_ATTEMPTS, backoff=0.05, max_delay=0.2)
+_RETRY = Retry(max_attempts=MAX_ATTEMPTS, backoff_seconds=0.05, max_delay_seconds=0.2)
 _FAILING = 0.04
 _HOPELESS_ONE_IN = 100
 _BATCH = 8

@@ -10,22 +10,22 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from sqlmq import MQ, Message, Runtime
-from sqlmq.hooks.clock import SYSTEM, check_runtime
+from sqlmq import MQ, Clock, Message
+from sqlmq.hooks.clock import SYSTEM, check_clock
 from tests.contract.waiting import PATIENCE_SECONDS, until
-from tests.manual_runtime import ManualClock
+from tests.manual_clock import ManualClock
 
 if TYPE_CHECKING:
     from pathlib import Path
 
 
 def test_without_a_runtime_it_is_the_systems() -> None:
-    assert check_runtime(None) is SYSTEM
+    assert check_clock(None) is SYSTEM
 
 
 def test_what_is_no_runtime_is_refused() -> None:
-    with pytest.raises(TypeError, match=r"runtime= takes a sqlmq.Runtime, not Random"):
-        MQ("sqlite://", runtime=Random())  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match=r"clock= takes a sqlmq.testing.Clock, not Random"):
+        MQ("sqlite://", clock=Random())  # type: ignore[arg-type]
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="processes can't fork there")
@@ -46,7 +46,7 @@ def test_forked_children_draw_something_else_than_their_parent_and_each_other() 
 
 def test_what_is_drawn_can_be_made_alike_each_time() -> None:
     def partitions() -> list[int | None]:
-        with MQ("sqlite://", runtime=Runtime(random=Random(7))) as mq:
+        with MQ("sqlite://", clock=Clock(random=Random(7))) as mq:
             mq.create_topic("orders", 1_000)
             return [mq.producer("orders").produce(Message(b"")).partition for _ in range(3)]
 
@@ -56,7 +56,7 @@ def test_what_is_drawn_can_be_made_alike_each_time() -> None:
 def test_a_wait_for_a_message_ends_when_the_clock_says_so_and_not_before(tmp_path: Path) -> None:
     clock = ManualClock()
     with (
-        MQ(f"sqlite:///{tmp_path}/queue.db", runtime=clock.runtime, poll_max_seconds=100.0) as mq,
+        MQ(f"sqlite:///{tmp_path}/queue.db", clock=clock.clock, poll_max_seconds=100.0) as mq,
         ThreadPoolExecutor(1) as threads,
     ):
         mq.create_topic("orders", 1)
@@ -76,7 +76,7 @@ def test_a_member_that_asks_for_nothing_gives_its_partitions_back_after_five_min
     tmp_path: Path,
 ) -> None:
     clock = ManualClock()
-    with MQ(f"sqlite:///{tmp_path}/queue.db", runtime=clock.runtime) as mq:
+    with MQ(f"sqlite:///{tmp_path}/queue.db", clock=clock.clock) as mq:
         mq.create_topic("orders", 1)
         consumer = mq.consumer("orders", "billing")
         consumer.poll(timeout=0)
@@ -96,7 +96,7 @@ def test_a_member_that_asks_for_nothing_gives_its_partitions_back_after_five_min
 
 
 def test_an_event_of_the_clock_is_set_as_any_other() -> None:
-    event = ManualClock().runtime.event()
+    event = ManualClock().clock.event()
     threading.Timer(0.0, event.set).start()
 
     assert event.wait(1e6)

@@ -6,7 +6,7 @@ import threading
 from random import Random
 from typing import TYPE_CHECKING, TypeVar
 
-from sqlmq import Runtime
+from sqlmq import Clock
 from tests.contract.waiting import PATIENCE_SECONDS
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ class ManualClock:
         self._lock = threading.Lock()
         self._now = 1_000.0
         self._waits: list[tuple[_Condition, float]] = []
-        self.runtime = Runtime(
+        self.clock = Clock(
             monotonic=self.monotonic,
             sleep=self._sleep,
             condition=lambda: _Condition(self),

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from sqlmq.database.close_once import Closing
+from sqlmq.database.close_once import CloseOnce
 
 
 def test_a_close_that_was_interrupted_is_done_by_the_next_call() -> None:
-    closing = Closing()
+    closing = CloseOnce()
     calls: list[int] = []
 
     def close() -> None:
@@ -25,7 +25,7 @@ def test_a_close_that_was_interrupted_is_done_by_the_next_call() -> None:
 
 
 def test_a_close_that_failed_has_the_same_result_for_everybody() -> None:
-    closing = Closing()
+    closing = CloseOnce()
     calls: list[int] = []
 
     def close() -> None:

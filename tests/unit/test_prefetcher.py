@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from sqlmq.consumer.partition import PartitionProgress
-from sqlmq.consumer.prefetcher import Read, ReadAhead
-from sqlmq.model.message import Arrival
+from sqlmq.consumer.partition import AssignedPartition
+from sqlmq.consumer.prefetcher import FetchResult, Prefetcher
+from sqlmq.model.message import FetchedRecords
 from tests.contract.waiting import PATIENCE_SECONDS, until
 
 if TYPE_CHECKING:
@@ -29,16 +29,18 @@ class Log:
         self.asked: queue.SimpleQueue[Positions] = queue.SimpleQueue()
         self.answers: queue.SimpleQueue[int | Exception] = queue.SimpleQueue()
 
-    def read(self, positions: Positions, at_most: int) -> Read:
+    def read(self, positions: Positions, at_most: int) -> FetchResult:
         self.asked.put(positions)
         answer = self.answers.get(timeout=PATIENCE_SECONDS)
         if isinstance(answer, Exception):
             raise answer
         found = {
-            progress.partition_id: Arrival("orders", 0, [(1, position + i, None, b"", None, 0) for i in range(answer)])
+            progress.partition_id: FetchedRecords(
+                "orders", 0, [(1, position + i, None, b"", None, 0) for i in range(answer)]
+            )
             for progress, position in positions[:1]
         }
-        return Read(positions, found, at_most)
+        return FetchResult(positions, found, at_most)
 
 
 @pytest.fixture
@@ -47,18 +49,18 @@ def log() -> Log:
 
 
 @pytest.fixture
-def ahead(log: Log) -> Iterator[ReadAhead]:
-    made = ReadAhead(log.read)
+def ahead(log: Log) -> Iterator[Prefetcher]:
+    made = Prefetcher(log.read)
     yield made
     made.close(PATIENCE_SECONDS)
 
 
 @pytest.fixture
 def positions() -> Positions:
-    return [(PartitionProgress("orders", number, number + 1, 1, 5), 5) for number in range(2)]
+    return [(AssignedPartition("orders", number, number + 1, 1, 5), 5) for number in range(2)]
 
 
-def offsets(read: Read) -> list[int]:
+def offsets(read: FetchResult) -> list[int]:
     return [offset for arrival in read.found.values() for offset in arrival.offsets()]
 
 
@@ -66,7 +68,7 @@ def places(positions: Positions) -> list[tuple[int, int]]:
     return [(progress.partition_id, position) for progress, position in positions]
 
 
-def awaited(ahead: ReadAhead, log: Log, answer: int | Exception) -> Read:
+def awaited(ahead: Prefetcher, log: Log, answer: int | Exception) -> FetchResult:
     """Receive what is under way, which finds *answer* when it is waited for already."""
     with ThreadPoolExecutor(1) as threads:
         received = threads.submit(ahead.receive)
@@ -75,7 +77,7 @@ def awaited(ahead: ReadAhead, log: Log, answer: int | Exception) -> Read:
         return received.result(PATIENCE_SECONDS)
 
 
-def test_what_was_begun_is_received(ahead: ReadAhead, log: Log, positions: Positions) -> None:
+def test_what_was_begun_is_received(ahead: Prefetcher, log: Log, positions: Positions) -> None:
     ahead.begin(positions, AT_MOST, None)
     assert ahead.under_way
     assert not ahead.is_done
@@ -86,8 +88,8 @@ def test_what_was_begun_is_received(ahead: ReadAhead, log: Log, positions: Posit
     assert not ahead.under_way
 
 
-def test_the_thread_reads_on_for_somebody_who_waits(ahead: ReadAhead, log: Log, positions: Positions) -> None:
-    ahead.begin(positions, AT_MOST, Read.ends)
+def test_the_thread_reads_on_for_somebody_who_waits(ahead: Prefetcher, log: Log, positions: Positions) -> None:
+    ahead.begin(positions, AT_MOST, FetchResult.ends)
     first = awaited(ahead, log, AT_MOST)
     log.asked.get(timeout=PATIENCE_SECONDS)
 
@@ -97,8 +99,8 @@ def test_the_thread_reads_on_for_somebody_who_waits(ahead: ReadAhead, log: Log, 
     assert not ahead.under_way
 
 
-def test_it_reads_on_where_it_is_told(ahead: ReadAhead, log: Log, positions: Positions) -> None:
-    elsewhere = [(PartitionProgress("orders", 7, 8, 1, 30), 30)]
+def test_it_reads_on_where_it_is_told(ahead: Prefetcher, log: Log, positions: Positions) -> None:
+    elsewhere = [(AssignedPartition("orders", 7, 8, 1, 30), 30)]
     ahead.begin(positions, AT_MOST, lambda _read: elsewhere)
     awaited(ahead, log, AT_MOST)
 
@@ -108,16 +110,16 @@ def test_it_reads_on_where_it_is_told(ahead: ReadAhead, log: Log, positions: Pos
 
 @pytest.mark.parametrize(("answer", "may_go_on"), [(AT_MOST, False), (AT_MOST // 2 - 1, True)])
 def test_it_does_not_if_it_may_not_or_there_is_hardly_more(
-    ahead: ReadAhead, log: Log, positions: Positions, answer: int, may_go_on: bool
+    ahead: Prefetcher, log: Log, positions: Positions, answer: int, may_go_on: bool
 ) -> None:
-    ahead.begin(positions, AT_MOST, Read.ends if may_go_on else None)
+    ahead.begin(positions, AT_MOST, FetchResult.ends if may_go_on else None)
     awaited(ahead, log, answer)
 
     assert not ahead.under_way
 
 
-def test_it_does_not_if_nobody_waits(ahead: ReadAhead, log: Log, positions: Positions) -> None:
-    ahead.begin(positions, AT_MOST, Read.ends)
+def test_it_does_not_if_nobody_waits(ahead: Prefetcher, log: Log, positions: Positions) -> None:
+    ahead.begin(positions, AT_MOST, FetchResult.ends)
     log.answers.put(AT_MOST)
     until(lambda: ahead.is_done, "it to be read")
     ahead.receive()
@@ -125,19 +127,19 @@ def test_it_does_not_if_nobody_waits(ahead: ReadAhead, log: Log, positions: Posi
     assert not ahead.under_way
 
 
-def test_an_error_is_received_and_ends_it(ahead: ReadAhead, log: Log, positions: Positions) -> None:
-    ahead.begin(positions, AT_MOST, Read.ends)
+def test_an_error_is_received_and_ends_it(ahead: Prefetcher, log: Log, positions: Positions) -> None:
+    ahead.begin(positions, AT_MOST, FetchResult.ends)
 
     with pytest.raises(LookupError):
         awaited(ahead, log, LookupError())
 
     assert not ahead.under_way
-    ahead.begin(positions, AT_MOST, Read.ends)
+    ahead.begin(positions, AT_MOST, FetchResult.ends)
     assert len(offsets(awaited(ahead, log, 1))) == 1
 
 
-def test_closing_waits_for_what_the_thread_reads_by_itself(ahead: ReadAhead, log: Log, positions: Positions) -> None:
-    ahead.begin(positions, AT_MOST, Read.ends)
+def test_closing_waits_for_what_the_thread_reads_by_itself(ahead: Prefetcher, log: Log, positions: Positions) -> None:
+    ahead.begin(positions, AT_MOST, FetchResult.ends)
     awaited(ahead, log, AT_MOST)
     for _ in range(2):
         log.asked.get(timeout=PATIENCE_SECONDS)

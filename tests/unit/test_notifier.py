@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from sqlmq.background.listener import Hearing, Probe
+from sqlmq.background.listener import ListenerHealth, Probe
 from sqlmq.background.notifier import Schedule
-from sqlmq.hooks.clock import Runtime
+from sqlmq.hooks.clock import Clock
 from sqlmq.operations.notify import topic_id
 
 
@@ -61,9 +61,9 @@ def test_a_connection_whose_first_probe_does_not_arrive_is_deaf() -> None:
     hearing = probed_at(100.0)
 
     hearing.arrived(set(), 104.9)
-    assert (hearing.is_over, hearing.is_deaf) == (False, False)
+    assert (hearing.is_over, hearing.receives_nothing) == (False, False)
     hearing.arrived({"7"}, 105.0)
-    assert (hearing.is_over, hearing.is_deaf) == (True, True)
+    assert (hearing.is_over, hearing.receives_nothing) == (True, True)
 
 
 def test_a_connection_that_heard_before_is_not_deaf_but_dead() -> None:
@@ -72,18 +72,18 @@ def test_a_connection_that_heard_before_is_not_deaf_but_dead() -> None:
     hearing.arrived({hearing.probe.payload}, 100.1)
     assert not hearing.is_probe_due(130.0)
     assert hearing.is_probe_due(130.2)
-    hearing.probe = Probe(Runtime(token=lambda: "second"))
+    hearing.probe = Probe(Clock(token=lambda: "second"))
     hearing.probe.sent_at = 130.2
 
     hearing.arrived(set(), 135.3)
 
     assert hearing.is_over
-    assert not hearing.is_deaf
+    assert not hearing.receives_nothing
 
 
 def test_a_probe_that_could_not_be_sent_tells_nothing() -> None:
-    hearing = Hearing(100.0)
-    hearing.probe = Probe(Runtime(token=lambda: "first"))
+    hearing = ListenerHealth(100.0)
+    hearing.probe = Probe(Clock(token=lambda: "first"))
 
     hearing.arrived(set(), 1_000.0)
 
@@ -100,9 +100,9 @@ def test_a_topics_number_is_one() -> None:
     assert topic_id("42") == 42
 
 
-def probed_at(now: float) -> Hearing:
-    hearing = Hearing(now)
+def probed_at(now: float) -> ListenerHealth:
+    hearing = ListenerHealth(now)
     assert hearing.is_probe_due(now)
-    hearing.probe = Probe(Runtime(token=lambda: "first"))
+    hearing.probe = Probe(Clock(token=lambda: "first"))
     hearing.probe.sent_at = now
     return hearing

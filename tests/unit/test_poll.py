@@ -8,10 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sqlmq.model import assignment
-from sqlmq.model.assignment import ClaimSeen, MemberSeen
+from sqlmq.model.assignment import ClaimSnapshot, MemberSnapshot
 from sqlmq.operations import membership
-from sqlmq.operations.poll import Outlook, has_changes
-from sqlmq.store.claims import Claim, GroupSeen
+from sqlmq.operations.poll import PollRequest, has_changes
+from sqlmq.store.claims import Claim, GroupSnapshot
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -20,25 +20,25 @@ LEASE_SECONDS = 10.0
 
 
 @st.composite
-def groups(draw: st.DrawFn) -> GroupSeen:
+def groups(draw: st.DrawFn) -> GroupSnapshot:
     """Members, some of them waiting, and partitions that belong to any of them or to nobody."""
     ids = draw(st.lists(st.integers(1, 6), max_size=4, unique=True))
-    members = [MemberSeen(id_, draw(st.booleans()), draw(st.sampled_from([1.0, 100.0]))) for id_ in ids]
-    seen = GroupSeen(members, [], {})
+    members = [MemberSnapshot(id_, draw(st.booleans()), draw(st.sampled_from([1.0, 100.0]))) for id_ in ids]
+    seen = GroupSnapshot(members, [], {})
     for partition_id in range(draw(st.integers(1, 6))):
         owner = draw(st.sampled_from([None, *ids]))
-        seen.claims.append(ClaimSeen(partition_id, owner, 0.0 if owner else draw(st.sampled_from([1.0, 100.0]))))
+        seen.claims.append(ClaimSnapshot(partition_id, owner, 0.0 if owner else draw(st.sampled_from([1.0, 100.0]))))
         if owner is not None:
             seen.owned.setdefault(owner, {})[partition_id] = Claim(partition_id, 1)
     return seen
 
 
-def view(member_id: int, claims: Mapping[int, Claim]) -> Outlook:
-    return Outlook(1, member_id, LEASE_SECONDS, claims, ())
+def view(member_id: int, claims: Mapping[int, Claim]) -> PollRequest:
+    return PollRequest(1, member_id, LEASE_SECONDS, claims, ())
 
 
 @given(seen=groups(), member_id=st.integers(1, 6), knows_its_own=st.booleans())
-def test_the_short_way_and_the_plan_agree(seen: GroupSeen, member_id: int, *, knows_its_own: bool) -> None:
+def test_the_short_way_and_the_plan_agree(seen: GroupSnapshot, member_id: int, *, knows_its_own: bool) -> None:
     claims = seen.owned.get(member_id, {}) if knows_its_own else {0: Claim(0, 7)}
     is_settled = assignment.is_settled(seen.members, seen.claims)
 
@@ -48,16 +48,16 @@ def test_the_short_way_and_the_plan_agree(seen: GroupSeen, member_id: int, *, kn
 
 
 def test_a_member_that_is_gone_has_to_look() -> None:
-    seen = GroupSeen(
-        [MemberSeen(1, is_waiting=False, joined_seconds=100.0)], [ClaimSeen(0, 1, 0.0)], {1: {0: Claim(0, 1)}}
+    seen = GroupSnapshot(
+        [MemberSnapshot(1, is_waiting=False, joined_seconds=100.0)], [ClaimSnapshot(0, 1, 0.0)], {1: {0: Claim(0, 1)}}
     )
 
     assert has_changes(view(2, {}), seen, is_settled=True)
 
 
 def test_a_member_whose_claim_somebody_has_taken_has_to_look() -> None:
-    seen = GroupSeen(
-        [MemberSeen(1, is_waiting=False, joined_seconds=100.0)], [ClaimSeen(0, 1, 0.0)], {1: {0: Claim(0, 5)}}
+    seen = GroupSnapshot(
+        [MemberSnapshot(1, is_waiting=False, joined_seconds=100.0)], [ClaimSnapshot(0, 1, 0.0)], {1: {0: Claim(0, 5)}}
     )
 
     assert has_changes(view(1, {0: Claim(0, 4)}), seen, is_settled=True)
@@ -66,11 +66,13 @@ def test_a_member_whose_claim_somebody_has_taken_has_to_look() -> None:
 
 def test_a_member_hands_back_only_what_somebody_waits_for() -> None:
     members = [
-        MemberSeen(1, is_waiting=False, joined_seconds=100.0),
-        MemberSeen(2, is_waiting=True, joined_seconds=100.0),
+        MemberSnapshot(1, is_waiting=False, joined_seconds=100.0),
+        MemberSnapshot(2, is_waiting=True, joined_seconds=100.0),
     ]
     mine = {0: Claim(0, 1), 1: Claim(1, 1)}
-    survey = membership.survey_of(GroupSeen(members, [ClaimSeen(0, 1, 0.0), ClaimSeen(1, 1, 0.0)], {1: mine}), 1, 10.0)
+    survey = membership.group_view(
+        GroupSnapshot(members, [ClaimSnapshot(0, 1, 0.0), ClaimSnapshot(1, 1, 0.0)], {1: mine}), 1, 10.0
+    )
 
     assert survey is not None
     assert survey.has_work_for(mine)

@@ -11,8 +11,8 @@ import pytest
 
 from sqlmq.errors import DatabaseUnavailableError, OutcomeUnknownError
 from sqlmq.model.message import Message, ProducerResult
-from sqlmq.operations.produce import Routed
-from sqlmq.producer.batcher import MOST_TOGETHER, Coalescer
+from sqlmq.operations.produce import RoutedMessage
+from sqlmq.producer.batcher import MOST_TOGETHER, Batcher
 from tests.contract.waiting import until
 
 if TYPE_CHECKING:
@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 PATIENCE_SECONDS = 10.0
 
 
-def routed(value: bytes) -> Routed:
-    return Routed(Message(value), None)
+def routed(value: bytes) -> RoutedMessage:
+    return RoutedMessage(Message(value), None)
 
 
 class Log:
@@ -37,7 +37,7 @@ class Log:
         self.has_begun = threading.Semaphore(0)
         self._offset = 0
 
-    def append(self, messages: list[Routed]) -> list[ProducerResult]:
+    def append(self, messages: list[RoutedMessage]) -> list[ProducerResult]:
         self.threads.append(threading.current_thread())
         self.batches.append([one.message.value for one in messages])
         self.has_begun.release()
@@ -59,8 +59,8 @@ def log() -> Log:
 
 
 @pytest.fixture
-def coalescer(log: Log) -> Iterator[Coalescer]:
-    made = Coalescer("orders", log.append)
+def coalescer(log: Log) -> Iterator[Batcher]:
+    made = Batcher("orders", log.append)
     yield made
     log.may_go.set()
     # Where a message is stranded, closing waits for it for ever.
@@ -90,7 +90,7 @@ def threads() -> Threads:
     return Threads()
 
 
-def until_waiting(coalescer: Coalescer, count: int) -> None:
+def until_waiting(coalescer: Batcher, count: int) -> None:
     """Return when *count* messages wait for the batch that is under way."""
     look_again = threading.Event()
     for _ in range(int(PATIENCE_SECONDS * 100)):
@@ -100,7 +100,7 @@ def until_waiting(coalescer: Coalescer, count: int) -> None:
     pytest.fail(f"{len(coalescer._waiting)} wait, not {count}")
 
 
-def call_behind(coalescer: Coalescer, threads: Threads, values: list[bytes]) -> list[Future[ProducerResult]]:
+def call_behind(coalescer: Batcher, threads: Threads, values: list[bytes]) -> list[Future[ProducerResult]]:
     """Have *values* wait in calls, in this order, behind what is under way."""
     calls = []
     for value in values:
@@ -109,14 +109,14 @@ def call_behind(coalescer: Coalescer, threads: Threads, values: list[bytes]) -> 
     return calls
 
 
-def test_a_lone_caller_sends_in_its_own_thread(coalescer: Coalescer, log: Log) -> None:
+def test_a_lone_caller_sends_in_its_own_thread(coalescer: Batcher, log: Log) -> None:
     result = coalescer.call(routed(b"42"), None)
 
     assert result == ("orders", 0, 0)
     assert log.threads == [threading.current_thread()]
 
 
-def test_callers_one_after_the_other_each_send_alone(coalescer: Coalescer, log: Log) -> None:
+def test_callers_one_after_the_other_each_send_alone(coalescer: Batcher, log: Log) -> None:
     for value in (b"0", b"1", b"2"):
         coalescer.call(routed(value), None)
 
@@ -124,7 +124,7 @@ def test_callers_one_after_the_other_each_send_alone(coalescer: Coalescer, log: 
 
 
 def test_callers_that_come_during_a_batch_go_together_in_the_next(
-    coalescer: Coalescer, log: Log, threads: Threads
+    coalescer: Batcher, log: Log, threads: Threads
 ) -> None:
     log.may_go.clear()
     first = threads.submit(coalescer.call, routed(b"first"), None)
@@ -138,7 +138,7 @@ def test_callers_that_come_during_a_batch_go_together_in_the_next(
     assert log.batches == [[b"first"], [b"0", b"1", b"2", b"3"]]
 
 
-def test_the_lead_is_handed_to_one_that_waits(coalescer: Coalescer, log: Log, threads: Threads) -> None:
+def test_the_lead_is_handed_to_one_that_waits(coalescer: Batcher, log: Log, threads: Threads) -> None:
     log.may_go.clear()
     first = threads.submit(coalescer.call, routed(b"first"), None)
     log.wait_for_batch()
@@ -151,7 +151,7 @@ def test_the_lead_is_handed_to_one_that_waits(coalescer: Coalescer, log: Log, th
     assert len(set(log.threads)) == 2
 
 
-def test_a_leader_returns_when_its_own_batch_is_done(coalescer: Coalescer, log: Log, threads: Threads) -> None:
+def test_a_leader_returns_when_its_own_batch_is_done(coalescer: Batcher, log: Log, threads: Threads) -> None:
     log.may_go.clear()
     first = threads.submit(coalescer.call, routed(b"first"), None)
     log.wait_for_batch()
@@ -163,7 +163,7 @@ def test_a_leader_returns_when_its_own_batch_is_done(coalescer: Coalescer, log: 
     assert first.result(PATIENCE_SECONDS).offset == 0
 
 
-def test_no_batch_has_more_than_the_most(coalescer: Coalescer, log: Log) -> None:
+def test_no_batch_has_more_than_the_most(coalescer: Batcher, log: Log) -> None:
     log.may_go.clear()
     futures = [coalescer.submit(routed(b"first"))]
     log.wait_for_batch()
@@ -176,7 +176,7 @@ def test_no_batch_has_more_than_the_most(coalescer: Coalescer, log: Log) -> None
     assert [result.offset for result in results] == list(range(MOST_TOGETHER + 2))
 
 
-def test_submitting_does_not_wait(coalescer: Coalescer, log: Log) -> None:
+def test_submitting_does_not_wait(coalescer: Batcher, log: Log) -> None:
     log.may_go.clear()
 
     futures = [coalescer.submit(routed(b"%d" % i)) for i in range(3)]
@@ -184,7 +184,7 @@ def test_submitting_does_not_wait(coalescer: Coalescer, log: Log) -> None:
     assert not any(future.done() for future in futures)
 
 
-def test_an_error_reaches_all_of_its_batch_and_nobody_else(coalescer: Coalescer, log: Log, threads: Threads) -> None:
+def test_an_error_reaches_all_of_its_batch_and_nobody_else(coalescer: Batcher, log: Log, threads: Threads) -> None:
     log.may_go.clear()
     log.failures.extend([None, RuntimeError("refused"), None])
     first = threads.submit(coalescer.call, routed(b"first"), None)
@@ -200,11 +200,11 @@ def test_an_error_reaches_all_of_its_batch_and_nobody_else(coalescer: Coalescer,
     assert coalescer.call(routed(b"after"), None).offset == 1
 
 
-def test_a_call_with_a_timeout_that_is_not_reached_returns_the_place(coalescer: Coalescer) -> None:
+def test_a_call_with_a_timeout_that_is_not_reached_returns_the_place(coalescer: Batcher) -> None:
     assert coalescer.call(routed(b"42"), PATIENCE_SECONDS) == ("orders", 0, 0)
 
 
-def test_a_call_whose_turn_does_not_come_in_time_is_never_sent(coalescer: Coalescer, log: Log) -> None:
+def test_a_call_whose_turn_does_not_come_in_time_is_never_sent(coalescer: Batcher, log: Log) -> None:
     log.may_go.clear()
     first = coalescer.submit(routed(b"first"))
     log.wait_for_batch()
@@ -218,7 +218,7 @@ def test_a_call_whose_turn_does_not_come_in_time_is_never_sent(coalescer: Coales
     assert log.batches == [[b"first"], [b"after"]]
 
 
-def test_a_call_that_is_under_way_at_its_timeout_has_an_unknown_outcome(coalescer: Coalescer, log: Log) -> None:
+def test_a_call_that_is_under_way_at_its_timeout_has_an_unknown_outcome(coalescer: Batcher, log: Log) -> None:
     log.may_go.clear()
 
     # Long enough for the thread that sends to have begun.
@@ -229,7 +229,7 @@ def test_a_call_that_is_under_way_at_its_timeout_has_an_unknown_outcome(coalesce
     assert coalescer.call(routed(b"after"), None).offset == 1
 
 
-def test_a_cancelled_message_is_left_out(coalescer: Coalescer, log: Log) -> None:
+def test_a_cancelled_message_is_left_out(coalescer: Batcher, log: Log) -> None:
     log.may_go.clear()
     first = coalescer.submit(routed(b"first"))
     log.wait_for_batch()
@@ -242,7 +242,7 @@ def test_a_cancelled_message_is_left_out(coalescer: Coalescer, log: Log) -> None
     assert log.batches == [[b"first"], [b"kept"]]
 
 
-def test_those_behind_a_batch_of_cancelled_messages_are_sent(coalescer: Coalescer, log: Log) -> None:
+def test_those_behind_a_batch_of_cancelled_messages_are_sent(coalescer: Batcher, log: Log) -> None:
     log.may_go.clear()
     first = coalescer.submit(routed(b"first"))
     log.wait_for_batch()
@@ -254,7 +254,7 @@ def test_those_behind_a_batch_of_cancelled_messages_are_sent(coalescer: Coalesce
     assert coalescer.submit(routed(b"after")).result(PATIENCE_SECONDS).offset == 1
 
 
-def test_an_interrupted_leader_strands_nobody(coalescer: Coalescer, log: Log, threads: Threads) -> None:
+def test_an_interrupted_leader_strands_nobody(coalescer: Batcher, log: Log, threads: Threads) -> None:
     log.may_go.clear()
     log.failures.append(KeyboardInterrupt())
     leader = threads.submit(coalescer.call, routed(b"leader"), None)
@@ -269,7 +269,7 @@ def test_an_interrupted_leader_strands_nobody(coalescer: Coalescer, log: Log, th
 
 
 def test_those_in_the_batch_of_an_interrupted_leader_are_told_that_the_outcome_is_unknown(
-    coalescer: Coalescer, log: Log, threads: Threads
+    coalescer: Batcher, log: Log, threads: Threads
 ) -> None:
     log.may_go.clear()
     log.failures.extend([None, KeyboardInterrupt()])
@@ -287,7 +287,7 @@ def test_those_in_the_batch_of_an_interrupted_leader_are_told_that_the_outcome_i
 
 
 def test_a_caller_that_is_interrupted_while_it_waits_strands_nobody(
-    coalescer: Coalescer, log: Log, threads: Threads, monkeypatch: pytest.MonkeyPatch
+    coalescer: Batcher, log: Log, threads: Threads, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def interrupted(_waiting: object) -> None:
         raise KeyboardInterrupt
@@ -296,7 +296,7 @@ def test_a_caller_that_is_interrupted_while_it_waits_strands_nobody(
     first = threads.submit(coalescer.call, routed(b"first"), None)
     log.wait_for_batch()
     with monkeypatch.context() as patched:
-        patched.setattr("sqlmq.producer.batcher._InCall.sleep", interrupted)
+        patched.setattr("sqlmq.producer.batcher._WaitingCall.sleep", interrupted)
         with pytest.raises(KeyboardInterrupt):
             coalescer.call(routed(b"interrupted"), None)
     behind = coalescer.submit(routed(b"behind"))
@@ -307,7 +307,7 @@ def test_a_caller_that_is_interrupted_while_it_waits_strands_nobody(
     assert behind.result(PATIENCE_SECONDS).topic == "orders"
 
 
-def test_close_waits_for_everything_that_was_submitted(coalescer: Coalescer, log: Log) -> None:
+def test_close_waits_for_everything_that_was_submitted(coalescer: Batcher, log: Log) -> None:
     log.may_go.clear()
     futures = [coalescer.submit(routed(b"first"))]
     log.wait_for_batch()
@@ -321,7 +321,7 @@ def test_close_waits_for_everything_that_was_submitted(coalescer: Coalescer, log
     assert all(future.done() for future in futures)
 
 
-def test_closing_does_not_try_each_batch_where_the_database_is_gone(coalescer: Coalescer, log: Log) -> None:
+def test_closing_does_not_try_each_batch_where_the_database_is_gone(coalescer: Batcher, log: Log) -> None:
     log.may_go.clear()
     log.failures.append(DatabaseUnavailableError("gone"))
     futures = [coalescer.submit(routed(b"%d" % number)) for number in range(2 * MOST_TOGETHER)]
@@ -338,11 +338,11 @@ def test_closing_does_not_try_each_batch_where_the_database_is_gone(coalescer: C
     assert {str(future.exception(0)) for future in futures} == {"gone"}
 
 
-def test_closing_without_having_sent_anything_ends(coalescer: Coalescer) -> None:
+def test_closing_without_having_sent_anything_ends(coalescer: Batcher) -> None:
     coalescer.close()
 
 
-def test_many_threads_get_their_own_results(coalescer: Coalescer, log: Log, threads: Threads) -> None:
+def test_many_threads_get_their_own_results(coalescer: Batcher, log: Log, threads: Threads) -> None:
     sent = [b"%d" % i for i in range(200)]
 
     calls = [threads.submit(coalescer.call, routed(value), None) for value in sent]

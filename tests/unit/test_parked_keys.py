@@ -8,17 +8,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sqlmq import Message
-from sqlmq.consumer.worker.parked_keys import Aside, Waiting
+from sqlmq.consumer.worker.parked_keys import ParkedEntry, ParkedKeys
 
 keys = st.sampled_from([b"a", b"b", None])
 
 
-def aside(*waiting: Waiting) -> Aside:
-    return Aside(waiting, held=None, is_stopped=False, suspect_to=0)
+def aside(*waiting: ParkedEntry) -> ParkedKeys:
+    return ParkedKeys(waiting, held=None, is_stopped=False, suspect_to=0)
 
 
 def test_only_the_first_of_a_lane_is_due() -> None:
-    first, second = Waiting(1, b"a", due_at=5.0), Waiting(2, b"a")
+    first, second = ParkedEntry(1, b"a", due_at=5.0), ParkedEntry(2, b"a")
     stands = aside(first, second)
 
     assert stands.due(4.0) is None
@@ -28,7 +28,7 @@ def test_only_the_first_of_a_lane_is_due() -> None:
 
 
 def test_messages_without_a_key_wait_for_nobody() -> None:
-    stands = aside(Waiting(1, None, due_at=math.inf), Waiting(2, None, due_at=1.0))
+    stands = aside(ParkedEntry(1, None, due_at=math.inf), ParkedEntry(2, None, due_at=1.0))
 
     found = stands.due(1.0)
 
@@ -37,7 +37,7 @@ def test_messages_without_a_key_wait_for_nobody() -> None:
 
 
 def test_what_has_been_due_the_longest_comes_first() -> None:
-    stands = aside(Waiting(1, b"a", due_at=3.0), Waiting(2, b"b", due_at=1.0))
+    stands = aside(ParkedEntry(1, b"a", due_at=3.0), ParkedEntry(2, b"b", due_at=1.0))
 
     found = stands.due(9.0)
 
@@ -46,7 +46,7 @@ def test_what_has_been_due_the_longest_comes_first() -> None:
 
 
 def test_a_lane_that_is_empty_blocks_nothing() -> None:
-    only = Waiting(1, b"a")
+    only = ParkedEntry(1, b"a")
     stands = aside(only)
 
     stands.pop(only)
@@ -56,14 +56,14 @@ def test_a_lane_that_is_empty_blocks_nothing() -> None:
 
 
 def test_nothing_is_read_on_past_a_message_that_is_held() -> None:
-    stands = Aside([], held=Waiting(4, b"a", due_at=7.0), is_stopped=False, suspect_to=0)
+    stands = ParkedKeys([], held=ParkedEntry(4, b"a", due_at=7.0), is_stopped=False, suspect_to=0)
 
     assert not stands.may_read_on(10)
     assert stands.next_due_at() == 7.0
 
 
 def test_a_partition_that_is_stopped_has_nothing_due() -> None:
-    stands = Aside([], held=Waiting(4, b"a", due_at=7.0), is_stopped=True, suspect_to=0)
+    stands = ParkedKeys([], held=ParkedEntry(4, b"a", due_at=7.0), is_stopped=True, suspect_to=0)
 
     assert stands.next_due_at() == math.inf
 
@@ -72,7 +72,7 @@ def test_a_partition_that_is_stopped_has_nothing_due() -> None:
 def test_the_log_is_split_where_a_key_waits(
     sent: list[bytes | None], blocked: set[bytes], most: int, room: int
 ) -> None:
-    stands = aside(*(Waiting(number, key) for number, key in enumerate(sorted(blocked))))
+    stands = aside(*(ParkedEntry(number, key) for number, key in enumerate(sorted(blocked))))
     messages = [Message(b"%d" % number, key) for number, key in enumerate(sent)]
 
     behind, now = stands.split(messages, most, room)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 
-from sqlmq.database.writer_lock import Turn
+from sqlmq.database.writer_lock import WriterLock
 from tests.contract.waiting import PATIENCE_SECONDS, until
 
 
@@ -27,7 +27,7 @@ class Counted:
 
 
 def test_who_goes_first_is_let_through_by_all_who_wait_already() -> None:
-    turn, lock = Turn(), Counted()
+    turn, lock = WriterLock(), Counted()
     turn._lock = lock  # type: ignore[assignment]
     order: list[str] = []
 
@@ -53,7 +53,7 @@ def test_who_goes_first_is_let_through_by_all_who_wait_already() -> None:
 
 
 def test_a_turn_that_does_not_come_in_time_is_not_taken() -> None:
-    turn = Turn()
+    turn = WriterLock()
     taken: list[bool] = []
     assert turn.acquire(0)
 
@@ -66,7 +66,7 @@ def test_a_turn_that_does_not_come_in_time_is_not_taken() -> None:
 
 
 def test_whoever_has_the_turn_may_take_it_again_also_while_somebody_waits_to_go_first() -> None:
-    turn, lock = Turn(), Counted()
+    turn, lock = WriterLock(), Counted()
     turn._lock = lock  # type: ignore[assignment]
     assert turn.acquire(0)
 

@@ -9,20 +9,20 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from sqlmq.consumer.partition import PartitionProgress, Span
+from sqlmq.consumer.partition import AssignedPartition, Delivery
 from sqlmq.errors import OffsetGapError
-from sqlmq.model.message import Arrival, LogRow, Message
+from sqlmq.model.message import FetchedRecords, LogRow, Message
 
 START = 5
 
 
-def log(start: int, end: int, *, but: int | None = None) -> Arrival:
+def log(start: int, end: int, *, but: int | None = None) -> FetchedRecords:
     rows: list[LogRow] = [(1, offset, None, b"", None, 0) for offset in range(start, end) if offset != but]
-    return Arrival("orders", 0, rows)
+    return FetchedRecords("orders", 0, rows)
 
 
-def begun(messages: int = 0) -> PartitionProgress:
-    progress = PartitionProgress("orders", 0, 1, 1, START)
+def begun(messages: int = 0) -> AssignedPartition:
+    progress = AssignedPartition("orders", 0, 1, 1, START)
     progress.receive(log(START, START + messages))
     return progress
 
@@ -38,52 +38,52 @@ def test_reading_begins_at_the_groups_position() -> None:
 def test_messages_are_handed_out_in_order() -> None:
     progress = begun(5)
 
-    assert [offsets(progress.hand_out(2)[0]) for _ in range(3)] == [[5, 6], [7, 8], [9]]
+    assert [offsets(progress.deliver(2)[0]) for _ in range(3)] == [[5, 6], [7, 8], [9]]
 
 
 def test_nothing_is_done_by_handing_it_out() -> None:
     progress = begun(5)
 
-    progress.hand_out(3)
+    progress.deliver(3)
 
     assert (progress.committable(), progress.has_uncommitted) == (START, False)
 
 
 def test_what_is_finished_can_be_committed() -> None:
     progress = begun(5)
-    _, span = progress.hand_out(3)
+    _, span = progress.deliver(3)
 
-    progress.finish(span)
+    progress.acknowledge(span)
 
     assert (progress.committable(), progress.has_uncommitted) == (START + 3, True)
 
 
 def test_what_is_finished_out_of_order_waits_for_what_is_not() -> None:
     progress = begun(5)
-    (_, first), (_, second) = progress.hand_out(2), progress.hand_out(2)
+    (_, first), (_, second) = progress.deliver(2), progress.deliver(2)
 
-    progress.finish(second)
+    progress.acknowledge(second)
     while_first_is_in_hand = progress.committable()
-    progress.finish(first)
+    progress.acknowledge(first)
 
     assert (while_first_is_in_hand, progress.committable()) == (START, START + 4)
 
 
 def test_what_is_given_up_is_read_and_handed_out_again() -> None:
     progress = begun(5)
-    _, span = progress.hand_out(2)
+    _, span = progress.deliver(2)
 
-    progress.give_up(span)
+    progress.requeue(span)
     position = progress.read_position
     progress.receive(log(position, START + 5))
 
     assert position == START
-    assert offsets(progress.hand_out(1)[0]) == [START]
+    assert offsets(progress.deliver(1)[0]) == [START]
 
 
 def test_forgetting_what_was_read_ahead_reads_it_again() -> None:
     progress = begun(5)
-    progress.hand_out(2)
+    progress.deliver(2)
 
     progress.drop_ahead()
 
@@ -92,7 +92,7 @@ def test_forgetting_what_was_read_ahead_reads_it_again() -> None:
 
 def test_what_is_lent_is_done_message_by_message() -> None:
     progress = begun(5)
-    span = progress.lend(3)
+    span = progress.deliver_lazily(3)
 
     done = []
     while span.take():
@@ -103,22 +103,22 @@ def test_what_is_lent_is_done_message_by_message() -> None:
 
 def test_what_is_lent_and_not_taken_can_be_recalled() -> None:
     progress = begun(5)
-    span = progress.lend(4)
+    span = progress.deliver_lazily(4)
     span.take()
 
-    progress.recall()
+    progress.reclaim()
 
     assert span.take() is None
-    assert offsets(progress.hand_out(9)[0]) == [6, 7, 8, 9]
+    assert offsets(progress.deliver(9)[0]) == [6, 7, 8, 9]
     assert progress.committable() == START
 
 
 def test_finishing_what_was_lent_finishes_only_what_was_taken() -> None:
     progress = begun(5)
-    span = progress.lend(5)
+    span = progress.deliver_lazily(5)
     span.take()
 
-    progress.finish(span)
+    progress.acknowledge(span)
 
     assert (progress.committable(), progress.read_position, progress.is_idle) == (START + 1, START + 5, True)
 
@@ -126,11 +126,11 @@ def test_finishing_what_was_lent_finishes_only_what_was_taken() -> None:
 def test_a_loop_and_a_recall_from_another_thread_never_get_the_same_message() -> None:
     for _ in range(200):
         progress = begun(50)
-        span = progress.lend(50)
+        span = progress.deliver_lazily(50)
         taken: list[int] = []
         start = threading.Barrier(2)
 
-        def take(span: Span = span, taken: list[int] = taken, start: threading.Barrier = start) -> None:
+        def take(span: Delivery = span, taken: list[int] = taken, start: threading.Barrier = start) -> None:
             start.wait()
             while message := span.take():
                 taken.extend(offsets([message]))
@@ -138,10 +138,10 @@ def test_a_loop_and_a_recall_from_another_thread_never_get_the_same_message() ->
         thread = threading.Thread(target=take)
         thread.start()
         start.wait()
-        progress.recall()
+        progress.reclaim()
         thread.join()
 
-        assert taken + offsets(progress.hand_out(50)[0]) == list(range(START, START + 50))
+        assert taken + offsets(progress.deliver(50)[0]) == list(range(START, START + 50))
 
 
 @pytest.mark.parametrize("start", [START - 1, START + 1, START + 100])
@@ -167,8 +167,8 @@ class Model(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.progress = begun()
-        self.spans: list[Span] = []
-        self.given: dict[Span, list[int]] = {}
+        self.spans: list[Delivery] = []
+        self.given: dict[Delivery, list[int]] = {}
         self.finished: set[int] = set()
         self.end = START
 
@@ -181,8 +181,8 @@ class Model(RuleBasedStateMachine):
     @precondition(lambda self: self.progress.ahead)
     @rule(at_most=st.integers(1, 5))
     def hand_out(self, at_most: int) -> None:
-        expected = self.progress.next_offset - sum(len(span.lent) for span in self.spans)
-        messages, span = self.progress.hand_out(at_most)
+        expected = self.progress.next_offset - sum(len(span.pending) for span in self.spans)
+        messages, span = self.progress.deliver(at_most)
         assert 1 <= len(messages) <= at_most
         assert offsets(messages) == list(range(expected, expected + len(messages)))
         self.spans.append(span)
@@ -191,14 +191,14 @@ class Model(RuleBasedStateMachine):
     @precondition(lambda self: self.progress.ahead)
     @rule(at_most=st.integers(1, 5))
     def lend(self, at_most: int) -> None:
-        span = self.progress.lend(at_most)
+        span = self.progress.deliver_lazily(at_most)
         self.spans.append(span)
         self.given[span] = []
 
-    @precondition(lambda self: any(span.lent for span in self.spans))
+    @precondition(lambda self: any(span.pending for span in self.spans))
     @rule()
     def take(self) -> None:
-        span = next(span for span in self.spans if span.lent)
+        span = next(span for span in self.spans if span.pending)
         message = span.take()
         assert message is not None
         self.finished.update(self.given[span])
@@ -206,19 +206,19 @@ class Model(RuleBasedStateMachine):
 
     @rule()
     def recall(self) -> None:
-        self.progress.recall()
+        self.progress.reclaim()
 
     @precondition(lambda self: self.spans)
     @rule(data=st.data())
     def finish(self, data: st.DataObject) -> None:
         span = self.spans.pop(data.draw(st.integers(0, len(self.spans) - 1)))
-        self.progress.finish(span)
+        self.progress.acknowledge(span)
         self.finished.update(self.given[span])
 
     @precondition(lambda self: self.spans)
     @rule(data=st.data())
     def give_up(self, data: st.DataObject) -> None:
-        self.progress.give_up(self.spans.pop(data.draw(st.integers(0, len(self.spans) - 1))))
+        self.progress.requeue(self.spans.pop(data.draw(st.integers(0, len(self.spans) - 1))))
 
     @rule()
     def drop_ahead(self) -> None:
@@ -236,7 +236,7 @@ class Model(RuleBasedStateMachine):
     @invariant()
     def everything_is_in_hand_or_ahead_or_finished_or_to_be_read(self) -> None:
         held = {offset for span in self.spans for offset in self.given[span]}
-        lent = {message.offset for span in self.spans for message in span.lent}
+        lent = {message.offset for span in self.spans for message in span.pending}
         assert set(range(START, self.progress.next_offset)) <= held | lent | self.finished
         assert self.progress.read_position == self.progress.next_offset + self.progress.ahead
 
@@ -262,8 +262,8 @@ def test_a_partition_does_not_follow_a_position_that_it_has_passed_or_while_some
     progress = begun(2)
 
     progress.skip_to(4)
-    _, span = progress.hand_out(1)
+    _, span = progress.deliver(1)
     progress.skip_to(9)
-    progress.finish(span)
+    progress.acknowledge(span)
 
     assert (progress.committable(), progress.ahead) == (6, 1)

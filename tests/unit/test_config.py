@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from sqlmq.errors import InvalidGroupError, InvalidPartitionError, InvalidTopicError
 from sqlmq.model.config import (
     MAX_PARTITIONS,
-    Options,
+    MQConfig,
     check_ack,
     check_due,
     check_group,
@@ -27,16 +27,16 @@ from sqlmq.model.config import (
 )
 from sqlmq.model.positions import check_start
 
-NUMBERS = [field.name for field in fields(Options) if field.type != "bool"]
+NUMBERS = [field.name for field in fields(MQConfig) if field.type != "bool"]
 WHOLE_NUMBERS = ["default_partitions", "max_message_bytes", "prefetch", "prefetch_bytes"]
 
 
 def test_the_defaults_are_good() -> None:
-    assert Options().lease_seconds == 10
+    assert MQConfig().lease_seconds == 10
 
 
 def test_options_cannot_be_changed() -> None:
-    options: Any = Options()
+    options: Any = MQConfig()
 
     with pytest.raises(FrozenInstanceError):
         options.prefetch = 1
@@ -48,7 +48,7 @@ def test_a_number_that_is_not_positive_is_refused_by_name(name: str, number: int
     options: dict[str, Any] = {name: number}
 
     with pytest.raises(ValueError, match=name):
-        Options(**options)
+        MQConfig(**options)
 
 
 @pytest.mark.parametrize("name", sorted(set(NUMBERS) - set(WHOLE_NUMBERS)))
@@ -57,7 +57,7 @@ def test_a_number_of_seconds_that_is_not_finite_is_refused_by_name(name: str, nu
     options: dict[str, Any] = {name: number}
 
     with pytest.raises(ValueError, match=name):
-        Options(**options)
+        MQConfig(**options)
 
 
 @pytest.mark.parametrize("name", NUMBERS)
@@ -66,7 +66,7 @@ def test_what_is_no_number_is_refused_by_name(name: str, given_: object) -> None
     options: dict[str, Any] = {name: given_}
 
     with pytest.raises(TypeError, match=name):
-        Options(**options)
+        MQConfig(**options)
 
 
 @pytest.mark.parametrize("name", WHOLE_NUMBERS)
@@ -74,7 +74,7 @@ def test_a_fraction_of_what_is_counted_is_refused(name: str) -> None:
     options: dict[str, Any] = {name: 1.5}
 
     with pytest.raises(TypeError, match=name):
-        Options(**options)
+        MQConfig(**options)
 
 
 @pytest.mark.parametrize("name", ["create_topics", "notify"])
@@ -83,7 +83,7 @@ def test_a_switch_is_a_bool(name: str, given_: Any) -> None:
     options: dict[str, Any] = {name: given_}
 
     with pytest.raises(TypeError, match=name):
-        Options(**options)
+        MQConfig(**options)
 
 
 @given(st.from_regex(r"[a-zA-Z][a-zA-Z0-9_.-]{0,48}[a-zA-Z0-9]", fullmatch=True))
