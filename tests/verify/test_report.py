@@ -1,4 +1,4 @@
-"""What the judge says is told to people, to programs, and to CI servers; and the commands that do it."""
+"""What the judge says is told to people, to programs, and to CI servers; and the command that does it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from click.testing import CliRunner
 
 from sqlmq.cli import main
 from sqlmq.verify import report
-from sqlmq.verify.selftest.simulator import Simulation
+from tests.verify.selftest.simulator import Simulation
 from tests.verify.stories import Story, got
 
 if TYPE_CHECKING:
@@ -195,30 +195,3 @@ def test_check_accepts_a_correct_history(tmp_path: Path) -> None:
     result = sqlmq("verify", "check", str(written(story, tmp_path)))
 
     assert result.exit_code == 0, result.output
-
-
-def test_selftest_tells_what_was_caught() -> None:
-    result = sqlmq("verify", "selftest", "--only", "correct", "--only", "lost-message", "--json")
-
-    rows = [json.loads(line) for line in result.output.splitlines()]
-    assert [(row["control"], row["caught"]) for row in rows] == [("correct", True), ("lost-message", True)]
-    assert "A1" in rows[1]["found"]
-    assert result.exit_code == 0
-
-
-def test_selftest_fails_if_something_was_not_caught(monkeypatch: pytest.MonkeyPatch) -> None:
-    from sqlmq.verify.judge import verdict
-
-    monkeypatch.setattr(verdict, "SAFETY", ())
-
-    result = sqlmq("verify", "selftest", "--only", "lost-message")
-
-    assert result.exit_code == 1
-    assert "NO" in result.output
-
-
-def test_selftest_names_the_controls_there_are() -> None:
-    result = sqlmq("verify", "selftest", "--only", "nonsense")
-
-    assert result.exit_code == 2
-    assert "lost-message" in result.output

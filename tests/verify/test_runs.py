@@ -11,10 +11,10 @@ import pytest
 from sqlmq.verify import history
 from sqlmq.verify.judge.verdict import judged
 from sqlmq.verify.plan import Plan
-from sqlmq.verify.selftest.cases import checked
-from sqlmq.verify.selftest.mutation_runs import UNBROKEN, controls
-from sqlmq.verify.selftest.mutations import SABOTAGES
 from sqlmq.verify.workload import run
+from tests.verify.selftest.cases import checked
+from tests.verify.selftest.mutation_runs import UNBROKEN, cases
+from tests.verify.selftest.mutations import MUTATIONS
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 SECONDS = float(os.environ.get("SQLMQ_VERIFY_SECONDS", "12"))
 FEW = ("acknowledged-uncommitted", "effects-apart")
-TRIED = (UNBROKEN, *SABOTAGES) if os.environ.get("SQLMQ_VERIFY_SABOTAGES") == "all" else FEW
+TRIED = (UNBROKEN, *MUTATIONS) if os.environ.get("SQLMQ_VERIFY_MUTATIONS") == "all" else FEW
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(os.name == "nt", reason="kill -9 does not exist there")]
 BOTH = pytest.mark.parametrize("database", ["sqlite", "postgres"], indirect=True)
@@ -71,8 +71,8 @@ def test_a_run_under_faults_breaks_no_promise(database: DatabaseUnderTest, tmp_p
 
 @pytest.mark.parametrize("name", TRIED)
 def test_the_judge_sees_what_is_broken(name: str, tmp_path: Path) -> None:
-    (control,) = (one for one in controls(None) if one.name == name)
+    (case,) = (one for one in cases(None) if one.name == name)
 
-    seen = checked(control, tmp_path, secrets.randbelow(1_000_000))
+    seen = checked(case, tmp_path, secrets.randbelow(1_000_000))
 
     assert seen.is_right, seen

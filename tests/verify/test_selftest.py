@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 import os
+import random
 from pathlib import Path
 
 import pytest
@@ -11,9 +13,12 @@ from hypothesis import strategies as st
 
 from sqlmq.verify.judge.rules.cycles import strongly_connected, without_loose_ends
 from sqlmq.verify.judge.verdict import judged
-from sqlmq.verify.selftest.cases import Control, checked
-from sqlmq.verify.selftest.edits import EDITS, Edit, controls, edited
-from sqlmq.verify.selftest.simulator import Simulation
+from tests.verify.selftest import mutations
+from tests.verify.selftest.__main__ import main
+from tests.verify.selftest.cases import Case, checked
+from tests.verify.selftest.edits import EDITS, Edit, cases, edited
+from tests.verify.selftest.mutations import MUTATIONS
+from tests.verify.selftest.simulator import Simulation
 
 EXAMPLES = int(os.environ.get("SQLMQ_VERIFY_EXAMPLES", "10"))
 
@@ -55,16 +60,16 @@ def test_there_is_an_edit_for_each_anomaly_of_safety() -> None:
 
 
 def test_a_control_is_right_only_if_what_was_expected_was_found() -> None:
-    correct = next(controls())
-    expecting = Control("x", "x", frozenset({"A1"}), correct.happen)
+    correct = next(cases())
+    expecting = Case("x", "x", frozenset({"A1"}), correct.happen)
 
     assert checked(correct, Path(), 1).is_right
     assert not checked(expecting, Path(), 1).is_right
 
 
 def test_a_control_that_must_be_accepted_is_wrong_if_anything_is_found() -> None:
-    lost = next(one for one in controls() if one.name == "lost-message")
-    expecting_nothing = Control("x", "x", frozenset(), lost.happen)
+    lost = next(one for one in cases() if one.name == "lost-message")
+    expecting_nothing = Case("x", "x", frozenset(), lost.happen)
 
     assert not checked(expecting_nothing, Path(), 1).is_right
 
@@ -83,3 +88,64 @@ def test_circles_are_what_leads_to_each_other(edges: list[list[int]]) -> None:
     found = {frozenset(component) for component in strongly_connected(edges, without_loose_ends(edges))}
 
     assert found == {one for one in expected if len(one) > 1}
+
+
+def test_selftest_prints_what_was_caught(capsys: pytest.CaptureFixture[str]) -> None:
+    exit_code = main(["--only", "correct", "--only", "lost-message"])
+
+    rows = [line.split() for line in capsys.readouterr().out.splitlines()[1:]]
+    assert [(row[0], row[-1]) for row in rows] == [("correct", "yes"), ("lost-message", "yes")]
+    assert "A1" in " ".join(rows[1][2:])
+    assert exit_code == 0
+
+
+def test_selftest_fails_if_something_was_not_caught(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from sqlmq.verify.judge import verdict
+
+    monkeypatch.setattr(verdict, "SAFETY", ())
+
+    exit_code = main(["--only", "lost-message"])
+
+    assert exit_code == 1
+    assert "NO" in capsys.readouterr().out
+
+
+def test_selftest_lists_the_cases_if_none_has_the_name(capsys: pytest.CaptureFixture[str]) -> None:
+    exit_code = main(["--only", "nonsense"])
+
+    assert exit_code == 2
+    assert "lost-message" in capsys.readouterr().err
+
+
+def test_every_mutation_replaces_a_step_that_the_library_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    patched: dict[str, list[tuple[object, str, object]]] = {name: [] for name in MUTATIONS}
+
+    for name, mutation in MUTATIONS.items():
+        monkeypatch.setattr(mutations, "_patch", lambda *patch, _name=name: patched[_name].append(patch))
+        mutation.apply(random.Random(0))
+
+    wrong = [
+        f"{mutation}: {name} of {owner!r}"
+        for mutation, patches in patched.items()
+        for owner, name, replacement in patches
+        if not _can_replace(getattr(owner, name, None), replacement)
+    ]
+    assert all(patched.values())
+    assert wrong == []
+
+
+def _can_replace(original: object, replacement: object) -> bool:
+    """Whether *replacement* accepts the arguments that *original* is called with."""
+    replacement = replacement.__func__ if isinstance(replacement, staticmethod) else replacement
+    if not callable(original) or not callable(replacement):
+        return False
+    parameters = inspect.signature(original).parameters.values()
+    positional = [None for one in parameters if one.kind is one.POSITIONAL_OR_KEYWORD]
+    keywords = {one.name: None for one in parameters if one.kind is one.KEYWORD_ONLY}
+    try:
+        inspect.signature(replacement).bind(*positional, **keywords)
+    except TypeError:
+        return False
+    return True

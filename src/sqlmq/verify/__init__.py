@@ -6,5 +6,4 @@ report     what the judge says, as JSON, Markdown and JUnit XML
 plan       what a run does, by a seed
 databases  what a run has to know of databases by itself
 workload   a run: processes with roles, and the nemesis that disturbs them
-selftest   wrong histories, and a library with wrong steps, that the judge must catch
 """

@@ -89,8 +89,9 @@ class Plan:
     """How long a handler takes at most."""
     drain_seconds: float = 60.0
     """How long the groups may take, when all is over, to read what is left."""
-    sabotage: str | None = None
-    """What of the library is broken in the processes of this run."""
+    process_hook: str | None = None
+    """``module:function`` to call at the start of each process, with its random choices: tests of the judge break one step of
+    the library this way."""
 
     @classmethod
     def of(cls, url: str | None, schema: str | None, run: str, directory: Path, **options: Any) -> Self:  # noqa: ANN401 - the other fields

@@ -1,23 +1,16 @@
-"""``sqlmq verify``: histories of what clients did, judged; and the judge put to the test."""
+"""``sqlmq verify``: run the queue under faults and judge what its clients saw."""
 
 from __future__ import annotations
 
-import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
-from sqlmq.cli.commands.verify_run import check_system, run
-from sqlmq.cli.output import json_option, say, show
-from sqlmq.cli.settings import Settings, database_options, example, pass_settings
+from sqlmq.cli.commands.verify_run import run
+from sqlmq.cli.output import json_option, say
+from sqlmq.cli.settings import database_options, example
 from sqlmq.verify import history, report
 from sqlmq.verify.judge.verdict import judged
-from sqlmq.verify.selftest import edits
-from sqlmq.verify.selftest.cases import checked
-
-if TYPE_CHECKING:
-    from sqlmq.verify.selftest.cases import Control
 
 _USAGE = 64
 """What is given can't be judged: as sysexits.h has it."""
@@ -33,9 +26,7 @@ Exit codes:
   64  what was given can't be read"""
 
 
-@click.group(
-    epilog=example("sqlmq verify run --duration 30 --out found", "sqlmq verify check found", "sqlmq verify selftest")
-)
+@click.group(epilog=example("sqlmq verify run --duration 30 --out found", "sqlmq verify check found"))
 @database_options
 def verify() -> None:
     """Find out by trial whether the queue keeps its promises.
@@ -105,57 +96,7 @@ def check(
     click.get_current_context().exit(verdict.exit_code)
 
 
-@verify.command(
-    epilog=example(
-        "sqlmq verify selftest",
-        "sqlmq verify selftest --only lost-message --seed 3",
-        "sqlmq verify selftest --sabotage --only unbroken --only effects-apart",
-    )
-)
-@click.option("--seed", type=int, default=0, show_default=True, help="Choose the histories by this number.")
-@click.option("--only", multiple=True, metavar="NAME", help="Only this one; may be given again.")
-@click.option(
-    "--sabotage",
-    is_flag=True,
-    help="Break the library itself, one thing after the other, in runs of some seconds; on SQLite, or at --url.",
-)
-@json_option
-@database_options
-@pass_settings
-def selftest(settings: Settings, /, seed: int, only: tuple[str, ...], *, sabotage: bool, as_json: bool) -> None:
-    """Give the judge wrong histories, each of a kind, and see whether it catches them all.
-
-    The exit code is 0 if it caught each by its name, and accepted the correct one; else 1.
-    """
-    known = _sabotaged(settings.url) if sabotage else list(edits.controls())
-    controls = [one for one in known if not only or one.name in only]
-    if not controls:
-        message = f"There is no control of that name; there are {', '.join(one.name for one in known)}."
-        raise click.BadParameter(message, param_hint="--only")
-    rows = []
-    for control in controls:
-        with tempfile.TemporaryDirectory() as directory:
-            one = checked(control, Path(directory), seed)
-        expected = ", ".join(sorted(control.expected)) or "nothing"
-        found = ", ".join(sorted(one.found)) or "nothing"
-        rows.append({"control": control.name, "expected": expected, "found": found, "caught": one.is_right})
-    show(
-        [row | {"caught": row["caught"] if as_json else "yes" if row["caught"] else "NO"} for row in rows],
-        ("control", "expected", "found", "caught"),
-        as_json=as_json,
-    )
-    if not all(row["caught"] for row in rows):
-        click.get_current_context().exit(1)
-
-
 verify.add_command(run)
-
-
-def _sabotaged(url: str | None) -> list[Control]:
-    from sqlmq.verify.selftest import mutation_runs
-
-    check_system()
-    return mutation_runs.controls(url)
 
 
 def _read(paths: tuple[Path, ...], final_path: Path | None) -> tuple[list[history.Event], history.Final | None]:

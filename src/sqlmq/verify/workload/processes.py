@@ -9,6 +9,7 @@ import contextlib
 import logging
 import multiprocessing
 import os
+import pkgutil
 import signal
 import sys
 import threading
@@ -148,11 +149,9 @@ def live(plan: Plan, role: Role, number: int, until: float) -> None:
     os.dup2(errors, 2)
     os.dup2(errors, 1)
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(name)s %(message)s", stream=sys.stderr)
-    if plan.sabotage is not None:
-        from sqlmq.verify.selftest import mutations
-
-        mutations.commit(plan.sabotage, plan.chosen("sabotage", role.name, number))
     try:
+        if plan.process_hook is not None:
+            pkgutil.resolve_name(plan.process_hook)(plan.chosen("hook", role.name, number))
         role.work(Life(plan, role, number, until))
     except BaseException:  # noqa: BLE001 - told, and judged by the exit code
         traceback.print_exc()
@@ -328,7 +327,6 @@ def _context() -> BaseContext:
         [
             "__main__",
             "sqlmq.verify.workload.run",
-            "sqlmq.verify.selftest.mutations",
             "sqlmq.dialects.postgresql.dialect",
             "sqlmq.dialects.sqlite.dialect",
         ]

@@ -1,14 +1,14 @@
-"""Correct histories of which one thing is changed, each so that a promise is broken: controls that need no database."""
+"""Correct histories of which one thing is changed, each so that a promise is broken: cases that need no database."""
 
 from __future__ import annotations
 
 import random
 from typing import TYPE_CHECKING, NamedTuple
 
-from sqlmq.verify.selftest import delivery_edits, log_edits
-from sqlmq.verify.selftest.cases import Control
-from sqlmq.verify.selftest.draft import Draft, NotPossibleError
-from sqlmq.verify.selftest.simulator import Simulation
+from tests.verify.selftest import delivery_edits, log_edits
+from tests.verify.selftest.cases import Case
+from tests.verify.selftest.draft import Draft, NotPossibleError
+from tests.verify.selftest.simulator import Simulation
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -88,12 +88,12 @@ def edited(edit: Edit, seed: int) -> Draft:
     raise NotPossibleError(message)
 
 
-def controls() -> Iterator[Control]:
-    """A control that nothing is wrong with, and one for each edit."""
-    yield Control("correct", "nothing", frozenset(), _correct)
+def cases() -> Iterator[Case]:
+    """A case that nothing is wrong with, and one for each edit."""
+    yield Case("correct", "nothing", frozenset(), _correct)
     for edit in EDITS:
         meaning = (edit.change.__doc__ or "").strip().rstrip(".")
-        yield Control(edit.name, meaning, frozenset({edit.code}), _happening(edit))
+        yield Case(edit.name, meaning, frozenset({edit.code}), _happening(edit))
 
 
 def _correct(_: Path, seed: int) -> tuple[list[Event], Final | None]:

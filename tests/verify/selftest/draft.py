@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from sqlmq.verify.history import Json
-    from sqlmq.verify.selftest.simulator import History, Line
+    from tests.verify.selftest.simulator import History, Line
 
 T = TypeVar("T")
 

@@ -6,12 +6,12 @@ from collections import defaultdict
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
-from sqlmq.verify.selftest.draft import NotPossibleError, listed, messages, number
+from tests.verify.selftest.draft import NotPossibleError, listed, messages, number
 
 if TYPE_CHECKING:
     from sqlmq.verify.history import Json
-    from sqlmq.verify.selftest.draft import Draft
-    from sqlmq.verify.selftest.simulator import Line
+    from tests.verify.selftest.draft import Draft
+    from tests.verify.selftest.simulator import Line
 
 _CONTENT = ("m", "h", "key", "at")
 

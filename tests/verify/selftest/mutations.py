@@ -1,6 +1,6 @@
-"""Deliberate damage to the library, in the processes of a run, which the judge has to find, or nobody can trust it.
+"""Mistakes in the library, made on purpose in the processes of a run. The judge has to find each one.
 
-Each sabotage puts something else in the place of one step of the library, as a mistake in it would.
+Each mutation replaces one step of the library with a wrong one.
 """
 
 from __future__ import annotations
@@ -44,21 +44,23 @@ _SELDOM, _OFTEN = 0.03, 0.2
 
 
 @dataclass(frozen=True, slots=True)
-class Sabotage:
+class Mutation:
     """One mistake, and what it leads to."""
 
     name: str
     breaks: str
     """What goes wrong, in a sentence."""
     expected: str
-    """The codes of anomalies of which one has to be found. There may be others."""
+    """The codes of anomalies; at least one of them has to be found. There may be others."""
     apply: Callable[[random.Random], None]
+    """Breaks the library in this process for good. The random choices decide when the mistake happens."""
     changes: Mapping[str, Any]
-    """What a plan has to have for the mistake to show."""
+    """Fields of a plan without which the mistake does not show."""
 
     def planned(self, plan: Plan) -> Plan:
-        """*plan*, short, with this sabotage and what brings it to light."""
-        return replace(plan, sabotage=self.name, **{**_SHORT, **self.changes})
+        """Return *plan*, shortened, with this mutation in each of its processes."""
+        hook = f"{self.apply.__module__}:{self.apply.__qualname__}"
+        return replace(plan, process_hook=hook, **{**_SHORT, **self.changes})
 
 
 _SHORT: dict[str, Any] = {
@@ -72,34 +74,29 @@ _SHORT: dict[str, Any] = {
     "drain_seconds": 5.0,
 }
 
-SABOTAGES: dict[str, Sabotage] = {}
+MUTATIONS: dict[str, Mutation] = {}
 """All of them, by name."""
 
 
-def commit(name: str, chosen: random.Random) -> None:
-    """Break the library, in this process, for good."""
-    SABOTAGES[name].apply(chosen)
-
-
-def _sabotage(
+def _mutation(
     name: str,
     breaks: str,
     expected: str,
-    **changes: Any,  # noqa: ANN401 - fields of a plan
+    **changes: Any,  # fields of a plan
 ) -> Callable[[Callable[[random.Random], None]], Callable[[random.Random], None]]:
-    def keep(apply: Callable[[random.Random], None]) -> Callable[[random.Random], None]:
-        SABOTAGES[name] = Sabotage(name, breaks, expected, apply, changes)
+    def register(apply: Callable[[random.Random], None]) -> Callable[[random.Random], None]:
+        MUTATIONS[name] = Mutation(name, breaks, expected, apply, changes)
         return apply
 
-    return keep
+    return register
 
 
-def _put(owner: object, name: str, other: object) -> None:
-    """Have *owner* call *other* instead."""
-    setattr(owner, name, other)
+def _patch(owner: object, name: str, replacement: object) -> None:
+    """Replace *name* of *owner*. A test checks that *owner* has it, and that *replacement* can be called like it."""
+    setattr(owner, name, replacement)
 
 
-@_sabotage(
+@_mutation(
     "acknowledged-uncommitted", "Now and then a message is acknowledged, and its transaction is rolled back.", "A1"
 )
 def _acknowledged_uncommitted(chosen: random.Random) -> None:
@@ -115,10 +112,10 @@ def _acknowledged_uncommitted(chosen: random.Random) -> None:
         self._wake(topic.id)
         return results
 
-    _put(Producer, "_append_load", append_load)
+    _patch(Producer, "_append_load", append_load)
 
 
-@_sabotage("numbered-without-lock", "Offsets are looked up before the partition is locked, and given twice.", "A5")
+@_mutation("numbered-without-lock", "Offsets are looked up before the partition is locked, and given twice.", "A5")
 def _numbered_without_lock(_chosen: random.Random) -> None:
     def append_load(self: Producer, topic: Topic, load: AppendBatch) -> list[ProducerResult]:
         database = self._database
@@ -135,10 +132,10 @@ def _numbered_without_lock(_chosen: random.Random) -> None:
         self._wake(topic.id)
         return produce._results(load, bases)
 
-    _put(Producer, "_append_load", append_load)
+    _patch(Producer, "_append_load", append_load)
 
 
-@_sabotage("number-left-out", "Now and then an offset is left out, as a sequence does after a rollback.", "A6")
+@_mutation("number-left-out", "Now and then an offset is left out, as a sequence does after a rollback.", "A6")
 def _number_left_out(chosen: random.Random) -> None:
     original = Producer._append_load
 
@@ -155,10 +152,10 @@ def _number_left_out(chosen: random.Random) -> None:
             conn.commit()
         return [result._replace(offset=result.offset + 1)]
 
-    _put(Producer, "_append_load", append_load)
+    _patch(Producer, "_append_load", append_load)
 
 
-@_sabotage(
+@_mutation(
     "hole-passed-over",
     "An offset may appear behind one that is read already, and readers step over what is missing.",
     "B1",
@@ -192,11 +189,11 @@ def _hole_passed_over(_chosen: random.Random) -> None:
         dense = [row for place, row in enumerate(arrival.rows) if offsets[place] == expected + place]
         receive(self, FetchedRecords(arrival.topic, arrival.partition, dense, moments_from_us=arrival.moments_from_us))
 
-    _put(Producer, "_append_load", append_load)
-    _put(partition.AssignedPartition, "receive", receive_with_holes)
+    _patch(Producer, "_append_load", append_load)
+    _patch(partition.AssignedPartition, "receive", receive_with_holes)
 
 
-@_sabotage("value-cut", "Now and then a value is cut short on its way into the log.", "A3")
+@_mutation("value-cut", "Now and then a value is cut short on its way into the log.", "A3")
 def _value_cut(chosen: random.Random) -> None:
     original = RecordBatch.of
 
@@ -205,10 +202,10 @@ def _value_cut(chosen: random.Random) -> None:
         values = [value[:-1] if chosen.random() < _SELDOM else value for value in contents.values]
         return contents._replace(values=values)
 
-    _put(RecordBatch, "of", staticmethod(of))
+    _patch(RecordBatch, "of", staticmethod(of))
 
 
-@_sabotage("sent-again", "Now and then a message is sent again, as after an answer that was lost.", "A4")
+@_mutation("sent-again", "Now and then a message is sent again, as after an answer that was lost.", "A4")
 def _sent_again(chosen: random.Random) -> None:
     original = Producer._append_load
 
@@ -217,20 +214,20 @@ def _sent_again(chosen: random.Random) -> None:
             original(self, topic, load)
         return original(self, topic, load)
 
-    _put(Producer, "_append_load", append_load)
+    _patch(Producer, "_append_load", append_load)
 
 
-@_sabotage("coalesced-backwards", "Calls that are sent together are sent in reverse order.", "A7")
+@_mutation("coalesced-backwards", "Calls that are sent together are sent in reverse order.", "A7")
 def _coalesced_backwards(_chosen: random.Random) -> None:
     original = Batcher.__init__
 
     def init(self: Batcher, topic: str, append: Callable[[list[RoutedMessage]], list[ProducerResult]]) -> None:
         original(self, topic, lambda routed: append(routed[::-1])[::-1])
 
-    _put(Batcher, "__init__", init)
+    _patch(Batcher, "__init__", init)
 
 
-@_sabotage("batch-in-pieces", "A batch goes in two transactions.", "A8")
+@_mutation("batch-in-pieces", "A batch goes in two transactions.", "A8")
 def _batch_in_pieces(_chosen: random.Random) -> None:
     original = Producer._append_many
 
@@ -242,10 +239,10 @@ def _batch_in_pieces(_chosen: random.Random) -> None:
         time.sleep(0.02)
         return first + original(self, contents.between(count // 2, count))
 
-    _put(Producer, "_append_many", append_many)
+    _patch(Producer, "_append_many", append_many)
 
 
-@_sabotage(
+@_mutation(
     "published-after-rollback", "What a transaction was to publish is published although it is rolled back.", "A2"
 )
 def _published_after_rollback(_chosen: random.Random) -> None:
@@ -263,25 +260,25 @@ def _published_after_rollback(_chosen: random.Random) -> None:
             later.daemon = True
             later.start()
 
-    _put(_Outbox, "_forget", forget)
+    _patch(_Outbox, "_forget", forget)
 
 
-@_sabotage("savepoint-ignored", "A savepoint that is rolled back takes no message back.", "A2")
+@_mutation("savepoint-ignored", "A savepoint that is rolled back takes no message back.", "A2")
 def _savepoint_ignored(_chosen: random.Random) -> None:
-    _put(_Outbox, "_rollback_savepoint", lambda *_: None)
+    _patch(_Outbox, "_rollback_savepoint", lambda *_: None)
 
 
-@_sabotage("delivered-early", "Delayed messages are due at once.", "B11")
+@_mutation("delivered-early", "Delayed messages are due at once.", "B11")
 def _delivered_early(_chosen: random.Random) -> None:
     original = staging.delay
 
-    def delay(conn: Connection, dialect: Any, placed: Any, _due: object) -> Any:  # noqa: ANN401 - passed on
+    def delay(conn: Connection, dialect: Any, placed: Any, _due: object) -> Any:
         return original(conn, dialect, placed, 0.0)
 
-    _put(staging, "delay", delay)
+    _patch(staging, "delay", delay)
 
 
-@_sabotage(
+@_mutation(
     "committed-before-handled",
     "The position is committed before the handler is called.",
     "B1",
@@ -291,26 +288,26 @@ def _delivered_early(_chosen: random.Random) -> None:
 def _committed_before_handled(_chosen: random.Random) -> None:
     original = Consumer.deliver
 
-    def hand_out(self: Consumer, receiver: Any, at_most: int) -> list[Message]:  # noqa: ANN401 - passed on
+    def hand_out(self: Consumer, receiver: Any, at_most: int) -> list[Message]:
         messages = original(self, receiver, at_most)
         self._buffer.acknowledge(receiver, also_left=True)
         self._coordinator.commit_due()
         return messages
 
-    _put(Consumer, "deliver", hand_out)
+    _patch(Consumer, "deliver", hand_out)
 
 
-@_sabotage("handed-out-incompletely", "Now and then a message is lost between the log and the application.", "B1")
+@_mutation("handed-out-incompletely", "Now and then a message is lost between the log and the application.", "B1")
 def _handed_out_incompletely(chosen: random.Random) -> None:
     original = FetchBuffer.deliver
 
-    def hand_out(self: FetchBuffer, receiver: Any, at_most: int) -> list[Message]:  # noqa: ANN401 - passed on
+    def hand_out(self: FetchBuffer, receiver: Any, at_most: int) -> list[Message]:
         return [one for one in original(self, receiver, at_most) if chosen.random() >= _SELDOM]
 
-    _put(FetchBuffer, "deliver", hand_out)
+    _patch(FetchBuffer, "deliver", hand_out)
 
 
-@_sabotage(
+@_mutation(
     "fence-ignored",
     "A member does not look whether a partition is still its own, and its commits are accepted all the same.",
     "B6 B4",
@@ -324,10 +321,10 @@ def _handed_out_incompletely(chosen: random.Random) -> None:
 def _fence_ignored(_chosen: random.Random) -> None:
     def unfenced(
         conn: Connection,
-        dialect: Any,  # noqa: ANN401 - passed on
-        group: Any,  # noqa: ANN401 - passed on
+        dialect: Any,
+        group: Any,
         _member_id: int,
-        finished: Any,  # noqa: ANN401 - passed on
+        finished: Any,
         *,
         marking: bool = False,
         **_more: bool,
@@ -337,33 +334,33 @@ def _fence_ignored(_chosen: random.Random) -> None:
         return commits
 
     original = Coordinator.ensure_assignment
-    _put(consume, "commit", unfenced)
-    _put(Coordinator, "ensure_assignment", lambda self: False if self.claimed else original(self))
+    _patch(consume, "commit", unfenced)
+    _patch(Coordinator, "ensure_assignment", lambda self: False if self.claimed else original(self))
 
 
-@_sabotage("failure-forgotten", "A message whose handler failed is not set aside, and the position moves on.", "B1")
+@_mutation("failure-forgotten", "A message whose handler failed is not set aside, and the position moves on.", "B1")
 def _failure_forgotten(_chosen: random.Random) -> None:
     record, put = attempts.record, AttemptRecorder._put
 
-    def record_nothing(conn: Connection, dialect: Any, seat: Any, position: Commit, outcome: Any) -> bool:  # noqa: ANN401 - passed on
+    def record_nothing(conn: Connection, dialect: Any, seat: Any, position: Commit, outcome: Any) -> bool:
         if outcome.state == "waiting":
             return attempts._move(conn, dialect, seat, position)
         return record(conn, dialect, seat, position, outcome)
 
-    def put_nothing(self: AttemptRecorder, attempt: Any, chosen: FailureAction, waiting: Any) -> None:  # noqa: ANN401 - passed on
+    def put_nothing(self: AttemptRecorder, attempt: Any, chosen: FailureAction, waiting: Any) -> None:
         if chosen is not FailureAction.ASIDE:
             put(self, attempt, chosen, waiting)
 
-    _put(attempts, "record", record_nothing)
-    _put(AttemptRecorder, "_put", put_nothing)
+    _patch(attempts, "record", record_nothing)
+    _patch(AttemptRecorder, "_put", put_nothing)
 
 
-@_sabotage("groups-unprotected", "Retention takes messages that a group has not read.", "B9", handling_seconds=1.0)
+@_mutation("groups-unprotected", "Retention takes messages that a group has not read.", "B9", handling_seconds=1.0)
 def _groups_unprotected(_chosen: random.Random) -> None:
-    _put(retention, "protected_from", lambda _retention, _standings, _expired, _start, end: end)
+    _patch(retention, "protected_from", lambda _retention, _standings, _expired, _start, end: end)
 
 
-@_sabotage("effects-apart", "A transaction that is rolled back leaves its effects behind.", "B7", mode="transaction")
+@_mutation("effects-apart", "A transaction that is rolled back leaves its effects behind.", "B7", mode="transaction")
 def _effects_apart(_chosen: random.Random) -> None:
     original = TransactionScope.roll_back
 
@@ -373,10 +370,10 @@ def _effects_apart(_chosen: random.Random) -> None:
                 self._root.commit()
         original(self)
 
-    _put(TransactionScope, "roll_back", undo)
+    _patch(TransactionScope, "roll_back", undo)
 
 
-@_sabotage(
+@_mutation(
     "moved-by-rollback", "A transaction that is rolled back moves the position all the same.", "B7", mode="transaction"
 )
 def _moved_by_rollback(chosen: random.Random) -> None:
@@ -393,7 +390,7 @@ def _moved_by_rollback(chosen: random.Random) -> None:
                 offsets.insert_all(conn, database.dialect, self._group, [to])
                 conn.commit()
 
-    _put(TransactionScope, "roll_back", undo)
+    _patch(TransactionScope, "roll_back", undo)
 
 
 def _lock(conn: Connection, producer: Producer, topic: Topic, number: int) -> None:

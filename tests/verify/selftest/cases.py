@@ -12,7 +12,7 @@ from sqlmq.verify.judge.verdict import judged
 
 
 @dataclass(frozen=True, slots=True)
-class Control:
+class Case:
     """A wrong history, or a broken queue that makes one."""
 
     name: str
@@ -25,9 +25,9 @@ class Control:
 
 
 class Checked(NamedTuple):
-    """What the judge said of a control."""
+    """What the judge said of a case."""
 
-    control: Control
+    case: Case
     found: frozenset[str]
     """The codes of what it found."""
     outcome: str
@@ -35,13 +35,13 @@ class Checked(NamedTuple):
     @property
     def is_right(self) -> bool:
         """Whether the judge saw what there was to see, and nothing where there was nothing."""
-        if not self.control.expected:
+        if not self.case.expected:
             return not self.found and self.outcome == "valid"
-        return bool(self.found & self.control.expected) and self.outcome != "valid"
+        return bool(self.found & self.case.expected) and self.outcome != "valid"
 
 
-def checked(control: Control, directory: Path, seed: int) -> Checked:
+def checked(case: Case, directory: Path, seed: int) -> Checked:
     """Bring a wrong history about, and have it judged."""
-    events, final = control.happen(directory, seed)
+    events, final = case.happen(directory, seed)
     verdict = judged(events, final)
-    return Checked(control, frozenset(verdict.findings.counts), verdict.outcome)
+    return Checked(case, frozenset(verdict.findings.counts), verdict.outcome)

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TypeAlias
 
 from sqlmq.verify.history import Delivered, Placed, Sent, event_of, final_of
-from sqlmq.verify.selftest.simulated_members import lease_member, run_member, transaction_member
+from tests.verify.selftest.simulated_members import lease_member, run_member, transaction_member
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator

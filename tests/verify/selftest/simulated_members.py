@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Generator
 
-    from sqlmq.verify.selftest.simulator import GroupState, Simulation, Steps
+    from tests.verify.selftest.simulator import GroupState, Simulation, Steps
 
 LEASE_SECONDS = 2.0
 _MAX_ATTEMPTS = 3

@@ -8,34 +8,32 @@ from typing import TYPE_CHECKING
 
 from sqlmq.verify import history
 from sqlmq.verify.plan import Plan
-from sqlmq.verify.selftest.cases import Control
-from sqlmq.verify.selftest.mutations import SABOTAGES
 from sqlmq.verify.workload import run
+from tests.verify.selftest.cases import Case
+from tests.verify.selftest.mutations import MUTATIONS
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from sqlmq.verify.history import Event, Final
-    from sqlmq.verify.selftest.mutations import Sabotage
+    from tests.verify.selftest.mutations import Mutation
 
 UNBROKEN = "unbroken"
 """The name of the run in which nothing is broken."""
 
 
-def controls(url: str | None) -> list[Control]:
-    """One in which nothing is broken, and one for each sabotage; at *url*, or in a file of their own."""
+def cases(url: str | None) -> list[Case]:
+    """One in which nothing is broken, and one for each mutation; at *url*, or in a file of their own."""
     return [
-        Control(
-            UNBROKEN, "Nothing: this is the library as it is, under faults.", frozenset(), partial(_run, url, None)
-        ),
+        Case(UNBROKEN, "Nothing: this is the library as it is, under faults.", frozenset(), partial(_run, url, None)),
         *(
-            Control(one.name, one.breaks, frozenset(one.expected.split()), partial(_run, url, one))
-            for one in SABOTAGES.values()
+            Case(one.name, one.breaks, frozenset(one.expected.split()), partial(_run, url, one))
+            for one in MUTATIONS.values()
         ),
     ]
 
 
-def _run(url: str | None, sabotage: Sabotage | None, directory: Path, seed: int) -> tuple[list[Event], Final | None]:
+def _run(url: str | None, mutation: Mutation | None, directory: Path, seed: int) -> tuple[list[Event], Final | None]:
     plan = Plan.of(
         url,
         None,
@@ -51,5 +49,5 @@ def _run(url: str | None, sabotage: Sabotage | None, directory: Path, seed: int)
         fault_seconds=0.5,
         handling_seconds=0.1,
     )
-    run.perform(plan if sabotage is None else sabotage.planned(plan))
+    run.perform(plan if mutation is None else mutation.planned(plan))
     return history.read_directory(directory)
