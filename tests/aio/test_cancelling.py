@@ -118,7 +118,7 @@ async def test_a_cancelled_consumer_skips_nothing(mq: AsyncMQ, method: str) -> N
             received += [message.value for message in await consumer.poll(timeout=PATIENCE_SECONDS)]
     await consumer.commit()
     assert set(received) == {*sent, b"end"}
-    assert consumer._sync._buffer._in_hand == {}
+    assert consumer._sync._buffer._in_flight == {}
     assert (await mq.describe_group("orders", "billing")).lag == 0
     await log_of(mq)
 

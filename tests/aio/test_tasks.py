@@ -203,8 +203,8 @@ async def test_messages_that_were_read_ahead_take_no_thread(
 
     monkeypatch.setattr(consumer._threads, "_start", count_and_start)
     # Nothing else falls due.
-    monkeypatch.setattr(consumer._sync._buffer, "_refill_at", math.inf)
-    monkeypatch.setattr(consumer._sync._coordinator, "_survey_at", math.inf)
+    monkeypatch.setattr(consumer._sync._buffer, "_fetch_more_at", math.inf)
+    monkeypatch.setattr(consumer._sync._coordinator, "_check_group_at", math.inf)
 
     if way == "consume":
         found = [await take(consumer) for _ in range(499)]

@@ -181,9 +181,9 @@ def test_no_more_bytes_are_read_ahead_than_allowed(make_mq: MakeMQ) -> None:
     consumer = mq.consumer("orders", "billing")
 
     messages = consumer.poll(10, timeout=PATIENCE_SECONDS)
-    (progress,) = consumer._coordinator.claimed.values()
+    (progress,) = consumer._coordinator.assigned.values()
 
-    assert len(messages) + progress.ahead <= 3
+    assert len(messages) + progress.prefetched <= 3
 
 
 def test_no_more_messages_are_read_ahead_than_allowed(make_mq: MakeMQ) -> None:
@@ -193,7 +193,7 @@ def test_no_more_messages_are_read_ahead_than_allowed(make_mq: MakeMQ) -> None:
 
     consumer.consume(timeout=PATIENCE_SECONDS)
 
-    assert sum(progress.ahead for progress in consumer._coordinator.claimed.values()) <= 9
+    assert sum(progress.prefetched for progress in consumer._coordinator.assigned.values()) <= 9
 
 
 @pytest.mark.pgbouncer

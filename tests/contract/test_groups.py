@@ -253,10 +253,10 @@ def test_heartbeats_go_on_while_a_consumer_is_long_in_committing(
     monkeypatch.setattr("sqlmq.consumer.consumer.Consumer.housekeeping", hang)
     owned = make_mq(lease_seconds=1).consumer("orders", "billing")._coordinator
     assert is_tending.wait(PATIENCE_SECONDS)
-    trusted_until = owned._trusted_until
+    trusted_until = owned._lease_valid_until
 
     try:
-        until(lambda: owned._trusted_until > trusted_until, "a heartbeat", seconds=10)
+        until(lambda: owned._lease_valid_until > trusted_until, "a heartbeat", seconds=10)
     finally:
         may_go_on.set()
 

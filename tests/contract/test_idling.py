@@ -195,11 +195,11 @@ def test_a_look_that_hangs_holds_up_neither_messages_nor_heartbeats(
         monkeypatch.setattr(poll, "look", hang)
         try:
             assert hangs.wait(PATIENCE_SECONDS)
-            trusted_until = consumer._coordinator._trusted_until
+            trusted_until = consumer._coordinator._lease_valid_until
             there.producer("orders").produce(Message(b"42"))
 
             assert values(answer.result(PATIENCE_SECONDS / 2)) == [b"42"]
-            until(lambda: consumer._coordinator._trusted_until > trusted_until, "a heartbeat")
+            until(lambda: consumer._coordinator._lease_valid_until > trusted_until, "a heartbeat")
         finally:
             may_go_on.set()
 

@@ -144,8 +144,8 @@ def test_what_was_left_is_fenced_from_the_one_that_left_it(services: Services) -
     service = services.start()
     services.until_counts(6)
     owned = service.consumer._coordinator
-    until(lambda: len(owned.claimed) == PARTITIONS, "the member to hear what it has claimed")
-    progress = next(iter(owned.claimed.values()))
+    until(lambda: len(owned.assigned) == PARTITIONS, "the member to hear what it has claimed")
+    progress = next(iter(owned.assigned.values()))
 
     service.end(signal.SIGTERM)
 

@@ -165,7 +165,7 @@ def test_what_lay_free_longest_is_taken_first() -> None:
 @given(group=groups())
 def test_a_member_that_misses_a_partition_tries_for_none_while_none_is_free(group: tuple[list[int], Owners]) -> None:
     ids, owners = group
-    members = [MemberSnapshot(id_, is_waiting=True, joined_seconds=LONG_AGO_SECONDS) for id_ in ids]
+    members = [MemberSnapshot(id_, wants_partitions=True, joined_seconds=LONG_AGO_SECONDS) for id_ in ids]
     claims = [ClaimSnapshot(number, owner or ids[0], 0.0) for number, owner in owners.items()]
 
     assert [assign(id_, members, claims, LEASE_SECONDS).take_at_most for id_ in ids] == [0] * len(ids)

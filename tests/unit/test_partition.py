@@ -85,9 +85,9 @@ def test_forgetting_what_was_read_ahead_reads_it_again() -> None:
     progress = begun(5)
     progress.deliver(2)
 
-    progress.drop_ahead()
+    progress.drop_prefetched()
 
-    assert (progress.ahead, progress.read_position) == (0, START + 2)
+    assert (progress.prefetched, progress.read_position) == (0, START + 2)
 
 
 def test_what_is_lent_is_done_message_by_message() -> None:
@@ -158,7 +158,7 @@ def test_a_gap_in_the_middle_is_an_error_and_keeps_nothing() -> None:
     with pytest.raises(OffsetGapError):
         progress.receive(log(START, START + 4, but=START + 2))
 
-    assert progress.ahead == 0
+    assert progress.prefetched == 0
 
 
 class Model(RuleBasedStateMachine):
@@ -178,7 +178,7 @@ class Model(RuleBasedStateMachine):
         self.end = max(self.end, start + count)
         self.progress.receive(log(start, start + count))
 
-    @precondition(lambda self: self.progress.ahead)
+    @precondition(lambda self: self.progress.prefetched)
     @rule(at_most=st.integers(1, 5))
     def hand_out(self, at_most: int) -> None:
         expected = self.progress.next_offset - sum(len(span.pending) for span in self.spans)
@@ -188,7 +188,7 @@ class Model(RuleBasedStateMachine):
         self.spans.append(span)
         self.given[span] = list(range(expected, expected + len(messages)))
 
-    @precondition(lambda self: self.progress.ahead)
+    @precondition(lambda self: self.progress.prefetched)
     @rule(at_most=st.integers(1, 5))
     def lend(self, at_most: int) -> None:
         span = self.progress.deliver_lazily(at_most)
@@ -222,7 +222,7 @@ class Model(RuleBasedStateMachine):
 
     @rule()
     def drop_ahead(self) -> None:
-        self.progress.drop_ahead()
+        self.progress.drop_prefetched()
 
     @rule()
     def commit(self) -> None:
@@ -238,7 +238,7 @@ class Model(RuleBasedStateMachine):
         held = {offset for span in self.spans for offset in self.given[span]}
         lent = {message.offset for span in self.spans for message in span.pending}
         assert set(range(START, self.progress.next_offset)) <= held | lent | self.finished
-        assert self.progress.read_position == self.progress.next_offset + self.progress.ahead
+        assert self.progress.read_position == self.progress.next_offset + self.progress.prefetched
 
     @invariant()
     def it_is_idle_exactly_when_nothing_is_in_hand(self) -> None:
@@ -254,7 +254,7 @@ def test_a_partition_follows_a_position_that_somebody_else_has_moved_on() -> Non
 
     progress.skip_to(6)
 
-    assert (progress.read_position, progress.committable(), progress.committed, progress.ahead) == (6, 6, 6, 0)
+    assert (progress.read_position, progress.committable(), progress.committed, progress.prefetched) == (6, 6, 6, 0)
     assert not progress.has_uncommitted
 
 
@@ -266,4 +266,4 @@ def test_a_partition_does_not_follow_a_position_that_it_has_passed_or_while_some
     progress.skip_to(9)
     progress.acknowledge(span)
 
-    assert (progress.committable(), progress.ahead) == (6, 1)
+    assert (progress.committable(), progress.prefetched) == (6, 1)

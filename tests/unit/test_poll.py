@@ -49,7 +49,9 @@ def test_the_short_way_and_the_plan_agree(seen: GroupSnapshot, member_id: int, *
 
 def test_a_member_that_is_gone_has_to_look() -> None:
     seen = GroupSnapshot(
-        [MemberSnapshot(1, is_waiting=False, joined_seconds=100.0)], [ClaimSnapshot(0, 1, 0.0)], {1: {0: Claim(0, 1)}}
+        [MemberSnapshot(1, wants_partitions=False, joined_seconds=100.0)],
+        [ClaimSnapshot(0, 1, 0.0)],
+        {1: {0: Claim(0, 1)}},
     )
 
     assert has_changes(view(2, {}), seen, is_settled=True)
@@ -57,7 +59,9 @@ def test_a_member_that_is_gone_has_to_look() -> None:
 
 def test_a_member_whose_claim_somebody_has_taken_has_to_look() -> None:
     seen = GroupSnapshot(
-        [MemberSnapshot(1, is_waiting=False, joined_seconds=100.0)], [ClaimSnapshot(0, 1, 0.0)], {1: {0: Claim(0, 5)}}
+        [MemberSnapshot(1, wants_partitions=False, joined_seconds=100.0)],
+        [ClaimSnapshot(0, 1, 0.0)],
+        {1: {0: Claim(0, 5)}},
     )
 
     assert has_changes(view(1, {0: Claim(0, 4)}), seen, is_settled=True)
@@ -66,8 +70,8 @@ def test_a_member_whose_claim_somebody_has_taken_has_to_look() -> None:
 
 def test_a_member_hands_back_only_what_somebody_waits_for() -> None:
     members = [
-        MemberSnapshot(1, is_waiting=False, joined_seconds=100.0),
-        MemberSnapshot(2, is_waiting=True, joined_seconds=100.0),
+        MemberSnapshot(1, wants_partitions=False, joined_seconds=100.0),
+        MemberSnapshot(2, wants_partitions=True, joined_seconds=100.0),
     ]
     mine = {0: Claim(0, 1), 1: Claim(1, 1)}
     survey = membership.group_view(

@@ -79,24 +79,24 @@ def awaited(ahead: Prefetcher, log: Log, answer: int | Exception) -> FetchResult
 
 def test_what_was_begun_is_received(ahead: Prefetcher, log: Log, positions: Positions) -> None:
     ahead.begin(positions, AT_MOST, None)
-    assert ahead.under_way
-    assert not ahead.is_done
+    assert ahead.positions_under_way
+    assert not ahead.is_ready
     log.answers.put(2)
-    until(lambda: ahead.is_done, "it to be read")
+    until(lambda: ahead.is_ready, "it to be read")
 
     assert offsets(ahead.receive()) == [5, 6]
-    assert not ahead.under_way
+    assert not ahead.positions_under_way
 
 
 def test_the_thread_reads_on_for_somebody_who_waits(ahead: Prefetcher, log: Log, positions: Positions) -> None:
-    ahead.begin(positions, AT_MOST, FetchResult.ends)
+    ahead.begin(positions, AT_MOST, FetchResult.following_positions)
     first = awaited(ahead, log, AT_MOST)
     log.asked.get(timeout=PATIENCE_SECONDS)
 
     assert places(log.asked.get(timeout=PATIENCE_SECONDS)) == [(1, 5 + AT_MOST), (2, 5)]
-    assert ahead.under_way
+    assert ahead.positions_under_way
     assert offsets(first) + offsets(awaited(ahead, log, 3)) == list(range(5, 5 + AT_MOST + 3))
-    assert not ahead.under_way
+    assert not ahead.positions_under_way
 
 
 def test_it_reads_on_where_it_is_told(ahead: Prefetcher, log: Log, positions: Positions) -> None:
@@ -104,7 +104,7 @@ def test_it_reads_on_where_it_is_told(ahead: Prefetcher, log: Log, positions: Po
     ahead.begin(positions, AT_MOST, lambda _read: elsewhere)
     awaited(ahead, log, AT_MOST)
 
-    assert ahead.under_way == elsewhere
+    assert ahead.positions_under_way == elsewhere
     assert offsets(awaited(ahead, log, 2)) == [30, 31]
 
 
@@ -112,40 +112,40 @@ def test_it_reads_on_where_it_is_told(ahead: Prefetcher, log: Log, positions: Po
 def test_it_does_not_if_it_may_not_or_there_is_hardly_more(
     ahead: Prefetcher, log: Log, positions: Positions, answer: int, may_go_on: bool
 ) -> None:
-    ahead.begin(positions, AT_MOST, FetchResult.ends if may_go_on else None)
+    ahead.begin(positions, AT_MOST, FetchResult.following_positions if may_go_on else None)
     awaited(ahead, log, answer)
 
-    assert not ahead.under_way
+    assert not ahead.positions_under_way
 
 
 def test_it_does_not_if_nobody_waits(ahead: Prefetcher, log: Log, positions: Positions) -> None:
-    ahead.begin(positions, AT_MOST, FetchResult.ends)
+    ahead.begin(positions, AT_MOST, FetchResult.following_positions)
     log.answers.put(AT_MOST)
-    until(lambda: ahead.is_done, "it to be read")
+    until(lambda: ahead.is_ready, "it to be read")
     ahead.receive()
 
-    assert not ahead.under_way
+    assert not ahead.positions_under_way
 
 
 def test_an_error_is_received_and_ends_it(ahead: Prefetcher, log: Log, positions: Positions) -> None:
-    ahead.begin(positions, AT_MOST, FetchResult.ends)
+    ahead.begin(positions, AT_MOST, FetchResult.following_positions)
 
     with pytest.raises(LookupError):
         awaited(ahead, log, LookupError())
 
-    assert not ahead.under_way
-    ahead.begin(positions, AT_MOST, FetchResult.ends)
+    assert not ahead.positions_under_way
+    ahead.begin(positions, AT_MOST, FetchResult.following_positions)
     assert len(offsets(awaited(ahead, log, 1))) == 1
 
 
 def test_closing_waits_for_what_the_thread_reads_by_itself(ahead: Prefetcher, log: Log, positions: Positions) -> None:
-    ahead.begin(positions, AT_MOST, FetchResult.ends)
+    ahead.begin(positions, AT_MOST, FetchResult.following_positions)
     awaited(ahead, log, AT_MOST)
     for _ in range(2):
         log.asked.get(timeout=PATIENCE_SECONDS)
     closing = threading.Thread(target=ahead.close, args=(PATIENCE_SECONDS,))
     closing.start()
-    until(lambda: ahead.go_on is None, "closing to begin")
+    until(lambda: ahead.next_fetch is None, "closing to begin")
     assert closing.is_alive()
     log.answers.put(AT_MOST)
     closing.join(PATIENCE_SECONDS)

@@ -16,7 +16,7 @@ from sqlmq.model.retry import (
     delay_seconds,
     is_exhausted,
     is_final,
-    next_stride,
+    next_batch_hint,
 )
 
 POLICIES = (None, "park", "dead", "skip", "stop")
@@ -87,25 +87,25 @@ def test_what_can_not_be_is_refused(options: dict[str, Any], kind: type[Exceptio
 def test_a_message_without_a_key_holds_nobody_back_unless_the_partition_is_to_stop(policy: Any, is_final: bool) -> None:
     chosen = decide(policy, has_key=False, is_final=is_final, is_aside=False)
 
-    assert (chosen in (FailureAction.HOLD, FailureAction.STOP)) is (policy == "stop")
+    assert (chosen in (FailureAction.BLOCK, FailureAction.STOP)) is (policy == "stop")
 
 
 @given(policies, st.booleans(), st.booleans())
 def test_a_final_failure_is_never_tried_again_and_another_one_is(policy: Any, has_key: bool, is_aside: bool) -> None:
     assert decide(policy, has_key=has_key, is_final=True, is_aside=is_aside) not in (
-        FailureAction.ASIDE,
-        FailureAction.HOLD,
+        FailureAction.PARK,
+        FailureAction.BLOCK,
     )
     assert decide(policy, has_key=has_key, is_final=False, is_aside=is_aside) in (
-        FailureAction.ASIDE,
-        FailureAction.HOLD,
+        FailureAction.PARK,
+        FailureAction.BLOCK,
     )
 
 
 @given(policies, st.booleans(), st.booleans())
 def test_what_stands_aside_never_holds_a_partition(policy: Any, has_key: bool, is_final: bool) -> None:
     assert decide(policy, has_key=has_key, is_final=is_final, is_aside=True) not in (
-        FailureAction.HOLD,
+        FailureAction.BLOCK,
         FailureAction.STOP,
     )
 
@@ -113,11 +113,11 @@ def test_what_stands_aside_never_holds_a_partition(policy: Any, has_key: bool, i
 @pytest.mark.parametrize(
     ("policy", "failed", "used_up"),
     [
-        (None, FailureAction.ASIDE, FailureAction.DEAD),
-        ("park", FailureAction.ASIDE, FailureAction.DEAD),
-        ("dead", FailureAction.HOLD, FailureAction.DEAD),
-        ("skip", FailureAction.HOLD, FailureAction.SKIP),
-        ("stop", FailureAction.HOLD, FailureAction.STOP),
+        (None, FailureAction.PARK, FailureAction.DEAD),
+        ("park", FailureAction.PARK, FailureAction.DEAD),
+        ("dead", FailureAction.BLOCK, FailureAction.DEAD),
+        ("skip", FailureAction.BLOCK, FailureAction.SKIP),
+        ("stop", FailureAction.BLOCK, FailureAction.STOP),
     ],
 )
 def test_the_policies_do_to_a_keyed_message_what_the_table_says(
@@ -131,16 +131,16 @@ def test_the_policies_do_to_a_keyed_message_what_the_table_says(
 def test_a_stride_is_within_its_bounds_and_grows_no_faster_than_twofold(
     stride: int, handled: int, seconds: float
 ) -> None:
-    assert 1 <= next_stride(stride, handled, seconds) <= min(2 * stride, 100)
+    assert 1 <= next_batch_hint(stride, handled, seconds) <= min(2 * stride, 100)
 
 
 def test_a_slow_handler_is_counted_message_by_message() -> None:
-    assert next_stride(64, 64, 64 * 0.05) == 1
+    assert next_batch_hint(64, 64, 64 * 0.05) == 1
 
 
 def test_a_fast_handler_is_counted_by_the_hundred() -> None:
     stride = 1
     for _ in range(10):
-        stride = next_stride(stride, stride, stride * 0.00001)
+        stride = next_batch_hint(stride, stride, stride * 0.00001)
 
     assert stride == 100

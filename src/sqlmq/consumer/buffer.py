@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("sqlmq.consumer")
 
-_REFILL_SECONDS = 0.1
+_FETCH_MORE_SECONDS = 0.1
 """How often partitions that have nothing read ahead are looked at while others have."""
 _WINDOW = 64
 """In how many partitions to look for more while there is a backlog."""
@@ -57,44 +57,46 @@ class FetchBuffer:
         self._options = options
         self._buffered: dict[int, AssignedPartition] = {}
         """Partitions of which something was read ahead, those to be served next first; some may be empty, or lost."""
-        self._in_hand: dict[Receiver, list[Delivery]] = {}
-        self._lent: Delivery | None = None
-        self._refill_at = 0.0
-        self._reading = Prefetcher(self._read)
-        self._ahead_at_once = options.read_messages
+        self._in_flight: dict[Receiver, list[Delivery]] = {}
+        self._lazy_delivery: Delivery | None = None
+        self._fetch_more_at = 0.0
+        self._prefetcher = Prefetcher(self._fetch)
+        self._prefetch_at_most = options.read_messages
         self._has_backlog = False
         """Whether the last look found about as much as it asked for, so that there is likely to be more."""
 
     @property
     def has_in_flight(self) -> bool:
         """Whether anybody has something in hand."""
-        return bool(self._in_hand)
+        return bool(self._in_flight)
 
     def fetch_more(self, at_most: int) -> None:
         """Read on in the partitions that have nothing read ahead; or take what was read meanwhile."""
         self.reclaim()
-        if self._reading.is_done or (self._reading.under_way and not self._ahead()):
-            read = self._reading.receive()
+        if self._prefetcher.is_ready or (self._prefetcher.positions_under_way and not self._count_buffered()):
+            read = self._prefetcher.receive()
             self._store_fetch(read)
-            if under_way := self._reading.under_way:
-                self._reading.go_on = self._go_on(under_way, read.at_most)
+            if under_way := self._prefetcher.positions_under_way:
+                self._prefetcher.next_fetch = self._next_fetch(under_way, read.at_most)
         now = self._clock.monotonic()
-        if self._ahead() and (now < self._refill_at or self._reading.under_way):
+        if self._count_buffered() and (now < self._fetch_more_at or self._prefetcher.positions_under_way):
             return
-        self._refill_at = now + _REFILL_SECONDS
-        positions = self._positions(assigned for assigned in self.active() if not assigned.ahead)
+        self._fetch_more_at = now + _FETCH_MORE_SECONDS
+        positions = self._positions(assigned for assigned in self.active() if not assigned.prefetched)
         if not positions:
             return
         at_most = min(max(at_most, self._options.read_messages), _MOST_AT_ONCE)
-        self._ahead_at_once = min(at_most, self._options.prefetch)
-        evicted = self._store_fetch(self._read(positions, at_most))
+        self._prefetch_at_most = min(at_most, self._options.prefetch)
+        evicted = self._store_fetch(self._fetch(positions, at_most))
         if evicted:
-            self._store_fetch(self._read(self._positions(evicted), at_most))
+            self._store_fetch(self._fetch(self._positions(evicted), at_most))
 
     def is_ready(self, now: float) -> bool:
         """Whether something can be handed out *now*, before anything is due that asks the database or tells the log."""
         self.reclaim()
-        return now < self._refill_at and self._ahead() > 0 and all(one.is_alive() for one in self._in_hand)
+        return (
+            now < self._fetch_more_at and self._count_buffered() > 0 and all(one.is_alive() for one in self._in_flight)
+        )
 
     def deliver(self, receiver: Receiver, at_most: int) -> list[Message]:
         """Give *receiver* up to *at_most* messages, of several partitions if need be."""
@@ -102,10 +104,10 @@ class FetchBuffer:
         for assigned in self._partitions_with_messages():
             given, delivery = assigned.deliver(at_most - len(messages))
             messages.extend(given)
-            self._in_hand.setdefault(receiver, []).append(delivery)
+            self._in_flight.setdefault(receiver, []).append(delivery)
             if len(messages) == at_most:
                 break
-        self._read_ahead()
+        self._start_prefetch()
         return messages
 
     def deliver_lazily(self, receiver: Receiver, at_most: int, *, is_shared: bool) -> list[Delivery]:
@@ -113,10 +115,10 @@ class FetchBuffer:
         assigned = next(self._partitions_with_messages(), None)
         if assigned is None:
             return []
-        self._lent = assigned.deliver_lazily(1 if is_shared or self._in_hand else at_most)
-        self._in_hand[receiver] = [self._lent]
-        self._read_ahead()
-        return [self._lent]
+        self._lazy_delivery = assigned.deliver_lazily(1 if is_shared or self._in_flight else at_most)
+        self._in_flight[receiver] = [self._lazy_delivery]
+        self._start_prefetch()
+        return [self._lazy_delivery]
 
     def deliver_from_idle_partition(
         self, receiver: Receiver, wanted: Callable[[AssignedPartition], int]
@@ -125,28 +127,28 @@ class FetchBuffer:
         for assigned in self._partitions_with_messages():
             if assigned.is_idle and (at_most := wanted(assigned)):
                 delivery = assigned.deliver_lazily(at_most)
-                self._in_hand[receiver] = [delivery]
-                self._read_ahead()
+                self._in_flight[receiver] = [delivery]
+                self._start_prefetch()
                 return delivery
         return None
 
     def hold_partition(self, receiver: Receiver, assigned: AssignedPartition) -> Delivery:
         """Let *receiver* alone have to do with a partition, without any message of it."""
         delivery = assigned.hold_partition()
-        self._in_hand[receiver] = [delivery]
+        self._in_flight[receiver] = [delivery]
         return delivery
 
     def reclaim(self) -> None:
         """What is lent to a loop, and not taken yet, is for whoever asks first."""
-        if self._lent is not None:
-            self._lent.assigned.reclaim()
-            self._shelve(self._lent.assigned)
-            self._lent = None
+        if self._lazy_delivery is not None:
+            self._lazy_delivery.assigned.reclaim()
+            self._shelve(self._lazy_delivery.assigned)
+            self._lazy_delivery = None
 
-    def acknowledge(self, receiver: Receiver, *, also_left: bool) -> None:
+    def acknowledge(self, receiver: Receiver, *, include_interrupted: bool) -> None:
         """What *receiver* got before is done; where it left a loop only if that is wanted, else it comes again."""
-        for delivery in self._in_hand.pop(receiver, ()):
-            if delivery.is_left and not also_left:
+        for delivery in self._in_flight.pop(receiver, ()):
+            if delivery.is_interrupted and not include_interrupted:
                 delivery.assigned.requeue(delivery)
             else:
                 delivery.assigned.acknowledge(delivery)
@@ -154,12 +156,12 @@ class FetchBuffer:
 
     def requeue(self, receiver: Receiver) -> None:
         """What *receiver* got will not be finished: it comes again, to whoever asks."""
-        for delivery in self._in_hand.pop(receiver, ()):
+        for delivery in self._in_flight.pop(receiver, ()):
             delivery.assigned.requeue(delivery)
 
     def requeue_of_dead_receivers(self) -> list[str]:
         """A thread or task that ended with messages in hand will not finish them; return what they were called."""
-        dead = [receiver for receiver in self._in_hand if not receiver.is_alive()]
+        dead = [receiver for receiver in self._in_flight if not receiver.is_alive()]
         for receiver in dead:
             self.requeue(receiver)
         return [receiver.name for receiver in dead]
@@ -167,47 +169,51 @@ class FetchBuffer:
     def mark_interrupted(self, receiver: Receiver) -> None:
         """*receiver* has left the loop in which it got its messages."""
         # Without the lock, which may be held while the database is asked: nobody else touches what a receiver has.
-        for delivery in self._in_hand.get(receiver, ()):
-            delivery.is_left = True
+        for delivery in self._in_flight.get(receiver, ()):
+            delivery.is_interrupted = True
 
     def close(self) -> None:
         """Read nothing more ahead."""
-        self._reading.close(_CLOSE_SECONDS)
+        self._prefetcher.close(_CLOSE_SECONDS)
 
     def active(self) -> list[AssignedPartition]:
         """The claimed partitions, but for those that are to be handed back."""
         owned = self._coordinator
-        return [assigned for id_, assigned in owned.claimed.items() if id_ not in owned.leaving]
+        return [assigned for id_, assigned in owned.assigned.items() if id_ not in owned.releasing]
 
     def _partitions_with_messages(self) -> Iterator[AssignedPartition]:
         """The partitions of which something can be handed out; the next to ask begins with another one."""
         for partition_id, assigned in list(self._buffered.items()):
             del self._buffered[partition_id]
-            if assigned.ahead and self._coordinator.claimed.get(partition_id) is assigned:
+            if assigned.prefetched and self._coordinator.assigned.get(partition_id) is assigned:
                 self._buffered[partition_id] = assigned
-                if partition_id not in self._coordinator.leaving:
+                if partition_id not in self._coordinator.releasing:
                     yield assigned
 
     def _shelve(self, assigned: AssignedPartition) -> None:
         """Serve *progress* too, unless it is of an earlier claim: another one may have its place."""
-        if self._coordinator.claimed.get(assigned.partition_id) is assigned:
+        if self._coordinator.assigned.get(assigned.partition_id) is assigned:
             self._buffered[assigned.partition_id] = assigned
 
-    def _ahead(self) -> int:
+    def _count_buffered(self) -> int:
         """How many messages are read and not handed out."""
-        return sum(assigned.ahead for assigned in self._buffered.values())
+        return sum(assigned.prefetched for assigned in self._buffered.values())
 
-    def _read_ahead(self) -> None:
+    def _start_prefetch(self) -> None:
         """Begin to read, in another thread, as much as was asked for last, once there is room for it."""
-        if not self._has_backlog or self._reading.under_way or not self._database.dialect.reads_in_parallel:
+        if (
+            not self._has_backlog
+            or self._prefetcher.positions_under_way
+            or not self._database.dialect.reads_in_parallel
+        ):
             return
-        at_most = self._ahead_at_once
-        if self._ahead() + at_most > self._options.prefetch:
+        at_most = self._prefetch_at_most
+        if self._count_buffered() + at_most > self._options.prefetch:
             return
         positions = self._positions(self.active())
-        self._reading.begin(positions, at_most, self._go_on(positions, at_most))
+        self._prefetcher.begin(positions, at_most, self._next_fetch(positions, at_most))
 
-    def _go_on(self, positions: Positions, at_most: int) -> NextFetch:
+    def _next_fetch(self, positions: Positions, at_most: int) -> NextFetch:
         """Where to read after *positions*, if there is room for as much again: in those not read now, or in all again."""
         if 2 * at_most > self._options.prefetch:
             return None
@@ -215,14 +221,14 @@ class FetchBuffer:
         others = self._positions(assigned for assigned in self.active() if assigned not in being_read)
         if others:
             return lambda _read: others
-        return FetchResult.ends
+        return FetchResult.following_positions
 
     def _positions(self, progresses: Iterable[AssignedPartition]) -> Positions:
         """Where to read on: everywhere, or while there is enough to be read, where it was not done lately."""
         some = islice(progresses, _WINDOW) if self._has_backlog else progresses
         return [(assigned, assigned.read_position) for assigned in some]
 
-    def _read(self, positions: Positions, at_most: int) -> FetchResult:
+    def _fetch(self, positions: Positions, at_most: int) -> FetchResult:
         dialect, max_bytes = self._database.dialect, self._options.read_bytes
         found = self._database.read(
             lambda conn: consume.fetch(conn, dialect, positions, limit=at_most, max_bytes=max_bytes)
@@ -234,7 +240,7 @@ class FetchBuffer:
 
         They are those of which retention has deleted what was next.
         """
-        claimed, found = self._coordinator.claimed, read.found
+        claimed, found = self._coordinator.assigned, read.found
         evicted = []
         unfound = set(found)
         for assigned, position in read.positions:

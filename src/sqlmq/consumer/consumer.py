@@ -111,7 +111,7 @@ class Consumer(ConsumerCore):
     @property
     def partitions(self) -> tuple[int, ...]:
         """The numbers of the partitions it owns at this moment."""
-        return self._coordinator.numbers
+        return self._coordinator.partition_numbers
 
     def consume(self, timeout: float | None = None) -> Message:
         """Return the next message, and finish what this thread got before.
@@ -359,10 +359,10 @@ class Consumer(ConsumerCore):
         with self._lock:
             self.acknowledge(receiver)
             self._asked_at = self._clock.monotonic()
-            if self._coordinator.claimed:
+            if self._coordinator.assigned:
                 self._coordinator.release_all()
                 self._background.recheck_group_soon(self.group_id, but=self)
-            self._coordinator.stay()
+            self._coordinator.ensure_membership()
             return self._coordinator.group
 
     def _wake_others(self) -> None:
@@ -385,7 +385,7 @@ class Consumer(ConsumerCore):
         """Finish what *receiver* got, also where it left a loop, and commit whatever is finished."""
         with self._lock:
             self._check_usable()
-            self._buffer.acknowledge(receiver, also_left=True)
+            self._buffer.acknowledge(receiver, include_interrupted=True)
             fenced = self._coordinator.commit_due()
         if fenced:
             self._coordinator.check_topic()
@@ -418,7 +418,7 @@ class Consumer(ConsumerCore):
         """Deliver up to *at_most* buffered messages to *receiver*."""
         messages = self._buffer.deliver(receiver, at_most)
         if self._ack == "on_delivery" and messages:
-            self._buffer.acknowledge(receiver, also_left=True)
+            self._buffer.acknowledge(receiver, include_interrupted=True)
             fenced = self._coordinator.commit_due()
             return [message for message in messages if message.partition not in fenced]
         return messages

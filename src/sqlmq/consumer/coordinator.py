@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("sqlmq.consumer")
 
-_SURVEY_MIN_SECONDS, _SURVEY_MAX_SECONDS = 0.05, 1.0
+_CHECK_GROUP_MIN_SECONDS, _CHECK_GROUP_MAX_SECONDS = 0.05, 1.0
 """How often to look at the group: when partitions are missing, and when all is well."""
 
 
@@ -55,32 +55,32 @@ class Coordinator:
         self._clock = database.clock
         self._subscription = subscription
         self._options = options
-        self.claimed: dict[int, AssignedPartition] = {}
+        self.assigned: dict[int, AssignedPartition] = {}
         """Progress by partition id."""
-        self.leaving: set[int] = set()
+        self.releasing: set[int] = set()
         """Ids of partitions to hand back once nothing of them is in hand."""
         self.expects_successor = False
         """Whether somebody is about to join in this member's place."""
-        self.numbers: tuple[int, ...] = ()
+        self.partition_numbers: tuple[int, ...] = ()
         """The numbers of the claimed partitions, in order. Alone here it may be read at any time, by any thread."""
-        self._flushed_at = self._clock.monotonic()
-        self._survey_at = 0.0
-        self._has_said_idle = False
+        self._committed_at = self._clock.monotonic()
+        self._check_group_at = 0.0
+        self._has_logged_idle = False
         self.group: Group
         self.member_id: int
         self._join()
 
     def heartbeat_acknowledged(self, sent_at: float) -> None:
         """The heartbeat that was sent at *began* has arrived."""
-        self._trusted_until = lease_valid_until(sent_at, self._options.lease_seconds)
+        self._lease_valid_until = lease_valid_until(sent_at, self._options.lease_seconds)
 
     def membership_lost(self) -> None:
         """The group no longer has this member: nothing is certain before it has asked."""
-        self._trusted_until = 0.0
+        self._lease_valid_until = 0.0
 
     def recheck_group_soon(self) -> None:
         """The group may have changed."""
-        self._survey_at = 0.0
+        self._check_group_at = 0.0
 
     def ensure_assignment(self) -> bool:
         """See to it that what is claimed here is claimed in the database; return whether the others should look, too.
@@ -89,9 +89,9 @@ class Coordinator:
         when no heartbeat has arrived for nearly a lease.
         """
         now = self._clock.monotonic()
-        if now >= self._trusted_until:
+        if now >= self._lease_valid_until:
             self._renew_lease(now)
-        if now < self._survey_at:
+        if now < self._check_group_at:
             return False
         seen = self._read_group()
         if seen is None:
@@ -99,45 +99,49 @@ class Coordinator:
             seen = self._read_group()
         return seen is not None and self._reconcile(seen)
 
-    def stay(self) -> None:
+    def ensure_membership(self) -> None:
         """Be a member, again if need be, without claiming anything."""
         now = self._clock.monotonic()
-        if now >= self._trusted_until:
+        if now >= self._lease_valid_until:
             self._renew_lease(now)
 
     def poll_request(self) -> PollRequest | None:
         """What somebody else can look for; None if it has to be looked for here."""
-        if self.leaving or not self.is_lease_valid() or any(assigned.ahead for assigned in self.claimed.values()):
+        if (
+            self.releasing
+            or not self.is_lease_valid()
+            or any(assigned.prefetched for assigned in self.assigned.values())
+        ):
             return None
         return PollRequest(
             self.group.id,
             self.member_id,
             self._options.lease_seconds,
-            {id_: claim_of(assigned) for id_, assigned in self.claimed.items()},
-            tuple(Position(assigned.partition_id, assigned.read_position) for assigned in self.claimed.values()),
+            {id_: claim_of(assigned) for id_, assigned in self.assigned.items()},
+            tuple(Position(assigned.partition_id, assigned.read_position) for assigned in self.assigned.values()),
         )
 
     def is_lease_valid(self) -> bool:
         """Whether what is claimed here can't be anybody else's yet."""
-        return self._clock.monotonic() < self._trusted_until
+        return self._clock.monotonic() < self._lease_valid_until
 
     def needs_no_check(self, now: float) -> bool:
         """Whether ``ensure`` would find nothing to do *now*."""
-        return now < self._trusted_until and now < self._survey_at
+        return now < self._lease_valid_until and now < self._check_group_at
 
     def is_commit_due(self, intervals: int) -> bool:
         """Whether the last commit is so many commit intervals ago."""
-        return self._clock.monotonic() - self._flushed_at >= intervals * self._options.commit_interval_seconds
+        return self._clock.monotonic() - self._committed_at >= intervals * self._options.commit_interval_seconds
 
     def commit_due(self) -> tuple[int, ...]:
         """Commit what is finished; forget the partitions that are somebody else's by now, and return their numbers."""
         finished = self.committable_positions()
-        return self._forget_lost(finished, self._write(finished))
+        return self._drop_fenced(finished, self._write(finished))
 
     def committable_positions(self) -> list[tuple[Claim, Commit]]:
         """What ``flush`` and ``flush_unlocked`` would commit now."""
-        self._flushed_at = self._clock.monotonic()
-        return _finished(self.claimed.values())
+        self._committed_at = self._clock.monotonic()
+        return _commits_of(self.assigned.values())
 
     def commit_unlocked(self, finished: list[tuple[Claim, Commit]]) -> None:
         """Commit what was *finished*, without the consumer's lock, so that its loops go on meanwhile.
@@ -176,7 +180,7 @@ class Coordinator:
             )
         return True
 
-    def note(self, assigned: AssignedPartition, offset: int) -> None:
+    def note_committed(self, assigned: AssignedPartition, offset: int) -> None:
         """Somebody has committed *offset* in a transaction of his own."""
         commit = Commit(assigned.partition_id, offset)
         self._note_written([(claim_of(assigned), commit)], [commit])
@@ -187,12 +191,12 @@ class Coordinator:
         Raises NotOwnedError, FencedError, InvalidPartitionError or InvalidOffsetError.
         """
         topic = self._subscription.topic
-        id_ = next((id_ for id_, assigned in self.claimed.items() if assigned.partition == number), None)
+        id_ = next((id_ for id_, assigned in self.assigned.items() if assigned.partition == number), None)
         if id_ is None:
             found = self._database.read(lambda conn: topics.find_topic(conn, self._database.dialect, topic.name))
             check_partition(topic.name, number, found.partitions)
-            raise NotOwnedError(topic.name, self.group.name, number, self.numbers)
-        claim = claim_of(self.claimed[id_])
+            raise NotOwnedError(topic.name, self.group.name, number, self.partition_numbers)
+        claim = claim_of(self.assigned[id_])
         # Should the answer get lost, the next look tells whether it was done.
         self.recheck_group_soon()
         moved = self._database.write(
@@ -202,24 +206,24 @@ class Coordinator:
         if moved is None:
             raise self.fenced((number,))
         renewed, position = moved
-        self.claimed[id_] = assigned = AssignedPartition(topic.name, number, id_, renewed.epoch, position)
+        self.assigned[id_] = assigned = AssignedPartition(topic.name, number, id_, renewed.epoch, position)
         assigned.note_pruned(position)
-        self._note_numbers()
+        self._update_partition_numbers()
 
     def release_all(self) -> None:
         """Commit what is finished and hand everything back, but stay a member."""
-        self._end(membership.release, self.claimed)
+        self._part_with(membership.release, self.assigned)
 
     def release_partition(self, assigned: AssignedPartition) -> None:
         """Hand one partition back, whatever is in hand of it."""
-        if self.claimed.get(assigned.partition_id) is assigned:
-            self._end(membership.release, [assigned.partition_id])
+        if self.assigned.get(assigned.partition_id) is assigned:
+            self._part_with(membership.release, [assigned.partition_id])
             self.recheck_group_soon()
 
     def release_if_not_polled(self, asked_at: float) -> None:
         """Hand everything back if the application last asked for messages, at *asked_at*, too long ago."""
         idle_seconds = self._clock.monotonic() - asked_at
-        if not self.claimed or idle_seconds <= self._options.max_poll_seconds:
+        if not self.assigned or idle_seconds <= self._options.max_poll_seconds:
             return
         log.warning(
             "Member %s of group %r has not asked for messages for %.0f seconds (max_poll_seconds is %.0f): it gives its "
@@ -235,7 +239,7 @@ class Coordinator:
 
     def leave(self) -> None:
         """Commit what is finished, hand everything back and leave the group."""
-        self._end(membership.leave_for_successor if self.expects_successor else membership.leave, self.claimed)
+        self._part_with(membership.leave_for_successor if self.expects_successor else membership.leave, self.assigned)
 
     def fenced(self, numbers: tuple[int, ...]) -> FencedError:
         """The error that says that the partitions *numbers* are somebody else's."""
@@ -258,8 +262,8 @@ class Coordinator:
         self.heartbeat_acknowledged(began)
 
     def _renew_lease(self, now: float) -> None:
-        for assigned in self.claimed.values():
-            assigned.drop_ahead()
+        for assigned in self.assigned.values():
+            assigned.drop_prefetched()
         alive = self._database.write(lambda conn: membership.heartbeat(conn, self._database.dialect, [self.member_id]))
         if alive:
             self.heartbeat_acknowledged(now)
@@ -270,9 +274,9 @@ class Coordinator:
                 self._subscription.group_name,
                 extra=self.log_fields("membership lost"),
             )
-            self._drop(self.claimed)
+            self._drop(self.assigned)
             self._join()
-        self._survey_at = 0.0
+        self._check_group_at = 0.0
 
     def log_fields(self, event: str, **more: Unpack[LogFields]) -> dict[str, object]:
         """What a record of the log tells of *event*, with topic, group and member."""
@@ -293,48 +297,50 @@ class Coordinator:
 
     def _reconcile(self, seen: membership.GroupView) -> bool:
         """Mend what differs from what was *seen*: claims lost, too many or too few. Return whether others should know."""
-        lost = [id_ for id_, assigned in self.claimed.items() if seen.mine.get(id_) != claim_of(assigned)]
+        lost = [id_ for id_, assigned in self.assigned.items() if seen.mine.get(id_) != claim_of(assigned)]
         if lost:
             log.warning(
                 "%s",
-                self.fenced(tuple(sorted(self.claimed[id_].partition for id_ in lost))),
+                self.fenced(tuple(sorted(self.assigned[id_].partition for id_ in lost))),
                 extra=self.log_fields("fenced"),
             )
             self._drop(lost)
-        self.leaving = {id_ for id_ in seen.plan.release if id_ in self.claimed}
-        going = [id_ for id_ in self.leaving if self.claimed[id_].is_idle]
+        self.releasing = {id_ for id_ in seen.plan.release if id_ in self.assigned}
+        going = [id_ for id_ in self.releasing if self.assigned[id_].is_idle]
         # A claim that the database knows of and this consumer does not is one whose COMMIT was not answered.
-        give = [claim for id_, claim in seen.mine.items() if id_ not in self.claimed or id_ in going]
+        give = [claim for id_, claim in seen.mine.items() if id_ not in self.assigned or id_ in going]
         owned = len(seen.mine) - len(give)
         taken = 0
-        is_told = seen.was_waiting == (owned < seen.plan.share)
+        is_told = seen.wants_partitions == (owned < seen.plan.share)
         if give or seen.plan.take_at_most or not is_told:
             taken = self._apply_assignment(seen, going, give)
         owned += taken
-        self._say_if_idle(seen)
-        is_missing = owned < seen.plan.share or bool(self.leaving)
-        pause = _SURVEY_MIN_SECONDS if is_missing else min(_SURVEY_MAX_SECONDS, self._options.lease_seconds / 10)
-        self._survey_at = self._clock.monotonic() + pause
+        self._log_if_idle(seen)
+        is_missing = owned < seen.plan.share or bool(self.releasing)
+        pause = (
+            _CHECK_GROUP_MIN_SECONDS if is_missing else min(_CHECK_GROUP_MAX_SECONDS, self._options.lease_seconds / 10)
+        )
+        self._check_group_at = self._clock.monotonic() + pause
         return bool(give or taken or not is_told)
 
     def _apply_assignment(self, seen: membership.GroupView, going: list[int], give: list[Claim]) -> int:
-        finished = _ended(self.claimed[id_] for id_ in going)
+        finished = _final_commits_of(self.assigned[id_] for id_ in going)
         written, taken = self._database.write(
             lambda conn: membership.change(
                 conn, self._database.dialect, self.group, self.member_id, seen, finished=finished, give=give
             )
         )
         self._note_written(finished, written)
-        self._forget_lost(finished, written)
+        self._drop_fenced(finished, written)
         self._drop(going)
         for new in taken:
             id_ = new.claim.partition_id
-            self.claimed[id_] = assigned = AssignedPartition(
+            self.assigned[id_] = assigned = AssignedPartition(
                 self._subscription.topic.name, new.number, id_, new.claim.epoch, new.position, new.log_start
             )
             if not new.has_older:
                 assigned.note_pruned(new.position)
-        self._note_numbers()
+        self._update_partition_numbers()
         log.debug(
             "%s took %d partition(s), handed back %d",
             self._subscription.member_name,
@@ -344,9 +350,9 @@ class Coordinator:
         )
         return len(taken)
 
-    def _say_if_idle(self, seen: membership.GroupView) -> None:
-        if seen.plan.share == 0 and not self._has_said_idle:
-            self._has_said_idle = True
+    def _log_if_idle(self, seen: membership.GroupView) -> None:
+        if seen.plan.share == 0 and not self._has_logged_idle:
+            self._has_logged_idle = True
             log.info(
                 "Member %s gets no partition: group %r has more consumers than topic %r has partitions.",
                 self._subscription.member_name,
@@ -378,16 +384,16 @@ class Coordinator:
         offsets = {commit.partition_id: commit.offset for commit in written}
         overgrown = []
         for claim, _ in finished:
-            assigned = self.claimed.get(claim.partition_id)
+            assigned = self.assigned.get(claim.partition_id)
             if assigned is not None and claim_of(assigned) == claim and claim.partition_id in offsets:
                 assigned.note_committed(offsets[claim.partition_id])
                 if assigned.old_positions >= consume.PRUNE_EVERY:
                     overgrown.append(assigned)
         self._prune(overgrown)
 
-    def _forget_lost(self, finished: list[tuple[Claim, Commit]], written: list[Commit]) -> tuple[int, ...]:
+    def _drop_fenced(self, finished: list[tuple[Claim, Commit]], written: list[Commit]) -> tuple[int, ...]:
         lost = {claim.partition_id for claim, _ in finished} - {commit.partition_id for commit in written}
-        numbers = tuple(sorted(self.claimed[id_].partition for id_ in lost))
+        numbers = tuple(sorted(self.assigned[id_].partition for id_ in lost))
         self._drop(lost)
         return numbers
 
@@ -404,8 +410,8 @@ class Coordinator:
         for assigned, (_, window) in zip(overgrown, windows, strict=True):
             assigned.note_pruned(window.end)
 
-    def _end(self, flow: membership.Ending, partition_ids: Collection[int]) -> None:
-        finished = _ended(self.claimed[id_] for id_ in partition_ids)
+    def _part_with(self, flow: membership.Ending, partition_ids: Collection[int]) -> None:
+        finished = _final_commits_of(self.assigned[id_] for id_ in partition_ids)
         given = self._drop(partition_ids)
         self._database.write(
             lambda conn: flow(conn, self._database.dialect, self.group, self.member_id, finished=finished, given=given)
@@ -413,15 +419,15 @@ class Coordinator:
 
     def _drop(self, partition_ids: Iterable[int]) -> list[Claim]:
         """Forget partitions, whatever is in hand of them; return the claims there were."""
-        dropped = [self.claimed.pop(id_) for id_ in list(partition_ids) if id_ in self.claimed]
+        dropped = [self.assigned.pop(id_) for id_ in list(partition_ids) if id_ in self.assigned]
         for assigned in dropped:
-            assigned.drop_ahead()  # also what is lent to a loop
-        self.leaving -= {assigned.partition_id for assigned in dropped}
-        self._note_numbers()
+            assigned.drop_prefetched()  # also what is lent to a loop
+        self.releasing -= {assigned.partition_id for assigned in dropped}
+        self._update_partition_numbers()
         return [claim_of(assigned) for assigned in dropped]
 
-    def _note_numbers(self) -> None:
-        self.numbers = tuple(sorted(assigned.partition for assigned in self.claimed.values()))
+    def _update_partition_numbers(self) -> None:
+        self.partition_numbers = tuple(sorted(assigned.partition for assigned in self.assigned.values()))
 
 
 def claim_of(assigned: AssignedPartition) -> Claim:
@@ -429,7 +435,7 @@ def claim_of(assigned: AssignedPartition) -> Claim:
     return Claim(assigned.partition_id, assigned.epoch)
 
 
-def _finished(progresses: Iterable[AssignedPartition]) -> list[tuple[Claim, Commit]]:
+def _commits_of(progresses: Iterable[AssignedPartition]) -> list[tuple[Claim, Commit]]:
     return [
         (claim_of(assigned), Commit(assigned.partition_id, assigned.committable(), assigned.in_flight_to))
         for assigned in progresses
@@ -437,7 +443,7 @@ def _finished(progresses: Iterable[AssignedPartition]) -> list[tuple[Claim, Comm
     ]
 
 
-def _ended(progresses: Iterable[AssignedPartition]) -> list[tuple[Claim, Commit]]:
+def _final_commits_of(progresses: Iterable[AssignedPartition]) -> list[tuple[Claim, Commit]]:
     """What to commit of partitions that are parted with: nothing is in hand any more, but attempts that failed count."""
     return [
         (claim_of(assigned), Commit(assigned.partition_id, assigned.committable(), assigned.maybe_attempted_beyond))

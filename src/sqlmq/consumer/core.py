@@ -163,7 +163,7 @@ class ConsumerCore:
         with self._lock:
             self._check_usable()
             self._check_not_run("Use another consumer to ask for some.")
-            self._buffer.acknowledge(receiver, also_left=False)
+            self._buffer.acknowledge(receiver, include_interrupted=False)
 
     def fetch_buffered(self, receiver: Receiver, give: Callable[[Receiver, int], list[T]], at_most: int) -> list[T]:
         """As ``_finish`` and ``_try``, but give nothing if that takes the database, or somebody has the lock."""

@@ -28,7 +28,7 @@ class Delivery:
     assigned: AssignedPartition
     first: int
     pending: deque[Message] = field(default_factory=deque)
-    is_left: bool = False
+    is_interrupted: bool = False
     """Whoever had them has left the loop in which he handled them, perhaps by an exception."""
 
     def take(self) -> Message | None:
@@ -140,7 +140,7 @@ class AssignedPartition:
         return self.read_position < self.log_start
 
     @property
-    def ahead(self) -> int:
+    def prefetched(self) -> int:
         """How many messages are read and not handed out."""
         return len(self._prefetched)
 
@@ -158,7 +158,7 @@ class AssignedPartition:
         """Give up to *at_most* messages away, in order, with the span that stands for them until it is finished."""
         self.reclaim()
         messages = self._prefetched.take(at_most)
-        return messages, self._span(len(messages))
+        return messages, self._new_delivery(len(messages))
 
     def deliver_lazily(self, at_most: int) -> Delivery:
         """Lend up to *at_most* messages to a loop, which takes them in order."""
@@ -178,7 +178,7 @@ class AssignedPartition:
 
     def hold_partition(self) -> Delivery:
         """A span of no message: something else of the partition is in somebody's hands."""
-        return self._span(0)
+        return self._new_delivery(0)
 
     def acknowledge(self, delivery: Delivery) -> None:
         """What was taken of *span* is done."""
@@ -187,11 +187,11 @@ class AssignedPartition:
 
     def requeue(self, delivery: Delivery) -> None:
         """Nobody will finish *span*: it, and what was handed out after it, has to be read and handed out again."""
-        self.drop_ahead()
+        self.drop_prefetched()
         self._in_flight.remove(delivery)
         self.next_offset = min(self.next_offset, delivery.first)
 
-    def drop_ahead(self) -> None:
+    def drop_prefetched(self) -> None:
         """Forget what is read ahead, or lent: it may be somebody else's by now, or soon."""
         self.reclaim()
         self._prefetched.clear()
@@ -204,7 +204,7 @@ class AssignedPartition:
     def skip_to(self, offset: int) -> None:
         """Somebody else has moved the group on to *offset*, while nothing was in anybody's hands."""
         if self.is_idle and offset > self.next_offset:
-            self.drop_ahead()
+            self.drop_prefetched()
             self.next_offset = offset
             self.note_committed(offset)
 
@@ -229,7 +229,7 @@ class AssignedPartition:
             else self.next_offset
         )
 
-    def _span(self, count: int) -> Delivery:
+    def _new_delivery(self, count: int) -> Delivery:
         delivery = Delivery(self, self.next_offset)
         self.next_offset += count
         self._in_flight.append(delivery)

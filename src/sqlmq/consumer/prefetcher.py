@@ -32,7 +32,7 @@ class FetchResult(NamedTuple):
         """Whether that is about as much as was asked for, so that there is likely to be more."""
         return 2 * sum(map(len, self.found.values())) >= self.at_most
 
-    def ends(self) -> Positions:
+    def following_positions(self) -> Positions:
         """The same partitions, from where on nothing is read."""
         return [
             (assigned, position + len(self.found.get(assigned.partition_id, ())))
@@ -64,57 +64,57 @@ class Prefetcher:
 
     def __init__(self, read: Callable[[Positions, int], FetchResult]) -> None:
         self._read = read
-        self._reading: _Fetch | None = None
+        self._fetch: _Fetch | None = None
         self._thread: ThreadPoolExecutor | None = None
         self._is_awaited = False
-        self.go_on: NextFetch = None
+        self.next_fetch: NextFetch = None
         """Called in the thread when it has read something, if somebody waits for that."""
 
     @property
-    def under_way(self) -> Positions:
+    def positions_under_way(self) -> Positions:
         """Where it is being read, or was, what is to be received next; nowhere, if nothing is."""
-        return self._reading.positions if self._reading is not None else ()
+        return self._fetch.positions if self._fetch is not None else ()
 
     @property
-    def is_done(self) -> bool:
+    def is_ready(self) -> bool:
         """Whether there is something to be received now."""
-        return self._reading is not None and self._reading.result.done()
+        return self._fetch is not None and self._fetch.result.done()
 
     def begin(self, positions: Positions, at_most: int, go_on: NextFetch) -> None:
         """Begin to read somewhere; nothing is under way."""
         if self._thread is None:
             self._thread = ThreadPoolExecutor(1, thread_name_prefix="sqlmq-read")
-        self.go_on = go_on
-        self._reading = self._submitted(self._thread, positions, at_most)
+        self.next_fetch = go_on
+        self._fetch = self._submit(self._thread, positions, at_most)
 
     def receive(self) -> FetchResult:
         """What was read, or is being read: that is waited for. Raises what reading it raised."""
-        assert self._reading is not None  # noqa: S101 - as under_way has told
-        reading, self._reading = self._reading, None
+        assert self._fetch is not None  # noqa: S101 - as under_way has told
+        reading, self._fetch = self._fetch, None
         self._is_awaited = True
         try:
             return reading.result.result()
         finally:
             self._is_awaited = False
-            self._reading = reading.next
+            self._fetch = reading.next
 
     def close(self, seconds: float) -> None:
         """Read nothing more; wait for what is being read, so that it leaves no connection behind, but not for ever."""
-        self.go_on = None
-        while self._reading is not None:
-            wait([self._reading.result], seconds)
-            self._reading = self._reading.next
+        self.next_fetch = None
+        while self._fetch is not None:
+            wait([self._fetch.result], seconds)
+            self._fetch = self._fetch.next
         if self._thread is not None:
             self._thread.shutdown(wait=False, cancel_futures=True)
 
-    def _submitted(self, thread: ThreadPoolExecutor, positions: Positions, at_most: int) -> _Fetch:
+    def _submit(self, thread: ThreadPoolExecutor, positions: Positions, at_most: int) -> _Fetch:
         reading = _Fetch(positions)
 
         def run() -> FetchResult:
             read = self._read(positions, at_most)
-            go_on = self.go_on
+            go_on = self.next_fetch
             if self._is_awaited and go_on is not None and read.is_backlog:
-                reading.next = self._submitted(thread, go_on(read), at_most)
+                reading.next = self._submit(thread, go_on(read), at_most)
             return read
 
         reading.result = thread.submit(run)

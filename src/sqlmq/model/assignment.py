@@ -24,7 +24,7 @@ class MemberSnapshot:
     """A live member of a group."""
 
     member_id: int
-    is_waiting: bool
+    wants_partitions: bool
     """It found less than its share when it last looked."""
     joined_seconds: float
     """How long ago it joined."""
@@ -102,7 +102,7 @@ def is_settled(members: Sequence[MemberSnapshot], claims: Sequence[ClaimSnapshot
     if not members:
         return False
     owned = _owned(members, claims)
-    return owned == fair_shares(owned, len(claims)) and not any(member.is_waiting for member in members)
+    return owned == fair_shares(owned, len(claims)) and not any(member.wants_partitions for member in members)
 
 
 def _owned(members: Sequence[MemberSnapshot], claims: Sequence[ClaimSnapshot]) -> dict[int, int]:
@@ -137,4 +137,4 @@ def _asking(
     """
     settling_seconds = lease_seconds / 2
     is_young = all(member.joined_seconds < settling_seconds for member in members)
-    return [one for one in others if one.is_waiting and (is_young or one.joined_seconds >= settling_seconds)]
+    return [one for one in others if one.wants_partitions and (is_young or one.joined_seconds >= settling_seconds)]

@@ -83,9 +83,9 @@ def delay_seconds(retry: Retry, attempts: int, random: float) -> float:
 class FailureAction(Enum):
     """What becomes of a message whose attempt has failed."""
 
-    ASIDE = auto()
+    PARK = auto()
     """It is set aside, and with it the later ones of its key."""
-    HOLD = auto()
+    BLOCK = auto()
     """It is tried again where it stands, and its partition waits."""
     DEAD = auto()
     SKIP = auto()
@@ -100,13 +100,13 @@ def decide(policy: FailurePolicy | None, *, has_key: bool, is_final: bool, is_as
     """
     if not is_final:
         may_leave = policy != "stop" if not has_key else policy in (None, "park")
-        return FailureAction.ASIDE if is_aside or may_leave else FailureAction.HOLD
+        return FailureAction.PARK if is_aside or may_leave else FailureAction.BLOCK
     if policy == "skip":
         return FailureAction.SKIP
     return FailureAction.STOP if policy == "stop" and not is_aside else FailureAction.DEAD
 
 
-def next_stride(stride: int, handled: int, seconds: float) -> int:
+def next_batch_hint(stride: int, handled: int, seconds: float) -> int:
     """How many messages to count together, after *handled* of *stride* took *seconds*: about 20 ms of them."""
     fitting = int(handled * _STRIDE_SECONDS / max(seconds, 1e-6)) if handled else 1
     return max(1, min(fitting, 2 * stride, _STRIDE_MESSAGES))

@@ -32,12 +32,16 @@ class GroupView:
     mine: dict[int, Claim]
     """The claims that are the member's by the database, by partition id."""
     plan: assignment.Assignment
-    was_waiting: bool
+    wants_partitions: bool
 
     def has_work_for(self, claims: Mapping[int, Claim]) -> bool:
         """Whether there is something to do for the member, which has *claims* and nothing of them in hand."""
         is_short = len(self.mine) < self.plan.share
-        return self.mine != claims or bool(self.plan.take_at_most or self.plan.release) or self.was_waiting != is_short
+        return (
+            self.mine != claims
+            or bool(self.plan.take_at_most or self.plan.release)
+            or self.wants_partitions != is_short
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +93,7 @@ def group_view(seen: GroupSnapshot, member_id: int, lease_seconds: float) -> Gro
     if me is None:
         return None
     plan = assignment.assign(member_id, seen.members, seen.claims, lease_seconds)
-    return GroupView(seen.owned.get(member_id, {}), plan, me.is_waiting)
+    return GroupView(seen.owned.get(member_id, {}), plan, me.wants_partitions)
 
 
 def change(
@@ -117,7 +121,7 @@ def change(
     ids = [claim.partition_id for claim in taken]
     left, starts = offsets.inherited(conn, dialect, group, ids), retention.starts(conn, dialect, ids)
     is_waiting = len(seen.mine) - len(give) + len(taken) < plan.share
-    if is_waiting != seen.was_waiting:
+    if is_waiting != seen.wants_partitions:
         groups.set_waiting(conn, dialect, member_id, is_waiting=is_waiting)
     return written, [
         ClaimedNow(claim, number, *left[claim.partition_id], start)

@@ -183,7 +183,7 @@ def _hole_passed_over(_chosen: random.Random) -> None:
 
     def receive_with_holes(self: partition.AssignedPartition, arrival: FetchedRecords) -> None:
         offsets = arrival.offsets()
-        if offsets and not self.ahead and self.is_idle:
+        if offsets and not self.prefetched and self.is_idle:
             self.next_offset = offsets[0]
         expected = self.read_position
         dense = [row for place, row in enumerate(arrival.rows) if offsets[place] == expected + place]
@@ -290,7 +290,7 @@ def _committed_before_handled(_chosen: random.Random) -> None:
 
     def hand_out(self: Consumer, receiver: Any, at_most: int) -> list[Message]:
         messages = original(self, receiver, at_most)
-        self._buffer.acknowledge(receiver, also_left=True)
+        self._buffer.acknowledge(receiver, include_interrupted=True)
         self._coordinator.commit_due()
         return messages
 
@@ -335,7 +335,7 @@ def _fence_ignored(_chosen: random.Random) -> None:
 
     original = Coordinator.ensure_assignment
     _patch(consume, "commit", unfenced)
-    _patch(Coordinator, "ensure_assignment", lambda self: False if self.claimed else original(self))
+    _patch(Coordinator, "ensure_assignment", lambda self: False if self.assigned else original(self))
 
 
 @_mutation("failure-forgotten", "A message whose handler failed is not set aside, and the position moves on.", "B1")
@@ -348,7 +348,7 @@ def _failure_forgotten(_chosen: random.Random) -> None:
         return record(conn, dialect, seat, position, outcome)
 
     def put_nothing(self: AttemptRecorder, attempt: Any, chosen: FailureAction, waiting: Any) -> None:
-        if chosen is not FailureAction.ASIDE:
+        if chosen is not FailureAction.PARK:
             put(self, attempt, chosen, waiting)
 
     _patch(attempts, "record", record_nothing)

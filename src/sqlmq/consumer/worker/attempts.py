@@ -39,14 +39,14 @@ _TRACEBACK_CHARACTERS = 20_000
 _LOG_CHARACTERS = 200
 
 _STATES: dict[FailureAction, State | None] = {
-    FailureAction.ASIDE: "waiting",
-    FailureAction.HOLD: "held",
+    FailureAction.PARK: "waiting",
+    FailureAction.BLOCK: "held",
     FailureAction.DEAD: "dead",
     FailureAction.STOP: "stopped",
     FailureAction.SKIP: None,
 }
 
-PASSING = (DatabaseUnavailableError, DatabaseBusyError, OutcomeUnknownError)
+TRANSIENT = (DatabaseUnavailableError, DatabaseBusyError, OutcomeUnknownError)
 """What may be over when it is tried again."""
 
 ENDED = Reason("ProcessEnded", "The process ended, or lost the partition, while it handled the message.", None)
@@ -89,24 +89,24 @@ class AttemptRecorder:
 
         If not, the attempt is over: the partition was lost, or there is no other attempt at the message.
         """
-        waiting = attempt.waiting
+        waiting = attempt.entry
         if attempt.is_parked and not attempt.messages:
             self._lose_parked(worker, attempt)
             return False
-        if waiting is not None and (waiting.has_failed_silently or is_exhausted(self._terms.retry, waiting.attempts)):
+        if waiting is not None and (waiting.has_unknown_outcome or is_exhausted(self._terms.retry, waiting.attempts)):
             self._record_failure(worker, attempt, attempt.messages[0], waiting.attempts, None)
             return False
-        if not self._count(attempt):
+        if not self._count_attempt(attempt):
             self.abandon(worker, attempt)
             return False
         with self._lock:
-            for behind in attempt.set_aside:
+            for behind in attempt.to_park:
                 attempt.delivery.skip_next()
                 behind.is_recorded = True
-                attempt.aside.put(behind)
-            self.counters.parked += len(attempt.set_aside)
+                attempt.parked_keys.put(behind)
+            self.counters.parked += len(attempt.to_park)
             if not attempt.messages:
-                self._buffer.acknowledge(worker, also_left=True)
+                self._buffer.acknowledge(worker, include_interrupted=True)
         failpoint("attempt.after")
         return bool(attempt.messages)
 
@@ -129,7 +129,7 @@ class AttemptRecorder:
     def settle(self, attempt: Attempt, conn: Connection) -> None:
         """Move the group on behind what the handler has just done, in its own transaction. Raises FencedError."""
         attempt.is_settling = True
-        after, recorded = self._after(attempt), self._recorded(attempt)
+        after, recorded = self._position_after(attempt), self._recorded(attempt)
         if not operations_attempts.settle(
             conn, self._database.dialect, attempt.claimed_partition, after, recorded, own_driver=False
         ):
@@ -139,13 +139,13 @@ class AttemptRecorder:
         """That transaction has committed."""
         attempt.is_settling = False
         with self._lock:
-            self._coordinator.note(attempt.assigned, self._after(attempt).offset)
+            self._coordinator.note_committed(attempt.assigned, self._position_after(attempt).offset)
 
     def claim(self, attempt: Attempt) -> bool:
         """Whether it is for the caller to say how *attempt* ended: to whoever asks first."""
         with self._lock:
-            is_first = not attempt.is_over
-            attempt.is_over = True
+            is_first = not attempt.has_ended
+            attempt.has_ended = True
             return is_first
 
     def succeed(self, worker: Receiver, attempt: Attempt, *, is_settled: bool) -> None:
@@ -155,8 +155,8 @@ class AttemptRecorder:
         if not attempt.current:
             self.interrupt(worker, attempt)
             return
-        if attempt.waiting is not None and not is_settled:
-            after, recorded = self._after(attempt), self._recorded(attempt)
+        if attempt.entry is not None and not is_settled:
+            after, recorded = self._position_after(attempt), self._recorded(attempt)
             if not self._write(
                 lambda conn: operations_attempts.settle(
                     conn, self._database.dialect, attempt.claimed_partition, after, recorded
@@ -165,25 +165,25 @@ class AttemptRecorder:
                 self.abandon(worker, attempt)
                 return
             with self._lock:
-                self._coordinator.note(attempt.assigned, after.offset)
+                self._coordinator.note_committed(attempt.assigned, after.offset)
         with self._lock:
-            if attempt.is_parked and attempt.waiting is not None:
-                attempt.aside.pop(attempt.waiting)
+            if attempt.is_parked and attempt.entry is not None:
+                attempt.parked_keys.pop(attempt.entry)
             else:
-                attempt.aside.blocking = None
-            self._buffer.acknowledge(worker, also_left=True)
+                attempt.parked_keys.blocking = None
+            self._buffer.acknowledge(worker, include_interrupted=True)
 
     def fail(self, worker: Receiver, attempt: Attempt, error: BaseException) -> None:
         """The handler has failed with *error*: decide what becomes of the message, and write that down."""
         if len(attempt.current) > 1:
             self._retry_batch_singly(worker, attempt, error)
             return
-        attempts = (0 if attempt.waiting is None else attempt.waiting.attempts) + 1
+        attempts = (0 if attempt.entry is None else attempt.entry.attempts) + 1
         self._record_failure(worker, attempt, attempt.current[0], attempts, error)
 
     def interrupt(self, worker: Receiver, attempt: Attempt) -> None:
         """The attempt does not count: it is to be made again, here or elsewhere."""
-        waiting = attempt.waiting
+        waiting = attempt.entry
         try:
             if waiting is not None:
                 position = attempt.position(attempt.assigned.committable())
@@ -215,7 +215,7 @@ class AttemptRecorder:
         """Take the partition from a handler that does not end: the attempt has failed, and others go on."""
         try:
             self.fail(worker, attempt, error)
-        except PASSING as failure:
+        except TRANSIENT as failure:
             log.warning(
                 "A failure could not be written down; the attempt counts all the same: %s",
                 failure,
@@ -228,7 +228,7 @@ class AttemptRecorder:
         try:
             with self._lock:
                 self._coordinator.release_partition(attempt.assigned)
-        except PASSING as error:
+        except TRANSIENT as error:
             # It is not ours any more as far as we know, and the next look at the group will put that right.
             log.warning(
                 "Partition %d could not be handed back yet: %s",
@@ -246,8 +246,8 @@ class AttemptRecorder:
         }
         return self._coordinator.log_fields(event, **(where | more))
 
-    def _count(self, attempt: Attempt) -> bool:
-        assigned, messages, waiting = attempt.assigned, attempt.messages, attempt.waiting
+    def _count_attempt(self, attempt: Attempt) -> bool:
+        assigned, messages, waiting = attempt.assigned, attempt.messages, attempt.entry
         trying = None
         in_hand_to = 0
         if waiting is not None:
@@ -263,12 +263,12 @@ class AttemptRecorder:
             )
         elif messages:
             in_hand_to = (messages[-1].offset or 0) + 1
-        first = attempt.delivery.first + len(attempt.set_aside)
+        first = attempt.delivery.first + len(attempt.to_park)
         position = attempt.position(first, in_hand_to=in_hand_to)
         assigned.in_flight_to = position.in_hand_to
-        if trying is None and not attempt.set_aside:
+        if trying is None and not attempt.to_park:
             return self._coordinator.record_in_flight(assigned, position)
-        aside = [(one.offset, one.key, one.attempts) for one in attempt.set_aside]
+        aside = [(one.offset, one.key, one.attempts) for one in attempt.to_park]
         if not self._write(
             lambda conn: operations_attempts.begin(
                 conn, self._database.dialect, attempt.claimed_partition, position, aside, trying
@@ -276,7 +276,7 @@ class AttemptRecorder:
         ):
             return False
         with self._lock:
-            self._coordinator.note(assigned, first)
+            self._coordinator.note_committed(assigned, first)
             if waiting is not None:
                 waiting.is_recorded = True
         return True
@@ -292,7 +292,7 @@ class AttemptRecorder:
         )
         with self._lock:
             self.counters.failures += 1
-            attempt.aside.maybe_attempted_to = attempt.assigned.maybe_attempted_to = (
+            attempt.parked_keys.maybe_attempted_to = attempt.assigned.maybe_attempted_to = (
                 attempt.current[-1].offset or 0
             ) + 1
             self._buffer.requeue(worker)
@@ -300,54 +300,54 @@ class AttemptRecorder:
     def _record_failure(
         self, worker: Receiver, attempt: Attempt, message: Message, attempts: int, error: BaseException | None
     ) -> None:
-        retry, aside = self._terms.retry, attempt.aside
+        retry, aside = self._terms.retry, attempt.parked_keys
         is_last = is_exhausted(retry, attempts) if error is None else is_final(retry, error, attempts)
         chosen = decide(
             self._terms.policy, has_key=message.key is not None, is_final=is_last, is_aside=attempt.is_parked
         )
-        if chosen is FailureAction.ASIDE and not attempt.is_parked and len(aside) >= self._terms.max_parked:
-            chosen = FailureAction.HOLD
+        if chosen is FailureAction.PARK and not attempt.is_parked and len(aside) >= self._terms.max_parked:
+            chosen = FailureAction.BLOCK
         delay = 0.0 if is_last else delay_seconds(retry, attempts, self._clock.random.random())
         offset = message.offset or 0
-        is_passed = chosen in (FailureAction.ASIDE, FailureAction.DEAD, FailureAction.SKIP)
+        is_passed = chosen in (FailureAction.PARK, FailureAction.DEAD, FailureAction.SKIP)
         committable = attempt.assigned.committable()
         position = attempt.position(committable if attempt.is_parked else offset + is_passed)
         if not self._record(attempt, message, chosen, attempts, delay, position, _reason(attempt, error)):
             self.abandon(worker, attempt)
             return
-        event = "attempt failed" if chosen in (FailureAction.ASIDE, FailureAction.HOLD) else "message given up"
+        event = "attempt failed" if chosen in (FailureAction.PARK, FailureAction.BLOCK) else "message given up"
         told = self.log_fields(event, attempt, error=error, offset=message.offset, attempts=attempts)
         _log_failure(message, chosen, attempts, delay, error, told)
         waiting = ParkedEntry(offset, message.key, attempts, self._clock.monotonic() + delay, is_recorded=True)
         with self._lock:
-            self._coordinator.note(attempt.assigned, position.offset)
+            self._coordinator.note_committed(attempt.assigned, position.offset)
             attempt.assigned.in_flight_to = position.in_hand_to
             self._count_end(chosen, attempt)
             self._put(attempt, chosen, waiting)
             if is_passed or attempt.is_parked:
                 if not attempt.is_parked and not attempt.current:
                     attempt.delivery.take()
-                self._buffer.acknowledge(worker, also_left=True)
+                self._buffer.acknowledge(worker, include_interrupted=True)
             else:
                 self._buffer.requeue(worker)
 
     def _put(self, attempt: Attempt, chosen: FailureAction, waiting: ParkedEntry) -> None:
-        aside = attempt.aside
-        if attempt.is_parked and attempt.waiting is not None:
-            if chosen is FailureAction.ASIDE:
-                attempt.waiting.attempts, attempt.waiting.due_at = waiting.attempts, waiting.due_at
-                attempt.waiting.has_failed_silently = False
+        aside = attempt.parked_keys
+        if attempt.is_parked and attempt.entry is not None:
+            if chosen is FailureAction.PARK:
+                attempt.entry.attempts, attempt.entry.due_at = waiting.attempts, waiting.due_at
+                attempt.entry.has_unknown_outcome = False
             else:
-                aside.pop(attempt.waiting)
+                aside.pop(attempt.entry)
             return
-        aside.blocking = waiting if chosen in (FailureAction.HOLD, FailureAction.STOP) else None
+        aside.blocking = waiting if chosen in (FailureAction.BLOCK, FailureAction.STOP) else None
         aside.is_stopped = chosen is FailureAction.STOP
-        if chosen is FailureAction.ASIDE:
+        if chosen is FailureAction.PARK:
             aside.put(waiting)
 
     def _count_end(self, chosen: FailureAction, attempt: Attempt) -> None:
         self.counters.failures += 1
-        self.counters.parked += chosen is FailureAction.ASIDE and not attempt.is_parked
+        self.counters.parked += chosen is FailureAction.PARK and not attempt.is_parked
         self.counters.dead += chosen is FailureAction.DEAD
         self.counters.skipped += chosen is FailureAction.SKIP
 
@@ -370,13 +370,13 @@ class AttemptRecorder:
             attempts,
             delay,
             reason,
-            is_known=attempt.waiting is not None and attempt.waiting.is_recorded,
+            is_known=attempt.entry is not None and attempt.entry.is_recorded,
         )
         return self._write(lambda conn: operations_attempts.record(conn, dialect, claimed_partition, position, record))
 
     def _lose_parked(self, worker: Receiver, attempt: Attempt) -> None:
-        assert attempt.waiting is not None  # noqa: S101 - what is parked has a record
-        offset = attempt.waiting.offset
+        assert attempt.entry is not None  # noqa: S101 - what is parked has a record
+        offset = attempt.entry.offset
         log.error(
             "Message %s/%d@%d was set aside and is not in the log any more; it is forgotten.",
             attempt.assigned.topic,
@@ -392,15 +392,15 @@ class AttemptRecorder:
         )
         self.abandon(worker, attempt)
 
-    def _after(self, attempt: Attempt) -> Commit:
+    def _position_after(self, attempt: Attempt) -> Commit:
         """The group's position when the handler is done with what it has right now."""
         if attempt.is_parked:
             return attempt.position(attempt.assigned.committable())
-        in_hand_to = 0 if attempt.waiting is not None else (attempt.messages[-1].offset or 0) + 1
+        in_hand_to = 0 if attempt.entry is not None else (attempt.messages[-1].offset or 0) + 1
         return attempt.position((attempt.current[-1].offset or 0) + 1, in_hand_to=in_hand_to)
 
     def _recorded(self, attempt: Attempt) -> int | None:
-        return None if attempt.waiting is None else attempt.waiting.offset
+        return None if attempt.entry is None else attempt.entry.offset
 
     def _write(self, flow: Callable[[Connection], bool]) -> bool:
         return self._database.write_idempotent(flow)
@@ -411,7 +411,7 @@ class AttemptRecorder:
 
 def _reason(attempt: Attempt, error: BaseException | None) -> Reason | None:
     if error is None:
-        return ENDED if attempt.waiting is not None and attempt.waiting.has_failed_silently else None
+        return ENDED if attempt.entry is not None and attempt.entry.has_unknown_outcome else None
     text = "".join(traceback.format_exception(error))
     kind = type(error)
     name = kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
@@ -432,7 +432,7 @@ def _log_failure(
     told: dict[str, object],
 ) -> None:
     where, why = _place(message), ENDED.error if error is None else _short(error)
-    if chosen in (FailureAction.ASIDE, FailureAction.HOLD):
+    if chosen in (FailureAction.PARK, FailureAction.BLOCK):
         log.warning(
             "Attempt %d at %s failed and is made again in %.1f seconds: %s",
             attempts,

@@ -67,13 +67,13 @@ class Attempt:
 
     assigned: AssignedPartition
     claimed_partition: ClaimedPartition
-    aside: ParkedKeys
+    parked_keys: ParkedKeys
     delivery: Delivery
     messages: list[Message]
     """To be handled, in order."""
-    set_aside: list[ParkedEntry] = field(default_factory=list)
+    to_park: list[ParkedEntry] = field(default_factory=list)
     """Those before them, whose keys wait."""
-    waiting: ParkedEntry | None = None
+    entry: ParkedEntry | None = None
     """What is known about the only message, if it has a record of its own."""
     is_parked: bool = False
     """Whether that one stands aside, below the group's position."""
@@ -81,12 +81,12 @@ class Attempt:
     """What the handler has right now, or had last."""
     is_settling: bool = False
     """Whether the handler is done, and its transaction is being committed."""
-    is_over: bool = False
+    has_ended: bool = False
     """Whether it is known how it ended."""
 
     def position(self, offset: int, *, in_hand_to: int = 0) -> Commit:
         """The group's position at *offset*, with what is in hand there, and what was when the owner before ended."""
-        in_hand_to = max(in_hand_to, self.aside.maybe_attempted_to)
+        in_hand_to = max(in_hand_to, self.parked_keys.maybe_attempted_to)
         return Commit(self.assigned.partition_id, offset, in_hand_to if in_hand_to > offset else 0)
 
 
@@ -102,9 +102,9 @@ class Dispatcher:
         self._buffer = buffer
         self._terms = terms
         self._options = options
-        self._asides: dict[int, tuple[AssignedPartition, ParkedKeys]] = {}
+        self._parked_keys: dict[int, tuple[AssignedPartition, ParkedKeys]] = {}
         self._refresh_at = 0.0
-        self._is_stirred = False
+        self._is_woken = False
         self._full: set[int] = set()
 
     def next_attempt(self, worker: Receiver, batch_hint: int) -> Attempt | None:
@@ -114,7 +114,7 @@ class Dispatcher:
         """
         now = self._clock.monotonic()
         self._look(now)
-        for assigned, aside in self._asides.values():
+        for assigned, aside in self._parked_keys.values():
             if assigned.is_idle and self._is_claimed(assigned) and (waiting := aside.due(now)):
                 return self._parked(worker, assigned, aside, waiting)
         delivery = self._buffer.deliver_from_idle_partition(
@@ -127,32 +127,32 @@ class Dispatcher:
 
         Something that stands aside is due then, in a partition that nobody works on; or it is time to read rows again.
         """
-        patience = (0 if self._is_stirred else _REST_POLLS - _REFRESH_POLLS) * self._options.poll_max_seconds
-        due = (aside.next_due_at() for assigned, aside in self._asides.values() if assigned.is_idle)
+        patience = (0 if self._is_woken else _REST_POLLS - _REFRESH_POLLS) * self._options.poll_max_seconds
+        due = (aside.next_due_at() for assigned, aside in self._parked_keys.values() if assigned.is_idle)
         return min((self._refresh_at + patience, *due))
 
     def check_soon(self) -> None:
         """Somebody was woken: people may have changed rows."""
-        self._is_stirred = True
+        self._is_woken = True
 
     def forget(self, assigned: AssignedPartition) -> None:
         """What is known here may be wrong: ask before the partition is worked on again."""
-        self._asides.pop(assigned.partition_id, None)
+        self._parked_keys.pop(assigned.partition_id, None)
 
     def __len__(self) -> int:
         """How many messages wait for another attempt."""
-        return sum(len(aside) + aside.is_holding for _, aside in self._asides.values())
+        return sum(len(aside) + aside.is_blocked for _, aside in self._parked_keys.values())
 
     def _look(self, now: float) -> None:
         active = self._buffer.active()
-        claimed = self._coordinator.claimed
-        self._asides = {id_: entry for id_, entry in self._asides.items() if claimed.get(id_) is entry[0]}
-        unknown = [assigned for assigned in active if assigned.partition_id not in self._asides]
+        claimed = self._coordinator.assigned
+        self._parked_keys = {id_: entry for id_, entry in self._parked_keys.items() if claimed.get(id_) is entry[0]}
+        unknown = [assigned for assigned in active if assigned.partition_id not in self._parked_keys]
         known: list[AssignedPartition] = []
         if now >= self._refresh_at:
             self._refresh_at = now + _REFRESH_POLLS * self._options.poll_max_seconds
-            self._is_stirred = False
-            known = [assigned for assigned in active if assigned.partition_id in self._asides and assigned.is_idle]
+            self._is_woken = False
+            known = [assigned for assigned in active if assigned.partition_id in self._parked_keys and assigned.is_idle]
         if not unknown and not known:
             return
         ids = [assigned.partition_id for assigned in (*unknown, *known)]
@@ -172,14 +172,14 @@ class Dispatcher:
             aside = _aside(rows[assigned.partition_id], position, in_hand_to, now)
             if aside.blocking is None and in_hand_to == position + 1:
                 # The only message in hand: it is certain that it was being handled.
-                aside.blocking = ParkedEntry(position, None, 1, has_failed_silently=True)
+                aside.blocking = ParkedEntry(position, None, 1, has_unknown_outcome=True)
             self._note(assigned, aside)
         for assigned in known:
-            suspect_to = self._asides[assigned.partition_id][1].maybe_attempted_to
+            suspect_to = self._parked_keys[assigned.partition_id][1].maybe_attempted_to
             self._note(assigned, _aside(rows[assigned.partition_id], assigned.committable(), suspect_to, now))
 
     def _note(self, assigned: AssignedPartition, aside: ParkedKeys) -> None:
-        self._asides[assigned.partition_id] = (assigned, aside)
+        self._parked_keys[assigned.partition_id] = (assigned, aside)
         is_full = len(aside) >= self._terms.max_parked
         if is_full and assigned.partition_id not in self._full:
             log.error(
@@ -195,10 +195,10 @@ class Dispatcher:
 
     def _is_claimed(self, assigned: AssignedPartition) -> bool:
         id_ = assigned.partition_id
-        return self._coordinator.claimed.get(id_) is assigned and id_ not in self._coordinator.leaving
+        return self._coordinator.assigned.get(id_) is assigned and id_ not in self._coordinator.releasing
 
     def _wanted_from_log(self, assigned: AssignedPartition, batch_hint: int, now: float) -> int:
-        entry = self._asides.get(assigned.partition_id)
+        entry = self._parked_keys.get(assigned.partition_id)
         if entry is None:
             return 0
         _, aside = entry
@@ -213,17 +213,17 @@ class Dispatcher:
 
     def _new_attempt(self, delivery: Delivery, batch_hint: int) -> Attempt:
         assigned = delivery.assigned
-        aside = self._asides[assigned.partition_id][1]
+        aside = self._parked_keys[assigned.partition_id][1]
         lent = list(delivery.pending)
         if aside.blocking is not None:
-            return Attempt(assigned, self._seat(assigned), aside, delivery, lent[:1], waiting=aside.blocking)
+            return Attempt(assigned, self._claimed_partition(assigned), aside, delivery, lent[:1], entry=aside.blocking)
         most = self._most(delivery.first, aside, batch_hint)
         set_aside, messages = aside.split(lent, most, self._terms.max_parked - len(aside))
         waiting = self._untried(messages[0], aside) if messages else None
         if waiting is not None and not waiting.attempts:
             waiting = None
         behind = [self._untried(message, aside) for message in set_aside]
-        return Attempt(assigned, self._seat(assigned), aside, delivery, messages, behind, waiting)
+        return Attempt(assigned, self._claimed_partition(assigned), aside, delivery, messages, behind, waiting)
 
     def _untried(self, message: Message, aside: ParkedKeys) -> ParkedEntry:
         """What is known about a *message* that has no record."""
@@ -235,7 +235,7 @@ class Dispatcher:
     def _parked(
         self, worker: Receiver, assigned: AssignedPartition, aside: ParkedKeys, waiting: ParkedEntry
     ) -> Attempt:
-        claimed_partition, dialect = self._seat(assigned), self._database.dialect
+        claimed_partition, dialect = self._claimed_partition(assigned), self._database.dialect
         found = self._database.read(
             lambda conn: consume.fetch(conn, dialect, [(assigned, waiting.offset)], limit=1, max_bytes=1)
         )
@@ -247,11 +247,11 @@ class Dispatcher:
             aside,
             self._buffer.hold_partition(worker, assigned),
             messages,
-            waiting=waiting,
+            entry=waiting,
             is_parked=True,
         )
 
-    def _seat(self, assigned: AssignedPartition) -> ClaimedPartition:
+    def _claimed_partition(self, assigned: AssignedPartition) -> ClaimedPartition:
         return ClaimedPartition(self._coordinator.group, self._coordinator.member_id, claim_of(assigned))
 
 
@@ -270,5 +270,5 @@ def _aside(rows: Sequence[ParkedRow], position: int, suspect_to: int, now: float
 def _waiting(row: ParkedRow, now: float) -> ParkedEntry:
     due_at = -math.inf if row.attempt_open else now + row.due_seconds
     return ParkedEntry(
-        row.offset, row.key, row.attempts, due_at, is_recorded=True, has_failed_silently=row.attempt_open
+        row.offset, row.key, row.attempts, due_at, is_recorded=True, has_unknown_outcome=row.attempt_open
     )

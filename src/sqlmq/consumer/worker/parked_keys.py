@@ -29,7 +29,7 @@ class ParkedEntry:
     due_at: float = -math.inf
     is_recorded: bool = False
     """Whether the database has a row of it."""
-    has_failed_silently: bool = False
+    has_unknown_outcome: bool = False
     """Whether its last attempt was begun and nobody knows how it ended: the process did."""
 
     @property
@@ -73,18 +73,18 @@ class ParkedKeys:
 
     def due(self, now: float) -> ParkedEntry | None:
         """The first of a lane that has been due the longest."""
-        first = min(self._firsts(), key=lambda one: one.due_at, default=None)
+        first = min(self._heads(), key=lambda one: one.due_at, default=None)
         return first if first is not None and first.due_at <= now else None
 
     @property
-    def is_holding(self) -> bool:
+    def is_blocked(self) -> bool:
         """Whether a message waits in its place for another attempt."""
         return self.blocking is not None and not self.is_stopped
 
     def next_due_at(self) -> float:
         """When there is something to do; never, if nothing waits."""
-        held_at = self.blocking.due_at if self.blocking is not None and self.is_holding else math.inf
-        return min(held_at, *(one.due_at for one in self._firsts()), math.inf)
+        held_at = self.blocking.due_at if self.blocking is not None and self.is_blocked else math.inf
+        return min(held_at, *(one.due_at for one in self._heads()), math.inf)
 
     def may_read_on(self, most: int) -> bool:
         """Whether the partition may be read on: nothing is held in its place, and fewer than *most* are set aside."""
@@ -103,5 +103,5 @@ class ParkedKeys:
             end += 1
         return list(messages[:waiting]), list(messages[waiting:end])
 
-    def _firsts(self) -> Iterator[ParkedEntry]:
+    def _heads(self) -> Iterator[ParkedEntry]:
         return (lane[0] for lane in self._lanes.values())

@@ -11,12 +11,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
 from sqlmq.consumer.worker import signals
-from sqlmq.consumer.worker.attempts import PASSING, AttemptRecorder
+from sqlmq.consumer.worker.attempts import TRANSIENT, AttemptRecorder
 from sqlmq.consumer.worker.dispatcher import Dispatcher
 from sqlmq.consumer.worker.executor import ExecutionStep, NotBegunError
 from sqlmq.errors import ConsumerClosedError, FencedError
 from sqlmq.model.config import check_count, check_seconds
-from sqlmq.model.retry import next_stride
+from sqlmq.model.retry import next_batch_hint
 from sqlmq.model.timing import Deadline
 
 if TYPE_CHECKING:
@@ -229,7 +229,7 @@ class WorkerPool:
         except FencedError as error:
             log.warning("%s", error, extra=recorder.log_fields("fenced", attempt, error=error))
             recorder.abandon(worker, attempt)
-        except PASSING as error:
+        except TRANSIENT as error:
             log.warning(
                 "%s goes on trying: %s", worker.name, error, extra=recorder.log_fields("retry", attempt, error=error)
             )
@@ -243,7 +243,7 @@ class WorkerPool:
     def _begin(self, worker: Worker, attempt: Attempt) -> bool:
         try:
             return self._recorder.begin(worker, attempt)
-        except PASSING as error:
+        except TRANSIENT as error:
             log.warning(
                 "%s goes on trying: %s",
                 worker.name,
@@ -268,7 +268,7 @@ class WorkerPool:
             self._interrupt(worker, attempt)
             raise failure.__cause__ or failure from None
         except Exception as error:
-            if attempt.is_settling and isinstance(error, (FencedError, *PASSING)):
+            if attempt.is_settling and isinstance(error, (FencedError, *TRANSIENT)):
                 if recorder.claim(attempt):
                     raise
             elif attempt.current:
@@ -296,7 +296,7 @@ class WorkerPool:
 
     def _next_stride(self, batch_hint: int, handled: int, seconds: float) -> int:
         # With a single attempt it has to be certain which message it was made at.
-        return 1 if self._terms.retry.max_attempts == 1 else next_stride(batch_hint, handled, seconds)
+        return 1 if self._terms.retry.max_attempts == 1 else next_batch_hint(batch_hint, handled, seconds)
 
     def _counted(self, worker: Worker, batches: Iterator[list[Message]]) -> Iterator[list[Message]]:
         for batch in batches:
@@ -392,7 +392,7 @@ class WorkerPool:
             self._executor.abandon(worker)
             try:
                 self._recorder.interrupt(worker, attempt)
-            except PASSING as error:
+            except TRANSIENT as error:
                 log.warning(
                     "An attempt that was interrupted counts all the same: %s",
                     error,
