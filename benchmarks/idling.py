@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, NamedTuple
 from benchmarks.counting import count_statements
 from benchmarks.suite import once
 from benchmarks.workload import check, messages, new_group, new_topic
-from sqlmq import MQ, ConsumerClosedError
+from sqlmq import MQ
+from sqlmq.errors import ConsumerClosedError
 
 if TYPE_CHECKING:
     import itertools

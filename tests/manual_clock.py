@@ -6,7 +6,7 @@ import threading
 from random import Random
 from typing import TYPE_CHECKING, TypeVar
 
-from sqlmq import Clock
+from sqlmq.testing import Clock
 from tests.contract.waiting import PATIENCE_SECONDS
 
 if TYPE_CHECKING:

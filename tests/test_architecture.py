@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 import sqlmq
+import sqlmq.testing
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -20,7 +21,11 @@ ROOT = Path(__file__).parent.parent
 SOURCE = ROOT / "src" / "sqlmq"
 MODULES = sorted(SOURCE.rglob("*.py"))
 DATABASES = {"postgresql", "postgres", "sqlite"}
-PUBLIC = [getattr(sqlmq, name) for name in sqlmq.__all__]
+PUBLIC = [
+    *(getattr(sqlmq, name) for name in sqlmq.__all__),
+    *(one for one in vars(sqlmq.errors).values() if inspect.isclass(one)),
+    sqlmq.testing.Clock,
+]
 CLASSES = [one for one in PUBLIC if inspect.isclass(one)]
 
 
@@ -95,11 +100,28 @@ def test_the_public_names_are_in_order_and_each_comes_from_one_place() -> None:
     assert imported == set(sqlmq.__all__)
 
 
-def test_every_error_is_public() -> None:
-    errors = importlib.import_module("sqlmq.errors")
-    own = {name for name, one in vars(errors).items() if inspect.isclass(one) and issubclass(one, errors.SqlmqError)}
+def test_every_error_is_in_the_module_of_errors_and_the_ones_to_catch_are_at_the_top() -> None:
+    elsewhere = [
+        f"{name_of(path)}: {node.name}"
+        for path in MODULES
+        if path != SOURCE / "errors.py" and not path.is_relative_to(SOURCE / "verify")
+        for node in ast.walk(tree(path))
+        if isinstance(node, ast.ClassDef)
+        and {ast.unparse(base).rsplit(".", 1)[-1] for base in node.bases} & set(vars(sqlmq.errors))
+    ]
+    at_the_top = {name for name in sqlmq.__all__ if name in vars(sqlmq.errors)}
 
-    assert own <= set(sqlmq.__all__)
+    assert elsewhere == []
+    assert at_the_top == {
+        "SqlmqError",
+        "UnknownTopicError",
+        "FencedError",
+        "EvictedError",
+        "OutcomeUnknownError",
+        "DatabaseUnavailableError",
+        "DatabaseBusyError",
+        "ClosedError",
+    }
 
 
 def test_every_error_stands_in_the_tree_at_the_top_of_its_module() -> None:

@@ -16,6 +16,7 @@ import sqlmq
 import sqlmq.aio
 import sqlmq.opentelemetry
 import sqlmq.prometheus
+import sqlmq.testing
 from docs.reference.markdown import escaped, prose, table
 from sqlmq.background.heartbeat import Keeper
 
@@ -24,11 +25,14 @@ if TYPE_CHECKING:
     from types import ModuleType
 
 PAGE = Path(__file__).parent.parent / "docs" / "reference" / "api.md"
-CLASSES = {name: one for name in sqlmq.__all__ if inspect.isclass(one := getattr(sqlmq, name))}
+ERRORS = {
+    name: one for name, one in vars(sqlmq.errors).items() if inspect.isclass(one) and issubclass(one, sqlmq.SqlmqError)
+}
+CLASSES = {name: one for name in sqlmq.__all__ if inspect.isclass(one := getattr(sqlmq, name))} | ERRORS
+CLASSES["Clock"] = sqlmq.testing.Clock
 CLASSES["Collector"] = sqlmq.prometheus.Collector
 CLASSES["Telemetry"] = sqlmq.opentelemetry.Telemetry
-ERRORS = {name: cls for name, cls in CLASSES.items() if issubclass(cls, sqlmq.SqlmqError)}
-MODULES: list[ModuleType] = [sqlmq.aio, sqlmq.migrate, sqlmq.opentelemetry, sqlmq.prometheus]
+MODULES: list[ModuleType] = [sqlmq.aio, sqlmq.migrate, sqlmq.opentelemetry, sqlmq.prometheus, sqlmq.testing]
 # What the library asks of its own objects, though it stands there under a public name.
 INTERNAL = {"Consumer": set(vars(Keeper)), "Message": {"arrived", "check_size", "headers_json"}}
 
@@ -65,6 +69,9 @@ FUNCTIONS = {
     for module in (sqlmq.migrate, sqlmq.opentelemetry)
     for name, one in vars(module).items()
     if inspect.isfunction(one) and not name.startswith("_") and one.__module__ == module.__name__
+} | {
+    f"### failpoints.{name}": inspect.unwrap(getattr(sqlmq.testing.failpoints, name))
+    for name in ("armed", "raising", "exiting", "stopping")
 }
 
 

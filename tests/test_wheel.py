@@ -120,7 +120,7 @@ def test_without_the_driver_a_postgres_url_is_an_error_that_says_what_to_install
 import sqlmq
 try:
     sqlmq.MQ("postgresql://user:secret@localhost/orders")
-except sqlmq.InvalidURLError as error:
+except sqlmq.errors.InvalidURLError as error:
     print(error)
 """
 

@@ -14,10 +14,12 @@ if TYPE_CHECKING:
 
 _OPENING = """\
 Every public name, as the code has it: signatures, docstrings, attributes, errors."""
-_MODULES = ("aio", "migrate", "opentelemetry", "prometheus")
+_MODULES = ("aio", "migrate", "opentelemetry", "prometheus", "testing")
 """Public below ``sqlmq``, under names of their own."""
 _OWN = {"Message": ("arrived", "check_size", "headers_json")}
 """Public among the modules of the library only."""
+_FAILPOINT_FUNCTIONS = ("armed", "raising", "exiting", "stopping")
+"""What tests call of ``sqlmq.testing.failpoints``."""
 _USES = {"__enter__": "with", "__aenter__": "async with", "__iter__": "for", "__aiter__": "async for"}
 
 
@@ -26,11 +28,14 @@ class Names:
 
     def __init__(self, package: griffe.Module) -> None:
         self._keeper = set(package["background.heartbeat.Keeper"].members)
-        self.classes = {
-            str(name): one
-            for name in package.exports or ()
-            if isinstance(one := final(package[str(name)]), griffe.Class)
-        }
+        # Errors and what only tests use stand in modules of their own: few of them are at the top as well.
+        exported = [
+            *(package[str(name)] for name in package.exports or ()),
+            *package["errors"].classes.values(),
+            *(package["testing"][str(name)] for name in package["testing"].exports),
+        ]
+        self.classes = {one.name: one for one in map(final, exported) if isinstance(one, griffe.Class)}
+        self.failpoints = cast("griffe.Module", final(package["testing"]["failpoints"]))
         self.modules = [cast("griffe.Module", package[name]) for name in _MODULES]
 
     def errors(self) -> dict[str, griffe.Class]:
@@ -140,6 +145,12 @@ def _function(function: griffe.Function, types: Types, heading: str) -> list[str
 
 def _module(module: griffe.Module, names: Names, types: Types) -> str:
     parts = [f"## {module.path}"]
+    if module.name == "testing":
+        parts += [_docstring(module), f"Its class: {_links(['Clock'])} Its failpoints:"]
+        functions = (one for one in names.below(names.failpoints) if one.name in _FAILPOINT_FUNCTIONS)
+        for function in functions:
+            parts += _function(cast("griffe.Function", function), types, f"### failpoints.{function.name}")
+        return "\n\n".join(parts)
     if module.exports:
         parts += [_summary(module), f"The same classes as in `sqlmq`: {_links(map(str, module.exports))}"]
         return "\n\n".join(parts)

@@ -1,19 +1,18 @@
 """A message queue that lives in the SQL database you already have.
 
-    MQ                          a database, its topics, and what is made from it            mq
-     ├── Producer               messages in                                                 producer, coalescer, outbox
-     ├── Consumer               messages out, for a group                                   consumer, stock, ownership
-     └── AsyncMQ, ...           the same, for asyncio                                       aio
-          │
-    transactions                where they begin and end, and are tried again               database
-          │
-    verbs                       what one transaction does                                   flows
-          │
-    nouns                       the SQL, a module for each family of tables                 store
-          │
-    databases                   everything in which they differ                             dialects
-          │
-    plain values                decisions without SQL, clock or threads                     assignment, progress, ...
+    mq            MQ: one database, its topics, and what is made from it
+    producer      messages in
+    consumer      messages out, for a group
+    admin         what an operator does and sees
+    aio           the same for asyncio: AsyncMQ, AsyncProducer, AsyncConsumer
+    background    the threads of one MQ: heartbeats, wake-ups, scheduler, retention
+    database      where transactions begin, end and are retried
+    operations    what one transaction does
+    store         the SQL, a module for each table
+    dialects      every difference between databases
+    model         values and decisions, without SQL, clock or threads
+    errors        every error that the library raises on purpose
+    testing       failpoints, and a clock that tests control
 
 Imports point down only. ``sqlmq.migrate`` makes the tables, ``sqlmq.cli`` is the command. docs/architecture.md walks a
 message through all of it.
@@ -21,7 +20,7 @@ message through all of it.
 
 from importlib.metadata import version
 
-from sqlmq import migrate
+from sqlmq import errors, migrate
 from sqlmq.admin.parked import Parked
 from sqlmq.aio import AsyncConsumer, AsyncMQ, AsyncParked, AsyncProducer, AsyncTransaction
 from sqlmq.consumer.consumer import Consumer
@@ -29,44 +28,14 @@ from sqlmq.consumer.transaction import Transaction
 from sqlmq.consumer.worker.pool import RunSummary
 from sqlmq.errors import (
     ClosedError,
-    ConsumerClosedError,
     DatabaseBusyError,
-    DatabaseDamagedError,
-    DatabaseError,
-    DatabaseFullError,
     DatabaseUnavailableError,
     EvictedError,
     FencedError,
-    ForkedError,
-    GroupInUseError,
-    InvalidGroupError,
-    InvalidMessageError,
-    InvalidOffsetError,
-    InvalidPartitionError,
-    InvalidTopicError,
-    InvalidURLError,
-    IsolationError,
-    MessageTooLargeError,
-    MQClosedError,
-    NotOwnedError,
-    NotParkedError,
-    OffsetGapError,
-    OutboxError,
     OutcomeUnknownError,
-    PermissionDeniedError,
-    ProducerClosedError,
-    ReadOnlyDatabaseError,
-    SchemaError,
-    SchemaMissingError,
-    SchemaTooNewError,
-    SchemaTooOldError,
     SqlmqError,
-    TopicConflictError,
-    TransactionError,
-    UnknownGroupError,
     UnknownTopicError,
 )
-from sqlmq.hooks.clock import Clock
 from sqlmq.hooks.observer import Observer
 from sqlmq.model.message import DelayedMessage, Message, ProducerResult
 from sqlmq.model.retention import Retention
@@ -101,14 +70,9 @@ __all__ = [
     "AsyncProducer",
     "AsyncTransaction",
     "BlockedKey",
-    "Clock",
     "ClosedError",
     "Consumer",
-    "ConsumerClosedError",
     "DatabaseBusyError",
-    "DatabaseDamagedError",
-    "DatabaseError",
-    "DatabaseFullError",
     "DatabaseUnavailableError",
     "DelayedMessage",
     "DoctorLimits",
@@ -116,26 +80,11 @@ __all__ = [
     "Eviction",
     "FencedError",
     "Finding",
-    "ForkedError",
     "GroupDescription",
-    "GroupInUseError",
     "GroupPartition",
-    "InvalidGroupError",
-    "InvalidMessageError",
-    "InvalidOffsetError",
-    "InvalidPartitionError",
-    "InvalidTopicError",
-    "InvalidURLError",
-    "IsolationError",
-    "MQClosedError",
     "MemberDescription",
     "Message",
-    "MessageTooLargeError",
-    "NotOwnedError",
-    "NotParkedError",
     "Observer",
-    "OffsetGapError",
-    "OutboxError",
     "OutcomeUnknownError",
     "Parked",
     "ParkedDetails",
@@ -143,27 +92,18 @@ __all__ = [
     "PartitionDescription",
     "PartitionLag",
     "PartitionReset",
-    "PermissionDeniedError",
     "Problem",
     "Producer",
-    "ProducerClosedError",
     "ProducerResult",
     "Publication",
-    "ReadOnlyDatabaseError",
     "Retention",
     "RetentionResult",
     "Retry",
     "RunSummary",
-    "SchemaError",
-    "SchemaMissingError",
-    "SchemaTooNewError",
-    "SchemaTooOldError",
     "SqlmqError",
-    "TopicConflictError",
     "TopicDescription",
     "Transaction",
-    "TransactionError",
-    "UnknownGroupError",
     "UnknownTopicError",
+    "errors",
     "migrate",
 ]

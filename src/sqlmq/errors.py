@@ -1,45 +1,46 @@
-"""Every error this library raises on purpose.
+"""Every error that this library raises on purpose.
 
     SqlmqError
-     ├── InvalidTopicError        (also a ValueError)    a topic's name that is not one
-     ├── InvalidGroupError        (also a ValueError)    a group's name that is not one
-     ├── InvalidPartitionError    (also a ValueError)    a partition number the topic does not have
+     ├── InvalidTopicError        (also a ValueError)    a name that no topic can have
+     ├── InvalidGroupError        (also a ValueError)    a name that no group can have
+     ├── InvalidPartitionError    (also a ValueError)    a partition that the topic does not have
      ├── InvalidOffsetError       (also a ValueError)    an offset beyond the ends of the log
-     ├── InvalidMessageError      (also a ValueError)    a message the log can't keep as it is
+     ├── InvalidMessageError      (also a ValueError)    a message that the log can't keep as it is
      │    └── MessageTooLargeError
-     ├── InvalidURLError          (also a ValueError)    a database URL nobody can connect to
+     ├── InvalidURLError          (also a ValueError)    a database URL that can't be used
      ├── UnknownTopicError        (also a LookupError)
      ├── UnknownGroupError        (also a LookupError)
-     ├── NotParkedError           (also a LookupError)   the group has not set that message aside
-     ├── TopicConflictError                              the topic is there, and made otherwise
+     ├── NotParkedError           (also a LookupError)   a message that the group has not parked
+     ├── TopicConflictError                              the topic exists with another partitioner
      ├── GroupInUseError                                 the group has live members
      ├── NotOwnedError                                   the consumer does not own the partition
      ├── ClosedError
      │    ├── MQClosedError
      │    ├── ProducerClosedError
      │    └── ConsumerClosedError
-     ├── FencedError                                     somebody else owns the partition by now
-     ├── OffsetGapError                                  the log lacks an offset it must have
-     ├── EvictedError                                    the log begins later by now than where the group is
-     ├── OutboxError                                     a session that can't carry a message
-     ├── TransactionError                                a transaction that can't be used so, or was ended too early
+     ├── FencedError                                     another member owns the partition now
+     ├── OffsetGapError                                  the log lacks an offset that it must have
+     ├── EvictedError                                    retention deleted what the group had not read
+     ├── SessionError                                    a session or transaction that can't be used for the call
+     ├── TransactionEndedError                           a transaction that ended inside its block
      ├── ForkedError                                     the object belongs to the parent process
      ├── SchemaError
      │    ├── SchemaMissingError
      │    ├── SchemaTooOldError
      │    └── SchemaTooNewError
      └── DatabaseError                                   what the database refused, translated
-          ├── DatabaseUnavailableError                   no server, no connection left, cut off
-          ├── DatabaseBusyError                          a lock that did not come free in time
+          ├── DatabaseUnavailableError                   no server, no connection left, connection lost
+          ├── DatabaseBusyError                          a lock that was not free in time
           ├── DatabaseFullError
-          ├── DatabaseDamagedError                       files that are damaged, or no database's
+          ├── DatabaseDamagedError                       damaged files, or files that are not a database
           ├── ReadOnlyDatabaseError
           ├── PermissionDeniedError
-          ├── IsolationError                             the transaction can't see what it needs to
-          └── OutcomeUnknownError                        cut off during COMMIT
+          ├── IsolationError                             an isolation level that hides the newest rows
+          └── OutcomeUnknownError                        connection lost during COMMIT
 
-A wait that ends without a message raises the builtin ``TimeoutError``; a value of the wrong type, ``TypeError``.
-Messages say the fact and the next step. None holds a password, a key or a value.
+Programs import them from here. Those that programs catch most stand at the top of ``sqlmq`` too. A wait that ends
+without a message raises the builtin ``TimeoutError``; a value of the wrong type raises ``TypeError``. The text of an
+error names the fact and the next step. It never holds a password, a key or a value.
 """
 
 from __future__ import annotations
@@ -80,7 +81,7 @@ class InvalidPartitionError(SqlmqError, ValueError):
 
 
 class InvalidOffsetError(SqlmqError, ValueError):
-    """A group can't be moved to an offset: the log does not go so far, or not so far back any more."""
+    """A group can't be moved to an offset, because the log does not reach that far."""
 
     def __init__(self, topic: str, partition: int, offset: int, start_offset: int, end_offset: int) -> None:
         self.topic = topic
@@ -89,13 +90,13 @@ class InvalidOffsetError(SqlmqError, ValueError):
         self.start_offset = start_offset
         self.end_offset = end_offset
         super().__init__(
-            f"Partition {partition} of topic {topic!r} goes from offset {start_offset} to {end_offset}, where the next "
-            f"message will be; a group can't be moved to {offset}. 'earliest' and 'latest' name the two ends."
+            f"Partition {partition} of topic {topic!r} has the offsets {start_offset} to {end_offset}, where the next "
+            f"message will be, so a group can't be moved to {offset}. Use 'earliest' or 'latest' for the two ends."
         )
 
 
 class InvalidMessageError(SqlmqError, ValueError):
-    """A message has a part that could not be stored and read back as it is."""
+    """A part of a message can't be stored and read back unchanged."""
 
 
 class MessageTooLargeError(InvalidMessageError):
@@ -112,11 +113,11 @@ class MessageTooLargeError(InvalidMessageError):
 
 
 class InvalidURLError(SqlmqError, ValueError):
-    """A database URL can't be read, or names a database or driver that can't be used."""
+    """A database URL can't be parsed, or names a database or driver that can't be used."""
 
 
 class UnknownTopicError(SqlmqError, LookupError):
-    """There is no such topic, or not any more."""
+    """The topic does not exist, or was deleted."""
 
     def __init__(self, topic: str) -> None:
         self.topic = topic
@@ -124,19 +125,19 @@ class UnknownTopicError(SqlmqError, LookupError):
 
 
 class UnknownGroupError(SqlmqError, LookupError):
-    """There is no such group on the topic."""
+    """The topic has no such group."""
 
     def __init__(self, topic: str, group: str) -> None:
         self.topic = topic
         self.group = group
         super().__init__(
-            f"Group {group!r} does not exist on topic {topic!r}. A group is made by its first consumer; "
-            "`sqlmq groups list` shows those there are."
+            f"Group {group!r} does not exist on topic {topic!r}. A group is created by its first "
+            "consumer. `sqlmq groups list` shows the existing groups."
         )
 
 
 class NotParkedError(SqlmqError, LookupError):
-    """A group has not set that message aside, or not any more: it was handled, discarded, or never failed."""
+    """The group has not parked that message: it was handled, discarded, or never failed."""
 
     def __init__(self, topic: str, group: str, partition: int, offset: int) -> None:
         self.topic = topic
@@ -144,39 +145,39 @@ class NotParkedError(SqlmqError, LookupError):
         self.partition = partition
         self.offset = offset
         super().__init__(
-            f"Group {group!r} has not set message {topic}/{partition}@{offset} aside, or not any more. "
-            f"`sqlmq parked list {topic} --group {group}` shows what it has."
+            f"Message {topic}/{partition}@{offset} is not parked in group {group!r}, or no longer. "
+            f"`sqlmq parked list {topic} --group {group}` shows the parked messages."
         )
 
 
 class TopicConflictError(SqlmqError):
-    """A topic exists with another partitioner than the one asked for."""
+    """The topic exists with another partitioner than the requested one."""
 
     def __init__(self, topic: str, existing: str, wanted: str) -> None:
         self.topic = topic
         self.existing = existing
         self.wanted = wanted
         super().__init__(
-            f"Topic {topic!r} places keys by {existing!r}, not by {wanted!r}, and can't change: the same key would "
-            f"land in two partitions. Leave the partitioner out, or make a new topic."
+            f"Topic {topic!r} has the partitioner {existing!r}, not {wanted!r}. It can't change, because the same key "
+            f"would land in two partitions. Omit partitioner=, or create a new topic."
         )
 
 
 class GroupInUseError(SqlmqError):
-    """A group was to be moved while members of it are alive. Nothing was moved."""
+    """A group with live members can't be moved. Nothing was moved."""
 
     def __init__(self, topic: str, group: str, members: tuple[str, ...]) -> None:
         self.topic = topic
         self.group = group
         self.members = members
         super().__init__(
-            f"Group {group!r} on topic {topic!r} has live members: {', '.join(members)}. Stop them, or use force: then "
-            "they lose their partitions, and go on at the new positions."
+            f"Group {group!r} on topic {topic!r} has live members: {', '.join(members)}. Stop them first. Or use "
+            "force: then they lose their partitions and continue at the new positions."
         )
 
 
 class NotOwnedError(SqlmqError):
-    """A consumer can move its group only in partitions that it owns."""
+    """A consumer can move its group only in partitions that it owns. Nothing was moved."""
 
     def __init__(self, topic: str, group: str, partition: int, owned: tuple[int, ...]) -> None:
         self.topic = topic
@@ -185,20 +186,20 @@ class NotOwnedError(SqlmqError):
         self.owned = owned
         super().__init__(
             f"This consumer does not own partition {partition} of topic {topic!r} in group {group!r}; it owns "
-            f"{', '.join(map(str, owned)) or 'none'}. consumer.partitions shows those it owns; `mq.reset_group` moves a "
-            "group in any."
+            f"{', '.join(map(str, owned)) or 'none'}. Seek in a partition of consumer.partitions, or move the group in any "
+            "partition with `sqlmq groups reset`."
         )
 
 
 class ClosedError(SqlmqError):
-    """The object was closed and can't be used any more."""
+    """The object was closed and can't be used again."""
 
 
 class MQClosedError(ClosedError):
     """The MQ was closed."""
 
     def __init__(self) -> None:
-        super().__init__("This MQ is closed. Open another one.")
+        super().__init__("This MQ is closed. Open a new one.")
 
 
 class ProducerClosedError(ClosedError):
@@ -206,7 +207,7 @@ class ProducerClosedError(ClosedError):
 
     def __init__(self, topic: str) -> None:
         self.topic = topic
-        super().__init__(f"This producer of topic {topic!r} is closed. Take another one from mq.producer({topic!r}).")
+        super().__init__(f"This producer of topic {topic!r} is closed. Make a new one with mq.producer({topic!r}).")
 
 
 class ConsumerClosedError(ClosedError):
@@ -217,14 +218,14 @@ class ConsumerClosedError(ClosedError):
         self.group = group
         super().__init__(
             f"This consumer of topic {topic!r} in group {group!r} is closed. "
-            f"Take another one from mq.consumer({topic!r}, {group!r})."
+            f"Make a new one with mq.consumer({topic!r}, {group!r})."
         )
 
 
 class FencedError(SqlmqError):
-    """A write for a partition was refused: another member has taken it over.
+    """A write for a partition was refused, because another member has taken it over.
 
-    Nothing was written. The messages that were unfinished go to the new owner.
+    Nothing was written. Unfinished messages are delivered to the new owner.
     """
 
     def __init__(self, topic: str, group: str, partitions: tuple[int, ...]) -> None:
@@ -233,14 +234,14 @@ class FencedError(SqlmqError):
         self.partitions = partitions
         listed = ", ".join(map(str, partitions))
         super().__init__(
-            f"This consumer has lost partition(s) {listed} of topic {topic!r} in group {group!r}: it was not heard of for "
-            "a lease and another one took over, the group was reset, or the topic was deleted. What it had not finished is delivered again. "
-            "If pauses of this process are long, raise lease_seconds."
+            f"This consumer has lost partition(s) {listed} of topic {topic!r} in group {group!r}: its lease expired and "
+            "another member took over, the group was reset, or the topic was deleted. Unfinished messages are delivered "
+            "again. If this process pauses for long, raise lease_seconds."
         )
 
 
 class OffsetGapError(SqlmqError):
-    """The log has no message at an offset where there must be one; reading stopped there."""
+    """The log has no message at an offset where there must be one. Reading stopped there."""
 
     def __init__(self, topic: str, partition: int, *, expected: int, found: int) -> None:
         self.topic = topic
@@ -248,14 +249,14 @@ class OffsetGapError(SqlmqError):
         self.expected = expected
         self.found = found
         super().__init__(
-            f"Partition {partition} of topic {topic!r} has no message at offset {expected}; the next one is at {found}."
-            " Rows of sqlmq_message were deleted by hand or lost with the disk. Nothing was skipped: find out what is "
-            "missing before the group reads on."
+            f"Partition {partition} of topic {topic!r} has no message at offset {expected}; the next one is at {found}. "
+            "Rows of sqlmq_message were deleted by hand, or lost with the disk. Nothing was skipped. Find out what is "
+            "missing before the group continues."
         )
 
 
 class EvictedError(SqlmqError):
-    """Retention has deleted messages that the group had not read: those from ``start`` up to, not including, ``end``."""
+    """Retention deleted messages that the group had not read: the offsets from ``start`` up to, but not, ``end``."""
 
     def __init__(self, topic: str, group: str, partition: int, *, start: int, end: int) -> None:
         self.topic = topic
@@ -263,22 +264,30 @@ class EvictedError(SqlmqError):
         self.partition = partition
         self.start = start
         self.end = end
-        self.fact: str = (
-            f"Retention has deleted the messages {topic}/{partition}@{start} to {end - 1}, which group {group!r} had not "
-            "read."
-        )
+        self.fact: str = f"Retention deleted the messages {topic}/{partition}@{start} to {end - 1}, which group {group!r} had not read."
         super().__init__(
-            f"{self.fact} Nothing was skipped: make the consumer with on_evicted='earliest' to go on at offset {end}, "
-            f"once you know what to do about them. `sqlmq topics evictions {topic}` lists what groups have lost."
+            f"{self.fact} Nothing was skipped. To continue at offset {end}, make the consumer with on_evicted='earliest'. "
+            f"`sqlmq topics evictions {topic}` lists what groups have lost."
         )
 
 
-class OutboxError(SqlmqError):
-    """The session given for a message has no transaction that the message could commit with. Nothing was published."""
+class SessionError(SqlmqError):
+    """A session, connection or transaction can't be used for the call. Nothing was written.
+
+    Raised for ``session=`` of a producer and of ``consumer.transaction()``, and for a call inside such a block that
+    would wait for the block's own end.
+    """
 
 
-class TransactionError(SqlmqError):
-    """A transaction can't be used as it was asked for, or was ended by somebody else. No position was moved."""
+class TransactionEndedError(SqlmqError):
+    """The transaction was ended inside the block of ``consumer.transaction()``. The group's position was not moved."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "The transaction was ended inside the block of consumer.transaction(), by a commit, a rollback or a failed "
+            "flush. The group's position was not moved, so the messages are delivered again. Leave the block to commit, "
+            "raise an exception to roll back, and use session.begin_nested() for a part that may fail."
+        )
 
 
 class ForkedError(SqlmqError):
@@ -286,42 +295,42 @@ class ForkedError(SqlmqError):
 
     def __init__(self, what: str) -> None:
         super().__init__(
-            f"{what} was made before this process was forked and belongs to the parent. Make another one in the child."
+            f"{what} was made before this process was forked and belongs to the parent. Make a new one in the child."
         )
 
 
 class SchemaError(SqlmqError):
-    """The tables in the database are not those this version works with."""
+    """The tables in the database do not fit this version of sqlmq."""
 
 
 class SchemaMissingError(SchemaError):
-    """The database has no tables of sqlmq."""
+    """The database has no sqlmq tables."""
 
     def __init__(self, where: str) -> None:
-        super().__init__(f"{where} has no tables of sqlmq. Make them with `sqlmq db upgrade`.")
+        super().__init__(f"{where} has no tables of sqlmq. Create them with `sqlmq db upgrade`.")
 
 
 class SchemaTooOldError(SchemaError):
-    """The tables are of an earlier version of sqlmq."""
+    """The tables belong to an earlier version of sqlmq."""
 
     def __init__(self, where: str, found: str, needed: str) -> None:
         self.found = found
         self.needed = needed
         super().__init__(
             f"The tables in {where} are at revision {found}; this version of sqlmq needs {needed}. "
-            "Bring them up with `sqlmq db upgrade`."
+            "Upgrade them with `sqlmq db upgrade`."
         )
 
 
 class SchemaTooNewError(SchemaError):
-    """The tables are of a later version of sqlmq."""
+    """The tables belong to a later version of sqlmq."""
 
     def __init__(self, where: str, found: str, needed: str) -> None:
         self.found = found
         self.needed = needed
         super().__init__(
             f"The tables in {where} are at revision {found}, which this version of sqlmq (revision {needed}) does not "
-            "know. Install the newer sqlmq; `sqlmq db current` shows both."
+            "know. Install the newer sqlmq. `sqlmq db current` shows both revisions."
         )
 
 
@@ -330,19 +339,19 @@ class DatabaseError(SqlmqError):
 
 
 class DatabaseUnavailableError(DatabaseError):
-    """The database could not be reached, has no connection to spare, or cut this one off. Nothing was written."""
+    """The database could not be reached, has no free connection, or ended this one. Nothing was written."""
 
 
 class DatabaseBusyError(DatabaseError):
-    """A lock did not come free in time, or the database chose this transaction to give way. Nothing was written."""
+    """A lock was not free in time, or the database aborted this transaction for another one. Nothing was written."""
 
 
 class DatabaseFullError(DatabaseError):
-    """The database has no room left. Nothing was written."""
+    """The database's disk is full. Nothing was written."""
 
 
 class DatabaseDamagedError(DatabaseError):
-    """The database's files are damaged, or are none of a database. Nothing is tried again, and nothing made anew."""
+    """The database's files are damaged, or are not a database. The library neither retries nor overwrites them."""
 
 
 class ReadOnlyDatabaseError(DatabaseError):
@@ -354,11 +363,11 @@ class PermissionDeniedError(DatabaseError):
 
 
 class IsolationError(DatabaseError):
-    """The transaction's isolation level does not let it see the newest offset, so it can't number messages."""
+    """The transaction's isolation level hides the newest rows, so it can't number messages or read a position."""
 
 
 class OutcomeUnknownError(DatabaseError):
-    """The connection was lost while COMMIT was on its way: it may have taken effect or not.
+    """The connection was lost during COMMIT: the transaction was committed or not.
 
-    Nothing is sent again silently. Look in the log, or make the handlers idempotent and send again.
+    The library never sends again by itself. Look in the log, or make the handlers idempotent and send again.
     """

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from sqlmq import AsyncConsumer, AsyncMQ, AsyncProducer, ConsumerClosedError, Message, ProducerResult
+from sqlmq import AsyncConsumer, AsyncMQ, AsyncProducer, Message, ProducerResult
+from sqlmq.errors import ConsumerClosedError
 from tests.aio.interrupting import cancelled_everywhere
 from tests.contract.waiting import PATIENCE_SECONDS
 

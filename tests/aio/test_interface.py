@@ -18,15 +18,14 @@ from sqlmq import (
     AsyncProducer,
     AsyncTransaction,
     Consumer,
-    InvalidURLError,
     Message,
-    MQClosedError,
     Parked,
     Producer,
     Transaction,
 )
 from sqlmq.admin.inspection import Looking
 from sqlmq.background.heartbeat import Keeper
+from sqlmq.errors import InvalidURLError, MQClosedError
 from tests.contract.waiting import PATIENCE_SECONDS
 
 if TYPE_CHECKING:

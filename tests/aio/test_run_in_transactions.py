@@ -8,7 +8,7 @@ import pytest
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker, create_async_engine
 
-from sqlmq import AsyncMQ, IsolationError, Message, TransactionError
+from sqlmq.errors import IsolationError, SessionError
 from tests.aio.test_run import DRAIN, send
 from tests.conftest import database_of_kind
 
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from sqlalchemy import Engine
     from sqlalchemy.ext.asyncio import AsyncEngine
 
+    from sqlmq import AsyncMQ, Message
     from tests.conftest import DatabaseUnderTest
 
 
@@ -70,7 +71,7 @@ async def test_a_session_that_can_not_be_used_ends_the_run_and_fails_no_message(
     async def handler(_message: Message, _session: AsyncSession) -> None: ...
 
     consumer = await mq.consumer("orders", "billing")
-    with pytest.raises(TransactionError, match="leads to another database"):
+    with pytest.raises(SessionError, match="leads to another database"):
         await consumer.run(handler, transaction=True, session=async_sessionmaker(elsewhere), **DRAIN)
     await elsewhere.dispose()
 

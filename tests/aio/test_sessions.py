@@ -22,7 +22,8 @@ from sqlalchemy.ext.asyncio import (
 from sqlalchemy.ext.asyncio.exc import AsyncContextNotStarted
 from sqlalchemy.orm import Session
 
-from sqlmq import AsyncMQ, Message, OutboxError, ProducerResult, Publication, UnknownTopicError
+from sqlmq import AsyncMQ, Message, ProducerResult, Publication, UnknownTopicError
+from sqlmq.errors import SessionError
 from tests.aio.conftest import async_engine_with_savepoints
 from tests.aio.interrupting import cancelled_everywhere
 from tests.conftest import database_of_kind
@@ -411,7 +412,7 @@ async def test_above_read_committed_messages_are_staged_and_moved(shop: AsyncSho
 async def test_autocommit_is_refused(shop: AsyncShop) -> None:
     async with shop.engine.connect() as connection:
         await connection.execution_options(isolation_level="AUTOCOMMIT")
-        with pytest.raises(OutboxError, match="AUTOCOMMIT"):
+        with pytest.raises(SessionError, match="AUTOCOMMIT"):
             await shop.producer.produce(Message(b""), session=connection)
 
     assert shop.events == []
@@ -420,7 +421,7 @@ async def test_autocommit_is_refused(shop: AsyncShop) -> None:
 async def test_another_database_is_refused(shop: AsyncShop, tmp_path: Path) -> None:
     engine = create_async_engine(f"sqlite+aiosqlite:///{tmp_path / 'elsewhere.db'}")
     async with AsyncSession(engine) as session:
-        with pytest.raises(OutboxError, match="another database"):
+        with pytest.raises(SessionError, match="another database"):
             await shop.producer.produce(Message(b""), session=session)
     await engine.dispose()
 
@@ -428,13 +429,13 @@ async def test_another_database_is_refused(shop: AsyncShop, tmp_path: Path) -> N
 async def test_a_closed_connection_and_a_failed_session_are_refused(shop: AsyncShop) -> None:
     connection = await shop.engine.connect()
     await connection.close()
-    with pytest.raises(OutboxError, match="closed"):
+    with pytest.raises(SessionError, match="closed"):
         await shop.producer.produce(Message(b""), session=connection)
     async with AsyncSession(shop.engine) as session:
         session.add_all([Order(note="a"), Order(note="a")])
         with pytest.raises(DBAPIError):
             await session.flush()
-        with pytest.raises(OutboxError, match="can't carry"):
+        with pytest.raises(SessionError, match="can't carry"):
             await shop.producer.produce(Message(b""), session=session)
 
     assert shop.events == []

@@ -12,16 +12,9 @@ from sqlalchemy import event, text
 from sqlalchemy.ext.asyncio import AsyncSession, async_scoped_session, async_sessionmaker
 from sqlalchemy.orm import Session
 
-from sqlmq import (
-    AsyncMQ,
-    ConsumerClosedError,
-    DatabaseUnavailableError,
-    IsolationError,
-    Message,
-    SqlmqError,
-    TransactionError,
-)
+from sqlmq import AsyncMQ, DatabaseUnavailableError, Message, SqlmqError
 from sqlmq.aio.threads import to_the_end
+from sqlmq.errors import ConsumerClosedError, IsolationError, SessionError, TransactionEndedError
 from tests.aio.interrupting import cancelled_everywhere
 from tests.conftest import CheckedOut, database_of_kind
 from tests.contract.shop import read_log
@@ -236,7 +229,7 @@ async def test_a_transaction_ended_inside_moves_no_position(
     await send(given, engine, 2)
     consumer = await given.consumer("orders", "billing")
 
-    with pytest.raises(TransactionError, match="ended inside"):
+    with pytest.raises(TransactionEndedError, match="ended inside"):
         async with consumer.transaction(timeout=PATIENCE_SECONDS, session=async_sessionmaker(async_engine)) as tx:
             await getattr(getattr(tx, of), call)()
 
@@ -277,11 +270,11 @@ async def test_wrong_types_are_refused(mq: AsyncMQ, engine: Engine) -> None:
 async def test_a_transaction_is_used_once(given: AsyncMQ) -> None:
     tx = (await given.consumer("orders", "billing")).transaction(timeout=0)
     for part in ("messages", "session", "connection"):
-        with pytest.raises(TransactionError, match="has not begun"):
+        with pytest.raises(SessionError, match="has not begun"):
             getattr(tx, part)
     async with tx:
         pass
-    with pytest.raises(TransactionError, match="used once"):
+    with pytest.raises(SessionError, match="used once"):
         async with tx:
             pass
 
@@ -290,7 +283,7 @@ async def test_made_from_an_engine_or_in_memory_it_says_what_to_do(async_engine:
     for target in (engine, "sqlite://"):
         async with AsyncMQ(target) as mq:
             consumer = await mq.consumer("orders", "billing")
-            with pytest.raises(TransactionError, match="Give session="):
+            with pytest.raises(SessionError, match="Give session="):
                 async with consumer.transaction(timeout=0):
                     pass
     async with AsyncMQ(engine) as mq:

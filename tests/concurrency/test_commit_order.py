@@ -12,7 +12,8 @@ import psycopg
 import pytest
 from sqlalchemy import create_engine, text
 
-from sqlmq import IsolationError, Message
+from sqlmq import Message
+from sqlmq.errors import IsolationError
 from tests.concurrency.transactions import PATIENCE_SECONDS, Raw, Writer
 
 if TYPE_CHECKING:

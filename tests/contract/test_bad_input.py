@@ -10,26 +10,22 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from sqlalchemy import NullPool, create_engine, event, inspect, make_url, text
 
-from sqlmq import (
-    MQ,
+from sqlmq import MQ, DatabaseUnavailableError, Message, SqlmqError, migrate
+from sqlmq.errors import (
     DatabaseDamagedError,
     DatabaseError,
     DatabaseFullError,
-    DatabaseUnavailableError,
     InvalidGroupError,
     InvalidMessageError,
     InvalidPartitionError,
     InvalidTopicError,
     InvalidURLError,
-    Message,
     MessageTooLargeError,
     PermissionDeniedError,
     ReadOnlyDatabaseError,
     SchemaMissingError,
     SchemaTooNewError,
     SchemaTooOldError,
-    SqlmqError,
-    migrate,
 )
 from sqlmq.schema import VERSION_TABLE
 from tests.contract.waiting import PATIENCE_SECONDS, receive

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import pytest
 from sqlalchemy import text
 
-from sqlmq import ConsumerClosedError, Message
+from sqlmq import Message
+from sqlmq.errors import ConsumerClosedError
 from tests.contract.waiting import PATIENCE_SECONDS, finish, receive, until, values
 
 if TYPE_CHECKING:

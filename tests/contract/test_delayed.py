@@ -11,17 +11,15 @@ from zoneinfo import ZoneInfo
 import pytest
 from sqlalchemy import text
 
-from sqlmq import (
-    DelayedMessage,
+from sqlmq import DelayedMessage, Message, UnknownTopicError
+from sqlmq.background import scheduler
+from sqlmq.errors import (
     InvalidPartitionError,
     InvalidTopicError,
-    Message,
     MessageTooLargeError,
     MQClosedError,
     ProducerClosedError,
-    UnknownTopicError,
 )
-from sqlmq.background import scheduler
 from sqlmq.operations import staging
 from sqlmq.store import staged as staged_rows
 from tests.contract.delaying import FUTURE, LONG, PAST, Staged, look_now, without_polling

@@ -11,7 +11,8 @@ from sqlalchemy import Connection, create_engine, event, text
 from sqlalchemy.exc import DBAPIError, IntegrityError
 from sqlalchemy.orm import Session
 
-from sqlmq import MQ, DelayedMessage, Message, OutboxError, TransactionError, UnknownTopicError
+from sqlmq import MQ, DelayedMessage, Message, UnknownTopicError
+from sqlmq.errors import SessionError
 from tests.contract.delaying import FUTURE, LONG, PAST, Staged
 from tests.contract.shop import Order, Shop, savepoint_trees, with_savepoints
 from tests.contract.test_outbox import BOTH, EACH_SHAPE, POSTGRES, Transacted
@@ -242,7 +243,7 @@ def test_a_handler_on_sqlite_that_would_wait_for_itself_is_told_so(shop: Shop) -
             lambda: shop.producer.produce(Message(b"reminder"), delay_seconds=LONG),
             lambda: shop.mq.cancel_delayed(1),
         ):
-            with pytest.raises(TransactionError, match=r"session=tx\.session"):
+            with pytest.raises(SessionError, match=r"session=tx\.session"):
                 call()
         assert len(tx.messages) == 1
 
@@ -303,9 +304,9 @@ def test_sessions_that_can_not_carry_a_message_are_refused(shop: Shop, staged: S
             (closed, "is closed"),
             (failed, "can't carry"),
         ):
-            with pytest.raises(OutboxError, match=complaint):
+            with pytest.raises(SessionError, match=complaint):
                 shop.producer.produce(Message(b""), delay_seconds=LONG, session=session)
-            with pytest.raises(OutboxError, match=complaint):
+            with pytest.raises(SessionError, match=complaint):
                 shop.mq.cancel_delayed(1, session=session)
     elsewhere.dispose()
 
@@ -322,10 +323,10 @@ def test_what_is_no_session_is_refused(shop: Shop) -> None:
 
 
 def test_a_message_that_comes_while_its_transaction_commits_is_refused(shop: Shop, staged: Staged) -> None:
-    refused: list[OutboxError] = []
+    refused: list[SessionError] = []
 
     def delay(connection: Connection) -> None:
-        with pytest.raises(OutboxError, match="being committed") as raised:
+        with pytest.raises(SessionError, match="being committed") as raised:
             shop.producer.produce(Message(b"too late"), delay_seconds=LONG, session=connection)
         refused.append(raised.value)
 

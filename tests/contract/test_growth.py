@@ -10,7 +10,8 @@ import pytest
 from sqlalchemy import text
 from sqlalchemy.orm import Session
 
-from sqlmq import InvalidPartitionError, Message, UnknownTopicError
+from sqlmq import Message, UnknownTopicError
+from sqlmq.errors import InvalidPartitionError
 from sqlmq.model.config import MAX_PARTITIONS
 from sqlmq.operations.admin import topics
 from tests.contract.delaying import LONG, Staged, look_now, without_polling

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from sqlalchemy import event
 
-from sqlmq import ConsumerClosedError, Message
+from sqlmq import Message
+from sqlmq.errors import ConsumerClosedError
 from sqlmq.operations import poll
 from tests.contract.waiting import PATIENCE_SECONDS, settle, until, values
 

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 import pytest
 from sqlalchemy import create_engine, event, make_url, text
 
-from sqlmq import MQ, ConsumerClosedError, ForkedError, Message, MQClosedError, ProducerClosedError, SqlmqError
+from sqlmq import MQ, Message, SqlmqError
+from sqlmq.errors import ConsumerClosedError, ForkedError, MQClosedError, ProducerClosedError
 from tests.contract.waiting import PATIENCE_SECONDS, at_once, finish, receive, until, values
 
 if TYPE_CHECKING:

@@ -14,7 +14,8 @@ from sqlalchemy import Connection, QueuePool, StaticPool, create_engine, event, 
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, scoped_session, sessionmaker
 
-from sqlmq import MQ, Message, MessageTooLargeError, OutboxError, ProducerClosedError, UnknownTopicError
+from sqlmq import MQ, Message, UnknownTopicError
+from sqlmq.errors import MessageTooLargeError, ProducerClosedError, SessionError
 from sqlmq.migrate import upgrade
 from sqlmq.producer import outbox
 from tests.contract.shop import Order, Shop, read_log, savepoint_trees, with_savepoints
@@ -348,7 +349,7 @@ def test_a_session_with_several_binds_publishes_on_the_one_of_the_mq(
 def test_a_session_with_several_binds_can_name_the_right_one(shop: Shop, tmp_path: Path) -> None:
     elsewhere = create_engine(f"sqlite:///{tmp_path / 'elsewhere.db'}")
     with Session(elsewhere, binds={Order: shop.engine}) as session:
-        with pytest.raises(OutboxError, match="another database"):
+        with pytest.raises(SessionError, match="another database"):
             shop.producer.produce(Message(b""), session=session)
         session.add(Order(note="a"))
         right = session.connection(bind_arguments={"mapper": Order})
@@ -596,10 +597,10 @@ def test_a_listener_after_a_flush_publishes_what_the_flush_has_made(shop: Shop) 
 def test_a_message_that_comes_after_all_others_were_published_is_refused(
     shop: Shop, target: Callable[[Connection], Any]
 ) -> None:
-    refused: list[OutboxError] = []
+    refused: list[SessionError] = []
 
     def publish(connection: Connection) -> None:
-        with pytest.raises(OutboxError, match="being committed") as raised:
+        with pytest.raises(SessionError, match="being committed") as raised:
             shop.producer.produce(Message(b"too late"), session=connection)
         refused.append(raised.value)
 
@@ -621,10 +622,10 @@ def test_a_message_that_comes_after_all_others_were_published_is_refused(
 def test_a_message_that_comes_first_while_its_transaction_commits_is_refused(
     shop: Shop, target: Callable[[Connection], Any], number: int
 ) -> None:
-    refused: list[OutboxError] = []
+    refused: list[SessionError] = []
 
     def publish(connection: Connection) -> None:
-        with pytest.raises(OutboxError, match="being committed") as raised:
+        with pytest.raises(SessionError, match="being committed") as raised:
             shop.producer.produce(Message(b"too late"), session=connection)
         refused.append(raised.value)
 
@@ -652,7 +653,7 @@ def test_a_sessions_commit_refuses_a_message_that_comes_first_from_an_engines_li
     event.listen(shop.engine, "commit", publish)
     with Session(shop.engine) as session:
         session.add(Order(note="a"))
-        with pytest.raises(OutboxError, match="being committed"):
+        with pytest.raises(SessionError, match="being committed"):
             session.commit()
         session.rollback()
     event.remove(shop.engine, "commit", publish)
@@ -661,10 +662,10 @@ def test_a_sessions_commit_refuses_a_message_that_comes_first_from_an_engines_li
 
 
 def test_a_message_after_the_commit_is_for_another_transaction(shop: Shop) -> None:
-    refused: list[OutboxError] = []
+    refused: list[SessionError] = []
 
     def publish(session: Session) -> None:
-        with pytest.raises(OutboxError, match="can't carry") as raised:
+        with pytest.raises(SessionError, match="can't carry") as raised:
             shop.producer.produce(Message(b"too late"), session=session)
         refused.append(raised.value)
 
@@ -683,7 +684,7 @@ def test_a_flush_that_fails_publishes_nothing(shop: Shop) -> None:
         session.add_all([Order(note="a")])
         with pytest.raises(IntegrityError):
             session.commit()
-        with pytest.raises(OutboxError, match="can't carry"):
+        with pytest.raises(SessionError, match="can't carry"):
             shop.producer.produce(Message(b"b"), session=session)
         session.rollback()
         shop.sell(session, "c")
@@ -793,7 +794,7 @@ def sessions_in_autocommit(engine: Engine) -> Iterator[list[Session | Connection
 def test_autocommit_is_refused(shop: Shop) -> None:
     with sessions_in_autocommit(shop.engine) as sessions:
         for session in sessions:
-            with pytest.raises(OutboxError, match="AUTOCOMMIT"):
+            with pytest.raises(SessionError, match="AUTOCOMMIT"):
                 shop.producer.produce(Message(b""), session=session)
             session.commit()
 
@@ -802,7 +803,7 @@ def test_autocommit_is_refused(shop: Shop) -> None:
 
 def test_an_engine_made_for_autocommit_is_refused(shop: Shop, database: DatabaseUnderTest) -> None:
     engine = create_engine(database.url, isolation_level="AUTOCOMMIT")
-    with Session(engine) as session, pytest.raises(OutboxError, match="AUTOCOMMIT"):
+    with Session(engine) as session, pytest.raises(SessionError, match="AUTOCOMMIT"):
         shop.producer.produce(Message(b""), session=session)
     engine.dispose()
 
@@ -814,7 +815,7 @@ def test_an_engine_made_for_autocommit_is_refused(shop: Shop, database: Database
 def test_autocommit_of_the_driver_is_refused(shop: Shop, database: DatabaseUnderTest, driver: str) -> None:
     engine = create_engine(database.url.replace("+psycopg", f"+{driver}"))
     event.listen(engine, "connect", lambda connection, _record: setattr(connection, "autocommit", True))
-    with Session(engine) as session, pytest.raises(OutboxError, match="AUTOCOMMIT"):
+    with Session(engine) as session, pytest.raises(SessionError, match="AUTOCOMMIT"):
         shop.producer.produce(Message(b""), session=session)
     engine.dispose()
 
@@ -851,9 +852,9 @@ def others(database: DatabaseUnderTest, tmp_path: Path, request: pytest.FixtureR
 def test_another_database_is_refused(shop: Shop, others: list[str]) -> None:
     for url in others:
         engine = create_engine(url)
-        with Session(engine) as session, pytest.raises(OutboxError, match="another database"):
+        with Session(engine) as session, pytest.raises(SessionError, match="another database"):
             shop.producer.produce(Message(b""), session=session)
-        with engine.connect() as connection, pytest.raises(OutboxError, match="another database"):
+        with engine.connect() as connection, pytest.raises(SessionError, match="another database"):
             shop.producer.produce(Message(b""), session=connection)
         engine.dispose()
 
@@ -875,7 +876,7 @@ def test_another_queue_in_the_same_database_is_refused(shop: Shop, database: Dat
     with MQ(engines[0]) as other:
         other.create_topic("letters", 3)
         for engine in engines:
-            with Session(engine) as session, pytest.raises(OutboxError, match="another database"):
+            with Session(engine) as session, pytest.raises(SessionError, match="another database"):
                 shop.producer.produce(Message(b""), session=session)
         messages = other.describe_topic("letters").messages
     for engine in engines:
@@ -901,10 +902,10 @@ def test_the_same_file_by_another_name_is_the_same_database(
 @SQLITE
 def test_a_database_in_memory_is_refused(shop: Shop) -> None:
     engine = create_engine("sqlite://", poolclass=StaticPool, connect_args={"check_same_thread": False})
-    with MQ(engine) as mq, Session(engine) as session, pytest.raises(OutboxError, match="in memory"):
+    with MQ(engine) as mq, Session(engine) as session, pytest.raises(SessionError, match="in memory"):
         mq.producer("events").produce(Message(b""), session=session)
     engine.dispose()
-    with MQ("sqlite://") as mq, Session(mq.engine) as session, pytest.raises(OutboxError, match="in memory"):
+    with MQ("sqlite://") as mq, Session(mq.engine) as session, pytest.raises(SessionError, match="in memory"):
         mq.producer("events").produce(Message(b""), session=session)
 
     assert shop.events == []
@@ -914,7 +915,7 @@ def test_a_closed_connection_is_refused(shop: Shop) -> None:
     with shop.engine.connect() as connection:
         pass
 
-    with pytest.raises(OutboxError, match="closed"):
+    with pytest.raises(SessionError, match="closed"):
         shop.producer.produce(Message(b""), session=connection)
 
 
@@ -927,7 +928,7 @@ def test_a_connection_whose_commit_has_failed_is_refused_until_it_is_rolled_back
         with pytest.raises(UnknownTopicError):
             connection.commit()
 
-        with pytest.raises(OutboxError, match="roll it back"):
+        with pytest.raises(SessionError, match="roll it back"):
             shop.producer.produce(Message(b"lost"), session=connection)
         connection.rollback()
         shop.sell(connection, "a")
@@ -941,7 +942,7 @@ def test_a_connection_that_was_lost_in_its_transaction_is_refused_until_it_is_ro
     with shop.engine.connect() as connection:
         shop.sell(connection, "lost")
         connection.invalidate()
-        with pytest.raises(OutboxError, match="roll it back"):
+        with pytest.raises(SessionError, match="roll it back"):
             shop.producer.produce(Message(b"lost"), session=connection)
         connection.rollback()
         shop.sell(connection, "a")
@@ -966,17 +967,17 @@ def test_a_session_that_is_closed_for_good_is_refused(shop: Shop) -> None:
     session = Session(shop.engine, close_resets_only=False)
     session.close()
 
-    with pytest.raises(OutboxError, match="closed"):
+    with pytest.raises(SessionError, match="closed"):
         shop.producer.produce(Message(b""), session=session)
 
 
 def test_a_session_that_was_not_begun_and_may_not_begin_by_itself_is_refused(shop: Shop) -> None:
-    with Session(shop.engine, autobegin=False) as session, pytest.raises(OutboxError, match=r"[Aa]utobegin"):
+    with Session(shop.engine, autobegin=False) as session, pytest.raises(SessionError, match=r"[Aa]utobegin"):
         shop.producer.produce(Message(b""), session=session)
 
 
 def test_a_session_without_any_bind_is_refused(shop: Shop) -> None:
-    with Session() as session, pytest.raises(OutboxError, match=r"[Bb]ind"):
+    with Session() as session, pytest.raises(SessionError, match=r"[Bb]ind"):
         shop.producer.produce(Message(b""), session=session)
 
 

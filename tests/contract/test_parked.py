@@ -9,15 +9,14 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from sqlalchemy import text
 
-from sqlmq import (
+from sqlmq import Message, UnknownTopicError
+from sqlmq.errors import (
     InvalidMessageError,
     InvalidPartitionError,
-    Message,
     MessageTooLargeError,
     MQClosedError,
     NotParkedError,
     UnknownGroupError,
-    UnknownTopicError,
 )
 from sqlmq.operations.admin import parked as admin_parked
 from sqlmq.store import parked as store_parked

@@ -14,7 +14,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sqlalchemy import text
 
-from sqlmq import Message, OutcomeUnknownError, ProducerClosedError, ProducerResult
+from sqlmq import Message, OutcomeUnknownError, ProducerResult
+from sqlmq.errors import ProducerClosedError
 from sqlmq.model.partitioner import partition_for_key
 from tests.contract.waiting import PATIENCE_SECONDS, at_once, receive, values
 

@@ -9,17 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from sqlmq import (
-    FencedError,
-    GroupInUseError,
-    InvalidOffsetError,
-    InvalidPartitionError,
-    Message,
-    NotOwnedError,
-    UnknownGroupError,
-    UnknownTopicError,
-)
+from sqlmq import FencedError, Message, UnknownTopicError
 from sqlmq.consumer.coordinator import Coordinator
+from sqlmq.errors import GroupInUseError, InvalidOffsetError, InvalidPartitionError, NotOwnedError, UnknownGroupError
 from sqlmq.store import claims, offsets, parked
 from sqlmq.store import messages as log
 from tests.contract.failing import MUCH_LATER, ONCE, Handler, Shift, produce

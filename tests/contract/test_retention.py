@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from sqlmq import EvictedError, Message, MQClosedError, OffsetGapError, Retention, UnknownTopicError
+from sqlmq import EvictedError, Message, Retention, UnknownTopicError
+from sqlmq.errors import MQClosedError, OffsetGapError
 from sqlmq.operations import retention as operations_retention
 from tests.contract.failing import AT_ONCE, MUCH_LATER, Handler, Shift, produce
 from tests.contract.retaining import DAY, Shelf, take

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from sqlmq import ConsumerClosedError, Message, Retry, UnknownTopicError
+from sqlmq import Message, Retry, UnknownTopicError
+from sqlmq.errors import ConsumerClosedError
 from tests.contract.running import SOON, Recorder, drain, numbered, position, send, set_aside
 from tests.contract.waiting import PATIENCE_SECONDS, until
 

@@ -8,7 +8,8 @@ import pytest
 from sqlalchemy import create_engine, text
 from sqlalchemy.orm import Session, sessionmaker
 
-from sqlmq import Message, Retry, TransactionError
+from sqlmq import Message, Retry
+from sqlmq.errors import SessionError
 from tests.contract.running import Recorder, drain, numbered, position, send, set_aside
 
 if TYPE_CHECKING:
@@ -91,7 +92,7 @@ def test_a_session_that_can_not_be_used_ends_the_run_and_fails_no_message(mq: MQ
     elsewhere = create_engine(f"sqlite:///{tmp_path / 'elsewhere.db'}")
     called = Recorder()
 
-    with pytest.raises(TransactionError, match="leads to another database"):
+    with pytest.raises(SessionError, match="leads to another database"):
         drain(mq.consumer("orders", "billing"), called, transaction=True, session=sessionmaker(elsewhere))
     elsewhere.dispose()
 

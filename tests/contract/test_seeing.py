@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from sqlalchemy import text
 
-from sqlmq import InvalidPartitionError, Message, UnknownGroupError, UnknownTopicError
+from sqlmq import Message, UnknownTopicError
+from sqlmq.errors import InvalidPartitionError, UnknownGroupError
 from tests.contract.failing import AT_ONCE, MUCH_LATER, ONCE, Handler, Shift, produce
 from tests.contract.waiting import finish, receive, until, values
 

@@ -10,7 +10,8 @@ from opentelemetry import baggage, context, metrics, propagate, trace
 from opentelemetry.trace import SpanKind, StatusCode
 from sqlalchemy.orm import Session
 
-from sqlmq import MQ, Message, MessageTooLargeError, UnknownTopicError
+from sqlmq import MQ, Message, UnknownTopicError
+from sqlmq.errors import MessageTooLargeError
 from sqlmq.opentelemetry import instrument
 from tests.contract.recording import Recording, follows, linked
 from tests.contract.running import drain

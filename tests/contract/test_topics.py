@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 import pytest
 from sqlalchemy import text
 
-from sqlmq import Message, TopicConflictError, UnknownGroupError, UnknownTopicError
+from sqlmq import Message, UnknownTopicError
+from sqlmq.errors import TopicConflictError, UnknownGroupError
 from sqlmq.model.partitioner import partition_for_key
 from tests.contract.waiting import at_once, finish, receive, values
 

@@ -16,19 +16,14 @@ from sqlalchemy import Connection, Engine, Integer, StaticPool, Text, create_eng
 from sqlalchemy.exc import DBAPIError, IntegrityError
 from sqlalchemy.orm import DeclarativeBase, Session, mapped_column, scoped_session, sessionmaker
 
-import sqlmq
-from sqlmq import (
-    MQ,
+from sqlmq import MQ, DatabaseUnavailableError, FencedError, Message, SqlmqError, UnknownTopicError
+from sqlmq.errors import (
     ConsumerClosedError,
     DatabaseError,
-    DatabaseUnavailableError,
-    FencedError,
     ForkedError,
     IsolationError,
-    Message,
-    SqlmqError,
-    TransactionError,
-    UnknownTopicError,
+    SessionError,
+    TransactionEndedError,
 )
 from tests.contract.waiting import PATIENCE_SECONDS, at_once, until, values
 
@@ -371,12 +366,12 @@ def test_a_transaction_that_has_begun_ends_normally_while_its_consumer_is_closed
 
 def test_a_transaction_is_used_once(mq: MQ) -> None:
     tx = mq.consumer("orders", "billing").transaction(timeout=0)
-    with pytest.raises(TransactionError, match="has not begun"):
+    with pytest.raises(SessionError, match="has not begun"):
         _ = tx.messages
     with tx:
         pass
 
-    with pytest.raises(TransactionError, match="used once"), tx:
+    with pytest.raises(SessionError, match="used once"), tx:
         pass
 
 
@@ -651,7 +646,7 @@ def test_what_makes_no_session_is_refused(mq: MQ) -> None:
 
 
 def test_a_session_without_a_database_is_refused(mq: MQ) -> None:
-    with pytest.raises(TransactionError, match="bound to no database"):
+    with pytest.raises(SessionError, match="bound to no database"):
         with mq.consumer("orders", "billing").transaction(session=Session()):
             pass
 
@@ -664,7 +659,7 @@ def test_what_is_in_a_transaction_already_is_refused(mq: MQ, engine: Engine) -> 
         session.execute(text("SELECT 1"))
         connection.execute(text("SELECT 1"))
         for given in (session, connection, Session(connection)):
-            with pytest.raises(TransactionError, match="in a transaction already"):
+            with pytest.raises(SessionError, match="in a transaction already"):
                 with consumer.transaction(session=given):
                     pass
         assert session.in_transaction()
@@ -679,7 +674,7 @@ def test_autocommit_is_refused(mq: MQ, database: DatabaseUnderTest, effects: Eff
     engine = create_engine(database.url, isolation_level="AUTOCOMMIT")
 
     for given in (engine, engine.execution_options(isolation_level="AUTOCOMMIT")):
-        with pytest.raises(TransactionError, match="AUTOCOMMIT"):
+        with pytest.raises(SessionError, match="AUTOCOMMIT"):
             with consumer.transaction(session=sessionmaker(given)):
                 pass
     engine.dispose()
@@ -710,7 +705,7 @@ def test_another_database_is_refused(mq: MQ, tmp_path: Path) -> None:
     consumer = mq.consumer("orders", "billing")
     other = create_engine(f"sqlite:///{tmp_path / 'other.db'}")
 
-    with pytest.raises(TransactionError, match="another database"):
+    with pytest.raises(SessionError, match="another database"):
         with consumer.transaction(session=sessionmaker(other)):
             pass
     other.dispose()
@@ -737,7 +732,7 @@ def test_another_queue_with_a_group_of_the_same_name_is_refused(
     with MQ(other_url, schema=database.schema) as other:
         send(other, 1)
         other.consumer("orders", "billing")
-        with pytest.raises(TransactionError, match="another database"):
+        with pytest.raises(SessionError, match="another database"):
             with consumer.transaction(session=sessionmaker(other.engine)):
                 pass
         assert positions(other) == [0]
@@ -805,7 +800,7 @@ def test_a_transaction_ended_inside_the_block_moves_no_position(
     made = list(sources(engine))
     source = next((source for name, source, _ in made if name == kind), None)
 
-    with pytest.raises((TransactionError, sqlmq.DatabaseError, Exception)) as raised:
+    with pytest.raises((TransactionEndedError, DatabaseError, Exception)) as raised:
         with consumer.transaction(timeout=PATIENCE_SECONDS, session=source) as tx:
             effects.have(tx)
             ENDINGS[ending](tx)
@@ -815,7 +810,7 @@ def test_a_transaction_ended_inside_the_block_moves_no_position(
         end()
 
     if not goes_on:
-        assert isinstance(raised.value, TransactionError)
+        assert isinstance(raised.value, TransactionEndedError)
         assert "ended inside the block" in str(raised.value)
     assert positions(mq) == [0]
     assert (7, 7) not in effects.there()
@@ -830,7 +825,7 @@ def test_a_session_of_the_applications_ended_inside_the_block_moves_no_position(
     consumer = mq.consumer("orders", "billing")
 
     with Session(engine) as session:
-        with pytest.raises(TransactionError, match="ended inside the block"):
+        with pytest.raises(TransactionEndedError, match="ended inside the block"):
             with consumer.transaction(timeout=PATIENCE_SECONDS, session=session) as tx:
                 effects.have(tx)
                 getattr(session, method)()
@@ -847,7 +842,7 @@ def test_a_failed_flush_that_the_handler_swallows_moves_no_position(
     send(mq, 1)
     consumer = mq.consumer("orders", "billing")
 
-    with pytest.raises(TransactionError, match="ended inside the block"):
+    with pytest.raises(TransactionEndedError, match="ended inside the block"):
         with consumer.transaction(
             timeout=PATIENCE_SECONDS, session=None if kind is None else sessionmaker(engine)
         ) as tx:
@@ -913,7 +908,7 @@ def test_a_transaction_that_sqlite_itself_rolled_back_moves_no_position(mq: MQ, 
     send(mq, 1)
     consumer = mq.consumer("orders", "billing")
 
-    with pytest.raises(TransactionError, match="ended inside the block"):
+    with pytest.raises(TransactionEndedError, match="ended inside the block"):
         with consumer.transaction(timeout=PATIENCE_SECONDS) as tx:
             tx.connection.exec_driver_sql("INSERT INTO effect (note) VALUES ('same')")
             with pytest.raises(IntegrityError):
@@ -942,7 +937,7 @@ def test_another_write_inside_the_block_is_refused_at_once(mq: MQ, engine: Engin
                 lambda: mq.consumer("orders", "audit"),
                 consumer.close,
             ):
-                with pytest.raises(TransactionError, match=r"session=tx\.session"):
+                with pytest.raises(SessionError, match=r"session=tx\.session"):
                     write()
             assert mq.topics() == ["orders"]
             raise HandlerError
@@ -989,7 +984,7 @@ def test_what_would_wait_for_the_end_of_the_block_is_refused_inside(mq: MQ, effe
 
     with mq.consumer("orders", "billing").transaction(timeout=PATIENCE_SECONDS) as tx:
         for call in (mq.close, lambda: mq.delete_topics("orders")):
-            with pytest.raises(TransactionError, match="leave it"):
+            with pytest.raises(SessionError, match="leave it"):
                 call()
         effects.have(tx)
 
@@ -1053,9 +1048,9 @@ class TestInMemory:
         with consumer.transaction(timeout=0) as tx:
             assert len(tx.messages) == 2
             for use in (memory.topics, lambda: memory.producer("orders"), lambda: consumer.poll(timeout=0)):
-                with pytest.raises(TransactionError, match=r"session=tx\.session"):
+                with pytest.raises(SessionError, match=r"session=tx\.session"):
                     use()
-            with pytest.raises(TransactionError), consumer.transaction(timeout=0):
+            with pytest.raises(SessionError), consumer.transaction(timeout=0):
                 pass
 
         assert positions(memory) == [2]

@@ -10,8 +10,9 @@ from sqlalchemy import make_url, text
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession, create_async_engine
 from sqlalchemy.pool import NullPool
 
-from sqlmq import IsolationError, Message, TransactionError
+from sqlmq import Message
 from sqlmq.consumer.transaction_scope import TransactionContext, TransactionScope
+from sqlmq.errors import IsolationError, SessionError, TransactionEndedError
 from sqlmq.model.config import MQConfig
 
 if TYPE_CHECKING:
@@ -142,7 +143,7 @@ def test_a_session_for_asyncio_that_commits_too_early_moves_no_position(
             assert await session.run_sync(lambda _: block.take_messages(10, ()))
             await have_effects(session, block)
             await session.commit()
-            with pytest.raises(TransactionError, match="ended inside the block"):
+            with pytest.raises(TransactionEndedError, match="ended inside the block"):
                 await session.run_sync(lambda _: block.finish())
             await session.run_sync(lambda _: block.roll_back())
 
@@ -167,6 +168,6 @@ def test_autocommit_and_higher_levels_are_refused(
                 await conn.run_sync(begin_and_take)
             await conn.run_sync(lambda _: block.roll_back())
 
-    run(database.url, driver, lambda engine: refused(engine, TransactionError), isolation_level="AUTOCOMMIT")
+    run(database.url, driver, lambda engine: refused(engine, SessionError), isolation_level="AUTOCOMMIT")
     if database.is_postgres:
         run(database.url, driver, lambda engine: refused(engine, IsolationError), isolation_level="SERIALIZABLE")

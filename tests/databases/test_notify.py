@@ -18,9 +18,10 @@ import pytest
 from sqlalchemy import Engine, NullPool, QueuePool, create_engine, event, text
 from sqlalchemy.orm import Session
 
-from sqlmq import MQ, AsyncMQ, ConsumerClosedError, Message
+from sqlmq import MQ, AsyncMQ, Message
 from sqlmq.background import listener
 from sqlmq.dialects.postgresql.listen import PostgresListening
+from sqlmq.errors import ConsumerClosedError
 from tests.conftest import close_and_count
 from tests.contract.test_lifecycle import forks, in_fork
 from tests.contract.waiting import until, values

@@ -11,7 +11,8 @@ from sqlalchemy import Connection, create_engine, event, text
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, create_async_engine
 from sqlalchemy.orm import Session
 
-from sqlmq import Message, OutboxError, UnknownTopicError
+from sqlmq import Message, UnknownTopicError
+from sqlmq.errors import SessionError
 from tests.contract.shop import Shop, staged
 from tests.contract.waiting import receive, until
 
@@ -201,7 +202,7 @@ def test_rows_of_an_async_session_do_not_outlive_a_failed_publication(shop: Shop
 def test_autocommit_of_an_async_engine_is_refused(shop: Shop, driver: str) -> None:
     async def work(engine: AsyncEngine) -> None:
         async with AsyncSession(engine) as session:
-            with pytest.raises(OutboxError, match="AUTOCOMMIT"):
+            with pytest.raises(SessionError, match="AUTOCOMMIT"):
                 await session.run_sync(lambda sync: publish(shop, sync))
 
     run(shop, driver, work, isolation_level="AUTOCOMMIT")

@@ -9,7 +9,8 @@ import psycopg
 import pytest
 from sqlalchemy import Connection, NullPool, create_engine, text
 
-from sqlmq import MQ, DatabaseError, Message
+from sqlmq import MQ, Message
+from sqlmq.errors import DatabaseError
 from tests.contract.waiting import until
 
 if TYPE_CHECKING:

@@ -10,8 +10,9 @@ from sqlalchemy import Connection, Engine, NullPool, create_engine, make_url, te
 from sqlalchemy.exc import ProgrammingError
 from sqlalchemy.orm import Session
 
-from sqlmq import MQ, Message, PermissionDeniedError, Retention, Retry
+from sqlmq import MQ, Message, Retention, Retry
 from sqlmq.dialects.postgresql.roles import APPENDING, COUNTING_VIEWS, FUNCTIONS, ROLES, TELLING_VIEWS, grants
+from sqlmq.errors import PermissionDeniedError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

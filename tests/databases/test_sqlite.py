@@ -14,9 +14,10 @@ import pytest
 from sqlalchemy import create_engine, event, inspect, text
 
 import sqlmq.database.retrying
-from sqlmq import MQ, DatabaseBusyError, InvalidURLError, Message
+from sqlmq import MQ, DatabaseBusyError, Message
 from sqlmq.dialects import Position
 from sqlmq.dialects.sqlite import cursors, dialect
+from sqlmq.errors import InvalidURLError
 from sqlmq.schema import REVISION, tables
 from tests.contract.test_idling import RARELY, look_for_all
 from tests.contract.waiting import settle, until, values

@@ -10,7 +10,8 @@ from sqlalchemy import Connection, QueuePool, create_engine, event, text
 from sqlalchemy.exc import IllegalStateChangeError
 from sqlalchemy.orm import Session
 
-from sqlmq import Message, OutboxError, UnknownTopicError
+from sqlmq import Message, UnknownTopicError
+from sqlmq.errors import SessionError
 from tests.contract.shop import Shop, staged
 from tests.contract.waiting import until
 
@@ -113,13 +114,13 @@ def test_a_message_after_the_first_phase_is_refused(shop: Shop) -> None:
         transaction = connection.begin_twophase()
         shop.sell(connection, "a")
         transaction.prepare()
-        with pytest.raises(OutboxError, match="prepared"):
+        with pytest.raises(SessionError, match="prepared"):
             shop.producer.produce(Message(b"b"), session=connection)
         transaction.commit()
     with Session(shop.engine, twophase=True) as session:
         shop.sell(session, "c")
         session.prepare()
-        with pytest.raises(OutboxError, match="prepared"):
+        with pytest.raises(SessionError, match="prepared"):
             shop.producer.produce(Message(b"d"), session=session)
         session.commit()
 
@@ -136,7 +137,7 @@ def test_a_message_that_comes_first_after_the_first_phase_is_refused(shop: Shop,
         transaction = connection.begin_twophase()
         connection.execute(text("INSERT INTO customer_order (note) VALUES ('a')"))
         transaction.prepare()
-        with pytest.raises(OutboxError, match="prepared"):
+        with pytest.raises(SessionError, match="prepared"):
             shop.producer.produce(Message(b"too late"), session=connection)
         transaction.commit()
         shop.sell(connection, "b")
@@ -149,10 +150,10 @@ def test_a_message_that_comes_first_after_the_first_phase_is_refused(shop: Shop,
 @POSTGRES
 @pytest.mark.parametrize("phase", ["prepare_twophase", "commit_twophase"])
 def test_a_message_that_comes_first_in_the_event_of_a_phase_is_refused(shop: Shop, phase: str) -> None:
-    refused: list[OutboxError] = []
+    refused: list[SessionError] = []
 
     def publish(connection: Connection, *_: object) -> None:
-        with pytest.raises(OutboxError, match="prepared") as raised:
+        with pytest.raises(SessionError, match="prepared") as raised:
             shop.producer.produce(Message(b"too late"), session=connection)
         refused.append(raised.value)
 

@@ -9,7 +9,8 @@ import time
 from collections import defaultdict
 from typing import TYPE_CHECKING
 
-from sqlmq import MQ, AsyncMQ, ConsumerClosedError, DatabaseError, Message, OutcomeUnknownError
+from sqlmq import MQ, AsyncMQ, Message, OutcomeUnknownError
+from sqlmq.errors import ConsumerClosedError, DatabaseError
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -9,16 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sqlmq import (
-    DatabaseBusyError,
-    DatabaseDamagedError,
-    DatabaseError,
-    DatabaseFullError,
-    DatabaseUnavailableError,
-    OutcomeUnknownError,
-    ReadOnlyDatabaseError,
-    SqlmqError,
-)
+from sqlmq import DatabaseBusyError, DatabaseUnavailableError, OutcomeUnknownError, SqlmqError
+from sqlmq.errors import DatabaseDamagedError, DatabaseError, DatabaseFullError, ReadOnlyDatabaseError
 from tests.faults.wire import WIRE, of_callers
 from tests.faults.world import Deadline
 

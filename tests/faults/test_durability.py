@@ -13,7 +13,8 @@ import pytest
 from sqlalchemy import create_engine, text
 from sqlalchemy.pool import NullPool
 
-from sqlmq import MQ, DatabaseError, Message
+from sqlmq import MQ, Message
+from sqlmq.errors import DatabaseError
 from sqlmq.migrate import upgrade
 from tests.contract.waiting import until
 from tests.faults.disks import give_to_server, small_disk_at

@@ -14,16 +14,8 @@ from typing import TYPE_CHECKING
 import pytest
 from sqlalchemy import make_url
 
-from sqlmq import (
-    MQ,
-    DatabaseDamagedError,
-    DatabaseError,
-    DatabaseFullError,
-    DatabaseUnavailableError,
-    Message,
-    ReadOnlyDatabaseError,
-    SqlmqError,
-)
+from sqlmq import MQ, DatabaseUnavailableError, Message, SqlmqError
+from sqlmq.errors import DatabaseDamagedError, DatabaseError, DatabaseFullError, ReadOnlyDatabaseError
 from tests.contract.waiting import receive, values
 from tests.faults.disks import small_disk_at
 

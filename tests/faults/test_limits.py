@@ -12,7 +12,8 @@ import pytest
 from sqlalchemy import create_engine, make_url, text
 from sqlalchemy.pool import NullPool
 
-from sqlmq import MQ, DatabaseBusyError, DatabaseError, DatabaseFullError, DatabaseUnavailableError, Message
+from sqlmq import MQ, DatabaseBusyError, DatabaseUnavailableError, Message
+from sqlmq.errors import DatabaseError, DatabaseFullError
 from tests.contract.waiting import receive, values
 from tests.faults.disks import give_to_server, small_disk_at
 

@@ -16,7 +16,8 @@ import pytest
 from sqlalchemy import create_engine, text
 from sqlalchemy.pool import NullPool
 
-from sqlmq import MQ, Message, OutcomeUnknownError, ReadOnlyDatabaseError
+from sqlmq import MQ, Message, OutcomeUnknownError
+from sqlmq.errors import ReadOnlyDatabaseError
 from sqlmq.migrate import upgrade
 from tests.contract.waiting import until
 from tests.databases.test_failover import Pair

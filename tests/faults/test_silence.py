@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Self
 import pytest
 from sqlalchemy import create_engine, make_url, text
 
-from sqlmq import MQ, AsyncMQ, DatabaseError, DatabaseUnavailableError, Message, OutcomeUnknownError
+from sqlmq import MQ, AsyncMQ, DatabaseUnavailableError, Message, OutcomeUnknownError
 from sqlmq.background import listener
+from sqlmq.errors import DatabaseError
 from sqlmq.producer.batcher import MOST_TOGETHER
 from tests.contract.waiting import until
 from tests.faults.proxy import Proxy, Road

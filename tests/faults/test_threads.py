@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from sqlmq import MQ, ConsumerClosedError, Message
+from sqlmq import MQ, Message
 from sqlmq.background import listener, poller, retention
+from sqlmq.errors import ConsumerClosedError
 from tests.contract.waiting import until
 from tests.faults.cases import ALL
 from tests.faults.wire import BACKGROUND, POSTGRES_FAULTS, SQLITE_FAULTS, WIRE, wired

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import initialize, precondition, rule
 from sqlalchemy import text, update
 
-from sqlmq import FencedError, NotOwnedError
+from sqlmq import FencedError
+from sqlmq.errors import NotOwnedError
 from tests.model.machine import FOR_EVER_SECONDS, PICK, Machine
 from tests.model.reference import Group, Reader, place_of
 

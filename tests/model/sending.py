@@ -11,7 +11,8 @@ from hypothesis.stateful import initialize, precondition, rule
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Session
 
-from sqlmq import FencedError, InvalidPartitionError, Message, MessageTooLargeError, Retention, UnknownTopicError
+from sqlmq import FencedError, Message, Retention, UnknownTopicError
+from sqlmq.errors import InvalidPartitionError, MessageTooLargeError
 from tests.contract.delaying import LONG, look_now
 from tests.contract.shop import savepoint_trees
 from tests.model.machine import KEYS, PICK, Machine

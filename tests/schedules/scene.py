@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import text
 
-from sqlmq import MQ, Clock, Message, UnknownTopicError
+from sqlmq import MQ, Message, UnknownTopicError
 from sqlmq.database import watchdog
 from sqlmq.dialects import dialect_named
+from sqlmq.testing import Clock
 from tests.contract.delaying import Staged
 from tests.schedules.conductor import Conductor
 from tests.schedules.drivers import EyeOnPostgres, EyeOnSqlite, conduct

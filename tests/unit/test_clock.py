@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from sqlmq import MQ, Clock, Message
+from sqlmq import MQ, Message
 from sqlmq.hooks.clock import SYSTEM, check_clock
+from sqlmq.testing import Clock
 from tests.contract.waiting import PATIENCE_SECONDS, until
 from tests.manual_clock import ManualClock
 

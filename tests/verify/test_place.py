@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 import pytest
 from sqlalchemy import Engine, inspect
 
-from sqlmq import MQ, DatabaseUnavailableError, InvalidURLError, SqlmqError
+from sqlmq import MQ, DatabaseUnavailableError, SqlmqError
+from sqlmq.errors import InvalidURLError
 from sqlmq.verify.plan import ORDERS, Plan
 from sqlmq.verify.workload.sandbox import Place, PlaceTakenError
 

@@ -6,7 +6,7 @@ import asyncio
 from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary
 
-from sqlmq.errors import TransactionError
+from sqlmq.errors import SessionError
 
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncEngine
@@ -24,7 +24,7 @@ class Engines:
         self._made: WeakKeyDictionary[asyncio.AbstractEventLoop, AsyncEngine] = WeakKeyDictionary()
 
     def get(self) -> AsyncEngine:
-        """The engine for the running loop. Raises TransactionError if there is none to be had."""
+        """The engine for the running loop. Raises SessionError if there is none to be had."""
         if self._given is not None:
             return self._given
         if not self._may_make or self._database.one_connection:
@@ -32,7 +32,7 @@ class Engines:
                 "This AsyncMQ was made from an Engine, or on a database in memory, which an event loop's driver can't "
                 "share. Give session=, an async_sessionmaker for instance, or make it from the URL of a file or server."
             )
-            raise TransactionError(message)
+            raise SessionError(message)
         loop = asyncio.get_running_loop()
         engine = self._made.get(loop)
         if engine is None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Self, TypeAlias, TypeVar
 
 from sqlmq.aio.threads import to_the_end
 from sqlmq.consumer.transaction_scope import JOIN_MODE
-from sqlmq.errors import DatabaseBusyError, DatabaseUnavailableError, OutcomeUnknownError, TransactionError
+from sqlmq.errors import DatabaseBusyError, DatabaseUnavailableError, OutcomeUnknownError, SessionError
 from sqlmq.hooks.log_events import log_fields
 from sqlmq.model.timing import Deadline
 
@@ -95,7 +95,7 @@ class AsyncTransaction:
     async def __aenter__(self) -> Self:
         if self._is_used:
             message = "A transaction is used once: call consumer.transaction() for another one."
-            raise TransactionError(message)
+            raise SessionError(message)
         self._is_used = True
         deadline = Deadline.after(self._timeout, self._clock.monotonic())
         try:
@@ -131,7 +131,7 @@ class AsyncTransaction:
     def _begun(part: T | None) -> T:
         if part is None:
             message = "The transaction has not begun. Use it as `async with consumer.transaction() as tx:`."
-            raise TransactionError(message)
+            raise SessionError(message)
         return part
 
     def _open_source(self, source: AsyncSessionSource) -> None:
@@ -243,7 +243,7 @@ def _sync(target: AsyncSession | AsyncConnection) -> Session | Connection:
     connection: Connection | None = getattr(target, "sync_connection", None)
     if connection is None:
         message = "The AsyncConnection given as session= is not connected. Await engine.connect(), or its start()."
-        raise TransactionError(message)
+        raise SessionError(message)
     return connection
 
 

@@ -167,7 +167,7 @@ class Consumer(ConsumerCore):
         The partition is this transaction's own as long as it is open, and free as soon as its connection ends. What
         this consumer has claimed by ``poll`` or ``consume`` is finished and given back first.
 
-        Raises TransactionError, IsolationError for a session above READ COMMITTED, OutcomeUnknownError.
+        Raises SessionError, IsolationError for a session above READ COMMITTED, OutcomeUnknownError.
         """
         check_max_messages(max_messages)
         host = Host(

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple, Self, TypeAlias
 from sqlalchemy import Connection
 from sqlalchemy.orm import Session, scoped_session
 
-from sqlmq.errors import DatabaseBusyError, DatabaseUnavailableError, ForkedError, OutcomeUnknownError, TransactionError
+from sqlmq.errors import DatabaseBusyError, DatabaseUnavailableError, ForkedError, OutcomeUnknownError, SessionError
 from sqlmq.hooks.log_events import log_fields
 from sqlmq.model.timing import Deadline
 
@@ -90,7 +90,7 @@ class Transaction:
     def __enter__(self) -> Self:
         if self._is_used:
             message = "A transaction is used once: call consumer.transaction() for another one."
-            raise TransactionError(message)
+            raise SessionError(message)
         self._is_used = True
         deadline = Deadline.after(self._timeout, self._clock.monotonic())
         with contextlib.ExitStack() as stack:
@@ -131,7 +131,7 @@ class Transaction:
     def _entered(self) -> TransactionScope:
         if self._block is None:
             message = "The transaction has not begun. Use it as `with consumer.transaction() as tx:`."
-            raise TransactionError(message)
+            raise SessionError(message)
         return self._block
 
     def _open(self, stack: contextlib.ExitStack) -> Session | Connection | None:

@@ -17,11 +17,11 @@ from sqlalchemy.exc import UnboundExecutionError
 from sqlalchemy.orm import Session
 
 from sqlmq.database.retrying import roll_back_in_driver
-from sqlmq.errors import DatabaseError, DatabaseUnavailableError, TransactionError
+from sqlmq.errors import DatabaseError, DatabaseUnavailableError, SessionError, TransactionEndedError
 from sqlmq.hooks.failpoints import failpoint
 from sqlmq.hooks.log_events import log_fields
 from sqlmq.operations import transaction
-from sqlmq.operations.transaction import ENDED, Limits
+from sqlmq.operations.transaction import Limits
 from sqlmq.store import claims
 
 if TYPE_CHECKING:
@@ -70,7 +70,7 @@ class TransactionContext:
         return self.database.read(lambda conn: claims.identity(conn, self.database.dialect, group))
 
     def check_identity(self, group: Group, given: Session | Connection, ours: object) -> None:
-        """Raise TransactionError unless what is *given* leads to the group's own tables; remember it if it does."""
+        """Raise SessionError unless what is *given* leads to the group's own tables; remember it if it does."""
         block = TransactionScope(self, group)
         try:
             block.begin(given)
@@ -79,19 +79,19 @@ class TransactionContext:
         except DatabaseError as error:
             if type(error) is not DatabaseError:
                 raise  # has a name of its own: it says nothing of the tables
-            raise TransactionError(_OTHER_DATABASE) from error.__cause__
+            raise SessionError(_OTHER_DATABASE) from error.__cause__
         finally:
             block.roll_back()
         if theirs is None or theirs != ours:
-            raise TransactionError(_OTHER_DATABASE)
+            raise SessionError(_OTHER_DATABASE)
         with self._lock:
             self._known.add(_engine(given))
 
     def check_free(self, given: Session | Connection) -> None:
-        """Raise TransactionError unless what is *given* is in no transaction, and on a database of our kind."""
+        """Raise SessionError unless what is *given* is in no transaction, and on a database of our kind."""
         _check_free(given)
         if _engine(given).dialect.name != self.database.dialect.name:
-            raise TransactionError(_OTHER_DATABASE)
+            raise SessionError(_OTHER_DATABASE)
 
     def is_worthwhile(self, group: Group) -> bool:
         """Whether there seems to be something to take; asked first, because a transaction that writes has its price."""
@@ -197,7 +197,7 @@ class TransactionScope:
             self._awaiting.enter_context(self._database.awaiting(self.connection, limit))
             if self._database.dialect.is_autocommit(self.connection):
                 message = "In AUTOCOMMIT there is no transaction to take part in. Use READ COMMITTED."
-                raise TransactionError(message)
+                raise SessionError(message)
             failpoint("begin.before")
             self._database.dialect.begin(self.connection)
             failpoint("begin.after")
@@ -236,7 +236,7 @@ class TransactionScope:
     def finish(self, settle: Callable[[Connection], None] | None = None) -> None:
         """Send what the session has kept, and move the group on: everything but COMMIT.
 
-        *settle* does that where nothing was taken here. Raises TransactionError or FencedError if the transaction, or
+        *settle* does that where nothing was taken here. Raises TransactionEndedError or FencedError if the transaction, or
         the partition, is not what it was.
         """
         failpoint("effect.after")
@@ -288,7 +288,7 @@ class TransactionScope:
     @property
     def _root_transaction(self) -> RootTransaction:
         if self._root is None:
-            raise TransactionError(ENDED)
+            raise TransactionEndedError
         return self._root
 
     def _check_same(self) -> None:
@@ -300,7 +300,7 @@ class TransactionScope:
         if self._owner is not None:
             is_same = is_same and self._owner.is_active and self.session.get_transaction() is self._owner
         if not is_same:
-            raise TransactionError(ENDED)
+            raise TransactionEndedError
 
 
 _OTHER_DATABASE = (
@@ -315,7 +315,7 @@ def _check_free(given: Session | Connection) -> None:
             f"The {type(given).__name__} given as session= is in a transaction already, which began before the group's "
             "position was locked. Commit or roll back first, or give a sessionmaker."
         )
-        raise TransactionError(message)
+        raise SessionError(message)
 
 
 def _engine(given: Session | Connection) -> Engine:
@@ -325,7 +325,7 @@ def _engine(given: Session | Connection) -> Engine:
         bind = given.get_bind()
     except UnboundExecutionError as error:
         message = "The session given as session= is bound to no database. Make it with bind=, or a sessionmaker."
-        raise TransactionError(message) from error
+        raise SessionError(message) from error
     if isinstance(bind, Connection):
         _check_free(bind)
         return bind.engine

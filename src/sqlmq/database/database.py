@@ -28,8 +28,8 @@ from sqlmq.errors import (
     ForkedError,
     OutcomeUnknownError,
     ReadOnlyDatabaseError,
+    SessionError,
     SqlmqError,
-    TransactionError,
 )
 from sqlmq.hooks.clock import SYSTEM
 from sqlmq.hooks.failpoints import failpoint
@@ -149,7 +149,7 @@ class Database:
     def block(self) -> Iterator[None]:
         """Let this thread alone write, where there is one writer, for as long as a transaction of the application's lasts.
 
-        Raises DatabaseBusyError when a block of another thread does not end, TransactionError inside one of this thread.
+        Raises DatabaseBusyError when a block of another thread does not end, SessionError inside one of this thread.
         """
         self.prepare()
         with contextlib.ExitStack() as stack:
@@ -178,15 +178,15 @@ class Database:
         return self.watchdog.waiting_for(conn.connection.driver_connection, seconds, committing=committing)
 
     def check_may_write(self) -> None:
-        """Raise TransactionError if this thread, inside a block, would wait for itself."""
+        """Raise SessionError if this thread, inside a block, would wait for itself."""
         if (self.one_connection or self.dialect.one_writer) and self._is_in_block():
-            raise TransactionError(_IN_BLOCK)
+            raise SessionError(_IN_BLOCK)
 
     def check_outside_block(self, what: str) -> None:
-        """Raise TransactionError if this thread is inside a block, which has to end before anybody can do *what*."""
+        """Raise SessionError if this thread is inside a block, which has to end before anybody can do *what*."""
         if self._is_in_block():
             message = f"This thread is inside a block of consumer.transaction(); leave it before you {what}."
-            raise TransactionError(message)
+            raise SessionError(message)
 
     def _is_in_block(self) -> bool:
         return threading.get_ident() in self._in_block

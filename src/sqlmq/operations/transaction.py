@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from sqlalchemy import literal, select
 
 from sqlmq.dialects import Position
-from sqlmq.errors import EvictedError, FencedError, OffsetGapError, TransactionError, UnknownTopicError
+from sqlmq.errors import EvictedError, FencedError, OffsetGapError, TransactionEndedError, UnknownTopicError
 from sqlmq.hooks.failpoints import failpoint
 from sqlmq.model.message import FetchedRecords, check_dense
 from sqlmq.operations import retention
@@ -31,13 +31,6 @@ if TYPE_CHECKING:
     from sqlmq.store.claims import Claim, FreeClaims
     from sqlmq.store.groups import Group
     from sqlmq.store.topics import Topic
-
-ENDED = (
-    "The transaction was ended inside the block of consumer.transaction(), by a commit, a rollback or a failed flush. The "
-    "group's position was not moved: the messages come again. Leave the block to commit, leave it by an exception to "
-    "roll back, and use session.begin_nested() for a part that may fail."
-)
-
 
 _AGES_SECONDS = 1e6
 
@@ -132,7 +125,7 @@ def take(
 def finish(conn: Connection, dialect: Dialect, topic: Topic, group: Group, taken: TransactionBatch) -> None:
     """Move the group on behind what was *taken*; the last statement before COMMIT.
 
-    Raises TransactionError if the transaction is not the one it was taken in, FencedError if the partition is not as it
+    Raises TransactionEndedError if the transaction is not the one it was taken in, FencedError if the partition is not as it
     was left: then nothing may be committed.
     """
     id_ = taken.claim.partition_id
@@ -143,14 +136,14 @@ def finish(conn: Connection, dialect: Dialect, topic: Topic, group: Group, taken
     failpoint("position.after")
     if not moved:
         if not claims.is_same_transaction(conn, dialect, taken.token):
-            raise TransactionError(ENDED)
+            raise TransactionEndedError
         raise FencedError(topic.name, group.name, (topics.number_of(conn, dialect, topic, id_),))
     # A window of positions is deleted whenever the next one is reached, by whoever reaches it: what was before is gone.
     window = taken.start // PRUNE_EVERY
     if taken.end // PRUNE_EVERY > window:
         offsets.prune(conn, dialect, group, [offsets.Window(id_, window * PRUNE_EVERY, taken.end)])
     if not dialect.release_savepoint(conn):
-        raise TransactionError(ENDED)
+        raise TransactionEndedError
 
 
 def enter(conn: Connection, dialect: Dialect, *, vanished_seconds: float) -> Guard:
@@ -165,9 +158,9 @@ def enter(conn: Connection, dialect: Dialect, *, vanished_seconds: float) -> Gua
 
 
 def leave(conn: Connection, dialect: Dialect, guard: Guard) -> None:
-    """The last act before COMMIT. Raises TransactionError if this is not the transaction of *guard* any more."""
+    """The last act before COMMIT. Raises TransactionEndedError if this is not the transaction of *guard* any more."""
     if not (claims.is_same_transaction(conn, dialect, guard.token) and dialect.release_savepoint(conn)):
-        raise TransactionError(ENDED)
+        raise TransactionEndedError
 
 
 def _read(conn: Connection, dialect: Dialect, topic: Topic, place: ReadPlace, limits: Limits) -> FetchedRecords:

@@ -21,7 +21,7 @@ from sqlalchemy.sql.expression import SavepointClause
 
 from sqlmq.database.retrying import roll_back_in_driver
 from sqlmq.dialects import TopicGrownError
-from sqlmq.errors import OutboxError, UnknownTopicError
+from sqlmq.errors import SessionError, UnknownTopicError
 from sqlmq.operations import produce, staging
 from sqlmq.operations.admin import topics
 
@@ -153,7 +153,7 @@ class _Outbox:
             self._start_over(transaction)
             self._listen(conn, transaction)
         if self._is_committing:
-            raise OutboxError(_TOO_LATE)
+            raise SessionError(_TOO_LATE)
 
     def add(
         self, source: Source, topic: Topic, routed: Sequence[RoutedMessage], turn: KeylessPartitioner
@@ -282,7 +282,7 @@ _COMMIT, _PREPARE = Transaction.commit.__code__, TwoPhaseTransaction.prepare.__c
 
 
 def _check_in_time(transaction: RootTransaction) -> None:
-    """Raise OutboxError if *transaction*, which has no message yet, is prepared, or is just being committed or prepared.
+    """Raise SessionError if *transaction*, which has no message yet, is prepared, or is just being committed or prepared.
 
     Listeners of its end are called then, one of which wants to publish, and ours would come too late. No attribute tells
     of that, so this looks for the call: 4 microseconds for 60 frames, once for each transaction that publishes.
@@ -295,7 +295,7 @@ def _check_in_time(transaction: RootTransaction) -> None:
         is_late = (code is _COMMIT or code is _PREPARE) and frame.f_locals.get("self") is transaction
         frame = frame.f_back
     if is_late:
-        raise OutboxError(_TOO_LATE)
+        raise SessionError(_TOO_LATE)
 
 
 # A Connection is used by one thread at a time, so that no two make its outbox.
@@ -307,7 +307,7 @@ def add(
 ) -> list[Publication]:
     """Have *routed* published when the transaction of *session* commits; it is begun if there is none.
 
-    Raises OutboxError if that transaction can't carry them.
+    Raises SessionError if that transaction can't carry them.
     """
     _, outbox = _outbox_of(session, source.database)
     return outbox.add(source, topic, list(routed), turn)
@@ -339,13 +339,13 @@ def cancel(session: SessionLike, database: Database, ids: Collection[int]) -> se
 def _outbox_of(session: SessionLike, database: Database) -> tuple[Connection, _Outbox]:
     """The Connection that carries the transaction of *session*, and what waits for that; it is begun if there is none.
 
-    Raises OutboxError if nothing could commit with it.
+    Raises SessionError if nothing could commit with it.
     """
     conn = connection_of(session, database)
     transaction = conn.get_transaction() or conn.begin()
     if conn.invalidated or not transaction.is_active:
         message = "The transaction of this Connection has failed, and nothing was done in it. First roll it back."
-        raise OutboxError(message)
+        raise SessionError(message)
     outbox = _outboxes.get(conn)
     if outbox is None:
         _check_in_time(transaction)
@@ -368,7 +368,7 @@ def _without_parameters() -> Iterator[None]:
 
 
 def connection_of(session: SessionLike, database: Database) -> Connection:
-    """The Connection that carries the transaction of *session*; raises OutboxError if there is none to be had."""
+    """The Connection that carries the transaction of *session*; raises SessionError if there is none to be had."""
     if isinstance(session, scoped_session):
         session = session()
     if isinstance(session, Session):
@@ -382,7 +382,7 @@ def connection_of(session: SessionLike, database: Database) -> Connection:
         raise TypeError(complaint)
     if given.closed:
         message = "This Connection is closed, and nothing was done in it. Publish before you close it."
-        raise OutboxError(message)
+        raise SessionError(message)
     return given
 
 
@@ -397,7 +397,7 @@ def _connection_of_session(session: Session, database: Database) -> Connection:
         return session.connection()
     except InvalidRequestError as error:
         message = f"This Session can't carry a message, and nothing was done in it: {error}"
-        raise OutboxError(message) from error
+        raise SessionError(message) from error
 
 
 def _binds(session: Session) -> Iterable[object]:
@@ -413,20 +413,20 @@ def _check(conn: Connection, database: Database) -> None:
             "A database in memory has a single connection, on which the MQ's own transactions would end yours. "
             "Use a file for the database."
         )
-        raise OutboxError(message)
+        raise SessionError(message)
     if conn.dialect.name != dialect.name or not _is_same_database(conn, database):
         message = (
             f"The session is on another database than the MQ ({database.where}), or finds other tables there, so nothing "
             "could commit with it. If it has several, give session= the right one's Connection, "
             "session.connection(bind_arguments=...)."
         )
-        raise OutboxError(message)
+        raise SessionError(message)
     if dialect.is_autocommit(conn):
         message = (
             "The session is in AUTOCOMMIT, where each statement commits by itself, so nothing could commit with it. "
             "Give it another isolation level, or leave session= out."
         )
-        raise OutboxError(message)
+        raise SessionError(message)
 
 
 def _is_same_database(conn: Connection, database: Database) -> bool:

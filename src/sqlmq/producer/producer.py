@@ -137,7 +137,7 @@ class Producer:
         With a *session* (a Session, scoped_session or Connection on the same database) the message is part of its
         transaction instead: appended when that commits, never if it, or the savepoint around the call, is rolled back.
         The partition is locked for the commit only. Messages of one transaction keep their order in each partition;
-        those without a key go to one partition. Raises OutboxError, at once, for a session that can't carry a message.
+        those without a key go to one partition. Raises SessionError, at once, for a session that can't carry a message.
 
         *delay_seconds*, from now by the database's clock, or *deliver_at*, an aware datetime, has the message stored
         and appended when it is due, by any process that is alive then. ``mq.cancel_delayed`` takes it back until then.

@@ -12,10 +12,10 @@ from sqlmq.errors import (
     ClosedError,
     DatabaseError,
     FencedError,
-    OutboxError,
     OutcomeUnknownError,
+    SessionError,
     SqlmqError,
-    TransactionError,
+    TransactionEndedError,
 )
 
 if TYPE_CHECKING:
@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 _SURVIVED = (
     DatabaseError,
     FencedError,
-    TransactionError,
-    OutboxError,
+    SessionError,
+    TransactionEndedError,
     ClosedError,
     TimeoutError,
     sa_exc.SQLAlchemyError,
