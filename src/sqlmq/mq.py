@@ -428,11 +428,11 @@ class MQ(Looking):
 
     def _read(self, flow: Callable[[Connection, Dialect], T]) -> T:
         with self._while_open():
-            return self._database.read(lambda conn: flow(conn, self._database.dialect))
+            return self._database.read(flow)
 
     def _write(self, flow: Callable[[Connection, Dialect], T]) -> T:
         with self._while_open():
-            return self._database.write(lambda conn: flow(conn, self._database.dialect))
+            return self._database.write(flow)
 
     @contextlib.contextmanager
     def _while_open(self) -> Iterator[None]:

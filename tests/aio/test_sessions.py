@@ -304,9 +304,9 @@ async def test_the_event_loop_is_not_kept_waiting_for_a_query_of_ours(
 ) -> None:
     read, read_in = shop.mq._sync._database.read, []
 
-    def note(flow: Any) -> Any:
+    def note(operation: Any, *args: Any, **kwargs: Any) -> Any:
         read_in.append(threading.current_thread())
-        return read(flow)
+        return read(operation, *args, **kwargs)
 
     monkeypatch.setattr(shop.mq._sync._database, "read", note)
     async with AsyncSession(shop.engine) as session:

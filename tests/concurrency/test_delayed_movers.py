@@ -75,12 +75,11 @@ def test_what_becomes_due_while_a_mover_waits_has_no_timestamp_from_before(
 ) -> None:
     monkeypatch.setattr(staging, "LOCK_SECONDS", PATIENCE_SECONDS)
     mq.create_topic("orders", 1)
-    dialect = mq._database.dialect
 
     with engine.connect() as holder, ThreadPoolExecutor(1) as threads:
         partition_id = holder.execute(text("SELECT id FROM sqlmq_partition FOR UPDATE")).scalar_one()
         (delayed,) = mq.producer("orders").produce_many([Message(b"")], delay_seconds=0.2)
-        moving = threads.submit(mq._database.write, lambda conn: staging.move(conn, dialect, partition_id))
+        moving = threads.submit(mq._database.write, staging.move, partition_id)
         until(lambda: now(holder) > delayed.deliver_at, "the message to be due")
         holder.rollback()
         moving.result(PATIENCE_SECONDS)

@@ -544,7 +544,7 @@ def test_a_child_produces_although_the_parent_was_just_waking_a_consumer(mq: MQ)
 def test_a_fork_waits_until_no_thread_is_inside_the_database(database: DatabaseUnderTest) -> None:
     is_reading, may_end = threading.Event(), threading.Event()
 
-    def read(_conn: object) -> None:
+    def read(_conn: object, _dialect: object) -> None:
         is_reading.set()
         may_end.wait(PATIENCE_SECONDS)
 

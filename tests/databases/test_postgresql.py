@@ -475,11 +475,11 @@ def test_closing_waits_for_what_is_being_read_ahead(make_mq: MakeMQ, monkeypatch
     is_reading, may_read = threading.Event(), threading.Event()
     read = consumer._database.read
 
-    def held_up(flow: Callable[[Connection], object]) -> object:
+    def held_up(operation: Callable[..., object], *args: Any, **kwargs: Any) -> object:
         if threading.current_thread().name.startswith("sqlmq-read"):
             is_reading.set()
             assert may_read.wait(10)
-        return read(flow)
+        return read(operation, *args, **kwargs)
 
     monkeypatch.setattr(consumer._database, "read", held_up)
     consumer.poll(1, timeout=10)

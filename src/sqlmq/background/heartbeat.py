@@ -184,9 +184,7 @@ class Background:
         try:
             # One that takes longer is better sent again, by another connection, than waited for.
             with self._database.watchdog.shortening(self._beat_seconds):
-                alive = self._database.write(
-                    lambda conn: membership.heartbeat(conn, self._database.dialect, ids), goes_first=True
-                )
+                alive = self._database.write_with_priority(membership.heartbeat, ids)
         except Exception as error:  # noqa: BLE001 - a thread that dies here would end all consumers, silently
             log.warning(
                 "A heartbeat failed and is tried again: %s", error, extra=log_fields("heartbeat failed", error=error)

@@ -21,8 +21,10 @@ from sqlmq.operations import notify
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from sqlalchemy import Connection
+
     from sqlmq.database.database import Database
-    from sqlmq.dialects import Listening
+    from sqlmq.dialects import Dialect, Listening
     from sqlmq.hooks.clock import Clock
 
 log = logging.getLogger("sqlmq.background")
@@ -170,13 +172,17 @@ class Listener:
 _ABANDONED: list[Listening] = []
 
 
+def _notify(conn: Connection, dialect: Dialect, payload: str) -> None:
+    dialect.notify(conn, [payload])
+
+
 def can_receive(database: Database) -> bool:
     """Whether a connection that listens hears what another one sends, in as much time as a listener gives its probes."""
     clock = database.clock
     probe = Probe(clock)
     try:
         with contextlib.closing(database.listen()) as listening:
-            database.read(lambda conn: database.dialect.notify(conn, [probe.payload]))
+            database.read(_notify, probe.payload)
             deadline = clock.monotonic() + _ANSWER_SECONDS
             while (seconds := deadline - clock.monotonic()) > 0:
                 with database.translating():

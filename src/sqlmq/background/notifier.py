@@ -129,11 +129,8 @@ class Notifier:
         sure = schedule.awaited(told, now)
         unsure = told.keys() - sure
         but = self._own_members()
-        awaited = self._database.read(
-            lambda conn: notify.tell(conn, self._database.dialect, sure=sure, unsure=unsure, but=but, others=others),
-            # That would take seconds, in which those who close wait.
-            tries_again=False,
-        )
+        # Retries would take seconds, in which close() waits.
+        awaited = self._database.read_once(notify.tell, sure=sure, unsure=unsure, but=but, others=others)
         schedule.note(told, unsure, awaited, now)
 
     def _leave_fork(self) -> None:

@@ -216,11 +216,8 @@ class SharedPoller:
         if not views:
             return iter(())
         try:
-            found = self._database.read(
-                lambda conn: poll.look(conn, self._database.dialect, views, at_groups=at_groups),
-                # That would take seconds, after which all would look themselves.
-                tries_again=False,
-            )
+            # Retries would take seconds, after which all consumers would poll for themselves.
+            found = self._database.read_once(poll.look, views, at_groups=at_groups)
         except Exception as error:
             if self._is_well and not self._is_closing:
                 trace = not isinstance(error, SqlmqError)

@@ -16,16 +16,14 @@ from sqlmq.operations.admin import topics
 from sqlmq.reports.descriptions import RetentionResult
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-    from typing import TypeVar
+    from collections.abc import Iterator
+    from typing import ParamSpec, TypeVar
 
-    from sqlalchemy import Connection
-
-    from sqlmq.database.database import Database
-    from sqlmq.dialects import Dialect
+    from sqlmq.database.database import Database, Operation
     from sqlmq.model.retention import Loss
     from sqlmq.store.retention import RetentionCandidate
 
+    P = ParamSpec("P")
     T = TypeVar("T")
 
 log = logging.getLogger("sqlmq.background")
@@ -70,11 +68,11 @@ class RetentionService:
 
         What a group has lost is logged. Partitions that fail are left to the next round, and the errors raised together.
         """
-        topic_id = None if topic is None else self._read(lambda conn: topics.find_topic(conn, self._dialect, topic).id)
+        topic_id = None if topic is None else self._read(topics.find_topic, topic).id
         trimmed: list[RetentionResult] = []
         errors: list[Exception] = []
         expired: dict[int, set[int]] = {}
-        for due in self._read(lambda conn: retention.due(conn, self._dialect, topic_id)):
+        for due in self._read(retention.due, topic_id):
             if self._closing.is_set():
                 break
             try:
@@ -90,10 +88,6 @@ class RetentionService:
             raise ExceptionGroup(message, errors)
         return trimmed
 
-    @property
-    def _dialect(self) -> Dialect:
-        return self._database.dialect
-
     def _run(self) -> None:
         while not self._closing.wait(ROUND_SECONDS * self._clock.random.uniform(0.75, 1.25)):
             try:
@@ -104,32 +98,30 @@ class RetentionService:
                 log.warning("Trimming failed and is tried again: %s", "; ".join(map(str, reasons)), extra=told)
 
     def _expired(self, due: RetentionCandidate) -> set[int]:
-        return self._read(lambda conn: retention.expired(conn, self._dialect, due.topic_id, due.retention))
+        return self._read(retention.expired, due.topic_id, due.retention)
 
     def _trim(self, due: RetentionCandidate, expired: set[int]) -> RetentionResult | None:
-        planned = self._read(lambda conn: retention.plan(conn, self._dialect, due, expired))
+        planned = self._read(retention.plan, due, expired)
         advanced = None
         if planned is not None:
-            advanced = self._write(lambda conn: retention.advance(conn, self._dialect, due, expired, planned))
+            advanced = self._write(retention.advance, due, expired, planned)
         for loss in advanced.losses if advanced else ():
             _say_lost(due, loss)
         deleted = sum(self._deletes(due)) if advanced or due.has_rest else 0
         self._forget_parked(due)
-        start = self._read(lambda conn: retention.start(conn, self._dialect, due)) if deleted else None
+        start = self._read(retention.start, due) if deleted else None
         return None if start is None else RetentionResult(due.topic, due.number, start, deleted)
 
     def _deletes(self, due: RetentionCandidate) -> Iterator[int]:
         for _ in range(_MOST_DELETES):
-            deleted = self._write(lambda conn: retention.delete(conn, self._dialect, due.partition_id))
+            deleted = self._write(retention.delete, due.partition_id)
             if deleted is None or self._closing.is_set():
                 return
             yield deleted
 
     def _forget_parked(self, due: RetentionCandidate) -> None:
-        for group_id, group in self._read(lambda conn: retention.groups_losing_parked(conn, self._dialect, due)):
-            while lost := self._write(
-                lambda conn: retention.forget_parked(conn, self._dialect, due, group_id, group)  # noqa: B023 - called now
-            ):
+        for group_id, group in self._read(retention.groups_losing_parked, due):
+            while lost := self._write(retention.forget_parked, due, group_id, group):
                 for first, end in lost:
                     log.error(
                         "Group %r has lost the parked messages %s/%d@%d to %d: they are in the log no more.",
@@ -141,11 +133,11 @@ class RetentionService:
                         extra=_lost("parked lost", due, group, first, end),
                     )
 
-    def _read(self, flow: Callable[[Connection], T]) -> T:
-        return self._database.read(flow, tries_again=False)
+    def _read(self, operation: Operation[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        return self._database.read_once(operation, *args, **kwargs)
 
-    def _write(self, flow: Callable[[Connection], T]) -> T:
-        return self._database.write(flow, tries_again=False)
+    def _write(self, operation: Operation[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        return self._database.write_once(operation, *args, **kwargs)
 
     def _start_over(self) -> None:
         """In the beginning, and in a forked child: the parent's thread stays with the parent."""

@@ -171,7 +171,7 @@ class Scheduler:
 
     def _look(self, seen: set[int]) -> DueMessages:
         """See what is due, but for the partitions *seen*, and look again when something else will be."""
-        outlook = self._database.read(lambda conn: staging.look(conn, self._database.dialect, seen))
+        outlook = self._database.read(staging.look, seen)
         now = self._clock.monotonic()
         # Soon, too, if something is due, for somebody may have a row of it locked.
         soon = now + _LOOK_SECONDS if outlook.partition_ids else math.inf
@@ -206,9 +206,7 @@ class Scheduler:
     def _move_all_of(self, partition_id: int) -> None:
         while True:
             # Not tried again here: that would take seconds, in which the others wait.
-            moved = self._database.write(
-                lambda conn: staging.move(conn, self._database.dialect, partition_id), tries_again=False
-            )
+            moved = self._database.write_once(staging.move, partition_id)
             if moved.topic_id is not None and moved.messages:
                 self._wake(moved.topic_id)
             if moved.topic_id is None and moved.messages:

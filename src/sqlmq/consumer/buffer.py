@@ -229,10 +229,7 @@ class FetchBuffer:
         return [(assigned, assigned.read_position) for assigned in some]
 
     def _fetch(self, positions: Positions, at_most: int) -> FetchResult:
-        dialect, max_bytes = self._database.dialect, self._options.read_bytes
-        found = self._database.read(
-            lambda conn: consume.fetch(conn, dialect, positions, limit=at_most, max_bytes=max_bytes)
-        )
+        found = self._database.read(consume.fetch, positions, limit=at_most, max_bytes=self._options.read_bytes)
         return FetchResult(positions, found, at_most)
 
     def _store_fetch(self, read: FetchResult) -> list[AssignedPartition]:

@@ -162,11 +162,7 @@ class Coordinator:
         """See whether retention has deleted what is to be read next; if so, go on behind it, or raise EvictedError."""
         number, id_, position = assigned.partition, assigned.partition_id, assigned.read_position
         topic, group = self._subscription.topic.name, self._subscription.group_name
-        error = self._database.read(
-            lambda conn: retention.find_eviction(
-                conn, self._database.dialect, topic, group, ReadPlace(number, id_, position)
-            )
-        )
+        error = self._database.read(retention.find_eviction, topic, group, ReadPlace(number, id_, position))
         if error is None:
             return False
         if self._subscription.on_evicted == "raise":
@@ -193,15 +189,13 @@ class Coordinator:
         topic = self._subscription.topic
         id_ = next((id_ for id_, assigned in self.assigned.items() if assigned.partition == number), None)
         if id_ is None:
-            found = self._database.read(lambda conn: topics.find_topic(conn, self._database.dialect, topic.name))
+            found = self._database.read(topics.find_topic, topic.name)
             check_partition(topic.name, number, found.partitions)
             raise NotOwnedError(topic.name, self.group.name, number, self.partition_numbers)
         claim = claim_of(self.assigned[id_])
         # Should the answer get lost, the next look tells whether it was done.
         self.recheck_group_soon()
-        moved = self._database.write(
-            lambda conn: reset.seek(conn, self._database.dialect, topic, self.group, self.member_id, claim, to)
-        )
+        moved = self._database.write(reset.seek, topic, self.group, self.member_id, claim, to)
         self._drop([id_])
         if moved is None:
             raise self.fenced((number,))
@@ -248,7 +242,7 @@ class Coordinator:
     def check_topic(self) -> None:
         """Raise UnknownTopicError if the topic was deleted, even if there is another one of that name."""
         topic = self._subscription.topic
-        found = self._database.read(lambda conn: topics.find_topic(conn, self._database.dialect, topic.name))
+        found = self._database.read(topics.find_topic, topic.name)
         if found.id != topic.id:
             raise UnknownTopicError(topic.name)
 
@@ -257,14 +251,14 @@ class Coordinator:
         topic, group_name, start, name, _ = self._subscription
         lease_seconds = self._options.lease_seconds
         self.group, self.member_id = self._database.write(
-            lambda conn: membership.join(conn, self._database.dialect, topic, group_name, start, name, lease_seconds)
+            membership.join, topic, group_name, start, name, lease_seconds
         )
         self.heartbeat_acknowledged(began)
 
     def _renew_lease(self, now: float) -> None:
         for assigned in self.assigned.values():
             assigned.drop_prefetched()
-        alive = self._database.write(lambda conn: membership.heartbeat(conn, self._database.dialect, [self.member_id]))
+        alive = self._database.write(membership.heartbeat, [self.member_id])
         if alive:
             self.heartbeat_acknowledged(now)
         else:
@@ -289,11 +283,7 @@ class Coordinator:
         return log_fields(event, **(named | more))
 
     def _read_group(self) -> membership.GroupView | None:
-        return self._database.read(
-            lambda conn: membership.read_group(
-                conn, self._database.dialect, self.group, self.member_id, self._options.lease_seconds
-            )
-        )
+        return self._database.read(membership.read_group, self.group, self.member_id, self._options.lease_seconds)
 
     def _reconcile(self, seen: membership.GroupView) -> bool:
         """Mend what differs from what was *seen*: claims lost, too many or too few. Return whether others should know."""
@@ -326,9 +316,7 @@ class Coordinator:
     def _apply_assignment(self, seen: membership.GroupView, going: list[int], give: list[Claim]) -> int:
         finished = _final_commits_of(self.assigned[id_] for id_ in going)
         written, taken = self._database.write(
-            lambda conn: membership.change(
-                conn, self._database.dialect, self.group, self.member_id, seen, finished=finished, give=give
-            )
+            membership.change, self.group, self.member_id, seen, finished=finished, give=give
         )
         self._note_written(finished, written)
         self._drop_fenced(finished, written)
@@ -367,15 +355,7 @@ class Coordinator:
         # What only counts attempts has to survive the process, not the server.
         durably = self._options.durable_commits and not marking
         written = self._database.write_idempotent_statement(
-            lambda conn: consume.commit(
-                conn,
-                self._database.dialect,
-                self.group,
-                self.member_id,
-                finished,
-                durably=durably,
-                updating_in_flight=marking,
-            )
+            consume.commit, self.group, self.member_id, finished, durably=durably, updating_in_flight=marking
         )
         self._note_written(finished, written)
         return written
@@ -404,18 +384,14 @@ class Coordinator:
             (claim_of(assigned), Window(assigned.partition_id, assigned.pruned_to, assigned.committed))
             for assigned in overgrown
         ]
-        self._database.write_idempotent(
-            lambda conn: consume.prune(conn, self._database.dialect, self.group, self.member_id, windows)
-        )
+        self._database.write_idempotent(consume.prune, self.group, self.member_id, windows)
         for assigned, (_, window) in zip(overgrown, windows, strict=True):
             assigned.note_pruned(window.end)
 
     def _part_with(self, flow: membership.Ending, partition_ids: Collection[int]) -> None:
         finished = _final_commits_of(self.assigned[id_] for id_ in partition_ids)
         given = self._drop(partition_ids)
-        self._database.write(
-            lambda conn: flow(conn, self._database.dialect, self.group, self.member_id, finished=finished, given=given)
-        )
+        self._database.write(flow, self.group, self.member_id, finished=finished, given=given)
 
     def _drop(self, partition_ids: Iterable[int]) -> list[Claim]:
         """Forget partitions, whatever is in hand of them; return the claims there were."""

@@ -67,7 +67,7 @@ class TransactionContext:
 
     def own_identity(self, group: Group) -> object:
         """What tells *group* from all groups in other databases."""
-        return self.database.read(lambda conn: claims.identity(conn, self.database.dialect, group))
+        return self.database.read(claims.identity, group)
 
     def check_identity(self, group: Group, given: Session | Connection, ours: object) -> None:
         """Raise SessionError unless what is *given* leads to the group's own tables; remember it if it does."""
@@ -96,10 +96,10 @@ class TransactionContext:
     def is_worthwhile(self, group: Group) -> bool:
         """Whether there seems to be something to take; asked first, because a transaction that writes has its price."""
         database = self.database
-        seen = database.read(lambda conn: transaction.look(conn, database.dialect, self.topic, group))
+        seen = database.read(transaction.look, self.topic, group)
         if not seen.has_dead_owners:
             return seen.has_messages
-        database.write(lambda conn: transaction.free_dead(conn, database.dialect, group))
+        database.write(transaction.free_dead, group)
         return True
 
     def attempt(

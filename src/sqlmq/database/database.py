@@ -10,7 +10,7 @@ import contextlib
 import logging
 import threading
 from functools import partial
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, NamedTuple
 
 from sqlalchemy import URL, Engine, StaticPool
 
@@ -37,6 +37,7 @@ from sqlmq.schema import REVISION
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from typing import Concatenate, ParamSpec, TypeAlias, TypeVar
 
     from sqlalchemy import Connection, Pool
 
@@ -44,7 +45,9 @@ if TYPE_CHECKING:
     from sqlmq.hooks.clock import Clock
     from sqlmq.hooks.observer import Observer
 
-T = TypeVar("T")
+    P = ParamSpec("P")
+    T = TypeVar("T")
+    Operation: TypeAlias = Callable[Concatenate[Connection, Dialect, P], T]
 log = logging.getLogger("sqlmq.database")
 
 _CLOSE_SECONDS = 5.0
@@ -52,6 +55,23 @@ _CLOSE_SECONDS = 5.0
 
 _BLOCK_SECONDS = 10.0
 """For how long a thread waits for a block of another one: as long as for another process, by the busy timeout."""
+
+
+class _Mode(NamedTuple):
+    """How a transaction is run."""
+
+    is_idempotent: bool = False
+    """Whether it may run again after a COMMIT whose outcome is unknown."""
+    has_priority: bool = False
+    """Whether it goes before other waiting threads where the database has one writer."""
+    is_slow: bool = False
+    """Whether its statements may take longer than ``response_timeout_seconds``."""
+
+
+_ORDINARY = _Mode()
+_IDEMPOTENT = _Mode(is_idempotent=True)
+_WITH_PRIORITY = _Mode(has_priority=True)
+_MIGRATION = _Mode(is_slow=True)
 
 
 class Database:
@@ -96,47 +116,63 @@ class Database:
         self._make_locks()
         fork_hooks.tell(self)
 
-    def read(self, flow: Callable[[Connection], T], *, tries_again: bool = True) -> T:
-        """Run *flow*, whose statements write no row and need no common snapshot; tried again as in ``write``."""
+    def read(self, operation: Operation[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Run *operation*, which writes no row and needs no common snapshot. Retried like ``write``."""
         self.prepare()
-        return self._retrying(lambda: self._read_once(flow)) if tries_again else self._read_once(flow)
+        return self._retry(partial(self._read_once, operation, *args, **kwargs))
 
-    def write(self, flow: Callable[[Connection], T], *, tries_again: bool = True, goes_first: bool = False) -> T:
-        """Run *flow* in a transaction of its own and commit it; tried again after a passing error, if wanted.
+    def read_once(self, operation: Operation[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Run *operation* like ``read``, without retries: for a caller that comes again by itself."""
+        self.prepare()
+        return self._read_once(operation, *args, **kwargs)
 
-        *flow* may run several times, each time on a database that saw nothing of the times before. What *goes_first*
-        does not queue behind those who wait already where there is one writer. Raises OutcomeUnknownError, and tries no
-        more, if the connection breaks while COMMIT is on its way.
+    def write(self, operation: Operation[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Call ``operation(conn, dialect, *args, **kwargs)`` in a transaction of its own, and commit.
+
+        *operation* runs again after a transient error, each time on a database that saw nothing of the attempts before.
+        Raises OutcomeUnknownError, without another attempt, if the connection breaks while COMMIT is on its way.
         """
         self.prepare()
-        once = partial(self._write_once, flow, goes_first=goes_first)
-        return self._retrying(once) if tries_again else once()
+        return self._retry(partial(self._write_once, _ORDINARY, operation, *args, **kwargs))
 
-    def read_unprepared(self, flow: Callable[[Connection], T]) -> T:
-        """As ``read``, whatever tables there are: for looking at the schema itself."""
-        return self._retrying(lambda: self._read_once(flow))
-
-    def write_unprepared(self, flow: Callable[[Connection], T]) -> T:
-        """As ``write``, whatever tables there are: for migrations, whose statements may take long."""
-        return self._retrying(lambda: self._write_once(flow, is_patient=True))
-
-    def append(self, flow: Callable[[Connection], T]) -> T:
-        """Run *flow*, which is one appending statement, in a transaction of its own: in one round trip where possible."""
+    def write_once(self, operation: Operation[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Run *operation* like ``write``, without retries: for a caller that comes again by itself."""
         self.prepare()
-        return self._retrying(lambda: self._append_once(flow, committing=True))
+        return self._write_once(_ORDINARY, operation, *args, **kwargs)
 
-    def write_idempotent_statement(self, flow: Callable[[Connection], T]) -> T:
-        """Run *flow*, which does no harm twice, in a transaction of its own; where possible each of its statements in one.
-
-        When the connection is lost it is run again, also after it may have taken effect.
-        """
+    def write_with_priority(self, operation: Operation[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Run *operation* like ``write``, before other waiting threads where the database has one writer."""
         self.prepare()
-        return self._retrying(lambda: self._append_once(flow, committing=False))
+        return self._retry(partial(self._write_once, _WITH_PRIORITY, operation, *args, **kwargs))
 
-    def write_idempotent(self, flow: Callable[[Connection], T]) -> T:
-        """As ``write``, for a *flow* that does no harm twice: run again when the connection is lost while it commits."""
+    def write_idempotent(self, operation: Operation[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Run *operation* like ``write``, also again after a connection that broke during COMMIT."""
         self.prepare()
-        return self._retrying(lambda: self._write_once(flow, committing=False))
+        return self._retry(partial(self._write_once, _IDEMPOTENT, operation, *args, **kwargs))
+
+    def write_idempotent_statement(self, operation: Operation[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Run *operation* like ``write_idempotent``; where possible, each of its statements is its own transaction."""
+        self.prepare()
+        return self._retry(partial(self._append_once, _IDEMPOTENT, operation, *args, **kwargs))
+
+    def append(self, operation: Operation[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Run *operation*, one appending statement, in a transaction of its own: in one round trip where possible."""
+        self.prepare()
+        return self._retry(partial(self._append_once, _ORDINARY, operation, *args, **kwargs))
+
+    def read_unprepared(
+        self, function: Callable[Concatenate[Connection, P], T], *args: P.args, **kwargs: P.kwargs
+    ) -> T:
+        """Run *function* like ``read``, whatever tables exist: for functions of ``migrate`` that read."""
+        return self._retry(partial(self._read_once, lambda conn, _dialect: function(conn, *args, **kwargs)))
+
+    def write_unprepared(
+        self, function: Callable[Concatenate[Connection, P], T], *args: P.args, **kwargs: P.kwargs
+    ) -> T:
+        """Run *function* like ``write``, whatever tables exist: for migrations, whose statements may take long."""
+        return self._retry(
+            partial(self._write_once, _MIGRATION, lambda conn, _dialect: function(conn, *args, **kwargs))
+        )
 
     def listen(self) -> Listening:
         """Listen for notices, on a connection that is not the engine's."""
@@ -204,7 +240,7 @@ class Database:
             return
         with self._preparing:
             if not self._prepared:
-                self._retrying(self._prepare_once)
+                self._retry(self._prepare_once)
                 self._prepared = True
 
     @property
@@ -215,7 +251,7 @@ class Database:
     def identity(self, *, fresh: bool) -> tuple[object, ...]:
         """What tells the database from all others, as ``Dialect.identity`` does; asked once, unless it has to be *fresh*."""
         if fresh or self._identity is None:
-            self._identity = self.read(lambda conn: self.dialect.identity(conn, fresh=fresh))
+            self._identity = self.read(_identity, fresh=fresh)
         return self._identity
 
     def close(self) -> None:
@@ -232,34 +268,27 @@ class Database:
             with self._connect(self.engine) as conn, self.translating():
                 found = migrate.current(conn, schema=self.schema)
             if found is None or found < REVISION:
-                self._write_once(lambda conn: migrate.upgrade(conn, schema=self.schema), is_patient=True)
+                self._write_once(_MIGRATION, _upgrade, self.schema)
         with self._connect(self._single_statements) as conn, self.translating():
             migrate.check(conn, schema=self.schema)
             self._appends_in_one_statement = self.dialect.can_append_in_one_statement(conn)
 
-    def _read_once(self, flow: Callable[[Connection], T]) -> T:
+    def _read_once(self, operation: Operation[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         with self._in_turn(writing=False), self._connect(self._single_statements) as conn, self.translating():
-            return flow(conn)
+            return operation(conn, self.dialect, *args, **kwargs)
 
-    def _write_once(
-        self,
-        flow: Callable[[Connection], T],
-        *,
-        goes_first: bool = False,
-        committing: bool = True,
-        is_patient: bool = False,
-    ) -> T:
+    def _write_once(self, mode: _Mode, operation: Operation[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         with (
-            self._in_turn(writing=True, goes_first=goes_first),
-            self._connect(self._transactions, is_patient=is_patient, committing=committing) as conn,
+            self._in_turn(writing=True, goes_first=mode.has_priority),
+            self._connect(self._transactions, is_patient=mode.is_slow, committing=not mode.is_idempotent) as conn,
         ):
             with self.translating():
                 failpoint("begin.before")
                 self.dialect.begin(conn)
                 failpoint("begin.after")
-                result = flow(conn)
+                result = operation(conn, self.dialect, *args, **kwargs)
                 failpoint("commit.before")
-            with self.translating(committing=committing):
+            with self.translating(committing=not mode.is_idempotent):
                 try:
                     conn.commit()
                 except BaseException:
@@ -269,9 +298,10 @@ class Database:
             self._has_written = True
             return result
 
-    def _append_once(self, flow: Callable[[Connection], T], *, committing: bool) -> T:
+    def _append_once(self, mode: _Mode, operation: Operation[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         if not self._appends_in_one_statement:
-            return self._write_once(flow)
+            return self._write_once(_ORDINARY, operation, *args, **kwargs)
+        committing = not mode.is_idempotent
         with self._drain_gate:
             with self.translating():
                 append_connection = self._append_connection.take()
@@ -281,7 +311,7 @@ class Database:
                     self.translating(committing=committing),
                     self.watchdog.waiting_for(append_connection.driven, committing=committing),
                 ):
-                    result = flow(append_connection.connection)
+                    result = operation(append_connection.connection, self.dialect, *args, **kwargs)
                 failpoint("statement.after")
             except BaseException as error:
                 with self.translating():
@@ -334,7 +364,7 @@ class Database:
         finally:
             self._writer_lock.release()
 
-    def _retrying(self, attempt: Callable[[], T]) -> T:
+    def _retry(self, attempt: Callable[[], T]) -> T:
         return retrying.retry(attempt, self._is_passing, self.clock)
 
     def _is_passing(self, error: BaseException) -> bool:
@@ -395,6 +425,14 @@ class Database:
         self._append_connection.leave_fork()
         _ABANDONED.append(self.engine.pool)
         self.engine.dispose(close=False)
+
+
+def _identity(conn: Connection, dialect: Dialect, *, fresh: bool) -> tuple[object, ...]:
+    return dialect.identity(conn, fresh=fresh)
+
+
+def _upgrade(conn: Connection, _dialect: Dialect, schema: str | None) -> None:
+    migrate.upgrade(conn, schema=schema)
 
 
 _IN_BLOCK = (

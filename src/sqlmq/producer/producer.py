@@ -404,7 +404,7 @@ class Producer:
             return self._run(lambda topic: produce.load(produce.place(topic, routed, self._rotation)))
 
     def _stage(self, placed: list[PlacedMessage], due: Due) -> Delayed:
-        return self._database.write(lambda conn: staging.delay(conn, self._database.dialect, placed, due))
+        return self._database.write(staging.delay, placed, due)
 
     def _run(self, load_for: Callable[[Topic], AppendBatch]) -> list[ProducerResult]:
         return self._on_topic(lambda topic: self._append_load(topic, load_for(topic)))
@@ -412,7 +412,7 @@ class Producer:
     def _append_load(self, topic: Topic, load: AppendBatch) -> list[ProducerResult]:
         dialect = self._database.dialect
         run = self._database.append if dialect.takes_one_statement(load.contents) else self._database.write
-        results = run(lambda conn: produce.append(conn, dialect, load))
+        results = run(produce.append, load)
         self._wake(topic.id)
         return results
 
@@ -440,7 +440,7 @@ class Producer:
     def _current_topic(self) -> Topic:
         topic = self._topic
         if topic is None:
-            topic = self._database.read(lambda conn: topics.find_topic(conn, self._database.dialect, self._name))
+            topic = self._database.read(topics.find_topic, self._name)
             self._topic = topic
         return topic
 

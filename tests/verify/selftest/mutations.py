@@ -254,9 +254,7 @@ def _published_after_rollback(_chosen: random.Random) -> None:
         if waiting:
             database = waiting[0].source.database
             load = produce.load([one.placed for one in waiting])
-            later = threading.Timer(
-                0.05, lambda: database.write(lambda own: produce.append(own, database.dialect, load))
-            )
+            later = threading.Timer(0.05, lambda: database.write(produce.append, load))
             later.daemon = True
             later.start()
 

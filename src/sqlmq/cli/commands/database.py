@@ -108,7 +108,7 @@ def check(ctx: click.Context, settings: Settings, *, as_json: bool) -> None:
             problem = "There is no such file yet. It is made, with the tables, on first use or by `sqlmq db upgrade`."
         else:
             try:
-                opened.read_unprepared(lambda connection: migrate.check(connection, schema=opened.schema))
+                opened.read_unprepared(migrate.check, schema=opened.schema)
             except SchemaError as error:
                 problem = str(error)
     if as_json:
@@ -166,7 +166,7 @@ def _found(opened: Database) -> str | None:
     """The revision the tables are at; asking does not make a file."""
     if not _exists(opened):
         return None
-    return opened.read_unprepared(lambda connection: migrate.current(connection, schema=opened.schema))
+    return opened.read_unprepared(migrate.current, schema=opened.schema)
 
 
 def _exists(opened: Database) -> bool:

@@ -20,17 +20,20 @@ from sqlmq.store.parked import ParkedRecord, Reason
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from typing import ParamSpec
 
     from sqlalchemy import Connection
 
     from sqlmq.consumer.buffer import FetchBuffer, Receiver
     from sqlmq.consumer.coordinator import Coordinator
     from sqlmq.consumer.worker.dispatcher import Attempt, Dispatcher, Terms
-    from sqlmq.database.database import Database
+    from sqlmq.database.database import Database, Operation
     from sqlmq.hooks.log_events import LogFields
     from sqlmq.model.message import Message
     from sqlmq.store.offsets import Commit
     from sqlmq.store.parked import State
+
+    P = ParamSpec("P")
 
 log = logging.getLogger("sqlmq.consumer")
 
@@ -157,11 +160,7 @@ class AttemptRecorder:
             return
         if attempt.entry is not None and not is_settled:
             after, recorded = self._position_after(attempt), self._recorded(attempt)
-            if not self._write(
-                lambda conn: operations_attempts.settle(
-                    conn, self._database.dialect, attempt.claimed_partition, after, recorded
-                )
-            ):
+            if not self._write(operations_attempts.settle, attempt.claimed_partition, after, recorded):
                 self.abandon(worker, attempt)
                 return
             with self._lock:
@@ -187,11 +186,7 @@ class AttemptRecorder:
         try:
             if waiting is not None:
                 position = attempt.position(attempt.assigned.committable())
-                self._write(
-                    lambda conn: operations_attempts.uncount_attempt(
-                        conn, self._database.dialect, attempt.claimed_partition, position, waiting.offset
-                    )
-                )
+                self._write(operations_attempts.uncount_attempt, attempt.claimed_partition, position, waiting.offset)
         finally:
             self.requeue(worker)
 
@@ -269,11 +264,7 @@ class AttemptRecorder:
         if trying is None and not attempt.to_park:
             return self._coordinator.record_in_flight(assigned, position)
         aside = [(one.offset, one.key, one.attempts) for one in attempt.to_park]
-        if not self._write(
-            lambda conn: operations_attempts.begin(
-                conn, self._database.dialect, attempt.claimed_partition, position, aside, trying
-            )
-        ):
+        if not self._write(operations_attempts.begin, attempt.claimed_partition, position, aside, trying):
             return False
         with self._lock:
             self._coordinator.note_committed(assigned, first)
@@ -361,7 +352,7 @@ class AttemptRecorder:
         position: Commit,
         reason: Reason | None,
     ) -> bool:
-        dialect, claimed_partition = self._database.dialect, attempt.claimed_partition
+        claimed_partition = attempt.claimed_partition
         record = ParkedRecord(
             claimed_partition.claim.partition_id,
             message.offset or 0,
@@ -372,7 +363,7 @@ class AttemptRecorder:
             reason,
             is_known=attempt.entry is not None and attempt.entry.is_recorded,
         )
-        return self._write(lambda conn: operations_attempts.record(conn, dialect, claimed_partition, position, record))
+        return self._write(operations_attempts.record, claimed_partition, position, record)
 
     def _lose_parked(self, worker: Receiver, attempt: Attempt) -> None:
         assert attempt.entry is not None  # noqa: S101 - what is parked has a record
@@ -385,11 +376,7 @@ class AttemptRecorder:
             extra=self.log_fields("parked message gone", attempt),
         )
         position = attempt.position(attempt.assigned.committable())
-        self._write(
-            lambda conn: operations_attempts.settle(
-                conn, self._database.dialect, attempt.claimed_partition, position, offset
-            )
-        )
+        self._write(operations_attempts.settle, attempt.claimed_partition, position, offset)
         self.abandon(worker, attempt)
 
     def _position_after(self, attempt: Attempt) -> Commit:
@@ -402,8 +389,8 @@ class AttemptRecorder:
     def _recorded(self, attempt: Attempt) -> int | None:
         return None if attempt.entry is None else attempt.entry.offset
 
-    def _write(self, flow: Callable[[Connection], bool]) -> bool:
-        return self._database.write_idempotent(flow)
+    def _write(self, operation: Operation[P, bool], *args: P.args, **kwargs: P.kwargs) -> bool:
+        return self._database.write_idempotent(operation, *args, **kwargs)
 
     def _fenced(self, attempt: Attempt) -> FencedError:
         return FencedError(attempt.assigned.topic, attempt.claimed_partition.group.name, (attempt.assigned.partition,))

@@ -156,8 +156,7 @@ class Dispatcher:
         if not unknown and not known:
             return
         ids = [assigned.partition_id for assigned in (*unknown, *known)]
-        group, dialect = self._coordinator.group, self._database.dialect
-        found = self._database.read(lambda conn: attempts.load(conn, dialect, group, ids))
+        found = self._database.read(attempts.load, self._coordinator.group, ids)
         for assigned in (*unknown, *known):
             if (standing := found.standing.get(assigned.partition_id)) is not None:
                 assigned.skip_to(standing.offset)
@@ -235,10 +234,8 @@ class Dispatcher:
     def _parked(
         self, worker: Receiver, assigned: AssignedPartition, aside: ParkedKeys, waiting: ParkedEntry
     ) -> Attempt:
-        claimed_partition, dialect = self._claimed_partition(assigned), self._database.dialect
-        found = self._database.read(
-            lambda conn: consume.fetch(conn, dialect, [(assigned, waiting.offset)], limit=1, max_bytes=1)
-        )
+        claimed_partition = self._claimed_partition(assigned)
+        found = self._database.read(consume.fetch, [(assigned, waiting.offset)], limit=1, max_bytes=1)
         arrived = found[assigned.partition_id].messages() if assigned.partition_id in found else []
         messages = [one for one in arrived if one.offset == waiting.offset]
         return Attempt(
