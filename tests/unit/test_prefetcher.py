@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from sqlmq.consumer.partition import AssignedPartition
-from sqlmq.consumer.prefetcher import FetchResult, Prefetcher
+from sqlmq.consumer.prefetcher import FetchResult, NextFetch, Prefetcher
 from sqlmq.model.message import FetchedRecords
 from tests.contract.waiting import PATIENCE_SECONDS, until
 
@@ -89,7 +89,7 @@ def test_what_was_begun_is_received(ahead: Prefetcher, log: Log, positions: Posi
 
 
 def test_the_thread_reads_on_for_somebody_who_waits(ahead: Prefetcher, log: Log, positions: Positions) -> None:
-    ahead.begin(positions, AT_MOST, FetchResult.following_positions)
+    ahead.begin(positions, AT_MOST, NextFetch(()))
     first = awaited(ahead, log, AT_MOST)
     log.asked.get(timeout=PATIENCE_SECONDS)
 
@@ -101,7 +101,7 @@ def test_the_thread_reads_on_for_somebody_who_waits(ahead: Prefetcher, log: Log,
 
 def test_it_reads_on_where_it_is_told(ahead: Prefetcher, log: Log, positions: Positions) -> None:
     elsewhere = [(AssignedPartition("orders", 7, 8, 1, 30), 30)]
-    ahead.begin(positions, AT_MOST, lambda _read: elsewhere)
+    ahead.begin(positions, AT_MOST, NextFetch(elsewhere))
     awaited(ahead, log, AT_MOST)
 
     assert ahead.positions_under_way == elsewhere
@@ -112,14 +112,14 @@ def test_it_reads_on_where_it_is_told(ahead: Prefetcher, log: Log, positions: Po
 def test_it_does_not_if_it_may_not_or_there_is_hardly_more(
     ahead: Prefetcher, log: Log, positions: Positions, answer: int, may_go_on: bool
 ) -> None:
-    ahead.begin(positions, AT_MOST, FetchResult.following_positions if may_go_on else None)
+    ahead.begin(positions, AT_MOST, NextFetch(()) if may_go_on else None)
     awaited(ahead, log, answer)
 
     assert not ahead.positions_under_way
 
 
 def test_it_does_not_if_nobody_waits(ahead: Prefetcher, log: Log, positions: Positions) -> None:
-    ahead.begin(positions, AT_MOST, FetchResult.following_positions)
+    ahead.begin(positions, AT_MOST, NextFetch(()))
     log.answers.put(AT_MOST)
     until(lambda: ahead.is_ready, "it to be read")
     ahead.receive()
@@ -128,18 +128,18 @@ def test_it_does_not_if_nobody_waits(ahead: Prefetcher, log: Log, positions: Pos
 
 
 def test_an_error_is_received_and_ends_it(ahead: Prefetcher, log: Log, positions: Positions) -> None:
-    ahead.begin(positions, AT_MOST, FetchResult.following_positions)
+    ahead.begin(positions, AT_MOST, NextFetch(()))
 
     with pytest.raises(LookupError):
         awaited(ahead, log, LookupError())
 
     assert not ahead.positions_under_way
-    ahead.begin(positions, AT_MOST, FetchResult.following_positions)
+    ahead.begin(positions, AT_MOST, NextFetch(()))
     assert len(offsets(awaited(ahead, log, 1))) == 1
 
 
 def test_closing_waits_for_what_the_thread_reads_by_itself(ahead: Prefetcher, log: Log, positions: Positions) -> None:
-    ahead.begin(positions, AT_MOST, FetchResult.following_positions)
+    ahead.begin(positions, AT_MOST, NextFetch(()))
     awaited(ahead, log, AT_MOST)
     for _ in range(2):
         log.asked.get(timeout=PATIENCE_SECONDS)

@@ -85,18 +85,18 @@ def test_what_can_not_be_is_refused(options: dict[str, Any], kind: type[Exceptio
 
 @given(policies, st.booleans())
 def test_a_message_without_a_key_holds_nobody_back_unless_the_partition_is_to_stop(policy: Any, is_final: bool) -> None:
-    chosen = decide(policy, has_key=False, is_final=is_final, is_aside=False)
+    chosen = decide(policy, has_key=False, is_final=is_final, is_parked=False, has_room=True)
 
     assert (chosen in (FailureAction.BLOCK, FailureAction.STOP)) is (policy == "stop")
 
 
 @given(policies, st.booleans(), st.booleans())
-def test_a_final_failure_is_never_tried_again_and_another_one_is(policy: Any, has_key: bool, is_aside: bool) -> None:
-    assert decide(policy, has_key=has_key, is_final=True, is_aside=is_aside) not in (
+def test_a_final_failure_is_never_tried_again_and_another_one_is(policy: Any, has_key: bool, is_parked: bool) -> None:
+    assert decide(policy, has_key=has_key, is_final=True, is_parked=is_parked, has_room=True) not in (
         FailureAction.PARK,
         FailureAction.BLOCK,
     )
-    assert decide(policy, has_key=has_key, is_final=False, is_aside=is_aside) in (
+    assert decide(policy, has_key=has_key, is_final=False, is_parked=is_parked, has_room=True) in (
         FailureAction.PARK,
         FailureAction.BLOCK,
     )
@@ -104,7 +104,7 @@ def test_a_final_failure_is_never_tried_again_and_another_one_is(policy: Any, ha
 
 @given(policies, st.booleans(), st.booleans())
 def test_what_stands_aside_never_holds_a_partition(policy: Any, has_key: bool, is_final: bool) -> None:
-    assert decide(policy, has_key=has_key, is_final=is_final, is_aside=True) not in (
+    assert decide(policy, has_key=has_key, is_final=is_final, is_parked=True, has_room=True) not in (
         FailureAction.BLOCK,
         FailureAction.STOP,
     )
@@ -123,8 +123,21 @@ def test_what_stands_aside_never_holds_a_partition(policy: Any, has_key: bool, i
 def test_the_policies_do_to_a_keyed_message_what_the_table_says(
     policy: Any, failed: FailureAction, used_up: FailureAction
 ) -> None:
-    assert decide(policy, has_key=True, is_final=False, is_aside=False) is failed
-    assert decide(policy, has_key=True, is_final=True, is_aside=False) is used_up
+    assert decide(policy, has_key=True, is_final=False, is_parked=False, has_room=True) is failed
+    assert decide(policy, has_key=True, is_final=True, is_parked=False, has_room=True) is used_up
+
+
+@given(policies, st.booleans(), st.booleans())
+def test_a_message_blocks_its_partition_only_where_it_could_be_parked(
+    policy: Any, has_key: bool, is_parked: bool
+) -> None:
+    with_room, without = (
+        decide(policy, has_key=has_key, is_final=False, is_parked=is_parked, has_room=has_room)
+        for has_room in (True, False)
+    )
+
+    assert without is (FailureAction.PARK if is_parked else FailureAction.BLOCK)
+    assert with_room in (without, FailureAction.PARK)
 
 
 @given(st.integers(1, 100), st.integers(0, 100), st.floats(0, 1_000))

@@ -30,7 +30,7 @@ class Claimed:
 
     owner: int | None = None
     since: float = 0.0
-    is_left: bool = False
+    is_reserved: bool = False
     moves: int = 0
     idle_seconds: float = 0.0
 
@@ -56,15 +56,15 @@ class Group:
         self._joined[member_id] = self.now
         self._is_waiting[member_id] = False
         for claim in self.claims:
-            if claim.is_left:
-                claim.is_left, claim.since = False, self.now
+            if claim.is_reserved:
+                claim.is_reserved, claim.since = False, self.now
         return member_id
 
     def leave(self, member_id: int, *, to_successor: bool = True) -> None:
         del self._joined[member_id], self._is_waiting[member_id]
         for claim in self.claims:
             if claim.owner == member_id:
-                claim.owner, claim.since, claim.is_left = None, self.now, to_successor
+                claim.owner, claim.since, claim.is_reserved = None, self.now, to_successor
 
     def wait(self, seconds: float) -> None:
         """Let *seconds* pass, in which each member looks about once each SURVEY_SECONDS."""
@@ -94,7 +94,7 @@ class Group:
             MemberSnapshot(id_, self._is_waiting[id_], self.now - joined) for id_, joined in self._joined.items()
         ]
         claims = [
-            ClaimSnapshot(id_, claim.owner, self.now - claim.since if claim.owner is None else 0.0, claim.is_left)
+            ClaimSnapshot(id_, claim.owner, self.now - claim.since if claim.owner is None else 0.0, claim.is_reserved)
             for id_, claim in enumerate(self.claims)
         ]
         mine = assign(member_id, members, claims, LEASE_SECONDS)
@@ -104,7 +104,7 @@ class Group:
         free = sorted(id_ for id_ in mine.take if self.claims[id_].owner is None)
         for id_ in free[: mine.take_at_most]:
             claim = self.claims[id_]
-            claim.owner, claim.is_left, claim.moves = member_id, False, claim.moves + 1
+            claim.owner, claim.is_reserved, claim.moves = member_id, False, claim.moves + 1
         self._is_waiting[member_id] = sum(claim.owner == member_id for claim in self.claims) < mine.share
 
 

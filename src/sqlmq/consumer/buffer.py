@@ -1,6 +1,6 @@
-"""What a consumer has read ahead of its partitions, and who has what of it in hand.
+"""The messages that a consumer has fetched, and the receivers that have some of them in flight.
 
-Not safe to share between threads: the consumer's lock guards it, but for ``leave``.
+Not safe to share between threads: the consumer's lock guards it, except for ``mark_interrupted``.
 """
 
 from __future__ import annotations
@@ -9,16 +9,16 @@ import logging
 from itertools import islice
 from typing import TYPE_CHECKING, Protocol
 
-from sqlmq.consumer.prefetcher import FetchResult, Prefetcher
+from sqlmq.consumer.prefetcher import FetchResult, NextFetch, Prefetcher
 from sqlmq.errors import OffsetGapError
 from sqlmq.operations import consume
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Iterable, Iterator
 
     from sqlmq.consumer.coordinator import Coordinator
     from sqlmq.consumer.partition import AssignedPartition, Delivery
-    from sqlmq.consumer.prefetcher import NextFetch, Positions
+    from sqlmq.consumer.prefetcher import Positions
     from sqlmq.database.database import Database
     from sqlmq.model.config import MQConfig
     from sqlmq.model.message import FetchedRecords, Message
@@ -26,84 +26,104 @@ if TYPE_CHECKING:
 log = logging.getLogger("sqlmq.consumer")
 
 _FETCH_MORE_SECONDS = 0.1
-"""How often partitions that have nothing read ahead are looked at while others have."""
+"""How often partitions without buffered messages are read while other partitions have some."""
 _WINDOW = 64
-"""In how many partitions to look for more while there is a backlog."""
+"""How many partitions one fetch reads while there is a backlog."""
 _CLOSE_SECONDS = 5.0
-_MOST_AT_ONCE = 100_000
-"""How many messages one look reads at the most, however many are asked for."""
+_MAX_FETCH_MESSAGES = 100_000
+"""How many messages one fetch reads at most, whatever the caller asks for."""
 
 
 class Receiver(Protocol):
-    """Who gets messages and is to finish them: a thread, or a task. Equal to itself each time it asks."""
+    """A thread, task or worker that gets messages and has to finish them.
+
+    Deliveries are kept by receiver, so it must be hashable, and equal to itself at each call. A ``threading.Thread`` is one.
+    """
 
     @property
     def name(self) -> str:
-        """What it is called in the log."""
+        """Its name in log records."""
 
     def is_alive(self) -> bool:
-        """Whether it can still finish what it got."""
+        """Whether it can still finish what it got. When it can't, its messages are delivered again."""
 
     def __hash__(self) -> int: ...
 
 
+class _RoundRobin:
+    """The order in which partitions are served. It is the order of the coordinator's dict, where ``fetch`` begins to read."""
+
+    def __init__(self, coordinator: Coordinator) -> None:
+        self._coordinator = coordinator
+
+    def served(self, partition_id: int) -> None:
+        """Move a partition behind all others, because it was read just now."""
+        assigned = self._coordinator.assigned
+        assigned[partition_id] = assigned.pop(partition_id)
+
+
 class FetchBuffer:
-    """Reads on, hands out, takes back. What was handed out counts as in hand until it is finished or given up."""
+    """Fetches messages, delivers them, and takes them back.
+
+    A delivery is in flight until its receiver acknowledges it, or until it is requeued.
+    """
 
     def __init__(self, database: Database, coordinator: Coordinator, options: MQConfig) -> None:
         self._database = database
         self._clock = database.clock
         self._coordinator = coordinator
         self._options = options
+        self._round_robin = _RoundRobin(coordinator)
         self._buffered: dict[int, AssignedPartition] = {}
-        """Partitions of which something was read ahead, those to be served next first; some may be empty, or lost."""
+        """Partitions that have had buffered messages, next to be served first; some may be empty by now, or lost."""
         self._in_flight: dict[Receiver, list[Delivery]] = {}
         self._lazy_delivery: Delivery | None = None
         self._fetch_more_at = 0.0
         self._prefetcher = Prefetcher(self._fetch)
         self._prefetch_at_most = options.read_messages
         self._has_backlog = False
-        """Whether the last look found about as much as it asked for, so that there is likely to be more."""
+        """Whether the last fetch was full enough to expect more messages."""
 
     @property
     def has_in_flight(self) -> bool:
-        """Whether anybody has something in hand."""
+        """Whether any receiver has messages in flight."""
         return bool(self._in_flight)
 
     def fetch_more(self, at_most: int) -> None:
-        """Read on in the partitions that have nothing read ahead; or take what was read meanwhile."""
+        """Take over what was prefetched; read the partitions without buffered messages if that is due."""
         self.reclaim()
-        if self._prefetcher.is_ready or (self._prefetcher.positions_under_way and not self._count_buffered()):
-            read = self._prefetcher.receive()
-            self._store_fetch(read)
-            if under_way := self._prefetcher.positions_under_way:
-                self._prefetcher.next_fetch = self._next_fetch(under_way, read.at_most)
+        prefetcher = self._prefetcher
+        # Without anything to deliver, wait for the prefetch: a second read beside it would find the same messages.
+        if prefetcher.is_ready or (prefetcher.positions_under_way and not self._count_buffered()):
+            self._collect_prefetched()
+
         now = self._clock.monotonic()
-        if self._count_buffered() and (now < self._fetch_more_at or self._prefetcher.positions_under_way):
+        has_more_coming = now < self._fetch_more_at or bool(prefetcher.positions_under_way)
+        if self._count_buffered() and has_more_coming:
             return
         self._fetch_more_at = now + _FETCH_MORE_SECONDS
         positions = self._positions(assigned for assigned in self.active() if not assigned.prefetched)
         if not positions:
             return
-        at_most = min(max(at_most, self._options.read_messages), _MOST_AT_ONCE)
+
+        at_most = min(max(at_most, self._options.read_messages), _MAX_FETCH_MESSAGES)
         self._prefetch_at_most = min(at_most, self._options.prefetch)
         evicted = self._store_fetch(self._fetch(positions, at_most))
         if evicted:
             self._store_fetch(self._fetch(self._positions(evicted), at_most))
 
     def is_ready(self, now: float) -> bool:
-        """Whether something can be handed out *now*, before anything is due that asks the database or tells the log."""
+        """Whether messages can be delivered at *now*, and nothing is due before that needs the database or the log."""
         self.reclaim()
-        return (
-            now < self._fetch_more_at and self._count_buffered() > 0 and all(one.is_alive() for one in self._in_flight)
-        )
+        has_messages = now < self._fetch_more_at and self._count_buffered() > 0
+        return has_messages and all(receiver.is_alive() for receiver in self._in_flight)
 
     def deliver(self, receiver: Receiver, at_most: int) -> list[Message]:
-        """Give *receiver* up to *at_most* messages, of several partitions if need be."""
+        """Deliver up to *at_most* messages to *receiver*, of as many partitions as that takes."""
         messages: list[Message] = []
         for assigned in self._partitions_with_messages():
-            given, delivery = assigned.deliver(at_most - len(messages))
-            messages.extend(given)
+            delivered, delivery = assigned.deliver(at_most - len(messages))
+            messages.extend(delivered)
             self._in_flight.setdefault(receiver, []).append(delivery)
             if len(messages) == at_most:
                 break
@@ -111,7 +131,7 @@ class FetchBuffer:
         return messages
 
     def deliver_lazily(self, receiver: Receiver, at_most: int, *, is_shared: bool) -> list[Delivery]:
-        """Lend a loop of *receiver* up to *at_most* messages of one partition; a single one if others want some, too."""
+        """Deliver up to *at_most* messages of one partition to a loop; one message if other receivers want some too."""
         assigned = next(self._partitions_with_messages(), None)
         if assigned is None:
             return []
@@ -120,69 +140,72 @@ class FetchBuffer:
         self._start_prefetch()
         return [self._lazy_delivery]
 
-    def deliver_from_idle_partition(
-        self, receiver: Receiver, wanted: Callable[[AssignedPartition], int]
-    ) -> Delivery | None:
-        """Lend *receiver* messages of a partition of which nobody has anything, as many as are *wanted* of it, if any."""
-        for assigned in self._partitions_with_messages():
-            if assigned.is_idle and (at_most := wanted(assigned)):
-                delivery = assigned.deliver_lazily(at_most)
-                self._in_flight[receiver] = [delivery]
-                self._start_prefetch()
-                return delivery
-        return None
+    def idle_partitions_with_messages(self) -> Iterator[AssignedPartition]:
+        """Yield the partitions that have messages to deliver and none in flight, in the order in which they are served."""
+        return (assigned for assigned in self._partitions_with_messages() if assigned.is_idle)
+
+    def deliver_from(self, receiver: Receiver, assigned: AssignedPartition, at_most: int) -> Delivery:
+        """Deliver up to *at_most* messages of *assigned*, of which nothing is in flight, to *receiver* alone."""
+        delivery = assigned.deliver_lazily(at_most)
+        self._in_flight[receiver] = [delivery]
+        self._start_prefetch()
+        return delivery
 
     def hold_partition(self, receiver: Receiver, assigned: AssignedPartition) -> Delivery:
-        """Let *receiver* alone have to do with a partition, without any message of it."""
+        """Reserve a partition for *receiver* without delivering any message of it."""
         delivery = assigned.hold_partition()
         self._in_flight[receiver] = [delivery]
         return delivery
 
     def reclaim(self) -> None:
-        """What is lent to a loop, and not taken yet, is for whoever asks first."""
+        """Take back what a loop has not taken yet of its lazy delivery, for the receiver that asks now."""
         if self._lazy_delivery is not None:
             self._lazy_delivery.assigned.reclaim()
-            self._shelve(self._lazy_delivery.assigned)
+            self._add_buffered(self._lazy_delivery.assigned)
             self._lazy_delivery = None
 
     def acknowledge(self, receiver: Receiver, *, include_interrupted: bool) -> None:
-        """What *receiver* got before is done; where it left a loop only if that is wanted, else it comes again."""
+        """Acknowledge what *receiver* got before.
+
+        The message at which it left a loop is requeued, unless *include_interrupted*.
+        """
         for delivery in self._in_flight.pop(receiver, ()):
             if delivery.is_interrupted and not include_interrupted:
                 delivery.assigned.requeue(delivery)
             else:
                 delivery.assigned.acknowledge(delivery)
-                self._shelve(delivery.assigned)  # what was lent of it, and not taken, is back
+                self._add_buffered(delivery.assigned)  # has what a lazy delivery had left
 
     def requeue(self, receiver: Receiver) -> None:
-        """What *receiver* got will not be finished: it comes again, to whoever asks."""
+        """Requeue what *receiver* got and will not finish: the next receiver that asks gets it."""
         for delivery in self._in_flight.pop(receiver, ()):
             delivery.assigned.requeue(delivery)
 
     def requeue_of_dead_receivers(self) -> list[str]:
-        """A thread or task that ended with messages in hand will not finish them; return what they were called."""
+        """Requeue the messages of threads and tasks that have ended without finishing them; return their names."""
         dead = [receiver for receiver in self._in_flight if not receiver.is_alive()]
         for receiver in dead:
             self.requeue(receiver)
         return [receiver.name for receiver in dead]
 
     def mark_interrupted(self, receiver: Receiver) -> None:
-        """*receiver* has left the loop in which it got its messages."""
-        # Without the lock, which may be held while the database is asked: nobody else touches what a receiver has.
+        """Note that *receiver* has left the loop in which it got its messages: the last one is not done."""
+        # Without the lock, which another thread may hold while it asks the database. Only the receiver itself changes
+        # its deliveries.
         for delivery in self._in_flight.get(receiver, ()):
             delivery.is_interrupted = True
 
     def close(self) -> None:
-        """Read nothing more ahead."""
+        """End the prefetcher."""
         self._prefetcher.close(_CLOSE_SECONDS)
 
     def active(self) -> list[AssignedPartition]:
-        """The claimed partitions, but for those that are to be handed back."""
-        owned = self._coordinator
-        return [assigned for id_, assigned in owned.assigned.items() if id_ not in owned.releasing]
+        """The assigned partitions, except for those that are being released."""
+        coordinator = self._coordinator
+        return [assigned for id_, assigned in coordinator.assigned.items() if id_ not in coordinator.releasing]
 
     def _partitions_with_messages(self) -> Iterator[AssignedPartition]:
-        """The partitions of which something can be handed out; the next to ask begins with another one."""
+        """Yield the partitions with messages to deliver. Each goes behind the others, so the next call begins with another."""
         for partition_id, assigned in list(self._buffered.items()):
             del self._buffered[partition_id]
             if assigned.prefetched and self._coordinator.assigned.get(partition_id) is assigned:
@@ -190,73 +213,70 @@ class FetchBuffer:
                 if partition_id not in self._coordinator.releasing:
                     yield assigned
 
-    def _shelve(self, assigned: AssignedPartition) -> None:
-        """Serve *progress* too, unless it is of an earlier claim: another one may have its place."""
+    def _add_buffered(self, assigned: AssignedPartition) -> None:
+        """Serve *assigned* too, unless it is of an earlier claim: the partition may be assigned again by now."""
         if self._coordinator.assigned.get(assigned.partition_id) is assigned:
             self._buffered[assigned.partition_id] = assigned
 
     def _count_buffered(self) -> int:
-        """How many messages are read and not handed out."""
+        """How many messages are fetched and not delivered."""
         return sum(assigned.prefetched for assigned in self._buffered.values())
 
+    def _collect_prefetched(self) -> None:
+        """Wait for the prefetch under way and store its result. Tell the one that follows it where to go on."""
+        result = self._prefetcher.receive()
+        self._store_fetch(result)
+        if positions := self._prefetcher.positions_under_way:
+            self._prefetcher.next_fetch = self._next_fetch(positions, result.at_most)
+
     def _start_prefetch(self) -> None:
-        """Begin to read, in another thread, as much as was asked for last, once there is room for it."""
-        if (
-            not self._has_backlog
-            or self._prefetcher.positions_under_way
-            or not self._database.dialect.reads_in_parallel
-        ):
+        """Begin to fetch in the prefetcher's thread, if there is a backlog, and room for as much as was asked for last."""
+        if not self._has_backlog or self._prefetcher.positions_under_way:
             return
         at_most = self._prefetch_at_most
-        if self._count_buffered() + at_most > self._options.prefetch:
+        if not self._database.dialect.reads_in_parallel or self._count_buffered() + at_most > self._options.prefetch:
             return
         positions = self._positions(self.active())
         self._prefetcher.begin(positions, at_most, self._next_fetch(positions, at_most))
 
-    def _next_fetch(self, positions: Positions, at_most: int) -> NextFetch:
-        """Where to read after *positions*, if there is room for as much again: in those not read now, or in all again."""
+    def _next_fetch(self, positions: Positions, at_most: int) -> NextFetch | None:
+        """Where to read after *positions*; None if there is no room for as much again."""
         if 2 * at_most > self._options.prefetch:
             return None
         being_read = {assigned for assigned, _ in positions}
-        others = self._positions(assigned for assigned in self.active() if assigned not in being_read)
-        if others:
-            return lambda _read: others
-        return FetchResult.following_positions
+        return NextFetch(self._positions(assigned for assigned in self.active() if assigned not in being_read))
 
-    def _positions(self, progresses: Iterable[AssignedPartition]) -> Positions:
-        """Where to read on: everywhere, or while there is enough to be read, where it was not done lately."""
-        some = islice(progresses, _WINDOW) if self._has_backlog else progresses
+    def _positions(self, partitions: Iterable[AssignedPartition]) -> Positions:
+        """Where to read *partitions* on; with a backlog, only those that were read least recently."""
+        some = islice(partitions, _WINDOW) if self._has_backlog else partitions
         return [(assigned, assigned.read_position) for assigned in some]
 
     def _fetch(self, positions: Positions, at_most: int) -> FetchResult:
         found = self._database.read(consume.fetch, positions, limit=at_most, max_bytes=self._options.read_bytes)
         return FetchResult(positions, found, at_most)
 
-    def _store_fetch(self, read: FetchResult) -> list[AssignedPartition]:
-        """Keep what was *read*, as far as it follows what is kept; return the partitions to read again.
+    def _store_fetch(self, result: FetchResult) -> list[AssignedPartition]:
+        """Buffer what follows the messages that are buffered already.
 
-        They are those of which retention has deleted what was next.
+        Returns the partitions to read again: retention has deleted what they were read for, and they skip it.
         """
-        claimed, found = self._coordinator.assigned, read.found
+        assigned_now, found = self._coordinator.assigned, result.found
         evicted = []
-        unfound = set(found)
-        for assigned, position in read.positions:
+        for assigned, position in _served(result):
             id_ = assigned.partition_id
-            if claimed.get(id_) is assigned:
-                if assigned.read_position == position:
-                    if not self._receive(assigned, found.get(id_)):
-                        evicted.append(assigned)
-                    self._buffered[id_] = assigned
-                # To the end of the row, as far as was looked.
-                claimed[id_] = claimed.pop(id_)
-            unfound.discard(id_)
-            if found and not unfound:
-                break
-        self._has_backlog = read.is_backlog
+            if assigned_now.get(id_) is not assigned:
+                continue  # lost, or lost and assigned again, while the database was read
+            # Otherwise messages were requeued or dropped meanwhile, and have to be read first.
+            if assigned.read_position == position:
+                if not self._receive(assigned, found.get(id_)):
+                    evicted.append(assigned)
+                self._buffered[id_] = assigned
+            self._round_robin.served(id_)
+        self._has_backlog = result.is_backlog
         return evicted
 
     def _receive(self, assigned: AssignedPartition, records: FetchedRecords | None) -> bool:
-        """Keep *arrival*; return False if retention has deleted what is missing before it, and it is passed over."""
+        """Buffer *records*. Return False if retention has deleted messages before them, and *assigned* skips those."""
         if records is None:
             return not assigned.is_behind or not self._coordinator.skip_evicted(assigned)
         try:
@@ -266,3 +286,14 @@ class FetchBuffer:
                 raise
             return False
         return True
+
+
+def _served(result: FetchResult) -> Positions:
+    """The positions of *result* up to the last partition with messages; all, if none has any.
+
+    A fetch ends when it has enough. Partitions behind the last one found may never have been read, so they keep their turn.
+    """
+    if not result.found:
+        return result.positions
+    last = max(index for index, (assigned, _) in enumerate(result.positions) if assigned.partition_id in result.found)
+    return result.positions[: last + 1]

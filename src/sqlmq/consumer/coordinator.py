@@ -1,6 +1,10 @@
-"""What one consumer owns: its membership of a group, its partitions, and how far it has come in each.
+"""One member of a group: its lease, the partitions assigned to it, and the positions that it commits.
 
-Not safe to share between threads: the consumer's lock guards it, but for ``heard`` and ``expelled``.
+One thing in spite of its length, because all of it changes together: a lease that is lost drops the assignment, a partition
+that is released commits its position, and a commit that is fenced drops the partition.
+
+Not safe to share between threads: the consumer's lock guards it. ``heartbeat_acknowledged``, ``membership_lost``,
+``recheck_group_soon`` and ``needs_no_check`` are the exceptions, which read or write a single number.
 """
 
 from __future__ import annotations
@@ -12,6 +16,7 @@ from sqlmq.consumer.partition import AssignedPartition
 from sqlmq.dialects import Position
 from sqlmq.errors import FencedError, NotOwnedError, UnknownTopicError
 from sqlmq.hooks.log_events import log_fields
+from sqlmq.model.assignment import reconcile
 from sqlmq.model.config import check_partition
 from sqlmq.model.timing import lease_valid_until
 from sqlmq.operations import consume, membership, retention
@@ -26,6 +31,7 @@ if TYPE_CHECKING:
 
     from sqlmq.database.database import Database
     from sqlmq.hooks.log_events import LogFields
+    from sqlmq.model.assignment import Reconciliation
     from sqlmq.model.config import MQConfig, OnEvicted
     from sqlmq.model.positions import SeekTo, Start
     from sqlmq.store.groups import Group
@@ -34,11 +40,11 @@ if TYPE_CHECKING:
 log = logging.getLogger("sqlmq.consumer")
 
 _CHECK_GROUP_MIN_SECONDS, _CHECK_GROUP_MAX_SECONDS = 0.05, 1.0
-"""How often to look at the group: when partitions are missing, and when all is well."""
+"""Pauses between two checks of the group: while partitions are missing, and when the assignment is complete."""
 
 
 class Subscription(NamedTuple):
-    """What a consumer joins with."""
+    """What a consumer joins its group with."""
 
     topic: Topic
     group_name: str
@@ -48,7 +54,7 @@ class Subscription(NamedTuple):
 
 
 class Coordinator:
-    """The partitions of one member. Joins the group when it is made; claims nothing before ``ensure``."""
+    """Joins the group when it is created, and owns no partition before the first ``ensure_assignment``."""
 
     def __init__(self, database: Database, subscription: Subscription, options: MQConfig) -> None:
         self._database = database
@@ -56,62 +62,71 @@ class Coordinator:
         self._subscription = subscription
         self._options = options
         self.assigned: dict[int, AssignedPartition] = {}
-        """Progress by partition id."""
+        """The partitions of this member, by partition id."""
         self.releasing: set[int] = set()
-        """Ids of partitions to hand back once nothing of them is in hand."""
-        self.expects_successor = False
-        """Whether somebody is about to join in this member's place."""
+        """Ids of partitions to release as soon as none of their messages is in flight."""
         self.partition_numbers: tuple[int, ...] = ()
-        """The numbers of the claimed partitions, in order. Alone here it may be read at any time, by any thread."""
+        """The numbers of the assigned partitions, in order. Any thread may read it, at any time."""
+        self.expects_successor = False
+        """Whether another member is about to join in this one's place."""
+        self.group: Group
+        self.member_id: int
         self._committed_at = self._clock.monotonic()
         self._check_group_at = 0.0
         self._has_logged_idle = False
-        self.group: Group
-        self.member_id: int
         self._join()
 
+    # The lease: how long no other member can own what is assigned here.
+
     def heartbeat_acknowledged(self, sent_at: float) -> None:
-        """The heartbeat that was sent at *began* has arrived."""
+        """Extend the lease: the database has acknowledged the heartbeat sent at *sent_at*."""
         self._lease_valid_until = lease_valid_until(sent_at, self._options.lease_seconds)
 
     def membership_lost(self) -> None:
-        """The group no longer has this member: nothing is certain before it has asked."""
+        """End the lease: the group no longer has this member. The next step joins again."""
         self._lease_valid_until = 0.0
 
-    def recheck_group_soon(self) -> None:
-        """The group may have changed."""
-        self._check_group_at = 0.0
+    def is_lease_valid(self) -> bool:
+        """Whether no other member can own an assigned partition yet."""
+        return self._clock.monotonic() < self._lease_valid_until
+
+    def ensure_membership(self) -> None:
+        """Rejoin the group if the membership was lost. Claims no partition."""
+        now = self._clock.monotonic()
+        if now >= self._lease_valid_until:
+            self._renew_lease(now)
+
+    # The assignment.
 
     def ensure_assignment(self) -> bool:
-        """See to it that what is claimed here is claimed in the database; return whether the others should look, too.
+        """Bring the assignment into line with the group's rows. Return whether other members should check the group too.
 
-        Asks only when it is time to: each second, more often while partitions are missing, and before anything else
-        when no heartbeat has arrived for nearly a lease.
+        Reads the rows only when a check is due: every second, more often while partitions are missing, and first of all
+        if the lease has ended because no heartbeat arrived.
         """
         now = self._clock.monotonic()
         if now >= self._lease_valid_until:
             self._renew_lease(now)
         if now < self._check_group_at:
             return False
-        seen = self._read_group()
-        if seen is None:
+        view = self._read_group()
+        if view is None:
             self._renew_lease(now)
-            seen = self._read_group()
-        return seen is not None and self._reconcile(seen)
+            view = self._read_group()
+        return view is not None and self._reconcile(view)
 
-    def ensure_membership(self) -> None:
-        """Be a member, again if need be, without claiming anything."""
-        now = self._clock.monotonic()
-        if now >= self._lease_valid_until:
-            self._renew_lease(now)
+    def needs_no_check(self, now: float) -> bool:
+        """Whether ``ensure_assignment`` would have nothing to do at *now*."""
+        return now < self._lease_valid_until and now < self._check_group_at
+
+    def recheck_group_soon(self) -> None:
+        """Make the next check of the group due at once: the group may have changed."""
+        self._check_group_at = 0.0
 
     def poll_request(self) -> PollRequest | None:
-        """What somebody else can look for; None if it has to be looked for here."""
-        if (
-            self.releasing
-            or not self.is_lease_valid()
-            or any(assigned.prefetched for assigned in self.assigned.values())
-        ):
+        """What another thread can look for in the place of this member; None if the member has to do it itself."""
+        has_prefetched = any(assigned.prefetched for assigned in self.assigned.values())
+        if self.releasing or has_prefetched or not self.is_lease_valid():
             return None
         return PollRequest(
             self.group.id,
@@ -121,48 +136,82 @@ class Coordinator:
             tuple(Position(assigned.partition_id, assigned.read_position) for assigned in self.assigned.values()),
         )
 
-    def is_lease_valid(self) -> bool:
-        """Whether what is claimed here can't be anybody else's yet."""
-        return self._clock.monotonic() < self._lease_valid_until
+    def release_all(self) -> None:
+        """Commit what is acknowledged and release all partitions, but stay a member."""
+        self._part_with(membership.release, self.assigned)
 
-    def needs_no_check(self, now: float) -> bool:
-        """Whether ``ensure`` would find nothing to do *now*."""
-        return now < self._lease_valid_until and now < self._check_group_at
+    def release_partition(self, assigned: AssignedPartition) -> None:
+        """Release one partition, whatever is in flight of it."""
+        if self.assigned.get(assigned.partition_id) is assigned:
+            self._part_with(membership.release, [assigned.partition_id])
+            self.recheck_group_soon()
+
+    def release_if_not_polled(self, polled_at: float) -> None:
+        """Release all partitions if the application last polled, at *polled_at*, more than max_poll_seconds ago."""
+        idle_seconds = self._clock.monotonic() - polled_at
+        if not self.assigned or idle_seconds <= self._options.max_poll_seconds:
+            return
+        log.warning(
+            "Member %s of group %r has not asked for messages for %.0f seconds (max_poll_seconds is %.0f). It releases "
+            "its partitions of topic %r, and what it has not finished is delivered again.",
+            self._subscription.member_name,
+            self._subscription.group_name,
+            idle_seconds,
+            self._options.max_poll_seconds,
+            self._subscription.topic.name,
+            extra=self.log_fields("member idle", seconds=idle_seconds),
+        )
+        self.release_all()
+
+    def leave(self) -> None:
+        """Commit what is acknowledged, release all partitions and leave the group."""
+        self._part_with(membership.leave_for_successor if self.expects_successor else membership.leave, self.assigned)
+
+    # Positions.
 
     def is_commit_due(self, intervals: int) -> bool:
-        """Whether the last commit is so many commit intervals ago."""
+        """Whether the last commit was *intervals* commit intervals ago."""
         return self._clock.monotonic() - self._committed_at >= intervals * self._options.commit_interval_seconds
 
     def commit_due(self) -> tuple[int, ...]:
-        """Commit what is finished; forget the partitions that are somebody else's by now, and return their numbers."""
-        finished = self.committable_positions()
-        return self._drop_fenced(finished, self._write(finished))
+        """Commit what is acknowledged. Drop the partitions that another member owns by now, and return their numbers."""
+        commits = self.committable_positions()
+        return self._drop_fenced(commits, self._write(commits))
 
     def committable_positions(self) -> list[tuple[Claim, Commit]]:
-        """What ``flush`` and ``flush_unlocked`` would commit now."""
+        """What ``commit_due`` and ``commit_unlocked`` commit now."""
         self._committed_at = self._clock.monotonic()
         return _commits_of(self.assigned.values())
 
-    def commit_unlocked(self, finished: list[tuple[Claim, Commit]]) -> None:
-        """Commit what was *finished*, without the consumer's lock, so that its loops go on meanwhile.
+    def commit_unlocked(self, commits: list[tuple[Claim, Commit]]) -> None:
+        """Commit without the consumer's lock, so that its loops go on meanwhile.
 
-        What turns out to be somebody else's is left to the next survey, which is due at once.
+        A partition that another member owns by now is left to the next check of the group, which becomes due at once.
         """
-        if len(self._write(finished)) < len(finished):
+        if len(self._write(commits)) < len(commits):
             self.recheck_group_soon()
 
     def record_in_flight(self, assigned: AssignedPartition, commit: Commit) -> bool:
-        """Make *commit*, before what it says to be in hand is handled; return False if the partition is somebody else's.
+        """Write *commit* before the messages it calls in flight are handled. Return False if the partition is lost.
 
-        Without the consumer's lock, for whoever has the partition in hand.
+        Runs without the consumer's lock, in the worker that has the partition to itself.
         """
-        return bool(self._write([(claim_of(assigned), commit)], marking=True))
+        return bool(self._write([(claim_of(assigned), commit)], updating_in_flight=True))
+
+    def note_committed(self, assigned: AssignedPartition, offset: int) -> None:
+        """Note that a transaction of another place has committed *offset*."""
+        commit = Commit(assigned.partition_id, offset)
+        self._note_written([(claim_of(assigned), commit)], [commit])
 
     def skip_evicted(self, assigned: AssignedPartition) -> bool:
-        """See whether retention has deleted what is to be read next; if so, go on behind it, or raise EvictedError."""
-        number, id_, position = assigned.partition, assigned.partition_id, assigned.read_position
-        topic, group = self._subscription.topic.name, self._subscription.group_name
-        error = self._database.read(retention.find_eviction, topic, group, ReadPlace(number, id_, position))
+        """Return whether retention has deleted what is to be read next. If so, skip it, or raise EvictedError."""
+        number, position = assigned.partition, assigned.read_position
+        error = self._database.read(
+            retention.find_eviction,
+            self._subscription.topic.name,
+            self._subscription.group_name,
+            ReadPlace(number, assigned.partition_id, position),
+        )
         if error is None:
             return False
         if self._subscription.on_evicted == "raise":
@@ -176,13 +225,8 @@ class Coordinator:
             )
         return True
 
-    def note_committed(self, assigned: AssignedPartition, offset: int) -> None:
-        """Somebody has committed *offset* in a transaction of his own."""
-        commit = Commit(assigned.partition_id, offset)
-        self._note_written([(claim_of(assigned), commit)], [commit])
-
     def seek(self, number: int, to: SeekTo) -> None:
-        """Move the group in partition *number*; whatever is read ahead or in hand of it is dropped.
+        """Move the group in partition *number*. Drops what is prefetched or in flight of it.
 
         Raises NotOwnedError, FencedError, InvalidPartitionError or InvalidOffsetError.
         """
@@ -192,10 +236,9 @@ class Coordinator:
             found = self._database.read(topics.find_topic, topic.name)
             check_partition(topic.name, number, found.partitions)
             raise NotOwnedError(topic.name, self.group.name, number, self.partition_numbers)
-        claim = claim_of(self.assigned[id_])
-        # Should the answer get lost, the next look tells whether it was done.
+        # First: if the response to the write is lost, the next check of the group sees whether it took effect.
         self.recheck_group_soon()
-        moved = self._database.write(reset.seek, topic, self.group, self.member_id, claim, to)
+        moved = self._database.write(reset.seek, topic, self.group, self.member_id, claim_of(self.assigned[id_]), to)
         self._drop([id_])
         if moved is None:
             raise self.fenced((number,))
@@ -204,58 +247,38 @@ class Coordinator:
         assigned.note_pruned(position)
         self._update_partition_numbers()
 
-    def release_all(self) -> None:
-        """Commit what is finished and hand everything back, but stay a member."""
-        self._part_with(membership.release, self.assigned)
-
-    def release_partition(self, assigned: AssignedPartition) -> None:
-        """Hand one partition back, whatever is in hand of it."""
-        if self.assigned.get(assigned.partition_id) is assigned:
-            self._part_with(membership.release, [assigned.partition_id])
-            self.recheck_group_soon()
-
-    def release_if_not_polled(self, asked_at: float) -> None:
-        """Hand everything back if the application last asked for messages, at *asked_at*, too long ago."""
-        idle_seconds = self._clock.monotonic() - asked_at
-        if not self.assigned or idle_seconds <= self._options.max_poll_seconds:
-            return
-        log.warning(
-            "Member %s of group %r has not asked for messages for %.0f seconds (max_poll_seconds is %.0f): it gives its "
-            "partitions of topic %r back, and what it has not finished is delivered again.",
-            self._subscription.member_name,
-            self._subscription.group_name,
-            idle_seconds,
-            self._options.max_poll_seconds,
-            self._subscription.topic.name,
-            extra=self.log_fields("member idle", seconds=idle_seconds),
-        )
-        self.release_all()
-
-    def leave(self) -> None:
-        """Commit what is finished, hand everything back and leave the group."""
-        self._part_with(membership.leave_for_successor if self.expects_successor else membership.leave, self.assigned)
+    # Errors and log records.
 
     def fenced(self, numbers: tuple[int, ...]) -> FencedError:
-        """The error that says that the partitions *numbers* are somebody else's."""
+        """The error for partitions *numbers*, which another member owns by now."""
         return FencedError(self._subscription.topic.name, self._subscription.group_name, numbers)
 
     def check_topic(self) -> None:
-        """Raise UnknownTopicError if the topic was deleted, even if there is another one of that name."""
+        """Raise UnknownTopicError if the topic was deleted, even if another topic has its name by now."""
         topic = self._subscription.topic
-        found = self._database.read(topics.find_topic, topic.name)
-        if found.id != topic.id:
+        if self._database.read(topics.find_topic, topic.name).id != topic.id:
             raise UnknownTopicError(topic.name)
 
+    def log_fields(self, event: str, **more: Unpack[LogFields]) -> dict[str, object]:
+        """The fields of a log record of *event*, with topic, group and member."""
+        subscription = self._subscription
+        named: LogFields = {
+            "topic": subscription.topic.name,
+            "group": subscription.group_name,
+            "member": subscription.member_name,
+        }
+        return log_fields(event, **(named | more))
+
     def _join(self) -> None:
-        began = self._clock.monotonic()
+        sent_at = self._clock.monotonic()
         topic, group_name, start, name, _ = self._subscription
-        lease_seconds = self._options.lease_seconds
         self.group, self.member_id = self._database.write(
-            membership.join, topic, group_name, start, name, lease_seconds
+            membership.join, topic, group_name, start, name, self._options.lease_seconds
         )
-        self.heartbeat_acknowledged(began)
+        self.heartbeat_acknowledged(sent_at)
 
     def _renew_lease(self, now: float) -> None:
+        """Send a heartbeat, and rejoin if the group has removed the member."""
         for assigned in self.assigned.values():
             assigned.drop_prefetched()
         alive = self._database.write(membership.heartbeat, [self.member_id])
@@ -270,76 +293,68 @@ class Coordinator:
             )
             self._drop(self.assigned)
             self._join()
-        self._check_group_at = 0.0
-
-    def log_fields(self, event: str, **more: Unpack[LogFields]) -> dict[str, object]:
-        """What a record of the log tells of *event*, with topic, group and member."""
-        subscription = self._subscription
-        named: LogFields = {
-            "topic": subscription.topic.name,
-            "group": subscription.group_name,
-            "member": subscription.member_name,
-        }
-        return log_fields(event, **(named | more))
+        self.recheck_group_soon()
 
     def _read_group(self) -> membership.GroupView | None:
         return self._database.read(membership.read_group, self.group, self.member_id, self._options.lease_seconds)
 
-    def _reconcile(self, seen: membership.GroupView) -> bool:
-        """Mend what differs from what was *seen*: claims lost, too many or too few. Return whether others should know."""
-        lost = [id_ for id_, assigned in self.assigned.items() if seen.mine.get(id_) != claim_of(assigned)]
-        if lost:
-            log.warning(
-                "%s",
-                self.fenced(tuple(sorted(self.assigned[id_].partition for id_ in lost))),
-                extra=self.log_fields("fenced"),
-            )
-            self._drop(lost)
-        self.releasing = {id_ for id_ in seen.plan.release if id_ in self.assigned}
-        going = [id_ for id_ in self.releasing if self.assigned[id_].is_idle]
-        # A claim that the database knows of and this consumer does not is one whose COMMIT was not answered.
-        give = [claim for id_, claim in seen.mine.items() if id_ not in self.assigned or id_ in going]
-        owned = len(seen.mine) - len(give)
-        taken = 0
-        is_told = seen.wants_partitions == (owned < seen.plan.share)
-        if give or seen.plan.take_at_most or not is_told:
-            taken = self._apply_assignment(seen, going, give)
-        owned += taken
-        self._log_if_idle(seen)
-        is_missing = owned < seen.plan.share or bool(self.releasing)
-        pause = (
-            _CHECK_GROUP_MIN_SECONDS if is_missing else min(_CHECK_GROUP_MAX_SECONDS, self._options.lease_seconds / 10)
+    def _reconcile(self, view: membership.GroupView) -> bool:
+        """Apply what ``reconcile`` finds in *view*. Return whether the other members should check the group."""
+        changes = reconcile(
+            view.plan,
+            held={id_: assigned.epoch for id_, assigned in self.assigned.items()},
+            recorded={id_: claim.epoch for id_, claim in view.mine.items()},
+            idle={id_ for id_, assigned in self.assigned.items() if assigned.is_idle},
+            recorded_as_wanting=view.wants_partitions,
         )
-        self._check_group_at = self._clock.monotonic() + pause
-        return bool(give or taken or not is_told)
+        if changes.lost:
+            numbers = tuple(sorted(self.assigned[id_].partition for id_ in changes.lost))
+            log.warning("%s", self.fenced(numbers), extra=self.log_fields("fenced"))
+            self._drop(changes.lost)
+        self.releasing = set(changes.releasing)
+        taken = self._apply_assignment(view, changes) if changes.changes_database else 0
+        self._log_if_idle(changes.share)
+        is_complete = changes.is_complete(taken)
+        pause = min(_CHECK_GROUP_MAX_SECONDS, self._options.lease_seconds / 10)
+        self._check_group_at = self._clock.monotonic() + (pause if is_complete else _CHECK_GROUP_MIN_SECONDS)
+        return changes.changed_group(taken)
 
-    def _apply_assignment(self, seen: membership.GroupView, going: list[int], give: list[Claim]) -> int:
-        finished = _final_commits_of(self.assigned[id_] for id_ in going)
+    def _apply_assignment(self, view: membership.GroupView, changes: Reconciliation) -> int:
+        """Release and claim partitions in one transaction; return how many were claimed."""
+        released = [id_ for id_ in changes.release_now if id_ in self.assigned]
+        commits = _final_commits_of(self.assigned[id_] for id_ in released)
         written, taken = self._database.write(
-            membership.change, self.group, self.member_id, seen, finished=finished, give=give
+            membership.change,
+            self.group,
+            self.member_id,
+            view,
+            finished=commits,
+            give=[view.mine[id_] for id_ in changes.release_now],
         )
-        self._note_written(finished, written)
-        self._drop_fenced(finished, written)
-        self._drop(going)
+        self._note_written(commits, written)
+        self._drop_fenced(commits, written)
+        self._drop(released)
         for new in taken:
-            id_ = new.claim.partition_id
-            self.assigned[id_] = assigned = AssignedPartition(
-                self._subscription.topic.name, new.number, id_, new.claim.epoch, new.position, new.log_start
-            )
-            if not new.has_older:
-                assigned.note_pruned(new.position)
+            self._assign(new)
         self._update_partition_numbers()
         log.debug(
-            "%s took %d partition(s), handed back %d",
+            "%s took %d partition(s) and released %d",
             self._subscription.member_name,
             len(taken),
-            len(give),
+            len(changes.release_now),
             extra=self.log_fields("partitions changed"),
         )
         return len(taken)
 
-    def _log_if_idle(self, seen: membership.GroupView) -> None:
-        if seen.plan.share == 0 and not self._has_logged_idle:
+    def _assign(self, new: membership.ClaimedNow) -> None:
+        id_, topic = new.claim.partition_id, self._subscription.topic.name
+        assigned = AssignedPartition(topic, new.number, id_, new.claim.epoch, new.position, new.log_start)
+        if not new.has_older:
+            assigned.note_pruned(new.position)
+        self.assigned[id_] = assigned
+
+    def _log_if_idle(self, share: int) -> None:
+        if share == 0 and not self._has_logged_idle:
             self._has_logged_idle = True
             log.info(
                 "Member %s gets no partition: group %r has more consumers than topic %r has partitions.",
@@ -349,35 +364,44 @@ class Coordinator:
                 extra=self.log_fields("member without partition"),
             )
 
-    def _write(self, finished: list[tuple[Claim, Commit]], *, marking: bool = False) -> list[Commit]:
-        if not finished:
+    def _write(self, commits: list[tuple[Claim, Commit]], *, updating_in_flight: bool = False) -> list[Commit]:
+        """Write *commits* and return those of partitions that are still this member's."""
+        if not commits:
             return []
-        # What only counts attempts has to survive the process, not the server.
-        durably = self._options.durable_commits and not marking
+        # A commit that only counts attempts has to survive the process, but not the server.
+        durably = self._options.durable_commits and not updating_in_flight
         written = self._database.write_idempotent_statement(
-            consume.commit, self.group, self.member_id, finished, durably=durably, updating_in_flight=marking
+            consume.commit,
+            self.group,
+            self.member_id,
+            commits,
+            durably=durably,
+            updating_in_flight=updating_in_flight,
         )
-        self._note_written(finished, written)
+        self._note_written(commits, written)
         return written
 
-    def _note_written(self, finished: list[tuple[Claim, Commit]], written: list[Commit]) -> None:
+    def _note_written(self, commits: list[tuple[Claim, Commit]], written: list[Commit]) -> None:
         offsets = {commit.partition_id: commit.offset for commit in written}
         overgrown = []
-        for claim, _ in finished:
+        for claim, _ in commits:
             assigned = self.assigned.get(claim.partition_id)
+            # Without the lock, the partition may have been lost and assigned again meanwhile, in another epoch.
             if assigned is not None and claim_of(assigned) == claim and claim.partition_id in offsets:
                 assigned.note_committed(offsets[claim.partition_id])
                 if assigned.old_positions >= consume.PRUNE_EVERY:
                     overgrown.append(assigned)
         self._prune(overgrown)
 
-    def _drop_fenced(self, finished: list[tuple[Claim, Commit]], written: list[Commit]) -> tuple[int, ...]:
-        lost = {claim.partition_id for claim, _ in finished} - {commit.partition_id for commit in written}
+    def _drop_fenced(self, commits: list[tuple[Claim, Commit]], written: list[Commit]) -> tuple[int, ...]:
+        """Drop the partitions whose commits were not written, and return their numbers."""
+        lost = {claim.partition_id for claim, _ in commits} - {commit.partition_id for commit in written}
         numbers = tuple(sorted(self.assigned[id_].partition for id_ in lost))
         self._drop(lost)
         return numbers
 
     def _prune(self, overgrown: list[AssignedPartition]) -> None:
+        """Delete old positions of the group in the partitions that have too many."""
         if not overgrown:
             return
         windows = [
@@ -388,16 +412,17 @@ class Coordinator:
         for assigned, (_, window) in zip(overgrown, windows, strict=True):
             assigned.note_pruned(window.end)
 
-    def _part_with(self, flow: membership.Ending, partition_ids: Collection[int]) -> None:
-        finished = _final_commits_of(self.assigned[id_] for id_ in partition_ids)
-        given = self._drop(partition_ids)
-        self._database.write(flow, self.group, self.member_id, finished=finished, given=given)
+    def _part_with(self, operation: membership.Ending, partition_ids: Collection[int]) -> None:
+        """Drop partitions, then commit and release them in the database by *operation*."""
+        commits = _final_commits_of(self.assigned[id_] for id_ in partition_ids)
+        released = self._drop(partition_ids)
+        self._database.write(operation, self.group, self.member_id, finished=commits, given=released)
 
     def _drop(self, partition_ids: Iterable[int]) -> list[Claim]:
-        """Forget partitions, whatever is in hand of them; return the claims there were."""
+        """Forget partitions, whatever is in flight of them; return their claims."""
         dropped = [self.assigned.pop(id_) for id_ in list(partition_ids) if id_ in self.assigned]
         for assigned in dropped:
-            assigned.drop_prefetched()  # also what is lent to a loop
+            assigned.drop_prefetched()  # also what is lazily delivered to a loop and not taken yet
         self.releasing -= {assigned.partition_id for assigned in dropped}
         self._update_partition_numbers()
         return [claim_of(assigned) for assigned in dropped]
@@ -407,22 +432,23 @@ class Coordinator:
 
 
 def claim_of(assigned: AssignedPartition) -> Claim:
-    """The claim by which the partition of *progress* is owned."""
+    """The claim that makes *assigned* this member's."""
     return Claim(assigned.partition_id, assigned.epoch)
 
 
-def _commits_of(progresses: Iterable[AssignedPartition]) -> list[tuple[Claim, Commit]]:
+def _commits_of(partitions: Iterable[AssignedPartition]) -> list[tuple[Claim, Commit]]:
+    """The positions to commit while messages are in flight."""
     return [
         (claim_of(assigned), Commit(assigned.partition_id, assigned.committable(), assigned.in_flight_to))
-        for assigned in progresses
+        for assigned in partitions
         if assigned.has_uncommitted
     ]
 
 
-def _final_commits_of(progresses: Iterable[AssignedPartition]) -> list[tuple[Claim, Commit]]:
-    """What to commit of partitions that are parted with: nothing is in hand any more, but attempts that failed count."""
+def _final_commits_of(partitions: Iterable[AssignedPartition]) -> list[tuple[Claim, Commit]]:
+    """The positions to commit when partitions are released: nothing is in flight after that, but failed attempts count."""
     return [
         (claim_of(assigned), Commit(assigned.partition_id, assigned.committable(), assigned.maybe_attempted_beyond))
-        for assigned in progresses
+        for assigned in partitions
         if assigned.has_uncommitted or assigned.has_recorded_in_flight
     ]

@@ -1,7 +1,7 @@
-"""Reading on in a thread, while what was read before is handled.
+"""Fetching ahead in a thread, while messages of the fetch before are handled.
 
-If somebody waits for what it reads, the thread reads on at once. Only one thread of Python runs at a time, so it would
-not be heard before that one has made his messages and handled them, and the database would rest meanwhile.
+If a thread waits for the result, the prefetcher's thread begins the next fetch at once. Python runs one thread at a time,
+so the consumer could not ask for it before it has built and handled its messages, and the database would idle meanwhile.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ if TYPE_CHECKING:
     from sqlmq.model.message import FetchedRecords
 
     Positions: TypeAlias = Sequence[tuple[AssignedPartition, int]]
-    """Partitions, and the offset from which each is read on."""
+    """Partitions, and the offset from which each is read."""
 
 
 class FetchResult(NamedTuple):
-    """What was found, by partition id, where so many messages were asked for."""
+    """What a fetch of *at_most* messages has found, by partition id."""
 
     positions: Positions
     found: Mapping[int, FetchedRecords]
@@ -29,23 +29,30 @@ class FetchResult(NamedTuple):
 
     @property
     def is_backlog(self) -> bool:
-        """Whether that is about as much as was asked for, so that there is likely to be more."""
+        """Whether it found at least half of what it asked for, so that there are probably more messages."""
         return 2 * sum(map(len, self.found.values())) >= self.at_most
 
     def following_positions(self) -> Positions:
-        """The same partitions, from where on nothing is read."""
+        """The same partitions, each behind what was found."""
         return [
             (assigned, position + len(self.found.get(assigned.partition_id, ())))
             for assigned, position in self.positions
         ]
 
 
-NextFetch: TypeAlias = "Callable[[FetchResult], Positions] | None"
-"""Tells where to read on after something was read; None for nowhere."""
+class NextFetch(NamedTuple):
+    """Where the prefetcher's thread reads after a fetch."""
+
+    others: Positions
+    """Partitions that the fetch does not read. If there are none, the next one reads on in the same partitions."""
+
+    def after(self, result: FetchResult) -> Positions:
+        """The positions of the fetch that follows *result*."""
+        return self.others or result.following_positions()
 
 
 class _Fetch:
-    """What is being read, and what is read after that."""
+    """A fetch under way or done, and the one that follows it."""
 
     __slots__ = ("next", "positions", "result")
 
@@ -57,9 +64,9 @@ class _Fetch:
 
 
 class Prefetcher:
-    """One reading after the other, each received once. *read* asks the database, in a thread of this object's.
+    """Runs one fetch after the other in a thread of its own; each result is received once, in order.
 
-    For one thread at a time, as everything of a consumer's.
+    Its methods are for one thread at a time: the consumer's lock guards them.
     """
 
     def __init__(self, read: Callable[[Positions, int], FetchResult]) -> None:
@@ -67,39 +74,40 @@ class Prefetcher:
         self._fetch: _Fetch | None = None
         self._thread: ThreadPoolExecutor | None = None
         self._is_awaited = False
-        self.next_fetch: NextFetch = None
-        """Called in the thread when it has read something, if somebody waits for that."""
+        self.next_fetch: NextFetch | None = None
+        """Where the thread reads on while a caller waits for its result; None if it must not."""
 
     @property
     def positions_under_way(self) -> Positions:
-        """Where it is being read, or was, what is to be received next; nowhere, if nothing is."""
+        """The positions of the fetch to be received next; empty if there is none."""
         return self._fetch.positions if self._fetch is not None else ()
 
     @property
     def is_ready(self) -> bool:
-        """Whether there is something to be received now."""
+        """Whether a result can be received without waiting."""
         return self._fetch is not None and self._fetch.result.done()
 
-    def begin(self, positions: Positions, at_most: int, go_on: NextFetch) -> None:
-        """Begin to read somewhere; nothing is under way."""
+    def begin(self, positions: Positions, at_most: int, next_fetch: NextFetch | None) -> None:
+        """Begin a fetch. Only while none is under way."""
         if self._thread is None:
             self._thread = ThreadPoolExecutor(1, thread_name_prefix="sqlmq-read")
-        self.next_fetch = go_on
+        self.next_fetch = next_fetch
         self._fetch = self._submit(self._thread, positions, at_most)
 
     def receive(self) -> FetchResult:
-        """What was read, or is being read: that is waited for. Raises what reading it raised."""
-        assert self._fetch is not None  # noqa: S101 - as under_way has told
-        reading, self._fetch = self._fetch, None
+        """Wait for the fetch under way and return its result. Raises the error that the fetch raised."""
+        fetch = self._fetch
+        assert fetch is not None  # noqa: S101 - the caller has checked positions_under_way or is_ready
+        self._fetch = None
         self._is_awaited = True
         try:
-            return reading.result.result()
+            return fetch.result.result()
         finally:
             self._is_awaited = False
-            self._fetch = reading.next
+            self._fetch = fetch.next
 
     def close(self, seconds: float) -> None:
-        """Read nothing more; wait for what is being read, so that it leaves no connection behind, but not for ever."""
+        """Begin no other fetch. Wait up to *seconds* for the one under way, so that it leaves no open connection."""
         self.next_fetch = None
         while self._fetch is not None:
             wait([self._fetch.result], seconds)
@@ -108,14 +116,13 @@ class Prefetcher:
             self._thread.shutdown(wait=False, cancel_futures=True)
 
     def _submit(self, thread: ThreadPoolExecutor, positions: Positions, at_most: int) -> _Fetch:
-        reading = _Fetch(positions)
+        fetch = _Fetch(positions)
+        fetch.result = thread.submit(self._run, thread, fetch, at_most)
+        return fetch
 
-        def run() -> FetchResult:
-            read = self._read(positions, at_most)
-            go_on = self.next_fetch
-            if self._is_awaited and go_on is not None and read.is_backlog:
-                reading.next = self._submit(thread, go_on(read), at_most)
-            return read
-
-        reading.result = thread.submit(run)
-        return reading
+    def _run(self, thread: ThreadPoolExecutor, fetch: _Fetch, at_most: int) -> FetchResult:
+        result = self._read(fetch.positions, at_most)
+        next_fetch = self.next_fetch
+        if self._is_awaited and next_fetch is not None and result.is_backlog:
+            fetch.next = self._submit(thread, next_fetch.after(result), at_most)
+        return result

@@ -1,4 +1,4 @@
-"""What to do about a handler that fails: how often and when to try again, and what happens then. Pure decisions."""
+"""What to do with a message whose handler fails: whether and when to try again, and what happens after that. Pure."""
 
 from __future__ import annotations
 
@@ -9,20 +9,22 @@ from typing import Literal, cast, get_args
 FailurePolicy = Literal["park", "dead", "skip", "stop"]
 """What happens to a message whose handler fails, and to those behind it; docs/failures.md has the table."""
 
-_STRIDE_SECONDS = 0.02
-_STRIDE_MESSAGES = 100
-_DOUBLINGS = 64
+_COUNTED_TOGETHER_SECONDS = 0.02
+"""How long the messages should take that are counted together: a crash makes each of them look attempted."""
+_MAX_COUNTED_TOGETHER = 100
+_MAX_DOUBLINGS = 64
+"""Above any ``max_delay_seconds``, and far below what a float can hold."""
 
 
 @dataclass(frozen=True, slots=True)
 class Retry:
-    """How often a message is tried, and when again.
+    """How often a message is attempted, and when.
 
-    The first retry comes *backoff_seconds* seconds after the attempt that failed, each later one after twice as long, up to
-    *max_delay_seconds* seconds; *jitter* takes up to that share off at random, so that what failed together is not tried together.
-    An exception that is one of *give_up_on*, or none of *retry_on*, is not tried again.
+    The first retry starts *backoff_seconds* after the failed attempt. Each later delay is twice as long, up to
+    *max_delay_seconds*. *jitter* is the share of a delay that is random, so that messages that failed together are not
+    retried together. An exception of a class in *give_up_on*, or of none in *retry_on*, is not retried.
 
-    *max_attempts* counts all attempts, also those that ended with the process; None is for ever.
+    *max_attempts* counts all attempts, also those that a crash of the process ended. None is no limit.
     """
 
     max_attempts: int | None = 5
@@ -59,57 +61,75 @@ class Retry:
 
 
 def attempts_of_interrupted(retry: Retry) -> int:
-    """How many attempts to count for a message that may have been attempted, but must not be skipped: 1 if possible."""
+    """How many attempts to count for a message that may have been attempted: 1, unless that would give it up untried."""
     return 0 if retry.max_attempts == 1 else 1
 
 
 def is_exhausted(retry: Retry, attempts: int) -> bool:
-    """Whether there is no other attempt after *attempts*."""
+    """Whether *attempts* attempts are all there are."""
     return retry.max_attempts is not None and attempts >= retry.max_attempts
 
 
 def is_final(retry: Retry, error: BaseException, attempts: int) -> bool:
-    """Whether there is no other attempt after *attempts*, the last of which failed with *error*."""
-    is_hopeless = isinstance(error, retry.give_up_on) or not isinstance(error, retry.retry_on)
-    return is_hopeless or is_exhausted(retry, attempts)
+    """Whether no attempt follows the last of *attempts*, which failed with *error*."""
+    may_retry = isinstance(error, retry.retry_on) and not isinstance(error, retry.give_up_on)
+    return not may_retry or is_exhausted(retry, attempts)
 
 
 def delay_seconds(retry: Retry, attempts: int, random: float) -> float:
-    """How long to wait after attempt number *attempts*, from 1; *random* is in [0, 1)."""
-    doubled = retry.backoff_seconds * 2.0 ** min(max(attempts - 1, 0), _DOUBLINGS)
+    """How long to wait after attempt number *attempts*, counted from 1. *random* is in [0, 1)."""
+    doubled = retry.backoff_seconds * 2.0 ** min(max(attempts - 1, 0), _MAX_DOUBLINGS)
     return min(doubled, retry.max_delay_seconds) * (1.0 - retry.jitter * random)
 
 
 class FailureAction(Enum):
-    """What becomes of a message whose attempt has failed."""
+    """What happens to a message whose attempt has failed."""
 
     PARK = auto()
-    """It is set aside, and with it the later ones of its key."""
+    """Retry it later, and the later messages of its key after it. Other keys go on."""
     BLOCK = auto()
-    """It is tried again where it stands, and its partition waits."""
+    """Retry it later. Its partition waits."""
     DEAD = auto()
+    """Keep it as a dead letter. Its partition goes on."""
     SKIP = auto()
+    """Forget it. Its partition goes on."""
     STOP = auto()
-    """Its partition waits until somebody has decided."""
+    """Its partition waits until an operator retries or discards it."""
+
+    @property
+    def is_retry(self) -> bool:
+        """Whether the message is attempted again by itself."""
+        return self in (FailureAction.PARK, FailureAction.BLOCK)
+
+    @property
+    def blocks_partition(self) -> bool:
+        """Whether the group's position stays at the message."""
+        return self in (FailureAction.BLOCK, FailureAction.STOP)
 
 
-def decide(policy: FailurePolicy | None, *, has_key: bool, is_final: bool, is_aside: bool) -> FailureAction:
+def decide(
+    policy: FailurePolicy | None, *, has_key: bool, is_final: bool, is_parked: bool, has_room: bool
+) -> FailureAction:
     """Decide by *policy*; None is ``park`` for messages with a key and ``dead`` for those without.
 
-    What *is_aside* already has no place to be held or stopped in.
+    A message that *is_parked* already is below the group's position, so it can't block or stop its partition. One that is
+    not parked blocks it if the partition *has_room* for no other parked message.
     """
-    if not is_final:
-        may_leave = policy != "stop" if not has_key else policy in (None, "park")
-        return FailureAction.PARK if is_aside or may_leave else FailureAction.BLOCK
-    if policy == "skip":
-        return FailureAction.SKIP
-    return FailureAction.STOP if policy == "stop" and not is_aside else FailureAction.DEAD
+    if is_final:
+        if policy == "skip":
+            return FailureAction.SKIP
+        return FailureAction.STOP if policy == "stop" and not is_parked else FailureAction.DEAD
+    if is_parked:
+        return FailureAction.PARK
+    # Without a key, no later message depends on its order, so only `stop` keeps it in its place.
+    may_park = policy in (None, "park") if has_key else policy != "stop"
+    return FailureAction.PARK if may_park and has_room else FailureAction.BLOCK
 
 
-def next_batch_hint(stride: int, handled: int, seconds: float) -> int:
-    """How many messages to count together, after *handled* of *stride* took *seconds*: about 20 ms of them."""
-    fitting = int(handled * _STRIDE_SECONDS / max(seconds, 1e-6)) if handled else 1
-    return max(1, min(fitting, 2 * stride, _STRIDE_MESSAGES))
+def next_batch_hint(batch_hint: int, handled: int, seconds: float) -> int:
+    """How many messages to count together next, after *handled* of *batch_hint* took *seconds*: about 20 ms of them."""
+    fitting = int(handled * _COUNTED_TOGETHER_SECONDS / max(seconds, 1e-6)) if handled else 1
+    return max(1, min(fitting, 2 * batch_hint, _MAX_COUNTED_TOGETHER))
 
 
 def check_retry(retry: object) -> Retry:

@@ -294,10 +294,12 @@ class AttemptRecorder:
         retry, aside = self._terms.retry, attempt.parked_keys
         is_last = is_exhausted(retry, attempts) if error is None else is_final(retry, error, attempts)
         chosen = decide(
-            self._terms.policy, has_key=message.key is not None, is_final=is_last, is_aside=attempt.is_parked
+            self._terms.policy,
+            has_key=message.key is not None,
+            is_final=is_last,
+            is_parked=attempt.is_parked,
+            has_room=len(aside) < self._terms.max_parked,
         )
-        if chosen is FailureAction.PARK and not attempt.is_parked and len(aside) >= self._terms.max_parked:
-            chosen = FailureAction.BLOCK
         delay = 0.0 if is_last else delay_seconds(retry, attempts, self._clock.random.random())
         offset = message.offset or 0
         is_passed = chosen in (FailureAction.PARK, FailureAction.DEAD, FailureAction.SKIP)

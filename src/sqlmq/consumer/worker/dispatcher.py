@@ -117,10 +117,10 @@ class Dispatcher:
         for assigned, aside in self._parked_keys.values():
             if assigned.is_idle and self._is_claimed(assigned) and (waiting := aside.due(now)):
                 return self._parked(worker, assigned, aside, waiting)
-        delivery = self._buffer.deliver_from_idle_partition(
-            worker, lambda assigned: self._wanted_from_log(assigned, batch_hint, now)
-        )
-        return None if delivery is None else self._new_attempt(delivery, batch_hint)
+        for assigned in self._buffer.idle_partitions_with_messages():
+            if at_most := self._wanted_from_log(assigned, batch_hint, now):
+                return self._new_attempt(self._buffer.deliver_from(worker, assigned, at_most), batch_hint)
+        return None
 
     def next_check_at(self) -> float:
         """When, by the monotonic clock, there is something to ``choose``, if nobody says so before.
