@@ -113,7 +113,7 @@ def loop(mq: MQ, name: str, count: int) -> float:
                 break
         consumer.commit()
         seconds = time.perf_counter() - began
-        check_committed(mq.describe_group(name, consumer.group), count)
+        check_committed(mq.admin.describe_group(name, consumer.group), count)
     return (count - 1) / seconds
 
 
@@ -125,7 +125,7 @@ def poll(mq: MQ, name: str, count: int, size: int = POLL) -> float:
             left -= _some(consumer.poll(min(size, left), timeout=10), left)
         consumer.commit()
         seconds = time.perf_counter() - began
-        check_committed(mq.describe_group(name, consumer.group), count)
+        check_committed(mq.admin.describe_group(name, consumer.group), count)
     return (count - 1) / seconds
 
 
@@ -141,7 +141,7 @@ def poll_headers(mq: MQ, name: str, count: int) -> float:
             left -= _some(messages, left)
         consumer.commit()
         seconds = time.perf_counter() - began
-        check_committed(mq.describe_group(name, consumer.group), count)
+        check_committed(mq.admin.describe_group(name, consumer.group), count)
     return (count - 1) / seconds
 
 
@@ -156,7 +156,7 @@ async def loop_in_task(mq: AsyncMQ, name: str, count: int) -> float:
                 break
         await consumer.commit()
         seconds = time.perf_counter() - began
-        check_committed(await mq.describe_group(name, consumer.group), count)
+        check_committed(await mq.admin.describe_group(name, consumer.group), count)
     return (count - 1) / seconds
 
 
@@ -169,7 +169,7 @@ async def poll_in_task(mq: AsyncMQ, name: str, count: int) -> float:
             left -= _some(await consumer.poll(min(POLL, left), timeout=10), left)
         await consumer.commit()
         seconds = time.perf_counter() - began
-        check_committed(await mq.describe_group(name, consumer.group), count)
+        check_committed(await mq.admin.describe_group(name, consumer.group), count)
     return (count - 1) / seconds
 
 

@@ -75,7 +75,7 @@ def handle(mq: MQ, topic: str, count: int, *, batch_size: int | None = None, tra
     summary = consumer.run(handler, batch_size=batch_size, transaction=transaction, handle_signals=False)
     seconds = time.perf_counter() - began
     check(summary.handled == count, f"{summary.handled} of {count} were handled")
-    check(mq.describe_group(topic, consumer.group).lag == 0, "not all was committed")
+    check(mq.admin.describe_group(topic, consumer.group).lag == 0, "not all was committed")
     return count / seconds
 
 

@@ -112,13 +112,13 @@ def last(database: BenchDatabase, whole: Time, *, is_held: bool) -> Found:
             found.produced.append(produced)
             found.consumed.append(consumed)
             if whole.part_seconds < ROUND_SECONDS:
-                mq.apply_retention()
+                mq.admin.apply_retention()
             if whole.is_simulated and database.is_postgres:
                 _vacuum(database)
             _sample(database, found)
-        found.total = sum(one.end_offset for one in mq.describe_topic("lasting").partitions)
-        found.evictions = len(mq.evictions("lasting"))
-        check(mq.describe_group("lasting", consumer.group).lag == 0, "not all was consumed")
+        found.total = sum(one.end_offset for one in mq.admin.describe_topic("lasting").partitions)
+        found.evictions = len(mq.admin.evictions("lasting"))
+        check(mq.admin.describe_group("lasting", consumer.group).lag == 0, "not all was consumed")
     return found
 
 

@@ -99,4 +99,4 @@ def measure(transaction: Callable[[], None], seconds: float) -> int:
 
 
 def newest(mq: MQ, producer: Producer) -> int:
-    return mq.describe_topic(producer.topic).partitions[0].end_offset
+    return mq.admin.describe_topic(producer.topic).partitions[0].end_offset

@@ -90,7 +90,7 @@ def _consume(bench: Bench, processes: Crew, mq: MQ, *, each: int, size: int, com
         [(bench.url, name, group, each, size, commits)] * PROCESSES,
         when_ready=lambda: fill_evenly(mq, name, each),
     )
-    found = mq.describe_group(name, group)
+    found = mq.admin.describe_group(name, group)
     check([partition.position for partition in found.partitions] == [each] * PROCESSES, "not all were finished")
     return rate
 
@@ -102,7 +102,7 @@ def fill_evenly(mq: MQ, name: str, each: int) -> None:
     for _ in range(each // batch):
         for _ in range(PROCESSES):
             fill(producer, batch, with_keys=False)
-    ends = [partition.end_offset for partition in mq.describe_topic(name).partitions]
+    ends = [partition.end_offset for partition in mq.admin.describe_topic(name).partitions]
     check(ends == [each] * PROCESSES, f"the partitions end at {ends}")
 
 
@@ -112,7 +112,7 @@ def consume(url: str, name: str, group: str, each: int, size: int, commits: bool
         owners: list[str | None] = []
         for _ in range(BALANCING_POLLS):
             check(consumer.poll(timeout=0.05) == [], "a message came too soon")
-            owners = [one.owner for one in mq.describe_group(name, group).partitions]
+            owners = [one.owner for one in mq.admin.describe_group(name, group).partitions]
             if len(set(owners) - {None}) == PROCESSES:
                 break
         check(len(consumer.partitions) == 1, f"the partitions are owned by {owners}")

@@ -50,7 +50,7 @@ def _threads(bench: Bench, mq: MQ, producer: Producer, hand: limits.PostgresByHa
 
 
 def _share(mq: MQ, producer: Producer, each: int) -> float:
-    before = mq.describe_topic(producer.topic).messages
+    before = mq.admin.describe_topic(producer.topic).messages
     batch = messages(each)
     places: list[ProducerResult] = []
 
@@ -127,7 +127,7 @@ async def _share_by_tasks(url: str, name: str, each: int) -> float:
     batch = messages(each)
     places: list[ProducerResult] = []
     async with AsyncMQ(url) as mq, await mq.producer(name) as producer:
-        before = (await mq.describe_topic(name)).messages
+        before = (await mq.admin.describe_topic(name)).messages
         await producer.produce_many(messages(10))
 
         async def produce() -> None:
@@ -138,7 +138,7 @@ async def _share_by_tasks(url: str, name: str, each: int) -> float:
         await asyncio.gather(*(produce() for _ in range(TASKS)))
         seconds = time.perf_counter() - began
         check(len(set(places)) == TASKS * each, "two messages have one place")
-        found = (await mq.describe_topic(name)).messages - before
+        found = (await mq.admin.describe_topic(name)).messages - before
         check(found == TASKS * each + 10, f"{found} messages came")
     return TASKS * each / seconds
 

@@ -56,7 +56,7 @@ def _backlog(bench: Bench) -> None:
         deep, shallow = new_topic(large_mq), new_topic(small_mq)
         generate(large_database, deep, large)
         fill(small_mq.producer(shallow), small)
-        check(large_mq.describe_topic(deep).messages == large, "the backlog is not what it should be")
+        check(large_mq.admin.describe_topic(deep).messages == large, "the backlog is not what it should be")
         bench.compare(
             f"a backlog of {large:,} and of {small:,}, poll(1000) over {small:,} messages, in {AGAIN} groups",
             {

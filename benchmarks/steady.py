@@ -54,8 +54,11 @@ def run(bench: Bench) -> None:
             for _ in range(parts):
                 for step, measure in steps.items():
                     found[step].append(measure())
-        check(mq.describe_topic(name).messages == appends * (1 + parts), "not all messages are in the log")
-        check(mq.describe_group(name, consumer.group).lag == (appends - commits) * (1 + parts), "not all was committed")
+        check(mq.admin.describe_topic(name).messages == appends * (1 + parts), "not all messages are in the log")
+        check(
+            mq.admin.describe_group(name, consumer.group).lag == (appends - commits) * (1 + parts),
+            "not all was committed",
+        )
     rates = {step: Rounds(tuple(values)) for step, values in found.items()}
     bench.add(
         f"an old snapshot held, {parts} parts in order: {parts * appends:,} appends, {parts * commits:,} commits",
@@ -154,7 +157,7 @@ def _after_retention(bench: Bench) -> None:
         with old_snapshot(bench.database):
             with bench.database.connect() as connection:
                 retain_nothing(connection, emptied, count)
-            check(mq.describe_topic(emptied).messages == 0, "messages are left")
+            check(mq.admin.describe_topic(emptied).messages == 0, "messages are left")
             result = bench.compare(
                 f"an old snapshot held, {count:,} messages deleted below start_offset, produce",
                 {
@@ -165,7 +168,7 @@ def _after_retention(bench: Bench) -> None:
                 notes=("The ratio of the rates is how many times longer an append takes when all is deleted.",),
             )
         appended = size * (len(result.rates["all deleted"].values) + bench.warm_up_rounds)
-        check(mq.describe_topic(emptied).messages == appended, "not all messages are in the log")
+        check(mq.admin.describe_topic(emptied).messages == appended, "not all messages are in the log")
 
 
 def retain_nothing(connection: psycopg.Connection[Any], name: str, end: int) -> None:

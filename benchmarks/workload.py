@@ -73,5 +73,5 @@ def check_places(places: Sequence[ProducerResult], count: int) -> None:
 
 def check_length(mq: MQ, name: str, count: int) -> None:
     """Check that *count* messages are in the log of the topic called *name*."""
-    found = mq.describe_topic(name).messages
+    found = mq.admin.describe_topic(name).messages
     check(found == count, f"{found} messages are in the log instead of {count}")

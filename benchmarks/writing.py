@@ -44,9 +44,9 @@ def _compare(bench: Bench, processes: Crew, mq: MQ, *, size: int, partitions: in
     with limits.postgres_by_hand(bench.database) as loose, limits.postgres_by_hand(bench.database) as dense:
 
         def produced() -> float:
-            before = mq.describe_topic(name).messages
+            before = mq.admin.describe_topic(name).messages
             rate = processes.run(produce, [(bench.url, name, size, calls)] * PROCESSES)
-            length = mq.describe_topic(name).messages
+            length = mq.admin.describe_topic(name).messages
             check(length - before == count, f"{length - before} messages are in the log instead of {count}")
             with bench.database.connect() as connection:
                 rows = limits.count_rows(connection, name)

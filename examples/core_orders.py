@@ -79,7 +79,7 @@ def main(url: str) -> None:
         print(f"{rows} orders; the kitchen got {received}")
         assert rows == 2
         assert received == ["Ada wants tea", "Grace wants scones"]
-        assert mq.describe_topic(TOPIC).messages == 2
+        assert mq.admin.describe_topic(TOPIC).messages == 2
 
         orders.drop(mq.engine)
         mq.delete_topics(TOPIC)

@@ -248,7 +248,7 @@ def fly(run: Run, timeout: float) -> bool:
         print(f"group {group}, {GROUPS[group]} processes: {check}")
 
     with MQ(run.url) as mq:
-        lags = {group: mq.describe_group(run.topic, group).lag for group in GROUPS}
+        lags = {group: mq.admin.describe_group(run.topic, group).lag for group in GROUPS}
     print(f"not committed: {', '.join(f'{lag} by {group}' for group, lag in lags.items())}")
     return produced == len(planes) and all(check.is_passed for check in checks.values()) and not any(lags.values())
 

@@ -136,13 +136,13 @@ def handle_all(mq: MQ, url: str, journal: Path, *, is_fixed: bool) -> int:
 
 def is_done(mq: MQ) -> bool:
     """Whether nothing is left but dead letters."""
-    if GROUP not in mq.groups(TOPIC) or mq.describe_group(TOPIC, GROUP).lag:
+    if GROUP not in mq.admin.groups(TOPIC) or mq.admin.describe_group(TOPIC, GROUP).lag:
         return False
-    return all(one.state == "dead" for one in mq.parked(TOPIC, GROUP).list())
+    return all(one.state == "dead" for one in mq.admin.parked(TOPIC, GROUP).list())
 
 
 def show(mq: MQ) -> None:
-    parked = mq.parked(TOPIC, GROUP).list()
+    parked = mq.admin.parked(TOPIC, GROUP).list()
     for one in parked:
         key = (one.key or b"").decode()
         attempts = f"{one.attempts} attempt{'' if one.attempts == 1 else 's'}"
@@ -182,7 +182,7 @@ def walk_through(url: str, journal: Path) -> int:
 
             print("\n3. All others are handled. What is left are dead letters, each with its reason")
             show(mq)
-            parked = mq.parked(TOPIC, GROUP)
+            parked = mq.admin.parked(TOPIC, GROUP)
             dead = [one.offset for one in parked.list("dead")]
 
             print("\n4. The bug is fixed, and they are tried again")

@@ -33,7 +33,7 @@ def main(url: str) -> None:
             print(f"{group} got {[message.value.decode() for message in messages]}")
             assert [message.value for message in messages] == [b"placed", b"paid", b"sent"]
 
-        print(f"billing has {mq.describe_group('quickstart', 'billing').lag} messages left to read")
+        print(f"billing has {mq.admin.describe_group('quickstart', 'billing').lag} messages left to read")
 
 
 if __name__ == "__main__":

@@ -68,7 +68,7 @@ def main(url: str) -> None:
         # One customer's changes are in order; what was rolled back never was.
         assert [change["state"] for change in changes if change["customer"] == "Ada"] == ["placed", "paid"]
         assert [change["state"] for change in changes if change["customer"] == "Grace"] == ["placed"]
-        assert mq.describe_topic(TOPIC).messages == 3
+        assert mq.admin.describe_topic(TOPIC).messages == 3
 
         run(mq, CLEANUP)
         mq.delete_topics(TOPIC)

@@ -119,7 +119,7 @@ def migrated_sqlite(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A file with the tables in it, to be copied."""
     path = tmp_path_factory.mktemp("sqlite") / "migrated.db"
     with MQ(f"sqlite:///{path}") as mq:
-        mq.topics()
+        mq.admin.topics()
     return path
 
 

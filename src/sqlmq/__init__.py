@@ -21,8 +21,9 @@ message through all of it.
 from importlib.metadata import version
 
 from sqlmq import errors, migrate
+from sqlmq.admin.admin import Admin
 from sqlmq.admin.parked import Parked
-from sqlmq.aio import AsyncConsumer, AsyncMQ, AsyncParked, AsyncProducer, AsyncTransaction
+from sqlmq.aio import AsyncAdmin, AsyncConsumer, AsyncMQ, AsyncParked, AsyncProducer, AsyncTransaction
 from sqlmq.consumer.consumer import Consumer
 from sqlmq.consumer.transaction import Transaction
 from sqlmq.consumer.worker.pool import RunSummary
@@ -64,6 +65,8 @@ __version__ = version("sqlmq")
 
 __all__ = [
     "MQ",
+    "Admin",
+    "AsyncAdmin",
     "AsyncConsumer",
     "AsyncMQ",
     "AsyncParked",

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import socket
 import threading
-from collections.abc import Mapping
 from typing import TYPE_CHECKING, Self
 
-from sqlmq.admin.inspection import Looking
-from sqlmq.admin.parked import Parked
+from sqlmq.admin.access import DatabaseAccess
+from sqlmq.admin.admin import Admin
 from sqlmq.background.heartbeat import Background
-from sqlmq.background.listener import Listener, can_receive
+from sqlmq.background.listener import Listener
 from sqlmq.background.notifier import Notifier
 from sqlmq.background.poller import SharedPoller
 from sqlmq.background.retention import RetentionService
@@ -21,7 +19,7 @@ from sqlmq.consumer.consumer import Ack, Consumer
 from sqlmq.consumer.coordinator import Subscription
 from sqlmq.database.close_once import CloseOnce
 from sqlmq.database.database import Database
-from sqlmq.errors import DatabaseUnavailableError, MQClosedError, UnknownTopicError
+from sqlmq.errors import MQClosedError
 from sqlmq.hooks.clock import check_clock
 from sqlmq.hooks.failpoints import arm_by_environment
 from sqlmq.model.config import (
@@ -29,43 +27,33 @@ from sqlmq.model.config import (
     OnEvicted,
     check_ack,
     check_group,
-    check_ids,
     check_member_name,
     check_on_evicted,
-    check_partition_number,
     check_partitioner,
     check_partitions,
     check_schema,
     check_topic,
 )
-from sqlmq.model.positions import check_reset, check_start
+from sqlmq.model.positions import check_start
 from sqlmq.model.retention import Retention, check_retention
-from sqlmq.operations import staging
-from sqlmq.operations.admin import reset
 from sqlmq.operations.admin import topics as admin_topics
-from sqlmq.producer import outbox
 from sqlmq.producer.producer import Producer
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
     from types import TracebackType
     from typing import TypeVar
 
-    from sqlalchemy import URL, Connection, Engine
+    from sqlalchemy import URL, Engine
 
-    from sqlmq.dialects import Dialect
     from sqlmq.hooks.clock import Clock
     from sqlmq.hooks.observer import Observer
-    from sqlmq.model.positions import ResetTo, Start
-    from sqlmq.producer.outbox import SessionLike
-    from sqlmq.reports.descriptions import PartitionReset, RetentionResult
-    from sqlmq.store.topics import Topic
+    from sqlmq.model.positions import Start
 
     T = TypeVar("T")
     Made = TypeVar("Made", Producer, Consumer)
 
 
-class MQ(Looking):
+class MQ:
     """A message queue in a SQL database. May be shared by threads.
 
     *database* is a URL (``sqlite:///file.db``, ``postgresql://user:password@host/name``), a SQLAlchemy URL, or an
@@ -127,6 +115,7 @@ class MQ(Looking):
         self._clock = check_clock(clock)
         self._database = Database(database, check_schema(schema), response_timeout_seconds, self._clock)
         self._poller: SharedPoller  # each needs the other
+        self._access = DatabaseAccess(self._database, self._options)
         self._background = Background(
             self._database,
             lease_seconds=lease_seconds,
@@ -142,10 +131,10 @@ class MQ(Looking):
             self._database, self._announce, wakes_others=self._notifies, poll_max_seconds=poll_max_seconds
         )
         self._retention_service = RetentionService(self._database)
+        self._admin = Admin(self._access, self._background, self._retention_service, self._announce)
         self._made: list[Producer | Consumer] = []
         self._keeping = threading.Lock()
         self._closing = CloseOnce()
-        self._closed = False
 
     @property
     def engine(self) -> Engine:
@@ -156,6 +145,11 @@ class MQ(Looking):
     def schema(self) -> str | None:
         """The schema the tables are in; None for the connection's default."""
         return self._database.schema
+
+    @property
+    def admin(self) -> Admin:
+        """What operators do: topics and groups described and changed, lag, retention, parked and delayed messages."""
+        return self._admin
 
     def create_topic(
         self, topic: str, partitions: int = 3, *, partitioner: str | None = None, retention: Retention | None = None
@@ -173,44 +167,7 @@ class MQ(Looking):
             check_partitioner(partitioner)
         if retention is not None:
             check_retention(retention)
-        return self._write(
-            lambda conn, dialect: admin_topics.create_topic(conn, dialect, topic, partitions, partitioner, retention)
-        )
-
-    def add_partitions(self, topic: str, partitions: int) -> bool:
-        """Have *topic* be of *partitions* in all; return whether it got more. The numbers go on behind those there are.
-
-        That is a multiple of what it has, else InvalidPartitionError: so a key stays in its partition or goes to a new
-        one, and its order is kept. A group reads a new partition once it is done with what was in the one that its keys
-        come from, before the change; what waits there to be tried again holds it up, dead letters do not. Producers, in
-        every process, use the new partitions from the commit on. It waits for all producers of the topic at once, for
-        some milliseconds; DatabaseBusyError, with nothing changed, if one does not end. Raises UnknownTopicError.
-        """
-        check_topic(topic)
-        check_partitions(partitions)
-        self._database.check_outside_block("add partitions")
-        grown = self._write(lambda conn, dialect: admin_topics.add_partitions(conn, dialect, topic, partitions))
-        self._announce(grown.topic_id)
-        return partitions > grown.before
-
-    def set_retention(self, topic: str, retention: Retention) -> None:
-        """Have *topic* keep what *retention* says, from the next round on. Raises UnknownTopicError."""
-        check_topic(topic)
-        check_retention(retention)
-        self._write(lambda conn, dialect: admin_topics.set_retention(conn, dialect, topic, retention))
-
-    def apply_retention(self, topic: str | None = None) -> list[RetentionResult]:
-        """Delete now what exceeds the retention of *topic*, or of all; return what was deleted of which partition.
-
-        Every MQ that has made a consumer does it by itself, about once a minute. May be called anywhere, by many at once.
-        A million messages of a partition are deleted at the most. Partitions that fail are left to the next round, and
-        their errors come together in one ExceptionGroup. Raises UnknownTopicError.
-        """
-        if topic is not None:
-            check_topic(topic)
-        self._check_open()
-        self._database.check_outside_block("delete messages")
-        return self._retention_service.run_once(topic)
+        return self._access.write(admin_topics.create_topic, topic, partitions, partitioner, retention)
 
     def delete_topics(self, *topics: str) -> list[str]:
         """Delete *topics* with their messages and groups; return the names of those there were.
@@ -220,14 +177,14 @@ class MQ(Looking):
         """
         names = [check_topic(topic) for topic in topics]
         self._database.check_outside_block("delete topics")
-        deleted = self._write(lambda conn, dialect: admin_topics.delete_topics(conn, dialect, names))
-        while self._write(admin_topics.purge):
+        deleted = self._access.write(admin_topics.delete_topics, names)
+        while self._access.write(admin_topics.purge):
             pass
         return deleted
 
     def producer(self, topic: str) -> Producer:
         """Make a producer for *topic*. A topic that does not exist is made, unless ``create_topics`` is off."""
-        found = self._find_or_create(topic)
+        found = self._access.find_or_create_topic(topic)
         return self._keep(
             Producer(
                 self._database,
@@ -264,84 +221,13 @@ class MQ(Looking):
         check_on_evicted(on_evicted)
         if name is not None:
             check_member_name(name)
-        found = self._find_or_create(topic)
+        found = self._access.find_or_create_topic(topic)
         subscription = Subscription(
             found, group, start, _member_name(self._clock) if name is None else name, on_evicted
         )
         self._scheduler.watch()
         self._retention_service.watch()
         return self._keep(Consumer(self._database, self._background, subscription, self._options, ack))
-
-    def reset_group(
-        self,
-        topic: str,
-        group: str,
-        to: ResetTo | None = None,
-        *,
-        shift_by: int | None = None,
-        partitions: Iterable[int] | None = None,
-        execute: bool = False,
-        force: bool = False,
-    ) -> list[PartitionReset]:
-        """Move a group, back to read again or on to skip, and return what changes in each partition, in order.
-
-        Only a preview, unless told to *execute*. *to* is ``earliest``, ``latest``, an aware datetime (the first message
-        since then), a timedelta (so long ago by the database's clock), or a mapping of partitions to offsets; or else
-        *shift_by* messages on, or back if less than 0, as far as the log goes. Other *partitions* stay where they are.
-
-        It is one transaction. What the group has set aside from its new position on comes again from the log, dead
-        letters too, and is forgotten. Raises GroupInUseError while members are alive, unless *force*: then they lose
-        those partitions, commit nothing of them any more, and go on at the new positions. Raises InvalidOffsetError,
-        UnknownTopicError, UnknownGroupError; DatabaseBusyError if a transaction that holds a partition does not end.
-        """
-        check_topic(topic)
-        check_group(group)
-        target = check_reset(to, shift_by)
-        chosen = None if partitions is None else [check_partition_number(number) for number in partitions]
-        if chosen is not None and isinstance(to, Mapping):
-            message = "A mapping of partitions to offsets says which partitions: leave partitions= out."
-            raise ValueError(message)
-        wanted = reset.ResetRequest(topic, group, target, chosen)
-        if not execute:
-            return self._read(lambda conn, dialect: reset.preview(conn, dialect, wanted))
-        self._database.check_outside_block("reset a group")
-        done = self._write(lambda conn, dialect: reset.reset(conn, dialect, wanted, force=force))
-        self._background.recheck_group_soon(done.group_id)
-        self._announce(done.topic_id)
-        return done.changes
-
-    def cancel_delayed(self, *ids: int, session: SessionLike | None = None) -> list[int]:
-        """Take delayed messages back, and return the ids of those that are taken back.
-
-        Any other is in the log already, or was never there: each is either cancelled or delivered, never both. With a
-        *session*, as in ``Producer.produce``, in its transaction: they wait on if that is rolled back.
-        """
-        wanted = check_ids(ids)
-        self._check_open()
-        if session is None:
-            cancelled = self._write(lambda conn, dialect: staging.cancel(conn, dialect, wanted))
-        else:
-            self._database.prepare()
-            cancelled = outbox.cancel(session, self._database, wanted)
-        return [id_ for id_ in wanted if id_ in cancelled]
-
-    def parked(self, topic: str, group: str) -> Parked:
-        """What the group *group_id* has set aside of *topic*: to look at, retry, discard, copy.
-
-        Asks nothing by itself; its methods raise UnknownTopicError or UnknownGroupError.
-        """
-        check_topic(topic)
-        check_group(group)
-        return Parked(
-            self._read,
-            self._write,
-            topic,
-            group,
-            self._find_or_create,
-            self._announce,
-            self._clock.random,
-            max_message_bytes=self._options.max_message_bytes,
-        )
 
     def observe(self, observer: Observer | None) -> None:
         """Have *observer* stand around what is sent and handled from now on; None for nobody. There is one at a time.
@@ -369,11 +255,11 @@ class MQ(Looking):
 
     def __repr__(self) -> str:
         schema = f", schema {self.schema!r}" if self.schema else ""
-        return f"<MQ on {self._database.where}{schema}{' (closed)' if self._closed else ''}>"
+        return f"<MQ on {self._database.where}{schema}{' (closed)' if self._access.closed else ''}>"
 
     def _close(self) -> None:
         with self._keeping:
-            self._closed = True
+            self._access.close()
         self._database.watchdog.shorten()
         errors: list[Exception] = []
         for one in self._made:
@@ -406,46 +292,12 @@ class MQ(Looking):
 
     def _keep(self, made: Made) -> Made:
         with self._keeping:
-            if not self._closed:
+            if not self._access.closed:
                 self._made = [one for one in self._made if not one.closed]
                 self._made.append(made)
                 return made
         made.close()
         raise MQClosedError
-
-    def _find_or_create(self, name: str) -> Topic:
-        check_topic(name)
-        try:
-            return self._read(lambda conn, dialect: admin_topics.find_topic(conn, dialect, name))
-        except UnknownTopicError:
-            if not self._options.create_topics:
-                raise
-        self.create_topic(name, self._options.default_partitions)
-        return self._read(lambda conn, dialect: admin_topics.find_topic(conn, dialect, name))
-
-    def _hears_notices(self) -> bool:
-        return not self._notifies or can_receive(self._database)
-
-    def _read(self, flow: Callable[[Connection, Dialect], T]) -> T:
-        with self._while_open():
-            return self._database.read(flow)
-
-    def _write(self, flow: Callable[[Connection, Dialect], T]) -> T:
-        with self._while_open():
-            return self._database.write(flow)
-
-    @contextlib.contextmanager
-    def _while_open(self) -> Iterator[None]:
-        self._check_open()
-        try:
-            yield
-        except DatabaseUnavailableError:
-            self._check_open()  # closed meanwhile, by another thread
-            raise
-
-    def _check_open(self) -> None:
-        if self._closed:
-            raise MQClosedError
 
 
 def _member_name(clock: Clock) -> str:

@@ -83,14 +83,14 @@ class Collector(BaseCollector):
         return families.values()
 
     def _fill(self, families: dict[str, Metric]) -> None:
-        for topic in self._mq.topics() if self._topics is None else self._topics:
+        for topic in self._mq.admin.topics() if self._topics is None else self._topics:
             try:
-                described, evictions = self._mq.describe_topic(topic), self._mq.evictions(topic)
+                described, evictions = self._mq.admin.describe_topic(topic), self._mq.admin.evictions(topic)
             except UnknownTopicError:
                 continue  # deleted meanwhile, or not made yet
             _tell_topic(families, described)
             _tell_evictions(families, topic, evictions)
-        for lag in self._mq.lag():
+        for lag in self._mq.admin.lag():
             if self._topics is None or lag.topic in self._topics:
                 _tell_lag(families, lag)
 

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 async def log_of(mq: AsyncMQ, topic: str = "orders") -> dict[ProducerResult, bytes]:
     """All that is in the log, by its place. Works at once, or the database is locked."""
     end = await (await mq.producer(topic)).produce_with_partition(Message(b"end"), 0, timeout=PATIENCE_SECONDS)
-    count = (await mq.describe_topic(topic)).messages
+    count = (await mq.admin.describe_topic(topic)).messages
     log: dict[ProducerResult, bytes] = {}
     async with await mq.consumer(topic, f"reader-{random.random()}") as reader:
         while len(log) < count:
@@ -120,7 +120,7 @@ async def test_a_cancelled_consumer_skips_nothing(mq: AsyncMQ, method: str) -> N
     await consumer.commit()
     assert set(received) == {*sent, b"end"}
     assert consumer._sync._buffer._in_flight == {}
-    assert (await mq.describe_group("orders", "billing")).lag == 0
+    assert (await mq.admin.describe_group("orders", "billing")).lag == 0
     await log_of(mq)
 
 
@@ -131,11 +131,11 @@ async def _poll(consumer: AsyncConsumer, seconds: float) -> list[Message]:
 async def test_a_call_on_the_mq_that_is_cancelled_leaves_nothing_behind(mq: AsyncMQ) -> None:
     async def make_and_use() -> None:
         await mq.create_topic("orders")
-        await mq.describe_topic("orders")
+        await mq.admin.describe_topic("orders")
         async with await mq.producer("orders") as producer, await mq.consumer("orders", "billing") as consumer:
             await producer.produce(Message(b""))
             await consumer.poll(timeout=0)
-        await mq.describe_group("orders", "billing")
+        await mq.admin.describe_group("orders", "billing")
         await mq.delete_topics("orders")
 
     async for _result in cancelled_everywhere(make_and_use):
@@ -171,7 +171,7 @@ async def test_what_is_closed_by_a_cancelled_task_is_closed(make_mq: MakeAsyncMQ
         await mq.close()
         await prepare()
 
-    assert (await made[-1][0].describe_topic("orders")).messages >= len(made) - 1
+    assert (await made[-1][0].admin.describe_topic("orders")).messages >= len(made) - 1
 
 
 async def test_tasks_that_are_cancelled_at_any_moment_lose_nothing(mq: AsyncMQ) -> None:

@@ -57,7 +57,7 @@ async def test_a_delayed_message_is_stored_when_its_transaction_has_committed(
     async with transaction(shop.engine) as session:
         delayed = await remind(shop, session, "a")
 
-    assert await shop.mq.delayed("events") == [delayed]
+    assert await shop.mq.admin.delayed("events") == [delayed]
     assert shop.orders == ["a"]
 
 
@@ -73,7 +73,7 @@ async def test_a_delayed_message_is_gone_when_its_transaction_failed(
     async with transaction(shop.engine) as session:
         kept = await remind(shop, session, "b")
 
-    assert await shop.mq.delayed("events") == [kept]
+    assert await shop.mq.admin.delayed("events") == [kept]
     assert shop.orders == ["b"]
 
 
@@ -84,15 +84,15 @@ async def test_all_ways_to_produce_and_to_cancel_take_a_session(shop: AsyncShop)
         many = await shop.producer.produce_many(messages, delay_seconds=LONG, session=session)
         async with session.begin_nested() as savepoint:
             await shop.producer.produce(Message(b"lost"), deliver_at=FUTURE, session=session)
-            await shop.mq.cancel_delayed(many[0].id, session=session)
+            await shop.mq.admin.cancel_delayed(many[0].id, session=session)
             await savepoint.rollback()
-        assert await shop.mq.cancel_delayed(many[1].id, 999, session=session) == [many[1].id]
+        assert await shop.mq.admin.cancel_delayed(many[1].id, 999, session=session) == [many[1].id]
 
-    assert await shop.mq.delayed("events") == [many[0], many[2], placed]
+    assert await shop.mq.admin.delayed("events") == [many[0], many[2], placed]
     async with AsyncSession(shop.engine) as session:
-        await shop.mq.cancel_delayed(many[0].id, session=session)
+        await shop.mq.admin.cancel_delayed(many[0].id, session=session)
         await session.rollback()
-    assert await shop.mq.delayed("events") == [many[0], many[2], placed]
+    assert await shop.mq.admin.delayed("events") == [many[0], many[2], placed]
 
 
 async def test_who_stores_it_moves_it_after_the_commit(shop: AsyncShop) -> None:
@@ -109,10 +109,10 @@ async def test_a_handler_delays_and_cancels_in_the_transaction_of_its_messages(s
         async with consumer.transaction(timeout=10) as tx:
             first = await shop.producer.produce(Message(b"a"), delay_seconds=LONG, session=tx.session)
             second = await shop.producer.produce(Message(b"b"), delay_seconds=LONG, session=tx.connection)
-            assert await shop.mq.cancel_delayed(first.id, session=tx.session) == [first.id]
+            assert await shop.mq.admin.cancel_delayed(first.id, session=tx.session) == [first.id]
             assert len(tx.messages) == 1
 
-    assert await shop.mq.delayed("events") == [second]
+    assert await shop.mq.admin.delayed("events") == [second]
 
 
 @POSTGRES
@@ -122,9 +122,9 @@ async def test_autocommit_is_refused(shop: AsyncShop) -> None:
         with pytest.raises(SessionError, match="AUTOCOMMIT"):
             await shop.producer.produce(Message(b""), delay_seconds=LONG, session=connection)
         with pytest.raises(SessionError, match="AUTOCOMMIT"):
-            await shop.mq.cancel_delayed(1, session=connection)
+            await shop.mq.admin.cancel_delayed(1, session=connection)
 
-    assert await shop.mq.delayed("events") == []
+    assert await shop.mq.admin.delayed("events") == []
 
 
 async def test_sessions_that_block_are_refused(shop: AsyncShop) -> None:
@@ -133,10 +133,10 @@ async def test_sessions_that_block_are_refused(shop: AsyncShop) -> None:
     with pytest.raises(TypeError, match="are for a Producer"):
         await shop.producer.produce(Message(b""), delay_seconds=LONG, session=blocking)
     with pytest.raises(TypeError, match="are for a Producer"):
-        await shop.mq.cancel_delayed(1, session=blocking)
+        await shop.mq.admin.cancel_delayed(1, session=blocking)
     blocking.close()
 
-    assert await shop.mq.delayed("events") == []
+    assert await shop.mq.admin.delayed("events") == []
 
 
 async def test_a_topic_that_is_gone_is_told_at_once(shop: AsyncShop) -> None:
@@ -158,7 +158,7 @@ async def test_a_task_that_is_cancelled_leaves_a_message_stored_or_not_and_nothi
     async for _result in cancelled_everywhere(delay):
         pass
 
-    waiting = await shop.mq.delayed("events")
+    waiting = await shop.mq.admin.delayed("events")
     assert stored
     assert {one.id for one in stored} <= {one.id for one in waiting}
     assert len(waiting) == len({one.id for one in waiting})

@@ -12,6 +12,8 @@ from sqlalchemy.ext.asyncio import create_async_engine
 
 from sqlmq import (
     MQ,
+    Admin,
+    AsyncAdmin,
     AsyncConsumer,
     AsyncMQ,
     AsyncParked,
@@ -23,7 +25,6 @@ from sqlmq import (
     Producer,
     Transaction,
 )
-from sqlmq.admin.inspection import Looking
 from sqlmq.background.heartbeat import Keeper
 from sqlmq.errors import InvalidURLError, MQClosedError
 from tests.contract.waiting import PATIENCE_SECONDS
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 
 PAIRS = [
     (MQ, AsyncMQ),
+    (Admin, AsyncAdmin),
     (Producer, AsyncProducer),
     (Consumer, AsyncConsumer),
     (Transaction, AsyncTransaction),
@@ -44,6 +46,7 @@ NOT_AWAITED = {
     "transaction": "it gives what is awaited by `async with`",
     "stop": "it waits for nothing",
     "parked": "it waits for nothing",
+    "tail": "it gives an iterator, of which each step is awaited",
     "observe": "it waits for nothing",
 }
 AWAITED_PROTOCOLS = {"__enter__": "__aenter__", "__exit__": "__aexit__", "__iter__": "__aiter__"}
@@ -54,6 +57,8 @@ RETURNS = {
     "Iterator[Message]": "AsyncIterator[Message]",
     "Transaction": "AsyncTransaction",
     "Parked": "AsyncParked",
+    "Admin": "AsyncAdmin",
+    "Tail": "AsyncTail",
     "Session": "AsyncSession",
     "Connection": "AsyncConnection",
 }
@@ -68,10 +73,9 @@ SESSIONS = {
 
 def members(kind: type) -> dict[str, object]:
     internal = set(vars(Keeper)) if kind is Consumer else set()
-    everything = {**vars(Looking), **vars(kind)} if kind is MQ else vars(kind)
     return {
         name: member
-        for name, member in everything.items()
+        for name, member in vars(kind).items()
         if name not in internal and (not name.startswith("_") or name in AWAITED_PROTOCOLS)
     }
 
@@ -144,7 +148,7 @@ async def test_it_is_made_from_a_url(database: DatabaseUnderTest) -> None:
         assert await works(mq)
 
     with pytest.raises(MQClosedError):
-        await mq.topics()
+        await mq.admin.topics()
 
 
 @pytest.mark.parametrize(

@@ -93,7 +93,7 @@ async def test_a_task_that_is_cancelled_lets_the_message_in_hand_be_finished(mq:
 
     assert handled == [b"0"]
     assert consumer.closed
-    described = await mq.describe_group("orders", "billing")
+    described = await mq.admin.describe_group("orders", "billing")
     assert described.partitions[0].position == 1
 
 
@@ -113,7 +113,7 @@ async def test_a_handler_that_does_not_end_is_cancelled(mq: AsyncMQ) -> None:
     await consumer.run(handler, stop_seconds=0.05, handle_signals=False)
 
     await asyncio.wait_for(cancelled.wait(), PATIENCE_SECONDS)
-    described = await mq.describe_group("orders", "billing")
+    described = await mq.admin.describe_group("orders", "billing")
     assert described.partitions[0].position == 0
 
 

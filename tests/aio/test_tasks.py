@@ -32,7 +32,7 @@ async def send(mq: AsyncMQ, count: int) -> None:
 
 
 async def position(mq: AsyncMQ) -> int:
-    (partition,) = (await mq.describe_group("orders", "billing")).partitions
+    (partition,) = (await mq.admin.describe_group("orders", "billing")).partitions
     return partition.position
 
 

@@ -81,7 +81,7 @@ def effects(engine: Engine) -> list[tuple[int, int]]:
 
 
 async def positions(mq: AsyncMQ) -> list[int]:
-    return [partition.position for partition in (await mq.describe_group("orders", "billing")).partitions]
+    return [partition.position for partition in (await mq.admin.describe_group("orders", "billing")).partitions]
 
 
 async def waits(consumer: AsyncConsumer, task: asyncio.Task[Any]) -> None:

@@ -62,7 +62,7 @@ def test_a_delay_is_typed_with_its_unit(sqlmq: Sqlmq, mq: MQ, typed: str, second
 def test_a_moment_is_typed_with_its_offset(sqlmq: Sqlmq, mq: MQ, typed: str) -> None:
     sqlmq("produce", "orders", "--deliver-at", typed, stdin="later\n")
 
-    assert [one.deliver_at for one in mq.delayed("orders")] == [FUTURE]
+    assert [one.deliver_at for one in mq.admin.delayed("orders")] == [FUTURE]
 
 
 def test_messages_for_later_arrive_as_others_do(sqlmq: Sqlmq, mq: MQ, staged: Staged) -> None:
@@ -70,7 +70,7 @@ def test_messages_for_later_arrive_as_others_do(sqlmq: Sqlmq, mq: MQ, staged: St
     sqlmq("produce", "orders", *options, stdin="a:1\nb:2\na:3\n")
     sqlmq("produce", "orders", "--deliver-at", "2100-01-01T00:00:00Z", "--partition", "2", stdin="4\n5\n")
     sqlmq("produce", "orders", "--delay", "1d", "--partition", "1", stdin="6\n")
-    waiting = mq.delayed("orders")
+    waiting = mq.admin.delayed("orders")
     staged.make_due()
 
     received = receive(mq.consumer("orders", "readers"), 6)
@@ -101,7 +101,7 @@ def test_what_is_no_time_is_refused(sqlmq: Sqlmq, mq: MQ, options: tuple[str, ..
 
     assert result.exit_code == 2
     assert complaint in result.stderr
-    assert mq.topics() == []
+    assert mq.admin.topics() == []
 
 
 # --- Listed and cancelled ---
@@ -157,7 +157,7 @@ def test_messages_are_cancelled_by_id(sqlmq: Sqlmq, mq: MQ) -> None:
 
     assert result.exit_code == 0
     assert result.stdout == (f"Cancelled message {first.id}.\nMessage 777 does not wait: delivered, or never there.\n")
-    assert mq.delayed("orders") == [second]
+    assert mq.admin.delayed("orders") == [second]
     assert lines(sqlmq("delayed", "cancel", str(second.id), str(first.id), "--json").stdout) == [
         {"id": second.id, "cancelled": True},
         {"id": first.id, "cancelled": False},

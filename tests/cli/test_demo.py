@@ -110,7 +110,7 @@ def test_the_demo_runs_in_a_database_of_ones_own_and_leaves_nothing_there(databa
     done = subprocess.run([*DEMO, *where], capture_output=True, text=True, check=False, timeout=110)
 
     with MQ(database.url, schema=database.schema) as mq:
-        topics = mq.topics()
+        topics = mq.admin.topics()
     assert done.returncode == 0, done.stdout + done.stderr
     assert "Nothing was lost" in done.stdout
     assert topics == []

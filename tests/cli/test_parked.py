@@ -134,7 +134,7 @@ def test_a_value_cannot_move_the_cursor_and_bytes_are_shown_in_base64(sqlmq: Sql
 def test_blocked_keys_are_listed(sqlmq: Sqlmq, mq: MQ, shift: Shift) -> None:
     produce(mq, "a:bad", "a:behind", "b:bad")
     with shift.running(Handler(b"bad"), retry=MUCH_LATER):
-        until(lambda: len(mq.parked("orders", "billing").list("waiting")) == 3, "all set aside")
+        until(lambda: len(mq.admin.parked("orders", "billing").list("waiting")) == 3, "all set aside")
 
     as_json = rows(sqlmq("parked", "keys", *OF_BILLING, "--json"))
     page = sqlmq("parked", "keys", *OF_BILLING, "--limit", "1")
@@ -156,20 +156,20 @@ def test_what_is_retried_waits_again(sqlmq: Sqlmq, mq: MQ) -> None:
 
     assert retried.stdout == "2 messages to be tried again.\n"
     assert rows(again) == [{"retried": 1}]
-    assert len(mq.parked("orders", "billing").list("waiting")) == 3
+    assert len(mq.admin.parked("orders", "billing").list("waiting")) == 3
 
 
 @pytest.mark.usefixtures("letters")
 def test_messages_are_discarded_only_after_a_yes(sqlmq: Sqlmq, mq: MQ) -> None:
     refused = sqlmq("parked", "discard", *OF_BILLING, "--all")
-    left = len(mq.parked("orders", "billing").list())
+    left = len(mq.admin.parked("orders", "billing").list())
 
     discarded = sqlmq("parked", "discard", *OF_BILLING, "--all", "--yes")
 
     assert (refused.exit_code, left) == (2, 3)
     assert "--yes" in refused.stderr
     assert discarded.stdout == "3 messages discarded.\n"
-    assert mq.parked("orders", "billing").list() == []
+    assert mq.admin.parked("orders", "billing").list() == []
 
 
 @pytest.mark.usefixtures("letters")
@@ -183,8 +183,8 @@ def test_messages_are_copied_and_moved(sqlmq: Sqlmq, mq: MQ) -> None:
     assert [(row["topic"], row["partition"], row["offset"]) for row in copied] == [("failed", 0, 0), ("failed", 0, 1)]
     assert unasked.exit_code == 2
     assert moved.stdout == "3 messages moved to 'failed'.\n"
-    assert mq.describe_topic("failed").messages == 5
-    assert mq.parked("orders", "billing").list() == []
+    assert mq.admin.describe_topic("failed").messages == 5
+    assert mq.admin.parked("orders", "billing").list() == []
 
 
 @pytest.mark.parametrize("command", [("retry", "orders"), ("discard", "orders"), ("copy", "orders", "failed")])

@@ -33,7 +33,7 @@ def read(mq: MQ) -> MQ:
 
 
 def positions(mq: MQ) -> list[int]:
-    return [partition.position for partition in mq.describe_group("orders", "billing").partitions]
+    return [partition.position for partition in mq.admin.describe_group("orders", "billing").partitions]
 
 
 def test_a_preview_is_shown_and_changes_nothing(sqlmq: Sqlmq, read: MQ) -> None:
@@ -80,9 +80,9 @@ def test_positions_are_read_from_a_file(sqlmq: Sqlmq, read: MQ, tmp_path: Path, 
 
 
 def test_what_describe_prints_brings_a_group_back(sqlmq: Sqlmq, read: MQ) -> None:
-    read.reset_group("orders", "billing", {0: 3, 1: 4}, execute=True)
+    read.admin.reset_group("orders", "billing", {0: 3, 1: 4})
     kept = sqlmq("groups", "describe", "billing", "--json").stdout
-    read.reset_group("orders", "billing", "latest", execute=True)
+    read.admin.reset_group("orders", "billing", "latest")
 
     one = sqlmq(*BILLING, "--from-file", "-", "--partition", "1", "--execute", stdin=kept)
     assert positions(read) == [10, 4], one.stderr

@@ -24,7 +24,7 @@ def test_a_topic_is_made_with_what_it_keeps(sqlmq: Sqlmq, make_mq: MakeMQ) -> No
         "keeps messages for 7 days, up to 1,610,612,736 bytes in a partition, up to 1,000 messages in a partition; and "
         "longer what groups still need, for 30 days at the most.\n"
     )
-    assert make_mq().describe_topic("orders").retention == Retention(
+    assert make_mq().admin.describe_topic("orders").retention == Retention(
         7 * DAY, 1_610_612_736, 1_000, protect_max_seconds=30 * DAY, group_expiry_seconds=DAY / 2
     )
 
@@ -58,7 +58,7 @@ def test_limits_are_taken_away_only_if_that_is_said(sqlmq: Sqlmq, make_mq: MakeM
 
     assert (forgotten.exit_code, both.exit_code, said.exit_code) == (2, 2, 0)
     assert said.stdout == "Topic 'orders' keeps everything.\n"
-    assert make_mq().describe_topic("orders").retention == Retention()
+    assert make_mq().admin.describe_topic("orders").retention == Retention()
 
 
 @pytest.mark.parametrize(

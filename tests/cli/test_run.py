@@ -151,7 +151,7 @@ def start(sqlmq_process: SqlmqProcess, shop: Path, handler: str, *options: str) 
 
 
 def lag(mq: MQ) -> int:
-    return mq.describe_group("orders", "billing").lag
+    return mq.admin.describe_group("orders", "billing").lag
 
 
 def send_twice(process: subprocess.Popen[bytes], number: signal.Signals) -> None:
@@ -327,7 +327,7 @@ def test_a_first_signal_lets_the_handler_finish_and_commits(
     assert process.returncode == 0, errors
     assert handled(shop) == ["a"]
     assert lag(mq) == 1
-    assert mq.describe_group("orders", "billing").members == ()
+    assert mq.admin.describe_group("orders", "billing").members == ()
     assert b"1 message handled" in errors
 
 
@@ -346,7 +346,7 @@ def test_a_second_signal_does_not_wait_for_the_handler(
 
     assert process.returncode == 128 + number, errors
     assert lag(mq) == 1
-    assert mq.describe_group("orders", "billing").members == ()
+    assert mq.admin.describe_group("orders", "billing").members == ()
 
 
 @sends_signals
@@ -406,9 +406,9 @@ def start_two(sqlmq_process: SqlmqProcess, mq: MQ, shop: Path, handler: str, *op
     process = start(sqlmq_process, shop, handler, "--processes", "2", *options)
 
     def is_shared() -> bool:
-        if "billing" not in mq.groups("orders"):
+        if "billing" not in mq.admin.groups("orders"):
             return False
-        owners = [partition.owner for partition in mq.describe_group("orders", "billing").partitions]
+        owners = [partition.owner for partition in mq.admin.describe_group("orders", "billing").partitions]
         return None not in owners and len(set(owners)) == 2
 
     until(is_shared, "two members to share the partitions")
@@ -431,7 +431,7 @@ def test_several_processes_share_the_partitions_and_end_together(
     assert len(children) == 2
     assert process.pid not in children
     assert sorted(handled(shop), key=int) == [str(number) for number in range(40)]
-    assert mq.describe_group("orders", "billing").members == ()
+    assert mq.admin.describe_group("orders", "billing").members == ()
     assert not any(map(is_alive, children))
 
 
@@ -476,7 +476,7 @@ def test_no_process_is_left_when_the_one_that_watches_them_is_killed(
     process.kill()
 
     until(lambda: not any(map(is_alive, pids(shop))), "the processes to end")
-    until(lambda: mq.describe_group("orders", "billing").members == (), "them to have left in good order")
+    until(lambda: mq.admin.describe_group("orders", "billing").members == (), "them to have left in good order")
 
 
 @sends_signals

@@ -161,7 +161,10 @@ def test_a_new_user_finds_a_stuck_consumer_its_reason_and_its_remedy_with_three_
     )
     sqlmq_process(*serve, cwd=tmp_path)
     mq = make_mq()
-    until(lambda: "billing" in mq.groups("orders") and bool(mq.parked("orders", "billing").list("stopped")), "a stop")
+    until(
+        lambda: "billing" in mq.admin.groups("orders") and bool(mq.admin.parked("orders", "billing").list("stopped")),
+        "a stop",
+    )
 
     # 1. Who is stuck?
     (lag,) = [json.loads(line) for line in sqlmq("lag", "--json").stdout.splitlines()]
@@ -175,4 +178,4 @@ def test_a_new_user_finds_a_stuck_consumer_its_reason_and_its_remedy_with_three_
     # 3. Do it.
     done = sqlmq(*shlex.split(discard), "--yes")
     assert done.exit_code == 0
-    until(lambda: mq.describe_group("orders", "billing").lag == 0, "the group to get on")
+    until(lambda: mq.admin.describe_group("orders", "billing").lag == 0, "the group to get on")

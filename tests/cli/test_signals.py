@@ -49,7 +49,7 @@ def test_a_consumer_that_is_told_to_stop_commits_what_it_wrote_and_leaves_at_onc
     began = time.monotonic()
     _, errors = process.communicate(timeout=20)
 
-    group = mq.describe_group("orders", "readers")
+    group = mq.admin.describe_group("orders", "readers")
     assert time.monotonic() - began < 5
     assert process.returncode == exit_code
     assert b"Traceback" not in errors
@@ -68,7 +68,7 @@ def test_a_consumer_stops_at_once_when_nobody_reads_what_it_writes(sqlmq_process
     process.send_signal(signal.SIGTERM)
     process.wait(timeout=20)
 
-    group = mq.describe_group("orders", "readers")
+    group = mq.admin.describe_group("orders", "readers")
     assert process.returncode == 143
     assert (group.lag, group.members) == (200, ())
 
@@ -86,7 +86,7 @@ def test_a_reader_who_goes_away_ends_the_consumer_quietly_and_the_rest_is_not_co
     process.wait(timeout=20)
 
     assert process.stderr is not None
-    group = mq.describe_group("orders", "readers")
+    group = mq.admin.describe_group("orders", "readers")
     assert process.stderr.read() == b"0 messages consumed.\n"
     assert process.returncode == 0
     assert (group.lag, group.members) == (200, ())
@@ -133,7 +133,7 @@ def test_a_producer_that_is_told_to_stop_says_how_much_it_sent(
     assert process.stderr is not None
     assert process.returncode == exit_code
     assert b"2 messages produced to 'orders'." in process.stderr.read()
-    assert sum(partition.end_offset for partition in mq.describe_topic(consumer.topic).partitions) == 2
+    assert sum(partition.end_offset for partition in mq.admin.describe_topic(consumer.topic).partitions) == 2
 
 
 def test_a_signal_that_interrupts_nothing_is_seen_all_the_same() -> None:

@@ -120,7 +120,7 @@ def _cancel(mq: MQ, journal: Journal, producer: Producer, name: str, step: Step)
     journal.write(STORED, names)
     if step is Step.CANCELLED:  # or the crash is to undo it
         journal.write(CANCELLING, names)
-    cancelled = mq.cancel_delayed(*[one.id for one in stored])
+    cancelled = mq.admin.cancel_delayed(*[one.id for one in stored])
     journal.write(CANCELLED, [one for one, message in zip(names, stored, strict=True) if message.id in cancelled])
 
 

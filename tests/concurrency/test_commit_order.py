@@ -228,7 +228,7 @@ def test_transactions_to_several_partitions_in_opposite_orders_do_not_deadlock(m
         results = [threads.submit(write, thread) for thread in range(8)]
         written = sum(result.result(PATIENCE_SECONDS * 4) for result in results)
 
-    assert written == mq.describe_topic("orders").messages == 2_000 * len(keys)
+    assert written == mq.admin.describe_topic("orders").messages == 2_000 * len(keys)
 
 
 def number_of_deadlocks(connection: Connection) -> int:
@@ -291,4 +291,4 @@ def test_an_engine_with_another_isolation_level_is_used_in_read_committed(
     engine.dispose()
 
     assert still == level
-    assert expected.describe_topic("orders").messages == 40
+    assert expected.admin.describe_topic("orders").messages == 40

@@ -61,7 +61,7 @@ class Unreliable:
 
 def decide(mq: MQ, handler: Unreliable, chance: random.Random) -> None:
     """Retry or discard some of what is parked, until enough was decided."""
-    parked = mq.parked(*GROUP)
+    parked = mq.admin.parked(*GROUP)
     decided = 0
     while decided < DECISIONS:
         for one in chance.sample(found := parked.list(), min(3, len(found))):
@@ -71,7 +71,7 @@ def decide(mq: MQ, handler: Unreliable, chance: random.Random) -> None:
             elif parked.discard(*one.place):
                 handler.discarded.add(one.place)
             handler.decided.set()
-        if not found and mq.describe_group(*GROUP).lag == 0:
+        if not found and mq.admin.describe_group(*GROUP).lag == 0:
             break
 
 
@@ -103,8 +103,11 @@ def test_each_message_is_done_once_or_discarded_and_each_key_stays_in_order(
     try:
         decide(mq, handler, random.Random(seed))
         handler.is_repaired = True
-        mq.parked(*GROUP).retry(everything=True)
-        until(lambda: mq.describe_group(*GROUP).lag == 0 and not mq.parked(*GROUP).list(), "everything is done")
+        mq.admin.parked(*GROUP).retry(everything=True)
+        until(
+            lambda: mq.admin.describe_group(*GROUP).lag == 0 and not mq.admin.parked(*GROUP).list(),
+            "everything is done",
+        )
     finally:
         consumer.stop()
         run.join()

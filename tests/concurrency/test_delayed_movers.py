@@ -85,7 +85,7 @@ def test_what_becomes_due_while_a_mover_waits_has_no_timestamp_from_before(
         moving.result(PATIENCE_SECONDS)
         look_now(mq)
 
-    (message,) = mq.tail("orders", last=1, timeout=0)
+    (message,) = mq.admin.tail("orders", last=1, timeout=0)
     assert message.timestamp is not None
     assert message.timestamp >= delayed.deliver_at
 
@@ -116,14 +116,14 @@ def test_a_message_is_cancelled_or_moved_and_never_both(
             if chosen.random() < 0.3:
                 # Held for a while, rolled back now and then.
                 with Session(canceller.engine) as session:
-                    found = canceller.cancel_delayed(*some, session=session)
+                    found = canceller.admin.cancel_delayed(*some, session=session)
                     if chosen.random() < 0.5:
                         session.rollback()
                     else:
                         session.commit()
                         cancelled.extend(found)
             else:
-                cancelled.extend(canceller.cancel_delayed(*some))
+                cancelled.extend(canceller.admin.cancel_delayed(*some))
 
     orders = [chosen.sample(ids, len(ids)) for _ in cancellers]
     at_once(
@@ -174,17 +174,17 @@ def test_whatever_is_done_each_message_waits_or_is_in_the_log_or_was_cancelled(
                 for move in moves:
                     move.result(PATIENCE_SECONDS)
                 look_now(movers[0])
-                gone = set(waiting) - {one.id for one in mq.delayed("orders")}
+                gone = set(waiting) - {one.id for one in mq.admin.delayed("orders")}
                 expected |= {waiting.pop(id_) for id_ in gone}
-                assert all(one.deliver_at > PAST for one in mq.delayed("orders"))
+                assert all(one.deliver_at > PAST for one in mq.admin.delayed("orders"))
             elif act.kind == "cancel":
                 wanted = sorted(waiting)[: act.number]
-                assert mq.cancel_delayed(*wanted) == wanted
+                assert mq.admin.cancel_delayed(*wanted) == wanted
                 for id_ in wanted:
                     del waiting[id_]
             else:
                 waiting |= _store(act.kind, producer, names, engine)
-        assert {one.id for one in mq.delayed("orders")} == set(waiting)
+        assert {one.id for one in mq.admin.delayed("orders")} == set(waiting)
         assert len(staged) == len(waiting)
         assert Counter(log(engine, database)) == Counter(expected)
 

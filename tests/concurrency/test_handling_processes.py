@@ -169,7 +169,7 @@ def test_a_signal_lets_the_message_in_hand_be_finished(
 
     assert process.exitcode == 0
     assert lines(journal) == [("tried", 0), ("handled", 0)]
-    (partition,) = mq.describe_group(TOPIC, GROUP).partitions
+    (partition,) = mq.admin.describe_group(TOPIC, GROUP).partitions
     assert partition.position == 1
     assert partition.owner is None
 
@@ -190,7 +190,7 @@ def test_a_second_signal_does_not_wait_for_the_handler(
 
     assert process.exitcode not in (0, None)
     assert lines(journal) == [("tried", 0)]
-    (partition,) = mq.describe_group(TOPIC, GROUP).partitions
+    (partition,) = mq.admin.describe_group(TOPIC, GROUP).partitions
     assert (partition.position, partition.owner) == (0, None)
 
 

@@ -93,6 +93,6 @@ def test_a_forked_child_moves_what_it_has_delayed_and_leaves_the_parents_to_the_
         return "moved"
 
     assert in_fork(child) == "moved"
-    assert shop.mq.delayed("events") == [parents]
+    assert shop.mq.admin.delayed("events") == [parents]
     shop.producer.produce(Message(b"parent", b"k"), delay_seconds=0.1)
     until(lambda: shop.events == ["child", "parent"], "the parent's message in the log")

@@ -106,7 +106,7 @@ def read_log(mq: MQ) -> Log:
     """Every partition's values, read by a new group, which reads everything and checks that no offset is missing."""
     log: Log = defaultdict(list)
     with mq.consumer(TOPIC, "checker") as consumer:
-        expected = mq.describe_topic(TOPIC).messages
+        expected = mq.admin.describe_topic(TOPIC).messages
         deadline = time.monotonic() + PATIENCE_SECONDS
         while sum(map(len, log.values())) < expected:
             assert time.monotonic() < deadline
@@ -143,7 +143,7 @@ def test_processes_and_threads_share_a_sqlite_file_without_one_locked_database(
     assert [trouble for story in stories for trouble in story.troubles if "locked" in trouble] == []
     with place.open() as mq:
         log = read_log(mq)
-        assert mq.describe_group(TOPIC, GROUP).lag == 0
+        assert mq.admin.describe_group(TOPIC, GROUP).lag == 0
     assert_that_everything_acknowledged_is_in(log, stories)
     delivered = [fact for story in stories for _, _, facts in story.polls for fact in facts]
     everything = [(p, o, value) for p, values in log.items() for o, value in enumerate(values)]
@@ -221,7 +221,7 @@ def end_calmly(processes: Processes, place: Place) -> None:
         while any(process.is_alive() for name, process in processes.running.items() if name.startswith("producer")):
             assert time.monotonic() < deadline
             pause.wait(0.05)
-        while mq.describe_group(TOPIC, GROUP).lag:
+        while mq.admin.describe_group(TOPIC, GROUP).lag:
             assert time.monotonic() < deadline, "the consumers do not catch up"
             pause.wait(0.05)
     for name, process in processes.running.items():
@@ -235,7 +235,7 @@ def drain(mq: MQ) -> Story:
     story = Story("drain")
     deadline = time.monotonic() + PATIENCE_SECONDS
     with mq.consumer(TOPIC, GROUP) as consumer:
-        while len(consumer.partitions) < PARTITIONS or mq.describe_group(TOPIC, GROUP).lag:
+        while len(consumer.partitions) < PARTITIONS or mq.admin.describe_group(TOPIC, GROUP).lag:
             assert time.monotonic() < deadline
             asked_at = time.monotonic()
             got = consumer.poll(timeout=0.1)

@@ -77,7 +77,7 @@ def finish(mq: MQ) -> None:
     """Handle what is left."""
     with mq.consumer(TOPIC, GROUP) as consumer:
         deadline = time.monotonic() + PATIENCE_SECONDS
-        while mq.describe_group(TOPIC, GROUP).lag:
+        while mq.admin.describe_group(TOPIC, GROUP).lag:
             assert time.monotonic() < deadline
             with consumer.transaction(timeout=0.1) as tx:
                 have_effects(tx)
@@ -90,7 +90,7 @@ def assert_that_effects_equal_messages(mq: MQ, engine: Engine) -> None:
             for row in connection.execute(text("SELECT partition_number, message_offset FROM effect ORDER BY id"))
         ]
         total = connection.execute(text("SELECT total FROM counter")).scalar_one()
-    sent = mq.describe_topic(TOPIC).partitions
+    sent = mq.admin.describe_topic(TOPIC).partitions
     for partition in sent:
         own = [offset for number, offset in effects if number == partition.partition]
         assert own == list(range(partition.end_offset))
@@ -109,7 +109,7 @@ def test_processes_that_die_at_any_step_have_each_effect_once(
 
     with place.open() as mq:
         while crashes < CRASHES:
-            if mq.describe_group(TOPIC, GROUP).lag < 50:
+            if mq.admin.describe_group(TOPIC, GROUP).lag < 50:
                 fill(mq, 60)
             while len(running) < AT_ONCE:
                 running.append(start(transacting.crash_somewhere, chosen.randrange(1 << 30)))
@@ -121,7 +121,7 @@ def test_processes_that_die_at_any_step_have_each_effect_once(
         for process in running:
             process.kill()
             process.join(PATIENCE_SECONDS)
-        handled = sum(one.position for one in mq.describe_group(TOPIC, GROUP).partitions)
+        handled = sum(one.position for one in mq.admin.describe_group(TOPIC, GROUP).partitions)
         finish(mq)
 
         assert handled > CRASHES / 10

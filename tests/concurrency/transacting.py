@@ -88,7 +88,7 @@ def handle(place: Place, threads: int, messages: int) -> None:
 
         def run() -> None:
             with mq.consumer(TOPIC, GROUP) as consumer:
-                while sum(one.position for one in mq.describe_group(TOPIC, GROUP).partitions) < messages:
+                while sum(one.position for one in mq.admin.describe_group(TOPIC, GROUP).partitions) < messages:
                     with consumer.transaction(7, timeout=0.1) as tx:
                         have_effects(tx)
 

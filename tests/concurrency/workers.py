@@ -193,7 +193,7 @@ def produce_and_consume(place: Place, journal_path: Path, threads: int, messages
                         journal.write(PRODUCED, result.partition, result.offset, value)
                     return
                 with mq.consumer(TOPIC, GROUP) as consumer:
-                    while mq.describe_group(TOPIC, GROUP).lag or not produced_everything(mq):
+                    while mq.admin.describe_group(TOPIC, GROUP).lag or not produced_everything(mq):
                         asked_at = time.monotonic()
                         got = consumer.poll(POLL_MESSAGES, timeout=0.1)
                         facts = [(message.partition, message.offset, message.value.decode()) for message in got]
@@ -202,7 +202,7 @@ def produce_and_consume(place: Place, journal_path: Path, threads: int, messages
                 journal.write(FAILED, f"{type(error).__name__}: {error}")
 
         def produced_everything(mq: MQ) -> bool:
-            return mq.describe_topic(TOPIC).messages >= messages * EVERY_PRODUCER
+            return mq.admin.describe_topic(TOPIC).messages >= messages * EVERY_PRODUCER
 
         running = [threading.Thread(target=run, args=(number,)) for number in range(threads)]
         for thread in running:

@@ -12,7 +12,7 @@ import threading
 from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any, Self, cast
 
-from sqlmq import AsyncConsumer, AsyncMQ, AsyncParked, AsyncProducer
+from sqlmq import AsyncAdmin, AsyncConsumer, AsyncMQ, AsyncParked, AsyncProducer
 from tests.contract.waiting import PATIENCE_SECONDS
 
 if TYPE_CHECKING:
@@ -20,8 +20,9 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from sqlmq import MQ, Message, ProducerResult, RunSummary
+    from sqlmq.aio.admin import AsyncTail
 
-Face = AsyncMQ | AsyncProducer | AsyncConsumer | AsyncParked
+Face = AsyncMQ | AsyncAdmin | AsyncProducer | AsyncConsumer | AsyncParked
 Call = tuple["Callable[[], Awaitable[Any]]", "Future[Any]"]
 
 
@@ -109,7 +110,7 @@ class Blocking:
         return self._blocking(member) if inspect.iscoroutinefunction(member) else member
 
     def __enter__(self) -> Self:
-        assert not isinstance(self._aio, AsyncParked)
+        assert not isinstance(self._aio, AsyncAdmin | AsyncParked)
         self._loop.run(self._aio.__aenter__)
         return self
 
@@ -117,7 +118,7 @@ class Blocking:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         aio = self._aio
-        assert not isinstance(aio, AsyncParked)
+        assert not isinstance(aio, AsyncAdmin | AsyncParked)
         self._loop.run(lambda: aio.__aexit__(kind, error, traceback))
 
     def __repr__(self) -> str:
@@ -134,23 +135,30 @@ class Blocking:
 class BlockingMQ(Blocking):
     _aio: AsyncMQ
 
-    def parked(self, topic: str, group_id: str) -> Blocking:
-        return wrapped(self._aio.parked(topic, group_id), self._loop)
+    @property
+    def admin(self) -> Blocking:
+        return wrapped(self._aio.admin, self._loop)
+
+
+class BlockingAdmin(Blocking):
+    _aio: AsyncAdmin
+
+    def parked(self, topic: str, group: str) -> Blocking:
+        return wrapped(self._aio.parked(topic, group), self._loop)
 
     def tail(self, topic: str, **options: Any) -> Iterator[Message]:
-        # What is wrong is said at the call, and from that moment on messages are seen.
-        return self._each(self._loop.run(lambda: self._aio.tail(topic, **options)))
+        tail = self._aio.tail(topic, **options)
+        # As the synchronous one does: what is wrong is raised at the call, and from that moment on messages are seen.
+        self._loop.run(tail._begin)
+        return self._each(tail)
 
-    def _each(self, iterator: Any) -> Iterator[Message]:
-        try:
-            while True:
-                try:
-                    message = self._loop.run(iterator.__anext__)
-                except StopAsyncIteration:
-                    return
-                yield message
-        finally:
-            self._loop.run(iterator.aclose)
+    def _each(self, tail: AsyncTail) -> Iterator[Message]:
+        while True:
+            try:
+                message = self._loop.run(tail.__anext__)
+            except StopAsyncIteration:
+                return
+            yield message
 
 
 class BlockingProducer(Blocking):
@@ -235,6 +243,7 @@ def blocking(aio: AsyncMQ, loop: Loop) -> MQ:
 def wrapped(aio: Face, loop: Loop) -> Blocking:
     kinds: dict[type, type[Blocking]] = {
         AsyncMQ: BlockingMQ,
+        AsyncAdmin: BlockingAdmin,
         AsyncProducer: BlockingProducer,
         AsyncConsumer: BlockingConsumer,
     }

@@ -53,11 +53,11 @@ class Shelf:
             connection.execute(update(tables.group).where(tables.group.c.name == group).values(created_at=at))
 
     def keep(self, retention: Retention) -> None:
-        self.mq.set_retention(self.topic, retention)
+        self.mq.admin.set_retention(self.topic, retention)
 
     def trim(self) -> int:
         """One round; return how many messages were deleted."""
-        return sum(trimmed.messages for trimmed in self.mq.apply_retention(self.topic))
+        return sum(trimmed.messages for trimmed in self.mq.admin.apply_retention(self.topic))
 
     def read(self, group: str, count: int) -> None:
         """Have *group* read and commit *count* messages, and leave."""
@@ -66,11 +66,11 @@ class Shelf:
 
     @property
     def start(self) -> int:
-        return self.mq.describe_topic(self.topic).partitions[0].start_offset
+        return self.mq.admin.describe_topic(self.topic).partitions[0].start_offset
 
     @property
     def end(self) -> int:
-        return self.mq.describe_topic(self.topic).partitions[0].end_offset
+        return self.mq.admin.describe_topic(self.topic).partitions[0].end_offset
 
     def stored(self) -> list[int]:
         """The offsets whose rows are there."""
@@ -92,7 +92,7 @@ class Shelf:
 
     def losses(self) -> list[tuple[str, str, int, int]]:
         """Which group has lost what, from where, up to where."""
-        return [(one.group, one.kind, one.start_offset, one.end_offset) for one in self.mq.evictions(self.topic)]
+        return [(one.group, one.kind, one.start_offset, one.end_offset) for one in self.mq.admin.evictions(self.topic)]
 
     @property
     def _is_mine(self) -> ColumnElement[bool]:

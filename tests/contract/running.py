@@ -70,4 +70,4 @@ def set_aside(mq: MQ) -> list[tuple[int, str, int]]:
 
 
 def position(mq: MQ, group: str = "billing") -> int:
-    return sum(partition.position for partition in mq.describe_group("orders", group).partitions)
+    return sum(partition.position for partition in mq.admin.describe_group("orders", group).partitions)

@@ -97,7 +97,7 @@ def everything_said(error: BaseException) -> str:
 def test_a_good_topic_name_is_taken(nowhere: MQ, name: str) -> None:
     nowhere.create_topic(name)
 
-    assert nowhere.topics() == [name]
+    assert nowhere.admin.topics() == [name]
 
 
 @pytest.mark.parametrize(
@@ -133,18 +133,30 @@ def test_a_good_topic_name_is_taken(nowhere: MQ, name: str) -> None:
     ids=ascii,
 )
 def test_a_bad_topic_name_is_refused_everywhere(nowhere: MQ, name: str) -> None:
-    for call in (nowhere.create_topic, nowhere.producer, nowhere.delete_topics, nowhere.describe_topic, nowhere.groups):
+    for call in (
+        nowhere.create_topic,
+        nowhere.producer,
+        nowhere.delete_topics,
+        nowhere.admin.describe_topic,
+        nowhere.admin.groups,
+    ):
         with pytest.raises(InvalidTopicError, match="2 to 50"):
             call(name)
     with pytest.raises(InvalidTopicError):
         nowhere.consumer(name, "billing")
 
-    assert nowhere.topics() == []
+    assert nowhere.admin.topics() == []
 
 
 @pytest.mark.parametrize("name", NOT_TEXT, ids=lambda name: type(name).__name__)
 def test_a_topic_name_that_is_no_text_is_refused(nowhere: MQ, name: Any) -> None:
-    for call in (nowhere.create_topic, nowhere.producer, nowhere.delete_topics, nowhere.describe_topic, nowhere.groups):
+    for call in (
+        nowhere.create_topic,
+        nowhere.producer,
+        nowhere.delete_topics,
+        nowhere.admin.describe_topic,
+        nowhere.admin.groups,
+    ):
         with pytest.raises(TypeError, match="must be str"):
             call(name)
 
@@ -153,7 +165,7 @@ def test_a_topic_name_that_is_no_text_is_refused(nowhere: MQ, name: Any) -> None
 def test_a_good_group_name_is_taken(nowhere: MQ, name: str) -> None:
     nowhere.consumer("orders", name)
 
-    assert nowhere.groups("orders") == [name]
+    assert nowhere.admin.groups("orders") == [name]
 
 
 @pytest.mark.parametrize(
@@ -163,7 +175,7 @@ def test_a_bad_group_name_is_refused_before_anything_is_made(nowhere: MQ, name: 
     with pytest.raises(InvalidGroupError, match="1 to 100"):
         nowhere.consumer("orders", name)
 
-    assert nowhere.topics() == []
+    assert nowhere.admin.topics() == []
 
 
 @pytest.mark.parametrize("name", NOT_TEXT, ids=lambda name: type(name).__name__)
@@ -185,7 +197,7 @@ def test_an_unknown_partitioner_is_refused(nowhere: MQ, name: Any) -> None:
     with pytest.raises(ValueError, match=r"no partitioner"):
         nowhere.create_topic("orders", partitioner=name)
 
-    assert nowhere.topics() == []
+    assert nowhere.admin.topics() == []
 
 
 @pytest.mark.parametrize("name", ["x" * 201, "a\x00b", "a\ud800b", 1, b"name"], ids=ascii)
@@ -209,7 +221,7 @@ def test_a_partition_the_topic_does_not_have_is_refused(mq: MQ, partition: int) 
     with pytest.raises(InvalidPartitionError):
         producer.submit(Message(b""), partition)
 
-    assert mq.describe_topic("orders").messages == 0
+    assert mq.admin.describe_topic("orders").messages == 0
 
 
 @pytest.mark.parametrize("partition", [True, 1.0, "1", b"1", math.nan, [1]], ids=repr)
@@ -234,7 +246,7 @@ def test_a_number_of_partitions_that_cannot_be_is_refused(nowhere: MQ, partition
     with pytest.raises(InvalidPartitionError, match="1 to 10,000"):
         nowhere.create_topic("orders", partitions)
 
-    assert nowhere.topics() == []
+    assert nowhere.admin.topics() == []
 
 
 @pytest.mark.parametrize("partitions", [None, True, 1.0, "3"], ids=repr)
@@ -253,7 +265,7 @@ def test_a_timeout_that_cannot_be_is_refused(nowhere: MQ, timeout: float) -> Non
     with pytest.raises(ValueError, match="timeout"):
         producer.produce(Message(b""), timeout=timeout)
 
-    assert nowhere.describe_topic("orders").messages == 0
+    assert nowhere.admin.describe_topic("orders").messages == 0
 
 
 @pytest.mark.parametrize("timeout", NOT_A_NUMBER, ids=lambda timeout: type(timeout).__name__)
@@ -307,7 +319,7 @@ def test_what_is_no_message_is_refused(nowhere: MQ, message: Any) -> None:
         with pytest.raises(TypeError, match=r"sqlmq\.Message"):
             call(message)
 
-    assert nowhere.describe_topic("orders").messages == 0
+    assert nowhere.admin.describe_topic("orders").messages == 0
 
 
 @pytest.mark.parametrize("part", ["value", "key", "headers"])
@@ -322,7 +334,7 @@ def test_a_part_of_exactly_the_allowed_size_is_taken(make_mq: MakeMQ, part: str)
 
     mq.producer("orders").produce(message[part])
 
-    assert mq.describe_topic("orders").messages == 1
+    assert mq.admin.describe_topic("orders").messages == 1
 
 
 @pytest.mark.parametrize("part", ["value", "key", "headers"])
@@ -342,7 +354,7 @@ def test_a_part_of_one_byte_too_many_is_refused_with_both_sizes(make_mq: MakeMQ,
         error = caught.value
         assert (error.part, error.size_bytes, error.max_message_bytes) == (part, 1_001, 1_000)
 
-    assert mq.describe_topic("orders").messages == 0
+    assert mq.admin.describe_topic("orders").messages == 0
 
 
 def test_headers_are_measured_in_bytes_not_in_characters(make_mq: MakeMQ) -> None:
@@ -368,7 +380,7 @@ def test_a_producer_goes_on_after_a_refused_message(mq: MQ) -> None:
 def test_sql_in_a_message_is_stored_as_it_is(
     mq: MQ, database: DatabaseUnderTest, connection: Connection, injection: str
 ) -> None:
-    mq.topics()
+    mq.admin.topics()
     before = tables(connection, database)
 
     raw = injection.encode()
@@ -376,7 +388,7 @@ def test_sql_in_a_message_is_stored_as_it_is(
     message = receive(mq.consumer("orders", "billing", name=injection), 1)[0]
 
     assert (message.value, message.key, message.headers) == (raw, raw, {injection: injection})
-    assert mq.describe_group("orders", "billing").members == (injection,)
+    assert mq.admin.describe_group("orders", "billing").members == (injection,)
     assert tables(connection, database) == before
 
 
@@ -392,7 +404,7 @@ def test_sql_in_a_name_changes_nothing(
     with pytest.raises(InvalidGroupError):
         mq.consumer("orders", injection)
 
-    assert (mq.topics(), mq.groups("orders")) == (["orders"], [])
+    assert (mq.admin.topics(), mq.admin.groups("orders")) == (["orders"], [])
     assert tables(connection, database) == before
 
 
@@ -427,7 +439,7 @@ def test_a_schema_that_cannot_be_is_refused(schema: Any, monkeypatch: pytest.Mon
     monkeypatch.setattr("sqlmq.database.retrying._RETRY_SECONDS", 0.1)
 
     with pytest.raises((SqlmqError, TypeError, ValueError)):
-        MQ("postgresql://nobody@127.0.0.1:1/nothing", schema=schema).topics()
+        MQ("postgresql://nobody@127.0.0.1:1/nothing", schema=schema).admin.topics()
 
 
 # --- URLs ---
@@ -507,28 +519,28 @@ def test_no_server_is_said_to_be_unavailable(monkeypatch: pytest.MonkeyPatch) ->
         MQ("postgresql://nobody@127.0.0.1:1/nothing") as mq,
         pytest.raises(DatabaseUnavailableError, match=r"127\.0\.0\.1"),
     ):
-        mq.topics()
+        mq.admin.topics()
 
 
 def test_a_missing_database_is_said_to_be_missing(postgres_url: str) -> None:
     url = make_url(postgres_url).set(database="sqlmq_no_such_database")
 
     with MQ(url) as mq, pytest.raises(DatabaseUnavailableError, match="Create the database"):
-        mq.topics()
+        mq.admin.topics()
 
 
 def test_a_refused_login_says_so(postgres_url: str) -> None:
     url = make_url(postgres_url).set(username="sqlmq_no_such_role", password=CANARY)
 
     with MQ(url) as mq, pytest.raises(DatabaseError) as caught:
-        mq.topics()
+        mq.admin.topics()
 
     assert isinstance(caught.value, PermissionDeniedError)
 
 
 def test_a_directory_is_no_sqlite_file(tmp_path: Path) -> None:
     with MQ(f"sqlite:///{tmp_path}") as mq, pytest.raises(DatabaseUnavailableError, match="directory"):
-        mq.topics()
+        mq.admin.topics()
 
 
 def test_a_file_in_a_missing_directory_cannot_be_opened(tmp_path: Path) -> None:
@@ -536,7 +548,7 @@ def test_a_file_in_a_missing_directory_cannot_be_opened(tmp_path: Path) -> None:
         MQ(f"sqlite:///{tmp_path / 'missing' / 'queue.db'}") as mq,
         pytest.raises(DatabaseUnavailableError, match="exist"),
     ):
-        mq.topics()
+        mq.admin.topics()
 
     assert list(tmp_path.iterdir()) == []
 
@@ -546,7 +558,7 @@ def test_a_file_that_is_no_database_is_refused_and_left_alone(tmp_path: Path) ->
     path.write_bytes(b"This is no database. " * 100)
 
     with MQ(f"sqlite:///{path}") as mq, pytest.raises(DatabaseDamagedError, match="not a database"):
-        mq.topics()
+        mq.admin.topics()
 
     assert path.read_bytes() == b"This is no database. " * 100
 
@@ -576,7 +588,7 @@ def test_no_error_repr_or_log_shows_the_password(
     def use() -> None:
         with MQ(url) as mq:
             shown.append(repr(mq))
-            mq.topics()
+            mq.admin.topics()
 
     with caplog.at_level(logging.DEBUG, "sqlmq"), pytest.raises(SqlmqError) as caught:
         use()
@@ -593,7 +605,7 @@ def test_a_wrong_password_is_not_shown(
     url = make_url(postgres_url).set(username="sqlmq_no_such_role", password=CANARY)
 
     with caplog.at_level(logging.DEBUG, "sqlmq"), pytest.raises(DatabaseError) as caught, MQ(url) as mq:
-        mq.topics()
+        mq.admin.topics()
 
     assert CANARY not in everything_said(caught.value)
     assert CANARY not in caplog.text
@@ -637,14 +649,14 @@ def test_a_read_only_file_is_read_but_not_written(database: DatabaseUnderTest, m
     path = make_url(database.url).database
 
     with MQ(f"sqlite:///file:{path}?mode=ro&uri=true") as reading:
-        assert reading.topics() == ["orders"]
+        assert reading.admin.topics() == ["orders"]
         producer = reading.producer("orders")
         with pytest.raises(ReadOnlyDatabaseError):
             producer.produce(Message(b"42"))
         with pytest.raises(ReadOnlyDatabaseError):
             reading.consumer("orders", "billing")
 
-    assert mq.describe_topic("orders").messages == 0
+    assert mq.admin.describe_topic("orders").messages == 0
 
 
 @sqlite_only
@@ -654,12 +666,12 @@ def test_an_engine_that_only_reads_is_read_but_not_written(database: DatabaseUnd
     event.listen(engine, "connect", lambda connection, _: connection.execute("PRAGMA query_only = ON"))
 
     with MQ(engine) as reading:
-        assert reading.topics() == ["orders"]
+        assert reading.admin.topics() == ["orders"]
         with pytest.raises(ReadOnlyDatabaseError):
             reading.producer("orders").produce_many([Message(b"42")])
     engine.dispose()
 
-    assert mq.describe_topic("orders").messages == 0
+    assert mq.admin.describe_topic("orders").messages == 0
 
 
 @sqlite_only
@@ -674,7 +686,7 @@ def test_a_full_disk_writes_nothing_and_producing_goes_on_when_there_is_room(dat
         pages[0] = 60
         with pytest.raises(DatabaseFullError, match="Make room"):
             producer.produce_many([Message(bytes(10_000))] * 100)
-        while_full = mq.describe_topic("orders").messages
+        while_full = mq.admin.describe_topic("orders").messages
         pages[0] = 1_000_000
         result = producer.produce(Message(bytes(10_000)))
 
@@ -726,7 +738,7 @@ def test_a_role_without_rights_is_told_so(database: DatabaseUnderTest, roles: Ro
         MQ(roles.url(rights=False), schema=database.schema) as mq,
         pytest.raises(PermissionDeniedError, match="Grant the role the right") as caught,
     ):
-        mq.topics()
+        mq.admin.topics()
 
     assert CANARY not in everything_said(caught.value)
 
@@ -739,11 +751,11 @@ def test_a_role_that_may_only_read_can_not_produce(database: DatabaseUnderTest, 
     roles.execute(f"REVOKE INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA {schema} FROM {make_url(url).username}")
 
     with MQ(url, schema=database.schema) as limited:
-        assert limited.topics() == ["orders"]
+        assert limited.admin.topics() == ["orders"]
         with pytest.raises(PermissionDeniedError):
             limited.producer("orders").produce(Message(b"42"))
 
-    assert mq.describe_topic("orders").messages == 0
+    assert mq.admin.describe_topic("orders").messages == 0
 
 
 @postgres_only
@@ -756,10 +768,10 @@ def test_a_role_that_has_no_connection_left_is_told_so(
     taken = create_engine(make_url(url).set(drivername="postgresql+psycopg"), poolclass=NullPool)
 
     with taken.connect(), MQ(url, schema=database.schema) as mq, pytest.raises(DatabaseUnavailableError):
-        mq.topics()
+        mq.admin.topics()
 
     with MQ(url, schema=database.schema) as mq:
-        assert mq.topics() == []
+        assert mq.admin.topics() == []
 
 
 @postgres_only
@@ -772,13 +784,13 @@ def test_a_role_whose_transactions_only_read_is_told_so(
     roles.execute(f"ALTER ROLE {make_url(url).username} SET default_transaction_read_only = on")
 
     with MQ(url, schema=database.schema) as limited:
-        assert limited.topics() == ["orders"]
+        assert limited.admin.topics() == ["orders"]
         with pytest.raises(ReadOnlyDatabaseError, match="primary"):
             limited.producer("orders").produce(Message(b"42"))
         with pytest.raises(ReadOnlyDatabaseError):
             limited.create_topic("another")
 
-    assert mq.describe_topic("orders").messages == 0
+    assert mq.admin.describe_topic("orders").messages == 0
 
 
 # --- Tables that are not there, or not ours ---
@@ -794,7 +806,7 @@ def test_missing_tables_on_postgres_are_named_with_the_command_that_makes_them(
                 MQ(postgres_databases.url(name), schema=schema) as mq,
                 pytest.raises(SchemaMissingError, match="sqlmq db upgrade"),
             ):
-                mq.topics()
+                mq.admin.topics()
     finally:
         postgres_databases.drop(name)
 
@@ -805,10 +817,10 @@ def test_a_queue_goes_on_once_the_tables_are_there(postgres_databases: PostgresD
     try:
         with MQ(postgres_databases.url(name)) as mq:
             with pytest.raises(SchemaMissingError):
-                mq.topics()
+                mq.admin.topics()
             with engine.begin() as connection:
                 migrate.upgrade(connection)
-            assert mq.topics() == []
+            assert mq.admin.topics() == []
     finally:
         postgres_databases.drop(name)
 
@@ -826,11 +838,11 @@ def test_older_tables_on_postgres_are_named_with_the_command_that_brings_them_up
     set_revision(engine, database, "0001")
 
     with pytest.raises(SchemaTooOldError, match=r"revision 0001.*sqlmq db upgrade"):
-        make_mq().topics()
+        make_mq().admin.topics()
 
 
 def test_newer_tables_are_refused_and_left_alone(database: DatabaseUnderTest, engine: Engine, make_mq: MakeMQ) -> None:
-    make_mq().topics()
+    make_mq().admin.topics()
     set_revision(engine, database, "9999")
 
     with pytest.raises(SchemaTooNewError, match=r"revision 9999.*sqlmq db current"):

@@ -37,7 +37,7 @@ def send(mq: MQ, count: int, *, topic: str = "orders", partitions: int = 1) -> N
 
 def position(mq: MQ, topic: str = "orders", group: str = "billing") -> int:
     """What the group has finished, over all partitions."""
-    return sum(partition.position for partition in mq.describe_group(topic, group).partitions)
+    return sum(partition.position for partition in mq.admin.describe_group(topic, group).partitions)
 
 
 def in_thread(call: Callable[[], object]) -> None:
@@ -573,7 +573,7 @@ def test_the_lag_of_a_group_is_what_it_has_not_finished(mq: MQ) -> None:
     consumer.poll(2, timeout=PATIENCE_SECONDS)
     consumer.commit()
 
-    description = mq.describe_group("orders", "billing")
+    description = mq.admin.describe_group("orders", "billing")
 
     assert (description.lag, description.members) == (3, (consumer.name,))
     assert [partition.owner for partition in description.partitions] == [consumer.name]

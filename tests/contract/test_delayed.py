@@ -96,7 +96,7 @@ def test_a_moment_is_kept_to_the_microsecond(mq: MQ) -> None:
 
     assert delayed.deliver_at == moment
     assert delayed.deliver_at.utcoffset() == timedelta(0)
-    assert mq.delayed("orders") == [delayed]
+    assert mq.admin.delayed("orders") == [delayed]
 
 
 @pytest.mark.parametrize(
@@ -174,7 +174,7 @@ def test_many_messages_are_stored_together_and_keep_their_order(mq: MQ, staged: 
 
     assert len({one.deliver_at for one in delayed}) == 1
     assert [one.id for one in delayed] == sorted({one.id for one in delayed})
-    assert mq.delayed("orders") == delayed
+    assert mq.admin.delayed("orders") == delayed
     staged.make_due()
     assert values(receive(consumer, 1_201)) == values(messages)
 
@@ -255,7 +255,7 @@ def test_a_moment_that_is_none_is_refused(
 def test_the_farthest_moments_there_are_can_be_kept(mq: MQ, due: dict[str, Any]) -> None:
     delayed = mq.producer("orders").produce(Message(b""), **due)
 
-    assert mq.delayed("orders") == [delayed]
+    assert mq.admin.delayed("orders") == [delayed]
     assert delayed.deliver_at.year > 2300
 
 
@@ -294,7 +294,7 @@ def test_nothing_is_stored_for_a_topic_that_is_gone(mq: MQ, make_mq: MakeMQ, sta
     assert len(staged) == 0
     mq.create_topic("orders", 1)
     delayed = producer.produce(Message(b""), delay_seconds=LONG)
-    assert mq.delayed("orders") == [delayed]
+    assert mq.admin.delayed("orders") == [delayed]
 
 
 # --- Moved ---
@@ -497,7 +497,7 @@ def test_deleting_a_topic_deletes_what_waits_for_it(mq: MQ, staged: Staged, capl
     mq.delete_topics("orders")
 
     assert len(staged) == 1
-    assert mq.cancel_delayed(delayed.id) == []
+    assert mq.admin.cancel_delayed(delayed.id) == []
     assert caplog.messages == []
 
 
@@ -527,18 +527,18 @@ def test_what_waits_is_listed_in_the_order_in_which_it_is_due(mq: MQ) -> None:
     first = producer.produce(Message(b"1", b""), delay_seconds=LONG)
     second = producer.produce(Message(b"22", b"\xff"), delay_seconds=2 * LONG)
 
-    assert mq.delayed("orders") == [first, second, third]
-    assert [(one.key, one.value_bytes) for one in mq.delayed("orders")] == [(b"", 1), (b"\xff", 2), (None, 3)]
+    assert mq.admin.delayed("orders") == [first, second, third]
+    assert [(one.key, one.value_bytes) for one in mq.admin.delayed("orders")] == [(b"", 1), (b"\xff", 2), (None, 3)]
 
 
 def test_nothing_is_listed_where_there_is_nothing(mq: MQ) -> None:
     mq.create_topic("orders")
 
-    assert mq.delayed("orders") == []
+    assert mq.admin.delayed("orders") == []
     with pytest.raises(UnknownTopicError):
-        mq.delayed("invoices")
+        mq.admin.delayed("invoices")
     with pytest.raises(InvalidTopicError):
-        mq.delayed("?")
+        mq.admin.delayed("?")
 
 
 def test_a_message_that_was_due_long_ago_can_be_cancelled_until_it_is_moved(
@@ -549,8 +549,8 @@ def test_a_message_that_was_due_long_ago_can_be_cancelled_until_it_is_moved(
     moments = [datetime(1970, 1, 1, tzinfo=UTC), datetime(1066, 10, 14, tzinfo=UTC), PAST]
     delayed = [producer.produce(Message(b""), deliver_at=moment) for moment in moments]
 
-    assert mq.delayed("orders") == delayed
-    assert mq.cancel_delayed(*[one.id for one in delayed]) == [one.id for one in delayed]
+    assert mq.admin.delayed("orders") == delayed
+    assert mq.admin.cancel_delayed(*[one.id for one in delayed]) == [one.id for one in delayed]
     assert len(staged) == 0
 
 
@@ -559,9 +559,9 @@ def test_a_cancelled_message_is_never_delivered(mq: MQ, staged: Staged) -> None:
     kept = producer.produce(Message(b"kept", b"k"), delay_seconds=LONG)
     cancelled = producer.produce(Message(b"cancelled", b"k"), delay_seconds=LONG)
 
-    assert mq.cancel_delayed(cancelled.id) == [cancelled.id]
+    assert mq.admin.cancel_delayed(cancelled.id) == [cancelled.id]
 
-    assert mq.delayed("orders") == [kept]
+    assert mq.admin.delayed("orders") == [kept]
     staged.make_due()
     assert values(receive(consumer, 1)) == [b"kept"]
     assert consumer.poll(timeout=0) == []
@@ -575,15 +575,15 @@ def test_only_what_waits_is_cancelled(mq: MQ, staged: Staged) -> None:
 
     ids = [waiting[1].id, moved.id, 12_345, waiting[0].id, waiting[1].id, 0, -1, 2**70]
 
-    assert mq.cancel_delayed(*ids) == [waiting[1].id, waiting[0].id]
-    assert mq.cancel_delayed(*ids) == mq.cancel_delayed() == []
+    assert mq.admin.cancel_delayed(*ids) == [waiting[1].id, waiting[0].id]
+    assert mq.admin.cancel_delayed(*ids) == mq.admin.cancel_delayed() == []
 
 
 def test_very_many_messages_are_cancelled_at_once(mq: MQ, staged: Staged) -> None:
     delayed = mq.producer("orders").produce_many([Message(b"")] * 2_500, delay_seconds=LONG)
     ids = [one.id for one in reversed(delayed)]
 
-    assert mq.cancel_delayed(*ids, *range(10**6, 10**6 + 40_000)) == ids
+    assert mq.admin.cancel_delayed(*ids, *range(10**6, 10**6 + 40_000)) == ids
     assert len(staged) == 0
 
 
@@ -593,8 +593,8 @@ def test_messages_are_cancelled_by_their_ids_alone(mq: MQ) -> None:
 
     for wrong in (delayed, str(delayed.id), True, None):
         with pytest.raises(TypeError, match="named by its id"):
-            mq.cancel_delayed(wrong)
-    assert mq.delayed("orders") == [delayed]
+            mq.admin.cancel_delayed(wrong)
+    assert mq.admin.delayed("orders") == [delayed]
 
 
 def test_a_closed_mq_neither_lists_nor_cancels(mq: MQ) -> None:
@@ -602,9 +602,9 @@ def test_a_closed_mq_neither_lists_nor_cancels(mq: MQ) -> None:
     mq.close()
 
     with pytest.raises(MQClosedError):
-        mq.delayed("orders")
+        mq.admin.delayed("orders")
     with pytest.raises(MQClosedError):
-        mq.cancel_delayed(1)
+        mq.admin.cancel_delayed(1)
 
 
 @EITHER
@@ -617,8 +617,8 @@ def test_what_is_staged_for_its_isolation_level_is_neither_listed_nor_cancelled(
         connection.execute(text(f"SELECT {prefix}sqlmq_produce('orders', NULL, 'published')"))
         (id_,) = connection.execute(text(f"SELECT id FROM {staged.table}")).scalars()
 
-    assert mq.delayed("orders") == []
-    assert mq.cancel_delayed(id_) == []
+    assert mq.admin.delayed("orders") == []
+    assert mq.admin.cancel_delayed(id_) == []
     assert len(staged) == 1
 
 
@@ -644,7 +644,7 @@ def test_a_moment_of_any_time_zone_is_the_same_moment(mq: MQ, moment: datetime, 
     delayed = mq.producer("orders").produce(Message(b""), deliver_at=moment)
 
     assert delayed.deliver_at == expected
-    assert [one.deliver_at for one in mq.delayed("orders")] == [expected]
+    assert [one.deliver_at for one in mq.admin.delayed("orders")] == [expected]
 
 
 AHEAD = timedelta(days=365)
@@ -691,7 +691,7 @@ def test_when_a_message_is_due_is_for_the_databases_clock_to_say(
     assert abs(soon.deliver_at - now - database_clock_ahead) < timedelta(minutes=10)
     until(lambda: sorted(log(engine, database)) == ["past by that clock", "soon"], "those that are due in the log")
     assert past.deliver_at < soon.deliver_at < later.deliver_at
-    assert mq.delayed("orders") == [later]
+    assert mq.admin.delayed("orders") == [later]
 
 
 @EITHER
@@ -709,7 +709,7 @@ def test_the_time_zone_of_a_server_changes_nothing(make_mq: MakeMQ, engine: Engi
     producer.produce(Message(b"now"), deliver_at=datetime.now(UTC))
 
     assert (delayed.deliver_at, delayed.deliver_at.tzinfo) == (FUTURE, UTC)
-    assert mq.delayed("orders")[-2:] == [before, delayed]
+    assert mq.admin.delayed("orders")[-2:] == [before, delayed]
     assert abs(before.deliver_at - datetime.now(UTC) - timedelta(seconds=LONG)) < timedelta(minutes=10)
     assert values(receive(consumer, 1)) == [b"now"]
     staged.make_due()

@@ -57,9 +57,9 @@ def test_a_delayed_message_is_stored_when_its_transaction_has_committed(
 ) -> None:
     with transaction(shop.engine) as session:
         delayed = remind(shop, session, "a")
-        assert shop.mq.delayed("events") == []
+        assert shop.mq.admin.delayed("events") == []
 
-    assert shop.mq.delayed("events") == [delayed]
+    assert shop.mq.admin.delayed("events") == [delayed]
     assert shop.orders == ["a"]
 
 
@@ -74,7 +74,7 @@ def test_a_delayed_message_is_gone_when_its_transaction_failed(
     with transaction(shop.engine) as session:
         kept = remind(shop, session, "b")
 
-    assert shop.mq.delayed("events") == [kept]
+    assert shop.mq.admin.delayed("events") == [kept]
     assert shop.orders == ["b"]
 
 
@@ -86,7 +86,7 @@ def test_a_delayed_message_that_comes_first_begins_the_transaction(
     with transaction(shop.engine) as session:
         delayed = shop.producer.produce(Message(b"first"), deliver_at=FUTURE, session=session)
 
-    assert shop.mq.delayed("events") == [delayed]
+    assert shop.mq.admin.delayed("events") == [delayed]
 
 
 def test_all_ways_to_produce_take_a_session(shop: Shop, staged: Staged) -> None:
@@ -99,7 +99,7 @@ def test_all_ways_to_produce_take_a_session(shop: Shop, staged: Staged) -> None:
     assert placed.partition == 2
     # Without a key, all of a transaction go to one partition.
     assert {one.partition} == {delayed.partition for delayed in many}
-    assert shop.mq.delayed("events") == [one, *many, placed]
+    assert shop.mq.admin.delayed("events") == [one, *many, placed]
     staged.make_due()
     assert sorted(values(receive(consumer, 4))) == [b"a", b"b", b"c", b"d"]
 
@@ -110,7 +110,7 @@ def test_messages_for_now_and_for_later_go_in_one_transaction(shop: Shop, staged
         delayed = shop.producer.produce(Message(b"later", b"k"), delay_seconds=LONG, session=session)
 
     assert publication.partition == delayed.partition
-    assert (shop.events, shop.mq.delayed("events")) == (["now"], [delayed])
+    assert (shop.events, shop.mq.admin.delayed("events")) == (["now"], [delayed])
     staged.make_due()
     shop.mq.consumer("events", "billing")
     until(lambda: shop.events == ["now", "later"], "both in the log")
@@ -153,11 +153,11 @@ def test_savepoints_decide_as_they_decide_for_rows(shop: Shop, database: Databas
         session.commit()
     engine.dispose()
 
-    stored = shop.mq.delayed("events")
+    stored = shop.mq.admin.delayed("events")
 
     assert shop.orders == expected
     assert [one.value_bytes for one in stored] == [len(note) for note in expected]
-    assert shop.mq.cancel_delayed(*[one.id for one in stored]) == [one.id for one in stored]
+    assert shop.mq.admin.cancel_delayed(*[one.id for one in stored]) == [one.id for one in stored]
 
 
 def _follow(shop: Shop, session: Session, tree: Sequence[Any], expected: list[str], name: str) -> None:
@@ -192,7 +192,7 @@ def test_any_isolation_level_will_do(shop: Shop, make_mq: MakeMQ, level: str) ->
         session.commit()
 
     until(lambda: shop.events == ["b"], "the second in the log")
-    assert shop.mq.delayed("events")[1:] == [delayed]
+    assert shop.mq.admin.delayed("events")[1:] == [delayed]
     assert second.id > delayed.id
 
 
@@ -209,7 +209,7 @@ def test_transactions_that_store_for_one_partition_do_not_wait_for_each_other(sh
             for session in reversed(sessions):
                 session.commit()
 
-    assert len(shop.mq.delayed("events")) == 6
+    assert len(shop.mq.admin.delayed("events")) == 6
     assert shop.events == ["not held up"] * 2
 
 
@@ -225,9 +225,9 @@ def test_a_handler_delays_in_the_transaction_of_its_messages(shop: Shop, staged:
         assert values(tx.messages) == [b"order"]
         first = shop.producer.produce(Message(b"reminder", b"k"), delay_seconds=LONG, session=tx.session)
         second = shop.producer.produce(Message(b"again", b"k"), delay_seconds=LONG, session=tx.connection)
-        assert shop.mq.cancel_delayed(first.id, session=tx.session) == [first.id]
+        assert shop.mq.admin.cancel_delayed(first.id, session=tx.session) == [first.id]
 
-    assert shop.mq.delayed("events") == [second]
+    assert shop.mq.admin.delayed("events") == [second]
     staged.make_due()
     with consumer.transaction(timeout=10) as tx:
         assert values(tx.messages) == [b"again"]
@@ -241,7 +241,7 @@ def test_a_handler_on_sqlite_that_would_wait_for_itself_is_told_so(shop: Shop) -
     with consumer.transaction(timeout=10) as tx:
         for call in (
             lambda: shop.producer.produce(Message(b"reminder"), delay_seconds=LONG),
-            lambda: shop.mq.cancel_delayed(1),
+            lambda: shop.mq.admin.cancel_delayed(1),
         ):
             with pytest.raises(SessionError, match=r"session=tx\.session"):
                 call()
@@ -255,31 +255,31 @@ def test_messages_wait_on_when_the_transaction_that_cancelled_them_is_rolled_bac
     first, second = shop.producer.produce_many([Message(b"a"), Message(b"b")], delay_seconds=LONG)
 
     with Session(shop.engine) as session:
-        assert shop.mq.cancel_delayed(first.id, session=session) == [first.id]
+        assert shop.mq.admin.cancel_delayed(first.id, session=session) == [first.id]
         session.rollback()
-        assert shop.mq.delayed("events") == [first, second]
-        assert shop.mq.cancel_delayed(first.id, 999, session=session) == [first.id]
+        assert shop.mq.admin.delayed("events") == [first, second]
+        assert shop.mq.admin.cancel_delayed(first.id, 999, session=session) == [first.id]
         session.commit()
 
-    assert shop.mq.delayed("events") == [second]
+    assert shop.mq.admin.delayed("events") == [second]
 
 
 def test_what_a_transaction_has_stored_it_can_cancel(shop: Shop) -> None:
     with shop.engine.begin() as connection:
         delayed = remind(shop, connection, "a")
-        assert shop.mq.cancel_delayed(delayed.id, session=connection) == [delayed.id]
+        assert shop.mq.admin.cancel_delayed(delayed.id, session=connection) == [delayed.id]
 
-    assert (shop.mq.delayed("events"), shop.orders) == ([], ["a"])
+    assert (shop.mq.admin.delayed("events"), shop.orders) == ([], ["a"])
 
 
 def test_an_mq_whose_first_call_is_to_cancel_in_a_session_has_its_tables(make_mq: MakeMQ, engine: Engine) -> None:
     mq = make_mq()
 
     with Session(engine) as session:
-        assert mq.cancel_delayed(1, session=session) == []
+        assert mq.admin.cancel_delayed(1, session=session) == []
         session.commit()
 
-    assert mq.topics() == []
+    assert mq.admin.topics() == []
 
 
 # --- Refused ---
@@ -307,7 +307,7 @@ def test_sessions_that_can_not_carry_a_message_are_refused(shop: Shop, staged: S
             with pytest.raises(SessionError, match=complaint):
                 shop.producer.produce(Message(b""), delay_seconds=LONG, session=session)
             with pytest.raises(SessionError, match=complaint):
-                shop.mq.cancel_delayed(1, session=session)
+                shop.mq.admin.cancel_delayed(1, session=session)
     elsewhere.dispose()
 
     assert len(staged) == 0
@@ -319,7 +319,7 @@ def test_what_is_no_session_is_refused(shop: Shop) -> None:
     with pytest.raises(TypeError, match="session must be a Session"):
         shop.producer.produce(Message(b""), delay_seconds=LONG, session=wrong)
     with pytest.raises(TypeError, match="session must be a Session"):
-        shop.mq.cancel_delayed(1, session=wrong)
+        shop.mq.admin.cancel_delayed(1, session=wrong)
 
 
 def test_a_message_that_comes_while_its_transaction_commits_is_refused(shop: Shop, staged: Staged) -> None:
@@ -349,7 +349,7 @@ def test_a_topic_that_is_gone_is_told_at_once_and_a_new_one_of_its_name_is_found
         delayed = shop.producer.produce(Message(b""), delay_seconds=LONG, session=session)
         session.commit()
 
-    assert shop.mq.delayed("events") == [delayed]
+    assert shop.mq.admin.delayed("events") == [delayed]
 
 
 @BOTH
@@ -372,6 +372,6 @@ def test_a_schema_translate_map_is_for_the_applications_tables(shop: Shop) -> No
     with Session(engine) as session, session.begin():
         delayed = shop.producer.produce(Message(b"a"), delay_seconds=LONG, session=session)
         gone = shop.producer.produce(Message(b"b"), delay_seconds=LONG, session=session)
-        assert shop.mq.cancel_delayed(gone.id, session=session) == [gone.id]
+        assert shop.mq.admin.cancel_delayed(gone.id, session=session) == [gone.id]
 
-    assert shop.mq.delayed("events") == [delayed]
+    assert shop.mq.admin.delayed("events") == [delayed]

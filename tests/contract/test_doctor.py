@@ -29,7 +29,7 @@ def codes(problems: list[Problem]) -> set[str]:
 
 
 def is_pooler_found(mq: MQ) -> bool:
-    return "pooler" in {problem.code for problem in mq.diagnose()}
+    return "pooler" in {problem.code for problem in mq.admin.diagnose()}
 
 
 def the_one(problems: list[Problem], code: str) -> Problem:
@@ -43,14 +43,14 @@ def test_a_queue_at_work_is_well(mq: MQ) -> None:
     consumer = mq.consumer("orders", "billing")
     consumer.poll(timeout=10)
 
-    assert codes(mq.diagnose()) == set()
+    assert codes(mq.admin.diagnose()) == set()
 
 
 def test_the_worst_comes_first_and_each_has_an_exit_code_of_its_own(mq: MQ) -> None:
     mq.create_topic("orders", 1, retention=Retention(max_messages=1))
     mq.consumer("orders", "billing").close()
     mq.producer("orders").produce(Message(b""))
-    found = mq.diagnose(DoctorLimits(stuck_seconds=0))
+    found = mq.admin.diagnose(DoctorLimits(stuck_seconds=0))
 
     assert codes(found) == {"no-owner", "pins-retention"}
     assert [problem.exit_code for problem in found] == sorted(problem.exit_code for problem in found)
@@ -58,7 +58,7 @@ def test_the_worst_comes_first_and_each_has_an_exit_code_of_its_own(mq: MQ) -> N
     assert len(set(codes_of_problems)) == len(codes_of_problems)
     assert {kind.exit_code for kind in PROBLEM_KINDS.values() if kind.severity == "info"} == {0}
     with pytest.raises(TypeError, match="Limits"):
-        mq.diagnose(300)  # type: ignore[arg-type]
+        mq.admin.diagnose(300)  # type: ignore[arg-type]
 
 
 # --- Groups ---
@@ -69,10 +69,10 @@ def test_messages_that_nobody_reads_are_found(mq: MQ) -> None:
     mq.consumer("orders", "billing").close()
     mq.producer("orders").produce(Message(b""))
 
-    found = the_one(mq.diagnose(DoctorLimits(stuck_seconds=0)), "no-owner")
+    found = the_one(mq.admin.diagnose(DoctorLimits(stuck_seconds=0)), "no-owner")
     assert "billing on orders" in found.summary
     assert "sqlmq groups describe billing --topic orders" in found.remedy
-    assert codes(mq.diagnose()) == set(), "they have not waited for a minute"
+    assert codes(mq.admin.diagnose()) == set(), "they have not waited for a minute"
 
 
 def test_a_group_that_keeps_messages_and_reads_none_is_found(mq: MQ) -> None:
@@ -80,7 +80,11 @@ def test_a_group_that_keeps_messages_and_reads_none_is_found(mq: MQ) -> None:
     mq.consumer("orders", "billing").close()
     mq.producer("orders").produce_many([Message(b"")] * 5)
 
-    assert the_one(mq.diagnose(), "pins-retention").details == {"topic": "orders", "group": "billing", "messages": 5}
+    assert the_one(mq.admin.diagnose(), "pins-retention").details == {
+        "topic": "orders",
+        "group": "billing",
+        "messages": 5,
+    }
 
 
 def test_dead_letters_are_found(mq: MQ) -> None:
@@ -91,7 +95,11 @@ def test_dead_letters_are_found(mq: MQ) -> None:
     mq.producer("orders").produce_many([Message(b"")] * 2)
     mq.consumer("orders", "billing").run(handler, retry=Retry(max_attempts=1), idle_seconds=0)
 
-    assert the_one(mq.diagnose(), "dead-letters").details == {"topic": "orders", "group": "billing", "messages": 2}
+    assert the_one(mq.admin.diagnose(), "dead-letters").details == {
+        "topic": "orders",
+        "group": "billing",
+        "messages": 2,
+    }
 
 
 def test_a_member_that_is_not_heard_of_is_found(mq: MQ, engine: Engine, database: DatabaseUnderTest) -> None:
@@ -107,7 +115,7 @@ def test_a_member_that_is_not_heard_of_is_found(mq: MQ, engine: Engine, database
             )
         )
 
-    assert the_one(mq.diagnose(), "dead-member").details["members"] == ["gone"]
+    assert the_one(mq.admin.diagnose(), "dead-member").details["members"] == ["gone"]
 
 
 @pytest.mark.sync_only("nobody moves what is due but consumers")
@@ -118,7 +126,7 @@ def test_messages_that_are_due_and_that_nobody_moves_are_found(
     mq.create_topic("orders", 1)
     for _ in range(3):
         mq.producer("orders").produce(Message(b""), delay_seconds=3600)
-    assert codes(mq.diagnose(DoctorLimits(stuck_seconds=0))) == set(), "they are not due"
+    assert codes(mq.admin.diagnose(DoctorLimits(stuck_seconds=0))) == set(), "they are not due"
     table = "sqlmq_staged" if database.schema is None else f"{database.schema}.sqlmq_staged"
     with engine.begin() as connection:
         hours_ago = "interval '2 hours'" if database.is_postgres else "7200 * 1000000"
@@ -126,11 +134,11 @@ def test_messages_that_are_due_and_that_nobody_moves_are_found(
             text(f"UPDATE {table} SET deliver_at = deliver_at - {hours_ago}, created_at = created_at - {hours_ago}")
         )
 
-    found = the_one(mq.diagnose(), "overdue-delayed")
+    found = the_one(mq.admin.diagnose(), "overdue-delayed")
     assert (found.details["topic"], found.details["messages"]) == ("orders", 3)
     assert found.details["seconds"] == pytest.approx(3600, abs=60)
     mq.consumer("orders", "billing").poll(timeout=10)
-    assert "overdue-delayed" not in codes(mq.diagnose(DoctorLimits(stuck_seconds=0)))
+    assert "overdue-delayed" not in codes(mq.admin.diagnose(DoctorLimits(stuck_seconds=0)))
 
 
 # --- Postgres ---
@@ -141,10 +149,10 @@ def test_a_transaction_that_stays_open_is_found(mq: MQ, engine: Engine) -> None:
     with engine.connect() as connection:
         pid = connection.scalar(text("SELECT pg_backend_pid()"))
 
-        found = the_one(mq.diagnose(DoctorLimits(transaction_seconds=0)), "old-transaction")
+        found = the_one(mq.admin.diagnose(DoctorLimits(transaction_seconds=0)), "old-transaction")
 
     assert f"process {pid}, idle in transaction" in found.summary
-    assert codes(mq.diagnose(DoctorLimits(transaction_seconds=0))) - THEIRS == set()
+    assert codes(mq.admin.diagnose(DoctorLimits(transaction_seconds=0))) - THEIRS == set()
 
 
 @POSTGRES
@@ -155,7 +163,7 @@ def test_a_transaction_in_another_database_is_found_where_it_matters(mq: MQ, pos
             text("SELECT pg_backend_pid(), current_setting('server_version_num')::integer, pg_current_xact_id()")
         ).one()[:2]
 
-        found = mq.diagnose(DoctorLimits(transaction_seconds=0))
+        found = mq.admin.diagnose(DoctorLimits(transaction_seconds=0))
 
     other.dispose()
     names = [problem.summary for problem in found if problem.code == "old-transaction-elsewhere"]
@@ -164,13 +172,13 @@ def test_a_transaction_in_another_database_is_found_where_it_matters(mq: MQ, pos
 
 @POSTGRES
 def test_a_replication_slot_that_nobody_reads_is_found(mq: MQ, engine: Engine) -> None:
-    mq.topics()
+    mq.admin.topics()
     with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
         name = connection.scalar(text("SELECT 'unread_' || current_database()"))
         connection.execute(text("SELECT pg_create_physical_replication_slot(:name, true)"), {"name": name})
         try:
-            found = [one for one in mq.diagnose(DoctorLimits(slot_bytes=-1)) if one.details.get("name") == name]
-            at_ease = codes(mq.diagnose())
+            found = [one for one in mq.admin.diagnose(DoctorLimits(slot_bytes=-1)) if one.details.get("name") == name]
+            at_ease = codes(mq.admin.diagnose())
         finally:
             connection.execute(text("SELECT pg_drop_replication_slot(:name)"), {"name": name})
 
@@ -185,7 +193,10 @@ def test_a_transaction_that_was_prepared_and_forgotten_is_found(mq: MQ, engine: 
         connection.execute(text(f"PREPARE TRANSACTION '{name}'"))
         connection.rollback()
     try:
-        assert the_one(mq.diagnose(DoctorLimits(transaction_seconds=0)), "prepared-transaction").details["name"] == name
+        assert (
+            the_one(mq.admin.diagnose(DoctorLimits(transaction_seconds=0)), "prepared-transaction").details["name"]
+            == name
+        )
     finally:
         with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
             connection.execute(text(f"ROLLBACK PREPARED '{name}'"))
@@ -211,7 +222,7 @@ def test_settings_of_the_database_are_found(
 ) -> None:
     _set_for_database(engine, setting)
 
-    assert said in the_one(make_mq().diagnose(), code).summary
+    assert said in the_one(make_mq().admin.diagnose(), code).summary
 
 
 @POSTGRES
@@ -224,13 +235,15 @@ def test_a_table_without_autovacuum_and_with_rows_to_be_cleared_away_is_found(
     with engine.begin() as connection:
         connection.execute(text(f"ALTER TABLE {table} SET (autovacuum_enabled = off)"))
     mq.producer("orders").produce_many([Message(b"")] * 100)
-    mq.apply_retention()
+    mq.admin.apply_retention()
     with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
         # What the table's counts are told with a delay, ANALYZE tells at once.
         connection.execute(text(f"ANALYZE {table}"))
 
     # Other tables may have rows of tests before.
-    found = [problem for problem in mq.diagnose(DoctorLimits(dead_rows=10)) if problem.details.get("table") == table]
+    found = [
+        problem for problem in mq.admin.diagnose(DoctorLimits(dead_rows=10)) if problem.details.get("table") == table
+    ]
     assert the_one(found, "no-autovacuum").details == {"table": table}
     assert the_one(found, "dead-rows").details == {"table": table, "dead": 99, "live": 1}
 
@@ -245,23 +258,23 @@ def test_autovacuum_is_off_however_that_is_written(
     mq: MQ, engine: Engine, database: DatabaseUnderTest, value: str, *, is_found: bool
 ) -> None:
     table = "sqlmq_message" if database.schema is None else f"{database.schema}.sqlmq_message"
-    mq.topics()
+    mq.admin.topics()
     with engine.begin() as connection:
         connection.execute(text(f"ALTER TABLE {table} SET (autovacuum_enabled = {value})"))
 
-    assert ("no-autovacuum" in codes(mq.diagnose())) == is_found
+    assert ("no-autovacuum" in codes(mq.admin.diagnose())) == is_found
 
 
 @POSTGRES
 def test_connections_and_transaction_ids_that_run_out_are_found(mq: MQ) -> None:
-    found = codes(mq.diagnose(DoctorLimits(connections=0.0, transaction_ids=-1)))
+    found = codes(mq.admin.diagnose(DoctorLimits(connections=0.0, transaction_ids=-1)))
 
     assert found == {"connections", "wraparound"}
 
 
 @POSTGRES
 def test_a_clock_that_is_off_is_found(mq: MQ, make_mq: MakeMQ, engine: Engine) -> None:
-    mq.topics()
+    mq.admin.topics()
     with engine.begin() as connection:
         connection.execute(text("CREATE SCHEMA clock"))
         connection.execute(
@@ -273,7 +286,7 @@ def test_a_clock_that_is_off_is_found(mq: MQ, make_mq: MakeMQ, engine: Engine) -
     _set_for_database(engine, "search_path = clock, pg_catalog, public")
 
     # How long the answer took is not counted.
-    assert the_one(make_mq().diagnose(), "clock").details["seconds"] == pytest.approx(-3600, abs=60)
+    assert the_one(make_mq().admin.diagnose(), "clock").details["seconds"] == pytest.approx(-3600, abs=60)
 
 
 @pytest.mark.pgbouncer
@@ -281,7 +294,7 @@ def test_a_clock_that_is_off_is_found(mq: MQ, make_mq: MakeMQ, engine: Engine) -
 def test_a_pooler_is_found(mq: MQ, make_mq: MakeMQ, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sqlmq.background.listener._ANSWER_SECONDS", 0.2)
 
-    assert the_one(mq.diagnose(), "pooler").details == {"is_pooled": True}
+    assert the_one(mq.admin.diagnose(), "pooler").details == {"is_pooled": True}
     assert not is_pooler_found(make_mq(notify=False)), "it waits for no notices"
 
 
@@ -316,7 +329,7 @@ def test_notices_that_get_lost_on_the_way_are_found(
         )
     _set_for_database(engine, "search_path = silent, pg_catalog, public")
 
-    assert the_one(make_mq().diagnose(), "pooler").details == {"is_pooled": False}
+    assert the_one(make_mq().admin.diagnose(), "pooler").details == {"is_pooled": False}
 
 
 @pytest.mark.sync_only("it is about the tables")
@@ -326,7 +339,7 @@ def test_tables_of_another_version_are_found(database: DatabaseUnderTest, engine
         connection.execute(text(f"UPDATE {table} SET version_num = '9999'"))
 
     with MQ(database.url, schema=database.schema) as mq:
-        (found,) = mq.diagnose()
+        (found,) = mq.admin.diagnose()
     assert (found.code, found.severity) == ("schema", "error")
 
 
@@ -345,7 +358,7 @@ def test_settings_of_a_file_are_found(database: DatabaseUnderTest, pragma: str, 
         connection.rollback()
 
     with MQ(engine) as mq:
-        assert code in {problem.code for problem in mq.diagnose()}
+        assert code in {problem.code for problem in mq.admin.diagnose()}
     engine.dispose()
 
 
@@ -353,7 +366,7 @@ def test_settings_of_a_file_are_found(database: DatabaseUnderTest, pragma: str, 
 def test_a_write_ahead_file_that_has_grown_is_found(mq: MQ) -> None:
     mq.producer("orders").produce(Message(b""))
 
-    assert codes(mq.diagnose(DoctorLimits(wal_bytes=1))) == {"large-wal"}
+    assert codes(mq.admin.diagnose(DoctorLimits(wal_bytes=1))) == {"large-wal"}
 
 
 @SQLITE
@@ -373,14 +386,14 @@ def test_a_library_that_may_damage_the_file_is_found(
 ) -> None:
     monkeypatch.setattr("sqlite3.sqlite_version_info", version)
 
-    assert ("sqlite-version" in {problem.code for problem in mq.diagnose()}) == is_found
+    assert ("sqlite-version" in {problem.code for problem in mq.admin.diagnose()}) == is_found
 
 
 @SQLITE
 def test_a_file_that_may_not_be_written_is_found(mq: MQ, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("os.access", lambda _path, _mode: False)  # root may write whatever the mode is
 
-    assert the_one(mq.diagnose(), "read-only").severity == "error"
+    assert the_one(mq.admin.diagnose(), "read-only").severity == "error"
 
 
 @SQLITE
@@ -391,7 +404,7 @@ def test_a_network_file_system_is_found(
     table = f"/dev/sda1 / ext4 rw 0 0\nserver:/export {tmp_path} nfs4 rw 0 0\n"
     monkeypatch.setattr("sqlmq.dialects.sqlite.health._mounts", lambda: table)
 
-    assert the_one(mq.diagnose(), "network-file-system").details == {"file_system": "nfs4"}
+    assert the_one(mq.admin.diagnose(), "network-file-system").details == {"file_system": "nfs4"}
 
 
 @pytest.mark.parametrize("database", ["sqlite", "postgres"], indirect=True)

@@ -43,11 +43,11 @@ def die(mq: MQ) -> None:
 
 
 def owners(mq: MQ) -> list[str | None]:
-    return [partition.owner for partition in mq.describe_group("orders", "billing").partitions]
+    return [partition.owner for partition in mq.admin.describe_group("orders", "billing").partitions]
 
 
 def positions(mq: MQ) -> list[int]:
-    return [partition.position for partition in mq.describe_group("orders", "billing").partitions]
+    return [partition.position for partition in mq.admin.describe_group("orders", "billing").partitions]
 
 
 def epochs(engine: Engine, database: DatabaseUnderTest) -> list[int]:
@@ -494,7 +494,7 @@ def test_members_that_die_and_come_again_leave_no_rows_behind(make_mq: MakeMQ) -
 
     def only_one_is_left() -> bool:
         with mq.consumer("orders", "billing", name="the living"):
-            return mq.describe_group("orders", "billing").members == ("the living",)
+            return mq.admin.describe_group("orders", "billing").members == ("the living",)
 
     until(only_one_is_left, "the dead members to be removed")
 

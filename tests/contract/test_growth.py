@@ -46,7 +46,7 @@ def send(producer: Producer, key: bytes | None, *texts: str) -> None:
 
 
 def partitions(mq: MQ, topic: str = "orders") -> int:
-    return len(mq.describe_topic(topic).partitions)
+    return len(mq.admin.describe_topic(topic).partitions)
 
 
 def has_nothing(consumer: Consumer) -> bool:
@@ -62,9 +62,9 @@ def has_nothing(consumer: Consumer) -> bool:
 def test_a_topic_gets_more_partitions(mq: MQ) -> None:
     mq.create_topic("orders", 2)
 
-    assert mq.add_partitions("orders", 6)
+    assert mq.admin.add_partitions("orders", 6)
 
-    topic = mq.describe_topic("orders")
+    topic = mq.admin.describe_topic("orders")
     assert [partition.partition for partition in topic.partitions] == [0, 1, 2, 3, 4, 5]
     assert [partition.start_offset for partition in topic.partitions] == [0] * 6
 
@@ -72,9 +72,9 @@ def test_a_topic_gets_more_partitions(mq: MQ) -> None:
 def test_one_that_has_as_many_stays_as_it_is(mq: MQ) -> None:
     mq.create_topic("orders", 2)
 
-    assert not mq.add_partitions("orders", 2)
-    assert mq.add_partitions("orders", 4)
-    assert not mq.add_partitions("orders", 4)
+    assert not mq.admin.add_partitions("orders", 2)
+    assert mq.admin.add_partitions("orders", 4)
+    assert not mq.admin.add_partitions("orders", 4)
 
     assert partitions(mq) == 4
 
@@ -93,7 +93,7 @@ def test_what_is_no_multiple_is_refused(mq: MQ, before: int, wanted: int, said: 
     mq.create_topic("orders", before)
 
     with pytest.raises(InvalidPartitionError, match=said) as caught:
-        mq.add_partitions("orders", wanted)
+        mq.admin.add_partitions("orders", wanted)
 
     assert caught.value.partition == wanted
     assert partitions(mq) == before
@@ -104,19 +104,19 @@ def test_what_is_no_number_is_refused(mq: MQ, wanted: Any) -> None:
     mq.create_topic("orders", 2)
 
     with pytest.raises(TypeError):
-        mq.add_partitions("orders", wanted)
+        mq.admin.add_partitions("orders", wanted)
 
 
 def test_an_unknown_topic_can_not_grow(mq: MQ) -> None:
     with pytest.raises(UnknownTopicError):
-        mq.add_partitions("orders", 4)
+        mq.admin.add_partitions("orders", 4)
 
 
 def test_many_at_once_make_each_partition_once(make_mq: MakeMQ) -> None:
     queues = [make_mq() for _ in range(4)]
     queues[0].create_topic("orders", 1)
 
-    added = at_once([partial(mq.add_partitions, "orders", 8) for mq in queues])
+    added = at_once([partial(mq.admin.add_partitions, "orders", 8) for mq in queues])
 
     assert sorted(added) == [False, False, False, True]
     assert partitions(queues[0]) == 8
@@ -127,8 +127,8 @@ def test_a_topic_that_has_grown_leaves_no_row_when_it_is_deleted(
 ) -> None:
     mq.create_topic("orders", 1)
     send(mq.producer("orders"), STAYS, "a")
-    mq.add_partitions("orders", 2)
-    mq.add_partitions("orders", 4)
+    mq.admin.add_partitions("orders", 2)
+    mq.admin.add_partitions("orders", 4)
 
     mq.delete_topics("orders")
     mq.create_topic("orders", 2)
@@ -151,7 +151,7 @@ def test_producers_that_know_nothing_of_it_go_to_the_new_partitions(
     mq.create_topic("orders", 1)
     producer = other.producer("orders")
     send(producer, STAYS, "before")
-    mq.add_partitions("orders", 4)
+    mq.admin.add_partitions("orders", 4)
 
     messages = [Message(b"key " + key, key) for key in (STAYS, LEAVES_TWICE, LEAVES_FIRST, LEAVES_SECOND)]
     results = producer.produce_many(messages) if many else [producer.produce(message) for message in messages]
@@ -164,7 +164,7 @@ def test_messages_without_a_key_go_to_the_new_partitions_too(make_mq: MakeMQ) ->
     mq, other = make_mq(), make_mq()
     mq.create_topic("orders", 1)
     producer = other.producer("orders")
-    mq.add_partitions("orders", 4)
+    mq.admin.add_partitions("orders", 4)
 
     results = [producer.produce(Message(b"a")) for _ in range(4)]
     results += [one for _ in range(4) for one in producer.produce_many([Message(b"b"), Message(b"b")])]
@@ -176,7 +176,7 @@ def test_a_partition_that_is_new_can_be_named(make_mq: MakeMQ) -> None:
     mq, other = make_mq(), make_mq()
     mq.create_topic("orders", 1)
     producer = other.producer("orders")
-    mq.add_partitions("orders", 4)
+    mq.admin.add_partitions("orders", 4)
 
     assert producer.produce_with_partition(Message(b"a", STAYS), 3).partition == 3
     with pytest.raises(InvalidPartitionError):
@@ -187,12 +187,12 @@ def test_more_than_one_statement_takes_goes_to_the_new_partitions_as_a_whole(mak
     mq, other = make_mq(), make_mq()
     mq.create_topic("orders", 1)
     producer = other.producer("orders")
-    mq.add_partitions("orders", 4)
+    mq.admin.add_partitions("orders", 4)
 
     results = producer.produce_many([Message(b"", KEYS[number % 20]) for number in range(6_000)])
 
     assert len({(result.partition, result.offset) for result in results}) == 6_000
-    assert sum(partition.messages for partition in mq.describe_topic("orders").partitions) == 6_000
+    assert sum(partition.messages for partition in mq.admin.describe_topic("orders").partitions) == 6_000
 
 
 @pytest.mark.sync_only(reason="its sessions block")
@@ -208,7 +208,7 @@ def test_a_transaction_of_the_applications_goes_to_the_new_partitions(
     mq.create_topic("bills", 1)
     producer, bills = other.producer("orders"), other.producer("bills")
     with Session(engine if level is None else engine.execution_options(isolation_level=level)) as session:
-        mq.add_partitions("bills", 4)
+        mq.admin.add_partitions("bills", 4)
         published = producer.produce_many([Message(b"a", LEAVES_TWICE)] * count, session=session)
         published += bills.produce_many([Message(b"b", LEAVES_TWICE)] * count, session=session)
         published.append(bills.produce_with_partition(Message(b"pinned", LEAVES_TWICE), 0, session=session))
@@ -232,7 +232,7 @@ def test_a_transaction_that_began_before_is_moved_to_the_new_partitions(
     producer = mq.producer("orders")
     with Session(engine.execution_options(isolation_level="REPEATABLE READ")) as session:
         session.execute(text("SELECT 1"))
-        mq.add_partitions("orders", 4)
+        mq.admin.add_partitions("orders", 4)
         producer.produce_with_partition(Message(b"knows"), 3)
         producer.produce(Message(b"0", STAYS), session=session)
         producer.produce(Message(b"1", LEAVES_TWICE), session=session)
@@ -245,7 +245,7 @@ def test_a_transaction_that_began_before_is_moved_to_the_new_partitions(
 @POSTGRES
 def test_sql_goes_to_the_new_partitions(mq: MQ, engine: Engine, database: DatabaseUnderTest) -> None:
     mq.create_topic("orders", 1)
-    mq.add_partitions("orders", 4)
+    mq.admin.add_partitions("orders", 4)
     prefix = f"{database.schema}." if database.schema else ""
 
     with engine.begin() as connection:
@@ -263,8 +263,8 @@ def test_a_delayed_message_goes_where_its_key_has_gone(
     producer = other.producer("orders")
     for key in (STAYS, LEAVES_TWICE, LEAVES_FIRST, None):
         producer.produce(Message(b"%r" % key, key), delay_seconds=LONG)
-    mq.add_partitions("orders", 2)
-    mq.add_partitions("orders", 4)
+    mq.admin.add_partitions("orders", 2)
+    mq.admin.add_partitions("orders", 4)
     later = producer.produce(Message(b"later", LEAVES_SECOND), delay_seconds=LONG)
 
     staged.make_due()
@@ -282,9 +282,9 @@ def test_copies_of_dead_letters_go_to_the_new_partitions(make_mq: MakeMQ, databa
     shift = Shift(database)
     shift.run(Handler(b"bad"), retry=ONCE)
     shift.mq.close()
-    mq.add_partitions("again", 4)
+    mq.admin.add_partitions("again", 4)
 
-    (copy,) = mq.parked("orders", "billing").copy("again", everything=True)
+    (copy,) = mq.admin.parked("orders", "billing").copy("again", everything=True)
 
     assert copy.partition == 3
 
@@ -297,19 +297,19 @@ def test_a_group_reads_the_new_partitions_when_it_is_done_with_the_old_one(mq: M
     mq.create_topic("orders", 1)
     producer, consumer = mq.producer("orders"), mq.consumer("orders", "billing")
     send(producer, LEAVES_TWICE, "old")
-    mq.add_partitions("orders", 4)
+    mq.admin.add_partitions("orders", 4)
     send(producer, LEAVES_TWICE, "new")
 
     assert values(receive(consumer, 1)) == [b"old"]
     assert consumer.partitions == (0,)
-    (finding,) = [one for one in mq.diagnose_group("orders", "billing") if one.partition == 3]
+    (finding,) = [one for one in mq.admin.diagnose_group("orders", "billing") if one.partition == 3]
     assert finding.kind == "not yet"
     assert "partition 0" in finding.reason
     assert "offset 1" in finding.reason
 
     assert values(receive(consumer, 1)) == [b"new"]
     consumer.commit()
-    assert mq.describe_group("orders", "billing").lag == 0
+    assert mq.admin.describe_group("orders", "billing").lag == 0
     until(lambda: has_nothing(consumer) and consumer.partitions == (0, 1, 2, 3), "all partitions")
 
 
@@ -323,7 +323,7 @@ def test_a_partition_does_not_wait_for_others_than_its_own_origin(mq: MQ) -> Non
     producer.produce_with_partition(Message(b"slow"), 0)
     producer.produce_with_partition(Message(b"fast"), 1)
     settled = {message.value: one for one in (consumer, other) for message in _first(one)}
-    mq.add_partitions("orders", 4)
+    mq.admin.add_partitions("orders", 4)
     send(producer, LEAVES_TWICE, "new of 1")
     send(producer, LEAVES_SECOND, "new of 0")
 
@@ -350,7 +350,7 @@ def test_the_new_partitions_of_each_group_wait_for_that_group_alone(mq: MQ) -> N
     send(producer, LEAVES_TWICE, "old")
     receive(slow, 1)
     finish(fast, 1)
-    mq.add_partitions("orders", 2)
+    mq.admin.add_partitions("orders", 2)
     send(producer, LEAVES_TWICE, "new")
 
     assert values(finish(fast, 1)) == [b"new"]
@@ -363,8 +363,8 @@ def test_a_partition_that_nothing_went_to_keeps_the_order_all_the_same(mq: MQ) -
     mq.create_topic("orders", 1)
     producer, consumer = mq.producer("orders"), mq.consumer("orders", "billing")
     send(producer, LEAVES_TWICE, "old")
-    mq.add_partitions("orders", 2)
-    mq.add_partitions("orders", 4)
+    mq.admin.add_partitions("orders", 2)
+    mq.admin.add_partitions("orders", 4)
     send(producer, LEAVES_TWICE, "new")
 
     assert values(receive(consumer, 1)) == [b"old"]
@@ -379,14 +379,14 @@ def test_what_waits_to_be_tried_again_holds_the_new_partitions_up(mq: MQ, databa
     handler = Handler(b"bad")
     with shift.running(handler, retry=MUCH_LATER):
         handler.has_begun(b"good")
-        mq.add_partitions("orders", 2)
+        mq.admin.add_partitions("orders", 2)
         produce(mq, "1:new", "0:old partition")
         handler.has_begun(b"old partition")
-        (finding,) = [one for one in mq.diagnose_group("orders", "billing") if one.partition == 1]
+        (finding,) = [one for one in mq.admin.diagnose_group("orders", "billing") if one.partition == 1]
         assert finding.kind == "not yet"
 
         handler.failing.clear()
-        mq.parked("orders", "billing").retry(0, 0)
+        mq.admin.parked("orders", "billing").retry(0, 0)
         handler.has_begun(b"new")
 
     shift.mq.close()
@@ -399,7 +399,7 @@ def test_dead_letters_hold_nothing_up(mq: MQ, database: DatabaseUnderTest) -> No
     shift = Shift(database)
     handler = Handler(b"bad")
     shift.run(handler, retry=ONCE)
-    mq.add_partitions("orders", 2)
+    mq.admin.add_partitions("orders", 2)
     produce(mq, "1:new")
 
     shift.run(handler, retry=ONCE)
@@ -412,9 +412,9 @@ def test_a_group_that_begins_later_reads_in_the_same_order(mq: MQ) -> None:
     mq.create_topic("orders", 1)
     producer = mq.producer("orders")
     send(producer, LEAVES_TWICE, "0", "1")
-    mq.add_partitions("orders", 2)
+    mq.admin.add_partitions("orders", 2)
     send(producer, LEAVES_TWICE, "2", "3")
-    mq.add_partitions("orders", 4)
+    mq.admin.add_partitions("orders", 4)
     send(producer, LEAVES_TWICE, "4", "5")
 
     assert values(receive(mq.consumer("orders", "late"), 6)) == [b"%d" % number for number in range(6)]
@@ -424,7 +424,7 @@ def test_a_group_that_begins_at_the_latest_reads_all_partitions_at_once(mq: MQ) 
     mq.create_topic("orders", 1)
     producer = mq.producer("orders")
     send(producer, LEAVES_TWICE, "old")
-    mq.add_partitions("orders", 4)
+    mq.admin.add_partitions("orders", 4)
     consumer = mq.consumer("orders", "late", start="latest")
     settle(consumer)
     send(producer, LEAVES_TWICE, "new")
@@ -437,12 +437,12 @@ def test_a_group_that_is_moved_back_reads_in_the_same_order_again(mq: MQ) -> Non
     mq.create_topic("orders", 1)
     producer = mq.producer("orders")
     send(producer, LEAVES_TWICE, "0", "1")
-    mq.add_partitions("orders", 4)
+    mq.admin.add_partitions("orders", 4)
     send(producer, LEAVES_TWICE, "2", "3")
     with mq.consumer("orders", "billing") as consumer:
         finish(consumer, 4)
 
-    mq.reset_group("orders", "billing", "earliest", execute=True)
+    mq.admin.reset_group("orders", "billing", "earliest")
 
     with mq.consumer("orders", "billing") as consumer:
         assert values(receive(consumer, 4)) == [b"0", b"1", b"2", b"3"]
@@ -455,10 +455,10 @@ def test_what_retention_has_deleted_holds_nothing_up(mq: MQ) -> None:
     producer = mq.producer("orders")
     consumer = mq.consumer("orders", "billing", on_evicted="earliest")
     send(producer, STAYS, "0", "1", "2")
-    mq.add_partitions("orders", 2)
+    mq.admin.add_partitions("orders", 2)
     send(producer, LEAVES_TWICE, "new")
     send(producer, STAYS, "3", "4")
-    mq.apply_retention("orders")
+    mq.admin.apply_retention("orders")
 
     assert sorted(values(finish(consumer, 2))) == [b"4", b"new"]
 
@@ -467,7 +467,7 @@ def test_a_consumer_can_seek_in_a_new_partition(mq: MQ) -> None:
     mq.create_topic("orders", 1)
     consumer = mq.consumer("orders", "billing")
     settle(consumer)
-    mq.add_partitions("orders", 2)
+    mq.admin.add_partitions("orders", 2)
     send(mq.producer("orders"), LEAVES_TWICE, "0", "1")
     finish(consumer, 2)
 
@@ -483,7 +483,7 @@ def test_transactions_read_the_new_partitions_in_order(make_mq: MakeMQ) -> None:
     mq.create_topic("orders", 1)
     producer, consumer, second = mq.producer("orders"), mq.consumer("orders", "g"), other.consumer("orders", "g")
     send(producer, LEAVES_TWICE, "0", "1")
-    mq.add_partitions("orders", 4)
+    mq.admin.add_partitions("orders", 4)
     send(producer, LEAVES_TWICE, "2", "3")
     seen = []
 
@@ -508,10 +508,10 @@ def test_doctor_takes_no_offence_at_a_partition_that_is_not_read_yet(mq: MQ) -> 
     producer, consumer = mq.producer("orders"), mq.consumer("orders", "billing")
     send(producer, LEAVES_TWICE, "old")
     receive(consumer, 1)
-    mq.add_partitions("orders", 2)
+    mq.admin.add_partitions("orders", 2)
     send(producer, LEAVES_TWICE, "new")
 
-    problems = mq.diagnose(DoctorLimits(stuck_seconds=0.0))
+    problems = mq.admin.diagnose(DoctorLimits(stuck_seconds=0.0))
 
     assert "no-owner" not in {problem.code for problem in problems}
 
@@ -539,7 +539,7 @@ def test_keys_keep_their_order_while_a_topic_grows_under_load(make_mq: MakeMQ) -
     def grow(mq: MQ) -> None:
         for step, wanted in enumerate(grown, 1):
             until(lambda: _total(mq) >= step * rounds * len(KEYS) // 4, "some messages")  # noqa: B023 - used at once
-            mq.add_partitions("orders", wanted)
+            mq.admin.add_partitions("orders", wanted)
 
     def consume(mq: MQ) -> None:
         with mq.consumer("orders", "billing") as consumer:
@@ -564,7 +564,7 @@ def test_keys_keep_their_order_while_a_topic_grows_under_load(make_mq: MakeMQ) -
 
 
 def _total(mq: MQ) -> int:
-    return sum(partition.messages for partition in mq.describe_topic("orders").partitions)
+    return sum(partition.messages for partition in mq.admin.describe_topic("orders").partitions)
 
 
 @pytest.mark.sync_only(reason="a lock of its own")
@@ -580,7 +580,7 @@ def test_a_transaction_that_does_not_end_keeps_a_topic_from_growing_and_nobody_f
     with engine.begin() as connection:
         connection.execute(text(f"SELECT FROM {prefix}sqlmq_partition WHERE number = 1 FOR NO KEY UPDATE"))
         with ThreadPoolExecutor(1) as threads:
-            growing = threads.submit(lambda: mq.add_partitions("orders", 4))
+            growing = threads.submit(lambda: mq.admin.add_partitions("orders", 4))
             for _ in range(10):
                 producer.produce_with_partition(Message(b"a"), 0)
             connection.rollback()

@@ -61,7 +61,7 @@ def test_closing_the_mq_waits_for_what_was_submitted(make_mq: MakeMQ) -> None:
     closing.close()
 
     assert all(future.done() for future in futures)
-    assert other.describe_topic("orders").messages == 300
+    assert other.admin.describe_topic("orders").messages == 300
 
 
 def test_a_closed_mq_refuses_every_call(mq: MQ) -> None:
@@ -74,10 +74,10 @@ def test_a_closed_mq_refuses_every_call(mq: MQ) -> None:
         lambda: mq.delete_topics("orders"),
         lambda: mq.producer("orders"),
         lambda: mq.consumer("orders", "billing"),
-        mq.topics,
-        lambda: mq.describe_topic("orders"),
-        lambda: mq.groups("orders"),
-        lambda: mq.describe_group("orders", "billing"),
+        mq.admin.topics,
+        lambda: mq.admin.describe_topic("orders"),
+        lambda: mq.admin.groups("orders"),
+        lambda: mq.admin.describe_group("orders", "billing"),
     ):
         with pytest.raises(MQClosedError):
             call()
@@ -114,7 +114,7 @@ def test_everything_closes_at_the_end_of_with_blocks(make_mq: MakeMQ) -> None:
     assert producer.closed
     assert consumer.closed
     with pytest.raises(MQClosedError):
-        mq.topics()
+        mq.admin.topics()
 
 
 def test_a_closed_mq_leaves_no_thread(make_mq: MakeMQ) -> None:
@@ -508,7 +508,7 @@ def test_a_child_that_is_forked_while_the_parent_produces_and_consumes_works(mq:
 
     with ThreadPoolExecutor(2) as threads:
         calls = [threads.submit(busy) for _ in range(2)]
-        until(lambda: mq.describe_topic("orders").messages > 20, "the parent to produce")
+        until(lambda: mq.admin.describe_topic("orders").messages > 20, "the parent to produce")
         answers = [in_fork(lambda: producer.produce(Message(b"child")).topic) for _ in range(3)]
         may_end.set()
         for call in calls:
@@ -570,7 +570,7 @@ def test_an_mq_on_a_given_engine_is_refused_in_a_forked_child(database: Database
 
         answers = [
             in_fork(lambda: str(producer.produce(Message(b"")))),
-            in_fork(lambda: str(mq.topics())),
+            in_fork(lambda: str(mq.admin.topics())),
             in_fork(lambda: str(mq.producer("orders"))),
         ]
         producer.produce(Message(b""))

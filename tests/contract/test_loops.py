@@ -32,7 +32,7 @@ def send(mq: MQ, count: int = COUNT, *, partitions: int = 1) -> None:
 
 
 def position(mq: MQ) -> int:
-    return sum(partition.position for partition in mq.describe_group("orders", "billing").partitions)
+    return sum(partition.position for partition in mq.admin.describe_group("orders", "billing").partitions)
 
 
 def take(consumer: Consumer, count: int) -> list[bytes]:

@@ -56,7 +56,7 @@ def test_prometheus_is_told_what_a_group_has_lost(mq: MQ, registry: CollectorReg
     mq.create_topic("orders", 1, retention=Retention(max_messages=1, protect_groups=False))
     mq.consumer("orders", "billing").close()
     mq.producer("orders").produce_many([Message(b"")] * 4)
-    mq.apply_retention()
+    mq.admin.apply_retention()
 
     lost = {"topic": "orders", "group": "billing", "kind": "unread"}
     assert registry.get_sample_value("sqlmq_group_evicted_messages_total", lost) == 3
@@ -91,7 +91,7 @@ def test_every_metric_has_a_name_that_is_known(mq: MQ, database: DatabaseUnderTe
     mq.create_topic("orders", 1, retention=Retention(max_messages=1, protect_groups=False))
     mq.consumer("orders", "billing").close()
     mq.producer("orders").produce_many([Message(b"")] * 4)
-    mq.apply_retention()
+    mq.admin.apply_retention()
 
     told = {sample.name for metric in Collector(mq).collect() for sample in metric.samples}
     assert told == Collector.names

@@ -878,7 +878,7 @@ def test_another_queue_in_the_same_database_is_refused(shop: Shop, database: Dat
         for engine in engines:
             with Session(engine) as session, pytest.raises(SessionError, match="another database"):
                 shop.producer.produce(Message(b""), session=session)
-        messages = other.describe_topic("letters").messages
+        messages = other.admin.describe_topic("letters").messages
     for engine in engines:
         engine.dispose()
 

@@ -43,7 +43,7 @@ def shift(database: DatabaseUnderTest, mq: MQ) -> Iterator[Shift]:
 @pytest.fixture
 def parked(mq: MQ, shift: Shift) -> Parked:
     del shift
-    return mq.parked("orders", "billing")
+    return mq.admin.parked("orders", "billing")
 
 
 def offsets(parked: Parked, **which: Any) -> list[int]:
@@ -51,7 +51,7 @@ def offsets(parked: Parked, **which: Any) -> list[int]:
 
 
 def position(mq: MQ) -> int:
-    return mq.describe_group("orders", "billing").partitions[0].position
+    return mq.admin.describe_group("orders", "billing").partitions[0].position
 
 
 def _fail(_message: Message) -> None:
@@ -98,7 +98,7 @@ def test_the_list_can_be_narrowed_down(mq: MQ, shift: Shift) -> None:
     mq.producer("many").produce_with_partition(Message(b"bad", b"b"), 1)
     shift.mq.consumer("many", "billing").run(Handler(b"bad"), retry=ONCE, idle_seconds=0.2)
 
-    of_many = mq.parked("many", "billing")
+    of_many = mq.admin.parked("many", "billing")
 
     assert [one.place for one in of_many.list()] == [(0, 0), (1, 0), (1, 1)]
     assert [one.place for one in of_many.list(partition=1)] == [(1, 0), (1, 1)]
@@ -348,7 +348,7 @@ def test_a_consumer_that_has_long_had_nothing_to_do_finds_what_was_decided(
     mq: MQ, database: DatabaseUnderTest, *, notify: bool
 ) -> None:
     mq.create_topic("orders", 1)
-    parked = mq.parked("orders", "billing")
+    parked = mq.admin.parked("orders", "billing")
     produce(mq, "a:bad")
     handler = Handler(b"bad")
     shift = Shift(database, notify=notify)
@@ -417,7 +417,7 @@ def test_a_discarded_dead_letter_stays_in_the_log_and_nowhere_else(mq: MQ, shift
 
     assert discarded == 1
     assert offsets(parked) == [1]
-    assert mq.describe_topic("orders").messages == 2
+    assert mq.admin.describe_topic("orders").messages == 2
     assert position(mq) == 2
 
 
@@ -562,7 +562,7 @@ def test_a_copy_of_a_copy_says_where_the_first_came_from(mq: MQ, shift: Shift, p
     parked.copy("letters", everything=True)
     shift.mq.consumer("letters", "clerks").run(Handler(b"bad"), retry=ONCE, idle_seconds=0.2)
 
-    mq.parked("letters", "clerks").copy("archive", everything=True)
+    mq.admin.parked("letters", "clerks").copy("archive", everything=True)
 
     with mq.consumer("archive", "readers") as consumer:
         (copy,) = receive(consumer, 1)
@@ -622,14 +622,14 @@ def test_what_is_larger_than_a_message_may_be_is_not_copied(
     mq.producer("orders").produce_many([Message(b"small"), message])
     shift.run(_fail, retry=ONCE)
     mq.create_topic("letters", 1)
-    parked = make_mq(max_message_bytes=100).parked("orders", "billing")
+    parked = make_mq(max_message_bytes=100).admin.parked("orders", "billing")
 
     with pytest.raises(MessageTooLargeError, match=f"The message's {part} has 1"):
         parked.copy("letters", everything=True, discard=True)
 
-    assert mq.describe_topic("letters").messages == 0
+    assert mq.admin.describe_topic("letters").messages == 0
     assert offsets(parked) == [0, 1]
-    assert len(mq.parked("orders", "billing").copy("letters", everything=True)) == 2
+    assert len(mq.admin.parked("orders", "billing").copy("letters", everything=True)) == 2
 
 
 @pytest.mark.parametrize("stored", ["[1]", '{"a": 1}', '{"a": {"b": "c"}}', '{"a": ' + "[" * 900 + "]" * 900 + "}"])
@@ -663,11 +663,11 @@ def test_a_move_takes_place_as_a_whole_or_not_at_all(
         patched.setattr(admin_parked, "_discard", fail)
         with pytest.raises(RuntimeError):
             parked.copy("letters", everything=True, discard=True)
-    undone = (mq.describe_topic("letters").messages, offsets(parked))
+    undone = (mq.admin.describe_topic("letters").messages, offsets(parked))
     parked.copy("letters", everything=True, discard=True)
 
     assert undone == (0, [0, 1])
-    assert (mq.describe_topic("letters").messages, offsets(parked)) == (2, [])
+    assert (mq.admin.describe_topic("letters").messages, offsets(parked)) == (2, [])
 
 
 def test_a_partition_that_stopped_goes_on_behind_the_message_that_is_moved(
@@ -701,9 +701,9 @@ def test_a_topic_to_copy_to_is_made_only_where_topics_are_made(
     shift.run(Handler(b"bad"), retry=ONCE)
 
     with pytest.raises(UnknownTopicError):
-        make_mq(create_topics=False).parked("orders", "billing").copy("letters", everything=True)
+        make_mq(create_topics=False).admin.parked("orders", "billing").copy("letters", everything=True)
 
-    assert mq.topics() == ["orders"]
+    assert mq.admin.topics() == ["orders"]
     assert offsets(parked) == [0]
 
 
@@ -725,16 +725,16 @@ def test_an_unknown_topic_is_an_error_and_so_is_an_unknown_group(mq: MQ, call: C
     mq.create_topic("orders")
 
     with pytest.raises(UnknownTopicError):
-        call(mq.parked("nothing", "billing"))
+        call(mq.admin.parked("nothing", "billing"))
     with pytest.raises(UnknownGroupError):
-        call(mq.parked("orders", "nobody"))
+        call(mq.admin.parked("orders", "nobody"))
 
-    assert mq.topics() == ["orders"]
+    assert mq.admin.topics() == ["orders"]
 
 
 @pytest.mark.parametrize("call", CALLS, ids=NAMES)
 def test_a_closed_mq_tells_nothing(mq: MQ, call: Callable[[Parked], object]) -> None:
-    parked = mq.parked("orders", "billing")
+    parked = mq.admin.parked("orders", "billing")
     mq.close()
 
     with pytest.raises(MQClosedError):

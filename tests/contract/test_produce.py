@@ -47,9 +47,9 @@ def round_trip(mq: MQ, *messages: Message) -> list[Message]:
 
 def log_of(mq: MQ, topic: str) -> dict[int, list[Message]]:
     """All messages of *topic*, by partition, as a new group reads them."""
-    count = mq.describe_topic(topic).messages
+    count = mq.admin.describe_topic(topic).messages
     by_partition: dict[int, list[Message]] = {}
-    with mq.consumer(topic, f"readers-{len(mq.groups(topic))}") as consumer:
+    with mq.consumer(topic, f"readers-{len(mq.admin.groups(topic))}") as consumer:
         for message in receive(consumer, count):
             assert message.partition is not None
             by_partition.setdefault(message.partition, []).append(message)
@@ -240,7 +240,7 @@ def test_close_waits_for_what_was_submitted(mq: MQ) -> None:
     producer.close()
 
     assert all(future.done() for future in futures)
-    assert mq.describe_topic("orders").messages == 500
+    assert mq.admin.describe_topic("orders").messages == 500
 
 
 @pytest.mark.sync_only(reason="an asyncio future is cancelled even when its message is on its way")
@@ -300,7 +300,7 @@ def test_a_generator_that_fails_half_way_sends_nothing(mq: MQ) -> None:
     with pytest.raises(RuntimeError):
         producer.produce_many(messages())
 
-    assert mq.describe_topic("orders").messages == 0
+    assert mq.admin.describe_topic("orders").messages == 0
 
 
 def test_no_messages_are_no_error(mq: MQ) -> None:
@@ -314,7 +314,7 @@ def test_one_bad_message_among_many_sends_none(make_mq: MakeMQ) -> None:
     with pytest.raises(ValueError, match="101 bytes"):
         producer.produce_many([Message(b"good"), Message(bytes(101)), Message(b"good")])
 
-    assert mq.describe_topic("orders").messages == 0
+    assert mq.admin.describe_topic("orders").messages == 0
 
 
 def test_many_that_the_database_refuses_half_way_are_all_refused(
@@ -339,7 +339,7 @@ def test_many_that_the_database_refuses_half_way_are_all_refused(
     with pytest.raises(Exception, match="refused"):
         producer.produce_many([Message(b"", b"k")] * 6_000)
 
-    assert mq.describe_topic("orders").messages == 0
+    assert mq.admin.describe_topic("orders").messages == 0
 
 
 @pytest.mark.pgbouncer
@@ -348,7 +348,7 @@ def test_more_messages_than_one_statement_takes_are_one_transaction(mq: MQ) -> N
 
     assert len(results) == 12_001
     assert_offsets_are_dense(results)
-    assert mq.describe_topic("orders").messages == 12_001
+    assert mq.admin.describe_topic("orders").messages == 12_001
 
 
 def test_more_messages_than_one_statement_takes_come_back_as_they_were(mq: MQ) -> None:
@@ -577,7 +577,7 @@ def test_many_producers_of_several_queues_leave_no_gap(make_mq: MakeMQ) -> None:
     results = at_once(lambda i=i: produce(i) for i in range(8))  # type: ignore[misc]
 
     assert_offsets_are_dense([result for own in results for result in own])
-    assert queues[0].describe_topic("orders").messages == 160
+    assert queues[0].admin.describe_topic("orders").messages == 160
 
 
 def test_producers_of_many_to_several_partitions_in_any_order_do_not_wait_for_each_other_for_ever(
@@ -592,7 +592,7 @@ def test_producers_of_many_to_several_partitions_in_any_order_do_not_wait_for_ea
 
     at_once(lambda i=i: produce(i) for i in range(4))  # type: ignore[misc]
 
-    assert make_mq().describe_topic("orders").messages == 4 * 10 * 40
+    assert make_mq().admin.describe_topic("orders").messages == 4 * 10 * 40
 
 
 # --- Closed ---
@@ -613,7 +613,7 @@ def test_a_closed_producer_refuses_every_call(mq: MQ) -> None:
     ):
         with pytest.raises(ProducerClosedError, match="orders"):
             call()
-    assert mq.describe_topic("orders").messages == 0
+    assert mq.admin.describe_topic("orders").messages == 0
 
 
 def test_closing_a_producer_again_is_no_error(mq: MQ) -> None:
@@ -674,7 +674,7 @@ def test_a_message_sent_while_the_producer_closes_is_acknowledged_or_refused(mq:
         for call in calls:
             call.result(PATIENCE_SECONDS)
 
-    assert sorted(acknowledged) == list(range(mq.describe_topic("orders").messages))
+    assert sorted(acknowledged) == list(range(mq.admin.describe_topic("orders").messages))
 
 
 def test_the_name_of_the_topic_is_told(mq: MQ) -> None:

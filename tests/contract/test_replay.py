@@ -29,7 +29,7 @@ LEASE_SECONDS = 60.0
 
 
 def positions(mq: MQ, group: str = "billing") -> list[int]:
-    return [partition.position for partition in mq.describe_group("orders", group).partitions]
+    return [partition.position for partition in mq.admin.describe_group("orders", group).partitions]
 
 
 def fill(mq: MQ, *, partitions: int = 1, count: int = COUNT) -> None:
@@ -47,7 +47,7 @@ def read_all(mq: MQ, group: str = "billing", count: int = COUNT) -> None:
 
 
 def reset(mq: MQ, to: Any = None, **options: Any) -> None:
-    mq.reset_group("orders", "billing", to, execute=True, **options)
+    mq.admin.reset_group("orders", "billing", to, **options)
 
 
 @pytest.fixture
@@ -71,7 +71,7 @@ def shift(database: DatabaseUnderTest, mq: MQ) -> Iterator[Shift]:
 
 @pytest.mark.pgbouncer
 def test_a_group_reads_again_from_the_earliest_message(filled: MQ) -> None:
-    (change,) = filled.reset_group("orders", "billing", "earliest", execute=True)
+    (change,) = filled.admin.reset_group("orders", "billing", "earliest")
 
     assert (change.partition, change.from_offset, change.to_offset, change.end_offset) == (0, COUNT, 0, COUNT)
     with filled.consumer("orders", "billing") as consumer:
@@ -115,7 +115,7 @@ def test_only_the_partitions_that_are_named_move(mq: MQ) -> None:
     fill(mq, partitions=3)
     read_all(mq, count=3 * COUNT)
 
-    changes = mq.reset_group("orders", "billing", "earliest", partitions=[2, 1, 2], execute=True)
+    changes = mq.admin.reset_group("orders", "billing", "earliest", partitions=[2, 1, 2])
 
     assert [change.partition for change in changes] == [1, 2]
     assert positions(mq) == [COUNT, 0, 0]
@@ -182,10 +182,11 @@ def test_a_group_goes_back_by_a_time(filled: MQ) -> None:
 
 @pytest.mark.parametrize("offset", [COUNT + 1, 2**40])
 def test_an_offset_the_log_does_not_have_is_refused(filled: MQ, offset: int) -> None:
-    with pytest.raises(InvalidOffsetError, match=f"from offset 0 to {COUNT}") as raised:
-        filled.reset_group("orders", "billing", {0: offset})
+    for move in (filled.admin.preview_reset, filled.admin.reset_group):
+        with pytest.raises(InvalidOffsetError, match=f"from offset 0 to {COUNT}") as raised:
+            move("orders", "billing", {0: offset})
 
-    assert (raised.value.partition, raised.value.offset, raised.value.end_offset) == (0, offset, COUNT)
+        assert (raised.value.partition, raised.value.offset, raised.value.end_offset) == (0, offset, COUNT)
     assert positions(filled) == [COUNT]
 
 
@@ -210,22 +211,24 @@ def test_an_offset_the_log_does_not_have_is_refused(filled: MQ, offset: int) -> 
     ],
 )
 def test_what_makes_no_sense_is_refused(filled: MQ, to: Any, options: dict[str, Any], error: type[Exception]) -> None:
-    with pytest.raises(error):
-        filled.reset_group("orders", "billing", to, execute=True, **options)
+    for move in (filled.admin.preview_reset, filled.admin.reset_group):
+        with pytest.raises(error):
+            move("orders", "billing", to, **options)
 
     assert positions(filled) == [COUNT]
 
 
 def test_an_unknown_topic_or_group_is_refused(filled: MQ) -> None:
-    with pytest.raises(UnknownTopicError):
-        filled.reset_group("invoices", "billing", "earliest")
-    with pytest.raises(UnknownGroupError):
-        filled.reset_group("orders", "unknown", "earliest", execute=True)
+    for move in (filled.admin.preview_reset, filled.admin.reset_group):
+        with pytest.raises(UnknownTopicError):
+            move("invoices", "billing", "earliest")
+        with pytest.raises(UnknownGroupError):
+            move("orders", "unknown", "earliest")
 
 
 def test_a_preview_changes_nothing_and_needs_nobody_to_stop(filled: MQ) -> None:
     with filled.consumer("orders", "billing") as consumer:
-        (change,) = filled.reset_group("orders", "billing", "earliest")
+        (change,) = filled.admin.preview_reset("orders", "billing", "earliest")
 
         assert (change.from_offset, change.to_offset) == (COUNT, 0)
         assert positions(filled) == [COUNT]
@@ -444,7 +447,7 @@ def test_moved_back_what_was_set_aside_from_there_on_comes_again_once(mq: MQ, sh
     with shift.running(Handler(b"bad"), retry=MUCH_LATER):
         until(lambda: len(set_aside(mq)) == 3 and positions(mq) == [5], "everything handled or set aside")
 
-    (change,) = mq.reset_group("orders", "billing", {0: 1}, execute=True)
+    (change,) = mq.admin.reset_group("orders", "billing", {0: 1})
 
     assert change.forgotten == 2
     assert set_aside(mq) == [(0, "waiting", 1)]
@@ -474,7 +477,7 @@ def test_moved_on_a_message_that_held_its_partition_up_is_forgotten(mq: MQ, shif
     with shift.running(Handler(b"bad"), retry=retry, on_failure=policy):
         until(lambda: [row[1] for row in set_aside(mq)] in (["stopped"], ["held"]), "the partition held up")
 
-    (preview,) = mq.reset_group("orders", "billing", {0: 1})
+    (preview,) = mq.admin.preview_reset("orders", "billing", {0: 1})
     reset(mq, {0: 1})
 
     assert preview.forgotten == 1
@@ -491,7 +494,7 @@ def test_moved_on_what_waits_before_the_new_position_is_still_tried(mq: MQ, shif
     reset(mq, {0: 1})
     reset(mq, {0: 3})
 
-    mq.parked("orders", "billing").retry(everything=True)
+    mq.admin.parked("orders", "billing").retry(everything=True)
 
     handler = Handler()
     shift.run(handler)
@@ -671,7 +674,7 @@ def test_a_new_group_starts_with_the_first_message_since_a_moment(filled: MQ) ->
         assert positions(filled, "audit") == [first]
         assert values(finish(consumer, COUNT - first)) == [b"%d" % offset for offset in range(first, COUNT)]
 
-    shown = filled.describe_group("orders", "audit").start
+    shown = filled.admin.describe_group("orders", "audit").start
     assert isinstance(shown, datetime)
     assert timedelta(0) <= times[4] - shown < timedelta(milliseconds=1)
 
@@ -681,7 +684,7 @@ def test_where_a_group_started_is_shown_and_means_nothing_for_an_old_one(filled:
     filled.consumer("orders", "audit", start=start).close()
     filled.consumer("orders", "audit", start=datetime.now(UTC)).close()
 
-    assert filled.describe_group("orders", "audit").start == start
+    assert filled.admin.describe_group("orders", "audit").start == start
     assert positions(filled, "audit") == [0 if start == "earliest" else COUNT]
 
 

@@ -114,7 +114,7 @@ def test_a_round_with_nothing_to_do_says_so(shelf: Shelf) -> None:
     shelf.put(3)
     shelf.keep(Retention(max_age_seconds=DAY, max_bytes=1000, max_messages=10))
 
-    assert shelf.mq.apply_retention() == []
+    assert shelf.mq.admin.apply_retention() == []
 
 
 def test_topics_without_limits_are_left_alone_by_a_round_for_all(shelf: Shelf, mq: MQ) -> None:
@@ -122,27 +122,27 @@ def test_topics_without_limits_are_left_alone_by_a_round_for_all(shelf: Shelf, m
     shelf.put(3)
     shelf.keep(Retention(max_messages=1))
 
-    (trimmed,) = mq.apply_retention()
+    (trimmed,) = mq.admin.apply_retention()
 
     assert (trimmed.topic, trimmed.partition, trimmed.start_offset, trimmed.messages) == ("orders", 0, 2, 2)
-    assert mq.describe_topic("invoices").messages == 1
+    assert mq.admin.describe_topic("invoices").messages == 1
 
 
 def test_limits_can_be_given_when_a_topic_is_made_and_taken_away_later(mq: MQ) -> None:
     mq.create_topic("orders", 1, retention=WEEK)
-    seen = mq.describe_topic("orders").retention
+    seen = mq.admin.describe_topic("orders").retention
 
-    mq.set_retention("orders", Retention())
+    mq.admin.set_retention("orders", Retention())
 
     assert seen == WEEK
-    assert mq.describe_topic("orders").retention == Retention()
+    assert mq.admin.describe_topic("orders").retention == Retention()
 
 
 def test_retention_of_an_unknown_topic_is_refused(mq: MQ) -> None:
     for act in (
-        lambda: mq.set_retention("orders", WEEK),
-        lambda: mq.apply_retention("orders"),
-        lambda: mq.evictions("orders"),
+        lambda: mq.admin.set_retention("orders", WEEK),
+        lambda: mq.admin.apply_retention("orders"),
+        lambda: mq.admin.evictions("orders"),
     ):
         with pytest.raises(UnknownTopicError):
             act()
@@ -152,7 +152,7 @@ def test_a_retention_has_to_be_one(mq: MQ) -> None:
     mq.create_topic("orders")
 
     with pytest.raises(TypeError, match="Retention"):
-        mq.set_retention("orders", 7)  # type: ignore[arg-type]
+        mq.admin.set_retention("orders", 7)  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="Retention"):
         mq.create_topic("orders", retention=7)  # type: ignore[arg-type]
 
@@ -161,7 +161,7 @@ def test_a_closed_mq_trims_nothing(mq: MQ) -> None:
     mq.close()
 
     with pytest.raises(MQClosedError):
-        mq.apply_retention()
+        mq.admin.apply_retention()
 
 
 # --- What comes after ---
@@ -323,7 +323,7 @@ def test_losses_that_follow_each_other_are_told_as_one(shelf: Shelf) -> None:
         shelf.keep(Retention(max_messages=messages))
         shelf.trim()
 
-    (eviction,) = shelf.mq.evictions("orders")
+    (eviction,) = shelf.mq.admin.evictions("orders")
 
     assert (eviction.start_offset, eviction.end_offset, eviction.messages) == (2, 9, 7)
     assert (eviction.topic, eviction.partition) == ("orders", 0)
@@ -384,8 +384,8 @@ def shift(database: DatabaseUnderTest, shelf: Shelf) -> Iterator[Shift]:
 def test_a_parked_message_keeps_the_log_from_there_on(shelf: Shelf, mq: MQ, shift: Shift) -> None:
     produce(mq, "a:1", "b:2", "a:bad", "b:3", "a:4")
     with shift.running(Handler(b"bad"), retry=MUCH_LATER):
-        until(lambda: len(mq.parked("orders", "billing").list("waiting")) == 2, "both set aside")
-        until(lambda: mq.describe_group("orders", "billing").lag == 0, "everything read")
+        until(lambda: len(mq.admin.parked("orders", "billing").list("waiting")) == 2, "both set aside")
+        until(lambda: mq.admin.describe_group("orders", "billing").lag == 0, "everything read")
         shelf.keep(Retention(max_messages=1))
 
         shelf.trim()
@@ -400,7 +400,7 @@ def test_a_dead_letter_keeps_the_log_until_it_is_discarded(shelf: Shelf, mq: MQ,
     shelf.trim()
     before = shelf.start
 
-    mq.parked("orders", "billing").discard(partition=0, offset=1)
+    mq.admin.parked("orders", "billing").discard(partition=0, offset=1)
     shelf.trim()
 
     assert (before, shelf.start) == (1, 3)
@@ -424,7 +424,7 @@ def test_after_max_seconds_a_dead_letter_goes_and_the_log_says_so(
 
     assert shelf.stored() == [3]
     assert shelf.losses() == [("billing", "parked", 1, 2)]
-    assert mq.parked("orders", "billing").list() == []
+    assert mq.admin.parked("orders", "billing").list() == []
     (record,) = [one for one in caplog.records if one.name == "sqlmq.background"]
     assert record.levelno == logging.ERROR
     assert "lost the parked messages orders/0@1 to 1" in record.message
@@ -452,7 +452,7 @@ def test_reading_what_was_evicted_is_an_error_that_names_it_each_time(shelf: She
         assert (caught.value.topic, caught.value.group, caught.value.partition) == ("orders", "billing", 0)
         assert (caught.value.start, caught.value.end) == (2, 6)
 
-    assert mq.describe_group("orders", "billing").partitions[0].position == 2
+    assert mq.admin.describe_group("orders", "billing").partitions[0].position == 2
 
 
 def test_a_reader_may_go_on_with_the_earliest_and_is_told_what_it_lost(
@@ -462,7 +462,7 @@ def test_a_reader_may_go_on_with_the_earliest_and_is_told_what_it_lost(
     consumer = mq.consumer("orders", "billing", on_evicted="earliest")
 
     assert take(consumer, 4) == [6, 7, 8, 9]
-    assert mq.describe_group("orders", "billing").lag == 0
+    assert mq.admin.describe_group("orders", "billing").lag == 0
     (said,) = [one.message for one in caplog.records if one.name == "sqlmq.consumer"]
     assert "orders/0@2 to 5" in said
     assert "goes on at offset 6" in said
@@ -480,7 +480,7 @@ def test_a_reader_learns_of_it_even_if_the_log_is_empty(shelf: Shelf, mq: MQ) ->
     with mq.consumer("orders", "billing", on_evicted="earliest") as patient:
         assert patient.poll(timeout=0) == []
 
-    assert mq.describe_group("orders", "billing").lag == 0
+    assert mq.admin.describe_group("orders", "billing").lag == 0
 
 
 def test_a_group_that_had_read_nothing_learns_what_it_lost(shelf: Shelf, mq: MQ) -> None:
@@ -542,7 +542,7 @@ def test_a_transaction_raises_or_goes_on(shelf: Shelf, mq: MQ, caplog: pytest.Lo
             assert list(tx.messages) == []
 
     assert offsets == [6, 7, 8, 9]
-    assert mq.describe_group("orders", "billing").lag == 0
+    assert mq.admin.describe_group("orders", "billing").lag == 0
     assert any("orders/0@2 to 5" in one.message for one in caplog.records if one.name == "sqlmq.consumer")
 
 
@@ -644,7 +644,7 @@ def test_many_rounds_at_once_delete_everything_once(
     shelf.keep(Retention(max_messages=10, max_bytes=10**6))
     queues = [make_mq() for _ in range(4)]
 
-    rounds = at_once(lambda mq=mq: mq.apply_retention("orders") for mq in queues)  # type: ignore[misc]
+    rounds = at_once(lambda mq=mq: mq.admin.apply_retention("orders") for mq in queues)  # type: ignore[misc]
     shelf.trim()
 
     assert sum(trimmed.messages for trimmed in chain.from_iterable(rounds)) <= 190
@@ -679,7 +679,7 @@ def test_rounds_among_producers_and_consumers_lose_nothing(
 
     def trim_on() -> list[int]:
         while not stopped.is_set():
-            maintaining.apply_retention("orders")
+            maintaining.admin.apply_retention("orders")
         return []
 
     produced, consumed, _ = at_once([produce_all, consume_all, trim_on])

@@ -70,7 +70,7 @@ class Services:
         return services
 
     def counts(self) -> list[int]:
-        group = self.mq.describe_group("orders", "billing")
+        group = self.mq.admin.describe_group("orders", "billing")
         owners = [partition.owner for partition in group.partitions]
         return sorted((owners.count(name) for name in group.members), reverse=True)
 

@@ -485,7 +485,7 @@ def test_a_handler_that_outlasts_a_lease_is_warned_of_and_keeps_its_partition(
     def handler(_message: Message) -> None:
         if not owners:
             until(lambda: "longer than lease_seconds" in caplog.text, "a warning")
-            owners.append(mq.describe_group("orders", "billing").partitions[0].owner)
+            owners.append(mq.admin.describe_group("orders", "billing").partitions[0].owner)
 
     summary = drain(consumer, handler)
 

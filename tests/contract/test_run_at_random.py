@@ -66,7 +66,7 @@ def check(mq: MQ, sent: list[tuple[bytes | None, int]], how: dict[str, Any]) -> 
         ]
     assert Counter(handler.values) == Counter(message.value for message in messages if message.value not in lost)
     assert summary.dead + summary.skipped == len(lost)
-    group = mq.describe_group(topic, "billing")
+    group = mq.admin.describe_group(topic, "billing")
     assert all(partition.position == partition.end_offset for partition in group.partitions)
     mq.delete_topics(topic)
 

@@ -41,7 +41,7 @@ def make_older(engine: Engine, database: DatabaseUnderTest, seconds: float) -> N
 
 
 def kinds(mq: MQ, **options: Any) -> list[tuple[str, int | None]]:
-    return [(one.kind, one.partition) for one in mq.diagnose_group("orders", "billing", **options)]
+    return [(one.kind, one.partition) for one in mq.admin.diagnose_group("orders", "billing", **options)]
 
 
 # --- Lag ---
@@ -58,7 +58,7 @@ def test_lag_is_told_in_messages_and_seconds_with_owner_and_commit(
     consumer.commit()
     make_older(engine, database, 100)
 
-    first, second = mq.lag("orders", "billing")
+    first, second = mq.admin.lag("orders", "billing")
 
     assert (first.topic, first.group, first.partition, first.owner) == ("orders", "billing", 0, "me")
     assert (first.position, first.end_offset, first.lag) == (1, 2, 1)
@@ -74,31 +74,31 @@ def test_lag_of_all_groups_comes_in_order_and_can_be_narrowed(mq: MQ) -> None:
         mq.create_topic(topic, 1)
         mq.consumer(topic, group)
 
-    assert [(one.topic, one.group) for one in mq.lag()] == [("clicks", "b"), ("orders", "a"), ("orders", "b")]
-    assert [(one.topic, one.group) for one in mq.lag("orders")] == [("orders", "a"), ("orders", "b")]
-    assert [(one.topic, one.group) for one in mq.lag(group="b")] == [("clicks", "b"), ("orders", "b")]
-    assert mq.lag(group="nobody") == []
+    assert [(one.topic, one.group) for one in mq.admin.lag()] == [("clicks", "b"), ("orders", "a"), ("orders", "b")]
+    assert [(one.topic, one.group) for one in mq.admin.lag("orders")] == [("orders", "a"), ("orders", "b")]
+    assert [(one.topic, one.group) for one in mq.admin.lag(group="b")] == [("clicks", "b"), ("orders", "b")]
+    assert mq.admin.lag(group="nobody") == []
 
 
 def test_lag_of_what_is_not_there_is_an_error(mq: MQ) -> None:
     mq.create_topic("orders", 1)
 
     with pytest.raises(UnknownTopicError):
-        mq.lag("nothing")
+        mq.admin.lag("nothing")
     with pytest.raises(UnknownGroupError):
-        mq.lag("orders", "nobody")
+        mq.admin.lag("orders", "nobody")
 
 
 def test_lag_counts_what_is_set_aside_and_dead_letters(mq: MQ, shift: Shift) -> None:
     produce(mq, "a:bad", "b:bad", "c:good")
     with shift.running(Handler(b"bad"), retry=MUCH_LATER):
-        until(lambda: len(mq.parked("orders", "billing").list("waiting")) == 2, "both set aside")
+        until(lambda: len(mq.admin.parked("orders", "billing").list("waiting")) == 2, "both set aside")
     produce(mq, "d:worse")
     with shift.running(Handler(b"worse"), retry=ONCE):
-        until(lambda: len(mq.parked("orders", "billing").list("dead")) == 1, "a dead letter")
+        until(lambda: len(mq.admin.parked("orders", "billing").list("dead")) == 1, "a dead letter")
 
-    (lag,) = mq.lag("orders", "billing")
-    group = mq.describe_group("orders", "billing")
+    (lag,) = mq.admin.lag("orders", "billing")
+    group = mq.admin.describe_group("orders", "billing")
 
     assert (lag.lag, lag.waiting, lag.dead) == (0, 2, 1)
     assert (group.lag, group.waiting, group.dead, group.lag_seconds) == (0, 2, 1, 0.0)
@@ -113,7 +113,7 @@ def test_a_topic_tells_what_it_takes_and_how_fast_it_grows(mq: MQ, engine: Engin
     make_older(engine, database, 90)
     mq.producer("orders").produce_many([Message(b"x" * 1_000, b"old") for _ in range(12)])
 
-    topic = mq.describe_topic("orders")
+    topic = mq.admin.describe_topic("orders")
 
     full, empty = sorted(topic.partitions, key=lambda one: -one.messages)
     assert full.messages == 42
@@ -130,16 +130,16 @@ def test_members_are_told_with_their_partitions_and_heartbeats(make_mq: MakeMQ) 
     mq.consumer("orders", "billing", name="first").poll(timeout=0)
     dying.consumer("orders", "billing", name="second")
     dying._background.close()
-    until(lambda: not mq.members("orders", "billing")[1].is_live, "the end of a lease")
+    until(lambda: not mq.admin.members("orders", "billing")[1].is_live, "the end of a lease")
 
-    first, second = mq.members("orders", "billing")
+    first, second = mq.admin.members("orders", "billing")
 
     assert (first.name, first.is_live, first.partitions) == ("first", True, (0, 1))
     assert (second.name, second.is_live, second.partitions) == ("second", False, ())
     assert 0 <= first.heartbeat_seconds < first.lease_seconds == 60
     assert datetime.now(UTC) - first.joined_at < timedelta(seconds=60)
     with pytest.raises(UnknownGroupError):
-        mq.members("orders", "nobody")
+        mq.admin.members("orders", "nobody")
 
 
 # --- Why a group waits ---
@@ -160,7 +160,7 @@ def test_a_group_without_members_is_found(mq: MQ) -> None:
     mq.consumer("orders", "billing").close()
     produce(mq, "a:1")
 
-    (found,) = mq.diagnose_group("orders", "billing")
+    (found,) = mq.admin.diagnose_group("orders", "billing")
 
     assert (found.kind, found.partition) == ("no members", None)
     assert "1 message waits" in found.reason
@@ -174,7 +174,7 @@ def test_an_owner_that_does_not_get_on_is_found(mq: MQ, engine: Engine, database
     receive(consumer, 1)
     make_older(engine, database, 100)
 
-    (found,) = mq.diagnose_group("orders", "billing")
+    (found,) = mq.admin.diagnose_group("orders", "billing")
 
     assert (found.kind, found.partition) == ("no progress", 0)
     assert "the reader" in found.reason
@@ -197,7 +197,7 @@ def test_a_stopped_message_is_found_with_the_command_that_goes_on(
     shift.run(Handler(b"bad"), retry=AT_ONCE, on_failure="stop")
     make_older(engine, database, 20)
 
-    found = {one.kind: one for one in mq.diagnose_group("orders", "billing")}
+    found = {one.kind: one for one in mq.admin.diagnose_group("orders", "billing")}
 
     assert set(found) == {"no members", "in place"}
     assert "offset 0 has failed 3 times, with ValueError" in found["in place"].reason
@@ -207,12 +207,12 @@ def test_a_stopped_message_is_found_with_the_command_that_goes_on(
 def test_blocked_keys_and_dead_letters_are_found(mq: MQ, shift: Shift) -> None:
     produce(mq, "a:bad", "b:bad", "c:good")
     with shift.running(Handler(b"bad"), retry=MUCH_LATER):
-        until(lambda: len(mq.parked("orders", "billing").list("waiting")) == 2, "both set aside")
+        until(lambda: len(mq.admin.parked("orders", "billing").list("waiting")) == 2, "both set aside")
     produce(mq, "d:worse")
     with shift.running(Handler(b"worse"), retry=ONCE):
-        until(lambda: len(mq.parked("orders", "billing").list("dead")) == 1, "a dead letter")
+        until(lambda: len(mq.admin.parked("orders", "billing").list("dead")) == 1, "a dead letter")
 
-    blocked, dead = mq.diagnose_group("orders", "billing")
+    blocked, dead = mq.admin.diagnose_group("orders", "billing")
 
     assert (blocked.kind, dead.kind) == ("blocked keys", "dead letters")
     assert "1 other key likewise" in blocked.reason
@@ -225,14 +225,14 @@ def test_blocked_keys_and_dead_letters_are_found(mq: MQ, shift: Shift) -> None:
 def test_tail_gives_what_comes_from_now_on_and_leaves_no_trace(mq: MQ) -> None:
     mq.create_topic("orders", 2)
     produce(mq, "a:before")
-    watched = mq.tail("orders", timeout=20)
+    watched = mq.admin.tail("orders", timeout=20)
     produce(mq, "a:1", "b:2")
 
     seen = [next(watched), next(watched)]
 
     assert sorted(values(seen)) == [b"1", b"2"]
     assert {message.topic for message in seen} == {"orders"}
-    assert mq.groups("orders") == []
+    assert mq.admin.groups("orders") == []
 
 
 def test_tail_gives_the_last_messages_of_all_partitions_first(
@@ -244,24 +244,26 @@ def test_tail_gives_the_last_messages_of_all_partitions_first(
         producer.submit(Message(value), partition).result(10)
         make_older(engine, database, 1)
 
-    assert values(list(mq.tail("orders", last=2, timeout=0))) == [b"2", b"3"]
-    assert values(list(mq.tail("orders", last=9, partitions=[0], timeout=0))) == [b"1", b"3"]
-    assert values(list(mq.tail("orders", offset=1, timeout=0))) == [b"3"]
-    assert list(mq.tail("orders", timeout=0)) == []
+    assert values(list(mq.admin.tail("orders", last=2, timeout=0))) == [b"2", b"3"]
+    assert values(list(mq.admin.tail("orders", last=9, partitions=[0], timeout=0))) == [b"1", b"3"]
+    assert values(list(mq.admin.tail("orders", offset=1, timeout=0))) == [b"3"]
+    assert list(mq.admin.tail("orders", timeout=0)) == []
 
 
 def test_tail_of_many_messages_gives_the_newest_in_order(mq: MQ) -> None:
     mq.create_topic("orders", 1)
     mq.producer("orders").produce_many([Message(b"%d" % number) for number in range(1_500)])
 
-    assert values(list(mq.tail("orders", last=1_000, timeout=0))) == [b"%d" % number for number in range(500, 1_500)]
-    assert len(list(mq.tail("orders", offset=0, timeout=0))) == 1_500
+    assert values(list(mq.admin.tail("orders", last=1_000, timeout=0))) == [
+        b"%d" % number for number in range(500, 1_500)
+    ]
+    assert len(list(mq.admin.tail("orders", offset=0, timeout=0))) == 1_500
 
 
 def test_tail_ends_with_the_mq(make_mq: MakeMQ) -> None:
     mq = make_mq()
     mq.create_topic("orders", 1)
-    watched = mq.tail("orders")
+    watched = mq.admin.tail("orders")
     seen: list[Message] = []
     watching = threading.Thread(target=lambda: seen.extend(watched))
     watching.start()
@@ -275,7 +277,7 @@ def test_tail_ends_with_the_mq(make_mq: MakeMQ) -> None:
 
 def test_tail_of_a_topic_that_is_deleted_says_so(mq: MQ) -> None:
     mq.create_topic("orders", 1)
-    watched = mq.tail("orders", timeout=20)
+    watched = mq.admin.tail("orders", timeout=20)
 
     mq.delete_topics("orders")
     mq.create_topic("orders", 1)
@@ -298,4 +300,4 @@ def test_tail_refuses_what_cannot_be(mq: MQ, options: dict[str, Any], error: typ
     mq.create_topic("orders", 2)
 
     with pytest.raises(error):
-        mq.tail("orders", **options)
+        mq.admin.tail("orders", **options)

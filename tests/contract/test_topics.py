@@ -26,7 +26,7 @@ def rows(connection: Connection, database: DatabaseUnderTest, table: str) -> int
 
 
 def numbers(mq: MQ, topic: str) -> list[int]:
-    return [partition.partition for partition in mq.describe_topic(topic).partitions]
+    return [partition.partition for partition in mq.admin.describe_topic(topic).partitions]
 
 
 # --- Made ---
@@ -51,7 +51,7 @@ def test_creating_a_topic_again_is_no_error_and_changes_nothing(mq: MQ) -> None:
     mq.create_topic("orders", 7)
 
     assert numbers(mq, "orders") == [0, 1, 2, 3, 4]
-    assert mq.describe_topic("orders").messages == 1
+    assert mq.admin.describe_topic("orders").messages == 1
 
 
 def test_creating_tells_whether_the_topic_was_made(mq: MQ) -> None:
@@ -75,7 +75,7 @@ def test_different_topics_can_be_created_at_once(make_mq: MakeMQ) -> None:
 
     at_once(lambda i=i: queues[i % 2].create_topic(f"topic-{i}", 2) for i in range(8))  # type: ignore[misc]
 
-    assert queues[0].topics() == [f"topic-{i}" for i in range(8)]
+    assert queues[0].admin.topics() == [f"topic-{i}" for i in range(8)]
 
 
 def test_names_are_told_apart_by_case(mq: MQ) -> None:
@@ -90,16 +90,16 @@ def test_topics_are_listed_in_order(mq: MQ) -> None:
     for name in ("cc", "aa", "bb"):
         mq.create_topic(name)
 
-    assert mq.topics() == ["aa", "bb", "cc"]
+    assert mq.admin.topics() == ["aa", "bb", "cc"]
 
 
 def test_a_topic_made_by_one_mq_is_seen_by_another(make_mq: MakeMQ) -> None:
     here, there = make_mq(), make_mq()
-    there.topics()
+    there.admin.topics()
 
     here.create_topic("orders")
 
-    assert there.topics() == ["orders"]
+    assert there.admin.topics() == ["orders"]
 
 
 # --- Made on the way ---
@@ -131,7 +131,7 @@ def test_a_producer_of_a_missing_topic_is_refused_when_topics_are_not_created(ma
     with pytest.raises(UnknownTopicError, match="sqlmq topics create orders"):
         mq.producer("orders")
 
-    assert mq.topics() == []
+    assert mq.admin.topics() == []
 
 
 def test_a_consumer_of_a_missing_topic_is_refused_when_topics_are_not_created(make_mq: MakeMQ) -> None:
@@ -140,7 +140,7 @@ def test_a_consumer_of_a_missing_topic_is_refused_when_topics_are_not_created(ma
     with pytest.raises(UnknownTopicError):
         mq.consumer("orders", "billing")
 
-    assert mq.topics() == []
+    assert mq.admin.topics() == []
 
 
 def test_producers_made_by_many_at_once_share_one_topic(make_mq: MakeMQ) -> None:
@@ -150,7 +150,7 @@ def test_producers_made_by_many_at_once_share_one_topic(make_mq: MakeMQ) -> None
     for producer in producers:
         producer.produce_with_partition(Message(b""), 0)
 
-    assert [partition.end_offset for partition in queues[0].describe_topic("orders").partitions] == [8, 0, 0]
+    assert [partition.end_offset for partition in queues[0].admin.describe_topic("orders").partitions] == [8, 0, 0]
 
 
 # --- The partitioner ---
@@ -169,13 +169,13 @@ def test_keys_go_where_the_topics_partitioner_says(mq: MQ, partitioner: str) -> 
 def test_the_partitioner_is_kept_with_the_topic(make_mq: MakeMQ) -> None:
     make_mq().create_topic("orders", partitioner="crc32")
 
-    assert make_mq().describe_topic("orders").partitioner == "crc32"
+    assert make_mq().admin.describe_topic("orders").partitioner == "crc32"
 
 
 def test_a_topic_is_partitioned_as_kafka_does_unless_told_otherwise(mq: MQ) -> None:
     mq.create_topic("orders")
 
-    assert mq.describe_topic("orders").partitioner == "murmur2"
+    assert mq.admin.describe_topic("orders").partitioner == "murmur2"
 
 
 def test_creating_a_topic_again_with_another_partitioner_is_refused(mq: MQ) -> None:
@@ -184,7 +184,7 @@ def test_creating_a_topic_again_with_another_partitioner_is_refused(mq: MQ) -> N
     with pytest.raises(TopicConflictError, match="'crc32', not by 'fnv1a'"):
         mq.create_topic("orders", partitioner="fnv1a")
 
-    assert mq.describe_topic("orders").partitioner == "crc32"
+    assert mq.admin.describe_topic("orders").partitioner == "crc32"
 
 
 def test_creating_a_topic_again_without_naming_a_partitioner_is_no_conflict(mq: MQ) -> None:
@@ -201,7 +201,7 @@ def test_deleting_a_topic_removes_it(mq: MQ) -> None:
     mq.create_topic("kept")
 
     assert mq.delete_topics("orders") == ["orders"]
-    assert mq.topics() == ["kept"]
+    assert mq.admin.topics() == ["kept"]
 
 
 def test_deleting_an_unknown_topic_is_no_error(mq: MQ) -> None:
@@ -214,7 +214,7 @@ def test_deleting_no_topic_deletes_none(mq: MQ) -> None:
     mq.create_topic("orders")
 
     assert mq.delete_topics() == []
-    assert mq.topics() == ["orders"]
+    assert mq.admin.topics() == ["orders"]
 
 
 def test_several_topics_are_deleted_together(mq: MQ) -> None:
@@ -222,7 +222,7 @@ def test_several_topics_are_deleted_together(mq: MQ) -> None:
         mq.create_topic(name)
 
     assert sorted(mq.delete_topics("cc", "aa")) == ["aa", "cc"]
-    assert mq.topics() == ["bb"]
+    assert mq.admin.topics() == ["bb"]
 
 
 def test_deleting_a_topic_leaves_no_row_of_it(mq: MQ, database: DatabaseUnderTest, connection: Connection) -> None:
@@ -266,7 +266,7 @@ def test_a_recreated_topic_starts_at_offset_0_without_messages(mq: MQ) -> None:
     result = mq.producer("orders").produce(Message(b"new"))
 
     assert result == ("orders", 0, 0)
-    assert mq.describe_topic("orders").messages == 1
+    assert mq.admin.describe_topic("orders").messages == 1
 
 
 def test_a_recreated_topic_has_no_groups(mq: MQ) -> None:
@@ -277,9 +277,9 @@ def test_a_recreated_topic_has_no_groups(mq: MQ) -> None:
     mq.delete_topics("orders")
     mq.create_topic("orders")
 
-    assert mq.groups("orders") == []
+    assert mq.admin.groups("orders") == []
     with pytest.raises(UnknownGroupError):
-        mq.describe_group("orders", "billing")
+        mq.admin.describe_group("orders", "billing")
 
 
 def test_a_group_of_a_recreated_topic_reads_from_its_beginning(mq: MQ) -> None:
@@ -300,7 +300,7 @@ def test_describing_a_deleted_topic_is_refused(mq: MQ) -> None:
     mq.delete_topics("orders")
 
     with pytest.raises(UnknownTopicError):
-        mq.describe_topic("orders")
+        mq.admin.describe_topic("orders")
 
 
 def test_a_producer_of_a_deleted_topic_is_refused(mq: MQ) -> None:

@@ -56,7 +56,7 @@ class Effect(Base):
 @pytest.fixture
 def effects(engine: Engine, mq: MQ) -> Effects:
     """A table of the application's, in the same database, once the queue has made its own."""
-    mq.topics()
+    mq.admin.topics()
     with engine.begin() as connection:
         connection.execute(
             text("CREATE TABLE effect (partition_number INTEGER, message_offset INTEGER, note TEXT UNIQUE)")
@@ -93,7 +93,7 @@ def send(mq: MQ, count: int, *, partitions: int = 1, topic: str = "orders") -> l
 
 
 def positions(mq: MQ) -> list[int]:
-    return [partition.position for partition in mq.describe_group("orders", "billing").partitions]
+    return [partition.position for partition in mq.admin.describe_group("orders", "billing").partitions]
 
 
 def handle_all(consumer: Consumer, effects: Effects, *, at_most: int = 100, **options: Any) -> list[list[Message]]:
@@ -939,7 +939,7 @@ def test_another_write_inside_the_block_is_refused_at_once(mq: MQ, engine: Engin
             ):
                 with pytest.raises(SessionError, match=r"session=tx\.session"):
                     write()
-            assert mq.topics() == ["orders"]
+            assert mq.admin.topics() == ["orders"]
             raise HandlerError
 
     producer.produce(message)
@@ -960,11 +960,11 @@ def test_what_is_read_processed_and_written_to_another_topic_commits_together(mq
 
     with pytest.raises(HandlerError):
         invoice(fails=True)
-    assert mq.describe_topic("invoices").messages == 0
+    assert mq.admin.describe_topic("invoices").messages == 0
     while effects.there() != places:
         invoice(fails=False)
 
-    assert mq.describe_topic("invoices").messages == 3
+    assert mq.admin.describe_topic("invoices").messages == 3
 
 
 @POSTGRES
@@ -1003,7 +1003,7 @@ def test_what_is_read_and_written_is_there_together_or_not(mq: MQ, effects: Effe
         publications = out.produce_many([Message(m.value, b"k") for m in tx], session=tx.session)
 
     assert [publication.result.offset for publication in publications if publication.result] == [0, 1]
-    assert (mq.describe_topic("invoices").messages, positions(mq)) == (2, [2])
+    assert (mq.admin.describe_topic("invoices").messages, positions(mq)) == (2, [2])
 
 
 def test_other_threads_wait_for_the_block(mq: MQ, effects: Effects) -> None:
@@ -1047,7 +1047,7 @@ class TestInMemory:
 
         with consumer.transaction(timeout=0) as tx:
             assert len(tx.messages) == 2
-            for use in (memory.topics, lambda: memory.producer("orders"), lambda: consumer.poll(timeout=0)):
+            for use in (memory.admin.topics, lambda: memory.producer("orders"), lambda: consumer.poll(timeout=0)):
                 with pytest.raises(SessionError, match=r"session=tx\.session"):
                     use()
             with pytest.raises(SessionError), consumer.transaction(timeout=0):

@@ -51,7 +51,7 @@ def blocks(mq: MQ, engine: Engine) -> Callable[[], TransactionScope]:
 
 
 def position(mq: MQ) -> int:
-    return mq.describe_group("orders", "billing").partitions[0].position
+    return mq.admin.describe_group("orders", "billing").partitions[0].position
 
 
 def effects(engine: Engine) -> list[int]:

@@ -34,7 +34,7 @@ def fill(mq: MQ, database: DatabaseUnderTest) -> None:
     shift = Shift(database)
     shift.run(Handler(b"bad"), retry=ONCE)
     shift.mq.close()
-    mq.add_partitions("orders", 2)
+    mq.admin.add_partitions("orders", 2)
     produce(mq, *(f"b:{number}" for number in range(2, 10)))
     with mq.consumer("orders", "billing") as consumer:
         finish(consumer, 3)
@@ -42,8 +42,8 @@ def fill(mq: MQ, database: DatabaseUnderTest) -> None:
 
 
 def check(restored: MQ) -> None:
-    (letter,) = restored.parked("orders", "billing").list()
-    (delayed,) = restored.delayed("orders")
+    (letter,) = restored.admin.parked("orders", "billing").list()
+    (delayed,) = restored.admin.delayed("orders")
     with restored.consumer("orders", "billing") as consumer:
         rest = values(receive(consumer, 5))
         consumer.commit()
@@ -52,8 +52,8 @@ def check(restored: MQ) -> None:
 
     assert (letter.offset, letter.state) == (0, "dead")
     assert rest == [b"5", b"6", b"7", b"8", b"9"]
-    assert restored.cancel_delayed(delayed.id) == [delayed.id]
-    assert result.offset == restored.describe_topic("orders").partitions[result.partition].end_offset - 1
+    assert restored.admin.cancel_delayed(delayed.id) == [delayed.id]
+    assert result.offset == restored.admin.describe_topic("orders").partitions[result.partition].end_offset - 1
     assert restored.create_topic("bills", 4)
 
 

@@ -53,7 +53,7 @@ def test_a_decision_waits_for_what_the_owner_is_writing(
 
     with ThreadPoolExecutor(1) as threads, engine.connect() as observer:
         lock_claims(connection, dialect)
-        decision = threads.submit(getattr(mq.parked("orders", "billing"), verb), 0, 0)
+        decision = threads.submit(getattr(mq.admin.parked("orders", "billing"), verb), 0, 0)
         until(lambda: observer.execute(waiting).scalar_one() > 0 or decision.done(), "it waits for the lock")
         was_waiting = not decision.done()
         connection.rollback()
@@ -73,10 +73,10 @@ def test_a_decision_does_not_wait_for_ever(
     lock_claims(connection, dialect)
 
     with pytest.raises(DatabaseBusyError):
-        mq.parked("orders", "billing").discard(0, 0)
+        mq.admin.parked("orders", "billing").discard(0, 0)
 
     connection.rollback()
-    assert len(mq.parked("orders", "billing").list()) == 1
+    assert len(mq.admin.parked("orders", "billing").list()) == 1
 
 
 @pytest.mark.parametrize(("in_hand_to", "left"), [(None, None), (1, None), (2, None), (5, 5)])
@@ -112,9 +112,9 @@ def test_a_message_that_stopped_a_partition_which_others_have_read_on_is_a_messa
         finish(consumer, 2)
     handler = Handler()
 
-    getattr(mq.parked("orders", "billing"), verb)(0, 0)
+    getattr(mq.admin.parked("orders", "billing"), verb)(0, 0)
     shift.run(handler)
 
     assert handler.given == ([b"bad"] if verb == "retry" else [])
-    assert mq.parked("orders", "billing").list() == []
-    assert mq.describe_group("orders", "billing").lag == 0
+    assert mq.admin.parked("orders", "billing").list() == []
+    assert mq.admin.describe_group("orders", "billing").lag == 0

@@ -47,12 +47,12 @@ def delay(shop: Shop, session: Session | Connection) -> list[DelayedMessage]:
     delayed = shop.producer.produce_many(MESSAGES, delay_seconds=LONG, session=session)
     delayed += [shop.producer.produce(message, deliver_at=FUTURE, session=session) for message in MESSAGES]
     cancelled = shop.producer.produce_with_partition(Message(b"cancelled"), 1, deliver_at=FUTURE, session=session)
-    assert shop.mq.cancel_delayed(cancelled.id, session=session) == [cancelled.id]
+    assert shop.mq.admin.cancel_delayed(cancelled.id, session=session) == [cancelled.id]
     return delayed
 
 
 def assert_all_arrive(shop: Shop, staged: Staged, delayed: list[DelayedMessage]) -> None:
-    assert shop.mq.delayed("events") == delayed
+    assert shop.mq.admin.delayed("events") == delayed
     assert {one.deliver_at for one in delayed[len(MESSAGES) :]} == {FUTURE}
     staged.make_due()
     assert facts(receive(shop.mq.consumer("events", "billing"), len(delayed))) == facts(2 * MESSAGES)
@@ -120,8 +120,8 @@ def test_the_time_zone_and_the_date_style_of_a_session_change_nothing(shop: Shop
 
             assert (at_moment.deliver_at, at_moment.deliver_at.tzinfo) == (moment, UTC)
             assert abs(relative.deliver_at - datetime.now(UTC) - timedelta(seconds=90)) < timedelta(minutes=10)
-            assert shop.mq.delayed("events") == [relative, at_moment]
-            assert len(shop.mq.cancel_delayed(at_moment.id, relative.id)) == 2
+            assert shop.mq.admin.delayed("events") == [relative, at_moment]
+            assert len(shop.mq.admin.cancel_delayed(at_moment.id, relative.id)) == 2
     engine.dispose()
 
 
@@ -146,7 +146,7 @@ def test_the_time_zone_of_the_process_changes_nothing(shop: Shop, own_zone: str)
 
     assert at_moment.deliver_at == moment
     assert abs(relative.deliver_at - datetime.now(UTC) - timedelta(seconds=90)) < timedelta(minutes=10)
-    assert shop.mq.delayed("events") == [relative, at_moment]
+    assert shop.mq.admin.delayed("events") == [relative, at_moment]
 
 
 PROGRAM = """
@@ -171,7 +171,7 @@ def test_processes_in_different_time_zones_agree_on_what_is_due(shop: Shop, zone
     consumer = shop.mq.consumer("events", "billing")
 
     assert sorted(message.value for message in receive(consumer, 2)) == [b"due", b"due, too"]
-    assert [one.value_bytes for one in shop.mq.delayed("events")] == [len(b"waits")]
+    assert [one.value_bytes for one in shop.mq.admin.delayed("events")] == [len(b"waits")]
 
 
 @pytest.mark.parametrize("database", ["sqlite", "postgres"], indirect=True)

@@ -132,7 +132,7 @@ def test_the_doctor_says_of_a_standby_that_nothing_can_be_written(pair: Pair) ->
 
     def problems() -> dict[str, str]:
         with MQ(standby) as mq:
-            return {problem.code: problem.summary for problem in mq.diagnose()}
+            return {problem.code: problem.summary for problem in mq.admin.diagnose()}
 
     as_standby = problems()
     pair.promote()
@@ -160,4 +160,4 @@ def test_connections_to_a_primary_that_takes_no_writes_any_more_are_given_up(pai
         place = producer.produce(Message(b"after"))
         assert [message.value for message in consumer.poll(timeout=PATIENCE_SECONDS)] == [b"after"]
     with MQ(pair.standby.url) as mq:
-        assert mq.describe_topic("orders").partitions[place.partition].end_offset == place.offset + 1
+        assert mq.admin.describe_topic("orders").partitions[place.partition].end_offset == place.offset + 1

@@ -107,18 +107,18 @@ def test_on_sqlite_the_last_page_is_searched_for_by_the_primary_key_and_not_sort
 
 
 def test_many_are_decided_about_at_once(mq: MQ) -> None:
-    of_billing = mq.parked("orders", "billing")
+    of_billing = mq.admin.parked("orders", "billing")
 
     retried = of_billing.retry(key=b"7")
     discarded = of_billing.discard(everything=True)
 
     assert (retried, discarded) == (COUNT // 100, COUNT)
     assert of_billing.list() == []
-    assert len(mq.parked("orders", "group-0").list(limit=COUNT + 1)) == COUNT
+    assert len(mq.admin.parked("orders", "group-0").list(limit=COUNT + 1)) == COUNT
 
 
 def test_a_page_asks_for_what_is_behind_a_place(mq: MQ) -> None:
-    of_billing = mq.parked("orders", "billing")
+    of_billing = mq.admin.parked("orders", "billing")
 
     assert [one.place for one in of_billing.list(limit=2, after=(0, LAST))] == [(0, LAST + 1), (0, LAST + 2)]
     assert of_billing.list(after=(1, 0)) == []

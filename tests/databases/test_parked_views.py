@@ -60,14 +60,14 @@ def test_parked_messages_are_what_the_library_lists(mq: MQ, shift: Shift, view: 
         raise ValueError("no" if message.key == b"a" else "dead")
 
     with shift.running(fail, retry=MUCH_LATER):
-        until(lambda: len(mq.parked("orders", "billing").list("waiting")) == 3, "all set aside")
-    mq.parked("orders", "billing").retry(key=b"b")
+        until(lambda: len(mq.admin.parked("orders", "billing").list("waiting")) == 3, "all set aside")
+    mq.admin.parked("orders", "billing").retry(key=b"b")
     with shift.running(fail, retry=ONCE):
-        until(lambda: len(mq.parked("orders", "billing").list("dead")) == 1, "a dead letter")
+        until(lambda: len(mq.admin.parked("orders", "billing").list("dead")) == 1, "a dead letter")
 
     rows = sorted(view("sqlmq_parked_message"), key=lambda row: int(row["msg_offset"]))
 
-    listed = mq.parked("orders", "billing").list()
+    listed = mq.admin.parked("orders", "billing").list()
     assert len(rows) == len(listed) == 3
     for row, one in zip(rows, listed, strict=True):
         assert (row["topic"], row["group_name"], row["partition"], row["msg_offset"]) == (
@@ -89,7 +89,7 @@ def test_parked_messages_are_what_the_library_lists(mq: MQ, shift: Shift, view: 
 def test_dead_letters_are_those_parked_messages_that_are_dead(mq: MQ, shift: Shift, view: Any) -> None:
     produce(mq, "a:bad", "b:slow", "c:bad")
     with shift.running(Handler(b"bad"), retry=ONCE):
-        until(lambda: len(mq.parked("orders", "billing").list("dead")) == 2, "two dead letters")
+        until(lambda: len(mq.admin.parked("orders", "billing").list("dead")) == 2, "two dead letters")
 
     rows = view("sqlmq_dead_letter")
 
@@ -103,11 +103,11 @@ def test_dead_letters_are_those_parked_messages_that_are_dead(mq: MQ, shift: Shi
 def test_blocked_keys_are_what_the_library_tells(mq: MQ, shift: Shift, view: Any) -> None:
     produce(mq, "a:bad", "b:bad", "a:behind", "bad", "c:good")
     with shift.running(Handler(b"bad"), retry=MUCH_LATER):
-        until(lambda: len(mq.parked("orders", "billing").list("waiting")) == 4, "all set aside")
+        until(lambda: len(mq.admin.parked("orders", "billing").list("waiting")) == 4, "all set aside")
 
     rows = view("sqlmq_blocked_key")
 
-    told = mq.parked("orders", "billing").blocked_keys()
+    told = mq.admin.parked("orders", "billing").blocked_keys()
     assert len(rows) == len(told) == 2
     for row, one in zip(rows, told, strict=True):
         assert (row["topic"], row["group_name"], row["partition"], row["key"]) == ("orders", "billing", 0, one.key)
@@ -124,8 +124,8 @@ def test_a_message_that_was_retried_in_front_of_others_is_the_one_a_key_is_block
     shift.run(Handler(b"bad"), retry=ONCE)
     produce(mq, "a:worse")
     with shift.running(Handler(b"worse"), retry=MUCH_LATER):
-        until(lambda: len(mq.parked("orders", "billing").list("waiting")) == 1, "set aside")
-    mq.parked("orders", "billing").retry(state="dead")
+        until(lambda: len(mq.admin.parked("orders", "billing").list("waiting")) == 1, "set aside")
+    mq.admin.parked("orders", "billing").retry(state="dead")
 
     (row,) = view("sqlmq_blocked_key")
 

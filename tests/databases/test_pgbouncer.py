@@ -53,7 +53,7 @@ def test_an_engine_that_prepares_statements_is_told_what_to_do(database: Databas
 
     def ask_on_changing_sessions(mq: MQ, other: Connection) -> None:
         for _ in range(20):
-            mq.topics()
+            mq.admin.topics()
             other.execute(text("SELECT 1"))
 
     with MQ(engine) as mq, engine.connect() as other, pytest.raises(DatabaseError, match="'prepare_threshold': None"):

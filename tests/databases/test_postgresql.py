@@ -109,7 +109,7 @@ def test_sql_cannot_produce_headers_that_python_could_not_read(mq: MQ, connectio
 def test_an_unknown_topic_is_an_error_that_says_how_to_make_it(
     mq: MQ, connection: Connection, database: DatabaseUnderTest
 ) -> None:
-    assert mq.topics() == []
+    assert mq.admin.topics() == []
 
     with pytest.raises(DBAPIError, match="topic 'no-such' does not exist") as raised:
         connection.execute(text(f"SELECT {function(database)}('no-such', 'k', 'v')"))
@@ -167,7 +167,7 @@ def test_the_functions_find_their_tables_whatever_the_search_path_of_the_caller(
     connection.execute(text("SELECT public.sqlmq_produce('orders', 'k', 'v')"))
     connection.commit()
 
-    assert mq.describe_topic("orders").messages == 1
+    assert mq.admin.describe_topic("orders").messages == 1
 
 
 @POSTGRES
@@ -215,7 +215,7 @@ def test_an_engine_that_was_handed_over_does_not_commit_by_itself_afterwards(dat
             with engine.connect() as connection:
                 assert isinstance(connection.connection.driver_connection, psycopg.Connection)
                 assert not connection.connection.driver_connection.autocommit
-        assert mq.describe_topic("orders").messages == 5_004
+        assert mq.admin.describe_topic("orders").messages == 5_004
     engine.dispose()
 
 
@@ -290,7 +290,7 @@ def test_a_default_isolation_level_does_not_keep_the_queue_from_working(
         got += len(messages)
         consumer.commit()
     assert got == 80
-    assert mq.describe_group("orders", "billing").lag == 0
+    assert mq.admin.describe_group("orders", "billing").lag == 0
     assert mq.delete_topics("orders") == ["orders"]
 
 
@@ -388,7 +388,7 @@ def test_a_producer_says_that_it_does_not_know_when_the_answer_to_its_commit_is_
             producer.produce_many(messages)
 
     assert answer.lost == 1
-    assert mq.describe_topic("orders").messages == len(messages)
+    assert mq.admin.describe_topic("orders").messages == len(messages)
     assert producer.produce(Message(b"next")).topic == "orders"
 
 
@@ -429,7 +429,7 @@ def test_a_commit_of_positions_whose_answer_is_lost_is_sent_again(make_mq: MakeM
 
     assert answer.lost == 10
     assert got == values
-    assert mq.describe_group("orders", "billing").lag == 0
+    assert mq.admin.describe_group("orders", "billing").lag == 0
 
 
 # Messages that any partition will do for.

@@ -43,7 +43,7 @@ def fill(mq: MQ, partitions: int) -> None:
 
 
 def starts(mq: MQ) -> list[int]:
-    return [partition.start_offset for partition in mq.describe_topic("orders").partitions]
+    return [partition.start_offset for partition in mq.admin.describe_topic("orders").partitions]
 
 
 @POSTGRES
@@ -59,11 +59,11 @@ def test_a_partition_whose_lock_somebody_keeps_is_left_to_the_next_round(
         topics.lock_partition(connection, dialect, topic.partition_ids[1])
 
         with pytest.raises(ExceptionGroup) as caught:
-            mq.apply_retention()
+            mq.admin.apply_retention()
 
     assert [type(error) for error in caught.value.exceptions] == [DatabaseBusyError]
     assert starts(mq) == [4, 0, 4]
-    mq.apply_retention()
+    mq.admin.apply_retention()
     assert starts(mq) == [4, 4, 4]
 
 

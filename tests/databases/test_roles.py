@@ -68,7 +68,7 @@ def test_a_producer_appends_in_every_way(filled: MQ, database: DatabaseUnderTest
         producer.produce_many([Message(b"2"), Message(b"3", headers={"a": "b"})])
         producer.submit(Message(b"4")).result(30)
         producer.produce(Message(b"5"), delay_seconds=0.01)
-        (kept,) = mq.cancel_delayed(producer.produce(Message(b"6"), delay_seconds=600).id)
+        (kept,) = mq.admin.cancel_delayed(producer.produce(Message(b"6"), delay_seconds=600).id)
         assert kept
         with Session(application) as session, session.begin():
             producer.produce(Message(b"7"), session=session)
@@ -78,7 +78,7 @@ def test_a_producer_appends_in_every_way(filled: MQ, database: DatabaseUnderTest
             mq.delete_topics("orders")
         with pytest.raises(PermissionDeniedError):
             mq.consumer("orders", "billing").poll(timeout=5)
-    assert filled.describe_topic("orders").messages == 20 + 6
+    assert filled.admin.describe_topic("orders").messages == 20 + 6
 
 
 @EITHER
@@ -92,7 +92,7 @@ def test_a_consumer_does_all_that_keeps_a_group(database: DatabaseUnderTest, log
         mq.consumer("orders", "billing").run(
             handler, retry=Retry(max_attempts=2, backoff_seconds=0.01), idle_seconds=0.2
         )
-        parked = mq.parked("orders", "billing")
+        parked = mq.admin.parked("orders", "billing")
         assert [message.key for message in parked.list()] == [b"7"]
         parked.discard(key=b"7")
         with mq.consumer("orders", "audit") as consumer:
@@ -101,15 +101,15 @@ def test_a_consumer_does_all_that_keeps_a_group(database: DatabaseUnderTest, log
             assert consumer.poll(timeout=10)
             consumer.commit()
         mq.producer("orders").produce(Message(b"1"), delay_seconds=0.01)
-        assert mq.lag("orders", "billing")
-        mq.reset_group("orders", "billing", "latest", execute=True)
-        mq.apply_retention()
+        assert mq.admin.lag("orders", "billing")
+        mq.admin.reset_group("orders", "billing", "latest")
+        mq.admin.apply_retention()
         with pytest.raises(PermissionDeniedError):
             mq.create_topic("another")
         with pytest.raises(PermissionDeniedError):
             mq.delete_topics("orders")
         with pytest.raises(PermissionDeniedError):
-            mq.set_retention("orders", Retention())
+            mq.admin.set_retention("orders", Retention())
 
 
 @EITHER
@@ -117,17 +117,17 @@ def test_a_monitor_sees_numbers(filled: MQ, database: DatabaseUnderTest, login: 
     filled.consumer("orders", "billing").close()
 
     with MQ(login("monitor"), schema=database.schema, create_topics=False) as mq:
-        assert sum(partition.lag for partition in mq.lag("orders", "billing")) == 20
-        assert mq.describe_topic("orders").messages == 20
-        assert mq.describe_group("orders", "billing").lag == 20
-        assert mq.members("orders", "billing") == []
-        assert mq.evictions("orders") == []
+        assert sum(partition.lag for partition in mq.admin.lag("orders", "billing")) == 20
+        assert mq.admin.describe_topic("orders").messages == 20
+        assert mq.admin.describe_group("orders", "billing").lag == 20
+        assert mq.admin.members("orders", "billing") == []
+        assert mq.admin.evictions("orders") == []
         # Of the server that the tests run on.
-        assert "not-durable" in {problem.code for problem in mq.diagnose()}
+        assert "not-durable" in {problem.code for problem in mq.admin.diagnose()}
         with pytest.raises(PermissionDeniedError):
-            list(mq.tail("orders", last=1, timeout=0))
+            list(mq.admin.tail("orders", last=1, timeout=0))
         with pytest.raises(PermissionDeniedError):
-            mq.parked("orders", "billing").list()
+            mq.admin.parked("orders", "billing").list()
 
 
 @EITHER
@@ -138,7 +138,7 @@ def test_the_doctor_says_what_a_role_may_not_look_at(
     filled.consumer("orders", "billing").close()
 
     with MQ(login(kind), schema=database.schema, create_topics=False) as mq:
-        found = mq.diagnose()
+        found = mq.admin.diagnose()
 
     unseen = {problem.details["name"] for problem in found if problem.code == "not-seen"}
     sees_groups = "pins-retention" in {problem.code for problem in found}
@@ -152,13 +152,13 @@ def test_a_member_of_pg_monitor_sees_all_sessions(
     mq: MQ, engine: Engine, database: DatabaseUnderTest, login: Callable[[str], str]
 ) -> None:
     url = login("monitor")
-    mq.topics()
+    mq.admin.topics()
     with engine.begin() as connection:
         quoted = str(make_url(url).username).replace('"', '""')
         connection.exec_driver_sql(f'GRANT pg_monitor TO "{quoted}"')
 
     with MQ(url, schema=database.schema, create_topics=False) as monitoring:
-        assert "not-seen" not in {problem.code for problem in monitoring.diagnose()}
+        assert "not-seen" not in {problem.code for problem in monitoring.admin.diagnose()}
 
 
 @EITHER
@@ -166,10 +166,10 @@ def test_an_admin_makes_and_deletes_topics(database: DatabaseUnderTest, login: C
     with MQ(login("admin"), schema=database.schema) as mq:
         mq.create_topic("orders", 2)
         mq.producer("orders").produce(Message(b"1"))
-        mq.set_retention("orders", Retention(max_messages=1))
+        mq.admin.set_retention("orders", Retention(max_messages=1))
         with mq.consumer("orders", "billing") as consumer:
             assert consumer.poll(timeout=10)
-        mq.reset_group("orders", "billing", "earliest", execute=True)
+        mq.admin.reset_group("orders", "billing", "earliest")
         assert mq.delete_topics("orders") == ["orders"]
 
 
@@ -244,7 +244,7 @@ def test_a_producer_calls_the_function_for_sql(
         assert _may(connection, produce)
     with create_engine(login("monitor"), poolclass=NullPool).begin() as connection:
         assert not _may(connection, produce)
-    assert filled.describe_topic("orders").messages == 20 + 1
+    assert filled.admin.describe_topic("orders").messages == 20 + 1
 
 
 def _may(connection: Connection, statement: str) -> bool:
@@ -293,9 +293,9 @@ def test_with_a_schema_every_name_is_qualified(database: DatabaseUnderTest, logi
         mq.consumer("orders", "billing").run(handler, retry=Retry(max_attempts=1), idle_seconds=0.5)
         with mq.consumer("orders", "audit") as consumer, consumer.transaction() as tx:
             assert tx.messages
-        assert len(mq.parked("orders", "billing").list()) == 1
-        assert len(list(mq.tail("orders", last=10, timeout=0))) == 5
-        assert mq.diagnose_group("orders", "billing") is not None
-        mq.apply_retention()
-        mq.reset_group("orders", "billing", "latest", execute=True)
+        assert len(mq.admin.parked("orders", "billing").list()) == 1
+        assert len(list(mq.admin.tail("orders", last=10, timeout=0))) == 5
+        assert mq.admin.diagnose_group("orders", "billing") is not None
+        mq.admin.apply_retention()
+        mq.admin.reset_group("orders", "billing", "latest")
         assert mq.delete_topics("orders") == ["orders"]

@@ -119,7 +119,7 @@ def test_the_queue_goes_on_by_itself_when_the_server_comes_back(server: Postgres
 
         assert traffic.failed == []
         assert set(traffic.delivered) >= set(traffic.acknowledged)
-        described = mq.describe_topic("orders")
+        described = mq.admin.describe_topic("orders")
         # What is in the log was acknowledged, or its producer was told that this is not known.
         unknown = sum(isinstance(error, OutcomeUnknownError) for error in traffic.refused)
         assert len(traffic.acknowledged) <= described.messages <= len(traffic.acknowledged) + unknown
@@ -152,7 +152,7 @@ def test_a_run_goes_on_and_no_message_is_to_blame_for_the_server(server: Postgre
             consumer.stop()
             summary = running.result(PATIENCE_SECONDS)
 
-        group = mq.describe_group("orders", "billing")
+        group = mq.admin.describe_group("orders", "billing")
     assert summary.dead == 0
     assert all(partition.lag == 0 for partition in group.partitions)
 

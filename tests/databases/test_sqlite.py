@@ -133,7 +133,7 @@ def test_what_could_not_be_committed_is_not_committed_with_what_comes_next(
             reading.exec_driver_sql("ROLLBACK")
         producer.produce(Message(b"written"))
 
-        assert [message.value for message in mq.tail("orders", offset=0, timeout=0)] == [b"written"]
+        assert [message.value for message in mq.admin.tail("orders", offset=0, timeout=0)] == [b"written"]
     engine.dispose()
     reader.dispose()
 
@@ -158,7 +158,7 @@ def test_a_reader_is_not_blocked_by_an_open_transaction_of_the_writer(make_mq: M
     with writing.engine.connect() as connection:
         connection.exec_driver_sql("BEGIN IMMEDIATE")
 
-        assert reading.describe_topic("orders").messages == 1
+        assert reading.admin.describe_topic("orders").messages == 1
 
         connection.rollback()
 
@@ -195,7 +195,7 @@ def test_the_tables_are_made_once_when_two_processes_use_a_new_file_at_the_same_
     assert [process.returncode for process in processes] == [0, 0]
     assert_that_there_is_one_schema(database)
     with MQ(database.url) as mq:
-        assert mq.describe_topic("orders").messages == 8
+        assert mq.admin.describe_topic("orders").messages == 8
 
 
 def assert_that_there_is_one_schema(database: DatabaseUnderTest) -> None:
@@ -254,7 +254,7 @@ def test_a_write_that_is_for_somebody_else_wakes_no_consumer(make_mq: MakeMQ) ->
 def test_more_positions_than_one_statement_asks_about_are_all_looked_at(mq: MQ) -> None:
     mq.create_topic("orders", 1)
     mq.producer("orders").produce_many([Message(b"")] * 3)
-    partition_id = mq._find_or_create("orders").partition_ids[0]
+    partition_id = mq._access.find_or_create_topic("orders").partition_ids[0]
     wanted = [Position(partition_id, offset) for offset in reversed(range(2_500))]
 
     with mq.engine.connect() as connection:
@@ -299,5 +299,5 @@ def test_what_an_interrupt_has_cut_off_keeps_nobody_from_writing(mq: MQ, monkeyp
             producer.produce(Message(b"interrupted"))
 
     producer.produce(Message(b"42"))
-    assert [message.value for message in mq.tail("orders", offset=0, timeout=0)] == [b"42"]
+    assert [message.value for message in mq.admin.tail("orders", offset=0, timeout=0)] == [b"42"]
     assert raised.traceback, "what refers to the statement is still there"

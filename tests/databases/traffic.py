@@ -78,7 +78,7 @@ class Traffic:
         self.wait_for(
             lambda: all(set(self.delivered[name]) >= self.acknowledged for name in ("loop", "run", "transaction"))
         )
-        self.stored = {one.partition: one.end_offset for one in self._mq.describe_topic(TOPIC).partitions}
+        self.stored = {one.partition: one.end_offset for one in self._mq.admin.describe_topic(TOPIC).partitions}
         self.stop()
 
     def stop(self) -> None:

@@ -55,12 +55,12 @@ def test_an_order_is_there_with_its_message(service: Service) -> None:
 def test_an_order_that_its_commit_refuses_leaves_no_message(service: Service) -> None:
     assert post_form(f"{service.url}/orders", reference="r-2", customer="Grace").status == 201
     with MQ(service.database_url) as mq:
-        messages = mq.describe_topic("orders").messages
+        messages = mq.admin.describe_topic("orders").messages
 
         answer = post_form(f"{service.url}/orders", reference="r-2", customer="Grace")
 
         assert answer == (409, {"error": "this order was placed before"})
-        assert mq.describe_topic("orders").messages == messages
+        assert mq.admin.describe_topic("orders").messages == messages
 
 
 def test_migrating_back_removes_the_queues_tables(postgres_databases: PostgresDatabases) -> None:

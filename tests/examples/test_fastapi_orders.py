@@ -74,8 +74,8 @@ def test_three_groups_get_each_order_but_the_one_that_was_rolled_back(service: S
     assert statuses == [201, 402, 201]
     assert service.all(Order.item) == ["green tea", "tea"]
     with MQ(service.database_url) as mq:
-        assert mq.describe_topic(TOPIC).messages == 2
-        assert [mq.describe_group(TOPIC, group).lag for group in ("mail", "search", "analytics")] == [0, 0, 0]
+        assert mq.admin.describe_topic(TOPIC).messages == 2
+        assert [mq.admin.describe_group(TOPIC, group).lag for group in ("mail", "search", "analytics")] == [0, 0, 0]
 
 
 def test_a_group_with_a_new_name_reads_from_the_beginning(service: Service) -> None:

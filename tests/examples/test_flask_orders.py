@@ -61,4 +61,4 @@ def test_a_request_that_fails_after_publishing_leaves_neither_order_nor_message(
 
     assert answer == (402, {"error": "Ada can't pay 100001 cents"})
     assert count(engine, Order) == 0
-    assert mq.describe_topic(TOPIC).messages == 0
+    assert mq.admin.describe_topic(TOPIC).messages == 0

@@ -448,7 +448,7 @@ class Deciding(Scene):
             name=self.group,
         )
         consumer.close()
-        self.parked = self.mq.parked("feed", self.group)
+        self.parked = self.mq.admin.parked("feed", self.group)
 
     @property
     def state(self) -> str | None:

@@ -154,8 +154,8 @@ def delaying(life: Life) -> None:
         life.tell(CANCELLING, values)
         producer.produce_many([life.message(number) for number in (3, 4)], delay_seconds=LONG_SECONDS)
         soon = datetime.now(UTC) + timedelta(minutes=1)
-        left = [one.id for one in mq.delayed(TOPIC) if one.deliver_at > soon]
-        mq.cancel_delayed(*left)
+        left = [one.id for one in mq.admin.delayed(TOPIC) if one.deliver_at > soon]
+        mq.admin.cancel_delayed(*left)
         life.tell(CANCELLED, values)
         _let_all_move(mq)
 
@@ -171,7 +171,7 @@ def consuming(life: Life) -> None:
         def is_done() -> bool:
             for consumer in (first, second):
                 _handle_some(life, consumer)
-            return mq.describe_group(TOPIC, GROUP).lag == 0 and len(second.partitions) == 1
+            return mq.admin.describe_group(TOPIC, GROUP).lag == 0 and len(second.partitions) == 1
 
         until(is_done, "everything committed, and the partitions shared out")
         if mq._notifies:
@@ -199,7 +199,7 @@ def transacting(life: Life) -> None:
 
         with suppress(Undone):
             handle(Undone())
-        while mq.describe_group(TOPIC, GROUP).lag:
+        while mq.admin.describe_group(TOPIC, GROUP).lag:
             handle()
 
 
@@ -218,13 +218,13 @@ def retaining(life: Life) -> None:
     with life.open() as mq:
         if mq.create_topic(KEPT, 1):
             mq.consumer(KEPT, GROUP).close()
-        mq.set_retention(KEPT, Retention(max_messages=KEEP_MESSAGES))
+        mq.admin.set_retention(KEPT, Retention(max_messages=KEEP_MESSAGES))
         mq.producer(KEPT).produce_many([life.message(number) for number in range(6)])
         with mq.consumer(KEPT, GROUP) as consumer:
-            while mq.describe_group(KEPT, GROUP).lag:
+            while mq.admin.describe_group(KEPT, GROUP).lag:
                 consumer.poll(timeout=0.05)
                 consumer.commit()
-        mq.apply_retention(KEPT)
+        mq.admin.apply_retention(KEPT)
 
 
 def replaying(life: Life) -> None:
@@ -235,11 +235,11 @@ def replaying(life: Life) -> None:
         with mq.consumer(TOPIC, GROUP) as consumer:
             _catch_up(mq, consumer)
         life.tell(MOVING, _positions(mq), [0] * PARTITIONS)
-        mq.reset_group(TOPIC, GROUP, "earliest", execute=True)
+        mq.admin.reset_group(TOPIC, GROUP, "earliest")
         life.tell(MOVED, _positions(mq))
         with mq.consumer(TOPIC, GROUP) as consumer:
             consumer.poll(1, timeout=5)
-            ends = [partition.end_offset for partition in mq.describe_topic(TOPIC).partitions]
+            ends = [partition.end_offset for partition in mq.admin.describe_topic(TOPIC).partitions]
             for partition in range(PARTITIONS):
                 life.tell(MOVING, _positions(mq), ends)
                 consumer.seek(partition, "latest")
@@ -322,22 +322,22 @@ def _stop_when_done(mq: MQ, consumer: Consumer) -> None:
     def is_done() -> bool:
         waiting = text("SELECT count(*) FROM sqlmq_parked WHERE state <> 'dead'")
         with mq.engine.connect() as connection:
-            return not connection.execute(waiting).scalar_one() and not mq.describe_group(TOPIC, GROUP).lag
+            return not connection.execute(waiting).scalar_one() and not mq.admin.describe_group(TOPIC, GROUP).lag
 
     until(is_done, "everything handled, or a dead letter")
     consumer.stop()
 
 
 def _catch_up(mq: MQ, consumer: Consumer) -> None:
-    while mq.describe_group(TOPIC, GROUP).lag:
+    while mq.admin.describe_group(TOPIC, GROUP).lag:
         consumer.poll(timeout=0.05)
         consumer.commit()
 
 
 def _positions(mq: MQ) -> list[int]:
-    if GROUP not in mq.groups(TOPIC):
+    if GROUP not in mq.admin.groups(TOPIC):
         return [0] * PARTITIONS
-    return [partition.position for partition in mq.describe_group(TOPIC, GROUP).partitions]
+    return [partition.position for partition in mq.admin.describe_group(TOPIC, GROUP).partitions]
 
 
 def _let_all_move(mq: MQ) -> None:

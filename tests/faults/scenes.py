@@ -176,7 +176,7 @@ class CancelDelayed(Scene):
         self.id = world.producer.produce(Message(self.value), delay_seconds=LATER_SECONDS).id
 
     def call(self) -> None:
-        self.mq.cancel_delayed(self.id)
+        self.mq.admin.cancel_delayed(self.id)
 
     def check(self, sure: int, perhaps: int) -> None:
         assert self.world.staged(self.value) == 0 or not sure
@@ -258,7 +258,7 @@ class CancelInSession(InSession):
         self.id = world.producer.produce(Message(self.value), delay_seconds=LATER_SECONDS).id
 
     def use(self, session: Session) -> None:
-        self.mq.cancel_delayed(self.id, session=session)
+        self.mq.admin.cancel_delayed(self.id, session=session)
 
     def check(self, sure: int, perhaps: int) -> None:
         rows = self.world.effects(self.note)
@@ -318,7 +318,7 @@ class AddPartitions(WithTopic):
     is_once = True
 
     def call(self) -> None:
-        self.mq.add_partitions(self.topic, 4)
+        self.mq.admin.add_partitions(self.topic, 4)
 
     def check(self, sure: int, perhaps: int) -> None:
         assert self.partitions() in ((4,) if sure else (1, 4) if perhaps else (1,))
@@ -334,7 +334,7 @@ class SetRetention(WithTopic):
     is_once = True
 
     def call(self) -> None:
-        self.mq.set_retention(self.topic, Retention(max_messages=7))
+        self.mq.admin.set_retention(self.topic, Retention(max_messages=7))
 
     def check(self, sure: int, perhaps: int) -> None:
         ((found,),) = self.world.rows("SELECT retention_messages FROM sqlmq_topic WHERE name = :name", name=self.topic)
@@ -365,7 +365,7 @@ class Maintain(WithTopic):
     is_once = True
 
     def call(self) -> None:
-        self.mq.apply_retention(self.topic)
+        self.mq.admin.apply_retention(self.topic)
 
     def check(self, sure: int, perhaps: int) -> None:
         assert self.messages() in ((1,) if sure else (1, 3))
@@ -389,7 +389,8 @@ class ResetGroup(Scene):
         self.mq.consumer("feed", self.group).close()
 
     def call(self) -> None:
-        self.mq.reset_group("feed", self.group, "latest", execute=self.execute)
+        move = self.mq.admin.reset_group if self.execute else self.mq.admin.preview_reset
+        move("feed", self.group, "latest")
 
     def check(self, sure: int, perhaps: int) -> None:
         moved, unmoved = [FEED // PARTITIONS] * PARTITIONS, [0] * PARTITIONS
@@ -427,7 +428,7 @@ class OpenAndClose(Scene):
 
     def call(self) -> None:
         with self.world.make_mq() as mq:
-            assert "feed" in mq.topics()
+            assert "feed" in mq.admin.topics()
 
     def check(self, sure: int, perhaps: int) -> None:
         del sure, perhaps
@@ -478,18 +479,20 @@ class CloseAll(Scene):
 
 
 LOOKS = (
-    looking("Topics", lambda world: world.mq.topics()),
-    looking("DescribeTopic", lambda world: _expect(world.mq.describe_topic("feed").messages, FEED)),
-    looking("Groups", lambda world: world.mq.groups("feed")),
-    looking("Lag", lambda world: world.mq.lag("feed")),
-    looking("Delayed", lambda world: world.mq.delayed("orders")),
-    looking("Evictions", lambda world: world.mq.evictions("feed")),
-    looking("Diagnose", lambda world: world.mq.diagnose()),
-    looking("Tail", lambda world: _expect(len(list(world.mq.tail("feed", last=FEED, timeout=0.01))), FEED)),
-    looking("ReplayedTail", lambda world: _expect(len(list(world.mq.tail("feed", offset=0, timeout=0.01))), FEED)),
-    looking("DescribeGroup", lambda world: world.mq.describe_group("feed", "watched")),
-    looking("Members", lambda world: world.mq.members("feed", "watched")),
-    looking("DiagnoseGroup", lambda world: world.mq.diagnose_group("feed", "watched")),
+    looking("Topics", lambda world: world.mq.admin.topics()),
+    looking("DescribeTopic", lambda world: _expect(world.mq.admin.describe_topic("feed").messages, FEED)),
+    looking("Groups", lambda world: world.mq.admin.groups("feed")),
+    looking("Lag", lambda world: world.mq.admin.lag("feed")),
+    looking("Delayed", lambda world: world.mq.admin.delayed("orders")),
+    looking("Evictions", lambda world: world.mq.admin.evictions("feed")),
+    looking("Diagnose", lambda world: world.mq.admin.diagnose()),
+    looking("Tail", lambda world: _expect(len(list(world.mq.admin.tail("feed", last=FEED, timeout=0.01))), FEED)),
+    looking(
+        "ReplayedTail", lambda world: _expect(len(list(world.mq.admin.tail("feed", offset=0, timeout=0.01))), FEED)
+    ),
+    looking("DescribeGroup", lambda world: world.mq.admin.describe_group("feed", "watched")),
+    looking("Members", lambda world: world.mq.admin.members("feed", "watched")),
+    looking("DiagnoseGroup", lambda world: world.mq.admin.diagnose_group("feed", "watched")),
 )
 
 PRODUCING: tuple[type[Scene], ...] = (

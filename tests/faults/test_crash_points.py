@@ -126,7 +126,7 @@ class Story:
             return [tuple(row) for row in connection.execute(text(query))]
 
     def ends(self) -> dict[int, int]:
-        return {one.partition: one.end_offset for one in self.mq.describe_topic(TOPIC).partitions}
+        return {one.partition: one.end_offset for one in self.mq.admin.describe_topic(TOPIC).partitions}
 
 
 def check_what_was_sent(story: Story) -> None:
@@ -224,7 +224,7 @@ def check_running_in_transactions(story: Story) -> None:
 
 def check_dead_letters(story: Story) -> None:
     """All was read; the poisoned messages, and no others, are dead letters."""
-    group = story.mq.describe_group(TOPIC, GROUP)
+    group = story.mq.admin.describe_group(TOPIC, GROUP)
     assert [(one.position, one.lag) for one in group.partitions] == [(one.end_offset, 0) for one in group.partitions]
     rows = story.rows("SELECT state, key FROM sqlmq_parked")
     assert sorted((state, bytes(key)) for state, key in rows) == sorted(
@@ -241,14 +241,14 @@ def _sent_by(story: Story) -> set[str]:
 
 def check_retaining(story: Story) -> None:
     """As much is kept as was asked for, without a gap; nothing of it was lost to the group unread."""
-    (partition,) = story.mq.describe_topic(KEPT).partitions
+    (partition,) = story.mq.admin.describe_topic(KEPT).partitions
     offsets = story.rows(
         "SELECT m.msg_offset FROM sqlmq_message m JOIN sqlmq_partition p ON p.id = m.partition_id"
         f" JOIN sqlmq_topic t ON t.id = p.topic_id WHERE t.name = '{KEPT}' ORDER BY m.msg_offset"
     )
     assert [offset for (offset,) in offsets] == list(range(partition.end_offset - KEEP_MESSAGES, partition.end_offset))
     assert partition.end_offset >= 6 * len({line.life for line in story.lines})
-    assert story.mq.evictions(KEPT) == []
+    assert story.mq.admin.evictions(KEPT) == []
 
 
 def check_replaying(story: Story) -> None:
@@ -261,7 +261,7 @@ def check_replaying(story: Story) -> None:
             interrupted += 1
             assert [now for now, *places in zip(line.facts[0], *before.facts, strict=True) if now not in places] == []
     assert interrupted > 0
-    assert [partition.lag for partition in story.mq.describe_group(TOPIC, GROUP).partitions] == [0] * PARTITIONS
+    assert [partition.lag for partition in story.mq.admin.describe_group(TOPIC, GROUP).partitions] == [0] * PARTITIONS
 
 
 CHECKS: dict[str, Callable[[Story], None]] = {

@@ -69,7 +69,7 @@ def test_on_a_full_disk_nothing_is_half_done_and_it_goes_on_when_there_is_room(
             while True:
                 acknowledged += len(producer.produce_many([Message(b"x" * 3_000)] * 5))
 
-        assert mq.describe_topic("orders").messages == acknowledged
+        assert mq.admin.describe_topic("orders").messages == acknowledged
         os.truncate(ballast, 0)
         assert producer.produce(Message(b"room")).offset == acknowledged
         consumer = mq.consumer("orders", "billing")
@@ -102,7 +102,7 @@ def test_a_file_opened_for_reading_only_can_be_looked_at_and_not_written(mq: MQ,
     mq.producer("orders").produce(Message(b"1"))
 
     with MQ(f"sqlite:///file:{path}?mode=ro&uri=true") as reading:
-        assert reading.describe_topic("orders").messages == 1
+        assert reading.admin.describe_topic("orders").messages == 1
         with pytest.raises(ReadOnlyDatabaseError):
             reading.producer("orders").produce(Message(b"2"))
 
@@ -119,7 +119,7 @@ def test_a_disk_that_was_made_read_only_refuses_and_it_goes_on_afterwards(path: 
 
     assert isinstance(raised.value, ReadOnlyDatabaseError | DatabaseUnavailableError)
     with MQ(f"sqlite:///{small_disk / 'queue.db'}") as mq:
-        assert mq.describe_topic("orders").messages == 1
+        assert mq.admin.describe_topic("orders").messages == 1
         assert sum(1 for _ in receive(mq.consumer("orders", "billing"), 1)) == 1
 
 
@@ -195,7 +195,7 @@ def test_a_damaged_file_is_an_error_or_read_as_it_is_and_never_made_anew(
         try:
             with MQ(f"sqlite:///{damaged}") as other:
                 other.producer("orders").produce(Message(b"more"))
-                assert other.describe_topic("orders").messages >= 1
+                assert other.admin.describe_topic("orders").messages >= 1
         except Exception as error:  # noqa: BLE001 - judged
             reasons = error.exceptions if isinstance(error, ExceptionGroup) else [error]
             unexpected = [reason for reason in reasons if not is_told(reason)]
@@ -215,7 +215,7 @@ def test_a_file_whose_schema_is_no_text_is_an_error_that_says_so(mq: MQ, path: P
     path.write_bytes(data[: at + 4] + b"\xd4" + data[at + 5 :])
 
     with MQ(f"sqlite:///{path}") as other, pytest.raises(DatabaseDamagedError, match="damaged"):
-        other.topics()
+        other.admin.topics()
 
 
 def is_told(reason: BaseException) -> bool:
@@ -255,7 +255,7 @@ def test_a_file_whose_journal_was_deleted_is_as_it_was_at_its_last_checkpoint(
 
     try:
         with MQ(f"sqlite:///{copy}") as other:
-            other.topics()
+            other.admin.topics()
     except DatabaseError:
         return
     assert_that_it_is_sound(copy)

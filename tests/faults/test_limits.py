@@ -120,7 +120,7 @@ def assert_that_a_lock_is_not_waited_for(role: Role, mq: MQ, database: DatabaseU
                 producer.produce_many([Message(b"1")] * 3)
 
             assert time.monotonic() - began <= RETRY_SECONDS + BUSY_SECONDS
-        assert mq.describe_topic("orders").messages == 0
+        assert mq.admin.describe_topic("orders").messages == 0
         assert producer.produce(Message(b"2")).offset == 0
 
 
@@ -194,7 +194,7 @@ def test_on_a_full_disk_nothing_is_half_done_and_it_goes_on_when_there_is_room(
             while acknowledged < 1_000:
                 acknowledged += len(producer.produce_many([Message(b"x" * 100_000)] * 5))
 
-        assert mq.describe_topic("orders").messages == acknowledged > 0
+        assert mq.admin.describe_topic("orders").messages == acknowledged > 0
         ballast.unlink()
         assert producer.produce(Message(b"room")).offset == acknowledged
         consumer = mq.consumer("orders", "billing")

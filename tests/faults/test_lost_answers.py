@@ -135,7 +135,7 @@ def test_a_block_whose_commit_is_not_answered_says_so_and_the_next_begins_where_
 
     assert proxy.lost == 1
     assert shipped(to_ship) == ["a", "b", "c"]
-    assert to_ship.mq.describe_group("events", "shipping").lag == 0
+    assert to_ship.mq.admin.describe_group("events", "shipping").lag == 0
 
 
 @pytest.mark.parametrize("driver", ["psycopg", "asyncpg"])
@@ -166,7 +166,7 @@ def test_a_block_for_asyncio_whose_commit_is_not_answered_says_so(
 
     assert proxy.lost == 1
     assert shipped(to_ship) == ["a", "b", "c"]
-    assert to_ship.mq.describe_group("events", "shipping").lag == 0
+    assert to_ship.mq.admin.describe_group("events", "shipping").lag == 0
 
 
 def test_a_commit_of_positions_that_is_not_answered_is_sent_again_and_does_no_harm(
@@ -180,7 +180,7 @@ def test_a_commit_of_positions_that_is_not_answered_is_sent_again_and_does_no_ha
         consumer.commit()
 
     assert proxy.lost == 1
-    assert to_ship.mq.describe_group("events", "shipping").lag == 0
+    assert to_ship.mq.admin.describe_group("events", "shipping").lag == 0
 
 
 @pytest.mark.parametrize("transaction", [False, True], ids=["plain", "transaction"])
@@ -206,7 +206,7 @@ def test_a_run_whose_commit_is_not_answered_goes_on_and_has_each_effect_once(
     assert proxy.lost == 1
     assert shipped(to_ship) == (["a", "b", "c"] if transaction else [])
     assert handled == ["a", "b", "c"]
-    assert to_ship.mq.describe_group("events", "shipping").lag == 0
+    assert to_ship.mq.admin.describe_group("events", "shipping").lag == 0
 
 
 def test_a_producer_that_is_cut_off_in_the_middle_of_many_messages_sends_them_once(

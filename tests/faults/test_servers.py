@@ -214,14 +214,14 @@ def test_a_primary_that_comes_back_as_a_standby_at_its_address_is_left_for_the_n
 
         assert time.monotonic() - promoted <= PROMOTED_SECONDS + BUSY_SECONDS
     with MQ(pair.standby.url) as mq:
-        assert mq.describe_topic("orders").partitions[place.partition].end_offset == place.offset + 1
+        assert mq.admin.describe_topic("orders").partitions[place.partition].end_offset == place.offset + 1
 
 
 def test_a_standby_alone_is_refused_for_what_it_is(pair: Pair) -> None:
     with MQ(pair.primary.url) as mq:
         mq.create_topic("orders")
     with MQ(pair.standby.url) as mq:
-        until(lambda: mq.topics() == ["orders"], "the topic to be there")
+        until(lambda: mq.admin.topics() == ["orders"], "the topic to be there")
         producer = mq.producer("orders")
         began = time.monotonic()
 

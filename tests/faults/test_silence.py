@@ -180,7 +180,7 @@ def test_a_silent_network_costs_no_member_its_lease(behind: MQ, proxy: Proxy, ca
 
         until(lambda: time.monotonic() - began > 1.2 * lease_seconds, "more than a lease")
 
-        (member,) = mq.members("orders", "billing")
+        (member,) = mq.admin.members("orders", "billing")
         assert member.heartbeat_seconds < lease_seconds
         assert [record for record in caplog.records if getattr(record, "sqlmq_event", "") == "membership lost"] == []
         consumer.close()
@@ -199,7 +199,7 @@ def test_a_statement_that_only_waits_for_a_lock_ends_with_a_known_outcome(
 
     engine.dispose()
     assert not isinstance(raised.value, OutcomeUnknownError)
-    assert mq.describe_topic("orders").messages == 0
+    assert mq.admin.describe_topic("orders").messages == 0
 
 
 def test_an_answer_that_comes_slowly_is_no_silence(behind: MQ, proxy: Proxy, mq: MQ) -> None:

@@ -76,4 +76,4 @@ def test_senders_do_not_wait_for_a_listener_that_is_stopped_and_it_hears_again_a
 
     print(f"{NOTICES} notices, {TOGETHER} in {slowest:.3f} s at the most; the queue was full to {used:.2%}")
     assert slowest <= SEND_SECONDS
-    assert mq.describe_group(TOPIC, GROUP).lag == 0
+    assert mq.admin.describe_group(TOPIC, GROUP).lag == 0

@@ -68,7 +68,7 @@ def test_a_zombie_is_refused_after_somebody_has_gone_on(
     assert in_nursery(successions.outlive, place, tmp_path, way, point) == 0
 
     assert [(line.life, line.what) for line in told(tmp_path)] == [(SUCCESSOR, ACCEPTED), (ZOMBIE, REFUSED)]
-    (partition,) = mq.describe_group(TOPIC, GROUP).partitions
+    (partition,) = mq.admin.describe_group(TOPIC, GROUP).partitions
     assert (partition.position, partition.lag) == (1, 0)
     with engine.connect() as connection:
         effects = list(connection.execute(text("SELECT note FROM customer_order")).scalars())

@@ -92,7 +92,7 @@ def test_a_consumer_that_was_paused_for_two_leases_commits_nothing_any_more(
                 process.join(60)
 
                 # Not by the one that was paused, and not yet by the other.
-                assert mq.describe_group(TOPIC, GROUP).partitions[0].position == number
+                assert mq.admin.describe_group(TOPIC, GROUP).partitions[0].position == number
                 other.commit()
             told += processes.stories("holder")[number].troubles
 

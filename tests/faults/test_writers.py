@@ -107,4 +107,4 @@ def test_eight_writers_all_get_their_turn(place: Place, processes: Processes, tm
     assert max(waits) < dialect._BUSY_TIMEOUT_SECONDS / 2
     assert jain > 0.8
     with place.open() as mq:
-        assert mq.describe_topic(TOPIC).messages == sum(counts)
+        assert mq.admin.describe_topic(TOPIC).messages == sum(counts)

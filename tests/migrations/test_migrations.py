@@ -436,11 +436,11 @@ def test_a_postgres_without_tables_is_an_error_that_names_the_command(empty: Dat
     with MQ(empty.url, schema=empty.schema) as mq:
         if not empty.is_postgres:
             # A file of one's own needs no permission of anybody.
-            assert mq.topics() == []
+            assert mq.admin.topics() == []
             return
 
         with pytest.raises(SchemaMissingError, match="`sqlmq db upgrade`"):
-            mq.topics()
+            mq.admin.topics()
 
 
 def test_older_tables_are_an_error_that_names_the_command(empty: DatabaseUnderTest, engine: Engine) -> None:
@@ -453,10 +453,10 @@ def test_older_tables_are_an_error_that_names_the_command(empty: DatabaseUnderTe
     assert (raised.value.found, raised.value.needed) == ("0002", REVISION)
     with MQ(empty.url, schema=empty.schema) as mq:
         if not empty.is_postgres:
-            assert mq.topics() == []
+            assert mq.admin.topics() == []
             return
         with pytest.raises(SchemaTooOldError):
-            mq.topics()
+            mq.admin.topics()
 
 
 def test_newer_tables_are_an_error_that_says_so_and_are_left_alone(empty: DatabaseUnderTest, engine: Engine) -> None:
@@ -465,7 +465,7 @@ def test_newer_tables_are_an_error_that_says_so_and_are_left_alone(empty: Databa
         connection.execute(text(f"UPDATE {prefix(engine, empty.schema)}sqlmq_version SET version_num = '9999'"))
 
     with MQ(empty.url, schema=empty.schema) as mq, pytest.raises(SchemaTooNewError, match="newer sqlmq"):
-        mq.topics()
+        mq.admin.topics()
 
     with engine.connect() as connection:
         assert migrate.current(connection, schema=empty.schema) == "9999"

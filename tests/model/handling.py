@@ -75,7 +75,7 @@ class Handling(Sending):
     def retry(self, pick: int, one: int | None) -> None:
         topic, workers, places, which = self.choose(pick, one)
 
-        assert self.mq.parked(topic.name, WORKERS).retry(**which) == len(places)
+        assert self.mq.admin.parked(topic.name, WORKERS).retry(**which) == len(places)
 
         workers.retry(places)
         self.check_workers(topic, workers)
@@ -85,7 +85,7 @@ class Handling(Sending):
     def discard(self, pick: int, one: int | None) -> None:
         topic, workers, places, which = self.choose(pick, one)
 
-        assert self.mq.parked(topic.name, WORKERS).discard(**which) == len(places)
+        assert self.mq.admin.parked(topic.name, WORKERS).discard(**which) == len(places)
 
         workers.discard(places)
         self.check_workers(topic, workers)
@@ -96,7 +96,7 @@ class Handling(Sending):
         topic, workers, places, which = self.choose(pick, one)
         target = self.pick_topic(to)
 
-        results = self.mq.parked(topic.name, WORKERS).copy(target.name, discard=moves, **which)
+        results = self.mq.admin.parked(topic.name, WORKERS).copy(target.name, discard=moves, **which)
 
         for place, result in zip(sorted(places), results, strict=True):
             original = topic.at(place)
@@ -117,7 +117,7 @@ class Handling(Sending):
         one = topic.partitions[partition]
         to = one.start + offset % (len(one.stored) - one.start + 1)
 
-        self.mq.reset_group(topic.name, WORKERS, {partition: to}, execute=True)
+        self.mq.admin.reset_group(topic.name, WORKERS, {partition: to})
 
         workers.move(topic, partition, to)
         self.check_workers(topic, workers)
@@ -139,8 +139,10 @@ class Handling(Sending):
 
     def check_workers(self, topic: Topic, workers: Workers) -> None:
         """Position and rows are as in the reference; what the queue has set aside beyond that waits behind its key."""
-        for one in self.mq.describe_group(topic.name, WORKERS).partitions:
+        for one in self.mq.admin.describe_group(topic.name, WORKERS).partitions:
             workers.pass_blocked(topic, one.partition, one.position)
             assert one.position == workers.position.get(one.partition, topic.partitions[one.partition].start)
-        found = {one.place: (one.state, one.attempts) for one in self.mq.parked(topic.name, WORKERS).list(limit=1000)}
+        found = {
+            one.place: (one.state, one.attempts) for one in self.mq.admin.parked(topic.name, WORKERS).list(limit=1000)
+        }
         assert found == {place: (aside.state, aside.attempts) for place, aside in workers.aside.items()}

@@ -87,7 +87,7 @@ class Machine(RuleBasedStateMachine):
                 continue
             topic = self.topics[name]
             group = topic.groups[group_name]
-            for partition in self.mq.describe_group(name, group_name).partitions:
+            for partition in self.mq.admin.describe_group(name, group_name).partitions:
                 start = topic.partitions[partition.partition].start
                 at_least = group.committed.get(partition.partition, 0)
                 at_most = max(at_least, group.done.get(partition.partition, 0), start)
@@ -157,7 +157,7 @@ class Machine(RuleBasedStateMachine):
         del self.topics[name]
 
     def begin_to_ask(self, reader: Reader) -> tuple[GroupPartition, ...]:
-        described = self.mq.describe_group(reader.topic, reader.group).partitions
+        described = self.mq.admin.describe_group(reader.topic, reader.group).partitions
         reader.ask()
         self.may_be_done(reader)
         return described
@@ -207,7 +207,7 @@ class Machine(RuleBasedStateMachine):
         deadline = time.monotonic() + DRAIN_SECONDS
         while True:
             self.check_delivery(reader, 100)
-            lag = self.mq.describe_group(topic.name, group).lag
+            lag = self.mq.admin.describe_group(topic.name, group).lag
             reader.commit()
             reader.consumer.commit()
             if lag == 0 or time.monotonic() > deadline:

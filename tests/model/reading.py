@@ -160,7 +160,7 @@ class Reading(Machine):
         partition = pick % len(topic.partitions)
         to = self.pick_offset(topic, partition, offset)
 
-        moved = self.mq.reset_group(topic.name, name, {partition: to}, execute=True, force=True)
+        moved = self.mq.admin.reset_group(topic.name, name, {partition: to}, force=True)
 
         assert [(one.partition, one.to_offset) for one in moved] == [(partition, to)]
         self.move(topic, name, partition, to)
@@ -262,9 +262,9 @@ class Reading(Machine):
         return self.readers[pick % len(self.readers)]
 
     def positions(self, reader: Reader) -> list[int]:
-        return [one.position for one in self.mq.describe_group(reader.topic, reader.group).partitions]
+        return [one.position for one in self.mq.admin.describe_group(reader.topic, reader.group).partitions]
 
     def owned_by_others(self, reader: Reader) -> list[int]:
         """The partitions that are another live member's."""
-        described = self.mq.describe_group(reader.topic, reader.group).partitions
+        described = self.mq.admin.describe_group(reader.topic, reader.group).partitions
         return [one.partition for one in described if one.owner not in (None, reader.consumer.name)]

@@ -91,22 +91,22 @@ class Sending(Machine):
         if before * times > MOST_PARTITIONS:
             return
 
-        assert self.mq.add_partitions(topic.name, before * times) == (times > 1)
+        assert self.mq.admin.add_partitions(topic.name, before * times) == (times > 1)
 
         topic.partitions += [Partition() for _ in range(before * (times - 1))]
         if len(topic.partitions) > 1:
             with pytest.raises(InvalidPartitionError):
-                self.mq.add_partitions(topic.name, len(topic.partitions) * 2 + 1)
+                self.mq.admin.add_partitions(topic.name, len(topic.partitions) * 2 + 1)
 
     @precondition(lambda self: self.topics)
     @rule(pick=PICK, keeps=st.none() | st.integers(min_value=1, max_value=3))
     def trim(self, pick: int, keeps: int | None) -> None:
         """What is more than it keeps goes, up to what the group that is furthest behind has not committed."""
         topic = self.pick_topic(pick)
-        self.mq.set_retention(topic.name, Retention(max_messages=keeps))
+        self.mq.admin.set_retention(topic.name, Retention(max_messages=keeps))
         needs = self.needs(topic)
 
-        trimmed = {one.partition: one.start_offset for one in self.mq.apply_retention(topic.name)}
+        trimmed = {one.partition: one.start_offset for one in self.mq.admin.apply_retention(topic.name)}
 
         for number, partition in enumerate(topic.partitions):
             before = partition.start
@@ -118,8 +118,8 @@ class Sending(Machine):
     def needs(self, topic: Topic) -> dict[int, list[int]]:
         """By partition, from where on each group protects messages."""
         needs: dict[int, list[int]] = {}
-        for group in self.mq.describe_topic(topic.name).groups:
-            for one in self.mq.describe_group(topic.name, group).partitions:
+        for group in self.mq.admin.describe_topic(topic.name).groups:
+            for one in self.mq.admin.describe_group(topic.name, group).partitions:
                 needs.setdefault(one.partition, []).append(one.position)
         if topic.workers is not None:
             for partition, offset in topic.workers.aside:
@@ -243,7 +243,7 @@ class Sending(Machine):
         stored = self.producers[topic.name].produce(message, delay_seconds=LONG)
 
         topic.delayed[stored.id] = Delayed(message, stored.partition)
-        assert {one.id for one in self.mq.delayed(topic.name)} == topic.delayed.keys()
+        assert {one.id for one in self.mq.admin.delayed(topic.name)} == topic.delayed.keys()
 
     @precondition(lambda self: any(topic.delayed for topic in self.topics.values()))
     @rule(picks=st.sets(PICK, min_size=1, max_size=3))
@@ -251,7 +251,7 @@ class Sending(Machine):
         waiting = [(id_, topic) for topic in self.topics.values() for id_ in topic.delayed]
         chosen = dict(waiting[pick % len(waiting)] for pick in picks)
 
-        assert self.mq.cancel_delayed(*chosen, 1 << 60) == list(chosen)
+        assert self.mq.admin.cancel_delayed(*chosen, 1 << 60) == list(chosen)
 
         for id_, topic in chosen.items():
             del topic.delayed[id_]

@@ -142,7 +142,7 @@ def commit_reset_consume(scene: Scene) -> None:
 
     def reset() -> None:
         # It comes again from here on.
-        scene.mq(1).reset_group(scene.topic, "billing", {0: 1}, execute=True, force=True)
+        scene.mq(1).admin.reset_group(scene.topic, "billing", {0: 1}, force=True)
 
     def where_it_was_moved_to() -> None:
         assert scene.positions("billing")[0] == 1
@@ -197,7 +197,7 @@ def decide_decide_handle(scene: Scene) -> None:
     first = scene.mq(2).consumer(scene.topic, "billing")
     Hands(first, fails, ONCE, "dead").work()
     first.close()
-    parked = [scene.mq(number).parked(scene.topic, "billing") for number in range(2)]
+    parked = [scene.mq(number).admin.parked(scene.topic, "billing") for number in range(2)]
     owner = scene.mq(2).consumer(scene.topic, "billing")
     hands = Hands(owner, handles, ONCE, "dead")
     retried, discarded = [0], [0]
@@ -222,7 +222,7 @@ def decide_decide_handle(scene: Scene) -> None:
         assert handled.count(0) <= 1
         if not discarded[0]:
             assert handled.count(0) == retried[0]
-        remaining = scene.stage.own.parked(scene.topic, "billing").list()
+        remaining = scene.stage.own.admin.parked(scene.topic, "billing").list()
         assert bool(remaining) == (not handled.count(0) and not discarded[0])
         assert scene.positions("billing") == {0: 3}
 

@@ -112,7 +112,7 @@ def move_move_cancel(scene: Scene) -> None:
 
     scene.session(scene.mq(0)._scheduler._move)
     scene.session(scene.mq(1)._scheduler._move)
-    scene.session(lambda: cancelled.extend(scene.mq(2).cancel_delayed(*ids)))
+    scene.session(lambda: cancelled.extend(scene.mq(2).admin.cancel_delayed(*ids)))
     scene.log_grows_only_at_its_end()
     scene.checks.append(either_cancelled_or_delivered)
 
@@ -145,7 +145,7 @@ def grow_produce_consume(scene: Scene) -> None:
             home = partition_for_key("murmur2", value[:1], 3 if offset >= barriers.get(partition, 0) else 1)
             assert partition == home, f"{value!r} is at {partition}@{offset}, and the barriers are at {barriers}"
 
-    scene.session(lambda: scene.mq(0).add_partitions(scene.topic, 3))
+    scene.session(lambda: scene.mq(0).admin.add_partitions(scene.topic, 3))
     scene.session(send)
     scene.session(lambda: reads_twice(scene, consumer))
     scene.checks.append(keys_move_at_the_barrier)
@@ -224,10 +224,10 @@ def consume_trim_join(scene: Scene) -> None:
         # Whatever was there when the group was made is protected from then on.
         newcomers.start.setdefault(0, scene.starts()[0])
         assert newcomers.start[0] >= 0
-        assert not scene.stage.own.evictions(scene.topic), "a group has lost something"
+        assert not scene.stage.own.admin.evictions(scene.topic), "a group has lost something"
 
     scene.session(read)
-    scene.session(lambda: scene.mq(1).apply_retention(scene.topic))
+    scene.session(lambda: scene.mq(1).admin.apply_retention(scene.topic))
     scene.session(join)
     scene.checks.append(begins_with_what_is_kept)
 

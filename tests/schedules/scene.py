@@ -65,7 +65,7 @@ class Stage:
             clock=self._clock,
         )
         conduct(mq)
-        mq.topics()
+        mq.admin.topics()
         return mq
 
     def play(self, program: Callable[[Scene], None], schedule: Sequence[int]) -> Conductor:

@@ -29,7 +29,7 @@ def test_a_schema_of_its_own_is_made_and_dropped(database: DatabaseUnderTest, en
     plan = planned(database)
 
     with Place(plan).made(keep=False), MQ(plan.url, schema=plan.schema) as mq:
-        assert ORDERS in mq.topics()
+        assert ORDERS in mq.admin.topics()
 
     assert not inspect(engine).has_schema(plan.schema or "")
 
@@ -50,9 +50,9 @@ def test_a_queue_without_topics_is_used_and_left_as_it_was(database: DatabaseUnd
     before = inspect(engine).get_table_names()
 
     with Place(planned(database, schema)).made(keep=False):
-        assert ORDERS in mq.topics()
+        assert ORDERS in mq.admin.topics()
 
-    assert mq.topics() == []
+    assert mq.admin.topics() == []
     assert inspect(engine).get_table_names() == before
 
 
@@ -65,7 +65,7 @@ def test_a_queue_with_topics_is_refused_and_not_touched(database: DatabaseUnderT
     with pytest.raises(PlaceTakenError, match="'theirs'"), place.made(keep=False):
         pytest.fail("it was made")
 
-    assert mq.topics() == ["theirs"]
+    assert mq.admin.topics() == ["theirs"]
     assert inspect(engine).get_table_names() == before
 
 

@@ -1,6 +1,8 @@
 """What operators do: look, decide, repair.
 
-inspection  topics, groups, members and lag; why a group waits
-parked      parked messages: listed, retried, discarded, copied
-tail        a topic watched without a group
+admin   `Admin`: topics and groups, lag, resets, retention, delayed messages; why a group waits
+parked  `Parked`: parked messages listed, retried, discarded, copied
+tail    `Tail`: a topic watched without a group
+health  the examination of the database behind `Admin.diagnose`
+access  transactions of an MQ while it is open
 """

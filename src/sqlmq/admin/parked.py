@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, TypeAlias
 
 from sqlmq.model.config import (
     check_after,
@@ -19,34 +19,21 @@ from sqlmq.operations.admin.parked import ParkedFilter, Scope
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from random import Random
 
-    from sqlalchemy import Connection
-
-    from sqlmq.dialects import Dialect
+    from sqlmq.admin.access import DatabaseAccess
     from sqlmq.model.config import ParkedState
     from sqlmq.model.message import ProducerResult
     from sqlmq.operations.admin.parked import Decided
     from sqlmq.reports.descriptions import BlockedKey, ParkedDetails, ParkedMessage
-    from sqlmq.store.topics import Topic
 
     # A class that has a method of that name can't call them so.
     BlockedKeys: TypeAlias = list[BlockedKey]
     ParkedMessages: TypeAlias = list[ParkedMessage]
     ProducerResults: TypeAlias = list[ProducerResult]
 
-T = TypeVar("T")
-
-
-class Transact(Protocol):
-    """Runs a flow in a transaction of its own, or outside one if it only reads."""
-
-    def __call__(self, flow: Callable[[Connection, Dialect], T]) -> T:
-        """Run *flow* and return its result."""
-
 
 class Parked:
-    """What one group has set aside of one topic. Made by ``mq.parked(topic, group_id)``; may be shared by threads.
+    """What one group has set aside of one topic. Made by ``mq.admin.parked(topic, group_id)``; may be shared by threads.
 
     ``retry``, ``discard`` and ``copy`` take the same words to say which messages: *partition* and *offset*, *key*,
     *state*; those that fit all that is said. With none of them nothing is meant: *everything* has to be said.
@@ -57,25 +44,10 @@ class Parked:
     handles at that moment holds: if the attempt fails, that counts for nothing; if it succeeds, the message is done.
     """
 
-    def __init__(
-        self,
-        read: Transact,
-        write: Transact,
-        topic: str,
-        group: str,
-        find_or_create: Callable[[str], Topic],
-        wake: Callable[[int], None],
-        random: Random,
-        *,
-        max_message_bytes: int,
-    ) -> None:
-        self._read = read
-        self._write = write
+    def __init__(self, access: DatabaseAccess, topic: str, group: str, announce: Callable[[int], None]) -> None:
+        self._access = access
         self._scope = Scope(topic, group)
-        self._find_or_create = find_or_create
-        self._wake = wake
-        self._random = random
-        self._max_message_bytes = max_message_bytes
+        self._announce = announce
 
     @property
     def topic(self) -> str:
@@ -104,9 +76,7 @@ class Parked:
         wanted = _wanted(partition, None, key, state)
         check_after(after)
         check_count("limit", limit)
-        return self._read(
-            lambda conn, dialect: parked.page(conn, dialect, self._scope, wanted, after=after, limit=limit)
-        )
+        return self._access.read(parked.page, self._scope, wanted, after=after, limit=limit)
 
     def get(self, partition: int, offset: int) -> ParkedDetails:
         """One parked message, with the traceback of its last attempt, and value and headers.
@@ -115,7 +85,7 @@ class Parked:
         """
         check_partition_number(partition)
         check_offset(offset)
-        return self._read(lambda conn, dialect: parked.details(conn, dialect, self._scope, partition, offset))
+        return self._access.read(parked.details, self._scope, partition, offset)
 
     def blocked_keys(self, *, limit: int = 100, after: tuple[int, int] | None = None) -> BlockedKeys:
         """Up to *limit* keys of which messages wait, in order of partition and of the first one's offset.
@@ -124,9 +94,7 @@ class Parked:
         """
         check_after(after)
         check_count("limit", limit)
-        return self._read(
-            lambda conn, dialect: parked.blocked_keys(conn, dialect, self._scope, after=after, limit=limit)
-        )
+        return self._access.read(parked.blocked_keys, self._scope, after=after, limit=limit)
 
     def retry(
         self,
@@ -143,7 +111,7 @@ class Parked:
         already. Those for which a partition waits (``held``, ``stopped``) are tried in their place.
         """
         wanted = _chosen(_wanted(partition, offset, key, state), everything=everything)
-        return self._told(self._write(lambda conn, dialect: parked.retry(conn, dialect, self._scope, wanted)))
+        return self._told(self._access.write(parked.retry, self._scope, wanted))
 
     def discard(
         self,
@@ -159,7 +127,7 @@ class Parked:
         The next one of their key is due, and a partition that waits for one goes on behind it. They stay in the log.
         """
         wanted = _chosen(_wanted(partition, offset, key, state), everything=everything)
-        return self._told(self._write(lambda conn, dialect: parked.discard(conn, dialect, self._scope, wanted)))
+        return self._told(self._access.write(parked.discard, self._scope, wanted))
 
     def copy(
         self,
@@ -185,30 +153,27 @@ class Parked:
         check_topic(to_topic)
         # So that a mistyped name makes no topic.
         self.list(limit=1)
-        to = self._find_or_create(to_topic)
-        turn = Rotation(self._random.randrange(to.partitions))
-        topic_id, results = self._write(
-            lambda conn, dialect: parked.copy(
-                conn,
-                dialect,
-                self._scope,
-                wanted,
-                to,
-                turn,
-                discarding=discard,
-                max_message_bytes=self._max_message_bytes,
-            )
+        to = self._access.find_or_create_topic(to_topic)
+        turn = Rotation(self._access.database.clock.random.randrange(to.partitions))
+        topic_id, results = self._access.write(
+            parked.copy,
+            self._scope,
+            wanted,
+            to,
+            turn,
+            discarding=discard,
+            max_message_bytes=self._access.config.max_message_bytes,
         )
         if results:
-            self._wake(to.id)
+            self._announce(to.id)
             if discard:
-                self._wake(topic_id)
+                self._announce(topic_id)
         return results
 
     def _told(self, decided: Decided) -> int:
         """Have consumers that idle look, if anything was decided; return about how many messages."""
         if decided.messages:
-            self._wake(decided.topic_id)
+            self._announce(decided.topic_id)
         return decided.messages
 
     def __repr__(self) -> str:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import heapq
+from collections import deque
 from itertools import groupby
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Self
 
 from sqlmq.dialects import Position
 from sqlmq.errors import MQClosedError, UnknownTopicError
@@ -15,29 +16,19 @@ from sqlmq.operations.admin import topics
 from sqlmq.store import messages
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
-    from typing import TypeVar
+    from collections.abc import Iterable
 
     from sqlalchemy import Connection
 
+    from sqlmq.admin.access import DatabaseAccess
     from sqlmq.dialects import Dialect
-    from sqlmq.hooks.clock import Clock
     from sqlmq.store.topics import Topic
-
-    T = TypeVar("T")
 
 MOST_LAST = 1_000
 """From how far back the messages before now can be asked for, since they are put in order before the first is given."""
 
 _READ_MESSAGES, _READ_BYTES = 500, 4 * 1024 * 1024
 """How much one look reads, and keeps in memory, at the most."""
-
-
-class TailRead(Protocol):
-    """Runs a flow in a transaction that reads."""
-
-    def __call__(self, flow: Callable[[Connection, Dialect], T]) -> T:
-        """Run *flow* and return its result."""
 
 
 class TailRequest(NamedTuple):
@@ -72,42 +63,56 @@ def check_tail(
 
 
 class Tail:
-    """Where a watcher is in each partition. Used by one thread or task at a time."""
+    """An iterator of the messages of a topic as they arrive. Made by ``Admin.tail``; used by one thread at a time."""
 
-    def __init__(
-        self, read: TailRead, wanted: TailRequest, clock: Clock, *, poll_min_seconds: float, poll_max_seconds: float
-    ) -> None:
-        self._read = read
-        self._clock = clock
-        self._wanted = wanted
-        self._poll_seconds = (poll_min_seconds, poll_max_seconds)
-        self._pause_seconds = poll_min_seconds
+    def __init__(self, access: DatabaseAccess, request: TailRequest) -> None:
+        config = access.config
+        self._access = access
+        self._clock = access.database.clock
+        self._request = request
+        self._poll_seconds = (config.poll_min_seconds, config.poll_max_seconds)
+        self._pause_seconds = config.poll_min_seconds
         self._positions: dict[int, int] = {}
         self._numbers: dict[int, int] = {}
         self._ends: dict[int, int] = {}
-        self._topic = self._read(self._begin)
-        self._deadline = Deadline.after(wanted.timeout, self._clock.monotonic())
-        self._past = self._read_past() if wanted.last else []
+        self._topic = self._access.read(self._begin)
+        self._deadline = Deadline.after(request.timeout, self._clock.monotonic())
+        self._last = self._read_last() if request.last else []
+        self._ready: deque[Message] = deque()
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> Message:
+        while not self._ready:
+            found = self.step()
+            if found is None:
+                raise StopIteration
+            if isinstance(found, float):
+                self._clock.sleep(found)
+            else:
+                self._ready.extend(found)
+        return self._ready.popleft()
 
     def step(self) -> list[Message] | float | None:
-        """Look once: messages, or how many seconds to wait before the next look; None at the end.
+        """Read once: return messages, or how many seconds to wait before the next step, or None at the end.
 
-        That is when nothing has come for the timeout, or when the MQ is closed. Raises UnknownTopicError when the topic
-        was deleted.
+        It is the end when nothing has arrived for the timeout, or when the MQ is closed. Raises UnknownTopicError when
+        the topic was deleted.
         """
-        if self._past:
-            past, self._past = self._past, []
-            return past
+        if self._last:
+            last, self._last = self._last, []
+            return last
         try:
-            found = self._read(self._look)
+            found = self._access.read(self._fetch)
             if not found:
-                self._read(self._look_around)
+                self._access.read(self._recheck_topic)
         except MQClosedError:
             return None
         now = self._clock.monotonic()
         if found:
             self._pause_seconds = self._poll_seconds[0]
-            self._deadline = Deadline.after(self._wanted.timeout, now)
+            self._deadline = Deadline.after(self._request.timeout, now)
             return found
         if self._deadline.passed(now):
             return None
@@ -115,34 +120,26 @@ class Tail:
         self._pause_seconds = min(self._pause_seconds * 1.5, self._poll_seconds[1])
         return pause
 
-    def messages(self) -> Iterator[Message]:
-        """One message after the other, waiting in this thread."""
-        while (found := self.step()) is not None:
-            if isinstance(found, float):
-                self._clock.sleep(found)
-            else:
-                yield from found
-
     def _begin(self, conn: Connection, dialect: Dialect) -> Topic:
         """Find the topic, and stand at the end of each partition, or as far before it as is wanted."""
-        topic = topics.find_topic(conn, dialect, self._wanted.topic)
-        for number in sorted(self._wanted.partitions or ()):
+        topic = topics.find_topic(conn, dialect, self._request.topic)
+        for number in sorted(self._request.partitions or ()):
             check_partition(topic.name, number, topic.partitions)
         for number, (start, end) in messages.bounds(conn, dialect, topic).items():
-            at = end - self._wanted.last if self._wanted.offset is None else self._wanted.offset
+            at = end - self._request.last if self._request.offset is None else self._request.offset
             self._stand(topic, number, max(start, at))
             self._ends[topic.partition_ids[number]] = end
         return topic
 
     def _stand(self, topic: Topic, number: int, offset: int) -> None:
-        if self._wanted.partitions is None or number in self._wanted.partitions:
+        if self._request.partitions is None or number in self._request.partitions:
             id_ = topic.partition_ids[number]
             self._positions[id_] = offset
             self._numbers[id_] = number
 
-    def _look_around(self, conn: Connection, dialect: Dialect) -> None:
+    def _recheck_topic(self, conn: Connection, dialect: Dialect) -> None:
         """See that the topic is still there, and which partitions it has; new ones are read from their beginning."""
-        topic = topics.find_topic(conn, dialect, self._wanted.topic)
+        topic = topics.find_topic(conn, dialect, self._request.topic)
         if topic.id != self._topic.id:
             raise UnknownTopicError(topic.name)
         for number, id_ in enumerate(topic.partition_ids):
@@ -150,26 +147,26 @@ class Tail:
                 self._stand(topic, number, 0)
         self._topic = topic
 
-    def _look(self, conn: Connection, dialect: Dialect) -> list[Message]:
+    def _fetch(self, conn: Connection, dialect: Dialect) -> list[Message]:
         positions = [Position(*place) for place in self._positions.items()]
         rows = messages.read(conn, dialect, positions, limit=_READ_MESSAGES, max_bytes=_READ_BYTES)
         parts = []
         for id_, group in groupby(rows, key=lambda row: row[0]):
             arrived = Message.arrived(
-                self._wanted.topic, self._numbers[id_], group, moments_from_us=dialect.moments_from_us
+                self._request.topic, self._numbers[id_], group, moments_from_us=dialect.moments_from_us
             )
             self._positions[id_] = (arrived[-1].offset or 0) + 1
             parts.append(arrived)
         return list(heapq.merge(*parts, key=_moment))
 
-    def _read_past(self) -> list[Message]:
+    def _read_last(self) -> list[Message]:
         """The newest messages there are, over all partitions: read by partition, and put in order."""
         kept: list[Message] = []
         # Up to where the log ended then: it may grow faster than it is read.
         while any(offset < self._ends[id_] for id_, offset in self._positions.items()):
-            if not (found := self._read(self._look)):
+            if not (found := self._access.read(self._fetch)):
                 break
-            kept = list(heapq.merge(kept, found, key=_moment))[-self._wanted.last :]
+            kept = list(heapq.merge(kept, found, key=_moment))[-self._request.last :]
         return kept
 
 

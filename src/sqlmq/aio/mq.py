@@ -2,46 +2,30 @@
 
 from __future__ import annotations
 
-import asyncio
 from typing import TYPE_CHECKING, Self
 
 from sqlalchemy import URL, Engine
 
-from sqlmq.admin.tail import check_tail
-from sqlmq.aio.admin import AsyncParked
+from sqlmq.aio.admin import AsyncAdmin
 from sqlmq.aio.consumer import AsyncConsumer
 from sqlmq.aio.engines import Engines
-from sqlmq.aio.producer import AsyncProducer, carrier_of
+from sqlmq.aio.producer import AsyncProducer
 from sqlmq.aio.threads import Threads, to_the_end
 from sqlmq.database.engines import read_url
 from sqlmq.dialects import blocking
 from sqlmq.mq import MQ
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterable
     from types import TracebackType
 
     from sqlalchemy.ext.asyncio import AsyncEngine
 
-    from sqlmq.aio.producer import AsyncSessionLike
     from sqlmq.consumer.consumer import Ack
     from sqlmq.hooks.clock import Clock
     from sqlmq.hooks.observer import Observer
     from sqlmq.model.config import OnEvicted
-    from sqlmq.model.message import DelayedMessage, Message
-    from sqlmq.model.positions import ResetTo, Start
+    from sqlmq.model.positions import Start
     from sqlmq.model.retention import Retention
-    from sqlmq.reports.descriptions import (
-        Eviction,
-        GroupDescription,
-        MemberDescription,
-        PartitionLag,
-        PartitionReset,
-        RetentionResult,
-        TopicDescription,
-    )
-    from sqlmq.reports.diagnosis import Finding
-    from sqlmq.reports.doctor import DoctorLimits, Problem
 
 
 class AsyncMQ:
@@ -92,6 +76,7 @@ class AsyncMQ:
             clock=clock,
         )
         self._threads = Threads()
+        self._admin = AsyncAdmin(self._sync.admin, self._threads, self._sync._database)
         given = database if not isinstance(database, str | URL | Engine) else None
         self._engines = Engines(self._sync._database, given, may_make=not isinstance(database, Engine))
 
@@ -105,6 +90,11 @@ class AsyncMQ:
         """The schema the tables are in; None for the connection's default."""
         return self._sync.schema
 
+    @property
+    def admin(self) -> AsyncAdmin:
+        """What operators do: topics and groups described and changed, lag, retention, parked and delayed messages."""
+        return self._admin
+
     async def create_topic(
         self, topic: str, partitions: int = 3, *, partitioner: str | None = None, retention: Retention | None = None
     ) -> bool:
@@ -112,28 +102,6 @@ class AsyncMQ:
         return await self._threads.run(
             lambda: self._sync.create_topic(topic, partitions, partitioner=partitioner, retention=retention)
         )
-
-    async def add_partitions(self, topic: str, partitions: int) -> bool:
-        """Have *topic* be of *partitions* in all, a multiple of what it has. See ``MQ.add_partitions``.
-
-        A task that is cancelled meanwhile ends when it has them, or can't.
-        """
-        return await self._threads.run(lambda: self._sync.add_partitions(topic, partitions))
-
-    async def set_retention(self, topic: str, retention: Retention) -> None:
-        """Have *topic* keep what *retention* says, from the next round on. Raises UnknownTopicError."""
-        await self._threads.run(lambda: self._sync.set_retention(topic, retention))
-
-    async def apply_retention(self, topic: str | None = None) -> list[RetentionResult]:
-        """Delete now what exceeds the retention of *topic*, or of all. See ``MQ.apply_retention``.
-
-        A task that is cancelled meanwhile ends when the round is over.
-        """
-        return await self._threads.run(lambda: self._sync.apply_retention(topic))
-
-    async def evictions(self, topic: str) -> list[Eviction]:
-        """What the groups of a topic have lost to retention unread, or set aside, the newest last. Raises UnknownTopicError."""
-        return await self._threads.run(lambda: self._sync.evictions(topic))
 
     async def delete_topics(self, *topics: str) -> list[str]:
         """Delete *topics* with their messages and groups; return the names of those there were.
@@ -163,107 +131,6 @@ class AsyncMQ:
             lambda made: made.close(),
         )
         return AsyncConsumer(made, self._threads, self._engines)
-
-    async def topics(self) -> list[str]:
-        """The names of all topics, in order."""
-        return await self._threads.run(self._sync.topics)
-
-    async def describe_topic(self, topic: str) -> TopicDescription:
-        """A topic's partitions and groups as they are now. Raises UnknownTopicError."""
-        return await self._threads.run(lambda: self._sync.describe_topic(topic))
-
-    async def groups(self, topic: str) -> list[str]:
-        """The names of a topic's groups, in order. Raises UnknownTopicError."""
-        return await self._threads.run(lambda: self._sync.groups(topic))
-
-    async def describe_group(self, topic: str, group: str) -> GroupDescription:
-        """A group's position, lag and owner in each partition, as they are now.
-
-        Raises UnknownTopicError or UnknownGroupError.
-        """
-        return await self._threads.run(lambda: self._sync.describe_group(topic, group))
-
-    async def lag(self, topic: str | None = None, group: str | None = None) -> list[PartitionLag]:
-        """How far groups are behind in each partition, in messages and in seconds. See ``MQ.lag``."""
-        return await self._threads.run(lambda: self._sync.lag(topic, group))
-
-    async def members(self, topic: str, group: str) -> list[MemberDescription]:
-        """Who is in a group, with its heartbeat's age and its partitions. See ``MQ.members``."""
-        return await self._threads.run(lambda: self._sync.members(topic, group))
-
-    async def diagnose_group(self, topic: str, group: str, *, stuck_seconds: float = 30.0) -> list[Finding]:
-        """Why messages of a group wait, and what to do about it. See ``MQ.diagnose_group``."""
-        return await self._threads.run(lambda: self._sync.diagnose_group(topic, group, stuck_seconds=stuck_seconds))
-
-    async def diagnose(self, limits: DoctorLimits | None = None) -> list[Problem]:
-        """What is wrong with the database and its groups, the worst first. See ``MQ.diagnose``."""
-        return await self._threads.run(lambda: self._sync.diagnose(limits))
-
-    async def tail(
-        self,
-        topic: str,
-        *,
-        last: int = 0,
-        offset: int | None = None,
-        partitions: Iterable[int] | None = None,
-        timeout: float | None = None,
-    ) -> AsyncIterator[Message]:
-        """Watch a topic without a group: ``async for message in await mq.tail(topic)``. See ``MQ.tail``."""
-        wanted = check_tail(topic, last, offset, partitions, timeout)
-        tail = await self._threads.run(lambda: self._sync._tail(wanted))
-
-        async def messages() -> AsyncIterator[Message]:
-            while (found := await self._threads.run(tail.step)) is not None:
-                if isinstance(found, float):
-                    await asyncio.sleep(found)
-                else:
-                    for message in found:
-                        yield message
-
-        return messages()
-
-    async def reset_group(
-        self,
-        topic: str,
-        group: str,
-        to: ResetTo | None = None,
-        *,
-        shift_by: int | None = None,
-        partitions: Iterable[int] | None = None,
-        execute: bool = False,
-        force: bool = False,
-    ) -> list[PartitionReset]:
-        """Move a group, back to read again or on to skip, and return what changes. See ``MQ.reset_group``.
-
-        A task that is cancelled meanwhile ends when it is moved, or can't be.
-        """
-        return await self._threads.run(
-            lambda: self._sync.reset_group(
-                topic, group, to, shift_by=shift_by, partitions=partitions, execute=execute, force=force
-            )
-        )
-
-    async def delayed(self, topic: str) -> list[DelayedMessage]:
-        """The messages of a topic that wait until they are due, in that order. Raises UnknownTopicError."""
-        return await self._threads.run(lambda: self._sync.delayed(topic))
-
-    async def cancel_delayed(self, *ids: int, session: AsyncSessionLike | None = None) -> list[int]:
-        """Take delayed messages back, and return the ids of those that are taken back. See ``MQ.cancel_delayed``.
-
-        A task that is cancelled meanwhile may have taken them back or not.
-        """
-        if session is None:
-            return await self._threads.run(lambda: self._sync.cancel_delayed(*ids))
-        given = carrier_of(session)
-        database = self._sync._database
-        if not database.knows_identity:
-            # Asked for by a connection of ours, which would keep the event loop waiting.
-            await self._threads.run(lambda: database.identity(fresh=False))
-        return await given.run_sync(lambda sync: self._sync.cancel_delayed(*ids, session=sync))
-
-    def parked(self, topic: str, group: str) -> AsyncParked:
-        """What the group *group_id* has set aside of *topic*: to look at, retry, discard, copy. See ``MQ.parked``."""
-        return AsyncParked(self._sync.parked(topic, group), self._threads)
 
     def observe(self, observer: Observer | None) -> None:
         """Have *observer* stand around what is sent and handled from now on; None for nobody. See ``MQ.observe``."""

@@ -245,7 +245,7 @@ class Consumer(ConsumerCore):
         """
         with self._lock:
             self._check_usable()
-            self._check_not_run("`mq.reset_group` moves its group.")
+            self._check_not_run("`mq.admin.reset_group` moves its group.")
             self._coordinator.ensure_assignment()
             self._coordinator.seek(partition, check_seek(to))
 

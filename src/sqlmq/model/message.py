@@ -227,7 +227,7 @@ class DelayedMessage:
     """A message that waits until it is due; then it gets its offset, and has this id no more."""
 
     id: int
-    """Names it for ``mq.cancel_delayed``."""
+    """Names it for ``mq.admin.cancel_delayed``."""
     topic: str
     partition: int
     """The partition it will go to."""

@@ -140,7 +140,7 @@ class Producer:
         those without a key go to one partition. Raises SessionError, at once, for a session that can't carry a message.
 
         *delay_seconds*, from now by the database's clock, or *deliver_at*, an aware datetime, has the message stored
-        and appended when it is due, by any process that is alive then. ``mq.cancel_delayed`` takes it back until then.
+        and appended when it is due, by any process that is alive then. ``mq.admin.cancel_delayed`` takes it back until then.
         """
         due = check_due(delay_seconds, deliver_at)
         if due is not None:

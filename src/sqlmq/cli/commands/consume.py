@@ -101,7 +101,7 @@ def consume(
     """
     writer = _writer(pattern, as_json=as_json, null_delimited=null_delimited, raw=raw)
     with settings.open(lease_seconds=lease_seconds) as mq:
-        if topic not in mq.topics():
+        if topic not in mq.admin.topics():
             click.echo(f"Topic {topic!r} did not exist and is made.", err=True)
         consumer = mq.consumer(topic, group, start=start, on_evicted=on_evicted)
         if sys.stderr.isatty():

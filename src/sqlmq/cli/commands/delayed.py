@@ -82,7 +82,7 @@ def list_delayed(settings: Settings, topic: str, *, as_json: bool) -> None:
     With --json, a key that is no UTF-8 stands in base64 as `key_base64`.
     """
     with settings.open() as mq:
-        found = mq.delayed(topic)
+        found = mq.admin.delayed(topic)
     rows = [facts_of(one) | text_or_base64("key", one.key) | {"value_bytes": one.value_bytes} for one in found]
     if as_json:
         for row in rows:
@@ -107,7 +107,7 @@ def cancel(settings: Settings, ids: tuple[int, ...], *, as_json: bool) -> None:
     One that is in its topic already, or never was there, can't be cancelled, and is no error.
     """
     with settings.open() as mq:
-        cancelled = mq.cancel_delayed(*ids)
+        cancelled = mq.admin.cancel_delayed(*ids)
     for id_ in dict.fromkeys(ids):
         is_cancelled = id_ in cancelled
         sentence = (

@@ -78,7 +78,7 @@ def doctor(
     limits = DoctorLimits(transaction_seconds=max_transaction_seconds, stuck_seconds=stuck_seconds)
     with settings.open() as mq:
         codes = set(wanted or PROBLEM_KINDS).difference(ignored)
-        found = [problem for problem in mq.diagnose(limits) if problem.code in codes]
+        found = [problem for problem in mq.admin.diagnose(limits) if problem.code in codes]
     for problem in found:
         _show(problem, as_json=as_json)
     if all(problem.severity == "info" for problem in found) and not as_json:

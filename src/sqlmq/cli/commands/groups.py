@@ -42,7 +42,7 @@ def list_groups(settings: Settings, topic: str | None, *, as_json: bool) -> None
     with settings.open() as mq:
         found = [
             described
-            for name in ([topic] if topic else mq.topics())
+            for name in ([topic] if topic else mq.admin.topics())
             for group in _groups(mq, name, must_exist=topic is not None)
             if (described := _described(mq, name, group))
         ]
@@ -77,13 +77,13 @@ def describe(settings: Settings, group: str, topic: str | None, stuck_after: flo
     """
     with settings.open() as mq:
         if topic is None:
-            found = [one for name in mq.topics() if (one := _described(mq, name, group))]
+            found = [one for name in mq.admin.topics() if (one := _described(mq, name, group))]
             if not found:
                 raise click.ClickException(
                     f"No topic has a group {group!r}. `sqlmq groups list` shows those there are."
                 )
         else:
-            found = [mq.describe_group(topic, group)]
+            found = [mq.admin.describe_group(topic, group)]
         findings = [finding for one in found for finding in _findings(mq, one, stuck_after)]
     rows: list[dict[str, Any]] = [
         {
@@ -129,7 +129,7 @@ def members(settings: Settings, group: str, topic: str, *, as_json: bool) -> Non
     are no members.
     """
     with settings.open() as mq:
-        found = mq.members(topic, group)
+        found = mq.admin.members(topic, group)
     rows = [
         {
             "member": one.name,
@@ -148,7 +148,7 @@ def members(settings: Settings, group: str, topic: str, *, as_json: bool) -> Non
 
 def _groups(mq: MQ, topic: str, *, must_exist: bool) -> list[str]:
     try:
-        return mq.groups(topic)
+        return mq.admin.groups(topic)
     except UnknownTopicError:
         if must_exist:
             raise
@@ -158,12 +158,12 @@ def _groups(mq: MQ, topic: str, *, must_exist: bool) -> list[str]:
 def _findings(mq: MQ, group: GroupDescription, stuck_seconds: float) -> list[Finding]:
     """Why messages of *group* wait; nothing if it, or its topic, is not there any more."""
     with suppress(UnknownTopicError, UnknownGroupError):
-        return mq.diagnose_group(group.topic, group.name, stuck_seconds=stuck_seconds)
+        return mq.admin.diagnose_group(group.topic, group.name, stuck_seconds=stuck_seconds)
     return []
 
 
 def _described(mq: MQ, topic: str, group: str) -> GroupDescription | None:
     """The group, or None if it, or its topic, is not there (any more)."""
     with suppress(UnknownTopicError, UnknownGroupError):
-        return mq.describe_group(topic, group)
+        return mq.admin.describe_group(topic, group)
     return None

@@ -72,7 +72,7 @@ def lag(
     with settings.open() as mq:
 
         def look() -> None:
-            found[:] = mq.lag(topic, group)
+            found[:] = mq.admin.lag(topic, group)
             rows = [partition_facts(one) for one in found] if by_partition else group_facts(found)
             show(rows, list(rows[0]) if rows else [], as_json=as_json, empty=empty)
 

@@ -39,7 +39,7 @@ def metrics(settings: Settings, host: str, port: int, topics: tuple[str, ...], *
     """
     with settings.open() as mq:
         if once:
-            mq.topics()  # raises what is wrong, where the metrics would only say that something is
+            mq.admin.topics()  # raises what is wrong, where the metrics would only say that something is
             _print(_registry(mq, topics))
             return
         _serve(_registry(mq, topics), host, port)

@@ -142,7 +142,9 @@ def list_parked(
     With --json, a key that is no UTF-8 stands in base64 as `key_base64`, and moments are in UTC.
     """
     with settings.open() as mq:
-        found = mq.parked(topic, group).list(state, partition=partition, key=_bytes(key), limit=limit, after=after)
+        found = mq.admin.parked(topic, group).list(
+            state, partition=partition, key=_bytes(key), limit=limit, after=after
+        )
     rows = [_facts(one) for one in found]
     shown = rows if as_json else [row | {"key": _key(one.key)} for row, one in zip(rows, found, strict=True)]
     columns = ["partition", "offset", "key", "state", "attempts", "due_at", "error_type", "error"]
@@ -165,7 +167,7 @@ def show_parked(settings: Settings, topic: str, partition: int, offset: int, gro
     A value that is no text is shown in base64; so is one with --json, as `value_base64`.
     """
     with settings.open() as mq:
-        details = mq.parked(topic, group).get(partition, offset)
+        details = mq.admin.parked(topic, group).get(partition, offset)
     if as_json:
         click.echo(line(_facts(details) | {"traceback": details.traceback} | _contents(details)))
         return
@@ -203,7 +205,7 @@ def keys(
     State, attempts and due time are those of the first message, which the others wait for.
     """
     with settings.open() as mq:
-        found = mq.parked(topic, group).blocked_keys(limit=limit, after=after)
+        found = mq.admin.parked(topic, group).blocked_keys(limit=limit, after=after)
     rows = [_blocked(one) for one in found]
     shown = rows if as_json else [row | {"key": _key(one.key)} for row, one in zip(rows, found, strict=True)]
     columns = ["partition", "key", "messages", "first_offset", "state", "attempts", "due_at", "blocked_since"]
@@ -231,7 +233,7 @@ def retry(settings: Settings, topic: str, group: str, *, which: _Which, as_json:
     within some seconds.
     """
     with settings.open() as mq:
-        retried = mq.parked(topic, group).retry(**which)
+        retried = mq.admin.parked(topic, group).retry(**which)
     say(f"{count(retried, 'message')} to be tried again.", {"retried": retried}, as_json=as_json)
 
 
@@ -255,7 +257,7 @@ def discard(settings: Settings, topic: str, group: str, *, which: _Which, yes: b
     """
     confirm(f"Have group {group!r} never handle these messages of {topic!r}?", yes=yes)
     with settings.open() as mq:
-        discarded = mq.parked(topic, group).discard(**which)
+        discarded = mq.admin.parked(topic, group).discard(**which)
     say(f"{count(discarded, 'message')} discarded.", {"discarded": discarded}, as_json=as_json)
 
 
@@ -295,7 +297,7 @@ def copy(
     if discard:
         confirm(f"Have group {group!r} never handle these messages of {topic!r}, once they are copied?", yes=yes)
     with settings.open() as mq:
-        results = mq.parked(topic, group).copy(to_topic, discard=discard, **which)
+        results = mq.admin.parked(topic, group).copy(to_topic, discard=discard, **which)
     if as_json:
         show([result._asdict() for result in results], [], as_json=True)
     else:

@@ -123,7 +123,7 @@ def produce(
         max_message_bytes=max_message_bytes,
     )
     with settings.open(max_message_bytes=max_message_bytes) as mq:
-        if topic not in mq.topics():
+        if topic not in mq.admin.topics():
             click.echo(f"Topic {topic!r} did not exist and is made, with 3 partitions.", err=True)
         producer = mq.producer(topic)
         store = _storing(producer, partition, delay_seconds, deliver_at)

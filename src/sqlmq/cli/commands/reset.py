@@ -91,18 +91,14 @@ def reset(
     to, shift_by = _goal(goals)
     with settings.open() as mq:
         if isinstance(to, int):
-            to = dict.fromkeys(partitions or range(len(mq.describe_topic(topic).partitions)), to)
+            to = dict.fromkeys(partitions or range(len(mq.admin.describe_topic(topic).partitions)), to)
         elif isinstance(to, TextIOBase):
             to = _positions(to, topic, partitions)
-        changes = mq.reset_group(
-            topic,
-            group,
-            to,
-            shift_by=shift_by,
-            partitions=None if isinstance(to, dict) else partitions or None,
-            execute=execute,
-            force=force,
-        )
+        chosen = None if isinstance(to, dict) else partitions or None
+        if execute:
+            changes = mq.admin.reset_group(topic, group, to, shift_by=shift_by, partitions=chosen, force=force)
+        else:
+            changes = mq.admin.preview_reset(topic, group, to, shift_by=shift_by, partitions=chosen)
     rows = [
         {
             "topic": topic,
@@ -122,7 +118,7 @@ def reset(
 
 
 def _goal(goals: dict[str, object]) -> tuple[Any, int | None]:
-    """Where to, as ``MQ.reset_group`` takes it, but for an offset of all partitions, and a file; and the shift."""
+    """Where to, as ``Admin.reset_group`` takes it, but for an offset of all partitions, and a file; and the shift."""
     given = {name: value for name, value in goals.items() if value is not None and value is not False}
     if len(given) != 1:
         options = ", ".join(f"--{name.replace('_', '-')}" for name in goals)

@@ -180,7 +180,7 @@ def maintain(settings: Settings, topic: str | None, every_seconds: float, *, onc
 def _maintain(mq: MQ, topic: str | None, *, as_json: bool) -> None:
     rows = [
         {"topic": one.topic, "partition": one.partition, "start": one.start_offset, "deleted": one.messages}
-        for one in mq.apply_retention(topic)
+        for one in mq.admin.apply_retention(topic)
     ]
     show(rows, ["topic", "partition", "start", "deleted"], as_json=as_json, empty="Nothing to delete.")
 

@@ -73,7 +73,7 @@ def tail(
         raise click.UsageError("--last and --offset exclude each other.")
     writer = formats.as_json if as_json else _for_people if pattern is None else formats.formatted(pattern)
     with settings.open() as mq:
-        messages = mq.tail(topic, last=last, offset=offset, partitions=partitions or None, timeout=timeout)
+        messages = mq.admin.tail(topic, last=last, offset=offset, partitions=partitions or None, timeout=timeout)
         for message in islice(messages, at_most):
             click.echo(writer(message), nl=False)
 

@@ -63,14 +63,14 @@ def top(settings: Settings, interval: float, *, once: bool, as_json: bool) -> No
 
 def _look(mq: MQ, before: _Positions | None) -> tuple[dict[str, Any], _Positions]:
     topics = []
-    for name in mq.topics():
+    for name in mq.admin.topics():
         # One that is deleted in between is simply not shown.
         with suppress(UnknownTopicError):
-            topic = mq.describe_topic(name)
+            topic = mq.admin.describe_topic(name)
             rate = round(topic.messages_per_second, 1)
             facts = (name, len(topic.partitions), topic.messages, rate, topic.estimated_bytes)
             topics.append(dict(zip(_TOPIC, facts, strict=True)))
-    lags, now = mq.lag(), time.monotonic()
+    lags, now = mq.admin.lag(), time.monotonic()
     positions: dict[tuple[str, str], int] = {}
     for one in lags:
         positions[one.topic, one.group] = positions.get((one.topic, one.group), 0) + one.position

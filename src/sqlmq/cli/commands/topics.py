@@ -56,7 +56,7 @@ def create(
     retention = read_retention(terms)
     with settings.open() as mq:
         made = mq.create_topic(name, partitions, partitioner=partitioner, retention=retention)
-        topic = mq.describe_topic(name)
+        topic = mq.admin.describe_topic(name)
     what = f"{count(len(topic.partitions), 'partition')}, keys placed by {topic.partitioner}"
     if topic.retention.is_limited:
         what += f", {retention_sentence(topic.retention)}"
@@ -76,10 +76,10 @@ def list_topics(settings: Settings, *, as_json: bool) -> None:
     """List all topics, with the messages they hold and the groups that read them."""
     rows = []
     with settings.open() as mq:
-        for name in mq.topics():
+        for name in mq.admin.topics():
             # One that is deleted in between is simply not in the list.
             with suppress(UnknownTopicError):
-                topic = mq.describe_topic(name)
+                topic = mq.admin.describe_topic(name)
                 rows.append(
                     {
                         "topic": name,
@@ -104,8 +104,8 @@ def describe(settings: Settings, name: str, *, as_json: bool) -> None:
     last minute, `estimated bytes` about what the messages take, by the 100 newest. With --json it is one object.
     """
     with settings.open() as mq:
-        topic = mq.describe_topic(name)
-        groups = [mq.describe_group(name, group) for group in topic.groups]
+        topic = mq.admin.describe_topic(name)
+        groups = [mq.admin.describe_group(name, group) for group in topic.groups]
     partitions = [
         {
             "partition": one.partition,
@@ -164,7 +164,7 @@ def add_partitions(settings: Settings, name: str, partitions: int, *, as_json: b
     done with what was in the one that its keys come from. Programs need not be started again.
     """
     with settings.open() as mq:
-        added = mq.add_partitions(name, partitions)
+        added = mq.admin.add_partitions(name, partitions)
     sentence = (
         f"Topic {name!r} has {count(partitions, 'partition')} now."
         if added
@@ -199,7 +199,7 @@ def set_retention(
             "Give a limit: --retention, --retention-bytes, --retention-messages; or --keep-everything."
         )
     with settings.open() as mq:
-        mq.set_retention(name, Retention() if keep_everything else retention)
+        mq.admin.set_retention(name, Retention() if keep_everything else retention)
     facts = {"topic": name, "retention": retention_facts(retention)}
     say(f"Topic {name!r} {retention_sentence(retention)}.", facts, as_json=as_json)
 
@@ -215,7 +215,7 @@ def evictions(settings: Settings, name: str, *, as_json: bool) -> None:
     `unread` are those that the group had not committed, `parked` those that it had set aside. `to` is the last one.
     """
     with settings.open() as mq:
-        found = mq.evictions(name)
+        found = mq.admin.evictions(name)
     rows = [
         {
             "group": one.group,

@@ -166,7 +166,7 @@ class _Demo:
 
     def _judge(self) -> None:
         produced = [entry for name in PRODUCERS for entry in journal.read(self._directory / name)]
-        in_topic = self._mq.describe_topic(self._topic).messages
+        in_topic = self._mq.admin.describe_topic(self._topic).messages
         click.echo(
             f"\nWhat the processes noted down:\n  producers: {count(len(produced), 'message')} acknowledged, {in_topic:,} "
             "in the topic"
@@ -252,7 +252,7 @@ class _Demo:
                 raise click.ClickException(f"{name} ended with exit code {process.returncode}:\n{said}")
 
     def _group(self, name: str) -> GroupDescription:
-        return self._mq.describe_group(self._topic, name)
+        return self._mq.admin.describe_group(self._topic, name)
 
     def _groups(self) -> list[GroupDescription]:
         return [self._group(name) for name in GROUPS]
@@ -261,7 +261,7 @@ class _Demo:
         return sum(partition.position for partition in self._group(group).partitions)
 
     def _all_own_something(self) -> bool:
-        if any(group not in self._mq.groups(self._topic) for group in GROUPS):
+        if any(group not in self._mq.admin.groups(self._topic) for group in GROUPS):
             return False
         return all(
             len(_owned(self._group(group), name)) == PARTITIONS // len(names)

@@ -196,7 +196,7 @@ def run(
     if processes > 1:
         with settings.open() as mq:
             # What is wrong with the database is to be said once, and now.
-            mq.topics()
+            mq.admin.topics()
         environment = os.environ | settings.environment()
         supervisor = Supervisor(processes, _arguments(ctx), environment, stop_seconds=terms["stop_seconds"])
         ctx.exit(supervisor.run())

@@ -180,9 +180,9 @@ def _watch(life: Life, mq: MQ, drained: threading.Event) -> None:
 def _is_drained(life: Life, mq: MQ) -> bool:
     """Whether nothing is left to be read, moved into the log, or tried again."""
     topic, group = life.role.topic, life.role.group or ""
-    if mq.delayed(topic) or mq.describe_group(topic, group).lag:
+    if mq.admin.delayed(topic) or mq.admin.describe_group(topic, group).lag:
         return False
-    parked = mq.parked(topic, group)
+    parked = mq.admin.parked(topic, group)
     return not (parked.list("waiting", limit=1) or parked.list("held", limit=1))
 
 

@@ -43,7 +43,7 @@ def watch(life: Life) -> None:
 
 def _maintain(mq: MQ) -> None:
     try:
-        mq.apply_retention(TRIMMED)
+        mq.admin.apply_retention(TRIMMED)
     except ExceptionGroup as group:
         ours, others = group.split(SqlmqError)
         if ours is None or others is not None:

@@ -1,0 +1,73 @@
+"""The database of one MQ while the MQ is open: what the MQ itself and its admin ask of it."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import TYPE_CHECKING, ParamSpec, TypeVar
+
+from sqlmq.errors import DatabaseUnavailableError, MQClosedError, UnknownTopicError
+from sqlmq.model.config import check_topic
+from sqlmq.operations.admin import topics
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from sqlmq.database.database import Database, Operation
+    from sqlmq.model.config import MQConfig
+    from sqlmq.store.topics import Topic
+
+T = TypeVar("T")
+P = ParamSpec("P")
+
+
+class DatabaseAccess:
+    """Runs operations in transactions of their own. Raises MQClosedError once the MQ is closed. Shared by threads."""
+
+    def __init__(self, database: Database, config: MQConfig) -> None:
+        self.database = database
+        self.config = config
+        self._closed = False
+
+    @property
+    def closed(self) -> bool:
+        """Whether the MQ is closed, or is closing."""
+        return self._closed
+
+    def close(self) -> None:
+        """Refuse every operation from now on."""
+        self._closed = True
+
+    def check_open(self) -> None:
+        """Raise MQClosedError if the MQ is closed."""
+        if self._closed:
+            raise MQClosedError
+
+    def read(self, operation: Operation[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Run *operation*, which writes no row, and return its result."""
+        with self._while_open():
+            return self.database.read(operation, *args, **kwargs)
+
+    def write(self, operation: Operation[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Run *operation* in one transaction and return its result. It may run several times, as in ``Database.write``."""
+        with self._while_open():
+            return self.database.write(operation, *args, **kwargs)
+
+    def find_or_create_topic(self, name: str) -> Topic:
+        """Return the topic *name*. A missing one is created, unless the MQ's ``create_topics`` is off: UnknownTopicError."""
+        check_topic(name)
+        try:
+            return self.read(topics.find_topic, name)
+        except UnknownTopicError:
+            if not self.config.create_topics:
+                raise
+        self.write(topics.create_topic, name, self.config.default_partitions, None)
+        return self.read(topics.find_topic, name)
+
+    @contextlib.contextmanager
+    def _while_open(self) -> Iterator[None]:
+        self.check_open()
+        try:
+            yield
+        except DatabaseUnavailableError:
+            self.check_open()  # another thread has closed the MQ meanwhile
+            raise
