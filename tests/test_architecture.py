@@ -191,6 +191,8 @@ def test_no_test_sleeps() -> None:
             "postgres_databases.py",
             "postgres_server.py",
             "test_postgres_server.py",
+            # Slow steps of the library, made slow on purpose.
+            "verify/selftest/mutations.py",
         )
     }
     sleeping = [

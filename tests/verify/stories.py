@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from sqlmq.verify.history import Json, event_of, final_of
-from sqlmq.verify.judge.verdict import Verdict, judged
+from sqlmq.verify.judge.verdict import Verdict, judge
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
@@ -133,7 +133,7 @@ class Story:
 
     def verdict(self, allow: Collection[str] = ()) -> Verdict:
         events = sorted(map(event_of, self.lines), key=lambda event: event.t)
-        return judged(events, self.final(), allow=allow, least_acknowledged=0)
+        return judge(events, self.final(), allow=allow, least_acknowledged=0)
 
     def found(self) -> dict[str, set[str]]:
         """By code: the kinds of what the judge finds."""

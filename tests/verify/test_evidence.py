@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from sqlmq.verify.judge.evidence import Spans, ranges
+from sqlmq.verify.judge.evidence import Intervals, ranges
 from tests.verify.stories import Story, sent
 
 
@@ -20,16 +20,16 @@ def test_numbers_are_told_as_ranges(numbers: list[int], told: str) -> None:
     [(0, 9, False), (0, 10, True), (15, 16, True), (20, 30, True), (21, 30, False), (21, 40, True)],
 )
 def test_a_stretch_touches_those_that_share_a_moment_with_it(start: int, end: int, touches: bool) -> None:
-    spans = Spans()
+    spans = Intervals()
     spans.add(40, 50)
     spans.add(10, 20)
     spans.add(12, 13)
 
-    assert spans.touches(start, end) == touches
+    assert spans.overlaps(start, end) == touches
 
 
 def test_no_stretch_touches_nothing() -> None:
-    assert not Spans().touches(0, 1)
+    assert not Intervals().overlaps(0, 1)
 
 
 def test_a_message_of_a_savepoint_that_was_rolled_back_does_not_tear_its_transaction() -> None:

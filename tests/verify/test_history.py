@@ -192,14 +192,14 @@ def test_the_state_at_the_end_is_read_if_it_is_whole(tmp_path: Path) -> None:
     assert [row.state for row in final.parked] == ["dead"]
     assert [(row.start, row.end) for row in final.evictions] == [(0, 2)]
     assert final.staged == {"b"}
-    assert [(row.what, row.left, row.most) for row in final.residue] == [("locks", 1, 0)]
+    assert [(row.what, row.remaining, row.most) for row in final.residue] == [("locks", 1, 0)]
 
 
 def test_a_state_at_the_end_that_is_not_whole_is_an_error(tmp_path: Path) -> None:
     path = tmp_path / "final.jsonl"
     path.write_text('{"row": "staged", "m": "b"}\n')
 
-    with pytest.raises(HistoryError, match="ends too early"):
+    with pytest.raises(HistoryError, match="incomplete"):
         read_final(path)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from sqlmq.verify.history import event_of
-from sqlmq.verify.judge.verdict import judged
+from sqlmq.verify.judge.verdict import judge
 from tests.verify.stories import Story, got
 
 LIMITS = {"takeover": 1.0, "starvation": 1.0, "recovery": 1.0, "drain": 1.0, "call": 1.0, "rss": 1000, "queries": 2.0}
@@ -154,17 +154,17 @@ def test_what_is_late_is_told_apart_from_what_is_wrong() -> None:
 def test_too_few_acknowledged_messages_prove_nothing() -> None:
     story = waiting(10)
 
-    verdict = judged([event_of(line) for line in story.lines], story.final())
+    verdict = judge([event_of(line) for line in story.lines], story.final())
 
     assert (verdict.outcome, verdict.exit_code) == ("unknown", 3)
-    assert verdict.doubts == ["Only 1 messages were acknowledged, and 1000 are needed."]
+    assert verdict.doubts == ["Only 1 messages were acknowledged; at least 1000 are needed."]
 
 
 def test_the_plan_says_how_many_are_enough() -> None:
     story = waiting(10)
     story.lines[0]["least"] = {"acks": 1}
 
-    assert judged([event_of(line) for line in story.lines], story.final()).outcome == "valid"
+    assert judge([event_of(line) for line in story.lines], story.final()).outcome == "valid"
 
 
 def test_a_fault_that_was_asked_for_and_did_not_happen_proves_nothing() -> None:
@@ -172,7 +172,7 @@ def test_a_fault_that_was_asked_for_and_did_not_happen_proves_nothing() -> None:
     story.lines[0]["faults"] = ["kill", "pause"]
     story.note("nemesis", 1, action="start", fault="kill", id=1, who=["x"])
 
-    assert story.verdict().doubts == ["The fault 'pause' was asked for, and did not happen."]
+    assert story.verdict().doubts == ["The fault 'pause' was requested but did not happen."]
     assert story.verdict().outcome == "unknown"
 
 

@@ -9,20 +9,20 @@ from pathlib import Path
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sqlmq.verify.plan import FAULTS, Plan, schedule
+from sqlmq.verify.plan import FAULTS, Plan, fault_schedule
 
 SECRET = "pa55word"  # noqa: S105 - of nobody
 PLAN = Plan.of(f"postgres://user:{SECRET}@host/name?sslmode=require", None, "abc", Path("out"), seconds=120.0)
 
 
 def test_a_seed_makes_the_same_faults_again() -> None:
-    assert schedule(PLAN) == schedule(replace(PLAN, run="another"))
-    assert schedule(PLAN) != schedule(replace(PLAN, seed=1))
+    assert fault_schedule(PLAN) == fault_schedule(replace(PLAN, run="another"))
+    assert fault_schedule(PLAN) != fault_schedule(replace(PLAN, seed=1))
 
 
 @given(st.integers(0, 1_000), st.floats(12.0, 600.0))
 def test_every_fault_happens_and_not_in_the_last_tenth_nor_in_a_quarter_of_the_time(seed: int, seconds: float) -> None:
-    happenings = schedule(replace(PLAN, seed=seed, seconds=seconds))
+    happenings = fault_schedule(replace(PLAN, seed=seed, seconds=seconds))
     moments = [happening.at for happening in happenings]
 
     assert {happening.fault for happening in happenings} == set(FAULTS)
@@ -37,11 +37,11 @@ def test_every_fault_happens_and_not_in_the_last_tenth_nor_in_a_quarter_of_the_t
 def test_sessions_are_ended_on_postgres_only() -> None:
     on_sqlite = Plan.of("sqlite:///queue.db", None, "abc", Path("out"), seconds=120.0)
 
-    assert {happening.fault for happening in schedule(on_sqlite)} == set(FAULTS) - {"terminate"}
+    assert {happening.fault for happening in fault_schedule(on_sqlite)} == set(FAULTS) - {"terminate"}
 
 
 def test_without_faults_nothing_happens() -> None:
-    assert schedule(replace(PLAN, faults=())) == []
+    assert fault_schedule(replace(PLAN, faults=())) == []
 
 
 def test_a_plan_has_a_schema_and_sessions_of_its_own() -> None:
@@ -51,7 +51,7 @@ def test_a_plan_has_a_schema_and_sessions_of_its_own() -> None:
 
 
 def test_a_plan_can_be_told_without_its_secret() -> None:
-    told = json.dumps(PLAN.described())
+    told = json.dumps(PLAN.describe())
 
     assert SECRET in PLAN.url
     assert SECRET not in told

@@ -122,7 +122,7 @@ def test_what_proves_nothing_is_a_failure_for_junits_readers() -> None:
     suite = ET.fromstring(report.as_junit(story.verdict()))  # noqa: S314 - our own
 
     assert [case.get("name") for case in suite.iter("testcase") if case.find("failure") is not None] == [
-        "enough happened"
+        "enough evidence"
     ]
 
 

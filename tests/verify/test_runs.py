@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from sqlmq.verify import history
-from sqlmq.verify.judge.verdict import judged
+from sqlmq.verify.judge.verdict import judge
 from sqlmq.verify.plan import Plan
 from sqlmq.verify.workload import run
 from tests.verify.selftest.cases import checked
@@ -57,7 +57,7 @@ def test_a_run_under_faults_breaks_no_promise(database: DatabaseUnderTest, tmp_p
     )
 
     ran = run.perform(plan)
-    verdict = judged(*history.read_directory(plan.directory))
+    verdict = judge(*history.read_directory(plan.directory))
 
     faults = [fault.name for fault in verdict.evidence.faults]
     assert verdict.outcome == "valid", f"seed {plan.seed}: {told(verdict)}"

@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sqlmq.verify.judge.rules.cycles import strongly_connected, without_loose_ends
-from sqlmq.verify.judge.verdict import judged
+from sqlmq.verify.judge.rules.cycles import prune_sources, strongly_connected
+from sqlmq.verify.judge.verdict import judge
 from tests.verify.selftest import mutations
 from tests.verify.selftest.__main__ import main
 from tests.verify.selftest.cases import Case, checked
@@ -28,14 +28,14 @@ EXAMPLES = int(os.environ.get("SQLMQ_VERIFY_EXAMPLES", "10"))
 def test_a_correct_history_is_valid(seed: int, sends: int, partitions: int, faults: bool) -> None:
     history = Simulation(seed, sends=sends, partitions=partitions, faults=faults).run()
 
-    verdict = judged(history.events(), history.final(), least_acknowledged=1)
+    verdict = judge(history.events(), history.final(), least_acknowledged=1)
 
     assert verdict.findings.examples == {}
     assert verdict.outcome == "valid"
 
 
 def test_a_correct_history_has_what_can_go_wrong_in_it() -> None:
-    counts = judged((history := Simulation(3).run()).events(), history.final()).counts
+    counts = judge((history := Simulation(3).run()).events(), history.final()).counts
 
     assert min(counts[what] for what in ("failed", "unknown", "redelivered", "effects", "faults")) > 0
 
@@ -45,7 +45,7 @@ def test_an_edited_history_is_seen_through(edit: Edit) -> None:
     for seed in range(max(1, EXAMPLES // 10)):
         draft = edited(edit, seed)
 
-        verdict = judged(draft.history.events(), draft.history.final())
+        verdict = judge(draft.history.events(), draft.history.final())
 
         assert edit.code in verdict.findings.counts
         assert verdict.outcome in {"invalid", "liveness"}
@@ -54,7 +54,7 @@ def test_an_edited_history_is_seen_through(edit: Edit) -> None:
 def test_there_is_an_edit_for_each_anomaly_of_safety() -> None:
     from sqlmq.verify.judge.findings import ANOMALIES
 
-    codes = {code for code, anomaly in ANOMALIES.items() if anomaly.sort == "safety"}
+    codes = {code for code, anomaly in ANOMALIES.items() if anomaly.category == "safety"}
 
     assert codes - {edit.code for edit in EDITS} == set()
 
@@ -85,7 +85,7 @@ def test_circles_are_what_leads_to_each_other(edges: list[list[int]]) -> None:
         if any(other != node and other in reach[node] and node in reach[other] for other in range(8))
     }
 
-    found = {frozenset(component) for component in strongly_connected(edges, without_loose_ends(edges))}
+    found = {frozenset(component) for component in strongly_connected(edges, prune_sources(edges))}
 
     assert found == {one for one in expected if len(one) > 1}
 
@@ -104,7 +104,7 @@ def test_selftest_fails_if_something_was_not_caught(
 ) -> None:
     from sqlmq.verify.judge import verdict
 
-    monkeypatch.setattr(verdict, "SAFETY", ())
+    monkeypatch.setattr(verdict, "SAFETY_RULES", ())
 
     exit_code = main(["--only", "lost-message"])
 

@@ -1,4 +1,4 @@
-"""What a run has to know of databases by itself: what is evidence must not come through the dialects that are on trial."""
+"""Access to the database without the library's dialects, because evidence must not depend on the code under test."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ _SETTINGS = (
     "synchronous_commit",
     "default_transaction_isolation",
 )
-_OTHER = "sqlmq_verify"
+_OBSERVER = "sqlmq_verify"
 
 
 def is_postgres(url: str) -> bool:
-    """Whether there is a server at *url*, with schemas and sessions; else it is a file."""
+    """Whether *url* is a Postgres server; otherwise it is a SQLite file."""
     return read_url(url).get_backend_name() == "postgresql"
 
 
 def tagged(url: str, tag: str) -> str:
-    """*url*, by which the sessions of a run can be told from all others of the server."""
+    """Return *url* with ``application_name`` set to *tag*, which identifies the sessions of a run."""
     if not is_postgres(url):
         return url
     named = read_url(url).update_query_dict({"application_name": tag})
@@ -41,23 +41,23 @@ def tagged(url: str, tag: str) -> str:
 
 @contextmanager
 def connected(url: str) -> Iterator[Connection]:
-    """A connection of its own, which shares nothing with what is verified, and is called otherwise."""
+    """Open a connection that shares nothing with the library and does not carry the run's tag."""
     parsed = read_url(url)
     if is_postgres(url):
         driver = parsed.drivername if "+" in parsed.drivername else f"{parsed.drivername}+psycopg"
-        # Or the nemesis would end these sessions, too.
-        parsed = parsed.set(drivername=driver).update_query_dict({"application_name": _OTHER})
+        # The nemesis terminates sessions that carry the run's tag.
+        parsed = parsed.set(drivername=driver).update_query_dict({"application_name": _OBSERVER})
     with create_engine(parsed, poolclass=NullPool).connect() as conn:
         yield conn
 
 
 def microseconds_of(conn: Connection, column: str) -> str:
-    """The moment in *column* as an expression for microseconds since 1970."""
+    """Return an SQL expression for *column* in microseconds since 1970."""
     return f"extract(epoch FROM {column}) * 1000000" if conn.dialect.name == "postgresql" else column
 
 
 def clock_us(engine: Engine) -> int:
-    """The database's clock, in microseconds since 1970."""
+    """Read the database's clock, in microseconds since 1970."""
     if engine.dialect.name != "postgresql":
         return (datetime.now(UTC) - _EPOCH) // timedelta(microseconds=1)
     with engine.connect() as connection:
@@ -65,12 +65,12 @@ def clock_us(engine: Engine) -> int:
 
 
 def moment(us: int) -> datetime:
-    """The moment *us* microseconds after 1970."""
+    """Return *us* microseconds after 1970 as a datetime."""
     return _EPOCH + timedelta(microseconds=us)
 
 
 def environment(url: str) -> dict[str, str]:
-    """What the database is, and how it is set up."""
+    """Return the version and the settings of the database, for the report."""
     with connected(url) as conn:
         if not is_postgres(url):
             return {"sqlite": str(conn.exec_driver_sql("SELECT sqlite_version()").scalar())}

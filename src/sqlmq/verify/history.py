@@ -1,6 +1,6 @@
-"""What happened in a run, as lines of JSON: written by every process of it, read by the judge.
+"""The history of a run as lines of JSON: written by each of its processes, read by the judge.
 
-Nothing here, and nothing that judges, knows the rest of the library. The format, event by event: docs/design/verify.md.
+Neither this module nor the judge imports the rest of the library. docs/design/verify.md specifies each event.
 """
 
 from __future__ import annotations
@@ -23,34 +23,34 @@ if TYPE_CHECKING:
 
 Json: TypeAlias = "str | int | float | bool | list[Json] | dict[str, Json] | None"
 Type = Literal["invoke", "ok", "fail", "info", "note"]
-"""``fail``: it certainly did not happen. ``info``: nobody knows. A wrong ``fail`` makes anomalies that are none."""
+"""``fail``: the operation certainly did not happen. ``info``: the outcome is unknown. A wrong ``fail`` causes false anomalies."""
 
 TYPES: tuple[Type, ...] = get_args(Type)
 FINAL_FILE = "final.jsonl"
-"""The name of the file that holds the state at the end; every other ``*.jsonl`` of the directory is a history."""
+"""The file with the final state. Every other ``*.jsonl`` in the directory is a history."""
 
 
 class HistoryError(Exception):
-    """A line that is not what the format says."""
+    """A line or a file does not follow the format."""
 
 
 class Sent(NamedTuple):
-    """A message that somebody tried to send."""
+    """A message that a client tried to send."""
 
     m: str
     h: str
     n: int = 0
     key: str | None = None
     topic: str | None = None
-    """Where to, if the operation does not say."""
+    """The topic, if the operation does not name it."""
     partition: int | None = None
-    """If the sender chose it."""
+    """The partition, if the sender chose it."""
     due: int | None = None
-    """Microseconds of the database's clock before which it must not be in the log; None if it is not delayed."""
+    """When a delayed message is due, in microseconds of the database's clock. It must not be in the log before."""
 
 
 class Placed(NamedTuple):
-    """Where a message is, as its sender was told; without an offset if it is still to be moved there."""
+    """The partition and offset that the sender received; without an offset if the message is appended later."""
 
     m: str
     partition: int | None = None
@@ -58,7 +58,7 @@ class Placed(NamedTuple):
 
 
 class Delivered(NamedTuple):
-    """A message as a group got it. *m* is None if the value says nothing that can be read."""
+    """A message as a group received it. *m* is None if the value has no readable id."""
 
     partition: int
     offset: int
@@ -66,13 +66,13 @@ class Delivered(NamedTuple):
     h: str
     key: str | None = None
     at: int | None = None
-    """When it was appended: microseconds of the database's clock."""
+    """When it was appended, in microseconds of the database's clock."""
     attempt: int | None = None
 
 
 @dataclass(slots=True)
 class Event:
-    """One line of a history. What an event does not have is empty."""
+    """One line of a history. Fields that an event does not have are empty."""
 
     i: int
     t: int
@@ -94,11 +94,11 @@ class Event:
     err: str | None = None
     sqlstate: str | None = None
     more: Mapping[str, Json] = field(default_factory=dict)
-    """Every other field, as it stands there."""
+    """All other fields, as they are in the line."""
 
 
-class LogRow(NamedTuple):
-    """A message in the log at the end."""
+class FinalMessage(NamedTuple):
+    """A message in the log at the end of the run."""
 
     topic: str
     partition: int
@@ -109,8 +109,8 @@ class LogRow(NamedTuple):
     at: int | None = None
 
 
-class ParkedRow(NamedTuple):
-    """A message that a group has set aside, at the end."""
+class FinalParked(NamedTuple):
+    """A message that a group has parked, at the end of the run."""
 
     group: str
     topic: str
@@ -120,8 +120,8 @@ class ParkedRow(NamedTuple):
     attempts: int
 
 
-class EvictionRow(NamedTuple):
-    """What a group has lost to retention, as the library tells it: offsets from *start* to before *end*."""
+class FinalEviction(NamedTuple):
+    """An eviction that the library recorded: the offsets from *start* to before *end*."""
 
     group: str
     topic: str
@@ -131,63 +131,63 @@ class EvictionRow(NamedTuple):
     end: int
 
 
-class ResidueRow(NamedTuple):
-    """Something that must not be left when all clients are gone: sessions, locks, members, notices."""
+class FinalResidue(NamedTuple):
+    """Something that must not remain when all clients are gone: sessions, locks, members."""
 
     what: str
-    left: int
+    remaining: int
     most: int
 
 
 @dataclass(slots=True)
 class Final:
-    """The state at the end, as plain SQL has read it when all clients were gone."""
+    """The final state, read with plain SQL when all clients were gone."""
 
-    log: list[LogRow] = field(default_factory=list)
+    log: list[FinalMessage] = field(default_factory=list)
     ends: dict[tuple[str, int], tuple[int, int]] = field(default_factory=dict)
-    """By topic and partition: the oldest offset kept, and the next that will be given."""
+    """By topic and partition: the oldest offset that is kept, and the next offset."""
     positions: dict[tuple[str, str, int], int] = field(default_factory=dict)
     """By group, topic and partition."""
     effects: dict[tuple[str | None, str], int] = field(default_factory=dict)
-    """By group and effect: how many rows."""
-    parked: list[ParkedRow] = field(default_factory=list)
-    evictions: list[EvictionRow] = field(default_factory=list)
+    """By group and effect: the number of rows."""
+    parked: list[FinalParked] = field(default_factory=list)
+    evictions: list[FinalEviction] = field(default_factory=list)
     staged: set[str] = field(default_factory=set)
-    """Ids of messages that are stored and not in the log yet."""
-    residue: list[ResidueRow] = field(default_factory=list)
+    """Ids of messages that are staged, not yet in the log."""
+    residue: list[FinalResidue] = field(default_factory=list)
 
 
 class Recorder:
-    """Writes what one process does into a file of its own, each event by one ``write``; threads may share it.
+    """Writes the events of one process to its own file, each with one ``write``. Threads may share it.
 
-    What was written stays when the process is killed: only the end of the line that was being written can be missing.
+    When the process is killed, only the end of the line that is being written can be missing.
     """
 
     def __init__(self, path: Path, process: str) -> None:
         self._process = process
         self._numbers = itertools.count()
-        # Numbers in the file stand in their order, whichever threads write.
+        # Threads must write their lines in the order of their numbers.
         self._lock = threading.Lock()
         self._descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
 
     def invoke(self, f: str, **fields: object) -> int:
-        """Write that *f* is about to be tried; return the number that its completion refers to."""
+        """Record the start of operation *f*; return the number that its completion refers to."""
         return self._write("invoke", f, fields)
 
     def ok(self, f: str, of: int, **fields: object) -> None:
-        """Write that it happened."""
+        """Record that operation *of* succeeded."""
         self._write("ok", f, {"of": of, **fields})
 
     def fail(self, f: str, of: int, err: str, **fields: object) -> None:
-        """Write that it certainly did not happen: nothing of it is, or ever will be, in the database."""
+        """Record that operation *of* failed: nothing of it is, or ever will be, in the database."""
         self._write("fail", f, {"of": of, "err": err, **fields})
 
     def info(self, f: str, of: int, err: str, **fields: object) -> None:
-        """Write that nobody knows whether it happened."""
+        """Record that the outcome of operation *of* is unknown."""
         self._write("info", f, {"of": of, "err": err, **fields})
 
     def note(self, f: str, **fields: object) -> int:
-        """Write something that is so."""
+        """Record a fact that is not an operation."""
         return self._write("note", f, fields)
 
     def close(self) -> None:
@@ -209,32 +209,32 @@ class Recorder:
             line = {"i": number, "t": time.monotonic_ns(), "p": self._process, "type": kind, "f": f, **fields}
             data = encoded(line)
             if os.write(self._descriptor, data) != len(data):
-                message = "A line of the history could be written in part only."
+                message = "Only a part of a line could be written to the history."
                 raise OSError(message)
         return number
 
 
 def encoded(line: Mapping[str, object]) -> bytes:
-    """Write *line* as a line of JSON. Named tuples become objects, without the fields that are None."""
+    """Encode *line* as a line of JSON. Named tuples become objects without the fields that are None."""
     return json.dumps({name: _plain(value) for name, value in line.items()}, separators=(",", ":")).encode() + b"\n"
 
 
 def read(files: Iterable[Path]) -> list[Event]:
     """Read the histories of all processes, in order of time.
 
-    A line at the end of a file that was not finished belongs to a process that was killed, and is left out. Raises
-    HistoryError for any other line that is not an event.
+    An unfinished line at the end of a file was written by a process that was killed, and is ignored. Raises HistoryError
+    for any other line that is not an event.
     """
     with without_collector():
         events = [event_of(line) for path in sorted(files) for line in _lines(path)]
-    # Python's sort is stable, so what a process wrote in the same nanosecond stays in its order.
+    # The sort is stable, so the events of a process in the same nanosecond keep their order.
     events.sort(key=lambda event: event.t)
     return events
 
 
 @contextmanager
 def without_collector() -> Iterator[None]:
-    """Let nobody look for circles of garbage among millions of objects that all stay: that takes longer than the rest."""
+    """Disable the garbage collector: scanning millions of objects that all stay takes longer than the judging itself."""
     was_enabled = gc.isenabled()
     gc.disable()
     try:
@@ -245,28 +245,28 @@ def without_collector() -> Iterator[None]:
 
 
 def read_directory(directory: Path) -> tuple[list[Event], Final | None]:
-    """Read all that a run has left: the histories of its processes, and the state at the end, if it came that far."""
+    """Read the histories of a run, and its final state if the run has written it."""
     final = directory / FINAL_FILE
     events = read(path for path in directory.glob("*.jsonl") if path.name != FINAL_FILE)
     return events, read_final(final) if final.exists() else None
 
 
 def read_final(path: Path) -> Final:
-    """Read the state at the end. Raises HistoryError if it is not whole: its last line has to be ``{"row": "end"}``."""
+    """Read the final state. Raises HistoryError if the file is incomplete: its last line must be ``{"row": "end"}``."""
     rows = list(_lines(path))
     if not rows or rows.pop() != {"row": "end"}:
-        message = f'{path} ends too early: its last line has to be {{"row": "end"}}.'
+        message = f'{path} is incomplete: its last line must be {{"row": "end"}}.'
         raise HistoryError(message)
     return final_of(rows)
 
 
 def event_of(line: Mapping[str, Json]) -> Event:
-    """Make an event of what a line says."""
+    """Parse one line. Raises HistoryError."""
     try:
         rest = dict(line)
         kind = rest.pop("type")
         if kind not in TYPES:
-            message = f"{kind!r} is no type of an event."
+            message = f"{kind!r} is not a type of event."
             raise HistoryError(message)
         return Event(
             i=_number(rest.pop("i")),
@@ -291,18 +291,18 @@ def event_of(line: Mapping[str, Json]) -> Event:
             more=rest,
         )
     except (KeyError, TypeError, ValueError) as error:
-        message = f"This is no event: {json.dumps(line)[:300]} ({type(error).__name__}: {error})"
+        message = f"Not an event: {json.dumps(line)[:300]} ({type(error).__name__}: {error})"
         raise HistoryError(message) from error
 
 
 def final_of(rows: Iterable[Mapping[str, Json]]) -> Final:
-    """Make the state at the end of its rows."""
+    """Build the final state from its rows. Raises HistoryError."""
     final = Final()
     for row in rows:
         try:
             _add_row(final, row)
         except (KeyError, TypeError, ValueError) as error:
-            message = f"This is no row: {json.dumps(row)[:300]} ({type(error).__name__}: {error})"
+            message = f"Not a row: {json.dumps(row)[:300]} ({type(error).__name__}: {error})"
             raise HistoryError(message) from error
     return final
 
@@ -312,7 +312,7 @@ def _add_row(final: Final, row: Mapping[str, Json]) -> None:
         case "message":
             place = _text(row["topic"]), _number(row["partition"]), _number(row["offset"])
             facts = _text_or_none(row["m"]), _text(row["h"]), _text_or_none(row.get("key"))
-            final.log.append(LogRow(*place, *facts, _number_or_none(row.get("at"))))
+            final.log.append(FinalMessage(*place, *facts, _number_or_none(row.get("at"))))
         case "partition":
             place_of_ends = _text(row["topic"]), _number(row["partition"])
             final.ends[place_of_ends] = _number(row["start"]), _number(row["end"])
@@ -323,16 +323,18 @@ def _add_row(final: Final, row: Mapping[str, Json]) -> None:
             final.effects[_text_or_none(row.get("group")), _text(row["m"])] = _number(row["count"])
         case "parked":
             where = _text(row["group"]), _text(row["topic"]), _number(row["partition"]), _number(row["offset"])
-            final.parked.append(ParkedRow(*where, _text(row["state"]), _number(row["attempts"])))
+            final.parked.append(FinalParked(*where, _text(row["state"]), _number(row["attempts"])))
         case "eviction":
             whose = _text(row["group"]), _text(row["topic"]), _number(row["partition"])
-            final.evictions.append(EvictionRow(*whose, _text(row["kind"]), _number(row["start"]), _number(row["end"])))
+            final.evictions.append(
+                FinalEviction(*whose, _text(row["kind"]), _number(row["start"]), _number(row["end"]))
+            )
         case "staged":
             final.staged.add(_text(row["m"]))
         case "residue":
-            final.residue.append(ResidueRow(_text(row["what"]), _number(row["count"]), _number(row.get("most", 0))))
+            final.residue.append(FinalResidue(_text(row["what"]), _number(row["count"]), _number(row.get("most", 0))))
         case other:
-            message = f"there is no row {other!r}"
+            message = f"unknown kind of row {other!r}"
             raise ValueError(message)
 
 
@@ -342,13 +344,13 @@ def _lines(path: Path) -> Iterator[dict[str, Json]]:
             try:
                 parsed = json.loads(line)
             except ValueError as error:
-                # Only the last line can lack its end: its process was killed while it wrote it.
+                # Only the last line can be unfinished, if its process was killed while writing it.
                 if not line.endswith(b"\n"):
                     return
-                message = f"{path}, line {number} is no JSON: {error}"
+                message = f"{path}, line {number} is not JSON: {error}"
                 raise HistoryError(message) from error
             if not isinstance(parsed, dict):
-                message = f"{path}, line {number} is no object."
+                message = f"{path}, line {number} is not an object."
                 raise HistoryError(message)
             yield parsed
 
@@ -382,9 +384,9 @@ def _delivered(one: Mapping[str, Json]) -> Delivered:
 
 
 def _plain(value: object) -> object:
-    """*value* as JSON takes it: named tuples as objects without what is None, keys of objects as text."""
+    """Convert *value* for JSON: named tuples to objects without None fields, keys to strings."""
     if isinstance(value, (Sent, Placed, Delivered)):
-        # A message that can't be read is told apart from one that is not told.
+        # A None id means that the value was unreadable, so it must be written.
         return {name: one for name, one in value._asdict().items() if one is not None or name == "m"}
     if isinstance(value, Mapping):
         return {str(name): _plain(one) for name, one in value.items()}
@@ -395,7 +397,7 @@ def _plain(value: object) -> object:
 
 def _number(value: Json) -> int:
     if type(value) is not int:
-        message = f"{value!r} is no whole number"
+        message = f"{value!r} is not an integer"
         raise TypeError(message)
     return value
 
@@ -405,9 +407,9 @@ def _number_or_none(value: Json) -> int | None:
 
 
 def _text(value: Json) -> str:
-    """*value*, which has to be text. One object for each: the same ids and hashes come again and again."""
+    """Return *value* interned, because the same ids and hashes occur many times. Raises TypeError unless it is a string."""
     if not isinstance(value, str):
-        message = f"{value!r} is no text"
+        message = f"{value!r} is not a string"
         raise TypeError(message)
     return sys.intern(value)
 
@@ -420,7 +422,7 @@ def _list(value: Json) -> list[Json]:
     if value is None:
         return []
     if not isinstance(value, list):
-        message = f"{value!r} is no list"
+        message = f"{value!r} is not a list"
         raise TypeError(message)
     return value
 
@@ -429,7 +431,7 @@ def _object(value: Json) -> dict[str, Json]:
     if value is None:
         return {}
     if not isinstance(value, dict):
-        message = f"{value!r} is no object"
+        message = f"{value!r} is not an object"
         raise TypeError(message)
     return value
 

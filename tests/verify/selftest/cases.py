@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from sqlmq.verify.history import Event, Final
-from sqlmq.verify.judge.verdict import judged
+from sqlmq.verify.judge.verdict import judge
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,5 +43,5 @@ class Checked(NamedTuple):
 def checked(case: Case, directory: Path, seed: int) -> Checked:
     """Bring a wrong history about, and have it judged."""
     events, final = case.happen(directory, seed)
-    verdict = judged(events, final)
+    verdict = judge(events, final)
     return Checked(case, frozenset(verdict.findings.counts), verdict.outcome)

@@ -10,29 +10,29 @@ from sqlmq.cli.commands.verify_run import run
 from sqlmq.cli.output import json_option, say
 from sqlmq.cli.settings import database_options, example
 from sqlmq.verify import history, report
-from sqlmq.verify.judge.verdict import judged
+from sqlmq.verify.judge.verdict import judge
 
 _USAGE = 64
-"""What is given can't be judged: as sysexits.h has it."""
+"""The input cannot be read: EX_USAGE of sysexits.h."""
 
 _EXIT_CODES = """
 
 \b
 Exit codes:
-  0   valid: nothing is wrong
+  0   valid: no anomaly was found
   1   invalid: a promise was broken
-  2   liveness: something took longer than it may
-  3   unknown: too little happened to say anything
-  64  what was given can't be read"""
+  2   liveness: something took too long
+  3   unknown: the run proves too little
+  64  the input cannot be read"""
 
 
 @click.group(epilog=example("sqlmq verify run --duration 30 --out found", "sqlmq verify check found"))
 @database_options
 def verify() -> None:
-    """Find out by trial whether the queue keeps its promises.
+    """Test whether the queue keeps its promises under faults.
 
-    A run has many processes send and read while some of them are killed. Each writes down what it did. A judge that knows
-    nothing of the library compares what they saw.
+    In a run, many processes produce and consume while some of them are killed. Each process records what it did and saw. A
+    judge, which shares no code with the library, then checks all records against each other and the database.
     """
 
 
@@ -49,25 +49,25 @@ def verify() -> None:
     "--final",
     "final_path",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    help="The state at the end, if it is not the directory's final.jsonl.",
+    help="The final state, if it is not final.jsonl in the directory.",
 )
 @click.option(
     "--allow",
     multiple=True,
     metavar="NAME",
-    help="An anomaly that does not count, by code, name or kind, as lost-suffix; may be given again.",
+    help="Ignore an anomaly, by code, name or kind, for example lost-suffix; may be repeated.",
 )
 @click.option(
     "--least",
     type=click.IntRange(min=0),
-    help="With fewer acknowledged messages the verdict is unknown; by default what the run says, or 1000.",
+    help="With fewer acknowledged messages the verdict is unknown. Default: what the run says, or 1000.",
 )
 @click.option(
     "--out",
     type=click.Path(file_okay=False, path_type=Path),
-    help="Where result.json and report.md go; by default to the directory that is judged.",
+    help="Write result.json and report.md here. Default: the directory with the history.",
 )
-@click.option("--junit", type=click.Path(dir_okay=False, path_type=Path), help="Write a JUnit file, too.")
+@click.option("--junit", type=click.Path(dir_okay=False, path_type=Path), help="Also write a JUnit file.")
 @json_option
 @database_options
 def check(
@@ -80,19 +80,19 @@ def check(
     *,
     as_json: bool,
 ) -> None:
-    """Judge what a run has left: a directory, or files of histories.
+    """Judge the history of a run: a directory, or the files in it.
 
-    Needs no database. Writes a report, and prints what was found.
+    Needs no database. Writes a report and prints a summary.
     """
     try:
         events, final = _read(paths, final_path)
     except (history.HistoryError, OSError) as error:
         click.echo(f"Error: {error}", err=True)
         click.get_current_context().exit(_USAGE)
-    verdict = judged(events, final, allow=allow, least_acknowledged=least)
+    verdict = judge(events, final, allow=allow, least_acknowledged=least)
     directory = out or (paths[0] if paths[0].is_dir() else paths[0].parent)
-    told = report.write(verdict, directory, junit)
-    say(report.summary(verdict, directory), told, as_json=as_json)
+    result = report.write(verdict, directory, junit)
+    say(report.summary(verdict, directory), result, as_json=as_json)
     click.get_current_context().exit(verdict.exit_code)
 
 
@@ -106,6 +106,6 @@ def _read(paths: tuple[Path, ...], final_path: Path | None) -> tuple[list[histor
     finals = [path for path in files if path.name == history.FINAL_FILE] if final_path is None else [final_path]
     events = history.read(path for path in files if path.name != history.FINAL_FILE and path != final_path)
     if not events:
-        message = "There is no history: no event in any *.jsonl."
+        message = "There is no history: no *.jsonl file has an event."
         raise history.HistoryError(message)
     return events, history.read_final(finals[0]) if finals else None

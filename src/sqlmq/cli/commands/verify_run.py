@@ -1,4 +1,4 @@
-"""``sqlmq verify run``: a run under faults, judged."""
+"""``sqlmq verify run``: run the queue under faults and judge it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import click
 from sqlmq.cli.output import json_option, say
 from sqlmq.cli.settings import Settings, database_options, example, pass_settings
 from sqlmq.verify import history, report
-from sqlmq.verify.judge.verdict import judged
+from sqlmq.verify.judge.verdict import judge
 from sqlmq.verify.plan import FAULTS, MODES, Plan
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ _DEFAULTS = Plan("sqlite://", None, "", Path())
 
 
 class _Range(click.ParamType[tuple[int, int]]):
-    """Two whole numbers, the least and the most, or one that is both."""
+    """Two integers, the smallest and the largest, or one integer that is both."""
 
     name = "range"
 
@@ -35,14 +35,14 @@ class _Range(click.ParamType[tuple[int, int]]):
         try:
             found = int(least), int(most or least)
         except ValueError:
-            self.fail(f"{value!r} is no range, as 64..2000.", param, ctx)
+            self.fail(f"{value!r} is not a range. Expected for example 64..2000.", param, ctx)
         if not 1 <= found[0] <= found[1]:
-            self.fail(f"{value!r} is no range from 1 up, as 64..2000.", param, ctx)
+            self.fail(f"{value!r} is not a range of numbers from 1 up. Expected for example 64..2000.", param, ctx)
         return found
 
 
 class _Faults(click.ParamType["tuple[Fault, ...]"]):
-    """Names of faults, with commas between."""
+    """Names of faults, separated by commas."""
 
     name = "faults"
 
@@ -55,7 +55,7 @@ class _Faults(click.ParamType["tuple[Fault, ...]"]):
         names = str(value).split(",")
         found = tuple(fault for fault in FAULTS if fault in names)
         if unknown := sorted(set(names).difference(FAULTS)):
-            self.fail(f"There is no fault {unknown[0]!r}; there are {', '.join(FAULTS)}, or none.", param, ctx)
+            self.fail(f"Unknown fault {unknown[0]!r}. Expected {', '.join(FAULTS)}, or none.", param, ctx)
         return found
 
 
@@ -75,52 +75,62 @@ class _Faults(click.ParamType["tuple[Fault, ...]"]):
     default=_DEFAULTS.seconds,
     show_default=True,
     metavar="SECONDS",
-    help="How long processes send and read; what is left is read after that.",
+    help="How long processes produce and consume. The remaining messages are read afterwards.",
 )
-@click.option("--seed", type=int, help="Choose as a run before did; by default each is another.")
+@click.option("--seed", type=int, help="Repeat the random choices of an earlier run. Default: a new seed.")
 @click.option("--mode", type=click.Choice(MODES), default=_DEFAULTS.mode, show_default=True, help="How groups read.")
 @click.option(
     "--producers",
     type=click.IntRange(min=1),
     default=_DEFAULTS.producers,
     show_default=True,
-    help="Processes that send, with two threads each.",
+    help="Producer processes, with two threads each.",
 )
 @click.option(
-    "--consumers", type=click.IntRange(min=1), default=_DEFAULTS.consumers, show_default=True, help="Of each group."
+    "--consumers",
+    type=click.IntRange(min=1),
+    default=_DEFAULTS.consumers,
+    show_default=True,
+    help="Members of each group.",
 )
 @click.option(
-    "--groups", type=click.IntRange(min=1), default=_DEFAULTS.groups, show_default=True, help="For each way of reading."
+    "--groups",
+    type=click.IntRange(min=1),
+    default=_DEFAULTS.groups,
+    show_default=True,
+    help="Groups for each way of reading.",
 )
 @click.option(
     "--partitions",
     type=click.IntRange(min=1),
     default=_DEFAULTS.partitions,
     show_default=True,
-    help="Of the topic that all groups read.",
+    help="Partitions of the topic that all groups read.",
 )
 @click.option(
     "--rate",
     type=click.FloatRange(min=1, max=10_000),
     default=_DEFAULTS.rate,
     show_default=True,
-    help="Messages in a second, of all producers together, at most.",
+    help="The most messages that all producers together send in a second.",
 )
-@click.option("--payload", type=_Range(), default=_DEFAULTS.payload, metavar="LEAST..MOST", help="Bytes of a value.")
-@click.option("--batch", type=_Range(), default=_DEFAULTS.batch, metavar="LEAST..MOST", help="Messages of a batch.")
+@click.option(
+    "--payload", type=_Range(), default=_DEFAULTS.payload, metavar="LEAST..MOST", help="Size of a value in bytes."
+)
+@click.option("--batch", type=_Range(), default=_DEFAULTS.batch, metavar="LEAST..MOST", help="Messages in a batch.")
 @click.option(
     "--abort",
     type=click.FloatRange(0, 1),
     default=_DEFAULTS.abort,
     show_default=True,
-    help="Share of transactions rolled back.",
+    help="Share of transactions that are rolled back.",
 )
 @click.option(
     "--savepoint",
     type=click.FloatRange(0, 1),
     default=_DEFAULTS.savepoint,
     show_default=True,
-    help="Share of transactions with a savepoint rolled back.",
+    help="Share of transactions with a savepoint that is rolled back.",
 )
 @click.option(
     "--faults",
@@ -128,7 +138,7 @@ class _Faults(click.ParamType["tuple[Fault, ...]"]):
     default=",".join(_DEFAULTS.faults),
     show_default=True,
     metavar="NAMES",
-    help="What happens to the processes: kill, pause, end; terminate sessions of theirs, on Postgres. Or none.",
+    help="Faults of the processes: kill, pause, end; on Postgres also terminate, for their sessions. Or none.",
 )
 @click.option(
     "--every",
@@ -137,16 +147,16 @@ class _Faults(click.ParamType["tuple[Fault, ...]"]):
     default=_DEFAULTS.fault_seconds,
     show_default=True,
     metavar="SECONDS",
-    help="About how long it is from one fault to the next. A killed process takes a second of a processor to come back.",
+    help="Average time from one fault to the next. Replacing a killed process takes about a second of CPU time.",
 )
 @click.option(
     "--out",
     "directory",
     type=click.Path(path_type=Path, file_okay=False),
     metavar="DIR",
-    help="Where history and report go; by default verify-<id>.",
+    help="Directory for the history and the report. Default: verify-<id>.",
 )
-@click.option("--keep", is_flag=True, help="Leave the schema, or the file, as it is in the end.")
+@click.option("--keep", is_flag=True, help="Keep the schema or the file after the run.")
 @json_option
 @database_options
 @pass_settings
@@ -160,39 +170,39 @@ def run(
     as_json: bool,
     **options: Any,  # noqa: ANN401 - the fields of a plan
 ) -> None:
-    """Send and read under faults, and judge what was seen.
+    """Produce and consume under faults, and judge the history.
 
-    Processes of their own send, read, and are killed, paused and cut off meanwhile. In the end everything is healed, fresh
-    members read what is left, and the history is judged: lost, duplicated, skipped, torn, out of order.
+    Processes produce and consume while they are killed, paused and disconnected. Then all faults end, new members read the
+    remaining messages, and the judge checks for lost, duplicated, skipped, torn and reordered messages.
 
-    It keeps to a schema of its own on Postgres, sqlmq_verify_<id>, and to a file of its own on SQLite, removed in the end;
-    where there is a queue already it begins nothing. Faults are of its own processes and sessions only.
+    The run uses its own schema on Postgres, sqlmq_verify_<id>, or its own file on SQLite, and removes it in the end. It does
+    not start in a schema or file that already has a queue. Faults hit only its own processes and sessions.
     """
     from sqlmq.verify.workload import run as workload_run
 
     name = secrets.token_hex(4)
     directory = directory or Path(f"verify-{name}")
     if any(directory.glob("*.jsonl")):
-        message = f"{directory} has a history already. Name another directory with --out."
+        message = f"{directory} already has a history. Name another directory with --out."
         raise click.UsageError(message)
     check_system()
     chosen = secrets.randbelow(1_000_000) if seed is None else seed
     plan = Plan.of(settings.url, settings.schema, name, directory, seed=chosen, **options)
-    click.echo(f"Run {name} with seed {chosen}; history and report go to {directory}.", err=True)
-    ran = workload_run.perform(plan, keep=keep, say=lambda line: click.echo(line, err=True))
-    verdict = judged(*history.read_directory(directory))
-    told = report.write(verdict, directory, None)
-    click.echo(f"{ran.lives} processes lived, and {ran.faults} faults happened to them.", err=True)
-    for who in ran.broken:
-        click.echo(f"{who} ended by an error that it should not meet: see {directory / who}.stderr", err=True)
-    for who in ran.late:
-        click.echo(f"{who} did not end when it was asked to, and was killed.", err=True)
-    say(report.summary(verdict, directory), told, as_json=as_json)
-    click.get_current_context().exit(verdict.exit_code or (1 if ran.broken or ran.late else 0))
+    click.echo(f"Run {name} with seed {chosen}; history and report are written to {directory}.", err=True)
+    outcome = workload_run.perform(plan, keep=keep, say=lambda line: click.echo(line, err=True))
+    verdict = judge(*history.read_directory(directory))
+    result = report.write(verdict, directory, None)
+    click.echo(f"{outcome.processes} processes were started, and {outcome.faults} faults injected.", err=True)
+    for who in outcome.broken:
+        click.echo(f"{who} failed with an unexpected error, see {directory / who}.stderr.", err=True)
+    for who in outcome.late:
+        click.echo(f"{who} did not end on request and was killed.", err=True)
+    say(report.summary(verdict, directory), result, as_json=as_json)
+    click.get_current_context().exit(verdict.exit_code or (1 if outcome.broken or outcome.late else 0))
 
 
 def check_system() -> None:
-    """Raise ClickException where processes can't be killed and forked."""
+    """Raise ClickException on systems without kill -9 or fork."""
     if not hasattr(signal, "SIGKILL") or "forkserver" not in multiprocessing.get_all_start_methods():
-        message = "Runs need kill -9 and fork, which this system does not have. Use Linux or macOS."
+        message = "A run needs kill -9 and fork, which this system does not have. Use Linux or macOS."
         raise click.ClickException(message)

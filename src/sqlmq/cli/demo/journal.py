@@ -67,7 +67,7 @@ def read(path: Path) -> list[Entry]:
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
+class JournalCheck:
     """Whether a group got everything, in order, and what came twice."""
 
     group: str
@@ -90,7 +90,9 @@ class Verdict:
         return not (self.lost or self.unknown or self.out_of_order)
 
 
-def judge(group: str, produced: Iterable[Entry], handled: Mapping[str, list[Entry]], killed: str | None) -> Verdict:
+def judge(
+    group: str, produced: Iterable[Entry], handled: Mapping[str, list[Entry]], killed: str | None
+) -> JournalCheck:
     """Compare what was acknowledged with what the members of *group* handled; *killed* is the name of one of them."""
     places = {entry.place for entry in produced}
     everything = sorted(entry for entries in handled.values() for entry in entries)
@@ -100,7 +102,7 @@ def judge(group: str, produced: Iterable[Entry], handled: Mapping[str, list[Entr
     again = Counter(entry.place for entry in everything)
     killed_had = {entry.place for entry in handled.get(killed or "", [])}
     after_kill = sum(1 for place, times in again.items() if times > 1 and place in killed_had)
-    return Verdict(
+    return JournalCheck(
         group=group,
         handled=len(first),
         lost=len(places - first.keys()),

@@ -1,8 +1,8 @@
-"""The judge: reads a history, and says what is wrong with it. It imports nothing of the library that is judged.
+"""The judge: reads a history and finds what is wrong with it. It imports nothing of the library that it judges.
 
-collect   the evidence, made from a history
 evidence  what is known of a run: operations, deliveries, faults, losses
+collect   builds the evidence from a history
 findings  the anomalies by name, and what was found
-rules     what is looked for, a family of anomalies in each module
-verdict   all rules together, and the result
+rules     the rules, a family of anomalies in each module
+verdict   applies all rules and decides the outcome
 """

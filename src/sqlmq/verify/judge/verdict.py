@@ -1,4 +1,4 @@
-"""Everything that is looked for, and what follows from what was found."""
+"""Applies all rules to the evidence and decides the outcome."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from sqlmq.verify.history import without_collector
-from sqlmq.verify.judge.collect import gathered
+from sqlmq.verify.judge.collect import collect_evidence
 from sqlmq.verify.judge.evidence import Evidence
 from sqlmq.verify.judge.findings import Findings
 from sqlmq.verify.judge.rules import delivery, effects, liveness, log_content, ordering, positions, transactions
@@ -23,9 +23,9 @@ Outcome = Literal["valid", "invalid", "liveness", "unknown"]
 EXIT_CODES: dict[Outcome, int] = {"valid": 0, "invalid": 1, "liveness": 2, "unknown": 3}
 
 LEAST_ACKNOWLEDGED = 1_000
-"""With fewer acknowledged messages nothing is proved, unless the plan says otherwise."""
+"""With fewer acknowledged messages the verdict is unknown, unless the plan says otherwise."""
 
-SAFETY: tuple[Callable[[Evidence], Iterable[Finding]], ...] = (
+SAFETY_RULES: tuple[Callable[[Evidence], Iterable[Finding]], ...] = (
     log_content.lost_writes,
     log_content.aborted_reads,
     log_content.unexpected,
@@ -56,14 +56,14 @@ SAFETY: tuple[Callable[[Evidence], Iterable[Finding]], ...] = (
 
 @dataclass(slots=True)
 class Verdict:
-    """What the judge says of a run."""
+    """The judge's verdict on a run."""
 
     outcome: Outcome
     findings: Findings
     allowed: dict[str, int]
-    """What was found and is allowed, by code or kind: how often."""
+    """Findings that were allowed: how often, by code, name or kind."""
     doubts: list[str]
-    """Why nothing is proved, if it is so."""
+    """Why the run proves too little, if so."""
     counts: dict[str, int]
     waits: Waits
     fairness: dict[str, float]
@@ -71,32 +71,32 @@ class Verdict:
 
     @property
     def exit_code(self) -> int:
-        """What a command ends with."""
+        """The exit code of the command."""
         return EXIT_CODES[self.outcome]
 
 
-def judged(
+def judge(
     events: Sequence[Event],
     final: Final | None,
     *,
     allow: Collection[str] = (),
     least_acknowledged: int | None = None,
 ) -> Verdict:
-    """Look for every anomaly in what happened, and in the state at the end.
+    """Search the history and the final state for every anomaly.
 
-    *allow* names anomalies by code (``A1``), name (``lost-write``) or kind (``lost-suffix``) that do not count. Without
-    *final*, nothing can be valid: what is lost, and what is skipped, shows only there.
+    *allow* names anomalies that do not count, by code (``A1``), name (``lost-write``) or kind (``lost-suffix``). Without
+    *final* the verdict is never ``valid``: lost and skipped messages show only there.
     """
     with without_collector():
-        return _judged(events, final, frozenset(allow), least_acknowledged)
+        return _judge(events, final, frozenset(allow), least_acknowledged)
 
 
-def _judged(events: Sequence[Event], final: Final | None, allow: Collection[str], least: int | None) -> Verdict:
-    evidence = gathered(events, final)
+def _judge(events: Sequence[Event], final: Final | None, allow: Collection[str], least: int | None) -> Verdict:
+    evidence = collect_evidence(events, final)
     findings, allowed = Findings(), dict[str, int]()
-    for look in SAFETY:
-        findings.add(_counting(look(evidence), allow, allowed))
-    waits = liveness.measured(evidence)
+    for rule in SAFETY_RULES:
+        findings.add(_not_allowed(rule(evidence), allow, allowed))
+    waits = liveness.measure_waits(evidence)
     for found in (
         liveness.slow_takeovers(evidence, waits),
         liveness.starved_shares(evidence, waits),
@@ -107,17 +107,23 @@ def _judged(events: Sequence[Event], final: Final | None, allow: Collection[str]
         liveness.busy_idlers(evidence),
         liveness.residue(evidence),
     ):
-        findings.add(_counting(found, allow, allowed))
-    counts = counted(evidence)
+        findings.add(_not_allowed(found, allow, allowed))
+    counts = count_events(evidence)
     doubts = list(_doubts(evidence, counts, least))
-    sorts = {found[0].anomaly.sort for found in findings.examples.values()}
+    categories = {found[0].anomaly.category for found in findings.examples.values()}
     outcome: Outcome = (
-        "invalid" if "safety" in sorts else "unknown" if doubts else "liveness" if "liveness" in sorts else "valid"
+        "invalid"
+        if "safety" in categories
+        else "unknown"
+        if doubts
+        else "liveness"
+        if "liveness" in categories
+        else "valid"
     )
     return Verdict(outcome, findings, allowed, doubts, counts, waits, liveness.fairness(evidence), evidence)
 
 
-def _counting(found: Iterable[Finding], allow: Collection[str], allowed: dict[str, int]) -> Iterable[Finding]:
+def _not_allowed(found: Iterable[Finding], allow: Collection[str], allowed: dict[str, int]) -> Iterable[Finding]:
     for finding in found:
         names = (finding.code, finding.anomaly.name, finding.kind)
         reason = next((name for name in names if name in allow), None)
@@ -127,8 +133,8 @@ def _counting(found: Iterable[Finding], allow: Collection[str], allowed: dict[st
             allowed[reason] = allowed.get(reason, 0) + 1
 
 
-def counted(evidence: Evidence) -> dict[str, int]:
-    """How much of what there was."""
+def count_events(evidence: Evidence) -> dict[str, int]:
+    """Count the events, messages, effects and faults of a run."""
     counts = dict.fromkeys(
         (
             "events",
@@ -164,13 +170,13 @@ def _doubts(evidence: Evidence, counts: dict[str, int], least: int | None) -> It
     said = wanted.get("acks") if isinstance(wanted, dict) else None
     needed = least if least is not None else said if isinstance(said, int) else LEAST_ACKNOWLEDGED
     if counts["acknowledged"] < needed:
-        yield f"Only {counts['acknowledged']} messages were acknowledged, and {needed} are needed."
+        yield f"Only {counts['acknowledged']} messages were acknowledged; at least {needed} are needed."
     if evidence.groups and not counts["delivered"]:
-        yield "Nothing was delivered to any group."
+        yield "No message was delivered to any group."
     if evidence.final is None:
-        yield "The state at the end is not known: what is lost or skipped shows only there."
+        yield "The final state is missing: lost and skipped messages show only there."
     faults = evidence.plan.get("faults")
     happened = {fault.name for fault in evidence.faults}
     for fault in faults if isinstance(faults, list) else ():
         if fault != "none" and fault not in happened:
-            yield f"The fault {fault!r} was asked for, and did not happen."
+            yield f"The fault {fault!r} was requested but did not happen."

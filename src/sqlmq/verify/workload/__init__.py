@@ -1,12 +1,12 @@
-"""A run: processes that use the library while faults happen.
+"""A run: processes that use the library while faults are injected.
 
-run                 the phases of a run: live, heal, drain, dump
+run                 the phases of a run: faults, healing, draining, reading the final state
 processes           the processes: started, killed, paused, ended, replaced
-nemesis             the faults, and when they are due
-sandbox             where a run keeps its queue
-recorder            operations written down before they are tried and when they are over
-state_dump          the state in the database, by statements of its own
-payloads            what the messages hold: an id and a hash
-application_tables  the application's own rows beside the queue
+nemesis             injects the faults when they are due
+sandbox             the schema or file that a run uses
+recorder            records each operation before it starts and when it has ended
+state_dump          reads the state of the database with its own SQL
+payloads            messages with an id and a hash
+application_tables  the application's rows beside the queue
 roles               what each process does: produce, poll, run handlers, read in transactions, watch
 """

@@ -1,4 +1,4 @@
-"""What the messages of a run hold: who they are, how long, and a hash, so that damage shows."""
+"""The messages of a run: each has an id and a hash of its content, so that damage shows."""
 
 from __future__ import annotations
 
@@ -16,52 +16,52 @@ if TYPE_CHECKING:
     from sqlmq.verify.plan import Plan
 
 KEYS = 12
-"""How many keys there are; some messages have none."""
+"""The number of keys. Some messages have none."""
 
 _ALPHABET = bytes(range(256))
 
 
-class Making:
-    """Makes the messages of one process, each with an id of its own."""
+class MessageFactory:
+    """Creates the messages of one process, each with a unique id."""
 
-    def __init__(self, plan: Plan, process: str, chosen: random.Random) -> None:
+    def __init__(self, plan: Plan, process: str, random_: random.Random) -> None:
         self._plan = plan
         self._prefix = f"{plan.run}:{process}"
-        self._chosen = chosen
+        self._random = random_
         self._numbers: Iterator[int] = count()
 
     def message(self) -> Message:
-        """Make one."""
+        """Create a message."""
         m = f"{self._prefix}:{next(self._numbers)}"
-        size = self._chosen.randint(*self._plan.payload)
-        filling = self._chosen.choice(_ALPHABET).to_bytes() * size
+        size = self._random.randint(*self._plan.payload)
+        filling = self._random.choice(_ALPHABET).to_bytes() * size
         head = f"{m} {hash_of(filling)} ".encode()
-        key = self._chosen.choice([None, None, *range(KEYS)])
+        key = self._random.choice([None, None, *range(KEYS)])
         return Message((head + filling)[: max(size, len(head))], None if key is None else f"k{key}".encode())
 
     def messages(self) -> list[Message]:
-        """Make as many as a batch has."""
-        return [self.message() for _ in range(self._chosen.randint(*self._plan.batch))]
+        """Create the messages of a batch."""
+        return [self.message() for _ in range(self._random.randint(*self._plan.batch))]
 
 
 def hash_of(value: bytes) -> str:
-    """What tells *value* from what became of it."""
+    """Return a hash of *value*."""
     return hashlib.blake2b(value, digest_size=8).hexdigest()
 
 
 def id_of(value: bytes) -> str | None:
-    """The id in *value*; None if there is none that can be read."""
+    """Return the id in *value*, or None if it has none."""
     head, space, _ = value.partition(b" ")
     return head.decode("ascii") if space and head.isascii() and head.count(b":") == 2 else None
 
 
-def sent(messages: Sequence[Message], due: int | None = None) -> list[Sent]:
-    """What the history tells of *messages* that are about to be sent."""
+def sent_entries(messages: Sequence[Message], due: int | None = None) -> list[Sent]:
+    """Return the history's entries for *messages* that are about to be sent."""
     return [Sent(_id(one), hash_of(one.value), len(one.value), key_of(one.key), due=due) for one in messages]
 
 
-def delivered(messages: Sequence[Message], attempt: int | None = None) -> list[Delivered]:
-    """What the history tells of *messages* that have arrived."""
+def delivered_entries(messages: Sequence[Message], attempt: int | None = None) -> list[Delivered]:
+    """Return the history's entries for *messages* that were delivered."""
     return [
         Delivered(
             one.partition or 0,
@@ -77,11 +77,11 @@ def delivered(messages: Sequence[Message], attempt: int | None = None) -> list[D
 
 
 def key_of(key: bytes | None) -> str | None:
-    """*key* as the history tells it."""
+    """Return *key* as the history writes it."""
     return None if key is None else key.decode("ascii", "backslashreplace")
 
 
 def _id(message: Message) -> str:
     m = id_of(message.value)
-    assert m is not None  # noqa: S101 - made here
+    assert m is not None  # noqa: S101 - created by MessageFactory
     return m

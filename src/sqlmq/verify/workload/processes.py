@@ -1,6 +1,6 @@
-"""The processes of a run. Each plays a role; when its life is over, by whatever end, another life goes on in the role.
+"""The processes of a run. Each process plays a role; when it ends, for whatever reason, another one takes over its role.
 
-They are forked from a server that has imported everything and opened nothing, so that a new life costs some 30 ms.
+Processes are forked from a server that has imported everything and opened nothing, so a new one starts in about 30 ms.
 """
 
 from __future__ import annotations
@@ -32,48 +32,48 @@ if TYPE_CHECKING:
     from sqlmq.verify.plan import Plan
 
 BROKEN = 70
-"""What a life exits with that met an error which it should not meet."""
+"""The exit code of a process that met an error which no application should meet."""
 
-_PATIENCE_SECONDS = 20.0
+_STOP_SECONDS = 20.0
 _POLL_SECONDS, _COMMIT_SECONDS = 0.2, 0.1
-_NAP_SECONDS = 0.1
-_NOTICED_SHARE = 3
-"""A lease is in danger when so big a part of it, one in so many, has gone by."""
+_STALL_CHECK_SECONDS = 0.1
+_STALL_SHARE = 3
+"""A stall is recorded if it takes more than a lease divided by this."""
 
 
 @dataclass(frozen=True, slots=True)
 class Role:
-    """What one process after the other does."""
+    """The work of a process, and of those that take over from it."""
 
     name: str
-    work: Callable[[Life], None]
+    work: Callable[[RoleProcess], None]
     topic: str
     group: str | None = None
     variant: int = 0
-    """Which of several ways of doing it."""
+    """Selects one of several ways to do the work."""
     drains: bool = False
-    """Whether it ends when its group has read everything, rather than when it is told to."""
+    """Whether the process ends when its group has read everything, rather than on a signal."""
 
 
-class Life:
-    """What a process knows of itself: one life in a role."""
+class RoleProcess:
+    """The state of one process of a run, inside that process."""
 
     def __init__(self, plan: Plan, role: Role, number: int, until: float) -> None:
         self.plan = plan
         self.role = role
         self.name = f"{role.name}.{number}"
         self.number = number
-        self.chosen: random.Random = plan.chosen(role.name, number)
+        self.random: random.Random = plan.random_for(role.name, number)
         self.recorder = Recorder(plan.directory / f"{self.name}.jsonl", self.name)
         self._until = until
-        self._ended = threading.Event()
-        signal.signal(signal.SIGTERM, lambda *_: self._ended.set())
-        # Ctrl-C is for the process that started us.
+        self._end_requested = threading.Event()
+        signal.signal(signal.SIGTERM, lambda *_: self._end_requested.set())
+        # Ctrl-C is handled by the parent, which then ends its processes.
         signal.signal(signal.SIGINT, signal.SIG_IGN)
-        threading.Thread(target=self._look_for_stalls, daemon=True).start()
+        threading.Thread(target=self._watch_for_stalls, daemon=True).start()
 
-    def open(self) -> MQ:
-        """The queue of the run. All times are short, so that much happens in it."""
+    def open_mq(self) -> MQ:
+        """Open the queue of the run. All intervals are short, so that much happens in a short run."""
         return MQ(
             self.plan.url,
             schema=self.plan.schema,
@@ -82,8 +82,8 @@ class Life:
             commit_interval_seconds=_COMMIT_SECONDS,
         )
 
-    def open_async(self) -> AsyncMQ:
-        """The same for an event loop."""
+    def open_async_mq(self) -> AsyncMQ:
+        """Open the queue of the run for an event loop."""
         return AsyncMQ(
             self.plan.url,
             schema=self.plan.schema,
@@ -92,32 +92,35 @@ class Life:
             commit_interval_seconds=_COMMIT_SECONDS,
         )
 
-    def may_await(self, *, in_transactions: bool = False) -> bool:
-        """Whether it may use an event loop: one that drains watches itself, and SQLite lacks a driver of its own for it."""
+    def may_use_asyncio(self, *, in_transactions: bool = False) -> bool:
+        """Whether the role can run in an event loop.
+
+        A process that drains watches itself in a thread, and in transactions SQLite would need an asyncio driver.
+        """
         return not self.role.drains and (self.plan.is_postgres or not in_transactions)
 
     @property
-    def goes_on(self) -> bool:
-        """Whether it is to do something more."""
-        return not self.is_over
+    def is_active(self) -> bool:
+        """Whether the process should go on with its work."""
+        return not self.is_ending
 
     @property
-    def is_over(self) -> bool:
-        """Whether it is to end."""
-        return self._ended.is_set() or time.monotonic() >= self._until
+    def is_ending(self) -> bool:
+        """Whether the process should end: it was asked to, or its time is over."""
+        return self._end_requested.is_set() or time.monotonic() >= self._until
 
     @property
     def seconds_left(self) -> float:
-        """How long it has, at most."""
+        """The time until the process must end."""
         return max(0.0, self._until - time.monotonic())
 
-    def end(self) -> None:
-        """Do nothing more."""
-        self._ended.set()
+    def request_end(self) -> None:
+        """Make the process end after its current step."""
+        self._end_requested.set()
 
     @contextlib.contextmanager
-    def noticing_stalls(self, seconds: float) -> Iterator[None]:
-        """Tell if the block, which should take no more than *seconds*, takes so long that a lease may be over."""
+    def noting_stalls(self, seconds: float) -> Iterator[None]:
+        """Record a stall if the block takes so much longer than *seconds* that a lease may have expired."""
         began = time.monotonic_ns()
         try:
             yield
@@ -125,25 +128,25 @@ class Life:
             self.note_stall(began, seconds)
 
     def note_stall(self, began: int, seconds: float) -> None:
-        """The same for what *began* at that moment, and is over."""
+        """Record a stall if a step that started at *began* and has just ended took much longer than *seconds*."""
         took_seconds = (time.monotonic_ns() - began) / 1e9
-        if took_seconds - seconds > self.plan.lease_seconds / _NOTICED_SHARE:
+        if took_seconds - seconds > self.plan.lease_seconds / _STALL_SHARE:
             self.recorder.note("stalled", seconds=took_seconds)
 
-    def _look_for_stalls(self) -> None:
-        """Tell whenever this process did not run: a busy machine does to members what a pause does."""
+    def _watch_for_stalls(self) -> None:
+        """Record when this process did not run: a busy machine has the same effect on a member as a pause."""
         while True:
-            with self.noticing_stalls(_NAP_SECONDS):
-                time.sleep(_NAP_SECONDS)
+            with self.noting_stalls(_STALL_CHECK_SECONDS):
+                time.sleep(_STALL_CHECK_SECONDS)
 
-    def pause(self, seconds: float) -> None:
-        """Do nothing for so long, unless it is over before."""
+    def wait(self, seconds: float) -> None:
+        """Wait *seconds*, or until the process should end."""
         if seconds > 0:
-            self._ended.wait(min(seconds, self.seconds_left))
+            self._end_requested.wait(min(seconds, self.seconds_left))
 
 
-def live(plan: Plan, role: Role, number: int, until: float) -> None:
-    """Live one life: what a process runs."""
+def run_role(plan: Plan, role: Role, number: int, until: float) -> None:
+    """Play *role* in this process until it ends. Exits with BROKEN on an error that no application should meet."""
     path = plan.directory / f"{role.name}.{number}.stderr"
     errors = os.open(path, os.O_CREAT | os.O_WRONLY | os.O_APPEND)
     os.dup2(errors, 2)
@@ -151,177 +154,182 @@ def live(plan: Plan, role: Role, number: int, until: float) -> None:
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(name)s %(message)s", stream=sys.stderr)
     try:
         if plan.process_hook is not None:
-            pkgutil.resolve_name(plan.process_hook)(plan.chosen("hook", role.name, number))
-        role.work(Life(plan, role, number, until))
-    except BaseException:  # noqa: BLE001 - told, and judged by the exit code
+            pkgutil.resolve_name(plan.process_hook)(plan.random_for("hook", role.name, number))
+        role.work(RoleProcess(plan, role, number, until))
+    except BaseException:  # noqa: BLE001 - printed, and reported by the exit code
         traceback.print_exc()
         sys.stderr.flush()
         os._exit(BROKEN)
 
 
 @dataclass(eq=False)
-class _Place:
-    """A role, and the process that plays it at this moment."""
+class _RoleSlot:
+    """A role, and the process that plays it now."""
 
     role: Role
-    lives: int = 0
+    starts: int = 0
     process: BaseProcess | None = None
     is_paused: bool = False
     is_ending: bool = False
-    """Whether it was asked to end."""
+    """Whether the process was asked to end."""
     is_killed: bool = False
-    next_at: float = field(default=0.0)
-    """When another life begins, if there is none now."""
+    next_start_at: float = field(default=0.0)
+    """When to start the next process, if none runs."""
 
 
-class Lives:
-    """The processes of a run, looked after by one thread.
+class Processes:
+    """The processes of a run, supervised by one thread.
 
-    *died* is called with the name of each that did not end in good order, *replaced* with each role in which another
-    life has begun.
+    *on_death* is called with the name of each process that did not end normally, *on_replacement* with each role that a
+    new process has taken over.
     """
 
     def __init__(
-        self, plan: Plan, until: float, died: Callable[[str], None], replaced: Callable[[str], None] = lambda _: None
+        self,
+        plan: Plan,
+        until: float,
+        on_death: Callable[[str], None],
+        on_replacement: Callable[[str], None] = lambda _: None,
     ) -> None:
         self._plan = plan
         self._until = until
-        self._died = died
-        self._replaced = replaced
-        self._context = _context()
-        self._places: list[_Place] = []
+        self._on_death = on_death
+        self._on_replacement = on_replacement
+        self._context = _forkserver()
+        self._slots: list[_RoleSlot] = []
         self.broken: list[str] = []
-        """Lives that met an error which they should not meet."""
+        """Processes that met an error which no application should meet."""
         self.count = 0
-        """How many lives there were."""
+        """How many processes were started."""
 
     def add(self, roles: Iterable[Role]) -> None:
-        """Have processes play *roles*."""
+        """Start a process for each of *roles*."""
         for role in roles:
-            place = _Place(role)
-            self._places.append(place)
-            self._begin(place)
+            slot = _RoleSlot(role)
+            self._slots.append(slot)
+            self._start(slot)
 
-    def look(self) -> None:
-        """Note which lives are over, and begin others."""
+    def replace_ended(self) -> None:
+        """Reap the processes that have ended, and start others in their roles."""
         now = time.monotonic()
-        for place in self._places:
-            if place.process is not None and place.process.exitcode is not None:
-                self._bury(place)
-            if place.process is None and now >= place.next_at and now < self._until and not place.role.drains:
-                self._begin(place)
+        for slot in self._slots:
+            if slot.process is not None and slot.process.exitcode is not None:
+                self._reap(slot)
+            if slot.process is None and now >= slot.next_start_at and now < self._until and not slot.role.drains:
+                self._start(slot)
 
     def victim(self, share: float, prefix: str = "") -> str | None:
-        """A role that is played at this moment: the one at *share* of all whose names begin with *prefix*."""
-        found = [place.role.name for place in self._able() if place.role.name.startswith(prefix)]
+        """Return a role with a running process: the one at *share* of all whose names begin with *prefix*."""
+        found = [slot.role.name for slot in self._available() if slot.role.name.startswith(prefix)]
         return found[int(share * len(found))] if found else None
 
     @property
     def paused(self) -> list[str]:
-        """The roles whose processes are stopped."""
-        return [place.role.name for place in self._places if place.is_paused]
+        """The roles whose processes are paused."""
+        return [slot.role.name for slot in self._slots if slot.is_paused]
 
     def name(self, role: str) -> str:
-        """The name of the life in *role*."""
-        return _name(self._place(role))
+        """The name of the newest process in *role*."""
+        return _name(self._slot(role))
 
     def kill(self, role: str, pause: float) -> None:
-        """Kill the process in *role* as a crash does; the next comes after *pause* seconds."""
-        place = self._place(role)
-        place.is_killed = True
-        place.next_at = time.monotonic() + pause
-        self._signal(place, signal.SIGKILL)
+        """Kill the process in *role* as a crash does; start the next one after *pause* seconds."""
+        slot = self._slot(role)
+        slot.is_killed = True
+        slot.next_start_at = time.monotonic() + pause
+        self._signal(slot, signal.SIGKILL)
 
-    def end(self, role: str, pause: float) -> None:
-        """Ask the process in *role* to end in good order; the next comes after *pause* seconds."""
-        place = self._place(role)
-        place.is_ending = True
-        place.next_at = time.monotonic() + pause
-        self._signal(place, signal.SIGTERM)
+    def terminate(self, role: str, pause: float) -> None:
+        """Ask the process in *role* to end normally; start the next one after *pause* seconds."""
+        slot = self._slot(role)
+        slot.is_ending = True
+        slot.next_start_at = time.monotonic() + pause
+        self._signal(slot, signal.SIGTERM)
 
-    def stop(self, role: str) -> None:
-        """Stop the process in *role*, as a machine does that swaps or sleeps."""
-        place = self._place(role)
-        place.is_paused = True
-        self._signal(place, signal.SIGSTOP)
+    def pause(self, role: str) -> None:
+        """Pause the process in *role*, as a machine does that swaps or sleeps."""
+        slot = self._slot(role)
+        slot.is_paused = True
+        self._signal(slot, signal.SIGSTOP)
 
-    def go_on(self, role: str) -> None:
-        """Let the process in *role* go on."""
-        place = self._place(role)
-        place.is_paused = False
-        self._signal(place, signal.SIGCONT)
+    def resume(self, role: str) -> None:
+        """Resume the paused process in *role*."""
+        slot = self._slot(role)
+        slot.is_paused = False
+        self._signal(slot, signal.SIGCONT)
 
-    def end_all(self, seconds: float = _PATIENCE_SECONDS) -> list[str]:
-        """Let all end in good order, and kill those that have not within *seconds*: return their names."""
+    def end_all(self, seconds: float = _STOP_SECONDS) -> list[str]:
+        """Ask all processes to end. Kill those that have not after *seconds*, and return their names."""
         self._until = 0.0
-        for place in self._places:
-            self._signal(place, signal.SIGCONT)
-            if not place.is_ending:  # a second signal would end it at once
-                place.is_ending = True
-                self._signal(place, signal.SIGTERM)
+        for slot in self._slots:
+            self._signal(slot, signal.SIGCONT)
+            if not slot.is_ending:  # a second SIGTERM would end it at once
+                slot.is_ending = True
+                self._signal(slot, signal.SIGTERM)
         return self.wait(seconds)
 
     def wait(self, seconds: float) -> list[str]:
-        """Wait until all have ended; kill those that have not within *seconds*, and return their names."""
+        """Wait until all processes have ended. Kill those that have not after *seconds*, and return their names."""
         deadline = time.monotonic() + seconds
         late = []
-        for place in self._places:
-            if place.process is not None:
-                place.process.join(max(0.0, deadline - time.monotonic()))
-                if place.process.exitcode is None:
-                    late.append(_name(place))
-                    place.is_killed = True
-                    self._signal(place, signal.SIGKILL)
-                    place.process.join()
-                self._bury(place)
-        self._places.clear()
+        for slot in self._slots:
+            if slot.process is not None:
+                slot.process.join(max(0.0, deadline - time.monotonic()))
+                if slot.process.exitcode is None:
+                    late.append(_name(slot))
+                    slot.is_killed = True
+                    self._signal(slot, signal.SIGKILL)
+                    slot.process.join()
+                self._reap(slot)
+        self._slots.clear()
         return late
 
-    def _begin(self, place: _Place) -> None:
-        place.lives += 1
+    def _start(self, slot: _RoleSlot) -> None:
+        slot.starts += 1
         self.count += 1
-        place.is_ending = place.is_killed = place.is_paused = False
-        place.process = self._context.Process(  # type: ignore[attr-defined]  # every context has one
-            target=live, args=(self._plan, place.role, place.lives, self._until), daemon=True, name=_name(place)
+        slot.is_ending = slot.is_killed = slot.is_paused = False
+        slot.process = self._context.Process(  # type: ignore[attr-defined]  # every context has one
+            target=run_role, args=(self._plan, slot.role, slot.starts, self._until), daemon=True, name=_name(slot)
         )
-        place.process.start()
-        if place.lives > 1:
-            self._replaced(place.role.name)
+        slot.process.start()
+        if slot.starts > 1:
+            self._on_replacement(slot.role.name)
 
-    def _bury(self, place: _Place) -> None:
-        assert place.process is not None  # noqa: S101 - what has ended had begun
-        exit_code = place.process.exitcode
-        # One that is asked to end before it has learnt to listen ends at once.
-        is_expected = place.is_killed or (place.is_ending and exit_code == -signal.SIGTERM)
+    def _reap(self, slot: _RoleSlot) -> None:
+        assert slot.process is not None  # noqa: S101 - what has ended was started
+        exit_code = slot.process.exitcode
+        # A process that gets SIGTERM before it has installed its handler ends at once.
+        is_expected = slot.is_killed or (slot.is_ending and exit_code == -signal.SIGTERM)
         if exit_code != 0 and not is_expected:
-            self.broken.append(_name(place))
+            self.broken.append(_name(slot))
         if exit_code != 0:
-            self._died(_name(place))
-        place.process.close()
-        place.process = None
+            self._on_death(_name(slot))
+        slot.process.close()
+        slot.process = None
 
-    def _able(self) -> list[_Place]:
+    def _available(self) -> list[_RoleSlot]:
+        """The roles whose process can be the victim of a fault."""
         return [
-            place
-            for place in self._places
-            if place.process is not None and not (place.is_paused or place.is_ending or place.is_killed)
+            slot
+            for slot in self._slots
+            if slot.process is not None and not (slot.is_paused or slot.is_ending or slot.is_killed)
         ]
 
-    def _place(self, role: str) -> _Place:
-        return next(place for place in self._places if place.role.name == role)
+    def _slot(self, role: str) -> _RoleSlot:
+        return next(slot for slot in self._slots if slot.role.name == role)
 
     @staticmethod
-    def _signal(place: _Place, number: int) -> None:
-        if place.process is not None and place.process.pid is not None and place.process.exitcode is None:
+    def _signal(slot: _RoleSlot, number: int) -> None:
+        if slot.process is not None and slot.process.pid is not None and slot.process.exitcode is None:
             with contextlib.suppress(ProcessLookupError):
-                os.kill(place.process.pid, number)
+                os.kill(slot.process.pid, number)
 
 
-def _name(place: _Place) -> str:
-    return f"{place.role.name}.{place.lives}"
+def _name(slot: _RoleSlot) -> str:
+    return f"{slot.role.name}.{slot.starts}"
 
 
-def _context() -> BaseContext:
+def _forkserver() -> BaseContext:
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(
         [

@@ -1,4 +1,4 @@
-"""What a process of a run writes down: each operation before it is tried and when it is over, and how certain that is."""
+"""Records each operation of a process before it starts and when it has ended, and whether its outcome is certain."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from sqlmq.verify.history import Recorder
 
-_SURVIVED = (
+_TOLERABLE = (
     DatabaseError,
     FencedError,
     SessionError,
@@ -32,85 +32,85 @@ _SURVIVED = (
     TimeoutError,
     sa_exc.SQLAlchemyError,
 )
-"""What an application under faults has to live with. Whatever else is raised ends the process, and is told."""
+"""The errors that an application must expect under faults. Any other error ends the process and makes the run invalid."""
 
 _ROLLED_BACK = ("40", "55", "23")
-"""Classes of SQLSTATEs that say that COMMIT was refused."""
+"""Classes of SQLSTATEs that mean that COMMIT was refused."""
 
 
 class AbortedError(Exception):
-    """The application wanted its transaction rolled back, or its handler to fail."""
+    """The application rolls its transaction back, or its handler fails, on purpose."""
 
 
-class Attempt:
-    """An operation that is under way."""
+class RecordedOperation:
+    """An operation in progress. Its start is recorded when this object is created."""
 
     def __init__(self, recorder: Recorder, f: str, fields: dict[str, object]) -> None:
         self._recorder = recorder
         self._f = f
         self._client = {"client": fields["client"]} if "client" in fields else {}
         self._of = recorder.invoke(f, **fields)
-        self._told: dict[str, object] = {}
+        self._result: dict[str, object] = {}
         self.is_committing = False
-        """Whether a COMMIT of the application's own is on its way, or was."""
+        """Whether the application has sent its own COMMIT."""
         self.is_ok = False
-        """Whether it has happened."""
+        """Whether the operation succeeded."""
 
-    def tell(self, **fields: object) -> None:
-        """Have *fields* told when it is over."""
-        self._told |= fields
+    def add(self, **fields: object) -> None:
+        """Add *fields* to the line that is written when the operation ends."""
+        self._result |= fields
 
     def succeeded(self) -> None:
-        """It happened."""
+        """Record success."""
         self.is_ok = True
-        self._recorder.ok(self._f, self._of, **self._client, **self._told)
+        self._recorder.ok(self._f, self._of, **self._client, **self._result)
 
     def failed(self, error: BaseException) -> None:
-        """It was ended by *error*."""
+        """Record *error*: as a failure if nothing was written for certain, else as unknown."""
         write = self._recorder.fail if is_certain(error, is_committing=self.is_committing) else self._recorder.info
         write(self._f, self._of, type(error).__name__, **self._client, **_sqlstate(error))
 
 
 @contextlib.contextmanager
-def attempted(recorder: Recorder, f: str, **fields: object) -> Iterator[Attempt]:
-    """Write that *f* is about to be tried, and how it went; an error that an application lives with goes no further."""
-    attempt = Attempt(recorder, f, fields)
+def recorded(recorder: Recorder, f: str, **fields: object) -> Iterator[RecordedOperation]:
+    """Record *f* around the block. Suppresses the errors that an application must expect."""
+    operation = RecordedOperation(recorder, f, fields)
     try:
-        yield attempt
+        yield operation
     except BaseException as error:
-        attempt.failed(error)
-        if not is_survived(error):
+        operation.failed(error)
+        if not is_tolerable(error):
             raise
     else:
-        attempt.succeeded()
+        operation.succeeded()
 
 
 @contextlib.contextmanager
-def surviving() -> Iterator[None]:
-    """Let errors that an application lives with go no further."""
+def tolerating_errors() -> Iterator[None]:
+    """Suppress the errors that an application must expect."""
     try:
         yield
     except Exception as error:
-        if not is_survived(error):
+        if not is_tolerable(error):
             raise
 
 
 def is_certain(error: BaseException, *, is_committing: bool) -> bool:
-    """Whether *error* says that nothing has happened and never will."""
+    """Whether *error* means for certain that nothing was written."""
     if isinstance(error, SqlmqError):
-        # The promise of every error but one: nothing was written.
+        # The library promises it for every error but this one.
         return not isinstance(error, OutcomeUnknownError)
     if isinstance(error, AbortedError | TimeoutError):
         return True
     if not is_committing:
-        # The server rolls back what no COMMIT was sent for.
+        # Without a COMMIT the server rolls the transaction back.
         return isinstance(error, sa_exc.SQLAlchemyError)
     return str(_sqlstate(error).get("sqlstate", "")).startswith(_ROLLED_BACK)
 
 
-def is_survived(error: BaseException) -> bool:
-    """Whether an application goes on after *error*."""
-    return isinstance(error, (*_SURVIVED, AbortedError))
+def is_tolerable(error: BaseException) -> bool:
+    """Whether an application must expect *error* and go on."""
+    return isinstance(error, (*_TOLERABLE, AbortedError))
 
 
 def _sqlstate(error: BaseException) -> dict[str, object]:
@@ -119,16 +119,16 @@ def _sqlstate(error: BaseException) -> dict[str, object]:
     return {} if sqlstate is None else {"sqlstate": sqlstate}
 
 
-class Listening(logging.Handler):
-    """Has *hear* called with the event, and the facts, of each record of the library's log."""
+class LogEventHandler(logging.Handler):
+    """Calls *on_event* with the event name and the fields of each log record of the library."""
 
-    def __init__(self, hear: Callable[[str, dict[str, object]], None]) -> None:
+    def __init__(self, on_event: Callable[[str, dict[str, object]], None]) -> None:
         super().__init__(logging.INFO)
-        self._hear = hear
+        self._on_event = on_event
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Hand on what the record tells programs."""
-        facts = {name[6:]: fact for name, fact in vars(record).items() if name.startswith("sqlmq_")}
-        event = facts.pop("event", None)
+        """Pass the structured part of *record* on."""
+        fields = {name[6:]: value for name, value in vars(record).items() if name.startswith("sqlmq_")}
+        event = fields.pop("event", None)
         if isinstance(event, str):
-            self._hear(event, facts)
+            self._on_event(event, fields)

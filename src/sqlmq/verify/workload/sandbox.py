@@ -1,6 +1,6 @@
-"""Where a run keeps its queue: a schema of its own on Postgres, a file of its own on SQLite.
+"""The schema (Postgres) or file (SQLite) that belongs to one run.
 
-The tables of the queue, and two of the application's, are made before and removed after.
+It is created with the tables of the queue and two tables of the application, and removed after the run.
 """
 
 from __future__ import annotations
@@ -27,34 +27,34 @@ if TYPE_CHECKING:
     from sqlmq.verify.plan import Plan
 
 
-class PlaceTakenError(SqlmqError):
-    """The schema or file has a queue that is not the run's, and stays as it is."""
+class SandboxTakenError(SqlmqError):
+    """The schema or file already contains a queue. Nothing was changed."""
 
 
-class Place:
-    """The database of one run."""
+class Sandbox:
+    """The schema or file of one run."""
 
     def __init__(self, plan: Plan) -> None:
         self._plan = plan
         self.schema = plan.schema
-        self._is_schema_ours = self._is_file_ours = False
+        self._owns_schema = self._owns_file = False
 
     @contextmanager
-    def made(self, *, keep: bool) -> Iterator[None]:
-        """Make it, and remove it in the end unless told to *keep* it. Raises PlaceTakenError, and DatabaseError."""
-        self._make()
+    def created(self, *, keep: bool) -> Iterator[None]:
+        """Create the tables, and remove them in the end unless *keep*. Raises SandboxTakenError or DatabaseError."""
+        self._create()
         try:
             yield
         finally:
             if not keep:
                 self._remove()
 
-    def _make(self) -> None:
-        path = file_of(self._plan)
-        self._is_file_ours = path is not None and (not path.exists() or path.stat().st_size == 0)
+    def _create(self) -> None:
+        path = database_file(self._plan)
+        self._owns_file = path is not None and (not path.exists() or path.stat().st_size == 0)
         database = Database(self._plan.url, self.schema)
         try:
-            database.write_unprepared(self._make_tables)
+            database.write_unprepared(self._create_tables)
         finally:
             database.close()
         with MQ(self._plan.url, schema=self.schema) as mq:
@@ -62,15 +62,17 @@ class Place:
             mq.create_topic(TRIMMED, 2, retention=Retention(max_messages=KEEP_MESSAGES))
             mq.create_topic(COPIES, 2)
 
-    def _make_tables(self, conn: Connection) -> None:
-        self._is_schema_ours = self.schema is not None and not inspect(conn).has_schema(self.schema)
+    def _create_tables(self, conn: Connection) -> None:
+        self._owns_schema = self.schema is not None and not inspect(conn).has_schema(self.schema)
         self._check_free(conn)
         migrate.upgrade(conn, schema=self.schema)
         for name in (EFFECT, ROW):
             conn.execute(text(f"CREATE TABLE {self._named(conn, name)} (group_name text, m text NOT NULL)"))
 
     def _check_free(self, conn: Connection) -> None:
-        where = f"schema {self.schema!r}" if self.schema else "the file" if file_of(self._plan) else "the database"
+        where = (
+            f"schema {self.schema!r}" if self.schema else "the file" if database_file(self._plan) else "the database"
+        )
         taken = [name for name in (EFFECT, ROW) if inspect(conn).has_table(name, schema=self.schema)]
         if inspect(conn).has_table("sqlmq_topic", schema=self.schema):
             taken += conn.execute(
@@ -78,22 +80,22 @@ class Place:
             ).scalars()
         if taken:
             message = (
-                f"Verifying needs a place of its own, and {where} has {', '.join(map(repr, sorted(taken)[:5]))} already. "
-                "Nothing was changed. Leave --schema out, or name another schema or file."
+                f"A run needs a schema or file of its own, but {where} already has {', '.join(map(repr, sorted(taken)[:5]))}. "
+                "Nothing was changed. Omit --schema, or name another schema or file."
             )
-            raise PlaceTakenError(message)
+            raise SandboxTakenError(message)
 
     def _remove(self) -> None:
-        if self._is_file_ours:
-            path = file_of(self._plan)
+        if self._owns_file:
+            path = database_file(self._plan)
             for end in ("", "-wal", "-shm", "-journal"):
                 Path(f"{path}{end}").unlink(missing_ok=True)
             return
-        if not self._is_schema_ours:
+        if not self._owns_schema:
             with MQ(self._plan.url, schema=self.schema) as mq:
                 mq.delete_topics(ORDERS, TRIMMED, COPIES)
         with connected(self._plan.url) as conn:
-            if self._is_schema_ours:
+            if self._owns_schema:
                 conn.execute(DropSchema(self.schema or "", cascade=True))
             else:
                 for name in (EFFECT, ROW):
@@ -101,15 +103,15 @@ class Place:
             conn.commit()
 
     def _named(self, conn: Connection, table: str) -> str:
-        return named(conn, self.schema, table)
+        return qualified_name(conn, self.schema, table)
 
 
-def named(conn: Connection, schema: str | None, table: str) -> str:
-    """*table* as it stands in a statement."""
+def qualified_name(conn: Connection, schema: str | None, table: str) -> str:
+    """Return *table* quoted and with its schema, for use in SQL."""
     quote = conn.dialect.identifier_preparer.quote
     return quote(table) if schema is None else f"{quote(schema)}.{quote(table)}"
 
 
-def file_of(plan: Plan) -> Path | None:
-    """The file of the database; None on a server."""
+def database_file(plan: Plan) -> Path | None:
+    """Return the SQLite file of the run; None on Postgres."""
     return None if plan.is_postgres else Path(make_url(plan.url).database or "").absolute()

@@ -1,4 +1,4 @@
-"""What stands in the database, read by statements of our own: while a run goes on, and in the end all of it."""
+"""Reads the state of the database with SQL of its own: parts of it during a run, all of it at the end."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from sqlmq.verify.databases import connected, microseconds_of
 from sqlmq.verify.history import FINAL_FILE, encoded
 from sqlmq.verify.workload.application_tables import EFFECT, ROW
 from sqlmq.verify.workload.payloads import hash_of, id_of, key_of
-from sqlmq.verify.workload.sandbox import named
+from sqlmq.verify.workload.sandbox import qualified_name
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -53,21 +53,21 @@ _SESSIONS = "SELECT count(*) FROM pg_stat_activity WHERE application_name = :tag
 
 
 def ends(conn: Connection, schema: str | None, topic: str) -> dict[int, list[int]]:
-    """Where each partition of *topic* begins and ends at one moment."""
+    """Read the start and end of each partition of *topic*, in one statement."""
     rows = _rows(conn, schema, _PARTITIONS)
     return {number: [start, end] for name, number, start, end in rows if name == topic}
 
 
 def positions(conn: Connection, schema: str | None) -> dict[tuple[str, str], dict[int, int]]:
-    """How far each group is in each partition at one moment, by group and topic."""
+    """Read the position of each group in each partition, by group and topic, in one statement."""
     found: dict[tuple[str, str], dict[int, int]] = {}
     for group, topic, number, offset in _rows(conn, schema, _POSITIONS):
         found.setdefault((group, topic), {})[number] = offset
     return found
 
 
-def most_behind(conn: Connection, schema: str | None, topic: str) -> int:
-    """How many messages of *topic* are still to come to the group that is furthest behind."""
+def largest_lag(conn: Connection, schema: str | None, topic: str) -> int:
+    """Read the lag of the group that is furthest behind in *topic*."""
     found = ends(conn, schema, topic)
     lags = [
         sum(end - read.get(number, start) for number, (start, end) in found.items())
@@ -78,7 +78,7 @@ def most_behind(conn: Connection, schema: str | None, topic: str) -> int:
 
 
 def dump(plan: Plan) -> None:
-    """Write the state at the end, all of it."""
+    """Write the final state to the plan's directory."""
     with (plan.directory / FINAL_FILE).open("wb") as file, connected(plan.url) as conn:
         for row in _final(conn, plan):
             file.write(encoded(row))
@@ -89,19 +89,19 @@ def _final(conn: Connection, plan: Plan) -> Iterator[Mapping[str, object]]:
     for topic, partition, start, end in _rows(conn, schema, _PARTITIONS):
         yield {"row": "partition", "topic": topic, "partition": partition, "start": start, "end": end}
     for topic, partition, offset, value, key, at in _rows(conn, schema, _MESSAGES):
-        place = {"row": "message", "topic": topic, "partition": partition, "offset": offset}
-        yield place | {"m": id_of(bytes(value)), "h": hash_of(bytes(value)), "key": key_of(key), "at": int(at)}
+        slot = {"row": "message", "topic": topic, "partition": partition, "offset": offset}
+        yield slot | {"m": id_of(bytes(value)), "h": hash_of(bytes(value)), "key": key_of(key), "at": int(at)}
     for group, topic, partition, offset in _rows(conn, schema, _POSITIONS):
         yield {"row": "position", "group": group, "topic": topic, "partition": partition, "offset": offset}
     for table in (EFFECT, ROW):
         for group, m, count in _rows(conn, schema, _EFFECTS, effect=table):
             yield {"row": "effect", "group": group, "m": m, "count": count}
     for group, topic, partition, offset, state, attempts in _rows(conn, schema, _PARKED):
-        place = {"row": "parked", "group": group, "topic": topic, "partition": partition, "offset": offset}
-        yield place | {"state": state, "attempts": attempts}
+        slot = {"row": "parked", "group": group, "topic": topic, "partition": partition, "offset": offset}
+        yield slot | {"state": state, "attempts": attempts}
     for group, topic, partition, kind, start, end in _rows(conn, schema, _EVICTIONS):
-        place = {"row": "eviction", "group": group, "topic": topic, "partition": partition}
-        yield place | {"kind": kind, "start": start, "end": end}
+        slot = {"row": "eviction", "group": group, "topic": topic, "partition": partition}
+        yield slot | {"kind": kind, "start": start, "end": end}
     for (value,) in _rows(conn, schema, _STAGED):
         yield {"row": "staged", "m": id_of(bytes(value)) or "?"}
     if plan.is_postgres:
@@ -112,9 +112,9 @@ def _final(conn: Connection, plan: Plan) -> Iterator[Mapping[str, object]]:
 
 def _rows(
     conn: Connection, schema: str | None, statement: str, **more: str
-) -> Iterator[tuple[Any, ...]]:  # what the statement says
+) -> Iterator[tuple[Any, ...]]:  # as the statement selects
     tables = ("topic", "partition", "message", "group", "group_offset", "parked", "eviction", "staged")
-    names = {name: named(conn, schema, f"sqlmq_{name}") for name in tables}
-    names |= {name: named(conn, schema, table) for name, table in more.items()}
+    names = {name: qualified_name(conn, schema, f"sqlmq_{name}") for name in tables}
+    names |= {name: qualified_name(conn, schema, table) for name, table in more.items()}
     names["created_at"] = microseconds_of(conn, "m.created_at")
     yield from map(tuple, conn.execute(text(statement.format(**names))))

@@ -1,4 +1,4 @@
-"""Circles in a graph, given as the numbers that each node leads to."""
+"""Cycles in a graph, which is a list of target nodes for each node."""
 
 from __future__ import annotations
 
@@ -8,26 +8,26 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Sequence
 
 
-def without_loose_ends(edges: Sequence[Sequence[int]]) -> list[int]:
-    """The nodes that are left when those to which nothing leads are taken away, again and again: none if there is no circle.
+def prune_sources(edges: Sequence[Sequence[int]]) -> list[int]:
+    """Remove nodes without incoming edges until none is left to remove, and return the others: none without a cycle.
 
-    In time linear in nodes and edges, and with little memory: what is usual, no circle, costs no more than this.
+    Linear in nodes and edges, with little memory. The usual case, no cycle, costs no more than this.
     """
-    leading_here = [0] * len(edges)
+    incoming = [0] * len(edges)
     for targets in edges:
         for target in targets:
-            leading_here[target] += 1
-    loose = [node for node, count in enumerate(leading_here) if not count]
-    for node in loose:
+            incoming[target] += 1
+    removed = [node for node, count in enumerate(incoming) if not count]
+    for node in removed:
         for target in edges[node]:
-            leading_here[target] -= 1
-            if not leading_here[target]:
-                loose.append(target)
-    return [node for node, count in enumerate(leading_here) if count]
+            incoming[target] -= 1
+            if not incoming[target]:
+                removed.append(target)
+    return [node for node, count in enumerate(incoming) if count]
 
 
 def strongly_connected(edges: Sequence[Sequence[int]], nodes: Collection[int]) -> Iterator[list[int]]:
-    """The sets of more than one of *nodes* that all lead to each other. Tarjan's algorithm, without recursion."""
+    """Yield the strongly connected components of *nodes* with more than one node. Tarjan's algorithm, without recursion."""
     among = set(nodes)
     index: dict[int, int] = {}
     lowest: dict[int, int] = {}

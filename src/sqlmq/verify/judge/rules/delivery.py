@@ -1,4 +1,4 @@
-"""Did every message come to every group, in order, and again only for a reason? B1 to B4."""
+"""B1 to B4: every message is delivered to every group, in order, and redelivered only for a reason."""
 
 from __future__ import annotations
 
@@ -6,43 +6,45 @@ from collections import defaultdict
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from sqlmq.verify.judge.evidence import NEVER, named, ranges
+from sqlmq.verify.judge.evidence import NEVER, described, ranges
 from sqlmq.verify.judge.findings import Finding
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from sqlmq.verify.judge.evidence import Delivery, Evidence, Reading, Share
+    from sqlmq.verify.judge.evidence import Evidence, GroupDelivery, GroupTopic, Share
 
 
 @dataclass(slots=True)
-class Finished:
-    """When the messages of a share were first done, and which need not be."""
+class GroupProgress:
+    """When a group first completed the messages of a partition, and which it need not complete."""
 
-    at: dict[int, int] = field(default_factory=dict)
+    done_at: dict[int, int] = field(default_factory=dict)
     excused: set[int] = field(default_factory=set)
-    """Set aside, decided about by somebody, dead, or evicted with a word about it."""
+    """Parked, decided about by an operator, dead letters, or evicted with a record."""
     moved_to: int = 0
-    """Somebody has moved the group to here: what is before was skipped on purpose."""
+    """The group was moved to this offset, so earlier messages were skipped on purpose."""
 
-    def done(self, offset: int, moment: int) -> None:
-        """Note that *offset* was done at *moment*, if it was not before."""
-        if moment < self.at.get(offset, NEVER):
-            self.at[offset] = moment
+    def mark_done(self, offset: int, moment: int) -> None:
+        """Record that *offset* was completed at *moment*, unless it was completed earlier."""
+        if moment < self.done_at.get(offset, NEVER):
+            self.done_at[offset] = moment
 
-    def undone(self, start: int, end: int, moment: int) -> set[int]:
-        """What from *start* to before *end* was not done at *moment*, and should have been."""
-        at = self.at
-        return {offset for offset in range(start, end) if at.get(offset, NEVER + 1) > moment and self.needs(offset)}
+    def not_done(self, start: int, end: int, moment: int) -> set[int]:
+        """Return the offsets from *start* to before *end* that should have been completed at *moment* and were not."""
+        at = self.done_at
+        return {
+            offset for offset in range(start, end) if at.get(offset, NEVER + 1) > moment and self.must_be_done(offset)
+        }
 
-    def needs(self, offset: int) -> bool:
-        """Whether the position may pass *offset* only when it is done."""
+    def must_be_done(self, offset: int) -> bool:
+        """Whether the position may pass *offset* only after its completion."""
         return offset >= self.moved_to and offset not in self.excused
 
 
-def finished(evidence: Evidence) -> dict[Share, Finished]:
-    """What each group has done of each partition, as far as its handlers have said so."""
-    shares: dict[Share, Finished] = defaultdict(Finished)
+def group_progress(evidence: Evidence) -> dict[Share, GroupProgress]:
+    """Return what each group has completed in each partition, as its handlers recorded it."""
+    shares: dict[Share, GroupProgress] = defaultdict(GroupProgress)
     for note in (*evidence.notes["done"], *evidence.notes["dead"]):
         if note.group is None or note.topic is None or note.partition is None:
             continue
@@ -50,28 +52,28 @@ def finished(evidence: Evidence) -> dict[Share, Finished]:
         if note.f == "dead":
             done.excused.update(note.offsets)
         for offset in note.offsets if note.f == "done" else ():
-            done.done(offset, note.t)
+            done.mark_done(offset, note.t)
     for share, deliveries in evidence.deliveries.items():
         done = shares[share]
         for operation, message in deliveries:
             completion = operation.completion
             if operation.f == "handle" and completion is not None and completion.type == "ok":
-                done.done(message.offset, completion.t)
+                done.mark_done(message.offset, completion.t)
             elif operation.f == "txn" and not operation.is_failed:
-                done.done(message.offset, operation.start)
+                done.mark_done(message.offset, operation.start)
     _note_moves(evidence, shares)
     return shares
 
 
-def _note_moves(evidence: Evidence, shares: dict[Share, Finished]) -> None:
+def _note_moves(evidence: Evidence, shares: dict[Share, GroupProgress]) -> None:
     for operation in evidence.of("seek"):
-        if operation.reading is not None and not operation.is_failed:
+        if operation.group_topic is not None and not operation.is_failed:
             for partition, to in operation.invoke.positions.items():
-                share = shares[*operation.reading, partition]
+                share = shares[*operation.group_topic, partition]
                 share.moved_to = max(share.moved_to, to)
     for operation in evidence.of("decide"):
-        if operation.reading is not None and operation.invoke.partition is not None and not operation.is_failed:
-            shares[*operation.reading, operation.invoke.partition].excused.update(operation.invoke.offsets)
+        if operation.group_topic is not None and operation.invoke.partition is not None and not operation.is_failed:
+            shares[*operation.group_topic, operation.invoke.partition].excused.update(operation.invoke.offsets)
     if evidence.final is not None:
         for row in evidence.final.parked:
             shares[row.group, row.topic, row.partition].excused.add(row.offset)
@@ -81,85 +83,92 @@ def _note_moves(evidence: Evidence, shares: dict[Share, Finished]) -> None:
 
 
 def skipped(evidence: Evidence) -> Iterator[Finding]:
-    """B1, Jepsen's ``poll-skip``: the group's position passed a message that was not done.
+    """B1, Jepsen's ``poll-skip``: the group's position passed a message that was not completed.
 
-    At the end by the positions that are stored, and before by every time somebody looked at them: what is before a
-    position must have been done when the look was over. Done is a message when its handler said so, and written down
-    before the consumer is asked again, so a process that is killed can't have moved the position first. Of groups that
-    are run only the end says something: before, the position passes what is set aside, and only that says what is.
+    Checks the final positions and each position that was read during the run: every message before it must have been
+    completed when the read ended. Handlers record a completion before the next poll, so a killed process cannot have
+    moved the position first. For groups that run a handler only the final positions prove something, because during the
+    run their positions pass parked messages, and only the final state says which messages are parked.
     """
-    shares = finished(evidence)
+    shares = group_progress(evidence)
     seen_at = evidence.final.positions.items() if evidence.final is not None else ()
     looks = [(share, position, NEVER) for share, position in seen_at]
     for operation in evidence.of("positions"):
-        if operation.is_ok and operation.completion is not None and operation.reading is not None:
-            is_final_only = evidence.mode(operation.reading) == "run"
+        if operation.is_ok and operation.completion is not None and operation.group_topic is not None:
+            is_final_only = evidence.mode(operation.group_topic) == "run"
             for partition, position in () if is_final_only else operation.completion.positions.items():
-                looks.append(((*operation.reading, partition), position, operation.end))
+                looks.append(((*operation.group_topic, partition), position, operation.end))
     by_share: dict[Share, list[tuple[int, int]]] = defaultdict(list)
     for share, position, moment in looks:
-        if not evidence.is_lenient(share):
+        if not evidence.has_unknown_completions(share):
             by_share[share].append((moment, position))
     for share, of_share in by_share.items():
         came = {one.message.offset for one in evidence.deliveries.get(share, ())}
-        checked = evidence.start_of(share)
+        checked = evidence.group_start(share)
         for moment, position in sorted(of_share):
-            passed = shares[share].undone(checked, position, moment)
+            passed = shares[share].not_done(checked, position, moment)
             checked = max(checked, position)
             if never := passed - came:
-                text = f"{named(share)}: the position is {position}, and {ranges(never)} never came to the group."
+                text = f"{described(share)}: the position is {position}, but {ranges(never)} was never delivered."
                 yield Finding("B1", "never-delivered", text)
             if not_done := passed & came:
                 operations = [one.operation for one in evidence.deliveries[share] if one.message.offset in not_done]
-                text = f"{named(share)}: the position is {position}, and {ranges(not_done)} was not done by then."
+                text = (
+                    f"{described(share)}: the position is {position}, but {ranges(not_done)} was not completed by then."
+                )
                 yield Finding("B1", "not-done", text, tuple(operations[:2]))
 
 
 def unseen(evidence: Evidence) -> Iterator[Finding]:
-    """B2, Jepsen's ``unseen``: a message in the log never came to a group that has read all there is.
+    """B2, Jepsen's ``unseen``: a message in the log was never delivered to a group that has read everything.
 
-    Only after a drain that succeeded; what the group had no right to (before its start), or has set aside, is no
-    matter. What is before the position is ``skipped`` already.
+    Checked only after a successful drain. Messages before the group's start and parked messages are excused; messages
+    before the position are B1 already.
     """
     if evidence.final is None:
         return
-    shares = finished(evidence)
-    for reading in evidence.groups:
-        if not _is_drained(evidence, reading):
+    shares = group_progress(evidence)
+    for group_topic in evidence.groups:
+        if not _is_drained(evidence, group_topic):
             continue
-        for place in [one for one in evidence.log if one[0] == reading[1]]:
-            share = (*reading, place[1])
-            position = evidence.final.positions.get(share, evidence.start_of(share))
+        for place in [one for one in evidence.log if one[0] == group_topic[1]]:
+            share = (*group_topic, place[1])
+            position = evidence.final.positions.get(share, evidence.group_start(share))
             if position in shares[share].excused:
-                continue  # it stands still on purpose, at a message that is held or stopped
+                continue  # it stops there on purpose, at a message that is held or stopped
             lacking = {
-                row.offset for row in evidence.log[place] if row.offset >= position and shares[share].needs(row.offset)
+                row.offset
+                for row in evidence.log[place]
+                if row.offset >= position and shares[share].must_be_done(row.offset)
             }
             came = lacking.intersection(one.message.offset for one in evidence.deliveries.get(share, ()))
             if lacking - came:
-                text = f"{named(share)}: {ranges(lacking - came)} never came to the group, which was drained."
+                text = (
+                    f"{described(share)}: {ranges(lacking - came)} was never delivered to the group, which was drained."
+                )
                 yield Finding("B2", "unseen", text)
             if came:
-                text = f"{named(share)}: {ranges(came)} came to the group, which was drained, and the position is {position}."
+                text = f"{described(share)}: {ranges(came)} was delivered to the group, which was drained, but the position is {position}."
                 yield Finding("B2", "uncommitted", text)
 
 
 def nonmonotonic_polls(evidence: Evidence) -> Iterator[Finding]:
-    """B3, Jepsen's ``nonmonotonic-poll``: messages came for the first time in another order than the log's.
+    """B3, Jepsen's ``nonmonotonic-poll``: messages were first delivered in a different order than the log's.
 
-    For groups that are run, of each key: there a failing message holds back its key alone, and a message without one
-    nobody. A message counts as later when it had certainly come before anybody who got the earlier one had begun to
-    ask. It is no anomaly if somebody had asked before that whose answer nobody knows: he may have got the earlier one.
+    For groups that run a handler, checked for each key: there a failing message blocks only its key, and a message
+    without a key blocks none. The order is wrong if the later message was certainly delivered before the call that
+    delivered the earlier one began. It is excused by a poll with an unknown outcome that began before: it may have
+    received the earlier message.
     """
     for share, deliveries in evidence.deliveries.items():
         if (
             evidence.is_moved(share)
             or share[:2] in evidence.decided
-            or evidence.said(share[:2], "ack") == "on_delivery"
+            or evidence.group_fact(share[:2], "ack") == "on_delivery"
         ):
             continue
         by_key = evidence.mode(share[:2]) == "run"
-        lines: dict[str | None, list[Delivery]] = defaultdict(list)
+        lines: dict[str | None, list[GroupDelivery]] = defaultdict(list)
         for one in _first_of_each(deliveries):
             if not by_key or one.message.key is not None:
                 lines[one.message.key if by_key else None].append(one)
@@ -167,8 +176,8 @@ def nonmonotonic_polls(evidence: Evidence) -> Iterator[Finding]:
             yield from _out_of_order(evidence, share, line)
 
 
-def _first_of_each(deliveries: list[Delivery]) -> list[Delivery]:
-    first: dict[int, Delivery] = {}
+def _first_of_each(deliveries: list[GroupDelivery]) -> list[GroupDelivery]:
+    first: dict[int, GroupDelivery] = {}
     for one in deliveries:
         known = first.get(one.message.offset)
         if known is None or one.operation.start < known.operation.start:
@@ -176,58 +185,58 @@ def _first_of_each(deliveries: list[Delivery]) -> list[Delivery]:
     return [first[offset] for offset in sorted(first)]
 
 
-def _out_of_order(evidence: Evidence, share: Share, line: list[Delivery]) -> Iterator[Finding]:
-    """Of *line*, in order of offset: what came after something behind it had come."""
-    soonest: Delivery | None = None
+def _out_of_order(evidence: Evidence, share: Share, line: list[GroupDelivery]) -> Iterator[Finding]:
+    """Yield the deliveries of *line*, in order of offset, that came after one with a higher offset."""
+    soonest: GroupDelivery | None = None
     for one in reversed(line):
         if (
             soonest is not None
             and soonest.operation.delivered_at < one.operation.start
-            and not _may_have_come_before(evidence, share, soonest.operation.delivered_at)
+            and not _may_be_in_unknown_answer(evidence, share, soonest.operation.delivered_at)
         ):
-            text = f"{named(share)}: {one.message.offset} came after {soonest.message.offset}."
+            text = f"{described(share)}: {one.message.offset} was delivered after {soonest.message.offset}."
             yield Finding("B3", "nonmonotonic-poll", text, (soonest.operation, one.operation))
         elif soonest is None or one.operation.delivered_at < soonest.operation.delivered_at:
             soonest = one
 
 
-def _may_have_come_before(evidence: Evidence, share: Share, moment: int) -> bool:
-    """Whether somebody's answer that nobody knows may have had the message in it."""
+def _may_be_in_unknown_answer(evidence: Evidence, share: Share, moment: int) -> bool:
+    """Whether a poll with an unknown outcome may have received the message before *moment*."""
     group, topic, _ = share
     return any(operation.start < moment for operation in evidence.unanswered.get((group, topic), ()))
 
 
 def redeliveries(evidence: Evidence) -> Iterator[Finding]:
-    """B4: a message came again, and whoever had it before was not disturbed: no crash, pause, error, end or fencing.
+    """B4: a message was redelivered although its previous receiver had no crash, pause, error, end or fencing.
 
-    So each delivery but the first needs a loss of its own, of the one before it: that is the bound. ``spurious`` has
-    none; ``committed`` came again though its position was committed before, which no loss explains.
+    Each redelivery needs a loss of its own, of the delivery before it: that is the bound. ``spurious`` has no such loss;
+    ``committed`` was redelivered although its position was committed before, which no loss explains.
     """
-    committed = _committed_early(evidence)
+    committed = _commit_times(evidence)
     for share, deliveries in evidence.deliveries.items():
         if evidence.is_moved(share) or share[:2] in evidence.decided:
             continue
-        latest: dict[int, Delivery] = {}
+        latest: dict[int, GroupDelivery] = {}
         for one in deliveries:
             offset, operation = one.message.offset, one.operation
             before = latest.get(offset)
             latest[offset] = one
             if before is None:
                 continue
-            if committed.get((share, offset), NEVER) < operation.began and not operation.is_failed:
-                text = f"{named(share)}: {offset} came again after it was committed."
-                if not evidence.is_disturbed(operation, operation.began, operation.delivered_at):
+            if committed.get((share, offset), NEVER) < operation.called_at and not operation.is_failed:
+                text = f"{described(share)}: {offset} was redelivered after it was committed."
+                if not evidence.may_redeliver_after(operation, operation.called_at, operation.delivered_at):
                     yield Finding("B4", "committed", text, (before.operation, operation))
             elif before.operation is not operation and not (
-                evidence.is_disturbed(before.operation, before.operation.start, operation.delivered_at)
-                or evidence.is_disturbed(operation, before.operation.start, operation.delivered_at)
+                evidence.may_redeliver_after(before.operation, before.operation.start, operation.delivered_at)
+                or evidence.may_redeliver_after(operation, before.operation.start, operation.delivered_at)
             ):
-                text = f"{named(share)}: {offset} came again, and nothing had happened to who had it."
+                text = f"{described(share)}: {offset} was redelivered without a fault of its previous receiver."
                 yield Finding("B4", "spurious", text, (before.operation, operation))
 
 
-def _committed_early(evidence: Evidence) -> dict[tuple[Share, int], int]:
-    """When messages were certainly committed: by transactions, and by commits that say what they committed."""
+def _commit_times(evidence: Evidence) -> dict[tuple[Share, int], int]:
+    """Return when messages were certainly committed: by transactions, and by commits that record their positions."""
     moments: dict[tuple[Share, int], int] = {}
     for share, deliveries in evidence.deliveries.items():
         for operation, message in deliveries:
@@ -235,22 +244,22 @@ def _committed_early(evidence: Evidence) -> dict[tuple[Share, int], int]:
                 moments[share, message.offset] = min(operation.end, moments.get((share, message.offset), NEVER))
     positions: dict[Share, list[tuple[int, int]]] = defaultdict(list)
     for operation in evidence.of("commit", "positions"):
-        if operation.is_ok and operation.completion is not None and operation.reading is not None:
-            # What is before the position of a group that is run may be set aside, and come again.
-            is_set_aside = evidence.mode(operation.reading) == "run"
-            for partition, position in () if is_set_aside else operation.completion.positions.items():
-                positions[*operation.reading, partition].append((position, operation.end))
-    for share, said in positions.items():
-        said.sort(reverse=True)
+        if operation.is_ok and operation.completion is not None and operation.group_topic is not None:
+            # A group that runs a handler may have parked messages before its position. They are delivered again.
+            may_have_parked = evidence.mode(operation.group_topic) == "run"
+            for partition, position in () if may_have_parked else operation.completion.positions.items():
+                positions[*operation.group_topic, partition].append((position, operation.end))
+    for share, reads in positions.items():
+        reads.sort(reverse=True)
         earliest, place = NEVER, 0
         for offset in sorted({one.message.offset for one in evidence.deliveries.get(share, ())}, reverse=True):
-            while place < len(said) and said[place][0] > offset:
-                earliest = min(earliest, said[place][1])
+            while place < len(reads) and reads[place][0] > offset:
+                earliest = min(earliest, reads[place][1])
                 place += 1
             if earliest < moments.get((share, offset), NEVER):
                 moments[share, offset] = earliest
     return moments
 
 
-def _is_drained(evidence: Evidence, reading: Reading) -> bool:
-    return any(operation.reading == reading and operation.is_ok for operation in evidence.of("drain"))
+def _is_drained(evidence: Evidence, group_topic: GroupTopic) -> bool:
+    return any(operation.group_topic == group_topic and operation.is_ok for operation in evidence.of("drain"))

@@ -1,4 +1,4 @@
-"""Is in the log what was sent, once and whole? A1 to A6, A8, A9 and B11, by the log at the end, and by what was told of it before."""
+"""A1 to A6, A8, A9, B11: the log contains what was sent, once and complete."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from sqlmq.verify.judge.findings import Finding
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from sqlmq.verify.history import LogRow
-    from sqlmq.verify.judge.evidence import Attempt, Evidence, Operation, Place
+    from sqlmq.verify.history import FinalMessage
+    from sqlmq.verify.judge.evidence import Evidence, Operation, SendAttempt, TopicPartition
 
 
-_Spanning: TypeAlias = "tuple[Operation, list[tuple[int, int]]]"
+_SpanningTransaction: TypeAlias = "tuple[Operation, list[tuple[int, int]]]"
 """A transaction, and the partitions and offsets of its messages in one topic."""
 
 
 def lost_writes(evidence: Evidence) -> Iterator[Finding]:
-    """A1, Jepsen's ``lost-write``: a message that was acknowledged, or seen, is not in the log at the end.
+    """A1, Jepsen's ``lost-write``: a message that was acknowledged or delivered is not in the final log.
 
-    Acknowledged is a message of an ``ok`` operation; one of an unknown operation counts when a message of the same
-    transaction was seen, for then it was committed (Jepsen's ``must-have-committed?``). What retention has deleted is
-    not lost: below the log's start, or, if its place is not known, delivered to somebody. The kind says where in
-    what its sender had acknowledged: ``lost-prefix``, ``lost-middle``, ``lost-suffix`` (as Jepsen's NATS checker).
+    A message of an operation with unknown outcome counts if a message of the same transaction was seen, because then it
+    was committed (Jepsen's ``must-have-committed?``). A message that retention may have deleted is not lost. The kind
+    says which part of the sender's acknowledged messages was lost: ``lost-prefix``, ``lost-middle`` or ``lost-suffix``
+    (as Jepsen's NATS checker).
     """
     if evidence.final is None:
         return
@@ -34,18 +34,18 @@ def lost_writes(evidence: Evidence) -> Iterator[Finding]:
     cancelled = _cancelled(evidence)
     acknowledged: dict[str, list[str]] = defaultdict(list)
     lost: dict[str, set[str]] = defaultdict(set)
-    told = _told_places(evidence)
+    known = _known_places(evidence)
     for operation in evidence.transactions():
-        if operation.is_failed or not _has_happened(evidence, operation, seen):
+        if operation.is_failed or not _was_committed(evidence, operation, seen):
             continue
         for sent in operation.invoke.messages:
             attempt = evidence.attempts[sent.m]
             if attempt.operation is not operation or attempt.is_undone or sent.m in cancelled:
                 continue
             acknowledged[operation.client].append(sent.m)
-            if sent.m in evidence.places or sent.m in evidence.final.staged:
+            if sent.m in evidence.log_rows or sent.m in evidence.final.staged:
                 continue
-            if not _is_trimmed(evidence, attempt, told):
+            if not _is_trimmed(evidence, attempt, known):
                 lost[operation.client].add(sent.m)
     for client, missing in lost.items():
         yield from _classified(evidence, acknowledged[client], missing)
@@ -59,32 +59,32 @@ def _classified(evidence: Evidence, acknowledged: Sequence[str], missing: set[st
             continue
         kind = "lost-suffix" if number > last else "lost-prefix" if number < first else "lost-middle"
         operation = evidence.attempts[m].operation
-        how = "was acknowledged" if operation.is_ok else "was committed, for a part of its transaction was seen,"
-        yield Finding("A1", kind, f"{m} {how} and is not in the log.", (operation,))
+        how = "was acknowledged" if operation.is_ok else "was committed, because a part of its transaction was seen,"
+        yield Finding("A1", kind, f"{m} {how} but is not in the log.", (operation,))
 
 
 def aborted_reads(evidence: Evidence) -> Iterator[Finding]:
-    """A2, Adya's G1a (Jepsen's ``g1a-cases``): a message of a transaction that failed is in the log, or was delivered.
+    """A2, Adya's G1a (Jepsen's ``g1a-cases``): a message of a failed transaction is in the log, or was delivered.
 
-    So is one of a savepoint that was rolled back, whatever became of the transaction around it.
+    The same holds for a message in a savepoint that was rolled back, whatever the outcome of its transaction.
     """
     for m, operations in _sightings(evidence).items():
         attempt = evidence.attempts.get(m)
         if attempt is None:
             continue
         if attempt.operation.is_failed:
-            yield Finding("A2", "aborted", f"{m} was rolled back and is there.", (attempt.operation, *operations))
+            yield Finding("A2", "aborted", f"{m} was rolled back but is in the log.", (attempt.operation, *operations))
         elif attempt.is_undone:
-            text = f"{m} was rolled back with its savepoint and is there."
+            text = f"{m} was rolled back with its savepoint but is in the log."
             yield Finding("A2", "savepoint", text, (attempt.operation, *operations))
 
 
 def unexpected(evidence: Evidence) -> Iterator[Finding]:
-    """A3, Jepsen's ``unexpected``: a message that nobody sent, or that is not as it was sent.
+    """A3, Jepsen's ``unexpected``: a message that no client sent, or that is not as it was sent.
 
-    ``unknown``: no such id was ever tried. ``corrupt``: value or key are others. ``misplaced``: it is in another topic,
-    not in the partition that its sender chose, or not in that of its key. ``cancelled``: its sender was told that it
-    was cancelled.
+    ``unknown``: no client tried to send this id. ``corrupt``: the value or the key is different. ``misplaced``: it is in
+    another topic, not in the partition that its sender chose, or not in the partition of its key. ``cancelled``: its
+    cancellation was confirmed.
     """
     seen: set[tuple[str | None, str, str | None, str, int]] = set()
     of_key: dict[tuple[str, str], tuple[int, str]] = {}
@@ -97,31 +97,34 @@ def unexpected(evidence: Evidence) -> Iterator[Finding]:
         where, whose = f"{topic}/{partition}@{offset}", () if operation is None else (operation,)
         attempt = None if m is None else evidence.attempts.get(m)
         if m is None or attempt is None:
-            what = "can't be read" if m is None else f"is {m}, which nobody tried to send"
+            what = "has no readable id" if m is None else f"is {m}, which no client tried to send"
             yield Finding("A3", "unknown", f"The message at {where} {what}.", whose)
             continue
         about = (attempt.operation, *whose)
         if (h, key) != (attempt.sent.h, attempt.sent.key):
             what = "value" if h != attempt.sent.h else "key"
-            yield Finding("A3", "corrupt", f"{m} at {where} has another {what} than it was sent with.", about)
+            yield Finding("A3", "corrupt", f"{m} at {where} has a different {what} than it was sent with.", about)
         if topic != attempt.topic or partition != (
             partition if attempt.sent.partition is None else attempt.sent.partition
         ):
-            yield Finding("A3", "misplaced", f"{m} is at {where}, where it was not sent to.", about)
+            yield Finding("A3", "misplaced", f"{m} is at {where}, but was not sent there.", about)
         elif key is not None and attempt.sent.partition is None:
             home, other = of_key.setdefault((topic, key), (partition, m))
             if home != partition:
                 yield Finding(
-                    "A3", "misplaced", f"{m} at {where} has the key of {other}, which is in partition {home}.", about
+                    "A3",
+                    "misplaced",
+                    f"{m} at {where} has the same key as {other}, which is in partition {home}.",
+                    about,
                 )
         if m in cancelled:
-            yield Finding("A3", "cancelled", f"{m} was cancelled and is at {where}.", about)
+            yield Finding("A3", "cancelled", f"{m} was cancelled but is at {where}.", about)
 
 
 def duplicates(evidence: Evidence) -> Iterator[Finding]:
-    """A4, Jepsen's ``duplicate``: one message at several offsets, in the log or as it was delivered.
+    """A4, Jepsen's ``duplicate``: one message has several offsets, in the log or in deliveries.
 
-    Every id is tried once, so nobody but the library can have sent it again.
+    The workload sends every id once, so only the library can have duplicated it.
     """
     places: dict[str, set[tuple[str, int, int]]] = defaultdict(set)
     for _, topic, partition, offset, m, _, _ in _contents(evidence):
@@ -129,34 +132,34 @@ def duplicates(evidence: Evidence) -> Iterator[Finding]:
             places[m].add((topic, partition, offset))
     for m, where in places.items():
         if len(where) > 1:
-            told = ", ".join(f"{topic}/{partition}@{offset}" for topic, partition, offset in sorted(where))
+            offsets = ", ".join(f"{topic}/{partition}@{offset}" for topic, partition, offset in sorted(where))
             attempt = evidence.attempts.get(m)
-            yield Finding("A4", "duplicate", f"{m} is at {told}.", () if attempt is None else (attempt.operation,))
-    for attempt in evidence.reused:
-        text = f"{attempt.sent.m} was sent twice by the workload itself: nothing can be said of it."
+            yield Finding("A4", "duplicate", f"{m} is at {offsets}.", () if attempt is None else (attempt.operation,))
+    for attempt in evidence.reused_ids:
+        text = f"{attempt.sent.m} was sent twice by the workload itself, so it proves nothing."
         yield Finding("A3", "reused", text, (attempt.operation,))
 
 
 def inconsistent_offsets(evidence: Evidence) -> Iterator[Finding]:
-    """A5, Jepsen's ``inconsistent-offsets``: an offset has one message for one who asks, and another for another.
+    """A5, Jepsen's ``inconsistent-offsets``: an offset has different messages in different answers.
 
-    Compared are acknowledgements, deliveries, and the log at the end.
+    Compares acknowledgements, deliveries and the final log.
     """
-    said: dict[tuple[str, int, int], str | None] = {}
-    told: set[tuple[str, int, int]] = set()
+    seen: dict[tuple[str, int, int], str | None] = {}
+    reported: set[tuple[str, int, int]] = set()
     for operation, place, m in _claims(evidence):
-        known = said.setdefault(place, m)
-        if known != m and place not in told:
-            told.add(place)
+        known = seen.setdefault(place, m)
+        if known != m and place not in reported:
+            reported.add(place)
             topic, partition, offset = place
-            text = f"{topic}/{partition}@{offset} is said to be {known}, and {m}."
+            text = f"{topic}/{partition}@{offset} is {known} in one answer and {m} in another."
             yield Finding("A5", "inconsistent", text, () if operation is None else (operation,))
 
 
 def offset_gaps(evidence: Evidence) -> Iterator[Finding]:
-    """A6: between the ends of a partition every offset has one message, and outside none has.
+    """A6: an offset inside a partition's log has no message or several, or one outside of it has a message.
 
-    Kafka promises no such thing; an offset from a sequence, or a reader that passes a gap, fails here.
+    Kafka does not promise this. Offsets from a database sequence would fail here.
     """
     if evidence.final is None:
         return
@@ -164,7 +167,7 @@ def offset_gaps(evidence: Evidence) -> Iterator[Finding]:
         topic, partition = place
         offsets = [row.offset for row in evidence.log.get(place, ())]
         if place not in evidence.final.ends:
-            yield Finding("A6", "no-partition", f"There are messages in {topic}/{partition}, and no such partition.")
+            yield Finding("A6", "no-partition", f"{topic}/{partition} has messages but does not exist.")
             continue
         start, end = evidence.final.ends[place]
         if missing := set(range(start, end)).difference(offsets):
@@ -179,14 +182,14 @@ def offset_gaps(evidence: Evidence) -> Iterator[Finding]:
 
 
 def send_skips(evidence: Evidence) -> Iterator[Finding]:
-    """A8, Jepsen's ``int-send-skip``: what one transaction sends to a partition follows each other there, in order.
+    """A8, Jepsen's ``int-send-skip``: the messages of one transaction are not consecutive or not in order in a partition.
 
-    Kafka allows others in between. Messages that come into the log later, delayed or staged ones, do so by themselves.
+    Kafka allows other messages in between. Delayed and staged messages are appended one by one, so they are exempt.
     """
     for operation in evidence.transactions():
         if operation.is_failed:
             continue
-        by_place: dict[Place, list[int]] = defaultdict(list)
+        by_place: dict[TopicPartition, list[int]] = defaultdict(list)
         for row in rows_of(evidence, operation):
             by_place[row.topic, row.partition].append(row.offset)
         for (topic, partition), offsets in by_place.items():
@@ -196,27 +199,27 @@ def send_skips(evidence: Evidence) -> Iterator[Finding]:
 
 
 def torn_transactions(evidence: Evidence) -> Iterator[Finding]:
-    """A9: of a transaction's messages some are in the log and some are not, or a snapshot showed some only.
+    """A9: some messages of a transaction are in the log and some are not, or a snapshot included only some of them.
 
-    ``lost`` messages of acknowledged transactions are A1 already, so this is about the unknown ones; a snapshot is the
-    ends of all partitions, read by one statement.
+    Missing messages of acknowledged transactions are A1 already, so this rule checks those with an unknown outcome. A
+    snapshot is the ends of all partitions, read by one statement.
     """
     if evidence.final is None:
         return
-    told = _told_places(evidence)
+    known = _known_places(evidence)
     for operation in evidence.transactions():
         if not operation.is_unknown:
             continue
         expected = [
             evidence.attempts[sent.m]
             for sent in operation.invoke.messages
-            if not evidence.attempts[sent.m].is_undone and not evidence.attempts[sent.m].is_later
+            if not evidence.attempts[sent.m].is_undone and not evidence.attempts[sent.m].is_appended_later
         ]
-        here = [one for one in expected if one.sent.m in evidence.places]
-        gone = [one for one in expected if one.sent.m not in evidence.places]
-        gone = [one for one in gone if not _is_trimmed(evidence, one, told)]
+        here = [one for one in expected if one.sent.m in evidence.log_rows]
+        gone = [one for one in expected if one.sent.m not in evidence.log_rows]
+        gone = [one for one in gone if not _is_trimmed(evidence, one, known)]
         if here and gone:
-            text = f"{here[0].sent.m} is in the log, and {gone[0].sent.m} of the same transaction is not."
+            text = f"{here[0].sent.m} is in the log, but {gone[0].sent.m} of the same transaction is not."
             yield Finding("A9", "torn", text, (operation,))
     yield from _torn_snapshots(evidence)
 
@@ -226,7 +229,7 @@ def _torn_snapshots(evidence: Evidence) -> Iterator[Finding]:
     for snapshot in evidence.of("snapshot"):
         if snapshot.is_ok and snapshot.invoke.topic is not None:
             snapshots[snapshot.invoke.topic].append(snapshot)
-    spanning: dict[str, list[_Spanning]] = defaultdict(list)
+    spanning: dict[str, list[_SpanningTransaction]] = defaultdict(list)
     for operation in evidence.transactions() if snapshots else ():
         offsets: dict[str, list[tuple[int, int]]] = defaultdict(list)
         for row in rows_of(evidence, operation):
@@ -238,16 +241,16 @@ def _torn_snapshots(evidence: Evidence) -> Iterator[Finding]:
         yield from _torn_of_topic(of_topic, spanning[topic])
 
 
-def _torn_of_topic(snapshots: list[Operation], spanning: list[_Spanning]) -> Iterator[Finding]:
+def _torn_of_topic(snapshots: list[Operation], spanning: list[_SpanningTransaction]) -> Iterator[Finding]:
     begun = 0
-    current: list[_Spanning] = []
+    current: list[_SpanningTransaction] = []
     for snapshot in snapshots:
-        # A transaction that was over before, or begins after, can't be seen half; nor can one that was seen whole.
+        # Only a transaction that overlaps the snapshot can be seen in part. One that was seen whole stays whole.
         while begun < len(spanning) and spanning[begun][0].start <= snapshot.end:
             current.append(spanning[begun])
             begun += 1
         ends = ends_of(snapshot)
-        going_on: list[_Spanning] = []
+        going_on: list[_SpanningTransaction] = []
         for operation, places in current:
             if operation.end < snapshot.start:
                 continue
@@ -255,61 +258,65 @@ def _torn_of_topic(snapshots: list[Operation], spanning: list[_Spanning]) -> Ite
             if shown != {True}:
                 going_on.append((operation, places))
             if len(shown) > 1:
-                text = "A snapshot of all ends showed some messages of a transaction without the others."
+                text = "A snapshot of all ends included some messages of a transaction without the others."
                 yield Finding("A9", "torn-snapshot", text, (operation, snapshot))
         current = going_on
 
 
 def early_deliveries(evidence: Evidence) -> Iterator[Finding]:
-    """B11: a delayed message was appended before it was due, both by the database's clock."""
-    told: set[str] = set()
-    rows = [(row.m, row.at) for rows in evidence.places.values() for row in rows]
+    """B11: a delayed message was appended before it was due, by the database's clock."""
+    reported: set[str] = set()
+    rows = [(row.m, row.at) for rows in evidence.log_rows.values() for row in rows]
     delivered = [(one.message.m, one.message.at) for deliveries in evidence.deliveries.values() for one in deliveries]
     for m, at in (*rows, *delivered):
         attempt = None if m is None else evidence.attempts.get(m)
         due = None if attempt is None else attempt.sent.due
-        if m is None or attempt is None or due is None or at is None or at >= due or m in told:
+        if m is None or attempt is None or due is None or at is None or at >= due or m in reported:
             continue
-        told.add(m)
+        reported.add(m)
         text = f"{m} was appended {(due - at) / 1e6:.6f} seconds before it was due."
         yield Finding("B11", "early", text, (attempt.operation,))
 
 
-def rows_of(evidence: Evidence, operation: Operation) -> Iterator[LogRow]:
-    """Where the messages of a transaction are, in the order in which they were sent: those that came with its commit."""
+def rows_of(evidence: Evidence, operation: Operation) -> Iterator[FinalMessage]:
+    """Yield the log rows of the messages that a transaction appended with its commit, in the order of sending."""
     for sent in operation.invoke.messages:
         attempt = evidence.attempts[sent.m]
-        if attempt.operation is operation and not attempt.is_later and (rows := evidence.places.get(sent.m)):
+        if attempt.operation is operation and not attempt.is_appended_later and (rows := evidence.log_rows.get(sent.m)):
             yield rows[0]
 
 
-def _has_happened(evidence: Evidence, operation: Operation, seen: set[str]) -> bool:
+def _was_committed(evidence: Evidence, operation: Operation, seen: set[str]) -> bool:
     if operation.is_ok:
         return True
-    return any(sent.m in seen or sent.m in evidence.places for sent in operation.invoke.messages)
+    return any(sent.m in seen or sent.m in evidence.log_rows for sent in operation.invoke.messages)
 
 
-def _is_trimmed(evidence: Evidence, attempt: Attempt, told: dict[str, tuple[str, int, int]]) -> bool:
-    """Whether retention may have deleted it: its place is below the log's start; or it was delivered, and is not known."""
+def _is_trimmed(evidence: Evidence, attempt: SendAttempt, known: dict[str, tuple[str, int, int]]) -> bool:
+    """Whether retention may have deleted the message: its offset is below the log's start, or is unknown."""
     if not evidence.has_retention(attempt.topic):
         return False
-    place = told.get(attempt.sent.m)
+    place = known.get(attempt.sent.m)
     if place is None:
-        # Retention keeps what groups need, so what is gone has come to somebody, if there are groups that it cares for.
-        readers = [reading for reading in evidence.groups if reading[1] == attempt.topic]
+        # Retention keeps what groups need, so a deleted message was delivered, unless no group protects it.
+        readers = [group_topic for group_topic in evidence.groups if group_topic[1] == attempt.topic]
         evicted = any(one.topic == attempt.topic for one in (evidence.final.evictions if evidence.final else ()))
-        return evicted or not readers or any(evidence.said(reading, "ack") == "on_delivery" for reading in readers)
+        return (
+            evicted
+            or not readers
+            or any(evidence.group_fact(group_topic, "ack") == "on_delivery" for group_topic in readers)
+        )
     topic, partition, offset = place
-    return offset < evidence.start_in_log((topic, partition))
+    return offset < evidence.log_start((topic, partition))
 
 
-def _told_places(evidence: Evidence) -> dict[str, tuple[str, int, int]]:
-    """Where messages are, by what senders and readers were told."""
-    told: dict[str, tuple[str, int, int]] = {}
+def _known_places(evidence: Evidence) -> dict[str, tuple[str, int, int]]:
+    """Return the offsets of messages that senders and readers have received."""
+    known: dict[str, tuple[str, int, int]] = {}
     for _, place, m in _claims(evidence):
         if m is not None:
-            told.setdefault(m, place)
-    return told
+            known.setdefault(m, place)
+    return known
 
 
 def _delivered_ids(evidence: Evidence) -> set[str]:
@@ -319,8 +326,8 @@ def _delivered_ids(evidence: Evidence) -> set[str]:
 
 
 def _sightings(evidence: Evidence) -> dict[str, tuple[Operation, ...]]:
-    """Messages that were in the log or delivered, with one operation that got each."""
-    sightings: dict[str, tuple[Operation, ...]] = dict.fromkeys(evidence.places, ())
+    """Return the messages in the log and in deliveries, each with one operation that received it."""
+    sightings: dict[str, tuple[Operation, ...]] = dict.fromkeys(evidence.log_rows, ())
     for deliveries in evidence.deliveries.values():
         for one in deliveries:
             if one.message.m is not None and not sightings.get(one.message.m):
@@ -337,7 +344,7 @@ def _cancelled(evidence: Evidence) -> set[str]:
 
 
 def _claims(evidence: Evidence) -> Iterator[tuple[Operation | None, tuple[str, int, int], str | None]]:
-    """Everything that says which message is at which offset."""
+    """Yield every claim that a message has an offset: acknowledgements, deliveries and the log."""
     for operation in evidence.transactions():
         if operation.completion is not None and operation.completion.type == "ok":
             for placed in operation.completion.placed:
@@ -351,7 +358,7 @@ def _claims(evidence: Evidence) -> Iterator[tuple[Operation | None, tuple[str, i
 def _contents(
     evidence: Evidence,
 ) -> Iterator[tuple[Operation | None, str, int, int, str | None, str, str | None]]:
-    """Every message that was seen: by whom, topic, partition, offset, id, hash, key."""
+    """Yield every message in the log and in deliveries: operation, topic, partition, offset, id, hash, key."""
     for rows in evidence.log.values():
         for row in rows:
             yield None, row.topic, row.partition, row.offset, row.m, row.h, row.key

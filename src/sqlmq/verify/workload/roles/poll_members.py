@@ -1,6 +1,6 @@
-"""Members of groups that read by lease: by ``poll``, by ``consume``, in a loop, and in an event loop.
+"""Group members that read by lease: with ``poll``, with ``consume``, by iteration, and in an event loop.
 
-They commit by asking for more, or by ``commit``.
+They commit by the next poll, or with ``commit``.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from collections import defaultdict
 from typing import TYPE_CHECKING
 
 from sqlmq.errors import SqlmqError
-from sqlmq.verify.workload.payloads import delivered
-from sqlmq.verify.workload.recorder import Listening, attempted
+from sqlmq.verify.workload.payloads import delivered_entries
+from sqlmq.verify.workload.recorder import LogEventHandler, recorded
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -26,280 +26,288 @@ if TYPE_CHECKING:
     from sqlmq.model.message import Message
     from sqlmq.mq import MQ
     from sqlmq.verify.history import Delivered
-    from sqlmq.verify.workload.processes import Life
+    from sqlmq.verify.workload.processes import RoleProcess
 
 _TIMEOUT_SECONDS = 0.2
-_RECOVER_SECONDS = 0.05
-_COMMITTING, _LEAVING_UNFINISHED = 0.4, 0.3
-_LOOK_SECONDS = 0.2
+_RETRY_SECONDS = 0.05
+_COMMIT_SHARE, _LEAVE_UNFINISHED_SHARE = 0.4, 0.3
+_DRAIN_CHECK_SECONDS = 0.2
 
 
-class Member:
-    """What the history is told of one consumer."""
+class MemberRecorder:
+    """Records what happens to one consumer."""
 
-    def __init__(self, life: Life, consumer: Consumer | AsyncConsumer) -> None:
-        self._life = life
+    def __init__(self, process: RoleProcess, consumer: Consumer | AsyncConsumer) -> None:
+        self._process = process
         self._consumer = consumer
         self._owned: set[int] = set()
         self._next: dict[int, int] = {}
         self._is_fenced = False
         self._seen_at = time.monotonic_ns()
-        self.troubles = 0
-        """How often the library warned of something."""
-        self.whose: dict[str, object] = {"group": consumer.group, "topic": consumer.topic}
-        self._listening = Listening(self._hear)
-        logging.getLogger("sqlmq").addHandler(self._listening)
+        self.warnings = 0
+        """How often the library logged a problem."""
+        self.fields: dict[str, object] = {"group": consumer.group, "topic": consumer.topic}
+        self._log_handler = LogEventHandler(self._on_log_event)
+        logging.getLogger("sqlmq").addHandler(self._log_handler)
 
-    def forget(self) -> None:
-        """Hear no more."""
-        logging.getLogger("sqlmq").removeHandler(self._listening)
+    def close(self) -> None:
+        """Stop listening to the library's log."""
+        logging.getLogger("sqlmq").removeHandler(self._log_handler)
 
     @property
     def owned(self) -> list[int]:
-        """The partitions it owns, as far as it knows."""
+        """The partitions that the consumer believes to own."""
         return list(self._consumer.partitions)
 
-    def look(self) -> None:
-        """Tell what it has got and lost since the last time."""
+    def record_assignment(self) -> None:
+        """Record which partitions were assigned and lost since the last call."""
         self._seen_at = time.monotonic_ns()
         owned = set(self._consumer.partitions)
         lost = "fenced" if self._is_fenced else "revoked"
         self._is_fenced = False
         for partition in sorted(self._owned - owned):
             self._next.pop(partition, None)
-            self._life.recorder.note(lost, **self.whose, partition=partition)
+            self._process.recorder.note(lost, **self.fields, partition=partition)
         for partition in sorted(owned - self._owned):
-            self._life.recorder.note("assigned", **self.whose, partition=partition)
+            self._process.recorder.note("assigned", **self.fields, partition=partition)
         self._owned = owned
 
-    def got(self, messages: Sequence[Message]) -> list[Delivered]:
-        """Note that it got *messages*, and return what the history is told of that."""
-        told = delivered(messages)
-        for one in told:
+    def received(self, messages: Sequence[Message]) -> list[Delivered]:
+        """Remember the positions behind *messages*, and return the history's entries for them."""
+        entries = delivered_entries(messages)
+        for one in entries:
             self._next[one.partition] = one.offset + 1
-        return told
+        return entries
 
-    def done(self, messages: Sequence[Message]) -> None:
-        """Tell that *messages* were handled."""
+    def record_done(self, messages: Sequence[Message]) -> None:
+        """Record that *messages* were handled."""
         offsets: dict[int, list[int]] = defaultdict(list)
-        for one in delivered(messages):
+        for one in delivered_entries(messages):
             offsets[one.partition].append(one.offset)
         for partition, those in offsets.items():
-            self._life.recorder.note("done", **self.whose, partition=partition, offsets=those)
+            self._process.recorder.note("done", **self.fields, partition=partition, offsets=those)
 
-    def positions(self, troubles: int) -> dict[str, object]:
-        """What is committed by a commit that went well, if nothing has happened since there were so many *troubles*."""
-        if self.troubles != troubles:
+    def committed_positions(self, warnings: int) -> dict[str, object]:
+        """Return what a successful commit has committed; nothing if there was a problem since *warnings* were counted."""
+        if self.warnings != warnings:
             return {}
         owned = set(self._consumer.partitions)
         return {"positions": {partition: to for partition, to in self._next.items() if partition in owned}}
 
-    def _hear(self, event: str, facts: dict[str, object]) -> None:
-        """The library has logged something."""
+    def _on_log_event(self, event: str, log_fields: dict[str, object]) -> None:
+        """Record what the library has logged."""
         if event == "message given up":
-            told = {"partition": facts["partition"], "offsets": [facts["offset"]], "attempts": facts.get("attempts")}
-            self._life.recorder.note("dead", **self.whose, **told)
+            entries = {
+                "partition": log_fields["partition"],
+                "offsets": [log_fields["offset"]],
+                "attempts": log_fields.get("attempts"),
+            }
+            self._process.recorder.note("dead", **self.fields, **entries)
         elif event not in ("partitions changed", "member without partition", "attempt failed", "batch failed"):
-            self.troubles += 1
+            self.warnings += 1
             self._next.clear()
             if event in ("fenced", "membership lost"):
                 self._is_fenced = True
-                self._life.recorder.note("fenced", **self.whose)
-                # It learns of that late: it was lost at some time since it was last seen to own something.
-                self._life.note_stall(self._seen_at - round(self._life.plan.lease_seconds * 1e9), 0.0)
+                self._process.recorder.note("fenced", **self.fields)
+                # The member learns of it late: the partition was lost at some time after the last check.
+                self._process.note_stall(self._seen_at - round(self._process.plan.lease_seconds * 1e9), 0.0)
 
 
-def consume(life: Life) -> None:
-    """Be a member until the life is over."""
-    ways = (_poll, _one_by_one, _loop)
-    if life.role.variant % 4 == 3 and life.may_await():
-        asyncio.run(_consume_async(life))
+def consume(process: RoleProcess) -> None:
+    """Read as a member until the process should end."""
+    loops = (_poll, _one_by_one, _loop)
+    if process.role.variant % 4 == 3 and process.may_use_asyncio():
+        asyncio.run(_consume_async(process))
         return
-    with life.open() as mq, member_of(life, mq) as (consumer, member):
-        with draining(life, mq):
-            ways[life.role.variant % 4 % 3](life, consumer, member)
-        with attempted(life.recorder, "close", **member.whose):
+    with process.open_mq() as mq, open_member(process, mq) as (consumer, member):
+        with ending_when_drained(process, mq):
+            loops[process.role.variant % 4 % 3](process, consumer, member)
+        with recorded(process.recorder, "close", **member.fields):
             consumer.close()
 
 
 @contextlib.contextmanager
-def member_of(life: Life, mq: MQ) -> Iterator[tuple[Consumer, Member]]:
-    """A consumer for the life's role, made as soon as the database is there."""
+def open_member(process: RoleProcess, mq: MQ) -> Iterator[tuple[Consumer, MemberRecorder]]:
+    """Open a consumer for the process's role; retry until the database is available."""
     consumer = None
     while consumer is None:
         try:
-            consumer = mq.consumer(life.role.topic, life.role.group or "", name=life.name)
+            consumer = mq.consumer(process.role.topic, process.role.group or "", name=process.name)
         except SqlmqError:
-            if not life.goes_on:
+            if not process.is_active:
                 raise
-            life.pause(_RECOVER_SECONDS)
-    member = Member(life, consumer)
+            process.wait(_RETRY_SECONDS)
+    member = MemberRecorder(process, consumer)
     try:
         yield consumer, member
     finally:
-        member.forget()
+        member.close()
 
 
-async def async_consumer_of(life: Life, mq: AsyncMQ) -> AsyncConsumer:
-    """As ``member_of``, for an event loop."""
+async def open_async_consumer(process: RoleProcess, mq: AsyncMQ) -> AsyncConsumer:
+    """Open a consumer for the process's role in an event loop; retry until the database is available."""
     while True:
         try:
-            return await mq.consumer(life.role.topic, life.role.group or "", name=life.name)
+            return await mq.consumer(process.role.topic, process.role.group or "", name=process.name)
         except SqlmqError:
-            if not life.goes_on:
+            if not process.is_active:
                 raise
-            await asyncio.sleep(_RECOVER_SECONDS)
+            await asyncio.sleep(_RETRY_SECONDS)
 
 
 @contextlib.contextmanager
-def draining(life: Life, mq: MQ) -> Iterator[None]:
-    """End the life once everything is read, if it is there for that; tell whether it was."""
-    if not life.role.drains:
+def ending_when_drained(process: RoleProcess, mq: MQ) -> Iterator[None]:
+    """End a draining process once its group has read everything, and record whether it has."""
+    if not process.role.drains:
         yield
         return
-    with attempted(life.recorder, "drain", group=life.role.group, topic=life.role.topic):
+    with recorded(process.recorder, "drain", group=process.role.group, topic=process.role.topic):
         drained = threading.Event()
-        watcher = threading.Thread(target=_watch, args=(life, mq, drained), daemon=True)
+        watcher = threading.Thread(target=_watch, args=(process, mq, drained), daemon=True)
         watcher.start()
         yield
         watcher.join()
         if not drained.is_set():
-            message = f"{life.role.group} was not done in time."
+            message = f"{process.role.group} was not drained in time."
             raise TimeoutError(message)
 
 
-def _watch(life: Life, mq: MQ, drained: threading.Event) -> None:
-    while life.goes_on:
+def _watch(process: RoleProcess, mq: MQ, drained: threading.Event) -> None:
+    while process.is_active:
         with contextlib.suppress(SqlmqError):
-            if _is_drained(life, mq):
+            if _is_drained(process, mq):
                 drained.set()
-                life.end()
-        life.pause(_LOOK_SECONDS)
+                process.request_end()
+        process.wait(_DRAIN_CHECK_SECONDS)
 
 
-def _is_drained(life: Life, mq: MQ) -> bool:
-    """Whether nothing is left to be read, moved into the log, or tried again."""
-    topic, group = life.role.topic, life.role.group or ""
+def _is_drained(process: RoleProcess, mq: MQ) -> bool:
+    """Whether no message is unread, delayed or waiting for another attempt."""
+    topic, group = process.role.topic, process.role.group or ""
     if mq.admin.delayed(topic) or mq.admin.describe_group(topic, group).lag:
         return False
     parked = mq.admin.parked(topic, group)
     return not (parked.list("waiting", limit=1) or parked.list("held", limit=1))
 
 
-def handling_seconds(life: Life, *, in_transaction: bool = False) -> float:
-    """How long a handler takes: mostly short, now and then long enough for something to happen meanwhile.
+def handling_seconds(process: RoleProcess, *, in_transaction: bool = False) -> float:
+    """Return how long a handler takes: mostly short, sometimes long enough for a fault in between.
 
-    A transaction on SQLite keeps all others from writing, so there it is shorter.
+    In a transaction on SQLite it is shorter, because the transaction blocks all other writers.
     """
-    if life.role.drains:
+    if process.role.drains:
         return 0.0
-    most = life.plan.handling_seconds / (10 if in_transaction and not life.plan.is_postgres else 1)
-    return life.chosen.choice([0.0, 0.0, 0.0, most / 10, most / 5, most]) * life.chosen.random()
+    most = process.plan.handling_seconds / (10 if in_transaction and not process.plan.is_postgres else 1)
+    return process.random.choice([0.0, 0.0, 0.0, most / 10, most / 5, most]) * process.random.random()
 
 
-def _ask(life: Life, member: Member, ask: Callable[[], list[Message]]) -> list[Message] | None:
-    """Ask for messages, and handle them; None if that failed."""
+def _poll_and_handle(
+    process: RoleProcess, member: MemberRecorder, poll: Callable[[], list[Message]]
+) -> list[Message] | None:
+    """Poll and handle the messages; return None if the poll failed."""
     messages: list[Message] = []
     with (
-        life.noticing_stalls(_TIMEOUT_SECONDS),
-        attempted(life.recorder, "poll", **member.whose, owned=member.owned) as attempt,
+        process.noting_stalls(_TIMEOUT_SECONDS),
+        recorded(process.recorder, "poll", **member.fields, owned=member.owned) as operation,
     ):
-        messages = ask()
-        attempt.tell(delivered=member.got(messages), owned=member.owned)
-    member.look()
-    if not attempt.is_ok:
-        life.pause(_RECOVER_SECONDS)
+        messages = poll()
+        operation.add(delivered=member.received(messages), owned=member.owned)
+    member.record_assignment()
+    if not operation.is_ok:
+        process.wait(_RETRY_SECONDS)
         return None
-    life.pause(handling_seconds(life) if messages else 0.0)
+    process.wait(handling_seconds(process) if messages else 0.0)
     return messages
 
 
-def _poll(life: Life, consumer: Consumer, member: Member) -> None:
-    while life.goes_on:
-        at_most = life.chosen.randint(1, 40)
-        messages = _ask(life, member, lambda: consumer.poll(at_most, timeout=_TIMEOUT_SECONDS))  # noqa: B023 - called at once
-        _finish(life, consumer, member, messages)
+def _poll(process: RoleProcess, consumer: Consumer, member: MemberRecorder) -> None:
+    while process.is_active:
+        at_most = process.random.randint(1, 40)
+        messages = _poll_and_handle(process, member, lambda: consumer.poll(at_most, timeout=_TIMEOUT_SECONDS))  # noqa: B023 - called in this iteration
+        _acknowledge(process, consumer, member, messages)
 
 
-def _one_by_one(life: Life, consumer: Consumer, member: Member) -> None:
+def _one_by_one(process: RoleProcess, consumer: Consumer, member: MemberRecorder) -> None:
     def one() -> list[Message]:
         try:
             return [consumer.consume(timeout=_TIMEOUT_SECONDS)]
         except TimeoutError:
             return []
 
-    while life.goes_on:
-        _finish(life, consumer, member, _ask(life, member, one))
+    while process.is_active:
+        _acknowledge(process, consumer, member, _poll_and_handle(process, member, one))
 
 
-def _loop(life: Life, consumer: Consumer, member: Member) -> None:
-    """Have messages come in a loop, which ends by closing the consumer from another thread."""
-    closer = threading.Thread(target=_close_at_end, args=(life, consumer), daemon=True)
+def _loop(process: RoleProcess, consumer: Consumer, member: MemberRecorder) -> None:
+    """Iterate over the consumer until another thread closes it."""
+    closer = threading.Thread(target=_close_at_end, args=(process, consumer), daemon=True)
     closer.start()
     messages = consumer.consume_chan()
-    while life.goes_on:
-        got = _ask(life, member, lambda: [one for one in [next(messages, None)] if one is not None])  # noqa: B023 - called at once
+    while process.is_active:
+        got = _poll_and_handle(process, member, lambda: [one for one in [next(messages, None)] if one is not None])  # noqa: B023 - called in this iteration
         if got is None:
-            messages = consumer.consume_chan()  # a generator that has raised gives nothing more
+            messages = consumer.consume_chan()  # a generator that has raised is exhausted
         elif not got:
             break
-        _finish(life, consumer, member, got)
-    life.end()
+        _acknowledge(process, consumer, member, got)
+    process.request_end()
     closer.join()
 
 
-def _close_at_end(life: Life, consumer: Consumer) -> None:
-    while life.goes_on:
-        life.pause(1.0)
+def _close_at_end(process: RoleProcess, consumer: Consumer) -> None:
+    while process.is_active:
+        process.wait(1.0)
     with contextlib.suppress(SqlmqError):
         consumer.close()
 
 
-def _finish(life: Life, consumer: Consumer, member: Member, messages: list[Message] | None) -> None:
-    if not messages or (not life.goes_on and life.chosen.random() < _LEAVING_UNFINISHED):
+def _acknowledge(
+    process: RoleProcess, consumer: Consumer, member: MemberRecorder, messages: list[Message] | None
+) -> None:
+    if not messages or (not process.is_active and process.random.random() < _LEAVE_UNFINISHED_SHARE):
         return
-    member.done(messages)
-    if life.goes_on and life.chosen.random() >= _COMMITTING:
+    member.record_done(messages)
+    if process.is_active and process.random.random() >= _COMMIT_SHARE:
         return
-    with attempted(life.recorder, "commit", **member.whose) as attempt:
-        troubles = member.troubles
+    with recorded(process.recorder, "commit", **member.fields) as operation:
+        warnings = member.warnings
         consumer.commit()
-        attempt.tell(**member.positions(troubles))
-    member.look()
+        operation.add(**member.committed_positions(warnings))
+    member.record_assignment()
 
 
-async def _consume_async(life: Life) -> None:
-    async with life.open_async() as mq:
-        consumer = await async_consumer_of(life, mq)
-        member = Member(life, consumer)
+async def _consume_async(process: RoleProcess) -> None:
+    async with process.open_async_mq() as mq:
+        consumer = await open_async_consumer(process, mq)
+        member = MemberRecorder(process, consumer)
         try:
-            await _poll_async(life, consumer, member)
-            with attempted(life.recorder, "close", **member.whose):
+            await _poll_async(process, consumer, member)
+            with recorded(process.recorder, "close", **member.fields):
                 await consumer.close()
         finally:
-            member.forget()
+            member.close()
 
 
-async def _poll_async(life: Life, consumer: AsyncConsumer, member: Member) -> None:
-    while life.goes_on:
+async def _poll_async(process: RoleProcess, consumer: AsyncConsumer, member: MemberRecorder) -> None:
+    while process.is_active:
         messages: list[Message] = []
         with (
-            life.noticing_stalls(_TIMEOUT_SECONDS),
-            attempted(life.recorder, "poll", **member.whose, owned=member.owned) as attempt,
+            process.noting_stalls(_TIMEOUT_SECONDS),
+            recorded(process.recorder, "poll", **member.fields, owned=member.owned) as operation,
         ):
-            messages = await consumer.poll(life.chosen.randint(1, 40), timeout=_TIMEOUT_SECONDS)
-            attempt.tell(delivered=member.got(messages), owned=member.owned)
-        member.look()
+            messages = await consumer.poll(process.random.randint(1, 40), timeout=_TIMEOUT_SECONDS)
+            operation.add(delivered=member.received(messages), owned=member.owned)
+        member.record_assignment()
         if not messages:
-            await asyncio.sleep(0.0 if attempt.is_ok else _RECOVER_SECONDS)
+            await asyncio.sleep(0.0 if operation.is_ok else _RETRY_SECONDS)
             continue
-        await asyncio.sleep(handling_seconds(life))
-        if life.is_over and life.chosen.random() < _LEAVING_UNFINISHED:
+        await asyncio.sleep(handling_seconds(process))
+        if process.is_ending and process.random.random() < _LEAVE_UNFINISHED_SHARE:
             return
-        member.done(messages)
-        if life.chosen.random() < _COMMITTING:
-            with attempted(life.recorder, "commit", **member.whose) as attempt:
-                troubles = member.troubles
+        member.record_done(messages)
+        if process.random.random() < _COMMIT_SHARE:
+            with recorded(process.recorder, "commit", **member.fields) as operation:
+                warnings = member.warnings
                 await consumer.commit()
-                attempt.tell(**member.positions(troubles))
-            member.look()
+                operation.add(**member.committed_positions(warnings))
+            member.record_assignment()

@@ -11,7 +11,7 @@ from sqlalchemy import Engine, inspect
 from sqlmq import MQ, DatabaseUnavailableError, SqlmqError
 from sqlmq.errors import InvalidURLError
 from sqlmq.verify.plan import ORDERS, Plan
-from sqlmq.verify.workload.sandbox import Place, PlaceTakenError
+from sqlmq.verify.workload.sandbox import Sandbox, SandboxTakenError
 
 if TYPE_CHECKING:
     from tests.conftest import DatabaseUnderTest
@@ -28,7 +28,7 @@ def planned(database: DatabaseUnderTest, schema: str | None = None) -> Plan:
 def test_a_schema_of_its_own_is_made_and_dropped(database: DatabaseUnderTest, engine: Engine) -> None:
     plan = planned(database)
 
-    with Place(plan).made(keep=False), MQ(plan.url, schema=plan.schema) as mq:
+    with Sandbox(plan).created(keep=False), MQ(plan.url, schema=plan.schema) as mq:
         assert ORDERS in mq.admin.topics()
 
     assert not inspect(engine).has_schema(plan.schema or "")
@@ -38,7 +38,7 @@ def test_a_schema_of_its_own_is_made_and_dropped(database: DatabaseUnderTest, en
 def test_a_schema_that_is_kept_stays(database: DatabaseUnderTest, engine: Engine) -> None:
     plan = planned(database)
 
-    with Place(plan).made(keep=True):
+    with Sandbox(plan).created(keep=True):
         pass
 
     assert inspect(engine).has_table("sqlmq_message", schema=plan.schema)
@@ -49,7 +49,7 @@ def test_a_queue_without_topics_is_used_and_left_as_it_was(database: DatabaseUnd
     schema = "public" if database.is_postgres else None
     before = inspect(engine).get_table_names()
 
-    with Place(planned(database, schema)).made(keep=False):
+    with Sandbox(planned(database, schema)).created(keep=False):
         assert ORDERS in mq.admin.topics()
 
     assert mq.admin.topics() == []
@@ -60,9 +60,9 @@ def test_a_queue_without_topics_is_used_and_left_as_it_was(database: DatabaseUnd
 def test_a_queue_with_topics_is_refused_and_not_touched(database: DatabaseUnderTest, engine: Engine, mq: MQ) -> None:
     mq.create_topic("theirs")
     before = inspect(engine).get_table_names()
-    place = Place(planned(database, "public" if database.is_postgres else None))
+    place = Sandbox(planned(database, "public" if database.is_postgres else None))
 
-    with pytest.raises(PlaceTakenError, match="'theirs'"), place.made(keep=False):
+    with pytest.raises(SandboxTakenError, match="'theirs'"), place.created(keep=False):
         pytest.fail("it was made")
 
     assert mq.admin.topics() == ["theirs"]
@@ -72,7 +72,7 @@ def test_a_queue_with_topics_is_refused_and_not_touched(database: DatabaseUnderT
 def test_a_file_of_its_own_is_removed(tmp_path: Path) -> None:
     plan = Plan.of(None, None, "abc", tmp_path)
 
-    with Place(plan).made(keep=False):
+    with Sandbox(plan).created(keep=False):
         assert list(tmp_path.glob("verify.db*"))
 
     assert list(tmp_path.iterdir()) == []
@@ -91,7 +91,7 @@ def test_a_database_that_cannot_be_reached_is_told_as_such(
 ) -> None:
     monkeypatch.setattr("sqlmq.database.retrying._RETRY_SECONDS", 0.1)
 
-    with pytest.raises(error) as caught, Place(Plan.of(url, None, "abc", tmp_path)).made(keep=False):
+    with pytest.raises(error) as caught, Sandbox(Plan.of(url, None, "abc", tmp_path)).created(keep=False):
         pytest.fail("it was made")
 
     assert "secret" not in str(caught.value)
