@@ -18,7 +18,7 @@ import sqlmq.opentelemetry
 import sqlmq.prometheus
 import sqlmq.testing
 from docs.reference.markdown import escaped, prose, table
-from sqlmq.background.heartbeat import Keeper
+from sqlmq.background.registry import GroupMember
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -34,7 +34,7 @@ CLASSES["Collector"] = sqlmq.prometheus.Collector
 CLASSES["Telemetry"] = sqlmq.opentelemetry.Telemetry
 MODULES: list[ModuleType] = [sqlmq.aio, sqlmq.migrate, sqlmq.opentelemetry, sqlmq.prometheus, sqlmq.testing]
 # What the library asks of its own objects, though it stands there under a public name.
-INTERNAL = {"Consumer": set(vars(Keeper)), "Message": {"arrived", "check_size", "headers_json"}}
+INTERNAL = {"Consumer": set(vars(GroupMember)), "Message": {"arrived", "check_size", "headers_json"}}
 
 
 @cache

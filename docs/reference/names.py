@@ -27,7 +27,7 @@ class Names:
     """The public names, each with all that is public of it."""
 
     def __init__(self, package: griffe.Module) -> None:
-        self._keeper = set(package["background.heartbeat.Keeper"].members)
+        self._member = set(package["background.registry.GroupMember"].members)
         # Errors and what only tests use stand in modules of their own: few of them are at the top as well.
         exported = [
             *(package[str(name)] for name in package.exports or ()),
@@ -59,7 +59,7 @@ class Names:
         """What is public of *cls*, its own first; what it has from another public class stands there."""
         inherited = {name: final(one) for name, one in cls.inherited_members.items()}
         elsewhere = set(self.classes.values())
-        own_business = {*_OWN.get(cls.name, ()), *(self._keeper if cls.name == "Consumer" else ())}
+        own_business = {*_OWN.get(cls.name, ()), *(self._member if cls.name == "Consumer" else ())}
         found = {**cls.members, **{name: one for name, one in inherited.items() if one.parent not in elsewhere}}
         return [
             one

@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Self
 
 from sqlmq.admin.access import DatabaseAccess
 from sqlmq.admin.admin import Admin
-from sqlmq.background.heartbeat import Background
+from sqlmq.background.heartbeat import Heartbeat, Housekeeping
 from sqlmq.background.listener import Listener
 from sqlmq.background.notifier import Notifier
 from sqlmq.background.poller import SharedPoller
+from sqlmq.background.registry import MemberRegistry
 from sqlmq.background.retention import RetentionService
 from sqlmq.background.scheduler import Scheduler
 from sqlmq.consumer.consumer import Ack, Consumer
@@ -36,6 +37,7 @@ from sqlmq.model.config import (
 )
 from sqlmq.model.positions import check_start
 from sqlmq.model.retention import Retention, check_retention
+from sqlmq.model.timing import heartbeat_interval
 from sqlmq.operations.admin import topics as admin_topics
 from sqlmq.producer.producer import Producer
 
@@ -51,6 +53,35 @@ if TYPE_CHECKING:
 
     T = TypeVar("T")
     Made = TypeVar("Made", Producer, Consumer)
+
+
+class BackgroundServices:
+    """The background threads of one MQ, built in the order in which they need each other. Each starts when needed."""
+
+    def __init__(self, database: Database, config: MQConfig) -> None:
+        housekeeping_seconds = min(config.commit_interval_seconds, heartbeat_interval(config.lease_seconds))
+        can_notify = config.notify and database.can_notify
+        self.registry = MemberRegistry()
+        self.heartbeat = Heartbeat(database, self.registry, lease_seconds=config.lease_seconds)
+        self.housekeeping = Housekeeping(database.clock, self.registry, interval_seconds=housekeeping_seconds)
+        self.poller = SharedPoller(database, self.registry, poll_max_seconds=config.poll_max_seconds)
+        self.notifier = Notifier(database, self.registry, reaches_other_processes=can_notify)
+        self.listener = Listener(database, self.registry, self.notifier)
+        self.scheduler = Scheduler(database, self.notifier, poll_max_seconds=config.poll_max_seconds)
+        self.retention = RetentionService(database)
+        self.registry.wake_through(self.poller)
+        self.registry.start_with_members(self.heartbeat, self.housekeeping)
+        self.registry.start_with_waits(*([self.poller, self.listener] if can_notify else [self.poller]))
+
+    def close(self) -> None:
+        """End all threads; first those whose last work needs the others."""
+        self.retention.close()
+        self.scheduler.close()
+        self.listener.close()
+        self.notifier.close()
+        self.poller.close()
+        self.heartbeat.stop()
+        self.housekeeping.stop()
 
 
 class MQ:
@@ -114,24 +145,11 @@ class MQ:
         arm_by_environment()
         self._clock = check_clock(clock)
         self._database = Database(database, check_schema(schema), response_timeout_seconds, self._clock)
-        self._poller: SharedPoller  # each needs the other
         self._access = DatabaseAccess(self._database, self._options)
-        self._background = Background(
-            self._database,
-            lease_seconds=lease_seconds,
-            tend_seconds=commit_interval_seconds,
-            awaited=self._awaited,
-            look_soon=lambda at_groups: self._poller.poll_now(at_groups=at_groups),
+        self._background = BackgroundServices(self._database, self._options)
+        self._admin = Admin(
+            self._access, self._background.registry, self._background.retention, self._background.notifier
         )
-        self._poller = SharedPoller(self._database, self._background.keepers, poll_max_seconds=poll_max_seconds)
-        self._notifies = notify and self._database.can_notify
-        self._notifier = Notifier(self._database, self._background.member_ids)
-        self._listener = Listener(self._database, self._background, self._notifier.send)
-        self._scheduler = Scheduler(
-            self._database, self._announce, wakes_others=self._notifies, poll_max_seconds=poll_max_seconds
-        )
-        self._retention_service = RetentionService(self._database)
-        self._admin = Admin(self._access, self._background, self._retention_service, self._announce)
         self._made: list[Producer | Consumer] = []
         self._keeping = threading.Lock()
         self._closing = CloseOnce()
@@ -190,8 +208,8 @@ class MQ:
                 self._database,
                 found,
                 max_message_bytes=self._options.max_message_bytes,
-                wake=self._announce,
-                scheduler=self._scheduler,
+                wake=self._background.notifier.announce,
+                scheduler=self._background.scheduler,
             )
         )
 
@@ -225,9 +243,9 @@ class MQ:
         subscription = Subscription(
             found, group, start, _member_name(self._clock) if name is None else name, on_evicted
         )
-        self._scheduler.watch()
-        self._retention_service.watch()
-        return self._keep(Consumer(self._database, self._background, subscription, self._options, ack))
+        self._background.scheduler.watch()
+        self._background.retention.start()
+        return self._keep(Consumer(self._database, self._background.registry, subscription, self._options, ack))
 
     def observe(self, observer: Observer | None) -> None:
         """Have *observer* stand around what is sent and handled from now on; None for nobody. There is one at a time.
@@ -267,28 +285,11 @@ class MQ:
                 one.close()
             except Exception as error:  # noqa: BLE001 - raised below, with the others
                 errors.append(error)
-        self._retention_service.close()
-        self._scheduler.close()
-        self._listener.close()
-        self._notifier.close()
-        self._poller.close()
         self._background.close()
         self._database.close()
         if errors:
             message = "Closing the MQ failed in parts; everything else is closed."
             raise ExceptionGroup(message, errors)
-
-    def _announce(self, topic_id: int) -> None:
-        """Tell consumers, here and elsewhere, that a topic has new messages."""
-        self._background.wake(topic_id)
-        if self._notifies:
-            self._notifier.tell(topic_id)
-
-    def _awaited(self) -> None:
-        """A consumer begins to wait for what others may send."""
-        self._poller.start()
-        if self._notifies:
-            self._listener.start()
 
     def _keep(self, made: Made) -> Made:
         with self._keeping:

@@ -25,7 +25,7 @@ from sqlmq import (
     Producer,
     Transaction,
 )
-from sqlmq.background.heartbeat import Keeper
+from sqlmq.background.registry import GroupMember
 from sqlmq.errors import InvalidURLError, MQClosedError
 from tests.contract.waiting import PATIENCE_SECONDS
 
@@ -72,7 +72,7 @@ SESSIONS = {
 
 
 def members(kind: type) -> dict[str, object]:
-    internal = set(vars(Keeper)) if kind is Consumer else set()
+    internal = set(vars(GroupMember)) if kind is Consumer else set()
     return {
         name: member
         for name, member in vars(kind).items()

@@ -104,7 +104,7 @@ def _work(place: Place, journal: Journal, crash: Crash, name: str, step: Step, c
         crash.at(Step.CANCELLED)
         return
     # There is something due, of others or of this one, again and again until the crash comes.
-    mq._scheduler.watch()
+    mq._background.scheduler.watch()
     ended = threading.Event()
     for call in range(1_000):
         _store(journal, crash, producer, f"{name}.due.{call}", chosen, is_due=True)

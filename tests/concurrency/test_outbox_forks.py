@@ -71,7 +71,7 @@ def test_a_forked_child_moves_what_it_has_staged(shop: Shop) -> None:
 
         def child() -> str:
             sell_in_child(shop, "child", "SERIALIZABLE")
-            shop.mq._scheduler.close()
+            shop.mq._background.scheduler.close()
             return f"staged {staged(shop.mq.engine, None)}"
 
         assert in_fork(child) == "staged 0"

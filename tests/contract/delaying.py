@@ -63,12 +63,12 @@ def now(connection: Connection) -> datetime:
 
 def without_polling(mq: MQ) -> MQ:
     """*mq*, whose mover looks when it knows that something is due, and not each second."""
-    mq._scheduler._look_seconds = LONG
+    mq._background.scheduler._poll_seconds = LONG
     return mq
 
 
 def look_now(mq: MQ) -> None:
     """Move in this thread what is due, as the mover does."""
-    mover: Any = mq._scheduler
-    move: Callable[[], None] = mover._move
+    mover: Any = mq._background.scheduler
+    move: Callable[[], None] = mover._move_due
     move()

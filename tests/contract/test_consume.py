@@ -356,7 +356,9 @@ def test_a_crash_delivers_what_was_not_done_again(make_mq: MakeMQ) -> None:
     consumer.consume(timeout=PATIENCE_SECONDS)
     until(lambda: position(other) == 1, "the first message to be committed")
 
-    crashing._background.close()
+    crashing._background.heartbeat.stop()
+
+    crashing._background.housekeeping.stop()
 
     assert values(receive(other.consumer("orders", "billing"), 2)) == [b"1", b"2"]
 
@@ -497,7 +499,9 @@ def test_with_ack_before_nothing_is_delivered_twice(make_mq: MakeMQ) -> None:
     send(crashing, 3)
     crashing.consumer("orders", "billing", ack="on_delivery").poll(2, timeout=PATIENCE_SECONDS)
 
-    crashing._background.close()
+    crashing._background.heartbeat.stop()
+
+    crashing._background.housekeeping.stop()
 
     assert values(receive(other.consumer("orders", "billing"), 1)) == [b"2"]
 

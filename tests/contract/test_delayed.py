@@ -349,7 +349,7 @@ def test_who_has_looked_knows_when_the_next_message_is_due(make_mq: MakeMQ) -> N
 def test_who_has_consumers_finds_what_others_have_delayed(make_mq: MakeMQ) -> None:
     mq = make_mq(poll_max_seconds=0.1)
     consumer = mq.consumer("orders", "billing")
-    until(lambda: mq._scheduler._look_at > 0, "the first look")
+    until(lambda: mq._background.scheduler._next_check_at > 0, "the first look")
 
     with make_mq() as other:
         other.producer("orders").produce(Message(b"a"), delay_seconds=0.1)
@@ -360,7 +360,7 @@ def test_who_has_consumers_finds_what_others_have_delayed(make_mq: MakeMQ) -> No
 def test_a_mover_looks_as_often_as_idle_consumers_do_and_each_second_at_least(make_mq: MakeMQ) -> None:
     often, rarely = make_mq(poll_max_seconds=0.2), make_mq(poll_max_seconds=60.0)
 
-    assert (often._scheduler._look_seconds, rarely._scheduler._look_seconds) == (0.2, 1.0)
+    assert (often._background.scheduler._poll_seconds, rarely._background.scheduler._poll_seconds) == (0.2, 1.0)
 
 
 def test_a_waiting_consumer_is_woken_by_a_message_that_becomes_due(make_mq: MakeMQ) -> None:
@@ -445,7 +445,7 @@ def test_a_locked_partition_does_not_hide_others_behind_its_many_messages(
 def test_a_message_whose_cancelling_was_rolled_back_is_moved_later(
     mq: MQ, engine: Engine, staged: Staged, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(scheduler, "_LOOK_SECONDS", 0.05)
+    monkeypatch.setattr(scheduler, "_POLL_SECONDS", 0.05)
     looks: list[staging.ScheduledBatch] = []
     move = staging.move
 
@@ -458,7 +458,7 @@ def test_a_message_whose_cancelling_was_rolled_back_is_moved_later(
     staged.make_due()
     with engine.connect() as connection:
         connection.execute(text(f"DELETE FROM {staged.table} WHERE id = {delayed.id}"))
-        mq._scheduler.schedule(0.0)
+        mq._background.scheduler.schedule(0.0)
         until(lambda: len(looks) > 0, "somebody at the partition")
         connection.rollback()
 
@@ -485,7 +485,7 @@ def test_a_queue_that_closes_does_not_move_without_end(
     with make_mq() as mq:
         mq.producer("orders").produce_many([Message(b"", b"k")] * 500, delay_seconds=LONG)
         staged.make_due()
-        mq._scheduler.schedule(0.0)
+        mq._background.scheduler.schedule(0.0)
 
     assert len(staged) > 0
 
@@ -544,7 +544,7 @@ def test_nothing_is_listed_where_there_is_nothing(mq: MQ) -> None:
 def test_a_message_that_was_due_long_ago_can_be_cancelled_until_it_is_moved(
     mq: MQ, staged: Staged, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(scheduler.Scheduler, "expect", lambda *_: None)
+    monkeypatch.setattr(scheduler.Scheduler, "schedule", lambda *_: None)
     producer = mq.producer("orders")
     moments = [datetime(1970, 1, 1, tzinfo=UTC), datetime(1066, 10, 14, tzinfo=UTC), PAST]
     delayed = [producer.produce(Message(b""), deliver_at=moment) for moment in moments]

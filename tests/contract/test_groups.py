@@ -39,7 +39,8 @@ def sizes(consumers: Sequence[Consumer]) -> list[int]:
 
 def die(mq: MQ) -> None:
     """Have the members of *mq* not heard of any more, as if their process were dead."""
-    mq._background.close()
+    mq._background.heartbeat.stop()
+    mq._background.housekeeping.stop()
 
 
 def owners(mq: MQ) -> list[str | None]:

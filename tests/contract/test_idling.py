@@ -64,7 +64,7 @@ def group_of(mq: MQ, members: int, *, partitions: int) -> list[Consumer]:
 
 def unwatched(mq: MQ) -> MQ:
     """*mq*, which does not notice by itself when a file has changed."""
-    mq._poller._can_watch = False
+    mq._background.poller._can_watch = False
     return mq
 
 
@@ -76,7 +76,7 @@ def look_for_all(mq: MQ, consumers: Sequence[Consumer]) -> None:
     """Have all looked for once, and wait until that was done and found nothing."""
     asked_at = time.monotonic()
     # Whoever waits says so first, and then has the thread started.
-    until(lambda: mq._poller.poll_now(at_groups=True), "a lookout at work")
+    until(lambda: mq._background.poller.poll_now(at_groups=True), "a lookout at work")
     until(lambda: all(consumer._wakeups.polled_at >= asked_at for consumer in consumers), "a look for all")
 
 
@@ -142,7 +142,7 @@ def test_a_look_for_all_finds_what_another_process_has_produced(make_mq: MakeMQ)
 
     with waiting(*consumers) as answers:
         there.producer("orders").produce_with_partition(Message(b"42"), consumers[0].partitions[0])
-        until(lambda: here._poller.poll_now(at_groups=True), "a lookout at work")
+        until(lambda: here._background.poller.poll_now(at_groups=True), "a lookout at work")
 
         assert values(answers[0].result(PATIENCE_SECONDS)) == [b"42"]
 
@@ -176,7 +176,7 @@ def test_looks_that_fail_lose_nothing_and_are_told_once(
         there.producer("orders").produce(Message(b"42"))
 
         assert values(answer.result(PATIENCE_SECONDS)) == [b"42"]
-        assert caplog.text.count("Looking for all consumers at once failed") == 1
+        assert caplog.text.count("The shared poll failed") == 1
 
 
 def test_a_look_that_hangs_holds_up_neither_messages_nor_heartbeats(
@@ -209,11 +209,11 @@ def test_a_thread_that_died_is_replaced_when_somebody_waits_again(make_mq: MakeM
     mq = unwatched(make_mq(**RARELY))
     (consumer,) = group_of(mq, 1, partitions=1)
     consumer.poll(timeout=0.01)
-    mq._poller.close()
-    mq._poller._is_closing = False
+    mq._background.poller.close()
+    mq._background.poller._stopping.clear()
 
     with waiting(consumer):
-        until(lambda: mq._poller.poll_now(at_groups=False), "another thread")
+        until(lambda: mq._background.poller.poll_now(at_groups=False), "another thread")
         look_for_all(mq, [consumer])
 
 
@@ -247,7 +247,8 @@ def test_the_partitions_of_a_dead_member_are_taken_over_by_one_that_rests(make_m
 
     # The dead one does not wait: a consumer that does sends a heartbeat itself when none was sent for it.
     with waiting(survivor):
-        dying._background.close()
+        dying._background.heartbeat.stop()
+        dying._background.housekeeping.stop()
 
         until(lambda: survivor.partitions == (0, 1, 2, 3), "the survivor to take over")
 

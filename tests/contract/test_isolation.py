@@ -152,9 +152,9 @@ def test_more_than_is_moved_at_once_keeps_its_order(shop: Shop) -> None:
 def test_a_message_is_moved_once_by_many_movers_at_once(shop: Shop, make_mq: MakeMQ) -> None:
     for partition in range(3):
         stage(shop, *(f"{partition}.{i}" for i in range(250)), partition=partition)
-    movers = [make_mq()._scheduler for _ in range(4)]
+    movers = [make_mq()._background.scheduler for _ in range(4)]
 
-    at_once([mover._move for mover in movers for _ in range(2)])
+    at_once([mover._move_due for mover in movers for _ in range(2)])
 
     assert is_moved(shop)
     assert shop.log() == {partition: [f"{partition}.{i}" for i in range(250)] for partition in range(3)}

@@ -1153,7 +1153,7 @@ def test_partitions_are_locked_in_order_of_id_whatever_the_order_of_the_messages
 def test_an_idle_consumer_gets_a_message_as_soon_as_it_is_committed(shop: Shop, make_mq: MakeMQ) -> None:
     mq = make_mq(poll_min_seconds=25, poll_max_seconds=PATIENCE_SECONDS)
     # On SQLite, the commit would be noticed otherwise, too.
-    mq._poller._can_watch = False
+    mq._background.poller._can_watch = False
     consumer = mq.consumer("events", "billing")
     producer = mq.producer("events")
     until(lambda: consumer.poll(timeout=0) == [] and len(consumer.partitions) == 3, "all partitions")

@@ -508,7 +508,8 @@ def test_a_transaction_takes_the_partitions_of_a_dead_member_and_fences_it(make_
     send(leasing, 2)
     member = leasing.consumer("orders", "billing")
     assert len(member.poll(1, timeout=PATIENCE_SECONDS)) == 1
-    leasing._background.close()
+    leasing._background.heartbeat.stop()
+    leasing._background.housekeeping.stop()
     consumer = transacting.consumer("orders", "billing")
 
     with consumer.transaction(timeout=PATIENCE_SECONDS) as tx:

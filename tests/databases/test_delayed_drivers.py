@@ -185,7 +185,7 @@ def test_a_message_is_stored_in_two_statements_and_what_is_due_is_found_in_one(s
     event.listen(shop.mq.engine, "before_cursor_execute", note)
     shop.producer.produce(Message(b""), delay_seconds=LONG)
     stored = len(sent)
-    shop.mq._scheduler._move()
+    shop.mq._background.scheduler._move_due()
     event.remove(shop.mq.engine, "before_cursor_execute", note)
 
     assert (stored, len(sent) - stored) == (2, 1)

@@ -52,7 +52,7 @@ class Waiting:
         until(lambda: self.consumer.is_waiting, "a consumer that waits")
 
     def until_it_listens(self) -> Waiting:
-        until(lambda: self.mq._listener.is_hearing, "a listener that hears")
+        until(lambda: self.mq._background.listener.is_receiving, "a listener that hears")
         # It was woken when that began, and looked.
         until(lambda: self.consumer.is_waiting, "a consumer that waits")
         return self
@@ -184,7 +184,7 @@ def test_a_consumer_that_came_just_after_nobody_was_found_is_woken_too(make_mq: 
     mq.create_topic("orders", 1)
     producer = mq.producer("orders")
     producer.produce(Message(b"to nobody"))
-    until(lambda: not mq._notifier._told, "a look for consumers")
+    until(lambda: not mq._background.notifier._commits, "a look for consumers")
     late = Waiting(make_mq(**HALF_A_MINUTE), start="latest").until_it_listens()
 
     producer.produce(Message(b"now"))
@@ -245,8 +245,8 @@ def test_several_topics_are_told_of_in_one_statement(mq: MQ, make_mq: MakeMQ) ->
     notices = Notices(mq.engine)
 
     # As if they came while the thread was busy.
-    mq._notifier._told.update(dict.fromkeys(topic_ids[1:], 1))
-    mq._notifier.tell(topic_ids[0])
+    mq._background.notifier._commits.update(dict.fromkeys(topic_ids[1:], 1))
+    mq._background.notifier.notify(topic_ids[0])
 
     until(lambda: notices.topics != [], "a notice")
     assert notices.topics == [[str(topic_id) for topic_id in sorted(topic_ids)]]
@@ -267,7 +267,7 @@ def test_with_the_option_off_nothing_is_sent_and_nobody_listens(
     assert notices.sent == []
     if who == "consumer":
         assert sessions(database, LISTENS) == 0
-        assert consuming._listener._thread is None
+        assert consuming._background.listener._thread is None
 
 
 @pytest.mark.parametrize("database", ["sqlite"], indirect=True)
@@ -279,7 +279,7 @@ def test_on_sqlite_the_option_means_nothing(make_mq: MakeMQ) -> None:
 
     assert values(consumer.poll(timeout=30)) == [b"1"]
     assert consumer.poll(timeout=0.5) == []
-    assert producing._notifier._thread is consuming._listener._thread is None
+    assert producing._background.notifier._thread is consuming._background.listener._thread is None
 
 
 # What goes wrong.
@@ -299,14 +299,14 @@ def test_a_listener_that_was_killed_comes_back_and_misses_nothing(
     monkeypatch.setattr(waiting.mq._database, "listen", listen_later)
 
     until(lambda: kill_listeners(database) == 1, "the listener to be killed")
-    until(lambda: not waiting.mq._listener.is_hearing, "the loss noticed")
+    until(lambda: not waiting.mq._background.listener.is_receiving, "the loss noticed")
     producer.produce(Message(b"meanwhile"))
     mq.close()  # which sends what is still to be told
     assert waiting.received == []
     may_listen.set()
 
     waiting.gets(b"meanwhile")
-    until(lambda: waiting.mq._listener.is_hearing, "a listener that hears again")
+    until(lambda: waiting.mq._background.listener.is_receiving, "a listener that hears again")
 
 
 @POSTGRES
@@ -323,7 +323,7 @@ def test_where_notices_do_not_arrive_it_is_said_once_and_consumers_poll(
     wait = PostgresListening.wait
     monkeypatch.setattr(PostgresListening, "wait", hear_nothing)
     monkeypatch.setattr(listener, "_ANSWER_SECONDS", 0.05)
-    monkeypatch.setattr(listener, "_DEAF_SECONDS", 0.05)
+    monkeypatch.setattr(listener, "_UNREACHABLE_SECONDS", 0.05)
     deaf = make_mq()
     consumer = deaf.consumer("orders", "billing")
     assert consumer.poll(timeout=0.5) == []
@@ -332,7 +332,7 @@ def test_where_notices_do_not_arrive_it_is_said_once_and_consumers_poll(
     mq.producer("orders").produce(Message(b"found"))
 
     assert values(consumer.poll(timeout=30)) == [b"found"]
-    assert not deaf._listener.is_hearing
+    assert not deaf._background.listener.is_receiving
     warnings = [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
     assert len(warnings) == 1
     assert "transaction mode" in warnings[0]
@@ -345,11 +345,11 @@ def test_a_connection_that_goes_silent_is_replaced_without_a_word(
     monkeypatch.setattr(listener, "_PROBE_SECONDS", 0.05)
     monkeypatch.setattr(listener, "_ANSWER_SECONDS", 1.0)
     waiting = Waiting(make_mq(**HALF_A_MINUTE)).until_it_listens()
-    silent = waiting.mq._listener._listening
+    silent = waiting.mq._background.listener._listening
     assert silent is not None
 
     monkeypatch.setattr(silent, "wait", lambda _seconds: set())
-    until(lambda: waiting.mq._listener._listening not in (silent, None), "another connection")
+    until(lambda: waiting.mq._background.listener._listening not in (silent, None), "another connection")
     waiting.until_it_listens()
     mq.producer("orders").produce(Message(b"now"))
 
@@ -395,7 +395,7 @@ def test_a_pool_whose_only_connection_is_in_use_can_be_listened_beside(database:
         waiting = Waiting(mq).until_it_listens()
         with mq.engine.connect():
             assert kill_listeners(database) == 1
-            until(lambda: not mq._listener.is_hearing, "the loss noticed")
+            until(lambda: not mq._background.listener.is_receiving, "the loss noticed")
             until(lambda: sessions(database, LISTENS) == 1, "another listener")
 
         waiting.until_it_listens()
@@ -424,7 +424,7 @@ def test_a_forked_child_wakes_its_parents_consumer(waiting: Waiting) -> None:
 
     def child() -> str:
         producer.produce(Message(b"from the child"))
-        waiting.mq._notifier.close()
+        waiting.mq._background.notifier.close()
         return "told"
 
     assert in_fork(child) == "told"
@@ -439,8 +439,8 @@ def test_a_child_listens_by_itself_and_leaves_its_parents_listener_alone(waiting
     def child() -> str:
         consumer = waiting.mq.consumer("orders", "of-the-child")
         assert consumer.poll(timeout=0.5) == []
-        until(lambda: waiting.mq._listener.is_hearing, "a listener that hears")
-        waiting.mq._listener.close()
+        until(lambda: waiting.mq._background.listener.is_receiving, "a listener that hears")
+        waiting.mq._background.listener.close()
         consumer.close()
         return "heard"
 
@@ -460,7 +460,7 @@ def test_a_task_is_woken_too(database: DatabaseUnderTest, mq: MQ) -> None:
             consumer = await waiting.consumer("orders", "billing")
 
             def produce_then() -> None:
-                until(lambda: waiting._sync._listener.is_hearing, "a listener that hears")
+                until(lambda: waiting._sync._background.listener.is_receiving, "a listener that hears")
                 until(lambda: consumer._sync.is_waiting, "a task that waits")
                 mq.producer("orders").produce(Message(b"now"))
 

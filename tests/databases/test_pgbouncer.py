@@ -66,7 +66,7 @@ def test_notices_do_not_arrive_and_that_is_said_once(
     make_mq: MakeMQ, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("sqlmq.background.listener._ANSWER_SECONDS", 0.2)
-    monkeypatch.setattr("sqlmq.background.listener._DEAF_SECONDS", 0.2)
+    monkeypatch.setattr("sqlmq.background.listener._UNREACHABLE_SECONDS", 0.2)
     listening, producing = make_mq(poll_max_seconds=0.1), make_mq()
     producer = producing.producer("orders")
     consumer = listening.consumer("orders", "billing")

@@ -124,4 +124,4 @@ def test_without_a_consumer_no_thread_trims(make_mq: MakeMQ) -> None:
 
     mq.producer("orders").produce(Message(b"x"))
 
-    assert mq._retention_service._thread is None
+    assert mq._background.retention._thread is None

@@ -162,11 +162,11 @@ def test_a_listener_hears_again_when_the_server_comes_back(server: PostgresServe
     with MQ(url, poll_min_seconds=60.0, poll_max_seconds=60.0) as waiting, MQ(url) as producing:
         consumer = waiting.consumer("orders", "billing")
         assert consumer.poll(timeout=0.5) == []
-        until(lambda: waiting._listener.is_hearing, "a listener that hears")
+        until(lambda: waiting._background.listener.is_receiving, "a listener that hears")
         server.kill()
-        until(lambda: not waiting._listener.is_hearing, "the loss noticed")
+        until(lambda: not waiting._background.listener.is_receiving, "the loss noticed")
         server.start()
-        until(lambda: waiting._listener.is_hearing, "a listener that hears again")
+        until(lambda: waiting._background.listener.is_receiving, "a listener that hears again")
 
         with ThreadPoolExecutor(1) as thread:
             received = thread.submit(consumer.poll, timeout=PATIENCE_SECONDS / 2)

@@ -174,8 +174,10 @@ def consuming(life: Life) -> None:
             return mq.admin.describe_group(TOPIC, GROUP).lag == 0 and len(second.partitions) == 1
 
         until(is_done, "everything committed, and the partitions shared out")
-        if mq._notifies:
-            until(lambda: not second.poll(1, timeout=0.1) and mq._listener.is_hearing, "a notice to oneself")
+        if mq._background.notifier.reaches_other_processes:
+            until(
+                lambda: not second.poll(1, timeout=0.1) and mq._background.listener.is_receiving, "a notice to oneself"
+            )
         second.close()
         first.close()
 

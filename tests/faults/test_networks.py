@@ -94,7 +94,7 @@ def test_everybody_goes_on_when_connections_are_reset(proxy: Proxy) -> None:
         proxy.reset(lambda link, victims=victims: link in victims)  # type: ignore[misc]
         traffic.wait_for_everybody(moment)
         took.append(max(traffic.seconds_until_progress(moment).values()))
-    until(lambda: traffic._mq._listener.is_hearing, "a listener that hears", seconds=RECOVERED_SECONDS)
+    until(lambda: traffic._mq._background.listener.is_receiving, "a listener that hears", seconds=RECOVERED_SECONDS)
     traffic.end()
 
     traffic.check()

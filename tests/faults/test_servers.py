@@ -88,7 +88,11 @@ def assert_that_it_goes_on(traffic: Traffic, since: float, most_seconds: float) 
     traffic.wait_for_everybody(since)
     took = traffic.seconds_until_progress(since)
     print({actor: round(seconds, 2) for actor, seconds in took.items()})
-    until(lambda: traffic._mq._listener.is_hearing, "a listener that hears", seconds=HEARING_SECONDS + BUSY_SECONDS)
+    until(
+        lambda: traffic._mq._background.listener.is_receiving,
+        "a listener that hears",
+        seconds=HEARING_SECONDS + BUSY_SECONDS,
+    )
     traffic.end()
     traffic.check()
     assert max(took.values()) <= most_seconds + BUSY_SECONDS
@@ -102,7 +106,7 @@ def test_everybody_goes_on_when_sessions_are_terminated(url: URL, traffic: Traff
         pids = execute(url, OURS)
         return bool(pids) and execute(url, f"SELECT pg_terminate_backend({chosen.choice(pids)})") == [True]
 
-    until(lambda: traffic._mq._listener.is_hearing, "a listener that hears")
+    until(lambda: traffic._mq._background.listener.is_receiving, "a listener that hears")
     (listener,) = execute(url, f"{OURS} AND query LIKE 'LISTEN%'")
     execute(url, f"SELECT pg_terminate_backend({listener})")
     for _ in range(TERMINATIONS):

@@ -159,11 +159,11 @@ def test_a_listener_that_hears_nothing_more_is_replaced(proxy: Proxy, mq: MQ, mo
     with MQ(proxy.url, response_timeout_seconds=ANSWER_SECONDS) as behind, ThreadPoolExecutor(1) as threads:
         consumer = behind.consumer("orders", "billing")
         received = threads.submit(consumer.poll, timeout=30)
-        until(lambda: behind._listener.is_hearing, "a listener that hears")
+        until(lambda: behind._background.listener.is_receiving, "a listener that hears")
 
         assert proxy.silence(lambda link: link.has_said(b"LISTEN")) == 1
-        until(lambda: not behind._listener.is_hearing, "the loss noticed", seconds=1.5 + BUSY_SECONDS)
-        until(lambda: behind._listener.is_hearing, "a listener that hears again", seconds=DETECTED_SECONDS)
+        until(lambda: not behind._background.listener.is_receiving, "the loss noticed", seconds=1.5 + BUSY_SECONDS)
+        until(lambda: behind._background.listener.is_receiving, "a listener that hears again", seconds=DETECTED_SECONDS)
 
         mq.producer("orders").produce(Message(b"1"))
         assert [message.value for message in received.result(10)] == [b"1"]
@@ -226,7 +226,7 @@ def test_closing_waits_no_longer_than_five_seconds(proxy: Proxy, make_mq: MakeMQ
     with ThreadPoolExecutor(4) as threads:
         for consumer in consumers:
             threads.submit(consumer.poll, timeout=60)
-        until(lambda: behind._listener.is_hearing, "a listener that hears")
+        until(lambda: behind._background.listener.is_receiving, "a listener that hears")
         getattr(proxy, hole)()
         sent = threads.submit(producer.produce, Message(b"1"))
 

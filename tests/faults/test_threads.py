@@ -50,7 +50,7 @@ class Traffic:
     def __init__(self, world: World) -> None:
         self.world = world
         self.mq = MQ(world.database.url, commit_interval_seconds=0.02, poll_max_seconds=0.05)
-        self.mq._background._beat_seconds = 0.05
+        self.mq._background.heartbeat._interval_seconds = 0.05
         self.topic = world.name("traffic")
         self.mq.create_topic(self.topic, PARTITIONS)
         self.consumer = self.mq.consumer(self.topic, "billing")

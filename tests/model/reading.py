@@ -110,7 +110,7 @@ class Reading(Machine):
     def crash(self, pick: int) -> None:
         """Nothing is heard of a consumer any more, and its lease runs out."""
         reader = self.readers.pop(pick % len(self.readers))
-        self.mq._background.remove(reader.consumer)
+        self.mq._background.registry.remove(reader.consumer)
         member = self.dialect.tables.member
         long_ago = self.dialect.seconds_from_now(-2 * FOR_EVER_SECONDS)
         with self.engine.begin() as connection:

@@ -40,13 +40,13 @@ def conduct(mq: MQ) -> None:
     if engine.dialect.name == "sqlite":
         # What a crash of the machine would do is not looked at here.
         event.listen(engine, "connect", lambda connection, _record: connection.execute("PRAGMA synchronous = OFF"))
-    for machine, threads in (
-        (mq._background, ("_keep_beating", "_keep_tending")),
-        (mq._scheduler, ("_run",)),
-        (mq._retention_service, ("_run",)),
+    for thread in (
+        mq._background.heartbeat,
+        mq._background.housekeeping,
+        mq._background.scheduler,
+        mq._background.retention,
     ):
-        for thread in threads:
-            setattr(machine, thread, lambda: None)
+        setattr(thread, "run", lambda: None)  # noqa: B010 - for mypy
     connections = [engine.connect() for _ in range(CONNECTIONS)]
     for connection in connections:
         connection.close()

@@ -105,13 +105,13 @@ def move_move_cancel(scene: Scene) -> None:
     cancelled: list[int] = []
 
     def either_cancelled_or_delivered() -> None:
-        scene.stage.own._scheduler._move()
+        scene.stage.own._background.scheduler._move_due()
         expected = [value for id_, value in zip(ids, (b"1", b"2"), strict=True) if id_ not in cancelled]
         assert sorted(scene.log().values()) == expected
         assert len(scene.stage.staged) == 0
 
-    scene.session(scene.mq(0)._scheduler._move)
-    scene.session(scene.mq(1)._scheduler._move)
+    scene.session(scene.mq(0)._background.scheduler._move_due)
+    scene.session(scene.mq(1)._background.scheduler._move_due)
     scene.session(lambda: cancelled.extend(scene.mq(2).admin.cancel_delayed(*ids)))
     scene.log_grows_only_at_its_end()
     scene.checks.append(either_cancelled_or_delivered)
@@ -190,13 +190,13 @@ def delete_outbox_move(scene: Scene) -> None:
             session.commit()
 
     def nothing_is_left() -> None:
-        scene.stage.own._scheduler._move()
+        scene.stage.own._background.scheduler._move_due()
         assert scene.count("sqlmq_message", ids) == 0
         assert len(scene.stage.staged) == 0
 
     scene.session(lambda: scene.mq(0).delete_topics(scene.topic))
     scene.session(publish, may_raise=(UnknownTopicError,))
-    scene.session(scene.mq(2)._scheduler._move)
+    scene.session(scene.mq(2)._background.scheduler._move_due)
     scene.last_checks.append(nothing_is_left)
 
 

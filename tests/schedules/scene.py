@@ -346,7 +346,7 @@ class Scene:
             with contextlib.suppress(UnknownTopicError):
                 consumer.close()
         for mq in self.stage.queues:
-            left = len(mq._background.keepers())
+            left = len(mq._background.registry.members())
             assert not left, f"{left} consumers are left"
 
     def _drain(self, group: str, reading: Reading) -> None:

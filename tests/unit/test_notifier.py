@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import pytest
 
-from sqlmq.background.listener import ListenerHealth, Probe
-from sqlmq.background.notifier import Schedule
+from sqlmq.background.listener import ListenerHealth
+from sqlmq.background.notifier import NotifySchedule, Probe
 from sqlmq.hooks.clock import Clock
 from sqlmq.operations.notify import topic_id
 
 
 def test_the_first_notice_of_a_topic_is_due_at_once() -> None:
-    schedule = Schedule()
+    schedule = NotifySchedule()
 
     assert schedule.ready({1, 2}, 100.0) == {1, 2}
     assert schedule.pause({1, 2}, 100.0) == 0
@@ -21,7 +21,7 @@ def test_the_first_notice_of_a_topic_is_due_at_once() -> None:
 def test_the_next_one_waits_the_longer_the_more_there_was_to_tell_and_holds_up_no_other_topic(
     commits: int, seconds: float
 ) -> None:
-    schedule = Schedule()
+    schedule = NotifySchedule()
     schedule.note({1: commits}, {1}, {1}, 100.0)
 
     assert schedule.ready({1, 2}, 100.0 + seconds - 0.001) == {2}
@@ -30,7 +30,7 @@ def test_the_next_one_waits_the_longer_the_more_there_was_to_tell_and_holds_up_n
 
 
 def test_where_nobody_waits_a_notice_is_held_back_for_a_second() -> None:
-    schedule = Schedule()
+    schedule = NotifySchedule()
     schedule.note({1: 1}, {1}, set(), 100.0)
 
     assert schedule.ready({1}, 100.9) == set()
@@ -39,7 +39,7 @@ def test_where_nobody_waits_a_notice_is_held_back_for_a_second() -> None:
 
 
 def test_that_somebody_waits_is_believed_for_a_second() -> None:
-    schedule = Schedule()
+    schedule = NotifySchedule()
     schedule.note({1: 1}, {1}, {1}, 100.0)
     schedule.note({1: 1}, set(), set(), 100.5)
 
@@ -49,7 +49,7 @@ def test_that_somebody_waits_is_believed_for_a_second() -> None:
 
 
 def test_a_schedule_forgets_topics_of_long_ago() -> None:
-    schedule = Schedule()
+    schedule = NotifySchedule()
     for number in range(5_000):
         schedule.note({number: 1}, {number}, {number}, float(number))
 

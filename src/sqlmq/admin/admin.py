@@ -24,10 +24,11 @@ from sqlmq.operations.admin import topics as admin_topics
 from sqlmq.producer import outbox
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Iterable
 
     from sqlmq.admin.access import DatabaseAccess
-    from sqlmq.background.heartbeat import Background
+    from sqlmq.background.notifier import Notifier
+    from sqlmq.background.registry import MemberRegistry
     from sqlmq.background.retention import RetentionService
     from sqlmq.model.message import DelayedMessage
     from sqlmq.model.positions import ResetTo
@@ -56,15 +57,15 @@ class Admin:
     def __init__(
         self,
         access: DatabaseAccess,
-        background: Background,
+        registry: MemberRegistry,
         retention_service: RetentionService,
-        announce: Callable[[int], None],
+        notifier: Notifier,
     ) -> None:
         self._access = access
         self._database = access.database
-        self._background = background
+        self._registry = registry
         self._retention_service = retention_service
-        self._announce = announce
+        self._notifier = notifier
 
     # --- Topics ---
 
@@ -91,7 +92,7 @@ class Admin:
         check_partitions(partitions)
         self._database.check_outside_block("add partitions")
         grown = self._access.write(admin_topics.add_partitions, topic, partitions)
-        self._announce(grown.topic_id)
+        self._notifier.announce(grown.topic_id)
         return partitions > grown.before
 
     # --- Groups ---
@@ -170,8 +171,8 @@ class Admin:
         request = _reset_request(topic, group, to, shift_by, partitions)
         self._database.check_outside_block("reset a group")
         done = self._access.write(reset.reset, request, force=force)
-        self._background.recheck_group_soon(done.group_id)
-        self._announce(done.topic_id)
+        self._registry.recheck_group_soon(done.group_id)
+        self._notifier.announce(done.topic_id)
         return done.changes
 
     def parked(self, topic: str, group: str) -> Parked:
@@ -181,7 +182,7 @@ class Admin:
         """
         check_topic(topic)
         check_group(group)
-        return Parked(self._access, topic, group, self._announce)
+        return Parked(self._access, topic, group, self._notifier)
 
     # --- Retention ---
 

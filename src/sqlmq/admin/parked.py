@@ -18,9 +18,8 @@ from sqlmq.operations.admin import parked
 from sqlmq.operations.admin.parked import ParkedFilter, Scope
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from sqlmq.admin.access import DatabaseAccess
+    from sqlmq.background.notifier import Notifier
     from sqlmq.model.config import ParkedState
     from sqlmq.model.message import ProducerResult
     from sqlmq.operations.admin.parked import Decided
@@ -44,10 +43,10 @@ class Parked:
     handles at that moment holds: if the attempt fails, that counts for nothing; if it succeeds, the message is done.
     """
 
-    def __init__(self, access: DatabaseAccess, topic: str, group: str, announce: Callable[[int], None]) -> None:
+    def __init__(self, access: DatabaseAccess, topic: str, group: str, notifier: Notifier) -> None:
         self._access = access
         self._scope = Scope(topic, group)
-        self._announce = announce
+        self._notifier = notifier
 
     @property
     def topic(self) -> str:
@@ -165,15 +164,15 @@ class Parked:
             max_message_bytes=self._access.config.max_message_bytes,
         )
         if results:
-            self._announce(to.id)
+            self._notifier.announce(to.id)
             if discard:
-                self._announce(topic_id)
+                self._notifier.announce(topic_id)
         return results
 
     def _told(self, decided: Decided) -> int:
         """Have consumers that idle look, if anything was decided; return about how many messages."""
         if decided.messages:
-            self._announce(decided.topic_id)
+            self._notifier.announce(decided.topic_id)
         return decided.messages
 
     def __repr__(self) -> str:

@@ -1,188 +1,156 @@
-"""Listens for notices of other processes while consumers wait: by LISTEN, where the database has that.
+"""Receives the notifications of other processes while consumers wait: by LISTEN, where the database has it.
 
-One connection and one thread per MQ, from the first time that a consumer waits. It sends itself a notice now and then:
-one that does not arrive tells that the connection is dead, or that it never hears anything, as through a pooler that
-shares sessions. Nothing depends on it: consumers poll as if it were not there.
+One connection and one thread per MQ, from the first time that a consumer waits. From time to time the listener sends
+itself a probe. If the probe does not arrive, the connection is dead, or never receives anything, as through a pooler that
+shares sessions. Nothing depends on the listener: consumers poll as if it were not there.
 """
 
 from __future__ import annotations
 
 import contextlib
 import logging
-import os
-import threading
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
+from sqlmq.background.notifier import Probe
+from sqlmq.background.thread import BackgroundThread
 from sqlmq.errors import DatabaseError, SqlmqError
 from sqlmq.hooks.log_events import log_fields
 from sqlmq.model.timing import backoff
 from sqlmq.operations import notify
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from sqlalchemy import Connection
 
+    from sqlmq.background.notifier import Notifier
+    from sqlmq.background.registry import MemberRegistry
     from sqlmq.database.database import Database
     from sqlmq.dialects import Dialect, Listening
-    from sqlmq.hooks.clock import Clock
 
 log = logging.getLogger("sqlmq.background")
 
 _PROBE_SECONDS = 30.0
-"""How often to find out whether the connection still hears."""
+"""How often to send a probe."""
 _ANSWER_SECONDS = 5.0
-"""How long a notice to oneself may take, from when it was sent."""
-_DEAF_SECONDS = 600.0
-"""How soon to try again where nothing was ever heard."""
+"""How long a probe may take, from when it was sent."""
+_UNREACHABLE_SECONDS = 600.0
+"""How soon to connect again where no notification ever arrived."""
 _RECONNECT_SECONDS = 0.1
 _RECONNECT_MOST_SECONDS = 10.0
 _CLOSE_SECONDS = 1.0
 
 
-class Wakes(Protocol):
-    """What can wake consumers."""
+class Listener(BackgroundThread):
+    """Wakes the members of one MQ when other processes notify of messages. Sends its probes through *notifier*."""
 
-    def wake(self, topic_id: int) -> None:
-        """Wake those of one topic."""
+    thread_name = "sqlmq-listener"
+    _listening: Listening | None = None
 
-    def wake_all(self) -> None:
-        """Wake all."""
-
-
-class Listener:
-    """Wakes the consumers of one MQ when other processes say so. The thread ends with ``close``.
-
-    *send* sends a payload by another connection, and calls what it was given when that is done.
-    """
-
-    def __init__(self, database: Database, consumers: Wakes, send: Callable[[str, Callable[[], None]], None]) -> None:
+    def __init__(self, database: Database, registry: MemberRegistry, notifier: Notifier) -> None:
+        super().__init__(database.clock)
         self._database = database
-        self._clock = database.clock
-        self._consumers = consumers
-        self._send = send
-        self._warned_deaf = False
-        self._thread: threading.Thread | None
-        self._listening: Listening | None = None
-        self._start_over()
+        self._registry = registry
+        self._notifier = notifier
+        self._has_warned = False
+
+    def _start_over(self) -> None:
+        super()._start_over()
+        if self._listening is not None:
+            _ABANDONED.append(self._listening)
+        self._listening = None
+        self._is_receiving = False
 
     @property
-    def is_hearing(self) -> bool:
-        """Whether a notice has arrived on the connection that there is."""
-        return self._is_hearing
-
-    def start(self) -> None:
-        """A consumer waits: listen for it, from now on."""
-        if self._pid != os.getpid():
-            self._start_over()
-        with self._starting:
-            if self._thread is None and not self._closing.is_set():
-                self._thread = threading.Thread(target=self._run, name="sqlmq-listener", daemon=True)
-                self._thread.start()
+    def is_receiving(self) -> bool:
+        """Whether a probe has arrived on the present connection."""
+        return self._is_receiving
 
     def close(self) -> None:
         """End the thread, and with it the connection."""
-        if self._pid != os.getpid():
-            return
-        with self._starting:
-            self._closing.set()
+        self.stop(_CLOSE_SECONDS)
+
+    def _interrupt(self) -> None:
         if (listening := self._listening) is not None:
             listening.interrupt()
-        if self._thread is not None:
-            self._thread.join(_CLOSE_SECONDS)
 
-    def _run(self) -> None:
+    def run(self) -> None:
+        """Listen until stopped. Connect again when a connection ends, with growing pauses while that fails."""
         attempt = 0
-        while not self._closing.is_set():
-            health = None
-            try:
-                with contextlib.closing(self._database.listen()) as self._listening:
-                    health = ListenerHealth(self._clock.monotonic())
-                    self._hear(self._listening, health)
-            except Exception as error:
-                # Whatever it is, a thread that dies here would make all messages late, silently.
-                level = logging.WARNING if attempt == 1 else logging.INFO
-                trace = not isinstance(error, SqlmqError)
-                log.log(
-                    level,
-                    "Listening for messages ended; consumers poll meanwhile: %s",
-                    error,
-                    exc_info=trace,
-                    extra=log_fields("listening ended", error=error),
-                )
-            finally:
-                self._is_hearing = False
-                self._listening = None
+        while not self._stopping.is_set():
+            health = self._listen_once(attempt)
             if health is not None and health.receives_nothing:
-                self._warn_deaf()
-                self._closing.wait(_DEAF_SECONDS)
+                self._warn_unreachable()
+                self._stopping.wait(_UNREACHABLE_SECONDS)
                 continue
-            attempt = 0 if health is not None and health.has_heard else attempt + 1
-            self._closing.wait(self._pause(attempt))
+            attempt = 0 if health is not None and health.has_received else attempt + 1
+            self._stopping.wait(self._pause(attempt))
 
-    def _hear(self, listening: Listening, health: ListenerHealth) -> None:
-        """Wake whoever is to be woken, until the connection turns out to be of no use."""
-        # What was committed before there was anybody to listen.
-        self._consumers.wake_all()
-        while not self._closing.is_set() and not health.is_over:
+    def _listen_once(self, attempt: int) -> ListenerHealth | None:
+        """Listen on one connection until it ends; return what it received, None if there was no connection."""
+        health = None
+        try:
+            with contextlib.closing(self._database.listen()) as self._listening:
+                health = ListenerHealth(self._clock.monotonic())
+                self._receive(self._listening, health)
+        except Exception as error:
+            log.log(
+                # The first failure is ordinary, as when the server restarts; of those after the second there are many.
+                logging.WARNING if attempt == 1 else logging.INFO,
+                "Listening for messages ended; consumers poll meanwhile: %s",
+                error,
+                exc_info=not isinstance(error, SqlmqError),
+                extra=log_fields("listening ended", error=error),
+            )
+        finally:
+            self._is_receiving = False
+            self._listening = None
+        return health
+
+    def _receive(self, listening: Listening, health: ListenerHealth) -> None:
+        """Wake the members that are notified, until the connection turns out to be of no use."""
+        # Messages may have been committed before this connection listened.
+        self._registry.wake_all()
+        while not self._stopping.is_set() and not health.is_over:
             if health.is_probe_due(self._clock.monotonic()):
-                health.probe = probe = Probe(self._clock)
-                self._send(probe.payload, probe.sent)
-            payloads = self._wait(listening, health.pause(self._clock.monotonic()))
+                health.probe = Probe(self._clock)
+                self._notifier.send_probe(health.probe)
+            seconds = health.pause(self._clock.monotonic())
+            with self._database.translating():
+                payloads = listening.wait(seconds)
             health.arrived(payloads, self._clock.monotonic())
-            self._is_hearing = health.has_heard
+            self._is_receiving = health.has_received
             for topic_id in {notify.topic_id(payload) for payload in payloads} - {None}:
                 assert topic_id is not None  # noqa: S101 - for mypy
-                self._consumers.wake(topic_id)
-
-    def _wait(self, listening: Listening, seconds: float) -> set[str]:
-        with self._database.translating():
-            return listening.wait(seconds)
+                self._registry.wake(topic_id)
 
     def _pause(self, attempt: int) -> float:
         return backoff(
             attempt, least=_RECONNECT_SECONDS, most=_RECONNECT_MOST_SECONDS, random=self._clock.random.random()
         )
 
-    def _warn_deaf(self) -> None:
-        if not self._warned_deaf:
-            self._warned_deaf = True
+    def _warn_unreachable(self) -> None:
+        if not self._has_warned:
+            self._has_warned = True
             log.warning(
                 "%s: notifications do not arrive, as behind a pooler that shares connections between transactions "
-                "(PgBouncer's transaction mode). Nothing is lost: waiting consumers look again every poll_max_seconds. "
+                "(PgBouncer's transaction mode). Nothing is lost: waiting consumers poll every poll_max_seconds. "
                 "For prompter delivery give the consumers' MQ a URL that leads to the server itself, or through a pool "
                 "in session mode; notify=False ends this warning.",
                 self._database.where,
                 extra=log_fields("listener unreachable"),
             )
 
-    def _start_over(self) -> None:
-        """In the beginning, and in a forked child: the parent's thread and connection stay with the parent."""
-        if self._listening is not None:
-            _ABANDONED.append(self._listening)
-        self._pid = os.getpid()
-        self._starting = threading.Lock()
-        self._closing = self._clock.event()
-        self._listening = None
-        self._thread = None
-        self._is_hearing = False
 
-
-# Kept alive in a forked child: closing them there would end the parent's.
 _ABANDONED: list[Listening] = []
-
-
-def _notify(conn: Connection, dialect: Dialect, payload: str) -> None:
-    dialect.notify(conn, [payload])
+"""Connections of the parent, kept alive in a forked child: closing them there would end the parent's."""
 
 
 def can_receive(database: Database) -> bool:
-    """Whether a connection that listens hears what another one sends, in as much time as a listener gives its probes."""
+    """Whether a connection that listens receives what another one sends, as soon as a listener's probe has to arrive."""
     clock = database.clock
     probe = Probe(clock)
     try:
         with contextlib.closing(database.listen()) as listening:
-            database.read(_notify, probe.payload)
+            database.read(_send, probe)
             deadline = clock.monotonic() + _ANSWER_SECONDS
             while (seconds := deadline - clock.monotonic()) > 0:
                 with database.translating():
@@ -194,51 +162,45 @@ def can_receive(database: Database) -> bool:
     return False
 
 
-class Probe:
-    """A notice to oneself. It counts from when it was sent, which may wait for a connection to send it by."""
-
-    def __init__(self, clock: Clock) -> None:
-        self._monotonic = clock.monotonic
-        self.payload = f"probe {clock.token()}"
-        self.sent_at: float | None = None
-
-    def sent(self) -> None:
-        """It was sent just now."""
-        self.sent_at = self._monotonic()
+def _send(conn: Connection, dialect: Dialect, probe: Probe) -> None:
+    dialect.notify(conn, [probe.payload])
 
 
 class ListenerHealth:
-    """What one connection has heard of its probes. Every time is given."""
+    """Which probes one connection has received. Reads no clock."""
 
     def __init__(self, now: float) -> None:
         self.probe: Probe | None = None
-        self.has_heard = False
+        """The probe under way."""
+        self.has_received = False
+        """Whether a probe has arrived."""
         self.is_over = False
+        """Whether a probe did not arrive in time: the connection is of no use."""
         self._next_probe_at = now
 
     @property
     def receives_nothing(self) -> bool:
         """Whether a probe did not arrive, and none before it."""
-        return self.is_over and not self.has_heard
+        return self.is_over and not self.has_received
 
     def is_probe_due(self, now: float) -> bool:
         """Whether it is time for a probe, and none is under way."""
         return self.probe is None and now >= self._next_probe_at
 
     def arrived(self, payloads: set[str], now: float) -> None:
-        """*payloads* have arrived by *now*, and nothing else."""
+        """Note that by *now* exactly *payloads* have arrived."""
         probe = self.probe
         if probe is None:
             return
         if probe.payload in payloads:
             self.probe = None
-            self.has_heard = True
+            self.has_received = True
             self._next_probe_at = now + _PROBE_SECONDS
         elif probe.sent_at is not None and now >= probe.sent_at + _ANSWER_SECONDS:
             self.is_over = True
 
     def pause(self, now: float) -> float:
-        """How long to wait for a notice before something else is to be done."""
+        """Return for how many seconds to wait for a notification before the next probe is due or overdue."""
         if self.probe is None:
             return max(0.0, self._next_probe_at - now)
         return _ANSWER_SECONDS if self.probe.sent_at is None else max(0.0, self.probe.sent_at + _ANSWER_SECONDS - now)

@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 
     from sqlalchemy.orm import Session
 
-    from sqlmq.background.heartbeat import Background
+    from sqlmq.background.registry import MemberRegistry
     from sqlmq.consumer.buffer import Receiver
     from sqlmq.consumer.coordinator import Subscription
     from sqlmq.consumer.partition import Delivery
@@ -77,7 +77,7 @@ class Consumer(ConsumerCore):
     """
 
     def __init__(
-        self, database: Database, background: Background, subscription: Subscription, options: MQConfig, ack: Ack
+        self, database: Database, background: MemberRegistry, subscription: Subscription, options: MQConfig, ack: Ack
     ) -> None:
         super().__init__(database, background.on_wait, subscription, options)
         self._background = background

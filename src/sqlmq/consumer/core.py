@@ -35,7 +35,7 @@ _CLOSE_SECONDS = 4.5
 
 
 class ConsumerCore:
-    """What a consumer owns and has read ahead, and the lock that guards it. Is a ``background.Keeper``."""
+    """What a consumer owns and has read ahead, and the lock that guards it. Is a ``GroupMember``."""
 
     def __init__(
         self, database: Database, on_wait: Callable[[], None], subscription: Subscription, options: MQConfig
