@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from sqlmq.consumer.worker.dispatcher import Terms
 from sqlmq.consumer.worker.executor import DirectExecutor
-from sqlmq.consumer.worker.pool import Limits, Worker
+from sqlmq.consumer.worker.pool import Limits, Worker, WorkerPool
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -24,19 +24,19 @@ class Hands:
     ) -> None:
         self._consumer = consumer
         terms = Terms.checked(retry, on_failure, 1_000, None)
-        self._run = consumer._new_run(
-            DirectExecutor(handler, in_batches=False), terms, Limits.checked(1, 0.0, None, None)
-        )
+        executor = DirectExecutor(handler, in_batches=False)
+        self._pool = WorkerPool(consumer._core, terms, Limits.checked(1, 0.0, None, None), executor)
+        consumer._core.begin_run(self._pool)
 
     def work(self) -> bool:
         """Look at the group and at what is set aside, and handle one message; return whether there was any."""
         worker = Worker("hands")
         worker.thread = threading.current_thread()
-        self._run._dispatcher._refresh_at = 0.0
-        self._consumer._coordinator.recheck_group_soon()
-        attempt = self._consumer._take(lambda: self._run._dispatcher.next_attempt(worker, 1))
+        self._pool._dispatcher._refresh_at = 0.0
+        self._consumer._core.coordinator.recheck_group_soon()
+        attempt = self._pool._fetch(worker)
         if attempt is None:
             return False
         worker.attempt = attempt
-        self._run._attempt(worker, attempt)
+        self._pool._attempt(worker, attempt)
         return True

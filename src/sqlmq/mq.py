@@ -16,8 +16,9 @@ from sqlmq.background.poller import SharedPoller
 from sqlmq.background.registry import MemberRegistry
 from sqlmq.background.retention import RetentionService
 from sqlmq.background.scheduler import Scheduler
-from sqlmq.consumer.consumer import Ack, Consumer
+from sqlmq.consumer.consumer import Consumer
 from sqlmq.consumer.coordinator import Subscription
+from sqlmq.consumer.core import Ack, ConsumerCore
 from sqlmq.database.close_once import CloseOnce
 from sqlmq.database.database import Database
 from sqlmq.errors import MQClosedError
@@ -245,7 +246,8 @@ class MQ:
         )
         self._background.scheduler.watch()
         self._background.retention.start()
-        return self._keep(Consumer(self._database, self._background.registry, subscription, self._options, ack))
+        core = ConsumerCore(self._database, self._background.registry, subscription, self._options, ack)
+        return self._keep(Consumer(core))
 
     def observe(self, observer: Observer | None) -> None:
         """Have *observer* stand around what is sent and handled from now on; None for nobody. There is one at a time.

@@ -110,7 +110,7 @@ async def test_a_cancelled_consumer_skips_nothing(mq: AsyncMQ, method: str) -> N
 
     for _ in range(3):
         async for _result in cancelled_everywhere(calls[method]):
-            assert consumer._sync._wakeups.waiters == 0
+            assert consumer._core.wakeups.waiters == 0
 
     # What a call got and did not return comes again, and so does what its task had not finished.
     await producer.produce_with_partition(Message(b"end"), 0)
@@ -119,7 +119,7 @@ async def test_a_cancelled_consumer_skips_nothing(mq: AsyncMQ, method: str) -> N
             received += [message.value for message in await consumer.poll(timeout=PATIENCE_SECONDS)]
     await consumer.commit()
     assert set(received) == {*sent, b"end"}
-    assert consumer._sync._buffer._in_flight == {}
+    assert consumer._core.buffer._in_flight == {}
     assert (await mq.admin.describe_group("orders", "billing")).lag == 0
     await log_of(mq)
 
@@ -200,7 +200,7 @@ async def test_tasks_that_are_cancelled_at_any_moment_lose_nothing(mq: AsyncMQ) 
     async with asyncio.timeout(PATIENCE_SECONDS):
         while not acknowledged <= received:
             received |= {message.value for message in await consumer.poll(timeout=PATIENCE_SECONDS)}
-    assert consumer._sync._wakeups.waiters == 0
+    assert consumer._core.wakeups.waiters == 0
 
 
 # --- Timeouts ---
@@ -264,7 +264,7 @@ async def test_a_task_that_waits_is_told_of_the_close(make_mq: MakeAsyncMQ) -> N
     mq = make_mq(poll_min_seconds=60, poll_max_seconds=60)
     consumer = await mq.consumer("orders", "billing")
     tasks = [asyncio.create_task(_poll(consumer, PATIENCE_SECONDS)) for _ in range(20)]
-    while consumer._sync._wakeups.waiters < len(tasks):
+    while consumer._core.wakeups.waiters < len(tasks):
         await asyncio.wait(tasks, timeout=0.01)
 
     await consumer.close()

@@ -499,12 +499,12 @@ async def test_an_idle_consumer_is_woken_by_the_commit_and_not_before(shop: Asyn
 
     # The first look finds partitions that are not claimed yet, and asks again soon; after it, only a wake-up helps.
     receiving = asyncio.create_task(receive())
-    while not consumer._sync.is_waiting:
+    while not consumer._core.is_waiting:
         await asyncio.wait([receiving], timeout=0.01)
-    count = consumer._sync._wakeups.count
+    count = consumer._core.wakeups.count
     async with AsyncSession(shop.engine) as session:
         await producer.produce(Message(b"a"), session=session)
-        assert consumer._sync._wakeups.count == count
+        assert consumer._core.wakeups.count == count
         await session.commit()
         async with asyncio.timeout(PATIENCE_SECONDS / 3):
             assert await receiving == b"a"

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from sqlalchemy import event
 
-from sqlmq import AsyncConsumer, AsyncMQ, Message
+from sqlmq import AsyncConsumer, AsyncMQ, Consumer, Message
 from tests.contract.waiting import PATIENCE_SECONDS, until
 
 if TYPE_CHECKING:
@@ -203,8 +203,8 @@ async def test_messages_that_were_read_ahead_take_no_thread(
 
     monkeypatch.setattr(consumer._threads, "_start", count_and_start)
     # Nothing else falls due.
-    monkeypatch.setattr(consumer._sync._buffer, "_fetch_more_at", math.inf)
-    monkeypatch.setattr(consumer._sync._coordinator, "_check_group_at", math.inf)
+    monkeypatch.setattr(consumer._core.buffer, "_fetch_more_at", math.inf)
+    monkeypatch.setattr(consumer._core.coordinator, "_check_group_at", math.inf)
 
     if way == "consume":
         found = [await take(consumer) for _ in range(499)]
@@ -267,7 +267,7 @@ async def test_a_thousand_tasks_wait_without_a_thread_each_and_all_are_served(mq
     async with asyncio.TaskGroup() as tasks:
         for _ in range(1_000):
             tasks.create_task(wait())
-        while consumer._sync._wakeups.waiters < 1_000:
+        while consumer._core.wakeups.waiters < 1_000:
             await asyncio.wait([asyncio.ensure_future(consumer._threads.run(int))])
         threads = threading.active_count()
         await asyncio.gather(*[producer.produce(Message(b"%d" % i)) for i in range(1_000)])
@@ -286,7 +286,7 @@ async def test_a_handler_that_blocks_the_loop_for_longer_than_a_lease_keeps_its_
     stolen: list[Message] = []
 
     def rival_has_asked_for_three_leases() -> bool:
-        stolen.extend(rival._sync.poll(timeout=0))
+        stolen.extend(Consumer(rival._core).poll(timeout=0))
         return time.monotonic() - began > 3
 
     assert await take(consumer) == b"0"
@@ -347,7 +347,7 @@ def test_an_event_loop_that_ends_while_its_tasks_wait_holds_nothing_up(make_mq: 
     async def begin() -> AsyncConsumer:
         consumer = await mq.consumer("orders", "billing")
         tasks.append(asyncio.create_task(consume(consumer)))
-        while not consumer._sync.is_waiting:
+        while not consumer._core.is_waiting:
             await asyncio.wait(tasks, timeout=0.01)
         return consumer
 
@@ -384,7 +384,7 @@ async def main_scenario(mq: AsyncMQ) -> None:
             async with asyncio.timeout(0.05):
                 await consumer.poll(timeout=PATIENCE_SECONDS)
         waiting = asyncio.create_task(_later(consumer))
-        while not consumer._sync.is_waiting:
+        while not consumer._core.is_waiting:
             await asyncio.wait([waiting], timeout=0.01)
         await asyncio.gather(*[producer.produce(Message(b"later")) for _ in range(100)])
 

@@ -85,7 +85,7 @@ async def positions(mq: AsyncMQ) -> list[int]:
 
 
 async def waits(consumer: AsyncConsumer, task: asyncio.Task[Any]) -> None:
-    while not consumer._sync.is_waiting:
+    while not consumer._core.is_waiting:
         assert not task.done()
         await asyncio.wait([task], timeout=0.01)
 
@@ -306,7 +306,7 @@ async def test_a_message_wakes_a_waiting_transaction_at_once(make_mq: MakeAsyncM
 
     task = asyncio.create_task(handle())
     await waits(consumer, task)
-    assert consumer._sync.poll_request() is None  # nobody else could look for it
+    assert consumer._core.poll_request() is None  # nobody else could look for it
     await producer.produce(Message(b"a"))
     async with asyncio.timeout(PATIENCE_SECONDS / 2):
         assert await task == [b"a"]

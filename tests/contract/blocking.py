@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator
     from types import TracebackType
 
-    from sqlmq import MQ, Message, ProducerResult, RunSummary
+    from sqlmq import MQ, Consumer, Message, ProducerResult, RunSummary
     from sqlmq.aio.admin import AsyncTail
 
 Face = AsyncMQ | AsyncAdmin | AsyncProducer | AsyncConsumer | AsyncParked
@@ -105,6 +105,7 @@ class Blocking:
 
     def __getattr__(self, name: str) -> Any:
         if not hasattr(type(self._aio), name) or name.startswith("_"):
+            assert not isinstance(self._aio, AsyncConsumer)
             return getattr(self._aio._sync, name)
         member = getattr(self._aio, name)
         return self._blocking(member) if inspect.iscoroutinefunction(member) else member
@@ -122,6 +123,7 @@ class Blocking:
         self._loop.run(lambda: aio.__aexit__(kind, error, traceback))
 
     def __repr__(self) -> str:
+        assert not isinstance(self._aio, AsyncConsumer)
         return repr(self._aio._sync)
 
     def _blocking(self, method: Callable[..., Awaitable[Any]]) -> Callable[..., Any]:
@@ -226,13 +228,26 @@ class BlockingConsumer(Blocking):
 
         return cast("RunSummary", self._loop.run(lambda: self._aio.run(awaited, **options)))
 
-    def _finish(self, thread: threading.Thread) -> None:
-        assert thread is threading.current_thread()
+    def __getattr__(self, name: str) -> Any:
+        return self._aio._core if name == "_core" else super().__getattr__(name)
 
-        async def finish() -> None:
-            self._aio._sync.acknowledge(self._aio._receiver())
+    def __repr__(self) -> str:
+        return repr(self._aio._core)
 
-        self._loop.run(finish)
+    def acknowledge(self) -> None:
+        async def acknowledge() -> None:
+            self._aio._core.acknowledge(self._aio._fetcher.receiver())
+
+        self._loop.run(acknowledge)
+
+
+def acknowledge(consumer: Consumer) -> None:
+    """Finish what the calling thread got, without asking for more."""
+    aio: object = consumer
+    if isinstance(aio, BlockingConsumer):
+        aio.acknowledge()
+    else:
+        consumer._core.acknowledge(threading.current_thread())
 
 
 def blocking(aio: AsyncMQ, loop: Loop) -> MQ:

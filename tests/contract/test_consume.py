@@ -47,7 +47,7 @@ def in_thread(call: Callable[[], object]) -> None:
 
 
 def wait_until_waiting(consumer: Consumer) -> None:
-    until(lambda: consumer.is_waiting, "the consumer to wait for messages")
+    until(lambda: consumer._core.is_waiting, "the consumer to wait for messages")
 
 
 # --- Order, and waiting ---
@@ -182,7 +182,7 @@ def test_no_more_bytes_are_read_ahead_than_allowed(make_mq: MakeMQ) -> None:
     consumer = mq.consumer("orders", "billing")
 
     messages = consumer.poll(10, timeout=PATIENCE_SECONDS)
-    (progress,) = consumer._coordinator.assigned.values()
+    (progress,) = consumer._core.coordinator.assigned.values()
 
     assert len(messages) + progress.prefetched <= 3
 
@@ -194,7 +194,7 @@ def test_no_more_messages_are_read_ahead_than_allowed(make_mq: MakeMQ) -> None:
 
     consumer.consume(timeout=PATIENCE_SECONDS)
 
-    assert sum(progress.prefetched for progress in consumer._coordinator.assigned.values()) <= 9
+    assert sum(progress.prefetched for progress in consumer._core.coordinator.assigned.values()) <= 9
 
 
 @pytest.mark.pgbouncer
@@ -288,7 +288,7 @@ def test_a_thread_that_waits_for_a_message_is_told_of_the_close(
 
     with ThreadPoolExecutor(2) as threads:
         waiting: list[Future[Any]] = [threads.submit(consumer.consume), threads.submit(consumer.poll)]
-        until(lambda: consumer._wakeups.waiters == 2, "both threads to wait")
+        until(lambda: consumer._core.wakeups.waiters == 2, "both threads to wait")
         (mq if closed == "mq" else consumer).close()
 
         for call in waiting:

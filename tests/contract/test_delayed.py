@@ -369,7 +369,7 @@ def test_a_waiting_consumer_is_woken_by_a_message_that_becomes_due(make_mq: Make
     until(lambda: consumer.poll(timeout=0) == [] and len(consumer.partitions) == 3, "all partitions")
 
     def delay() -> None:
-        until(lambda: consumer.is_waiting, "the consumer waits")
+        until(lambda: consumer._core.is_waiting, "the consumer waits")
         producer.produce(Message(b"a"), delay_seconds=0.1)
 
     actions: list[Callable[[], Any]] = [lambda: consumer.consume(timeout=20).value, delay]

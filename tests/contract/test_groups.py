@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from sqlalchemy import text
 
 from sqlmq import FencedError, Message
+from tests.contract.blocking import acknowledge
 from tests.contract.waiting import PATIENCE_SECONDS, finish, receive, settle, until, values
 
 if TYPE_CHECKING:
@@ -178,7 +179,7 @@ def test_nothing_moves_while_the_members_stay_the_same(mq: MQ, engine: Engine, d
 
     for _ in range(20):
         for consumer in consumers:
-            consumer._coordinator.recheck_group_soon()
+            consumer._core.coordinator.recheck_group_soon()
             consumer.poll(timeout=0)
 
     assert epochs(engine, database) == before
@@ -251,8 +252,8 @@ def test_heartbeats_go_on_while_a_consumer_is_long_in_committing(
         is_tending.set()
         may_go_on.wait(PATIENCE_SECONDS)
 
-    monkeypatch.setattr("sqlmq.consumer.consumer.Consumer.housekeeping", hang)
-    owned = make_mq(lease_seconds=1).consumer("orders", "billing")._coordinator
+    monkeypatch.setattr("sqlmq.consumer.core.ConsumerCore.housekeeping", hang)
+    owned = make_mq(lease_seconds=1).consumer("orders", "billing")._core.coordinator
     assert is_tending.wait(PATIENCE_SECONDS)
     trusted_until = owned._lease_valid_until
 
@@ -288,7 +289,7 @@ def test_a_zombies_close_changes_nothing(make_mq: MakeMQ) -> None:
     zombie.poll(3, timeout=PATIENCE_SECONDS)
     die(mq)
     successor.poll(1, timeout=PATIENCE_SECONDS)
-    zombie.acknowledge(threading.current_thread())
+    acknowledge(zombie)
 
     zombie.close()
 
@@ -405,14 +406,14 @@ def test_members_that_miss_what_somebody_has_in_hand_do_not_wake_each_other(make
     missing = [mq.consumer("orders", "billing") for _ in range(2)]
     for consumer in missing:
         consumer.poll(timeout=0)
-    before = [consumer._wakeups.count for consumer in missing]
+    before = [consumer._core.wakeups.count for consumer in missing]
 
     for consumer in missing * 3:
-        consumer._coordinator.recheck_group_soon()
+        consumer._core.coordinator.recheck_group_soon()
         consumer.poll(timeout=0)
 
     assert len(held) == 3
-    assert [consumer._wakeups.count for consumer in missing] == before
+    assert [consumer._core.wakeups.count for consumer in missing] == before
 
 
 # --- Members that do not ask ---

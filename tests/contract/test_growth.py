@@ -51,7 +51,7 @@ def partitions(mq: MQ, topic: str = "orders") -> int:
 
 def has_nothing(consumer: Consumer) -> bool:
     """Whether nothing comes, although the consumer has looked at its group."""
-    consumer._coordinator.recheck_group_soon()
+    consumer._core.coordinator.recheck_group_soon()
     return not any(consumer.poll(timeout=0) for _ in range(3))
 
 

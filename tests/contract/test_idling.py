@@ -44,7 +44,7 @@ def waiting(*consumers: Consumer) -> Iterator[list[Future[list[Message]]]]:
         answers = [threads.submit(_poll, consumer) for consumer in consumers]
         for consumer in consumers:
             closing.callback(consumer.close)
-        until(lambda: all(consumer._wakeups.delegated for consumer in consumers), "all to rest")
+        until(lambda: all(consumer._core.wakeups.delegated for consumer in consumers), "all to rest")
         yield answers
 
 
@@ -69,7 +69,7 @@ def unwatched(mq: MQ) -> MQ:
 
 
 def wake_ups(consumers: Sequence[Consumer]) -> list[int]:
-    return [consumer._wakeups.count for consumer in consumers]
+    return [consumer._core.wakeups.count for consumer in consumers]
 
 
 def look_for_all(mq: MQ, consumers: Sequence[Consumer]) -> None:
@@ -77,7 +77,7 @@ def look_for_all(mq: MQ, consumers: Sequence[Consumer]) -> None:
     asked_at = time.monotonic()
     # Whoever waits says so first, and then has the thread started.
     until(lambda: mq._background.poller.poll_now(at_groups=True), "a lookout at work")
-    until(lambda: all(consumer._wakeups.polled_at >= asked_at for consumer in consumers), "a look for all")
+    until(lambda: all(consumer._core.wakeups.polled_at >= asked_at for consumer in consumers), "a look for all")
 
 
 def statements_of_looks(mq: MQ, consumers: Sequence[Consumer], *, rounds: int) -> int:
@@ -152,7 +152,7 @@ def test_a_consumer_that_rests_gets_what_another_process_produces_by_the_clock(m
     (consumer,) = group_of(here, 1, partitions=2)
 
     with waiting(consumer) as (answer,):
-        until(lambda: consumer._wakeups.polled_at > 0, "a look for whoever rests")
+        until(lambda: consumer._core.wakeups.polled_at > 0, "a look for whoever rests")
         there.producer("orders").produce(Message(b"42"))
 
         assert values(answer.result(PATIENCE_SECONDS)) == [b"42"]
@@ -196,11 +196,11 @@ def test_a_look_that_hangs_holds_up_neither_messages_nor_heartbeats(
         monkeypatch.setattr(poll, "look", hang)
         try:
             assert hangs.wait(PATIENCE_SECONDS)
-            trusted_until = consumer._coordinator._lease_valid_until
+            trusted_until = consumer._core.coordinator._lease_valid_until
             there.producer("orders").produce(Message(b"42"))
 
             assert values(answer.result(PATIENCE_SECONDS / 2)) == [b"42"]
-            until(lambda: consumer._coordinator._lease_valid_until > trusted_until, "a heartbeat")
+            until(lambda: consumer._core.coordinator._lease_valid_until > trusted_until, "a heartbeat")
         finally:
             may_go_on.set()
 
@@ -229,7 +229,7 @@ def test_consumers_that_wait_for_a_transaction_are_woken_however_many_they_are(m
 
     with ThreadPoolExecutor(6) as threads:
         answers = [threads.submit(take, consumer) for consumer in consumers]
-        until(lambda: all(consumer._wakeups.self_polling for consumer in consumers), "all to wait")
+        until(lambda: all(consumer._core.wakeups.self_polling for consumer in consumers), "all to wait")
         for partition in range(6):
             mq.producer("orders").produce_with_partition(Message(b"42"), partition)
 
@@ -277,29 +277,29 @@ def test_what_a_member_of_many_leaves_behind_is_taken_at_once_while_all_rest(mak
 def test_nobody_looks_for_a_consumer_of_which_somebody_has_a_message_in_hand(make_mq: MakeMQ) -> None:
     mq = make_mq(**RARELY)
     (consumer,) = group_of(mq, 1, partitions=1)
-    assert consumer.poll_request() is not None
+    assert consumer._core.poll_request() is not None
 
     mq.producer("orders").produce(Message(b"42"))
     consumer.consume(timeout=PATIENCE_SECONDS)
 
-    assert consumer.poll_request() is None
+    assert consumer._core.poll_request() is None
     consumer.commit()
-    assert consumer.poll_request() is not None
+    assert consumer._core.poll_request() is not None
 
 
 def test_nobody_looks_for_a_consumer_that_is_not_sure_of_its_lease(make_mq: MakeMQ) -> None:
     mq = make_mq(**RARELY)
     (consumer,) = group_of(mq, 1, partitions=1)
 
-    consumer.membership_lost()
+    consumer._core.membership_lost()
 
-    assert consumer.poll_request() is None
+    assert consumer._core.poll_request() is None
 
 
 def test_a_member_that_was_expelled_joins_again_while_it_rests(make_mq: MakeMQ) -> None:
     mq = unwatched(make_mq(**{**RARELY, "lease_seconds": 3.0}))
     (consumer,) = group_of(mq, 1, partitions=1)
-    before = consumer.member_id
+    before = consumer._core.member_id
 
     with waiting(consumer):
         other = make_mq(**RARELY)
@@ -307,7 +307,7 @@ def test_a_member_that_was_expelled_joins_again_while_it_rests(make_mq: MakeMQ) 
             member = other._database.dialect.tables.member
             connection.execute(member.delete().where(member.c.id == before))
 
-        until(lambda: consumer.member_id != before and consumer.partitions == (0,), "the member to be back")
+        until(lambda: consumer._core.member_id != before and consumer.partitions == (0,), "the member to be back")
 
 
 @pytest.mark.parametrize("database", ["sqlite"], indirect=True)

@@ -91,7 +91,7 @@ def test_an_idle_consumer_gets_a_staged_message_at_once(shop: Shop, make_mq: Mak
     until(lambda: consumer.poll(timeout=0) == [] and len(consumer.partitions) == 3, "all partitions")
 
     def publish() -> None:
-        until(lambda: consumer.is_waiting, "the consumer waits")
+        until(lambda: consumer._core.is_waiting, "the consumer waits")
         with Session(at(shop, level)) as session:
             shop.sell(session, "a", producer)
             session.commit()

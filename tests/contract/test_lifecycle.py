@@ -142,7 +142,7 @@ def test_errors_of_closing_come_together_in_one_group_and_the_same_again(
         raise SqlmqError(message)
 
     for consumer in consumers[:2]:
-        monkeypatch.setattr(consumer._coordinator, "leave", fail)
+        monkeypatch.setattr(consumer._core.coordinator, "leave", fail)
     with pytest.raises(ExceptionGroup) as first:
         mq.close()
     with pytest.raises(ExceptionGroup) as second:
@@ -163,7 +163,7 @@ def test_closing_a_consumer_whose_first_close_failed_fails_the_same_way_again(
     def fail() -> None:
         raise error
 
-    monkeypatch.setattr(consumer._coordinator, "leave", fail)
+    monkeypatch.setattr(consumer._core.coordinator, "leave", fail)
     for _ in range(2):
         with pytest.raises(SqlmqError) as caught:
             consumer.close()
@@ -186,12 +186,12 @@ def test_an_error_in_a_with_block_is_not_hidden_by_one_of_closing(
         with consumer:
             raise KeyError
 
-    monkeypatch.setattr(consumer._coordinator, "leave", fail)
+    monkeypatch.setattr(consumer._core.coordinator, "leave", fail)
     with pytest.raises(KeyError), caplog.at_level(logging.ERROR):
         handle()
 
     assert "the database is gone" in caplog.text
-    consumer._closing._error = None  # the fixture closes it once more
+    consumer._core._closing._error = None  # the fixture closes it once more
 
 
 def test_producers_and_consumers_that_were_closed_are_not_kept(mq: MQ) -> None:
@@ -524,7 +524,7 @@ def test_a_child_produces_although_the_parent_was_just_waking_a_consumer(mq: MQ)
     is_waking, may_end = threading.Event(), threading.Event()
 
     def wake() -> None:
-        with consumer._wakeups._woken:
+        with consumer._core.wakeups._woken:
             is_waking.set()
             may_end.wait(PATIENCE_SECONDS)
 

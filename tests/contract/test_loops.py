@@ -168,10 +168,10 @@ def test_a_loop_hands_nothing_out_once_its_lease_is_in_doubt(mq: MQ) -> None:
 
     for message in consumer:
         if message.value == b"3":
-            consumer.membership_lost()
-            asked.append(consumer._asked_at)
+            consumer._core.membership_lost()
+            asked.append(consumer._core._polled_at)
         if message.value == b"4":
-            asked.append(consumer._asked_at)
+            asked.append(consumer._core._polled_at)
             break
 
     # Before it went on it asked, so it has made sure that it is still a member.

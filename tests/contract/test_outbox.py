@@ -1160,7 +1160,7 @@ def test_an_idle_consumer_gets_a_message_as_soon_as_it_is_committed(shop: Shop, 
 
     def publish() -> None:
         for number in range(5):
-            until(lambda: consumer.is_waiting, "the consumer waits")
+            until(lambda: consumer._core.is_waiting, "the consumer waits")
             with Session(shop.engine) as session:
                 shop.sell(session, str(number), producer)
                 session.commit()

@@ -355,7 +355,7 @@ def test_a_consumer_that_has_long_had_nothing_to_do_finds_what_was_decided(
 
     with shift.running(handler, retry=ONCE) as consumer:
         until(lambda: offsets(parked, state="dead") == [0], "a dead letter")
-        until(lambda: consumer.wakeups.delegated > 0, "it leaves looking to others")
+        until(lambda: consumer._core.wakeups.delegated > 0, "it leaves looking to others")
         handler.failing.clear()
         parked.retry(0, 0)
         until(lambda: parked.list() == [], "handled")

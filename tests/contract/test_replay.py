@@ -310,12 +310,12 @@ def test_a_commit_that_is_sent_again_after_a_reset_is_not_written(make_mq: MakeM
     with mine.consumer("orders", "billing") as consumer:
         receive(consumer, 5)
         consumer.poll(1, timeout=0)
-        finished = consumer._coordinator.committable_positions()
-        consumer._coordinator.commit_unlocked(finished)
+        finished = consumer._core.coordinator.committable_positions()
+        consumer._core.coordinator.commit_unlocked(finished)
         assert positions(mq) == [5]
 
         reset(mq, "earliest", force=True)
-        consumer._coordinator.commit_unlocked(finished)
+        consumer._core.coordinator.commit_unlocked(finished)
 
         assert positions(mq) == [0]
 
@@ -601,11 +601,11 @@ def test_a_commit_that_is_sent_again_after_a_seek_is_not_written(make_mq: MakeMQ
     with mine.consumer("orders", "billing") as consumer:
         receive(consumer, 5)
         consumer.poll(1, timeout=0)
-        finished = consumer._coordinator.committable_positions()
+        finished = consumer._core.coordinator.committable_positions()
         assert finished
 
         consumer.seek(0, 1)
-        consumer._coordinator.commit_unlocked(finished)
+        consumer._core.coordinator.commit_unlocked(finished)
 
         assert positions(mq) == [1]
 
@@ -647,7 +647,7 @@ def test_a_consumer_that_was_moved_meanwhile_is_told_when_it_seeks(make_mq: Make
         reset(other, {0: 3}, force=True)
 
         with pytest.raises(FencedError):
-            consumer._coordinator.seek(0, 9)
+            consumer._core.coordinator.seek(0, 9)
 
         assert positions(mq) == [3]
         assert values(receive(consumer, 1)) == [b"3"]

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 from sqlalchemy import text
 
+from sqlmq.consumer.worker.pool import WorkerPool
 from sqlmq.store.offsets import Commit
 from tests.contract.waiting import PATIENCE_SECONDS, until
 
@@ -33,12 +34,13 @@ class Service:
         self.consumer: Consumer = mq.consumer("orders", "billing")
         self._thread = threading.Thread(target=self.consumer.run, args=[_handle], daemon=True)
         self._thread.start()
-        until(lambda: self.consumer._run is not None, "the run to begin")
+        until(lambda: self.consumer._core._run is not None, "the run to begin")
 
     def end(self, number: signal.Signals) -> None:
         """Take a signal as the main thread would, and end."""
-        assert self.consumer._run is not None
-        self.consumer._run._on_signal(number, None)
+        pool = self.consumer._core._run
+        assert isinstance(pool, WorkerPool)
+        pool._on_signal(number, None)
         self._thread.join(PATIENCE_SECONDS)
         assert not self._thread.is_alive()
 
@@ -143,7 +145,7 @@ def test_what_ctrl_c_has_stopped_is_shared_out_at_once(services: Services) -> No
 def test_what_was_left_is_fenced_from_the_one_that_left_it(services: Services) -> None:
     service = services.start()
     services.until_counts(6)
-    owned = service.consumer._coordinator
+    owned = service.consumer._core.coordinator
     until(lambda: len(owned.assigned) == PARTITIONS, "the member to hear what it has claimed")
     progress = next(iter(owned.assigned.values()))
 

@@ -10,12 +10,14 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from sqlmq import Message, Retry, UnknownTopicError
+from sqlmq.consumer.core import NO_DEADLINE
 from sqlmq.errors import ConsumerClosedError
 from tests.contract.running import SOON, Recorder, drain, numbered, position, send, set_aside
 from tests.contract.waiting import PATIENCE_SECONDS, until
 
 if TYPE_CHECKING:
     from sqlmq import MQ
+    from sqlmq.consumer.core import ConsumerCore
     from tests.conftest import MakeMQ
 
 POISON = 1_000_000
@@ -276,6 +278,12 @@ def test_the_attempt_of_a_batch_that_failed_counts_in_the_next_run_too(mq: MQ) -
     assert handler.values == [b"fine"]
 
 
+def check_what_is_due(core: ConsumerCore) -> None:
+    """As a worker that asks for something to do."""
+    with core.lock:
+        core.prepare_delivery(1, NO_DEADLINE)
+
+
 def test_a_batch_in_hand_is_handled_once_though_a_heartbeat_was_late_meanwhile(mq: MQ) -> None:
     send(mq, numbered(4))
     consumer, handler = mq.consumer("orders", "billing"), Recorder()
@@ -286,8 +294,8 @@ def test_a_batch_in_hand_is_handled_once_though_a_heartbeat_was_late_meanwhile(m
             handler(messages)
             if handler.tried[b"0"] == 1:
                 # Another worker finds that no heartbeat has arrived for a lease, and that nobody has minded.
-                consumer._coordinator.membership_lost()
-                threads.submit(consumer._take, lambda: None).result(PATIENCE_SECONDS)
+                consumer._core.coordinator.membership_lost()
+                threads.submit(check_what_is_due, consumer._core).result(PATIENCE_SECONDS)
 
         drain(consumer, batch, batch_size=4)
 
@@ -410,7 +418,7 @@ def test_closing_the_consumer_ends_the_run(mq: MQ) -> None:
     with ThreadPoolExecutor(1) as threads:
         running = threads.submit(consumer.run, handler, handle_signals=False)
         # Handled is not finished yet; whoever waits for more has finished.
-        until(lambda: len(handler.handled) == 2 and consumer.is_waiting, "two messages to be finished")
+        until(lambda: len(handler.handled) == 2 and consumer._core.is_waiting, "two messages to be finished")
         consumer.close()
         running.result(PATIENCE_SECONDS)
 

@@ -312,7 +312,7 @@ def test_a_transaction_waits_for_messages(mq: MQ, effects: Effects) -> None:
 
     with ThreadPoolExecutor(1) as threads:
         handled = threads.submit(lambda: _handle_once(consumer, effects))
-        until(lambda: consumer.is_waiting, "the consumer to wait")
+        until(lambda: consumer._core.is_waiting, "the consumer to wait")
         send(mq, 1)
         assert handled.result(PATIENCE_SECONDS) == [b"0"]
 
@@ -324,7 +324,7 @@ def test_closing_the_consumer_ends_the_wait(mq: MQ, effects: Effects) -> None:
 
     with ThreadPoolExecutor(1) as threads:
         waiting = threads.submit(lambda: _handle_once(consumer, effects))
-        until(lambda: consumer.is_waiting, "the consumer to wait")
+        until(lambda: consumer._core.is_waiting, "the consumer to wait")
         consumer.close()
         with pytest.raises(ConsumerClosedError):
             waiting.result(PATIENCE_SECONDS)
@@ -335,7 +335,7 @@ def test_a_waiting_transaction_holds_neither_connection_nor_lock(mq: MQ, effects
 
     with ThreadPoolExecutor(1) as threads:
         waiting = threads.submit(lambda: _handle_once(consumer, effects))
-        until(lambda: consumer.is_waiting, "the consumer to wait")
+        until(lambda: consumer._core.is_waiting, "the consumer to wait")
         until(mq._database._drain_gate.is_unused, "all connections to be given back")
         consumer.close()
         with pytest.raises(ConsumerClosedError):

@@ -56,7 +56,7 @@ def settle(*consumers: Consumer) -> None:
             consumer.poll(timeout=0)
         counts = [len(consumer.partitions) for consumer in consumers]
         owned = [number for consumer in consumers for number in consumer.partitions]
-        partitions = len(consumers[0]._coordinator._subscription.topic.partition_ids)
+        partitions = len(consumers[0]._core.coordinator._subscription.topic.partition_ids)
         return sorted(owned) == list(range(partitions)) and max(counts) - min(counts) <= 1
 
     until(is_shared_out, "partitions shared out evenly")

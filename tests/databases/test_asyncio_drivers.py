@@ -44,10 +44,10 @@ def blocks(mq: MQ, engine: Engine) -> Callable[[], TransactionScope]:
     headers = {"kind": "täst"}
     mq.producer("orders").produce_many([Message(b"\x00%d" % i, b"key", headers) for i in range(3)])
     consumer = mq.consumer("orders", "billing")
-    shared = TransactionContext(mq._database, consumer._subscription.topic, MQConfig(), "raise")
+    shared = TransactionContext(mq._database, consumer._core.subscription.topic, MQConfig(), "raise")
     with engine.begin() as connection:
         connection.execute(text("CREATE TABLE effect (message_offset INTEGER)"))
-    return lambda: TransactionScope(shared, consumer._coordinator.group)
+    return lambda: TransactionScope(shared, consumer._core.coordinator.group)
 
 
 def position(mq: MQ) -> int:

@@ -49,12 +49,12 @@ class Waiting:
         self.received: list[Message] = []
         self._thread = threading.Thread(target=self._receive)
         self._thread.start()
-        until(lambda: self.consumer.is_waiting, "a consumer that waits")
+        until(lambda: self.consumer._core.is_waiting, "a consumer that waits")
 
     def until_it_listens(self) -> Waiting:
         until(lambda: self.mq._background.listener.is_receiving, "a listener that hears")
         # It was woken when that began, and looked.
-        until(lambda: self.consumer.is_waiting, "a consumer that waits")
+        until(lambda: self.consumer._core.is_waiting, "a consumer that waits")
         return self
 
     def gets(self, *expected: bytes, seconds: float = SOON_SECONDS) -> None:
@@ -233,7 +233,7 @@ def test_a_burst_is_few_notices(waiting: Waiting, producer: Producer, mq: MQ) ->
     took = time.monotonic() - began
     # One each 4 ms, or 10 where there was much to tell, one for the first and one at the end.
     assert 1 <= len(notices.topics) <= took / 0.004 + 2
-    assert {payload for payloads in notices.topics for payload in payloads} == {str(waiting.consumer.topic_id)}
+    assert {payload for payloads in notices.topics for payload in payloads} == {str(waiting.consumer._core.topic_id)}
 
 
 @POSTGRES
@@ -241,7 +241,7 @@ def test_several_topics_are_told_of_in_one_statement(mq: MQ, make_mq: MakeMQ) ->
     other = make_mq(notify=False)
     consumers = [other.consumer(f"topic-{number}", "billing") for number in range(5)]
     assert [consumer.poll(timeout=0) for consumer in consumers] == [[]] * 5
-    topic_ids = [consumer.topic_id for consumer in consumers]
+    topic_ids = [consumer._core.topic_id for consumer in consumers]
     notices = Notices(mq.engine)
 
     # As if they came while the thread was busy.
@@ -461,7 +461,7 @@ def test_a_task_is_woken_too(database: DatabaseUnderTest, mq: MQ) -> None:
 
             def produce_then() -> None:
                 until(lambda: waiting._sync._background.listener.is_receiving, "a listener that hears")
-                until(lambda: consumer._sync.is_waiting, "a task that waits")
+                until(lambda: consumer._core.is_waiting, "a task that waits")
                 mq.producer("orders").produce(Message(b"now"))
 
             producing = asyncio.create_task(asyncio.to_thread(produce_then))

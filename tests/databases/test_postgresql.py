@@ -473,7 +473,7 @@ def test_closing_waits_for_what_is_being_read_ahead(make_mq: MakeMQ, monkeypatch
     mq.producer("orders").produce_many([Message(b"42", b"k")] * 20)
     consumer = mq.consumer("orders", "billing")
     is_reading, may_read = threading.Event(), threading.Event()
-    read = consumer._database.read
+    read = consumer._core.database.read
 
     def held_up(operation: Callable[..., object], *args: Any, **kwargs: Any) -> object:
         if threading.current_thread().name.startswith("sqlmq-read"):
@@ -481,7 +481,7 @@ def test_closing_waits_for_what_is_being_read_ahead(make_mq: MakeMQ, monkeypatch
             assert may_read.wait(10)
         return read(operation, *args, **kwargs)
 
-    monkeypatch.setattr(consumer._database, "read", held_up)
+    monkeypatch.setattr(consumer._core.database, "read", held_up)
     consumer.poll(1, timeout=10)
     assert is_reading.wait(10)
     with ThreadPoolExecutor(1) as threads:

@@ -170,7 +170,7 @@ def test_a_listener_hears_again_when_the_server_comes_back(server: PostgresServe
 
         with ThreadPoolExecutor(1) as thread:
             received = thread.submit(consumer.poll, timeout=PATIENCE_SECONDS / 2)
-            until(lambda: consumer.is_waiting, "a consumer that waits")
+            until(lambda: consumer._core.is_waiting, "a consumer that waits")
             producing.producer("orders").produce(Message(b"after"))
 
             assert [message.value for message in received.result()] == [b"after"]

@@ -219,8 +219,8 @@ def test_a_waiting_consumer_hears_of_what_another_process_produces(
 
     with ThreadPoolExecutor(1) as thread:
         waiting = thread.submit(consumer.consume, 40.0)
-        with consumer._wakeups._woken:
-            consumer._wakeups._woken.wait_for(lambda: consumer.is_waiting, 0.5)
+        with consumer._core.wakeups._woken:
+            consumer._core.wakeups._woken.wait_for(lambda: consumer._core.is_waiting, 0.5)
         assert producing.stdin is not None
         producing.stdin.write("go\n")
         _, errors = producing.communicate(timeout=PATIENCE_SECONDS)
@@ -237,16 +237,16 @@ def test_a_write_that_is_for_somebody_else_wakes_no_consumer(make_mq: MakeMQ) ->
     settle(*consumers)
     with ThreadPoolExecutor(2) as threads:
         answers = [threads.submit(consumer.poll, timeout=PATIENCE_SECONDS) for consumer in consumers]
-        until(lambda: all(consumer._wakeups.delegated for consumer in consumers), "both to wait")
+        until(lambda: all(consumer._core.wakeups.delegated for consumer in consumers), "both to wait")
         for _ in range(2):  # after the second, what was written before is noticed
             look_for_all(here, consumers)
-        before = consumers[1]._wakeups.count
+        before = consumers[1]._core.wakeups.count
 
         there.producer("other").produce(Message(b"for somebody else"))
         there.producer("orders").produce_with_partition(Message(b"42"), consumers[0].partitions[0])
 
         assert values(answers[0].result(PATIENCE_SECONDS)) == [b"42"]
-        assert consumers[1]._wakeups.count == before
+        assert consumers[1]._core.wakeups.count == before
         there.producer("orders").produce_with_partition(Message(b"43"), consumers[1].partitions[0])
         assert values(answers[1].result(PATIENCE_SECONDS)) == [b"43"]
 

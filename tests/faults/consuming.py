@@ -168,7 +168,7 @@ class Close(Consuming):
     def __init__(self, world: World) -> None:
         super().__init__(world)
         until(self._has_drained, "all messages", seconds=SECONDS)
-        self.consumer.acknowledge(_me())
+        self.consumer._core.acknowledge(_me())
         self.error: SqlmqError | None = None
         self.is_interrupted = False
 

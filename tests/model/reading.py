@@ -12,6 +12,7 @@ from sqlalchemy import text, update
 
 from sqlmq import FencedError
 from sqlmq.errors import NotOwnedError
+from sqlmq.model.timing import Deadline
 from tests.model.machine import FOR_EVER_SECONDS, PICK, Machine
 from tests.model.reference import Group, Reader, place_of
 
@@ -60,7 +61,7 @@ class Reading(Machine):
         reader = self.pick_reader(pick)
         described = self.begin_to_ask(reader)
 
-        for span in self._lent(reader.consumer):
+        if (span := self._fetch_lazily(reader.consumer)) is not None:
             self.forget_others(reader, described)
             taken = [message for message in (span.take() for _ in range(count)) if message]
             for message in taken:
@@ -71,21 +72,26 @@ class Reading(Machine):
             self.may_be_done(reader)
         self._leave(reader.consumer)
 
-    def _lent(self, consumer: Consumer) -> list[Delivery]:
+    def _fetch_lazily(self, consumer: Consumer) -> Delivery | None:
+        deadline = Deadline(0.0)
         if self.loop is None:
-            return consumer._poll_until(consumer.deliver_lazily, 10, 0)
+            return consumer._core.fetch_lazily(threading.current_thread(), 10, deadline)
         aio = cast("BlockingConsumer", consumer)._aio
-        spans: list[Delivery] = self.loop.run(lambda: aio._poll_until(aio._sync.deliver_lazily, 10, 0))
-        return spans
+
+        async def fetch_lazily() -> Delivery | None:
+            receiver = aio._fetcher.receiver()
+            return await aio._threads.run(lambda: aio._core.fetch_lazily(receiver, 10, deadline))
+
+        return cast("Delivery | None", self.loop.run(fetch_lazily))
 
     def _leave(self, consumer: Consumer) -> None:
         if self.loop is None:
-            consumer.mark_interrupted(threading.current_thread())
+            consumer._core.mark_interrupted(threading.current_thread())
             return
         aio = cast("BlockingConsumer", consumer)._aio
 
         async def leave() -> None:
-            aio._sync.mark_interrupted(aio._receiver())
+            aio._core.mark_interrupted(aio._fetcher.receiver())
 
         self.loop.run(leave)
 
@@ -110,12 +116,12 @@ class Reading(Machine):
     def crash(self, pick: int) -> None:
         """Nothing is heard of a consumer any more, and its lease runs out."""
         reader = self.readers.pop(pick % len(self.readers))
-        self.mq._background.registry.remove(reader.consumer)
+        self.mq._background.registry.remove(reader.consumer._core)
         member = self.dialect.tables.member
         long_ago = self.dialect.seconds_from_now(-2 * FOR_EVER_SECONDS)
         with self.engine.begin() as connection:
             connection.execute(
-                update(member).where(member.c.id == reader.consumer.member_id).values(heartbeat_at=long_ago)
+                update(member).where(member.c.id == reader.consumer._core.member_id).values(heartbeat_at=long_ago)
             )
 
         self.zombies.append(reader)

@@ -164,7 +164,7 @@ def seek_commit_produce(scene: Scene) -> None:
     producer = scene.producer(2)
 
     def seek() -> None:
-        old._coordinator.seek(0, 3)
+        old._core.coordinator.seek(0, 3)
 
     def read() -> None:
         scene.poll(new, 1)

@@ -185,7 +185,7 @@ class Scene:
     def poll(self, consumer: Consumer, at_most: int = 100) -> list[Message]:
         """Have *consumer* look at its group and for messages; note what it got, and what it is done with by asking."""
         self.done(consumer)
-        consumer._coordinator.recheck_group_soon()
+        consumer._core.coordinator.recheck_group_soon()
         messages = consumer.poll(at_most, timeout=0)
         self.note_delivered(consumer.group, messages)
         self._in_hand[consumer] = messages
@@ -198,7 +198,7 @@ class Scene:
     def finish(self, consumer: Consumer) -> None:
         """Be done with what this thread got, and leave it to others to commit that."""
         self.done(consumer)
-        consumer.acknowledge(threading.current_thread())
+        consumer._core.acknowledge(threading.current_thread())
 
     def leave(self, consumer: Consumer) -> None:
         self._consumers.remove(consumer)
@@ -381,4 +381,4 @@ def expire(stage: Stage, consumer: Consumer) -> None:
     member = stage.dialect.tables.member
     long = stage.dialect.seconds_from_now(-2 * FOR_EVER_SECONDS)
     with stage.engine.begin() as connection:
-        connection.execute(member.update().where(member.c.id == consumer.member_id).values(heartbeat_at=long))
+        connection.execute(member.update().where(member.c.id == consumer._core.member_id).values(heartbeat_at=long))

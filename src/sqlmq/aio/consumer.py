@@ -1,4 +1,4 @@
-"""Consumers for asyncio: the waiting is done in the event loop, so that it costs no thread; the rest is Consumer's."""
+"""Consumers for asyncio. Tasks wait in the event loop, so waiting costs no thread; the steps are those of `ConsumerCore`."""
 
 from __future__ import annotations
 
@@ -7,14 +7,15 @@ import contextlib
 import math
 import weakref
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Self, TypeVar, cast
+from typing import TYPE_CHECKING, Self, cast
 
 from sqlmq.aio.executor import AsyncExecutor, AsyncTransacting, async_observed, async_session_maker
+from sqlmq.aio.futures import wait_for_wakeup
 from sqlmq.aio.transaction import AsyncTransaction
-from sqlmq.consumer.transaction import Host
+from sqlmq.consumer.core import NO_DEADLINE
 from sqlmq.consumer.worker.dispatcher import Terms
-from sqlmq.consumer.worker.executor import check_handler, check_no_session, is_awaited
-from sqlmq.consumer.worker.pool import Limits
+from sqlmq.consumer.worker.executor import check_handler, check_no_session, direct_executor, is_awaited
+from sqlmq.consumer.worker.pool import Limits, WorkerPool
 from sqlmq.errors import ConsumerClosedError
 from sqlmq.model.config import check_max_messages, check_timeout
 from sqlmq.model.timing import Deadline
@@ -29,15 +30,13 @@ if TYPE_CHECKING:
     from sqlmq.aio.engines import Engines
     from sqlmq.aio.threads import Threads
     from sqlmq.aio.transaction import AsyncSessionSource
-    from sqlmq.consumer.buffer import Receiver
-    from sqlmq.consumer.consumer import Consumer
+    from sqlmq.consumer.core import ConsumerCore
+    from sqlmq.consumer.partition import Delivery
     from sqlmq.consumer.worker.executor import Executor
     from sqlmq.consumer.worker.pool import RunSummary
     from sqlmq.model.message import Message
     from sqlmq.model.positions import SeekTo
     from sqlmq.model.retry import FailurePolicy, Retry
-
-T = TypeVar("T")
 
 _YIELD_SECONDS = 0.01
 """How long a loop may go on without letting other tasks run."""
@@ -54,39 +53,36 @@ class AsyncConsumer:
     back what it may have got.
     """
 
-    def __init__(self, sync: Consumer, threads: Threads, engines: Engines) -> None:
-        self._sync = sync
-        self._monotonic = sync._clock.monotonic
+    def __init__(self, core: ConsumerCore, threads: Threads, engines: Engines) -> None:
+        self._core = core
         self._threads = threads
         self._engines = engines
-        # Whoever has the turn looks for messages; the others wait for the turn.
-        self._turns: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Lock] = weakref.WeakKeyDictionary()
-        self._yield_at = 0.0
+        self._fetcher = AsyncFetcher(core, threads)
 
     @property
     def topic(self) -> str:
         """The name of the topic."""
-        return self._sync.topic
+        return self._core.topic
 
     @property
     def closed(self) -> bool:
         """Whether it was closed."""
-        return self._sync.closed
+        return self._core.closed
 
     @property
     def group(self) -> str:
         """The name of the group."""
-        return self._sync.group
+        return self._core.subscription.group_name
 
     @property
     def name(self) -> str:
         """How this member is called where members are listed."""
-        return self._sync.name
+        return self._core.subscription.member_name
 
     @property
     def partitions(self) -> tuple[int, ...]:
         """The numbers of the partitions it owns at this moment."""
-        return self._sync.partitions
+        return self._core.coordinator.partition_numbers
 
     async def consume(self, timeout: float | None = None) -> Message:
         """Return the next message, and finish what this task got before.
@@ -95,7 +91,10 @@ class AsyncConsumer:
         when the consumer is or becomes closed. Raises RuntimeError in a task of its own, which would end with the
         message unfinished.
         """
-        return self._sync._only(await self._poll_until(self._sync.deliver, 1, check_timeout(timeout)), timeout)
+        messages = await self._fetcher.poll(1, check_timeout(timeout))
+        if not messages:
+            raise self._core.no_message_error(timeout)
+        return messages[0]
 
     def consume_chan(self) -> AsyncIterator[Message]:
         """Give one message after the other, each when the one before is done; ends when the consumer closes.
@@ -103,7 +102,7 @@ class AsyncConsumer:
         The message at which a loop was left, by an exception or by ``break``, is not done: ``commit`` finishes it all
         the same, asking for messages brings it again, before what follows it in its partition.
         """
-        return _Messages(self)
+        return _Messages(self._core, self._fetcher)
 
     def __aiter__(self) -> AsyncIterator[Message]:
         return self.consume_chan()
@@ -114,7 +113,7 @@ class AsyncConsumer:
         Each partition's messages come in order. Waits up to *timeout* seconds, without one for ever; an empty list
         says that nothing came. ``timeout=0`` looks once. Raises RuntimeError in a task of its own.
         """
-        return await self._poll_until(self._sync.deliver, check_max_messages(max_messages), check_timeout(timeout))
+        return await self._fetcher.poll(check_max_messages(max_messages), check_timeout(timeout))
 
     def transaction(
         self, max_messages: int = 100, timeout: float | None = None, session: AsyncSessionSource | None = None
@@ -126,17 +125,12 @@ class AsyncConsumer:
         AsyncConnection; by default one of an engine for asyncio on the MQ's database. All else is as in
         ``Consumer.transaction``.
         """
-        check_max_messages(max_messages)
-        sync = self._sync
-        task = TaskReceiver(_current_task())
-        host = Host(sync._count_wakeups, lambda: sync._give_back_all(task), sync._wait, sync._wake_others)
         return AsyncTransaction(
-            sync._transactions,
-            host,
-            self._wait_after,
+            self._core,
+            TaskReceiver(_current_task()),
             self._threads,
             self._engines,
-            max_messages,
+            check_max_messages(max_messages),
             check_timeout(timeout),
             session,
         )
@@ -165,20 +159,21 @@ class AsyncConsumer:
 
         Cancelled, it stops as ``stop`` does, and ends when the handlers have ended.
         """
-        sync = self._sync
+        core = self._core
         terms = Terms.checked(retry, on_failure, max_parked, batch_size)
         limits = Limits.checked(concurrency, stop_seconds, max_processing_seconds, idle_seconds)
-        perform = self._executor(handler, session, in_batches=batch_size is not None, transaction=transaction)
-        run = await self._threads.run(lambda: sync._new_run(perform, terms, limits))
-        with run.taking_signals() if handle_signals else contextlib.nullcontext():
-            return await self._threads.run_apart(lambda: sync._work(run), name="sqlmq-run", hurry=run.stop)
+        executor = self._executor(handler, session, in_batches=batch_size is not None, transaction=transaction)
+        pool = WorkerPool(core, terms, limits, executor)
+        await self._threads.run(lambda: core.begin_run(pool))
+        with pool.taking_signals() if handle_signals else contextlib.nullcontext():
+            return await self._threads.run_apart(pool.work_and_close, name="sqlmq-run", hurry=pool.stop)
 
     def stop(self) -> None:
         """Have ``run`` begin no other message, and return when those in hand are done. May be called from anywhere.
 
         Called before ``run``, it makes that return at once.
         """
-        self._sync.stop()
+        self._core.stop()
 
     async def commit(self) -> None:
         """Finish what this task got, and commit everything that is finished, now.
@@ -187,15 +182,15 @@ class AsyncConsumer:
         deleted; what was finished of other partitions is committed all the same. Raises RuntimeError in a task of its
         own, which has got nothing. Cancelled, it has finished and committed, or neither.
         """
-        receiver = self._receiver()
-        await self._threads.run(lambda: self._sync._commit(receiver))
+        receiver = self._fetcher.receiver()
+        await self._threads.run(lambda: self._core.commit(receiver))
 
     async def seek(self, partition: int, to: SeekTo) -> None:
         """Move the group in *partition*, which this consumer owns, and go on there. See ``Consumer.seek``.
 
         A task that is cancelled meanwhile ends when it is moved, or can't be.
         """
-        await self._threads.run(lambda: self._sync.seek(partition, to))
+        await self._threads.run(lambda: self._core.seek(partition, to))
 
     async def close(self) -> None:
         """Commit what is finished, hand the partitions over and leave the group. A second call has the same result.
@@ -203,7 +198,7 @@ class AsyncConsumer:
         Whatever task waits for a message gets ConsumerClosedError. What was handed out and not finished is delivered
         again, to the next owner. A task that is cancelled meanwhile ends when the consumer is closed.
         """
-        await self._threads.run_apart(self._sync.close)
+        await self._threads.run_apart(self._core.close)
 
     async def __aenter__(self) -> Self:
         return self
@@ -211,113 +206,77 @@ class AsyncConsumer:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        await self._threads.run_apart(lambda: self._sync.__exit__(kind, error, traceback))
+        await self._threads.run_apart(lambda: self._core.close_after(error))
 
     def __repr__(self) -> str:
-        return f"<Async{repr(self._sync)[1:]}"
+        return f"<Async{repr(self._core)[1:]}"
 
     def _executor(
         self, handler: Callable[..., object], session: object, *, in_batches: bool, transaction: bool
     ) -> Executor:
-        sync = self._sync
+        core = self._core
         if not is_awaited(handler):
             check_handler(handler)
-            return sync._executor(handler, session, in_batches=in_batches, transaction=transaction)
-        awaited = async_observed(cast("Callable[..., Awaitable[object]]", handler), sync._database.observer, self.group)
+            return direct_executor(core, handler, session, in_batches=in_batches, transaction=transaction)
+        awaited = async_observed(cast("Callable[..., Awaitable[object]]", handler), core.database.observer, self.group)
         if not transaction:
             check_no_session(session)
             return AsyncExecutor(awaited, in_batches=in_batches)
-        return AsyncTransacting(
-            awaited,
-            sync._transactions,
-            sync._group,
-            self._threads,
-            self._engines,
-            async_session_maker(session),
-            in_batches=in_batches,
-        )
+        make_session = async_session_maker(session)
+        return AsyncTransacting(awaited, core, self._threads, self._engines, make_session, in_batches=in_batches)
 
-    # The loop of a task: as that of a thread, with the steps in threads and the waiting in the event loop.
 
-    async def _poll_until(
-        self, give: Callable[[Receiver, int], list[T]], at_most: int, timeout: float | None
-    ) -> list[T]:
-        receiver = self._receiver()
-        sync = self._sync
-        began = self._monotonic()
-        deadline = Deadline.after(timeout, began)
-        if began > self._yield_at:
-            await asyncio.sleep(0)
-            self._yield_at = began + _YIELD_SECONDS
-        # At most once, each message takes a commit.
-        if sync._ack == "auto" and (given := sync.fetch_buffered(receiver, give, at_most)):
-            return given
-        turn = self._turns.setdefault(asyncio.get_running_loop(), asyncio.Lock())
-        has_turn = False
-        attempt = 0
+class AsyncFetcher:
+    """Fetches for the tasks that share one consumer: the steps run in threads, the waiting in the event loop."""
 
-        def look() -> list[T]:
-            return sync.fetch(receiver, give, at_most, deadline)
+    def __init__(self, core: ConsumerCore, threads: Threads) -> None:
+        self._core = core
+        self._threads = threads
+        self._turns: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Lock] = weakref.WeakKeyDictionary()
+        self._yield_at = 0.0
 
-        def finish_and_look() -> list[T]:
-            sync.acknowledge(receiver)
-            return look()
-
-        def give_back(_given: list[T]) -> None:
-            sync.requeue(receiver)
-
-        step = finish_and_look
-        try:
+    async def poll(self, at_most: int, timeout: float | None) -> list[Message]:
+        """Finish what this task got before, and return up to *at_most* messages; none if none came within *timeout*."""
+        core, receiver = self._core, self.receiver()
+        deadline = Deadline.after(timeout, core.clock.monotonic())
+        await self._let_other_tasks_run()
+        # Not with at-most-once delivery, where each message takes a commit.
+        if core.ack == "auto" and (messages := core.fetch_buffered(receiver, at_most)):
+            return messages
+        async with self._turn(deadline) as turn:
             while True:
-                seen = sync._wakeups.count
-                given = await self._threads.run(step, give_back)
-                step = look
-                now = self._monotonic()
-                if given or deadline.passed(now):
-                    return given
-                if not has_turn:
-                    is_taken = turn.locked()
-                    with sync._wakeups.waiting():
-                        # With a deadline even if it is free: somebody who has waited for it goes first.
-                        has_turn = await _acquire(turn, deadline.remaining(now))
-                    if is_taken or not has_turn:
-                        continue  # whoever had the turn may have found more than he took
-                is_woken = await self._wait_after(attempt, deadline, seen, may_rest=True)
-                attempt = 0 if is_woken else attempt + 1
-        finally:
-            if has_turn:
-                turn.release()
+                seen = core.wakeups.count
+                messages = await self._threads.run(
+                    lambda: core.fetch(receiver, at_most, deadline), lambda _messages: core.requeue(receiver)
+                )
+                if messages or deadline.passed(core.clock.monotonic()):
+                    return messages
+                await turn.wait(seen)
 
-    async def _wait_after(self, attempt: int, deadline: Deadline, seen: int, *, may_rest: bool = False) -> bool:
-        """Wait after *attempt*, which found nothing, until a wake-up since the count *seen*; return whether."""
-        pause = self._sync._wakeups.pause(attempt, deadline, may_delegate=may_rest)
-        loop = asyncio.get_running_loop()
-        is_over = asyncio.Event()
+    async def next_delivery(self) -> Delivery:
+        """As ``poll`` without a timeout, for a loop: messages of one partition, which the loop takes one by one."""
+        core, receiver, at_most = self._core, self.receiver(), self._core.config.read_messages
+        await self._let_other_tasks_run()
+        if (delivery := core.fetch_buffered_lazily(receiver, at_most)) is not None:
+            return delivery
+        async with self._turn(NO_DEADLINE) as turn:
+            while True:
+                seen = core.wakeups.count
+                delivery = await self._threads.run(
+                    lambda: core.fetch_lazily(receiver, at_most, NO_DEADLINE), lambda _delivery: core.requeue(receiver)
+                )
+                if delivery is not None:
+                    return delivery
+                await turn.wait(seen)
 
-        def callback() -> None:
-            # A loop that is closed has nobody to wake.
-            with contextlib.suppress(RuntimeError):
-                loop.call_soon_threadsafe(is_over.set)
-
-        wakeups = self._sync._wakeups
-        with wakeups.waiting(pause, callback):
-            while wakeups.count == seen and (seconds := wakeups.remaining(pause)) > 0:
-                is_over.clear()
-                timer = loop.call_later(seconds, is_over.set)
-                try:
-                    await is_over.wait()
-                finally:
-                    timer.cancel()
-        return wakeups.count != seen
-
-    def _receiver(self) -> TaskReceiver:
+    def receiver(self) -> TaskReceiver:
         """The task that asks. Raises RuntimeError if it was made of this call alone.
 
         ``asyncio.wait_for`` before Python 3.12, ``create_task``, ``gather`` and ``asyncio.run`` make such tasks. They end
         when the call returns, so what they got would be taken for abandoned and delivered again, at once and for ever.
         """
         task = _current_task()
-        if self._sync._ack == "auto" and _is_one_call(task.get_coro()):
+        if self._core.ack == "auto" and _is_one_call(task.get_coro()):
             message = (
                 "This call runs as a task of its own, which ends with it: a message it got could not be finished. Await "
                 "it in the task that handles the messages, and bound the wait with timeout= or asyncio.timeout(), not "
@@ -325,6 +284,62 @@ class AsyncConsumer:
             )
             raise RuntimeError(message)
         return TaskReceiver(task)
+
+    async def _let_other_tasks_run(self) -> None:
+        """Yield to the event loop now and then: a poll that finds messages in the buffer awaits nothing else."""
+        now = self._core.clock.monotonic()
+        if now > self._yield_at:
+            await asyncio.sleep(0)
+            self._yield_at = now + _YIELD_SECONDS
+
+    def _turn(self, deadline: Deadline) -> FetchTurn:
+        lock = self._turns.setdefault(asyncio.get_running_loop(), asyncio.Lock())
+        return FetchTurn(self._core, lock, deadline)
+
+
+class FetchTurn:
+    """The turn of one task among those of an event loop that wait for messages of one consumer.
+
+    The task that has the turn waits for wake-ups and fetches; the others wait for the turn. So a thousand waiting tasks
+    ask the database as often as one. The end of the ``async with`` block gives the turn to the next task.
+    """
+
+    def __init__(self, core: ConsumerCore, lock: asyncio.Lock, deadline: Deadline) -> None:
+        self._core = core
+        self._lock = lock
+        self._deadline = deadline
+        self._has_turn = False
+        self._attempt = 0
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if self._has_turn:
+            self._lock.release()
+
+    async def wait(self, seen: int) -> None:
+        """Wait after a fetch that found nothing, until it is time for the next; *seen* is the count of wake-ups before."""
+        if not self._has_turn:
+            was_free = not self._lock.locked()
+            await self._acquire()
+            if not (was_free and self._has_turn):
+                return  # the task that had the turn may have fetched more than it took
+        is_woken = await wait_for_wakeup(self._core.wakeups, self._attempt, self._deadline, seen, may_delegate=True)
+        self._attempt = 0 if is_woken else self._attempt + 1
+
+    async def _acquire(self) -> None:
+        """Wait for the turn, at the most until the deadline."""
+        seconds = self._deadline.remaining(self._core.clock.monotonic())
+        with self._core.wakeups.waiting():
+            try:
+                # With a timeout even if the lock is free: a task that waits for it goes first.
+                async with asyncio.timeout(None if math.isinf(seconds) else seconds):
+                    self._has_turn = await self._lock.acquire()
+            except TimeoutError:
+                self._has_turn = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -351,12 +366,13 @@ class _Messages:
     dropped at once.
     """
 
-    def __init__(self, consumer: AsyncConsumer) -> None:
-        self._consumer = consumer
+    def __init__(self, core: ConsumerCore, fetcher: AsyncFetcher) -> None:
+        self._core = core
+        self._fetcher = fetcher
         self._loop: asyncio.AbstractEventLoop
         self._task: asyncio.Task[object] | None = None
         """The one that got the last message; None when it has left the loop."""
-        self._lent: Iterator[Message] = iter(())
+        self._delivered: Iterator[Message] = iter(())
 
     def __aiter__(self) -> Self:
         return self
@@ -364,31 +380,34 @@ class _Messages:
     async def __anext__(self) -> Message:
         # Told the loop, it takes 0.1 us instead of 0.3, before Python 3.12.
         if self._task is not None and self._task is asyncio.current_task(self._loop):
-            message = next(self._lent, None)
+            message = next(self._delivered, None)
             if message is not None:
                 return message
-        return await self._poll_until()
+        return await self._poll()
 
-    async def _poll_until(self) -> Message:
-        consumer = self._consumer
+    async def _poll(self) -> Message:
+        core = self._core
         self._task = None
         try:
-            while True:
-                if consumer._sync._ack == "on_delivery":
-                    return await consumer.consume()
-                (delivery,) = await consumer._poll_until(
-                    consumer._sync.deliver_lazily, consumer._sync._options.read_messages, None
-                )
-                # No longer than that without asking, which lets other tasks run.
-                self._lent = consumer._sync._iterate_delivery(delivery, consumer._monotonic() + _YIELD_SECONDS)
-                message = next(self._lent, None)
-                if message is not None:  # nobody else has asked in between
-                    break
+            if core.ack == "on_delivery":
+                (message,) = await self._fetcher.poll(1, None)
+                return message
+            message = await self._take_first()
         except ConsumerClosedError:
             raise StopAsyncIteration from None
-        self._task = consumer._receiver().task
+        self._task = _current_task()
         self._loop = self._task.get_loop()
         return message
+
+    async def _take_first(self) -> Message:
+        core = self._core
+        while True:
+            delivery = await self._fetcher.next_delivery()
+            # No longer than that without a poll, which lets other tasks run.
+            self._delivered = core.iterate_delivery(delivery, core.clock.monotonic() + _YIELD_SECONDS)
+            message = next(self._delivered, None)
+            if message is not None:  # None if another task has reclaimed it in between
+                return message
 
     async def aclose(self) -> None:
         """Leave the message that was given last unfinished."""
@@ -400,7 +419,7 @@ class _Messages:
     def _leave(self) -> None:
         task, self._task = self._task, None
         if task is not None:
-            self._consumer._sync.mark_interrupted(TaskReceiver(task))
+            self._core.mark_interrupted(TaskReceiver(task))
 
 
 def _is_one_call(running: object) -> bool:
@@ -423,12 +442,3 @@ def _current_task() -> asyncio.Task[object]:
         message = "A consumer for asyncio is used inside a task."
         raise RuntimeError(message)
     return task
-
-
-async def _acquire(turn: asyncio.Lock, seconds: float) -> bool:
-    """Wait up to *seconds* for *turn*; return whether it came."""
-    try:
-        async with asyncio.timeout(None if math.isinf(seconds) else seconds):
-            return await turn.acquire()
-    except TimeoutError:
-        return False

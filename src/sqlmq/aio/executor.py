@@ -20,11 +20,10 @@ if TYPE_CHECKING:
     from sqlmq.aio.engines import Engines
     from sqlmq.aio.threads import Threads
     from sqlmq.consumer.buffer import Receiver
-    from sqlmq.consumer.transaction_scope import TransactionContext
+    from sqlmq.consumer.core import ConsumerCore
     from sqlmq.consumer.worker.executor import ExecutionStep
     from sqlmq.hooks.observer import Observer
     from sqlmq.model.message import Message
-    from sqlmq.store.groups import Group
 
 
 class AsyncExecutor:
@@ -63,8 +62,7 @@ class AsyncTransacting(AsyncExecutor):
     def __init__(
         self,
         handler: Callable[..., Awaitable[object]],
-        shared: TransactionContext,
-        group: Callable[[], Group],
+        core: ConsumerCore,
         threads: Threads,
         engines: Engines,
         make_session: Callable[[], AsyncSession] | None,
@@ -72,8 +70,8 @@ class AsyncTransacting(AsyncExecutor):
         in_batches: bool,
     ) -> None:
         super().__init__(handler, in_batches=in_batches)
-        self._shared = shared
-        self._group = group
+        self._core = core
+        self._context = core.transactions
         self._threads = threads
         self._engines = engines
         self._make_session = make_session
@@ -106,7 +104,7 @@ class AsyncTransacting(AsyncExecutor):
         stack.push_async_callback(lambda: to_the_end(target.close()))
         if self._make_session is not None:
             await self._check(session)
-        block = TransactionScope(self._shared, self._group())
+        block = TransactionScope(self._context, self._core.group)
         bound = None if target is session else session.sync_session
         stack.push_async_callback(lambda: to_the_end(target.run_sync(lambda _: block.roll_back())))
         await target.run_sync(lambda given: block.begin(given, bound))
@@ -119,11 +117,11 @@ class AsyncTransacting(AsyncExecutor):
         await target.run_sync(lambda _: block.commit())
 
     async def _check(self, session: AsyncSession) -> None:
-        shared = self._shared
+        shared = self._context
         shared.check_free(session.sync_session)
         if not shared.is_known(session.sync_session):
-            ours = await self._threads.run(lambda: shared.own_identity(self._group()))
-            await session.run_sync(lambda given: shared.check_identity(self._group(), given, ours))
+            ours = await self._threads.run(lambda: shared.own_identity(self._core.group))
+            await session.run_sync(lambda given: shared.check_identity(self._core.group, given, ours))
 
 
 def async_observed(

@@ -1,6 +1,7 @@
-"""Futures of the core, for an event loop: all that are done together are told by one wake-up.
+"""Waiting in an event loop for what threads do: futures of the core, and wake-ups of a consumer.
 
-``asyncio.wrap_future`` wakes the loop for each of them, which costs more than all else that a message does there.
+All futures that are done together are announced to the loop by one callback. ``asyncio.wrap_future`` makes a callback for
+each of them, which costs more than everything else that a message does in the loop.
 """
 
 from __future__ import annotations
@@ -14,6 +15,9 @@ from typing import TYPE_CHECKING, Generic, TypeVar
 
 if TYPE_CHECKING:
     from concurrent.futures import Future
+
+    from sqlmq.background.wakeups import Wakeups
+    from sqlmq.model.timing import Deadline
 
 T = TypeVar("T")
 
@@ -68,6 +72,33 @@ class _Row(Generic[T]):
                 arrival.set_exception(error)
             else:
                 arrival.set_result(future.result())
+
+
+async def wait_for_wakeup(
+    wakeups: Wakeups, attempt: int, deadline: Deadline, seen: int, *, may_delegate: bool = False
+) -> bool:
+    """Wait after *attempt*, which found nothing; return whether there was a wake-up since the count *seen*.
+
+    The task waits here as a thread does in ``Wakeups.wait``.
+    """
+    pause = wakeups.pause(attempt, deadline, may_delegate=may_delegate)
+    loop = asyncio.get_running_loop()
+    is_over = asyncio.Event()
+
+    def callback() -> None:
+        # A closed loop has no task to wake.
+        with contextlib.suppress(RuntimeError):
+            loop.call_soon_threadsafe(is_over.set)
+
+    with wakeups.waiting(pause, callback):
+        while wakeups.count == seen and (seconds := wakeups.remaining(pause)) > 0:
+            is_over.clear()
+            timer = loop.call_later(seconds, is_over.set)
+            try:
+                await is_over.wait()
+            finally:
+                timer.cancel()
+    return wakeups.count != seen
 
 
 def _withdraw(future: Future[T], arrival: asyncio.Future[T]) -> None:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from sqlalchemy.ext.asyncio import AsyncEngine
 
-    from sqlmq.consumer.consumer import Ack
+    from sqlmq.consumer.core import Ack
     from sqlmq.hooks.clock import Clock
     from sqlmq.hooks.observer import Observer
     from sqlmq.model.config import OnEvicted
@@ -130,7 +130,7 @@ class AsyncMQ:
             lambda: self._sync.consumer(topic, group, start=start, ack=ack, name=name, on_evicted=on_evicted),
             lambda made: made.close(),
         )
-        return AsyncConsumer(made, self._threads, self._engines)
+        return AsyncConsumer(made._core, self._threads, self._engines)
 
     def observe(self, observer: Observer | None) -> None:
         """Have *observer* stand around what is sent and handled from now on; None for nobody. See ``MQ.observe``."""

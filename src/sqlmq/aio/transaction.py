@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING, Self, TypeAlias, TypeVar
 
+from sqlmq.aio.futures import wait_for_wakeup
 from sqlmq.aio.threads import to_the_end
 from sqlmq.consumer.transaction_scope import JOIN_MODE
 from sqlmq.errors import DatabaseBusyError, DatabaseUnavailableError, OutcomeUnknownError, SessionError
@@ -15,7 +16,7 @@ from sqlmq.hooks.log_events import log_fields
 from sqlmq.model.timing import Deadline
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterator
+    from collections.abc import Callable, Iterator
     from types import TracebackType
 
     from sqlalchemy import Connection
@@ -24,8 +25,9 @@ if TYPE_CHECKING:
 
     from sqlmq.aio.engines import Engines
     from sqlmq.aio.threads import Threads
-    from sqlmq.consumer.transaction import Host
-    from sqlmq.consumer.transaction_scope import TransactionContext, TransactionScope
+    from sqlmq.consumer.buffer import Receiver
+    from sqlmq.consumer.core import ConsumerCore
+    from sqlmq.consumer.transaction_scope import TransactionScope
     from sqlmq.model.message import Message
     from sqlmq.store.groups import Group
 
@@ -47,19 +49,18 @@ class AsyncTransaction:
 
     def __init__(
         self,
-        shared: TransactionContext,
-        host: Host,
-        wait: Callable[[int, Deadline, int], Awaitable[bool]],
+        core: ConsumerCore,
+        receiver: Receiver,
         threads: Threads,
         engines: Engines,
         max_messages: int,
         timeout: float | None,
         source: AsyncSessionSource | None,
     ) -> None:
-        self._shared = shared
-        self._clock = shared.database.clock
-        self._host = host
-        self._wait = wait
+        self._core = core
+        self._context = core.transactions
+        self._clock = core.clock
+        self._receiver = receiver
         self._threads = threads
         self._engines = engines
         self._max_messages = max_messages
@@ -103,10 +104,11 @@ class AsyncTransaction:
                 self._open_source(self._source)
             attempt = 0
             while True:
-                seen = self._host.wakeups()
+                self._core.check_usable()
+                seen = self._core.wakeups.count
                 if await self._attempt(deadline):
                     return self
-                is_woken = await self._wait(attempt, deadline, seen)
+                is_woken = await wait_for_wakeup(self._core.wakeups, attempt, deadline, seen)
                 attempt = 0 if is_woken else attempt + 1
         except BaseException:
             await to_the_end(self._leave() if self._block is None else self._end(has_failed=True))
@@ -119,7 +121,7 @@ class AsyncTransaction:
 
     def __repr__(self) -> str:
         state = "not begun" if self._block is None else "ended" if self._block.is_done else "begun"
-        return f"<AsyncTransaction of a consumer of {self._shared.topic.name!r} ({state})>"
+        return f"<AsyncTransaction of a consumer of {self._core.topic!r} ({state})>"
 
     @property
     def _carrier(self) -> AsyncSession | AsyncConnection:
@@ -147,21 +149,21 @@ class AsyncTransaction:
             self._target = made
             if not isinstance(source, async_scoped_session):
                 self._opened = made
-        self._shared.check_free(_sync(self._target))
+        self._context.check_free(_sync(self._target))
 
     async def _attempt(self, deadline: Deadline) -> bool:
         """Take messages, or begin without any if it is time; return whether the block may begin."""
         is_last = deadline.passed(self._clock.monotonic())
-        shared = self._shared
+        context = self._context
         try:
-            group = await self._threads.run(self._host.prepare)
-            if not await self._threads.run(lambda: shared.is_worthwhile(group)) and not is_last:
+            group = await self._threads.run(lambda: self._core.release_for_transaction(self._receiver))
+            if not await self._threads.run(lambda: context.is_worthwhile(group)) and not is_last:
                 return False
             return await to_the_end(self._begin(group, is_last=is_last))
         except (DatabaseUnavailableError, DatabaseBusyError, OutcomeUnknownError) as error:
             if is_last:
                 raise
-            topic = shared.topic.name
+            topic = self._core.topic
             told = log_fields("retry", topic=topic, error=error)
             log.warning("A transaction on %r could not begin and is tried again: %s", topic, error, extra=told)
             if self._source is None:
@@ -174,14 +176,14 @@ class AsyncTransaction:
         if self._source is None:
             self._target = self._opened = await self._connect()
         target = self._carrier
-        if not self._shared.is_known(_sync(target)):
-            ours = await self._threads.run(lambda: self._shared.own_identity(group))
-            await _run(target, lambda given: self._shared.check_identity(group, given, ours))
+        if not self._context.is_known(_sync(target)):
+            ours = await self._threads.run(lambda: self._context.own_identity(group))
+            await _run(target, lambda given: self._context.check_identity(group, given, ours))
         bound = AsyncSession(target, join_transaction_mode=JOIN_MODE) if isinstance(target, AsyncConnection) else None
 
         def attempt(given: Session | Connection) -> TransactionScope | None:
             sync = None if bound is None else bound.sync_session
-            return self._shared.attempt(group, given, self._max_messages, is_last=is_last, bound=sync)
+            return self._context.attempt(group, given, self._max_messages, is_last=is_last, bound=sync)
 
         self._block = await _run(target, attempt)
         if self._block is None:
@@ -196,7 +198,7 @@ class AsyncTransaction:
 
     async def _connect(self) -> AsyncConnection:
         engine = self._engines.get()
-        with self._shared.database.translating():
+        with self._core.database.translating():
             return await engine.connect()
 
     async def _end(self, *, has_failed: bool) -> None:
@@ -209,8 +211,8 @@ class AsyncTransaction:
             try:
                 await self._leave()
             finally:
-                if self._shared.ended(block):
-                    self._host.wake()
+                if self._context.ended(block):
+                    self._core.wake_topic()
 
     async def _leave(self) -> None:
         """Roll back what was not committed, and close what was opened here."""

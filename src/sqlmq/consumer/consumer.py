@@ -1,39 +1,19 @@
-"""Consumers: messages out of a group's partitions, and the group's positions moved on."""
+"""What applications call to read a topic with threads: `Consumer`. The steps are those of its `ConsumerCore`."""
 
 from __future__ import annotations
 
 import contextlib
-import logging
 import math
-import os
 import threading
-from typing import TYPE_CHECKING, Literal, Self, TypeVar
+from typing import TYPE_CHECKING, Self
 
-from sqlmq.consumer.core import ConsumerCore
-from sqlmq.consumer.transaction import Host, Transaction
-from sqlmq.consumer.transaction_scope import TransactionContext
-from sqlmq.consumer.worker.attempts import Books
+from sqlmq.consumer.core import NO_DEADLINE
+from sqlmq.consumer.transaction import Transaction
 from sqlmq.consumer.worker.dispatcher import Terms
-from sqlmq.consumer.worker.executor import (
-    DirectExecutor,
-    TransactionalExecutor,
-    check_handler,
-    check_no_session,
-    observed,
-    session_maker,
-)
-from sqlmq.consumer.worker.pool import Host as RunHost
+from sqlmq.consumer.worker.executor import check_handler, direct_executor
 from sqlmq.consumer.worker.pool import Limits, WorkerPool
-from sqlmq.database.close_once import CloseOnce
-from sqlmq.errors import (
-    ConsumerClosedError,
-    DatabaseBusyError,
-    DatabaseUnavailableError,
-    OutcomeUnknownError,
-    SqlmqError,
-)
+from sqlmq.errors import ConsumerClosedError
 from sqlmq.model.config import check_max_messages, check_timeout
-from sqlmq.model.positions import check_seek
 from sqlmq.model.timing import Deadline
 
 if TYPE_CHECKING:
@@ -42,29 +22,16 @@ if TYPE_CHECKING:
 
     from sqlalchemy.orm import Session
 
-    from sqlmq.background.registry import MemberRegistry
-    from sqlmq.consumer.buffer import Receiver
-    from sqlmq.consumer.coordinator import Subscription
+    from sqlmq.consumer.core import ConsumerCore
     from sqlmq.consumer.partition import Delivery
     from sqlmq.consumer.transaction import SessionSource
-    from sqlmq.consumer.worker.dispatcher import Attempt
-    from sqlmq.consumer.worker.executor import Executor
     from sqlmq.consumer.worker.pool import RunSummary
-    from sqlmq.database.database import Database
-    from sqlmq.model.config import MQConfig
     from sqlmq.model.message import Message
     from sqlmq.model.positions import SeekTo
     from sqlmq.model.retry import FailurePolicy, Retry
-    from sqlmq.store.groups import Group
-
-T = TypeVar("T")
-log = logging.getLogger("sqlmq.consumer")
-
-Ack = Literal["auto", "on_delivery"]
-"""When a message counts as done: after it was handled (at least once), or before it is handed out (at most once)."""
 
 
-class Consumer(ConsumerCore):
+class Consumer:
     """Reads one topic as a member of a group. Made by ``mq.consumer(topic, group_id)``; may be shared by threads.
 
     The partitions of the topic are shared out between the group's consumers, each to one at a time, and the group's
@@ -76,42 +43,33 @@ class Consumer(ConsumerCore):
     partition to be handled in order, one at a time, give each thread a consumer of its own.
     """
 
-    def __init__(
-        self, database: Database, background: MemberRegistry, subscription: Subscription, options: MQConfig, ack: Ack
-    ) -> None:
-        super().__init__(database, background.on_wait, subscription, options)
-        self._background = background
-        self._ack = ack
-        self._closing = CloseOnce()
-        self._transactions = TransactionContext(database, subscription.topic, options, subscription.on_evicted)
-        self._run: WorkerPool | None = None
-        self._is_stopped = False
-        background.add(self)
+    def __init__(self, core: ConsumerCore) -> None:
+        self._core = core
 
     @property
     def topic(self) -> str:
         """The name of the topic."""
-        return self._subscription.topic.name
+        return self._core.topic
 
     @property
     def closed(self) -> bool:
         """Whether it was closed."""
-        return self._closed
+        return self._core.closed
 
     @property
     def group(self) -> str:
         """The name of the group."""
-        return self._subscription.group_name
+        return self._core.subscription.group_name
 
     @property
     def name(self) -> str:
         """How this member is called where members are listed."""
-        return self._subscription.member_name
+        return self._core.subscription.member_name
 
     @property
     def partitions(self) -> tuple[int, ...]:
         """The numbers of the partitions it owns at this moment."""
-        return self._coordinator.partition_numbers
+        return self._core.coordinator.partition_numbers
 
     def consume(self, timeout: float | None = None) -> Message:
         """Return the next message, and finish what this thread got before.
@@ -119,7 +77,10 @@ class Consumer(ConsumerCore):
         Waits up to *timeout* seconds, without one for ever; raises TimeoutError when nothing came, ConsumerClosedError
         when the consumer is or becomes closed.
         """
-        return self._only(self._poll_until(self.deliver, 1, check_timeout(timeout)), timeout)
+        messages = self._poll(1, check_timeout(timeout))
+        if not messages:
+            raise self._core.no_message_error(timeout)
+        return messages[0]
 
     def consume_chan(self) -> Iterator[Message]:
         """Give one message after the other, each when the one before is done; ends when the consumer closes.
@@ -127,19 +88,19 @@ class Consumer(ConsumerCore):
         The message at which a loop was left, by an exception or by ``break``, is not done: ``commit`` finishes it all
         the same, asking for messages brings it again, before what follows it in its partition.
         """
+        core, receiver = self._core, threading.current_thread()
         while True:
             try:
-                if self._ack == "on_delivery":
+                if core.ack == "on_delivery":
                     yield self.consume()
                     continue
-                deliveries = self._poll_until(self.deliver_lazily, self._options.read_messages, None)
+                delivery = self._next_delivery()
             except ConsumerClosedError:
                 return
             try:
-                for delivery in deliveries:
-                    yield from self._iterate_delivery(delivery, math.inf)
+                yield from core.iterate_delivery(delivery, math.inf)
             except GeneratorExit:
-                self.mark_interrupted(threading.current_thread())
+                core.mark_interrupted(receiver)
                 raise
 
     def __iter__(self) -> Iterator[Message]:
@@ -151,7 +112,7 @@ class Consumer(ConsumerCore):
         Each partition's messages come in order. Waits up to *timeout* seconds, without one for ever; an empty list
         says that nothing came. ``timeout=0`` looks once.
         """
-        return self._poll_until(self.deliver, check_max_messages(max_messages), check_timeout(timeout))
+        return self._poll(check_max_messages(max_messages), check_timeout(timeout))
 
     def transaction(
         self, max_messages: int = 100, timeout: float | None = None, session: SessionSource | None = None
@@ -169,11 +130,7 @@ class Consumer(ConsumerCore):
 
         Raises SessionError, IsolationError for a session above READ COMMITTED, OutcomeUnknownError.
         """
-        check_max_messages(max_messages)
-        host = Host(
-            self._count_wakeups, lambda: self._give_back_all(threading.current_thread()), self._wait, self._wake_others
-        )
-        return Transaction(self._transactions, host, max_messages, check_timeout(timeout), session)
+        return Transaction(self._core, check_max_messages(max_messages), check_timeout(timeout), session)
 
     def run(
         self,
@@ -213,19 +170,20 @@ class Consumer(ConsumerCore):
         check_handler(handler)
         terms = Terms.checked(retry, on_failure, max_parked, batch_size)
         limits = Limits.checked(concurrency, stop_seconds, max_processing_seconds, idle_seconds)
-        perform = self._executor(handler, session, in_batches=batch_size is not None, transaction=transaction)
-        run = self._new_run(perform, terms, limits)
-        with run.taking_signals() if handle_signals else contextlib.nullcontext():
-            return self._work(run)
+        executor = direct_executor(
+            self._core, handler, session, in_batches=batch_size is not None, transaction=transaction
+        )
+        pool = WorkerPool(self._core, terms, limits, executor)
+        self._core.begin_run(pool)
+        with pool.taking_signals() if handle_signals else contextlib.nullcontext():
+            return pool.work_and_close()
 
     def stop(self) -> None:
         """Have ``run`` begin no other message, and return when those in hand are done. May be called from anywhere.
 
         Called before ``run``, it makes that return at once.
         """
-        self._is_stopped = True
-        if self._run is not None:
-            self._run.stop()
+        self._core.stop()
 
     def commit(self) -> None:
         """Finish what this thread got, and commit everything that is finished, now.
@@ -233,7 +191,7 @@ class Consumer(ConsumerCore):
         Raises FencedError if another consumer has taken one of the partitions over, UnknownTopicError if the topic was
         deleted; what was finished of other partitions is committed all the same.
         """
-        self._commit(threading.current_thread())
+        self._core.commit(threading.current_thread())
 
     def seek(self, partition: int, to: SeekTo) -> None:
         """Move the group in *partition*, which this consumer owns, and go on there.
@@ -243,11 +201,7 @@ class Consumer(ConsumerCore):
 
         Raises NotOwnedError, FencedError, InvalidOffsetError, RuntimeError under ``run``.
         """
-        with self._lock:
-            self._check_usable()
-            self._check_not_run("`mq.admin.reset_group` moves its group.")
-            self._coordinator.ensure_assignment()
-            self._coordinator.seek(partition, check_seek(to))
+        self._core.seek(partition, to)
 
     def close(self) -> None:
         """Commit what is finished, hand the partitions over and leave the group. A second call has the same result.
@@ -255,9 +209,7 @@ class Consumer(ConsumerCore):
         Whatever thread waits for a message gets ConsumerClosedError. What was handed out and not finished is delivered
         again, to the next owner.
         """
-        if self._pid == os.getpid():
-            self._database.check_may_write()
-            self._closing.run(self._close)
+        self._core.close()
 
     def __enter__(self) -> Self:
         return self
@@ -265,176 +217,32 @@ class Consumer(ConsumerCore):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        try:
-            self.close()
-        except SqlmqError:
-            if error is None:
-                raise
-            log.exception("Closing %r failed", self, extra=self.log_fields("close failed"))
+        self._core.close_after(error)
 
     def __repr__(self) -> str:
-        return f"<Consumer {self.name!r} of {self.topic!r} in {self.group!r}{' (closed)' if self._closed else ''}>"
+        return repr(self._core)
 
-    # What a run needs of a consumer.
+    # The loops of a thread. A task has loops of its own, with the same steps.
 
-    def _executor(
-        self, handler: Callable[..., object], session: object, *, in_batches: bool, transaction: bool
-    ) -> Executor:
-        handler = observed(handler, self._database.observer, self.group)
-        if transaction:
-            return TransactionalExecutor(
-                handler, self._transactions, self._group, session_maker(session), in_batches=in_batches
-            )
-        check_no_session(session)
-        return DirectExecutor(handler, in_batches=in_batches)
-
-    def _new_run(self, perform: Executor, terms: Terms, limits: Limits) -> WorkerPool:
-        if self._ack != "auto":
-            message = "run() finishes a message after its handler. Make the consumer with ack='auto'."
-            raise ValueError(message)
-        with self._lock:
-            self._check_usable()
-            if self._is_run:
-                message = f"{self!r} is run already. Give each run a consumer of its own, or use concurrency=."
-                raise RuntimeError(message)
-            self._is_run = True
-            books = Books(self._database, self._coordinator, self._buffer, self._lock)
-            host = RunHost(self._take, self._may_take, self._wakeups)
-            self._run = WorkerPool(host, books, self._options, terms, limits, perform)
-        if self._is_stopped:
-            self._run.stop()
-        return self._run
-
-    def _work(self, run: WorkerPool) -> RunSummary:
-        try:
-            return run.work()
-        finally:
-            self._coordinator.expects_successor = run.expects_successor
-            self.close()
-
-    def _take(self, choose: Callable[[], Attempt | None]) -> Attempt | None:
-        """Have *choose* choose, if anything may be handed out at this moment."""
-        with self._lock:
-            self._check_usable()
-            is_ready = self._make_ready(1, Deadline.after(None, 0.0)) and self._coordinator.is_lease_valid()
-            try:
-                return choose() if is_ready else None
-            except (DatabaseUnavailableError, DatabaseBusyError) as error:
-                log.warning("%r goes on trying: %s", self, error, extra=self.log_fields("retry", error))
-                return None
-
-    # The loop of a thread. A task has one of its own, with the same steps.
-
-    def _poll_until(self, give: Callable[[Receiver, int], list[T]], at_most: int, timeout: float | None) -> list[T]:
-        receiver = threading.current_thread()
-        deadline = Deadline.after(timeout, self._clock.monotonic())
-        self.acknowledge(receiver)
+    def _poll(self, at_most: int, timeout: float | None) -> list[Message]:
+        core, receiver = self._core, threading.current_thread()
+        deadline = Deadline.after(timeout, core.clock.monotonic())
         attempt = 0
         while True:
-            seen = self._wakeups.count
-            given = self.fetch(receiver, give, at_most, deadline)
-            if given or deadline.passed(self._clock.monotonic()):
-                return given
-            is_woken = self._wait(attempt, deadline, seen, may_rest=True)
+            seen = core.wakeups.count
+            messages = core.fetch(receiver, at_most, deadline)
+            if messages or deadline.passed(core.clock.monotonic()):
+                return messages
+            is_woken = core.wait(attempt, deadline, seen, may_delegate=True)
             attempt = 0 if is_woken else attempt + 1
 
-    def _wait(self, attempt: int, deadline: Deadline, seen: int, *, may_rest: bool = False) -> bool:
-        """Wait after *attempt*, which found nothing, until a wake-up since the count *seen*; return whether."""
-        return self._wakeups.wait(self._wakeups.pause(attempt, deadline, may_delegate=may_rest), seen)
-
-    def _only(self, messages: list[Message], timeout: float | None) -> Message:
-        if not messages:
-            message = f"No message came from topic {self.topic!r} within {timeout} seconds."
-            raise TimeoutError(message)
-        return messages[0]
-
-    # What its transactions need of a consumer.
-
-    def _count_wakeups(self) -> int:
-        self._check_usable()
-        return self._wakeups.count
-
-    def _give_back_all(self, receiver: Receiver) -> Group:
-        """Finish what *receiver* got, and have no claims by lease, but be a member; return the group."""
-        with self._lock:
-            self.acknowledge(receiver)
-            self._asked_at = self._clock.monotonic()
-            if self._coordinator.assigned:
-                self._coordinator.release_all()
-                self._background.recheck_group_soon(self.group_id, but=self)
-            self._coordinator.ensure_membership()
-            return self._coordinator.group
-
-    def _wake_others(self) -> None:
-        self._background.wake(self.topic_id)
-
-    # The steps: each takes the lock, asks the database once at the most, and waits for nothing else.
-
-    def fetch(
-        self, receiver: Receiver, give: Callable[[Receiver, int], list[T]], at_most: int, deadline: Deadline
-    ) -> list[T]:
-        """Have *give* give *receiver* up to *at_most* messages, if there are any at this moment."""
-        with self._lock:
-            self._check_usable()
-            self._asked_at = self._clock.monotonic()
-            # Looking may take long, and the lease be over then.
-            is_ready = self._make_ready(at_most, deadline) and self._coordinator.is_lease_valid()
-            return give(receiver, at_most) if is_ready else []
-
-    def _commit(self, receiver: Receiver) -> None:
-        """Finish what *receiver* got, also where it left a loop, and commit whatever is finished."""
-        with self._lock:
-            self._check_usable()
-            self._buffer.acknowledge(receiver, include_interrupted=True)
-            fenced = self._coordinator.commit_due()
-        if fenced:
-            self._coordinator.check_topic()
-            raise self._coordinator.fenced(fenced)
-
-    # What the steps do, with the lock held.
-
-    def _make_ready(self, at_most: int, deadline: Deadline) -> bool:
-        """Do what is due, and read on if need be; False while the database is away, as long as there is time."""
-        for name in self._buffer.requeue_of_dead_receivers():
-            told = self.log_fields("unfinished")
-            log.warning(
-                "%r: %s ended without finishing its messages; they are delivered again.", self, name, extra=told
-            )
-        try:
-            if self._coordinator.ensure_assignment():
-                self._background.recheck_group_soon(self.group_id, but=self)
-            # The background thread does it, usually, while this one goes on.
-            if self._coordinator.is_commit_due(2) and (fenced := self._coordinator.commit_due()):
-                log.warning("%s", self._coordinator.fenced(fenced), extra=self.log_fields("fenced"))
-            self._buffer.fetch_more(at_most)
-        except (DatabaseUnavailableError, DatabaseBusyError, OutcomeUnknownError) as error:
-            if deadline.passed(self._clock.monotonic()):
-                raise
-            log.warning("%r goes on trying: %s", self, error, extra=self.log_fields("retry", error))
-            return False
-        return True
-
-    def deliver(self, receiver: Receiver, at_most: int) -> list[Message]:
-        """Deliver up to *at_most* buffered messages to *receiver*."""
-        messages = self._buffer.deliver(receiver, at_most)
-        if self._ack == "on_delivery" and messages:
-            self._buffer.acknowledge(receiver, include_interrupted=True)
-            fenced = self._coordinator.commit_due()
-            return [message for message in messages if message.partition not in fenced]
-        return messages
-
-    def deliver_lazily(self, receiver: Receiver, at_most: int) -> list[Delivery]:
-        """Deliver buffered messages to a loop of *receiver*, which takes them one after the other."""
-        return self._buffer.deliver_lazily(receiver, at_most, is_shared=self._wakeups.waiters > 0)
-
-    def _close(self) -> None:
-        self._closed = True
-        self.wake()
-        try:
-            with self._database.watchdog.shortening(), self._lock_for_close():
-                self._buffer.close()
-                self._coordinator.leave()
-        finally:
-            # Not before, or its own process would take the member for another's, and send notices to it.
-            self._background.remove(self)
-        self._background.recheck_group_soon(self.group_id, but=self)
+    def _next_delivery(self) -> Delivery:
+        core, receiver = self._core, threading.current_thread()
+        attempt = 0
+        while True:
+            seen = core.wakeups.count
+            delivery = core.fetch_lazily(receiver, core.config.read_messages, NO_DEADLINE)
+            if delivery is not None:
+                return delivery
+            is_woken = core.wait(attempt, NO_DEADLINE, seen, may_delegate=True)
+            attempt = 0 if is_woken else attempt + 1

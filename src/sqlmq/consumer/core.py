@@ -1,4 +1,8 @@
-"""A member that is kept alive: what the background threads, and other members of its process, have to do with a consumer."""
+"""A consumer's state, the lock that guards it, and the steps by which messages are delivered.
+
+`Consumer` and `AsyncConsumer` wait between these steps, a thread or an event loop each in its own way. `Transaction` and the
+worker pool take some of the steps too. Background threads see a core as a member that they keep alive.
+"""
 
 from __future__ import annotations
 
@@ -6,130 +10,403 @@ import contextlib
 import logging
 import os
 import threading
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal, Protocol
 
 from sqlmq.background.wakeups import Wakeups
 from sqlmq.consumer.buffer import FetchBuffer
 from sqlmq.consumer.coordinator import Coordinator
-from sqlmq.errors import ConsumerClosedError, DatabaseUnavailableError, ForkedError, SqlmqError
+from sqlmq.consumer.transaction_scope import TransactionContext
+from sqlmq.database.close_once import CloseOnce
+from sqlmq.errors import (
+    ConsumerClosedError,
+    DatabaseBusyError,
+    DatabaseUnavailableError,
+    ForkedError,
+    OutcomeUnknownError,
+    SqlmqError,
+)
+from sqlmq.model.positions import check_seek
+from sqlmq.model.timing import Deadline
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-    from typing import TypeVar
+    from collections.abc import Iterator
 
+    from sqlmq.background.registry import MemberRegistry
     from sqlmq.consumer.buffer import Receiver
     from sqlmq.consumer.coordinator import Subscription
     from sqlmq.consumer.partition import Delivery
     from sqlmq.database.database import Database
     from sqlmq.model.config import MQConfig
     from sqlmq.model.message import Message
+    from sqlmq.model.positions import SeekTo
     from sqlmq.operations.poll import PollRequest
     from sqlmq.store.groups import Group
 
-    T = TypeVar("T")
-
 log = logging.getLogger("sqlmq.consumer")
 
+Ack = Literal["auto", "on_delivery"]
+"""When a message is done: after it was handled (at least once), or when it is delivered (at most once)."""
+
+NO_DEADLINE = Deadline.after(None, 0.0)
+
 _CLOSE_SECONDS = 4.5
-"""For how long closing waits for the lock: somewhat longer than an answer is waited for then."""
+"""How long ``close`` waits for the lock: a little longer than it waits for the database's response."""
+
+
+class Stoppable(Protocol):
+    """A run of a handler, as far as its consumer knows it."""
+
+    def stop(self) -> None:
+        """Begin no other message."""
 
 
 class ConsumerCore:
-    """What a consumer owns and has read ahead, and the lock that guards it. Is a ``GroupMember``."""
+    """One member of a group: its assignment, its buffer, and the one lock that guards both. Is a ``GroupMember``.
+
+    Most steps take the lock themselves. They hold it while the database is asked, at most once in a step, and never while
+    they wait for messages. These run without the lock: what the background calls to report an event
+    (``heartbeat_acknowledged``, ``membership_lost``, ``recheck_group_soon``, ``wake``), because each sets one field or counts
+    one wake-up; the steps of a loop between two messages (``may_continue``, ``iterate_delivery``, ``mark_interrupted``),
+    because a receiver alone touches its deliveries and each message leaves a deque once; and the commit of ``housekeeping``,
+    whose positions were collected under the lock. They may read a value that another thread is changing.
+    """
 
     def __init__(
-        self, database: Database, on_wait: Callable[[], None], subscription: Subscription, options: MQConfig
+        self, database: Database, members: MemberRegistry, subscription: Subscription, config: MQConfig, ack: Ack
     ) -> None:
-        self._database = database
-        self._clock = database.clock
-        self._subscription = subscription
-        self._options = options
-        self._closed = False
+        self.database = database
+        self.clock = database.clock
+        self.config = config
+        self.subscription = subscription
+        self.ack = ack
+        self.closed = False
+        self.lock = threading.RLock()
+        self.coordinator = Coordinator(database, subscription, config)
+        self.buffer = FetchBuffer(database, self.coordinator, config)
+        self.wakeups = Wakeups(members.on_wait, config, self.clock)
+        self.transactions = TransactionContext(database, subscription.topic, config, subscription.on_evicted)
+        self._members = members
         self._pid = os.getpid()
-        # Held while the database is asked, so only briefly waited for; never while waiting for messages.
-        self._lock = threading.RLock()
-        self._coordinator = Coordinator(database, subscription, options)
-        self._buffer = FetchBuffer(database, self._coordinator, options)
-        self._asked_at = self._clock.monotonic()
-        self._is_run = False
-        """Whether workers ask for messages whenever their handlers let them."""
-        self._wakeups = Wakeups(on_wait, options, self._clock)
+        self._polled_at = self.clock.monotonic()
+        self._run: Stoppable | None = None
+        self._is_stopped = False
+        self._closing = CloseOnce()
+        members.add(self)
+
+    def __repr__(self) -> str:
+        _, group, _, name, _ = self.subscription
+        return f"<Consumer {name!r} of {self.topic!r} in {group!r}{' (closed)' if self.closed else ''}>"
+
+    @property
+    def topic(self) -> str:
+        """The name of the topic."""
+        return self.subscription.topic.name
+
+    @property
+    def group(self) -> Group:
+        """The group, as the database knows it."""
+        return self.coordinator.group
+
+    # What the background knows of a member, and calls.
 
     @property
     def member_id(self) -> int:
-        """The database's id of the member; another one after it was expelled and has joined again."""
-        return self._coordinator.member_id
+        """The database's id of the member. It changes when the member has lost its membership and joined again."""
+        return self.coordinator.member_id
 
     @property
     def group_id(self) -> int:
         """The database's id of the group."""
-        return self._coordinator.group.id
+        return self.coordinator.group.id
 
     @property
     def topic_id(self) -> int:
         """The database's id of the topic."""
-        return self._subscription.topic.id
+        return self.subscription.topic.id
 
     @property
     def is_waiting(self) -> bool:
-        """Whether somebody waits for a message."""
-        return self._wakeups.waiters > 0
-
-    @property
-    def wakeups(self) -> Wakeups:
-        """Those who wait for a message."""
-        return self._wakeups
+        """Whether a thread or task waits for a message."""
+        return self.wakeups.waiters > 0
 
     def poll_request(self) -> PollRequest | None:
-        """What to look for, for those who wait; None while there is something to do here that they have to see to."""
-        if self._closed or self._wakeups.self_polling or not self._lock.acquire(blocking=False):
-            return None  # whoever has the lock looks himself
+        """What the shared poller can look for; None if the waiting threads have to fetch for themselves."""
+        if self.closed or self.wakeups.self_polling or not self.lock.acquire(blocking=False):
+            return None  # the thread that holds the lock polls for itself
         try:
-            return None if self._buffer.has_in_flight else self._coordinator.poll_request()
+            return None if self.buffer.has_in_flight else self.coordinator.poll_request()
         finally:
-            self._lock.release()
+            self.lock.release()
 
     def heartbeat_acknowledged(self, sent_at: float) -> None:
-        """The heartbeat that was sent at *began* has arrived."""
-        self._coordinator.heartbeat_acknowledged(sent_at)
+        """Extend the lease: the heartbeat sent at *sent_at*, by the monotonic clock, was acknowledged."""
+        self.coordinator.heartbeat_acknowledged(sent_at)
 
     def membership_lost(self) -> None:
-        """The group no longer has this member: hand nothing out before joining again."""
-        self._coordinator.membership_lost()
+        """Deliver nothing before the consumer has joined its group again."""
+        self.coordinator.membership_lost()
         self.wake()
 
     def wake(self) -> None:
-        """There may be new messages."""
-        self._wakeups.wake()
+        """Wake the waiting threads and tasks: there may be new messages."""
+        self.wakeups.wake()
 
     def recheck_group_soon(self) -> None:
-        """The group may have changed."""
-        self._coordinator.recheck_group_soon()
+        """Read the group's members and claims at the next poll: they may have changed."""
+        self.coordinator.recheck_group_soon()
         self.wake()
 
     def housekeeping(self) -> None:
-        """Commit what has waited long enough; give everything back if the application does not ask any more."""
-        if self._closed or not self._lock.acquire(blocking=False):
-            return  # whoever has it tends to the consumer himself
-        finished = []
+        """Commit what is due; release all partitions if the application has stopped polling."""
+        if self.closed or not self.lock.acquire(blocking=False):
+            return  # the thread that holds the lock does both
+        due = []
         try:
             try:
-                if self._coordinator.is_commit_due(1):
-                    finished = self._coordinator.committable_positions()
-                if (
-                    not self.is_waiting and not self._is_run
-                ):  # asked first: whoever has just waited is about to ask again
-                    self._coordinator.release_if_not_polled(max(self._asked_at, self._wakeups.waited_at))
+                if self.coordinator.is_commit_due(1):
+                    due = self.coordinator.committable_positions()
+                # In this order: a thread that has just stopped waiting is about to poll again.
+                if not self.is_waiting and self._run is None:
+                    self.coordinator.release_if_not_polled(max(self._polled_at, self.wakeups.waited_at))
             finally:
-                self._lock.release()
-            self._coordinator.commit_unlocked(finished)
+                self.lock.release()
+            self.coordinator.commit_unlocked(due)
         except SqlmqError as error:
             log.warning("%r: %s", self, error, extra=self.log_fields("housekeeping failed", error))
 
+    # The steps of a poll.
+
+    def acknowledge(self, receiver: Receiver) -> None:
+        """Finish what *receiver* got before, except a message at which it left a loop."""
+        with self.lock:
+            self.check_usable()
+            self._check_not_run("Use another consumer to ask for some.")
+            self.buffer.acknowledge(receiver, include_interrupted=False)
+
+    def fetch(self, receiver: Receiver, at_most: int, deadline: Deadline) -> list[Message]:
+        """Acknowledge what *receiver* got before, and deliver up to *at_most* messages if there are any now.
+
+        While the database is unavailable there are none, and after *deadline* its error is raised.
+        """
+        with self.lock:
+            self.acknowledge(receiver)
+            return self.deliver(receiver, at_most) if self.prepare_delivery(at_most, deadline) else []
+
+    def fetch_lazily(self, receiver: Receiver, at_most: int, deadline: Deadline) -> Delivery | None:
+        """As ``fetch``, for a loop: messages of one partition that are in flight only as the loop takes them."""
+        with self.lock:
+            self.acknowledge(receiver)
+            return self.deliver_lazily(receiver, at_most) if self.prepare_delivery(at_most, deadline) else None
+
+    def fetch_buffered(self, receiver: Receiver, at_most: int) -> list[Message]:
+        """As ``fetch``, but deliver nothing if that needs the database, or another thread has the lock."""
+        if not self.lock.acquire(blocking=False):
+            return []
+        try:
+            return self.deliver(receiver, at_most) if self._may_deliver_buffered(receiver) else []
+        finally:
+            self.lock.release()
+
+    def fetch_buffered_lazily(self, receiver: Receiver, at_most: int) -> Delivery | None:
+        """As ``fetch_lazily``, but deliver nothing if that needs the database, or another thread has the lock."""
+        if not self.lock.acquire(blocking=False):
+            return None
+        try:
+            return self.deliver_lazily(receiver, at_most) if self._may_deliver_buffered(receiver) else None
+        finally:
+            self.lock.release()
+
+    def wait(self, attempt: int, deadline: Deadline, seen: int, *, may_delegate: bool = False) -> bool:
+        """Block the thread after *attempt*, which found nothing; return whether there was a wake-up since the count *seen*."""
+        return self.wakeups.wait(self.wakeups.pause(attempt, deadline, may_delegate=may_delegate), seen)
+
+    def prepare_delivery(self, at_most: int, deadline: Deadline) -> bool:
+        """Do what is due and fetch if need be; return whether messages may be delivered now. With the lock held.
+
+        Until *deadline* it is False while the database is unavailable; after that the error is raised.
+        """
+        self.check_usable()
+        self._polled_at = self.clock.monotonic()
+        self._log_unfinished()
+        try:
+            if self.coordinator.ensure_assignment():
+                self._members.recheck_group_soon(self.group_id, but=self)
+            # Usually the housekeeping thread commits, while this one goes on.
+            if self.coordinator.is_commit_due(2) and (fenced := self.coordinator.commit_due()):
+                log.warning("%s", self.coordinator.fenced(fenced), extra=self.log_fields("fenced"))
+            self.buffer.fetch_more(at_most)
+        except (DatabaseUnavailableError, DatabaseBusyError, OutcomeUnknownError) as error:
+            if deadline.passed(self.clock.monotonic()):
+                raise
+            self.log_retry(error)
+            return False
+        # Asked last: the fetch may have taken longer than the lease.
+        return self.coordinator.is_lease_valid()
+
+    def deliver(self, receiver: Receiver, at_most: int) -> list[Message]:
+        """Deliver up to *at_most* buffered messages to *receiver*. With the lock held, after ``prepare_delivery``."""
+        messages = self.buffer.deliver(receiver, at_most)
+        if self.ack == "on_delivery" and messages:
+            self.buffer.acknowledge(receiver, include_interrupted=True)
+            fenced = self.coordinator.commit_due()
+            return [message for message in messages if message.partition not in fenced]
+        return messages
+
+    def deliver_lazily(self, receiver: Receiver, at_most: int) -> Delivery | None:
+        """Deliver up to *at_most* buffered messages of one partition to a loop of *receiver*. As ``deliver``."""
+        # One message at a time while other threads wait: what a loop has not taken is no use to them.
+        deliveries = self.buffer.deliver_lazily(receiver, at_most, is_shared=self.wakeups.waiters > 0)
+        return deliveries[0] if deliveries else None
+
+    def iterate_delivery(self, delivery: Delivery, until: float) -> Iterator[Message]:
+        """Take the messages of *delivery* until the loop has to poll again, or until the monotonic clock reads *until*."""
+        monotonic = self.clock.monotonic
+        while self.may_continue(now := monotonic()) and now < until and (message := delivery.take()) is not None:
+            yield message
+
+    def may_continue(self, now: float) -> bool:
+        """Whether a loop may take the next message of its delivery at *now* without a poll before it."""
+        return self.coordinator.needs_no_check(now) and not self.closed
+
+    def requeue(self, receiver: Receiver) -> None:
+        """Redeliver what *receiver* got and will not finish."""
+        with self.lock:
+            self.buffer.requeue(receiver)
+
+    def mark_interrupted(self, receiver: Receiver) -> None:
+        """Note that *receiver* has left the loop in which it got its messages: the last one is not done."""
+        self.buffer.mark_interrupted(receiver)
+
+    # What else an application does with a consumer.
+
+    def commit(self, receiver: Receiver) -> None:
+        """Finish what *receiver* got, also where it left a loop, and commit everything that is done."""
+        with self.lock:
+            self.check_usable()
+            self.buffer.acknowledge(receiver, include_interrupted=True)
+            fenced = self.coordinator.commit_due()
+        if fenced:
+            self.coordinator.check_topic()
+            raise self.coordinator.fenced(fenced)
+
+    def seek(self, partition: int, to: SeekTo) -> None:
+        """Move the group in *partition*, which this member owns, and drop what is buffered or in flight of it."""
+        with self.lock:
+            self.check_usable()
+            self._check_not_run("`mq.admin.reset_group` moves its group.")
+            self.coordinator.ensure_assignment()
+            self.coordinator.seek(partition, check_seek(to))
+
+    def release_for_transaction(self, receiver: Receiver) -> Group:
+        """Finish what *receiver* got and release all partitions, but stay a member; return the group.
+
+        A transaction takes its partition by a row lock. A claim of this member would stand in its way.
+        """
+        with self.lock:
+            self.acknowledge(receiver)
+            self._polled_at = self.clock.monotonic()
+            if self.coordinator.assigned:
+                self.coordinator.release_all()
+                self._members.recheck_group_soon(self.group_id, but=self)
+            self.coordinator.ensure_membership()
+            return self.group
+
+    def wake_topic(self) -> None:
+        """Wake the consumers of the topic in this process: messages are to be delivered again."""
+        self._members.wake(self.topic_id)
+
+    def begin_run(self, run: Stoppable) -> None:
+        """Note that *run* gets the messages from now on. Raises ValueError or RuntimeError if it can't."""
+        if self.ack != "auto":
+            message = "run() finishes a message after its handler. Make the consumer with ack='auto'."
+            raise ValueError(message)
+        with self.lock:
+            self.check_usable()
+            if self._run is not None:
+                message = f"{self!r} is run already. Give each run a consumer of its own, or use concurrency=."
+                raise RuntimeError(message)
+            self._run = run
+        if self._is_stopped:
+            run.stop()
+
+    def stop(self) -> None:
+        """Stop the run; one that begins later stops at once."""
+        self._is_stopped = True
+        if self._run is not None:
+            self._run.stop()
+
+    def close(self) -> None:
+        """Commit what is done, hand the partitions over and leave the group. A second call has the same result."""
+        if self._pid == os.getpid():
+            self.database.check_may_write()
+            self._closing.run(self._close)
+
+    def close_after(self, error: BaseException | None) -> None:
+        """Close at the end of a ``with`` block. An error of closing is raised, or logged if the block raised *error*."""
+        try:
+            self.close()
+        except SqlmqError:
+            if error is None:
+                raise
+            log.exception("Closing %r failed", self, extra=self.log_fields("close failed"))
+
+    # Checks and log records.
+
+    def check_usable(self) -> None:
+        """Raise ConsumerClosedError after ``close``, ForkedError in a forked child."""
+        if self._pid != os.getpid():
+            what = f"This consumer of {self.topic!r}"
+            raise ForkedError(what)
+        if self.closed:
+            raise ConsumerClosedError(self.topic, self.subscription.group_name)
+
+    def no_message_error(self, timeout: float | None) -> TimeoutError:
+        """The error of ``consume`` when nothing came in time."""
+        return TimeoutError(f"No message came from topic {self.topic!r} within {timeout} seconds.")
+
+    def log_fields(self, event: str, error: BaseException | None = None) -> dict[str, object]:
+        """The fields of a log record of *event*."""
+        return self.coordinator.log_fields(event, error=error)
+
+    def log_retry(self, error: SqlmqError) -> None:
+        """Log that the consumer goes on after *error* of the database."""
+        log.warning("%r goes on trying: %s", self, error, extra=self.log_fields("retry", error))
+
+    def _check_not_run(self, advice: str) -> None:
+        if self._run is not None:
+            message = f"{self!r} is run: its messages go to the handler. {advice}"
+            raise RuntimeError(message)
+
+    def _may_deliver_buffered(self, receiver: Receiver) -> bool:
+        """Acknowledge what *receiver* got before; return whether the buffer has messages and no check is due."""
+        self.acknowledge(receiver)
+        self._polled_at = now = self.clock.monotonic()
+        is_undisturbed = self.coordinator.needs_no_check(now) and not self.coordinator.is_commit_due(2)
+        return is_undisturbed and self.buffer.is_ready(now)
+
+    def _log_unfinished(self) -> None:
+        for name in self.buffer.requeue_of_dead_receivers():
+            fields = self.log_fields("unfinished")
+            log.warning(
+                "%r: %s ended without finishing its messages; they are delivered again.", self, name, extra=fields
+            )
+
+    def _close(self) -> None:
+        self.closed = True
+        self.wake()
+        try:
+            with self.database.watchdog.shortening(), self._lock_for_close():
+                self.buffer.close()
+                self.coordinator.leave()
+        finally:
+            # Not before, or its own process would take the member for another's, and send notices to it.
+            self._members.remove(self)
+        self._members.recheck_group_soon(self.group_id, but=self)
+
     @contextlib.contextmanager
     def _lock_for_close(self) -> Iterator[None]:
-        """The lock, for closing: whoever has it may wait for a database that does not answer."""
-        if not self._lock.acquire(timeout=_CLOSE_SECONDS):
+        """Hold the lock, which another thread may have while it waits for a silent database."""
+        if not self.lock.acquire(timeout=_CLOSE_SECONDS):
             message = (
                 f"{self!r} can't leave its group: another thread waits for the database. Its lease ends by itself."
             )
@@ -137,63 +414,4 @@ class ConsumerCore:
         try:
             yield
         finally:
-            self._lock.release()
-
-    def log_fields(self, event: str, error: BaseException | None = None) -> dict[str, object]:
-        """What a record of the log tells of *event*."""
-        return self._coordinator.log_fields(event, error=error)
-
-    def _group(self) -> Group:
-        return self._coordinator.group
-
-    def _may_take(self, now: float) -> bool:
-        """Whether a loop may go on, *now*, with what was lent to it, before it asks again. Without the lock."""
-        return self._coordinator.needs_no_check(now) and not self._closed
-
-    def _iterate_delivery(self, delivery: Delivery, until: float) -> Iterator[Message]:
-        """Take what is lent, until the loop has to ask again, or the monotonic clock has come to *until*."""
-        monotonic = self._clock.monotonic
-        while self._may_take(now := monotonic()) and now < until and (message := delivery.take()) is not None:
-            yield message
-
-    # The steps that ask no database.
-
-    def acknowledge(self, receiver: Receiver) -> None:
-        """What *receiver* got before is done, but for the message at which it left a loop."""
-        with self._lock:
-            self._check_usable()
-            self._check_not_run("Use another consumer to ask for some.")
-            self._buffer.acknowledge(receiver, include_interrupted=False)
-
-    def fetch_buffered(self, receiver: Receiver, give: Callable[[Receiver, int], list[T]], at_most: int) -> list[T]:
-        """As ``_finish`` and ``_try``, but give nothing if that takes the database, or somebody has the lock."""
-        if not self._lock.acquire(blocking=False):
-            return []
-        try:
-            self.acknowledge(receiver)
-            self._asked_at = now = self._clock.monotonic()
-            is_calm = self._coordinator.needs_no_check(now) and not self._coordinator.is_commit_due(2)
-            return give(receiver, at_most) if is_calm and self._buffer.is_ready(now) else []
-        finally:
-            self._lock.release()
-
-    def requeue(self, receiver: Receiver) -> None:
-        """What *receiver* got will not be finished: it comes again, to whoever asks."""
-        with self._lock:
-            self._buffer.requeue(receiver)
-
-    def mark_interrupted(self, receiver: Receiver) -> None:
-        """*receiver* has left the loop in which it got its messages."""
-        self._buffer.mark_interrupted(receiver)
-
-    def _check_usable(self) -> None:
-        if self._pid != os.getpid():
-            what = f"This consumer of {self._subscription.topic.name!r}"
-            raise ForkedError(what)
-        if self._closed:
-            raise ConsumerClosedError(self._subscription.topic.name, self._subscription.group_name)
-
-    def _check_not_run(self, advice: str) -> None:
-        if self._is_run:
-            message = f"{self!r} is run: its messages go to the handler. {advice}"
-            raise RuntimeError(message)
+            self.lock.release()

@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-from typing import TYPE_CHECKING, NamedTuple, Self, TypeAlias
+import threading
+from typing import TYPE_CHECKING, Self, TypeAlias
 
 from sqlalchemy import Connection
 from sqlalchemy.orm import Session, scoped_session
@@ -18,7 +19,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from types import TracebackType
 
-    from sqlmq.consumer.transaction_scope import TransactionContext, TransactionScope
+    from sqlmq.consumer.core import ConsumerCore
+    from sqlmq.consumer.transaction_scope import TransactionScope
     from sqlmq.model.message import Message
     from sqlmq.store.groups import Group
 
@@ -26,19 +28,6 @@ if TYPE_CHECKING:
     """Where the session of a transaction comes from: one that there is, or what makes one, as a sessionmaker."""
 
 log = logging.getLogger("sqlmq.consumer")
-
-
-class Host(NamedTuple):
-    """What a transaction needs of its consumer."""
-
-    wakeups: Callable[[], int]
-    """Check that it can be used; return how often it was woken."""
-    prepare: Callable[[], Group]
-    """Give back what was claimed by lease, and return its group."""
-    wait: Callable[[int, Deadline, int], bool]
-    """Wait after so many attempts that found nothing, until woken once more than so often; return whether."""
-    wake: Callable[[], None]
-    """Wake the consumers of this process that wait."""
 
 
 class Transaction:
@@ -49,16 +38,15 @@ class Transaction:
 
     def __init__(
         self,
-        shared: TransactionContext,
-        host: Host,
+        core: ConsumerCore,
         max_messages: int,
         timeout: float | None,
         source: SessionSource | None,
     ) -> None:
-        self._shared = shared
-        self._database = shared.database
-        self._clock = shared.database.clock
-        self._host = host
+        self._core = core
+        self._context = core.transactions
+        self._database = core.database
+        self._clock = core.clock
         self._max_messages = max_messages
         self._timeout = timeout
         self._source = source
@@ -97,10 +85,11 @@ class Transaction:
             given = self._open(stack)
             attempt = 0
             while True:
-                seen = self._host.wakeups()
+                self._core.check_usable()
+                seen = self._core.wakeups.count
                 if self._attempt(given, deadline, stack):
                     break
-                is_woken = self._host.wait(attempt, deadline, seen)
+                is_woken = self._core.wait(attempt, deadline, seen)
                 attempt = 0 if is_woken else attempt + 1
             self._ending = stack.pop_all()
         return self
@@ -120,12 +109,12 @@ class Transaction:
                     block.finish()
                     block.commit()
         finally:
-            if self._shared.ended(block):
-                self._host.wake()
+            if self._context.ended(block):
+                self._core.wake_topic()
 
     def __repr__(self) -> str:
         state = "not begun" if self._block is None else "ended" if self._block.is_done else "begun"
-        return f"<Transaction of a consumer of {self._shared.topic.name!r} ({state})>"
+        return f"<Transaction of a consumer of {self._core.topic!r} ({state})>"
 
     @property
     def _entered(self) -> TransactionScope:
@@ -151,25 +140,25 @@ class Transaction:
                 raise TypeError(message)
             stack.callback(made.close)
             given = made
-        self._shared.check_free(given)
+        self._context.check_free(given)
         return given
 
     def _attempt(self, given: Session | Connection | None, deadline: Deadline, ending: contextlib.ExitStack) -> bool:
         """Take messages, or begin without any if it is time; return whether the block may begin."""
         is_last = deadline.passed(self._clock.monotonic())
         try:
-            group = self._host.prepare()
-            if given is not None and not self._shared.is_known(given):
-                ours = self._shared.own_identity(group)
+            group = self._core.release_for_transaction(threading.current_thread())
+            if given is not None and not self._context.is_known(given):
+                ours = self._context.own_identity(group)
                 with self._database.block():
-                    self._shared.check_identity(group, given, ours)
-            if not self._shared.is_worthwhile(group) and not is_last:
+                    self._context.check_identity(group, given, ours)
+            if not self._context.is_worthwhile(group) and not is_last:
                 return False
             return self._begin(group, given, ending, is_last=is_last)
         except (DatabaseUnavailableError, DatabaseBusyError, OutcomeUnknownError) as error:
             if is_last:
                 raise
-            topic = self._shared.topic.name
+            topic = self._core.topic
             told = log_fields("retry", topic=topic, error=error)
             log.warning("A transaction on %r could not begin and is tried again: %s", topic, error, extra=told)
             return False
@@ -180,7 +169,7 @@ class Transaction:
         with contextlib.ExitStack() as stack:
             stack.enter_context(self._database.block())
             target = stack.enter_context(self._database.connect()) if given is None else given
-            self._block = self._shared.attempt(group, target, self._max_messages, is_last=is_last)
+            self._block = self._context.attempt(group, target, self._max_messages, is_last=is_last)
             if self._block is None:
                 return False
             stack.callback(self._block.roll_back)

@@ -17,8 +17,8 @@ from sqlalchemy import func, select, update
 
 from sqlmq.consumer import partition
 from sqlmq.consumer.buffer import FetchBuffer
-from sqlmq.consumer.consumer import Consumer
 from sqlmq.consumer.coordinator import Coordinator
+from sqlmq.consumer.core import ConsumerCore
 from sqlmq.consumer.transaction_scope import TransactionScope
 from sqlmq.consumer.worker.attempts import AttemptRecorder
 from sqlmq.model.message import FetchedRecords, ProducerResult, RecordBatch
@@ -284,15 +284,15 @@ def _delivered_early(_chosen: random.Random) -> None:
     seconds=5.0,
 )
 def _committed_before_handled(_chosen: random.Random) -> None:
-    original = Consumer.deliver
+    original = ConsumerCore.deliver
 
-    def hand_out(self: Consumer, receiver: Any, at_most: int) -> list[Message]:
+    def hand_out(self: ConsumerCore, receiver: Any, at_most: int) -> list[Message]:
         messages = original(self, receiver, at_most)
-        self._buffer.acknowledge(receiver, include_interrupted=True)
-        self._coordinator.commit_due()
+        self.buffer.acknowledge(receiver, include_interrupted=True)
+        self.coordinator.commit_due()
         return messages
 
-    _patch(Consumer, "deliver", hand_out)
+    _patch(ConsumerCore, "deliver", hand_out)
 
 
 @_mutation("handed-out-incompletely", "Now and then a message is lost between the log and the application.", "B1")

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import threading
 import traceback
-from typing import TYPE_CHECKING, NamedTuple, Unpack
+from typing import TYPE_CHECKING, Unpack
 
 from sqlmq.consumer.worker.parked_keys import ParkedEntry
 from sqlmq.errors import DatabaseBusyError, DatabaseUnavailableError, FencedError, OutcomeUnknownError
@@ -24,10 +24,10 @@ if TYPE_CHECKING:
 
     from sqlalchemy import Connection
 
-    from sqlmq.consumer.buffer import FetchBuffer, Receiver
-    from sqlmq.consumer.coordinator import Coordinator
+    from sqlmq.consumer.buffer import Receiver
+    from sqlmq.consumer.core import ConsumerCore
     from sqlmq.consumer.worker.dispatcher import Attempt, Dispatcher, Terms
-    from sqlmq.database.database import Database, Operation
+    from sqlmq.database.database import Operation
     from sqlmq.hooks.log_events import LogFields
     from sqlmq.model.message import Message
     from sqlmq.store.offsets import Commit
@@ -55,15 +55,6 @@ TRANSIENT = (DatabaseUnavailableError, DatabaseBusyError, OutcomeUnknownError)
 ENDED = Reason("ProcessEnded", "The process ended, or lost the partition, while it handled the message.", None)
 
 
-class Books(NamedTuple):
-    """What a consumer keeps of its partitions, and the lock that guards it."""
-
-    database: Database
-    coordinator: Coordinator
-    buffer: FetchBuffer
-    lock: threading.RLock
-
-
 class RunCounters:
     """How many messages met which end. Counted under the consumer's lock, but for those that were handled."""
 
@@ -80,9 +71,9 @@ class RunCounters:
 class AttemptRecorder:
     """The steps of an attempt, for the workers of one consumer."""
 
-    def __init__(self, books: Books, dispatcher: Dispatcher, terms: Terms) -> None:
-        self._database, self._coordinator, self._buffer, self._lock = books
-        self._clock = self._database.clock
+    def __init__(self, core: ConsumerCore, dispatcher: Dispatcher, terms: Terms) -> None:
+        self._database, self._clock = core.database, core.clock
+        self._coordinator, self._buffer, self._lock = core.coordinator, core.buffer, core.lock
         self._dispatcher = dispatcher
         self._terms = terms
         self.counters = RunCounters()

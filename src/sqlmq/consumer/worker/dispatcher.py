@@ -23,10 +23,8 @@ from sqlmq.store.offsets import Commit
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from sqlmq.consumer.buffer import FetchBuffer, Receiver
-    from sqlmq.consumer.coordinator import Coordinator
-    from sqlmq.database.database import Database
-    from sqlmq.model.config import MQConfig
+    from sqlmq.consumer.buffer import Receiver
+    from sqlmq.consumer.core import ConsumerCore
     from sqlmq.model.retry import FailurePolicy, Retry
     from sqlmq.store.parked import ParkedRow
 
@@ -93,15 +91,13 @@ class Attempt:
 class Dispatcher:
     """Knows what stands aside of each claimed partition; chooses what to handle next."""
 
-    def __init__(
-        self, database: Database, coordinator: Coordinator, buffer: FetchBuffer, options: MQConfig, terms: Terms
-    ) -> None:
-        self._database = database
-        self._clock = database.clock
-        self._coordinator = coordinator
-        self._buffer = buffer
+    def __init__(self, core: ConsumerCore, terms: Terms) -> None:
+        self._database = core.database
+        self._clock = core.clock
+        self._coordinator = core.coordinator
+        self._buffer = core.buffer
         self._terms = terms
-        self._options = options
+        self._options = core.config
         self._parked_keys: dict[int, tuple[AssignedPartition, ParkedKeys]] = {}
         self._refresh_at = 0.0
         self._is_woken = False

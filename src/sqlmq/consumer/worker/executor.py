@@ -16,10 +16,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from sqlmq.consumer.buffer import Receiver
-    from sqlmq.consumer.transaction_scope import TransactionContext
+    from sqlmq.consumer.core import ConsumerCore
     from sqlmq.hooks.observer import Observer
     from sqlmq.model.message import Message
-    from sqlmq.store.groups import Group
 
 
 class ExecutionStep(NamedTuple):
@@ -76,15 +75,14 @@ class TransactionalExecutor:
     def __init__(
         self,
         handler: Callable[..., object],
-        shared: TransactionContext,
-        group: Callable[[], Group],
+        core: ConsumerCore,
         make_session: Callable[[], Session] | None,
         *,
         in_batches: bool,
     ) -> None:
         self._handler = handler
-        self._shared = shared
-        self._group = group
+        self._core = core
+        self._context = core.transactions
         self._make_session = make_session
         self._in_batches = in_batches
 
@@ -108,11 +106,11 @@ class TransactionalExecutor:
         step.committed()
 
     def _begin(self, stack: contextlib.ExitStack) -> TransactionScope:
-        database = self._shared.database
+        database = self._context.database
         given = None if self._make_session is None else self._open(stack, self._make_session)
         stack.enter_context(database.block())
         target = stack.enter_context(database.connect()) if given is None else given
-        block = TransactionScope(self._shared, self._group())
+        block = TransactionScope(self._context, self._core.group)
         stack.callback(block.roll_back)
         block.begin(target)
         block.watch()
@@ -124,12 +122,23 @@ class TransactionalExecutor:
             message = f"session= has to make a sqlalchemy.orm.Session; it made {type(session).__name__}."
             raise TypeError(message)
         stack.callback(session.close)
-        self._shared.check_free(session)
-        if not self._shared.is_known(session):
-            ours = self._shared.own_identity(self._group())
-            with self._shared.database.block():
-                self._shared.check_identity(self._group(), session, ours)
+        self._context.check_free(session)
+        if not self._context.is_known(session):
+            ours = self._context.own_identity(self._core.group)
+            with self._context.database.block():
+                self._context.check_identity(self._core.group, session, ours)
         return session
+
+
+def direct_executor(
+    core: ConsumerCore, handler: Callable[..., object], session: object, *, in_batches: bool, transaction: bool
+) -> Executor:
+    """The executor that calls *handler* in the worker's thread. Raises TypeError or ValueError for a wrong *session*."""
+    handler = observed(handler, core.database.observer, core.group.name)
+    if transaction:
+        return TransactionalExecutor(handler, core, session_maker(session), in_batches=in_batches)
+    check_no_session(session)
+    return DirectExecutor(handler, in_batches=in_batches)
 
 
 def observed(handler: Callable[..., object], observer: Observer | None, group: str) -> Callable[..., object]:

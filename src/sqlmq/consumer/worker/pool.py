@@ -10,24 +10,23 @@ import threading
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
+from sqlmq.consumer.core import NO_DEADLINE
 from sqlmq.consumer.worker import signals
 from sqlmq.consumer.worker.attempts import TRANSIENT, AttemptRecorder
 from sqlmq.consumer.worker.dispatcher import Dispatcher
 from sqlmq.consumer.worker.executor import ExecutionStep, NotBegunError
-from sqlmq.errors import ConsumerClosedError, FencedError
+from sqlmq.errors import ConsumerClosedError, DatabaseBusyError, DatabaseUnavailableError, FencedError
 from sqlmq.model.config import check_count, check_seconds
 from sqlmq.model.retry import next_batch_hint
 from sqlmq.model.timing import Deadline
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
     from types import FrameType
 
-    from sqlmq.background.wakeups import Wakeups
-    from sqlmq.consumer.worker.attempts import Books
+    from sqlmq.consumer.core import ConsumerCore
     from sqlmq.consumer.worker.dispatcher import Attempt, Terms
     from sqlmq.consumer.worker.executor import Executor
-    from sqlmq.model.config import MQConfig
     from sqlmq.model.message import Message
 
 log = logging.getLogger("sqlmq.consumer")
@@ -38,16 +37,6 @@ _SAME_SIGNAL_SECONDS = 0.2
 """Two signals so soon after each other are one: a terminal, or systemd, sends it to a process and to those who pass it on."""
 _RECOVER_SECONDS = 0.5
 """How long a worker waits after the database was away."""
-
-
-class Host(NamedTuple):
-    """What a run needs of its consumer."""
-
-    take: Callable[[Callable[[], Attempt | None]], Attempt | None]
-    """Call, with the consumer's lock, what chooses; None if nothing may be handed out at this moment."""
-    may_go_on: Callable[[float], bool]
-    """Whether messages may still be handed out at this moment of the monotonic clock."""
-    wakeups: Wakeups
 
 
 class Limits(NamedTuple):
@@ -110,19 +99,16 @@ class Worker:
 class WorkerPool:
     """One call of ``run``. Its workers take turns at looking for messages, so that idle ones cost nothing."""
 
-    def __init__(
-        self, host: Host, books: Books, options: MQConfig, terms: Terms, limits: Limits, executor: Executor
-    ) -> None:
-        self._host = host
-        self._options = options
+    def __init__(self, core: ConsumerCore, terms: Terms, limits: Limits, executor: Executor) -> None:
+        self._core = core
+        self._options = core.config
         self._terms = terms
         self._limits = limits
         self._executor = executor
-        self._lock = books.lock
-        self._clock = books.database.clock
-        self._coordinator = books.coordinator
-        self._dispatcher = Dispatcher(books.database, books.coordinator, books.buffer, options, terms)
-        self._recorder = AttemptRecorder(books, self._dispatcher, terms)
+        self._lock = core.lock
+        self._clock = core.clock
+        self._dispatcher = Dispatcher(core, terms)
+        self._recorder = AttemptRecorder(core, self._dispatcher, terms)
         self._fetch_lock = threading.Lock()
         self._changed = self._clock.condition()
         self._workers: list[Worker] = []
@@ -179,6 +165,14 @@ class WorkerPool:
         counters = self._recorder.counters
         return RunSummary(counters.handled, counters.failures, counters.parked, counters.dead, counters.skipped)
 
+    def work_and_close(self) -> RunSummary:
+        """As ``work``; then close the consumer."""
+        try:
+            return self.work()
+        finally:
+            self._core.coordinator.expects_successor = self.expects_successor
+            self._core.close()
+
     def _start(self, name: str) -> None:
         worker = Worker(name)
         worker.thread = threading.Thread(target=self._keep_working, args=[worker], name=name, daemon=True)
@@ -198,14 +192,14 @@ class WorkerPool:
 
     def _next(self, worker: Worker) -> Attempt | None:
         """Wait for something to do; None when there will be nothing any more."""
-        wakeups = self._host.wakeups
+        wakeups = self._core.wakeups
         with self._fetch_lock:
             looks = 0
             while True:
                 seen = wakeups.count
                 if self.is_stopping:
                     return None
-                attempt = self._host.take(lambda: self._dispatcher.next_attempt(worker, worker.batch_hint))
+                attempt = self._fetch(worker)
                 if attempt is not None:
                     worker.attempt = attempt
                     return attempt
@@ -220,6 +214,17 @@ class WorkerPool:
                 if is_woken:
                     with self._lock:
                         self._dispatcher.check_soon()
+
+    def _fetch(self, worker: Worker) -> Attempt | None:
+        """The next attempt for *worker*; None if nothing can be handled now, also while the database is unavailable."""
+        with self._lock:
+            if not self._core.prepare_delivery(1, NO_DEADLINE):
+                return None
+            try:
+                return self._dispatcher.next_attempt(worker, worker.batch_hint)
+            except (DatabaseUnavailableError, DatabaseBusyError) as error:
+                self._core.log_retry(error)
+                return None
 
     def _attempt(self, worker: Worker, attempt: Attempt) -> None:
         recorder = self._recorder
@@ -238,7 +243,7 @@ class WorkerPool:
         finally:
             self._busy_at = self._clock.monotonic()
             worker.attempt, worker.began, worker.has_warned = None, math.inf, False
-            self._host.wakeups.wake()  # whoever looks for messages: this partition is free again
+            self._core.wakeups.wake()  # whoever looks for messages: this partition is free again
 
     def _begin(self, worker: Worker, attempt: Attempt) -> bool:
         try:
@@ -305,14 +310,14 @@ class WorkerPool:
             self._recorder.counters.count_handled(len(batch))
 
     def _may_go_on(self) -> bool:
-        return not self.is_stopping and self._host.may_go_on(self._clock.monotonic())
+        return not self.is_stopping and self._core.may_continue(self._clock.monotonic())
 
     def _fail(self, error: BaseException | None) -> None:
         with self._changed:
             self._error = self._error or error
             self.is_stopping = True
             self._changed.notify_all()
-        self._host.wakeups.wake()
+        self._core.wakeups.wake()
 
     def _pause(self) -> None:
         with self._changed:
@@ -405,13 +410,13 @@ class WorkerPool:
             log.info(
                 "%s: what is in the handler's hands is finished first; a second signal ends it at once.",
                 self._last_signal.name,
-                extra=self._coordinator.log_fields("run stopping"),
+                extra=self._core.coordinator.log_fields("run stopping"),
             )
 
     def _wake(self) -> None:
         with self._changed:
             self._changed.notify_all()
-        self._host.wakeups.wake()
+        self._core.wakeups.wake()
 
     def _on_signal(self, number: int, _frame: FrameType | None) -> None:
         now = self._clock.monotonic()
