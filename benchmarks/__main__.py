@@ -10,15 +10,15 @@ import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from benchmarks.databases import databases, machine
-from benchmarks.record import Record
-from benchmarks.report import Report, publish, update
-from benchmarks.suite import Bench
+from benchmarks.harness.databases import databases, machine
+from benchmarks.harness.record import Record
+from benchmarks.harness.report import Report, publish, update
+from benchmarks.harness.suite import Bench
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from benchmarks.databases import BenchDatabase
+    from benchmarks.harness.databases import BenchDatabase
 
 # In this order: what matters most comes first.
 BENCHMARKS = (
@@ -74,7 +74,7 @@ def measure(name: str, database: BenchDatabase, record: Record, report: Report, 
     try:
         with database.apart() as own:
             bench = Bench(name, own, record.quick, report.show, record.results, minutes)
-            importlib.import_module(f"benchmarks.{name}").run(bench)
+            importlib.import_module(f"benchmarks.cases.{name}").run(bench)
     except Exception as error:  # noqa: BLE001 - the others are measured all the same
         record.failures[what] = f"{type(error).__name__}: {error}"
         report.say(f"{what} FAILED: {record.failures[what]}")

@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING
 import pytest
 
 from benchmarks.__main__ import BENCHMARKS, main
-from benchmarks.crew import crew
-from benchmarks.databases import POSTGRES, SQLITE, BenchDatabase
-from benchmarks.record import Record, verdicts
-from benchmarks.report import BEGIN, END, publish, update
-from benchmarks.suite import Bench, Result, Rounds, once
-from benchmarks.targets import TARGETS, Target
-from benchmarks.workload import WrongResultError, check, check_places
+from benchmarks.harness.crew import crew
+from benchmarks.harness.databases import POSTGRES, SQLITE, BenchDatabase
+from benchmarks.harness.record import Record, verdicts
+from benchmarks.harness.report import BEGIN, END, publish, update
+from benchmarks.harness.suite import Bench, Result, Rounds, once
+from benchmarks.harness.targets import TARGETS, Target
+from benchmarks.harness.workload import WrongResultError, check, check_places
 from sqlmq import ProducerResult
 
 if TYPE_CHECKING:
@@ -64,7 +64,7 @@ def test_a_benchmark_that_fails_is_reported_and_the_others_run(
         bench.add("nothing", {"a": once(1)}, {}, unit="messages/s")
 
     for name in BENCHMARKS:
-        module = importlib.import_module(f"benchmarks.{name}")
+        module = importlib.import_module(f"benchmarks.cases.{name}")
         monkeypatch.setattr(module, "run", fail if name == "producing" else succeed)
 
     exit_code = main(["--quick", "--url", f"sqlite:///{tmp_path / 'queue.db'}"])

@@ -8,24 +8,19 @@ They do different things: most hand out each message once and delete it, sqlmq k
 from __future__ import annotations
 
 import importlib
-import time
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
-from benchmarks.databases import version
-from benchmarks.suite import Rounds, ratio
-from benchmarks.workload import check
+from benchmarks.harness.databases import version
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from contextlib import AbstractContextManager
     from types import ModuleType
 
-    from benchmarks.suite import Bench
-
 MODULES = ("ours", "by_hand", "pgmq", "pgqueuer", "huey", "procrastinate", "litequeue")
 OURS = "sqlmq"
 QUICK = 50
-"""With --quick, one message for so many."""
+"""With --quick, the number of messages is divided by this."""
 
 
 class Queue(Protocol):
@@ -51,25 +46,6 @@ class Peer(NamedTuple):
     how: str
     open: Callable[[str], AbstractContextManager[Queue]]
     """Makes its tables in an empty database, named by libpq's URL or by its file."""
-
-
-def run(bench: Bench) -> None:
-    peers, notes = installed(bench.database.kind)
-    took: dict[str, list[tuple[float, float]]] = {peer.name: [] for peer in peers}
-    counts = {peer.name: how_many(peer, quick=bench.quick) for peer in peers}
-    for _ in range(bench.rounds):
-        for peer in peers:
-            with bench.database.scratch() as target, peer.open(target) as queue:
-                took[peer.name].append(_produce_and_drain(queue, counts[peer.name]))
-    for what, seconds in (("produced", _produced), ("drained", _drained), ("produced and drained", sum)):
-        rates = {name: Rounds(tuple(counts[name] / seconds(both) for both in rounds)) for name, rounds in took.items()}
-        bench.add(
-            f"{what}, one process",
-            {f"{name}, {counts[name]:,} messages": rounds for name, rounds in rates.items()},
-            {f"{what}: {OURS} / {name}": ratio(rates[OURS], rates[name]) for name in rates if name != OURS},
-            unit="messages/s",
-            notes=notes if what == "produced and drained" else (),
-        )
 
 
 def installed(kind: str) -> tuple[list[Peer], list[str]]:
@@ -98,23 +74,5 @@ def find(name: str) -> ModuleType | None:
 
 
 def how_many(peer: Peer, *, quick: bool) -> int:
+    """Return how many messages *peer* gets in a run."""
     return max(100, peer.messages // QUICK) if quick else peer.messages
-
-
-def _produce_and_drain(queue: Queue, count: int) -> tuple[float, float]:
-    """How many seconds either took."""
-    began = time.perf_counter()
-    queue.produce(count)
-    produced = time.perf_counter()
-    done = queue.drain(count)
-    drained = time.perf_counter()
-    check(done == count, f"{done} of {count} messages came")
-    return produced - began, drained - produced
-
-
-def _produced(both: tuple[float, float]) -> float:
-    return both[0]
-
-
-def _drained(both: tuple[float, float]) -> float:
-    return both[1]

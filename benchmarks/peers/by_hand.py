@@ -8,10 +8,10 @@ from __future__ import annotations
 from contextlib import closing, contextmanager
 from typing import TYPE_CHECKING
 
-from benchmarks.databases import POSTGRES, SQLITE, database_at
-from benchmarks.limits import postgres_by_hand, sqlite_by_hand
+from benchmarks.harness.databases import POSTGRES, SQLITE, database_at
+from benchmarks.harness.limits import postgres_by_hand, sqlite_by_hand
+from benchmarks.harness.workload import keys_and_values
 from benchmarks.peers import Peer
-from benchmarks.workload import keys_and_values
 
 if TYPE_CHECKING:
     import sqlite3
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     import psycopg
 
-    from benchmarks.limits import PostgresByHand, SqliteByHand
+    from benchmarks.harness.limits import PostgresByHand, SqliteByHand
 
 BATCH = 1_000
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from huey import Huey, PostgresHuey, SqliteHuey
 
-from benchmarks.databases import POSTGRES, SQLITE
+from benchmarks.harness.databases import POSTGRES, SQLITE
 from benchmarks.peers import Peer
 
 if TYPE_CHECKING:

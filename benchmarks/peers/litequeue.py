@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from litequeue import LiteQueue
 
-from benchmarks.databases import SQLITE
+from benchmarks.harness.databases import SQLITE
 from benchmarks.peers import Peer
 
 if TYPE_CHECKING:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from benchmarks.databases import POSTGRES, SQLITE, make_tables
+from benchmarks.harness.databases import POSTGRES, SQLITE, make_tables
+from benchmarks.harness.workload import messages
 from benchmarks.peers import OURS, Peer
-from benchmarks.workload import messages
 from sqlmq import MQ
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import psycopg
 from pgmq import get_embedded_install_sql, install_pgmq_sql
 
-from benchmarks.databases import POSTGRES
+from benchmarks.harness.databases import POSTGRES
 from benchmarks.peers import Peer
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ import asyncpg
 from pgqueuer import AsyncpgDriver, Job, PgQueuer, Queries
 from pgqueuer.types import QueueExecutionMode
 
-from benchmarks.databases import POSTGRES
+from benchmarks.harness.databases import POSTGRES
 from benchmarks.peers import Peer
 
 if TYPE_CHECKING:

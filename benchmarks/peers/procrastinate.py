@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from procrastinate import App, PsycopgConnector
 
-from benchmarks.databases import POSTGRES
+from benchmarks.harness.databases import POSTGRES
 from benchmarks.peers import Peer
 
 if TYPE_CHECKING:

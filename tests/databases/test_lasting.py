@@ -1,7 +1,7 @@
 """What ten minutes of load leave behind, with retention: tables no larger than after the second, and nothing lost.
 
 The load is simulated: the messages, rounds of retention and vacuums of ten minutes follow each other without a pause. How fast
-it stays is a benchmark's business (`benchmarks/lasting.py`).
+it stays is a benchmark's business (`benchmarks/cases/lasting.py`).
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 import pytest
 from sqlalchemy import NullPool, create_engine
 
-from benchmarks.databases import POSTGRES, SQLITE, BenchDatabase
-from benchmarks.lasting import BATCH, FILLED, HELD, RELEASED, Time, last
+from benchmarks.cases.lasting import BATCH, FILLED, HELD, RELEASED, Time, last
+from benchmarks.harness.databases import POSTGRES, SQLITE, BenchDatabase
 from sqlmq.migrate import upgrade
 from tests.postgres_server import PostgresServer, installations
 

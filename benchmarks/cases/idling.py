@@ -13,16 +13,16 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from benchmarks.counting import count_statements
-from benchmarks.suite import once
-from benchmarks.workload import check, messages, new_group, new_topic
+from benchmarks.harness.counting import count_statements
+from benchmarks.harness.suite import once
+from benchmarks.harness.workload import check, messages, new_group, new_topic
 from sqlmq import MQ
 from sqlmq.errors import ConsumerClosedError
 
 if TYPE_CHECKING:
     import itertools
 
-    from benchmarks.suite import Bench
+    from benchmarks.harness.suite import Bench
     from sqlmq import Consumer
 
 CONSUMERS, QUICK_CONSUMERS = 100, 10

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from benchmarks.suite import Result, Rounds
-from benchmarks.targets import TARGETS, Target
+from benchmarks.harness.suite import Result, Rounds
+from benchmarks.harness.targets import TARGETS, Target
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence

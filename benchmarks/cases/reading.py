@@ -12,15 +12,15 @@ from typing import TYPE_CHECKING, Any
 import psycopg
 
 from benchmarks import peers
-from benchmarks.crew import crew
-from benchmarks.workload import check, fill, new_group, new_topic
+from benchmarks.harness.crew import crew
+from benchmarks.harness.workload import check, fill, new_group, new_topic
 from sqlmq import MQ
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from benchmarks.crew import Crew
-    from benchmarks.suite import Bench
+    from benchmarks.harness.crew import Crew
+    from benchmarks.harness.suite import Bench
 
 PROCESSES = 8
 BALANCING_POLLS = 600

@@ -17,16 +17,16 @@ import psycopg
 from sqlalchemy import make_url
 
 from benchmarks import peers
-from benchmarks.snapshot import old_snapshot
-from benchmarks.suite import Rounds, ratio
-from benchmarks.workload import check, fill, keys_and_values, messages, new_group, new_topic
+from benchmarks.harness.snapshot import old_snapshot
+from benchmarks.harness.suite import Rounds, ratio
+from benchmarks.harness.workload import check, fill, keys_and_values, messages, new_group, new_topic
 from sqlmq import MQ
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from benchmarks.databases import BenchDatabase
-    from benchmarks.suite import Bench
+    from benchmarks.harness.databases import BenchDatabase
+    from benchmarks.harness.suite import Bench
     from sqlmq import Consumer, Producer
 
 COMPARED = 5

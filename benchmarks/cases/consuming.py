@@ -12,14 +12,14 @@ import time
 from contextlib import closing, contextmanager
 from typing import TYPE_CHECKING
 
-from benchmarks import limits
-from benchmarks.workload import HEADERS, check, fill, new_group, new_topic
+from benchmarks.harness import limits
+from benchmarks.harness.workload import HEADERS, check, fill, new_group, new_topic
 from sqlmq import MQ, AsyncMQ
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from benchmarks.suite import Bench
+    from benchmarks.harness.suite import Bench
     from sqlmq import Consumer, GroupDescription, Message
 
 POLL, PARTITIONS = 1_000, 8

@@ -12,13 +12,13 @@ import threading
 import time
 from typing import TYPE_CHECKING
 
-from benchmarks.consuming import loop
-from benchmarks.suite import Rounds, ratio
-from benchmarks.workload import VALUE_BYTES, check, fill, new_group, new_topic
+from benchmarks.cases.consuming import loop
+from benchmarks.harness.suite import Rounds, ratio
+from benchmarks.harness.workload import VALUE_BYTES, check, fill, new_group, new_topic
 from sqlmq import MQ, Message, Retry
 
 if TYPE_CHECKING:
-    from benchmarks.suite import Bench
+    from benchmarks.harness.suite import Bench
 
 PARTITIONS = 8
 PER_SECOND = 200

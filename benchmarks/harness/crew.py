@@ -11,7 +11,7 @@ import time
 from contextlib import AbstractContextManager, contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from benchmarks.workload import WrongResultError, check
+from benchmarks.harness.workload import WrongResultError, check
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence

@@ -14,14 +14,14 @@ from typing import TYPE_CHECKING
 
 import psycopg
 
-from benchmarks import limits
-from benchmarks.workload import check, check_length, keys_and_values, messages, new_topic
+from benchmarks.harness import limits
+from benchmarks.harness.workload import check, check_length, keys_and_values, messages, new_topic
 from sqlmq import MQ, AsyncMQ
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from benchmarks.suite import Bench
+    from benchmarks.harness.suite import Bench
     from sqlmq import Producer, ProducerResult
 
 THREADS, TASKS, CONNECTIONS = 64, 1_000, 64

@@ -15,15 +15,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from benchmarks.snapshot import old_snapshot
-from benchmarks.suite import Rounds, ratio
-from benchmarks.workload import check, messages, new_group
+from benchmarks.harness.snapshot import old_snapshot
+from benchmarks.harness.suite import Rounds, ratio
+from benchmarks.harness.workload import check, messages, new_group
 from sqlmq import MQ, Retention
 from sqlmq.background.retention import ROUND_SECONDS
 
 if TYPE_CHECKING:
-    from benchmarks.databases import BenchDatabase
-    from benchmarks.suite import Bench
+    from benchmarks.harness.databases import BenchDatabase
+    from benchmarks.harness.suite import Bench
     from sqlmq import Consumer, Producer
 
 PARTITIONS = 4

@@ -9,10 +9,10 @@ import matplotlib as mpl
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter, StrMethodFormatter
 
-from benchmarks.databases import POSTGRES, SQLITE
-from benchmarks.record import verdicts
-from benchmarks.steady import COMPARED
-from benchmarks.suite import Rounds, ratio
+from benchmarks.cases.steady import COMPARED
+from benchmarks.harness.databases import POSTGRES, SQLITE
+from benchmarks.harness.record import verdicts
+from benchmarks.harness.suite import Rounds, ratio
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 
     from matplotlib.axes import Axes
 
-    from benchmarks.record import Record, Verdict
-    from benchmarks.targets import Target
+    from benchmarks.harness.record import Record, Verdict
+    from benchmarks.harness.targets import Target
 
 MET, MISSED, OTHERS, INK = "#2a78b5", "#e07b39", "#9aa5b1", "#222222"
 WIDTH_INCHES, BAR_INCHES = 9.0, 0.26

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from benchmarks import limits, peers
-from benchmarks.consuming import poll
-from benchmarks.suite import Rounds, ratio
-from benchmarks.workload import check, fill, keys_and_values, messages, new_topic
+from benchmarks import peers
+from benchmarks.cases.consuming import poll
+from benchmarks.harness import limits
+from benchmarks.harness.suite import Rounds, ratio
+from benchmarks.harness.workload import check, fill, keys_and_values, messages, new_topic
 from sqlmq import MQ
 
 if TYPE_CHECKING:
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 
     import psycopg
 
-    from benchmarks.suite import Bench
+    from benchmarks.harness.suite import Bench
 
 PEERS = ("pgmq", "pgqueuer")
 

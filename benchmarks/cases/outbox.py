@@ -16,14 +16,14 @@ from typing import TYPE_CHECKING
 from sqlalchemy import create_engine, text
 from sqlalchemy.orm import Session
 
-from benchmarks.workload import check, new_topic
+from benchmarks.harness.workload import check, new_topic
 from sqlmq import MQ, Message
 from sqlmq.operations import produce
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from benchmarks.suite import Bench
+    from benchmarks.harness.suite import Bench
     from sqlmq import Producer
 
 CLIENTS, SECONDS, QUICK_SECONDS = 8, 2.0, 0.3

@@ -13,14 +13,15 @@ from typing import TYPE_CHECKING, Any
 
 import psycopg
 
-from benchmarks import limits, peers
-from benchmarks.workload import HEADERS, check, check_length, check_places, keys_and_values, messages, new_topic
+from benchmarks import peers
+from benchmarks.harness import limits
+from benchmarks.harness.workload import HEADERS, check, check_length, check_places, keys_and_values, messages, new_topic
 from sqlmq import MQ, Message
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from benchmarks.suite import Bench
+    from benchmarks.harness.suite import Bench
     from sqlmq import Producer, ProducerResult
 
 

@@ -13,18 +13,18 @@ import time
 from contextlib import ExitStack, closing
 from typing import TYPE_CHECKING
 
-from benchmarks.consuming import POLL, poll
-from benchmarks.counting import count_statements
-from benchmarks.limits import partition_ids
-from benchmarks.suite import Rounds, once
-from benchmarks.workload import KEYS, VALUE_BYTES, check, check_places, fill, messages, new_group, new_topic
+from benchmarks.cases.consuming import POLL, poll
+from benchmarks.harness.counting import count_statements
+from benchmarks.harness.limits import partition_ids
+from benchmarks.harness.suite import Rounds, once
+from benchmarks.harness.workload import KEYS, VALUE_BYTES, check, check_places, fill, messages, new_group, new_topic
 from sqlmq import MQ
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from benchmarks.databases import BenchDatabase
-    from benchmarks.suite import Bench
+    from benchmarks.harness.databases import BenchDatabase
+    from benchmarks.harness.suite import Bench
     from sqlmq import Message, Producer
 
 PARTITIONS, GROUPS = 1_024, 100

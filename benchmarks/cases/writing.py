@@ -12,16 +12,16 @@ from typing import TYPE_CHECKING
 
 import psycopg
 
-from benchmarks import limits
-from benchmarks.crew import crew
-from benchmarks.workload import check, keys_and_values, messages, new_topic
+from benchmarks.harness import limits
+from benchmarks.harness.crew import crew
+from benchmarks.harness.workload import check, keys_and_values, messages, new_topic
 from sqlmq import MQ
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from benchmarks.crew import Crew
-    from benchmarks.suite import Bench
+    from benchmarks.harness.crew import Crew
+    from benchmarks.harness.suite import Bench
 
 PROCESSES = PARTITIONS = 8
 WARM_UP_CALLS = 3

@@ -16,15 +16,15 @@ from typing import TYPE_CHECKING
 import psycopg
 
 from benchmarks import peers
-from benchmarks.suite import Rounds, ratio
-from benchmarks.workload import VALUE_BYTES, check, new_group, new_topic
+from benchmarks.harness.suite import Rounds, ratio
+from benchmarks.harness.workload import VALUE_BYTES, check, new_group, new_topic
 from sqlmq import MQ, Message
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from multiprocessing.connection import Connection
 
-    from benchmarks.suite import Bench
+    from benchmarks.harness.suite import Bench
     from sqlmq import Consumer, Producer
 
     Send = Callable[[bytes], object]

@@ -14,8 +14,8 @@ from concurrent.futures import Future
 from queue import SimpleQueue
 from typing import TYPE_CHECKING
 
-from benchmarks.suite import Rounds
-from benchmarks.workload import check, new_topic
+from benchmarks.harness.suite import Rounds
+from benchmarks.harness.workload import check, new_topic
 from sqlmq import MQ, Message, ProducerResult
 from sqlmq.operations.produce import RoutedMessage
 from sqlmq.producer.batcher import MOST_TOGETHER, Batcher
@@ -23,7 +23,7 @@ from sqlmq.producer.batcher import MOST_TOGETHER, Batcher
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from benchmarks.suite import Bench
+    from benchmarks.harness.suite import Bench
 
     Append = Callable[[list[RoutedMessage]], list[ProducerResult]]
     Send = Callable[[RoutedMessage], ProducerResult]

@@ -14,13 +14,13 @@ import time
 import uuid
 from typing import TYPE_CHECKING
 
-from benchmarks.workload import check
+from benchmarks.harness.workload import check
 from sqlmq import MQ, Message
 
 if TYPE_CHECKING:
     from multiprocessing.connection import Connection
 
-    from benchmarks.suite import Bench
+    from benchmarks.harness.suite import Bench
 
 PAUSE_SECONDS, SECONDS, QUICK_SECONDS = 2.3, 2.0, 0.3
 

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Self
 
-from benchmarks.databases import BenchDatabase
+from benchmarks.harness.databases import BenchDatabase
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from psycopg.types.numeric import Int8BinaryLoader
 
-from benchmarks.workload import check
+from benchmarks.harness.workload import check
 
 if TYPE_CHECKING:
     import sqlite3
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     import psycopg
 
-    from benchmarks.databases import BenchDatabase
+    from benchmarks.harness.databases import BenchDatabase
 
 FETCH_ROWS = 3_000
 """So many at a time were the fastest, of 1,000, 3,000 and 10,000."""

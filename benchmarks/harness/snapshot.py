@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from benchmarks.databases import BenchDatabase
+    from benchmarks.harness.databases import BenchDatabase
 
 
 @contextmanager

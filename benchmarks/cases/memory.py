@@ -11,14 +11,14 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from benchmarks.consuming import POLL
-from benchmarks.suite import Rounds, once
-from benchmarks.workload import check, fill, new_group, new_topic
+from benchmarks.cases.consuming import POLL
+from benchmarks.harness.suite import Rounds, once
+from benchmarks.harness.workload import check, fill, new_group, new_topic
 from sqlmq import MQ, Message
 from sqlmq.model.config import MQConfig
 
 if TYPE_CHECKING:
-    from benchmarks.suite import Bench
+    from benchmarks.harness.suite import Bench
 
 MB = 1024 * 1024
 LARGE_BYTES = 1_000_000

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from benchmarks.databases import POSTGRES, SQLITE
+from benchmarks.harness.databases import POSTGRES, SQLITE
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.record import target_of, verdicts
+from benchmarks.harness.record import target_of, verdicts
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
     from pathlib import Path
 
-    from benchmarks.record import Record
-    from benchmarks.suite import Result, Rounds
+    from benchmarks.harness.record import Record
+    from benchmarks.harness.suite import Result, Rounds
 
 RESULTS_PAGE = "results.md"
 BEGIN, END = "<!-- results -->", "<!-- end of results -->"
@@ -193,7 +193,7 @@ def _images(plots: Sequence[str], folder: str) -> Iterator[str]:
 
 def _draw(record: Record, directory: Path) -> list[str]:
     try:
-        from benchmarks import plots
+        from benchmarks.harness import plots
     except ImportError:
         # Tables are of use without matplotlib, too.
         warnings.warn("matplotlib is not installed, so there are no plots", stacklevel=3)

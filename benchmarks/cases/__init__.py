@@ -1,0 +1,1 @@
+"""The benchmarks. Each module is one of them, with a function ``run``."""
