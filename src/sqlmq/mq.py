@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import threading
@@ -21,7 +22,7 @@ from sqlmq.consumer.coordinator import Subscription
 from sqlmq.consumer.core import Ack, ConsumerCore
 from sqlmq.database.close_once import CloseOnce
 from sqlmq.database.database import Database
-from sqlmq.errors import MQClosedError
+from sqlmq.errors import InvalidTopicError, MQClosedError
 from sqlmq.hooks.clock import check_clock
 from sqlmq.hooks.failpoints import arm_by_environment
 from sqlmq.model.config import (
@@ -92,8 +93,8 @@ class MQ:
     Engine, which is used as it is and never disposed. *schema* is where the tables are on Postgres, if not in the
     connection's default schema. Nothing is connected to before it is needed; on SQLite the tables are made then.
 
-    - *create_topics*: make a topic that a producer or consumer names and that is not there; else UnknownTopicError.
-    - *default_partitions*: how many partitions a topic made that way gets.
+    - *create_topics*: create a missing topic for a producer or consumer; without it they raise UnknownTopicError.
+    - *default_partitions*: the number of partitions of a topic that is created without one.
     - *max_message_bytes*: the largest value, key or headers a producer takes, and ``parked`` copies.
     - *lease_seconds*: how long a consumer that is not heard of keeps its partitions.
     - *max_poll_seconds*: after how long without asking for messages a consumer gives its partitions back.
@@ -171,15 +172,22 @@ class MQ:
         return self._admin
 
     def create_topic(
-        self, topic: str, partitions: int = 3, *, partitioner: str | None = None, retention: Retention | None = None
+        self,
+        topic: str,
+        partitions: int | None = None,
+        *,
+        partitioner: str | None = None,
+        retention: Retention | None = None,
     ) -> bool:
-        """Make a topic with *partitions*, numbered from 0; return whether it was made.
+        """Create a topic with *partitions*, numbered from 0, and return whether it is new.
 
-        One that is there already is no error, and stays as it is. *partitioner* decides which partition a key goes to:
-        ``murmur2`` (the default; as Kafka's Java client), ``fnv1a`` or ``crc32``. It is stored with the topic and can't
-        change; naming another one than the topic has raises TopicConflictError. *retention* is what it keeps: everything,
-        unless told otherwise, now or later by ``set_retention``.
+        Without *partitions* it gets the MQ's ``default_partitions``. An existing topic stays as it is; that is no error.
+        *partitioner* decides which partition a key goes to: ``murmur2`` (the default; as Kafka's Java client), ``fnv1a``
+        or ``crc32``. It is stored with the topic and can't change: another name than the topic has raises
+        TopicConflictError. *retention* is what the topic keeps; everything by default, see ``admin.set_retention``.
         """
+        if partitions is None:
+            partitions = self._options.default_partitions
         check_topic(topic)
         check_partitions(partitions)
         if partitioner is not None:
@@ -189,12 +197,16 @@ class MQ:
         return self._access.write(admin_topics.create_topic, topic, partitions, partitioner, retention)
 
     def delete_topics(self, *topics: str) -> list[str]:
-        """Delete *topics* with their messages and groups; return the names of those there were.
+        """Delete *topics* with their messages and groups, and return the names of those that existed.
 
-        A topic that does not exist is no error. Producers and consumers of a deleted topic get UnknownTopicError. The
-        topics are gone at once; their messages are deleted after that, some thousands in each transaction.
+        A topic that does not exist, or a name that no topic can have, is no error. Producers and consumers of a deleted
+        topic get UnknownTopicError. One transaction removes the topics; then their messages are deleted, some thousands
+        in each transaction.
         """
-        names = [check_topic(topic) for topic in topics]
+        names = []
+        for topic in topics:
+            with contextlib.suppress(InvalidTopicError):  # no such topic can exist
+                names.append(check_topic(topic))
         self._database.check_outside_block("delete topics")
         deleted = self._access.write(admin_topics.delete_topics, names)
         while self._access.write(admin_topics.purge):

@@ -136,7 +136,6 @@ def test_a_bad_topic_name_is_refused_everywhere(nowhere: MQ, name: str) -> None:
     for call in (
         nowhere.create_topic,
         nowhere.producer,
-        nowhere.delete_topics,
         nowhere.admin.describe_topic,
         nowhere.admin.groups,
     ):
@@ -146,6 +145,15 @@ def test_a_bad_topic_name_is_refused_everywhere(nowhere: MQ, name: str) -> None:
         nowhere.consumer(name, "billing")
 
     assert nowhere.admin.topics() == []
+
+
+@pytest.mark.parametrize("name", ["", "a", "x" * 51, "1a", "a b", "a\x00b", "a\ud800b", *INJECTIONS], ids=ascii)
+def test_deleting_a_topic_whose_name_none_can_have_is_no_error(nowhere: MQ, name: str) -> None:
+    nowhere.create_topic("orders")
+
+    assert nowhere.delete_topics(name) == []
+    assert nowhere.admin.topics() == ["orders"]
+    assert nowhere.delete_topics(name, "orders", name) == ["orders"]
 
 
 @pytest.mark.parametrize("name", NOT_TEXT, ids=lambda name: type(name).__name__)

@@ -44,6 +44,15 @@ def test_a_topic_has_three_partitions_unless_told_otherwise(mq: MQ) -> None:
     assert numbers(mq, "orders") == [0, 1, 2]
 
 
+def test_a_topic_has_the_default_partitions_of_the_mq_unless_told_otherwise(make_mq: MakeMQ) -> None:
+    mq = make_mq(default_partitions=5)
+
+    mq.create_topic("orders")
+    mq.create_topic("invoices", 2)
+
+    assert [len(numbers(mq, name)) for name in ("orders", "invoices")] == [5, 2]
+
+
 def test_creating_a_topic_again_is_no_error_and_changes_nothing(mq: MQ) -> None:
     mq.create_topic("orders", 5)
     mq.producer("orders").produce(Message(b"kept"))
@@ -181,7 +190,7 @@ def test_a_topic_is_partitioned_as_kafka_does_unless_told_otherwise(mq: MQ) -> N
 def test_creating_a_topic_again_with_another_partitioner_is_refused(mq: MQ) -> None:
     mq.create_topic("orders", partitioner="crc32")
 
-    with pytest.raises(TopicConflictError, match="'crc32', not by 'fnv1a'"):
+    with pytest.raises(TopicConflictError, match="'crc32', not 'fnv1a'"):
         mq.create_topic("orders", partitioner="fnv1a")
 
     assert mq.admin.describe_topic("orders").partitioner == "crc32"

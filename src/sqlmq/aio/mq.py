@@ -96,15 +96,20 @@ class AsyncMQ:
         return self._admin
 
     async def create_topic(
-        self, topic: str, partitions: int = 3, *, partitioner: str | None = None, retention: Retention | None = None
+        self,
+        topic: str,
+        partitions: int | None = None,
+        *,
+        partitioner: str | None = None,
+        retention: Retention | None = None,
     ) -> bool:
-        """Make a topic with *partitions*, numbered from 0; return whether it was made. See ``MQ.create_topic``."""
+        """Create a topic with *partitions*, numbered from 0, and return whether it is new. See ``MQ.create_topic``."""
         return await self._threads.run(
             lambda: self._sync.create_topic(topic, partitions, partitioner=partitioner, retention=retention)
         )
 
     async def delete_topics(self, *topics: str) -> list[str]:
-        """Delete *topics* with their messages and groups; return the names of those there were.
+        """Delete *topics* with their messages and groups, and return the names of those that existed.
 
         See ``MQ.delete_topics``. A task that is cancelled meanwhile ends when they are deleted.
         """
