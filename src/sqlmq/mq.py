@@ -6,7 +6,7 @@ import contextlib
 import os
 import socket
 import threading
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Self, get_args
 
 from sqlmq.admin.access import DatabaseAccess
 from sqlmq.admin.admin import Admin
@@ -25,21 +25,19 @@ from sqlmq.database.database import Database
 from sqlmq.errors import InvalidTopicError, MQClosedError
 from sqlmq.hooks.clock import check_clock
 from sqlmq.hooks.failpoints import arm_by_environment
-from sqlmq.model.config import (
-    MQConfig,
-    OnEvicted,
-    check_ack,
+from sqlmq.model import validation
+from sqlmq.model.config import MQConfig, OnEvicted
+from sqlmq.model.positions import check_start
+from sqlmq.model.retention import Retention, check_retention
+from sqlmq.model.timing import heartbeat_interval
+from sqlmq.model.validation import (
     check_group,
     check_member_name,
-    check_on_evicted,
     check_partitioner,
     check_partitions,
     check_schema,
     check_topic,
 )
-from sqlmq.model.positions import check_start
-from sqlmq.model.retention import Retention, check_retention
-from sqlmq.model.timing import heartbeat_interval
 from sqlmq.operations.admin import topics as admin_topics
 from sqlmq.producer.producer import Producer
 
@@ -248,8 +246,8 @@ class MQ:
         """
         check_group(group)
         start = check_start(start)
-        check_ack(ack)
-        check_on_evicted(on_evicted)
+        validation.choice("ack", ack, get_args(Ack))
+        validation.choice("on_evicted", on_evicted, get_args(OnEvicted))
         if name is not None:
             check_member_name(name)
         found = self._access.find_or_create_topic(topic)

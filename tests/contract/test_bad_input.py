@@ -196,13 +196,13 @@ def test_a_group_name_that_is_no_text_is_refused(nowhere: MQ, name: Any) -> None
     "option", [{"start": "Latest"}, {"start": 0}, {"start": None}, {"ack": "never"}, {"ack": None}], ids=str
 )
 def test_a_bad_choice_for_a_consumer_is_refused(nowhere: MQ, option: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match=r"'earliest', 'latest' or an aware datetime|'after'"):
+    with pytest.raises(ValueError, match=r"'earliest', 'latest' or an aware datetime|'auto' or 'on_delivery'"):
         nowhere.consumer("orders", "billing", **option)
 
 
 @pytest.mark.parametrize("name", ["murmur3", "", "MURMUR2", 1, ["murmur2"], *INJECTIONS[:3]], ids=ascii)
 def test_an_unknown_partitioner_is_refused(nowhere: MQ, name: Any) -> None:
-    with pytest.raises(ValueError, match=r"no partitioner"):
+    with pytest.raises(ValueError, match=r"partitioner must be"):
         nowhere.create_topic("orders", partitioner=name)
 
     assert nowhere.admin.topics() == []
@@ -500,7 +500,7 @@ def test_what_is_no_url_is_refused(url: Any) -> None:
     ids=str,
 )
 def test_an_option_out_of_range_is_refused(option: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match=r"must be more than 0|1 to 10,000"):
+    with pytest.raises(ValueError, match=r"must be more than 0|must be 1 or more|1 to 10,000"):
         MQ("sqlite://", **option)
 
 

@@ -214,12 +214,12 @@ def test_it_says_what_it_is_and_gives_no_content_away(mq: MQ) -> None:
         ({"delay_seconds": -0.001}, ValueError, "must be 0 to"),
         ({"delay_seconds": float("nan")}, ValueError, "must be 0 to"),
         ({"delay_seconds": float("inf")}, ValueError, "must be 0 to"),
-        ({"delay_seconds": 1e10}, ValueError, "300 years"),
+        ({"delay_seconds": 1e10}, ValueError, "must be 0 to 9,500,000,000"),
         ({"delay_seconds": 10**400}, ValueError, "must be 0 to"),
         ({"delay_seconds": "1"}, TypeError, "not str"),
         ({"delay_seconds": True}, TypeError, "not bool"),
         ({"delay_seconds": timedelta(1)}, TypeError, "not timedelta"),
-        ({"deliver_at": datetime(2099, 1, 1)}, ValueError, "time zone.*ZoneInfo.*UTC"),  # noqa: DTZ001 - it is to be refused
+        ({"deliver_at": datetime(2099, 1, 1)}, ValueError, "timezone-aware.*UTC"),  # noqa: DTZ001 - it is to be refused
         ({"deliver_at": datetime(9999, 1, 1, tzinfo=UTC)}, ValueError, "before the year 9999"),
         (
             {"deliver_at": datetime.max.replace(tzinfo=timezone(timedelta(hours=-14)))},
@@ -229,7 +229,7 @@ def test_it_says_what_it_is_and_gives_no_content_away(mq: MQ) -> None:
         ({"deliver_at": date(2099, 1, 1)}, TypeError, "not date"),
         ({"deliver_at": "2099-01-01T00:00:00Z"}, TypeError, "not str"),
         ({"deliver_at": 4_070_908_800}, TypeError, "not int"),
-        ({"deliver_at": FUTURE, "delay_seconds": 1}, ValueError, "exclude each other"),
+        ({"deliver_at": FUTURE, "delay_seconds": 1}, ValueError, "not both"),
     ],
     ids=str,
 )
@@ -272,7 +272,7 @@ def test_what_could_not_be_sent_can_not_be_delayed(mq: MQ, make_mq: MakeMQ, stag
         producer.produce_with_partition(Message(b""), 3, delay_seconds=1)
     with pytest.raises(TypeError, match=r"a sqlmq\.Message, not bytes"):
         producer.produce(not_a_message, delay_seconds=1)
-    with pytest.raises(ValueError, match="leave timeout= out"):
+    with pytest.raises(ValueError, match="timeout has no meaning"):
         producer.produce(Message(b""), timeout=1, delay_seconds=1)  # type: ignore[call-overload]
     producer.close()
     with pytest.raises(ProducerClosedError):
@@ -592,7 +592,7 @@ def test_messages_are_cancelled_by_their_ids_alone(mq: MQ) -> None:
     wrong: Any
 
     for wrong in (delayed, str(delayed.id), True, None):
-        with pytest.raises(TypeError, match="named by its id"):
+        with pytest.raises(TypeError, match="id must be int"):
             mq.admin.cancel_delayed(wrong)
     assert mq.admin.delayed("orders") == [delayed]
 

@@ -12,7 +12,7 @@ from sqlalchemy.orm import Session
 
 from sqlmq import Message, UnknownTopicError
 from sqlmq.errors import InvalidPartitionError
-from sqlmq.model.config import MAX_PARTITIONS
+from sqlmq.model.validation import MAX_PARTITIONS
 from sqlmq.operations.admin import topics
 from tests.contract.delaying import LONG, Staged, look_now, without_polling
 from tests.contract.failing import MUCH_LATER, ONCE, Handler, Shift, produce
@@ -82,9 +82,9 @@ def test_one_that_has_as_many_stays_as_it_is(mq: MQ) -> None:
 @pytest.mark.parametrize(
     ("before", "wanted", "said"),
     [
-        (4, 2, "It grows to a multiple, as 8, 12, 16, so"),
-        (4, 6, "Topic 'orders' has 4 partitions, and can't have 6"),
-        (MAX_PARTITIONS, MAX_PARTITIONS - 1, "are the most"),
+        (4, 2, "It grows to a multiple, such as 8, 12, 16, so"),
+        (4, 6, "Topic 'orders' has 4 partitions and can't have 6"),
+        (MAX_PARTITIONS, MAX_PARTITIONS - 1, "is the maximum"),
         (1, MAX_PARTITIONS + 1, "A topic has 1 to"),
         (1, 0, "A topic has 1 to"),
     ],

@@ -6,7 +6,7 @@ import contextlib
 from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
 from sqlmq.errors import DatabaseUnavailableError, MQClosedError, UnknownTopicError
-from sqlmq.model.config import check_topic
+from sqlmq.model.validation import check_topic
 from sqlmq.operations.admin import topics
 
 if TYPE_CHECKING:

@@ -8,16 +8,10 @@ from typing import TYPE_CHECKING
 from sqlmq.admin import health
 from sqlmq.admin.parked import Parked
 from sqlmq.admin.tail import Tail, check_tail
-from sqlmq.model.config import (
-    check_group,
-    check_ids,
-    check_partition_number,
-    check_partitions,
-    check_seconds,
-    check_topic,
-)
+from sqlmq.model import validation
 from sqlmq.model.positions import check_reset
 from sqlmq.model.retention import check_retention
+from sqlmq.model.validation import check_group, check_ids, check_partition_number, check_partitions, check_topic
 from sqlmq.operations import staging
 from sqlmq.operations.admin import monitoring, reset
 from sqlmq.operations.admin import topics as admin_topics
@@ -262,7 +256,7 @@ class Admin:
         """
         check_topic(topic)
         check_group(group)
-        seconds = check_seconds("stuck_seconds", stuck_seconds)
+        seconds = validation.seconds("stuck_seconds", stuck_seconds)
         return self._access.read(monitoring.diagnose, topic, group, seconds)
 
     def diagnose(self, limits: DoctorLimits | None = None) -> list[Problem]:

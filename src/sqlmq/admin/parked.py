@@ -2,25 +2,18 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, TypeAlias, get_args
 
-from sqlmq.model.config import (
-    check_after,
-    check_count,
-    check_key,
-    check_offset,
-    check_partition_number,
-    check_state,
-    check_topic,
-)
+from sqlmq.model import validation
+from sqlmq.model.config import ParkedState
 from sqlmq.model.partitioner import Rotation
+from sqlmq.model.validation import check_after, check_key, check_offset, check_partition_number, check_topic
 from sqlmq.operations.admin import parked
 from sqlmq.operations.admin.parked import ParkedFilter, Scope
 
 if TYPE_CHECKING:
     from sqlmq.admin.access import DatabaseAccess
     from sqlmq.background.notifier import Notifier
-    from sqlmq.model.config import ParkedState
     from sqlmq.model.message import ProducerResult
     from sqlmq.operations.admin.parked import Decided
     from sqlmq.reports.descriptions import BlockedKey, ParkedDetails, ParkedMessage
@@ -74,7 +67,7 @@ class Parked:
         """
         wanted = _wanted(partition, None, key, state)
         check_after(after)
-        check_count("limit", limit)
+        validation.integer("limit", limit)
         return self._access.read(parked.page, self._scope, wanted, after=after, limit=limit)
 
     def get(self, partition: int, offset: int) -> ParkedDetails:
@@ -92,7 +85,7 @@ class Parked:
         For the next page give the ``place`` of the last one as *after*.
         """
         check_after(after)
-        check_count("limit", limit)
+        validation.integer("limit", limit)
         return self._access.read(parked.blocked_keys, self._scope, after=after, limit=limit)
 
     def retry(
@@ -188,7 +181,12 @@ def _wanted(partition: int | None, offset: int | None, key: bytes | None, state:
         if partition is None:
             message = "An offset means nothing without its partition."
             raise ValueError(message)
-    return ParkedFilter(partition, offset, check_key(key), check_state(state))
+    return ParkedFilter(
+        partition,
+        offset,
+        check_key(key),
+        None if state is None else validation.choice("state", state, get_args(ParkedState)),
+    )
 
 
 def _chosen(wanted: ParkedFilter, *, everything: bool) -> ParkedFilter:

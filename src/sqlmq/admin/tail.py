@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, NamedTuple, Self
 
 from sqlmq.dialects import Position
 from sqlmq.errors import MQClosedError, UnknownTopicError
-from sqlmq.model.config import check_partition, check_partition_number, check_timeout, check_topic
+from sqlmq.model import validation
 from sqlmq.model.message import Message
 from sqlmq.model.timing import Deadline
+from sqlmq.model.validation import check_partition, check_partition_number, check_timeout, check_topic
 from sqlmq.operations.admin import topics
 from sqlmq.store import messages
 
@@ -45,16 +46,9 @@ def check_tail(
     topic: str, last: int, offset: int | None, partitions: Iterable[int] | None, timeout: float | None
 ) -> TailRequest:
     """What to watch; raises InvalidTopicError, TypeError or ValueError for what can't be."""
-    for name, number in (("last", last), ("offset", 0 if offset is None else offset)):
-        if isinstance(number, bool) or not isinstance(number, int):
-            message = f"{name} must be int, not {type(number).__name__}."
-            raise TypeError(message)
-        if number < 0:
-            message = f"{name} must be 0 or more, not {number}."
-            raise ValueError(message)
-    if last > MOST_LAST:
-        message = f"last must be {MOST_LAST:,} at the most, not {last:,}; to read from further back, give an offset."
-        raise ValueError(message)
+    validation.integer("last", last, least=0, most=MOST_LAST)
+    if offset is not None:
+        validation.check_offset(offset)
     if last and offset is not None:
         message = "Give last= or offset=, not both."
         raise ValueError(message)

@@ -17,8 +17,9 @@ from sqlmq.consumer.worker.dispatcher import Terms
 from sqlmq.consumer.worker.executor import check_handler, check_no_session, direct_executor, is_awaited
 from sqlmq.consumer.worker.pool import Limits, WorkerPool
 from sqlmq.errors import ConsumerClosedError
-from sqlmq.model.config import check_max_messages, check_timeout
+from sqlmq.model import validation
 from sqlmq.model.timing import Deadline
+from sqlmq.model.validation import check_timeout
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
@@ -113,7 +114,7 @@ class AsyncConsumer:
         Each partition's messages come in order. Waits up to *timeout* seconds, without one for ever; an empty list
         says that nothing came. ``timeout=0`` looks once. Raises RuntimeError in a task of its own.
         """
-        return await self._fetcher.poll(check_max_messages(max_messages), check_timeout(timeout))
+        return await self._fetcher.poll(validation.integer("max_messages", max_messages), check_timeout(timeout))
 
     def transaction(
         self, max_messages: int = 100, timeout: float | None = None, session: AsyncSessionSource | None = None
@@ -130,7 +131,7 @@ class AsyncConsumer:
             TaskReceiver(_current_task()),
             self._threads,
             self._engines,
-            check_max_messages(max_messages),
+            validation.integer("max_messages", max_messages),
             check_timeout(timeout),
             session,
         )

@@ -6,7 +6,7 @@ import asyncio
 from typing import TYPE_CHECKING, Self, TypeAlias, TypeVar, overload
 
 from sqlmq.aio.futures import Arrivals
-from sqlmq.model.config import check_due, check_no_timeout, check_timeout
+from sqlmq.model.validation import check_due, check_no_timeout, check_timeout
 from sqlmq.producer.batcher import result_or_timeout
 
 if TYPE_CHECKING:
@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession, async_scoped_session
 
     from sqlmq.aio.threads import Threads
-    from sqlmq.model.config import Due
     from sqlmq.model.message import DelayedMessage, Message, ProducerResult
+    from sqlmq.model.validation import Due
     from sqlmq.producer.outbox import Publication, SessionLike
     from sqlmq.producer.producer import Producer
 

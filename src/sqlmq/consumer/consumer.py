@@ -13,8 +13,9 @@ from sqlmq.consumer.worker.dispatcher import Terms
 from sqlmq.consumer.worker.executor import check_handler, direct_executor
 from sqlmq.consumer.worker.pool import Limits, WorkerPool
 from sqlmq.errors import ConsumerClosedError
-from sqlmq.model.config import check_max_messages, check_timeout
+from sqlmq.model import validation
 from sqlmq.model.timing import Deadline
+from sqlmq.model.validation import check_timeout
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -112,7 +113,7 @@ class Consumer:
         Each partition's messages come in order. Waits up to *timeout* seconds, without one for ever; an empty list
         says that nothing came. ``timeout=0`` looks once.
         """
-        return self._poll(check_max_messages(max_messages), check_timeout(timeout))
+        return self._poll(validation.integer("max_messages", max_messages), check_timeout(timeout))
 
     def transaction(
         self, max_messages: int = 100, timeout: float | None = None, session: SessionSource | None = None
@@ -130,7 +131,9 @@ class Consumer:
 
         Raises SessionError, IsolationError for a session above READ COMMITTED, OutcomeUnknownError.
         """
-        return Transaction(self._core, check_max_messages(max_messages), check_timeout(timeout), session)
+        return Transaction(
+            self._core, validation.integer("max_messages", max_messages), check_timeout(timeout), session
+        )
 
     def run(
         self,

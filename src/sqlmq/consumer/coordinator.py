@@ -17,8 +17,8 @@ from sqlmq.dialects import Position
 from sqlmq.errors import FencedError, NotOwnedError, UnknownTopicError
 from sqlmq.hooks.log_events import log_fields
 from sqlmq.model.assignment import reconcile
-from sqlmq.model.config import check_partition
 from sqlmq.model.timing import lease_valid_until
+from sqlmq.model.validation import check_partition
 from sqlmq.operations import consume, membership, retention
 from sqlmq.operations.admin import reset, topics
 from sqlmq.operations.poll import PollRequest

@@ -1,108 +1,103 @@
-"""Where a group begins, or is moved to: what can be asked for, checked; and how a beginning is stored."""
+"""Where a group starts, and where it can be moved: the choices, checked, and how a start is stored."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import Literal, TypeAlias
+from typing import Literal, TypeAlias, cast
 
-from sqlmq.model.config import check_moment, check_offset, check_partition_number
+from sqlmq.model import validation
+from sqlmq.model.validation import check_offset, check_partition_number
 
 Start: TypeAlias = Literal["earliest", "latest"] | datetime
-"""Where a group begins: the oldest message there is, the next one to come, or the first one since a moment."""
+"""Where a group starts: at the oldest message, at the next new one, or at the first one since a moment."""
 
 SeekTo: TypeAlias = int | Start
-"""An offset, or what a group can start at."""
+"""Where a consumer can seek: an offset, or a start."""
 
 ResetTo: TypeAlias = Start | timedelta | Mapping[int, int]
-"""What a group can start at; a time back from now; or an offset for each partition, by its number."""
+"""Where a group can be moved: a start; a time back from now; or an offset for each partition, by its number."""
 
 
 @dataclass(frozen=True, slots=True)
 class Shift:
-    """So many messages on, or back if it is less than 0, but not beyond the ends of the log."""
+    """A number of messages forward, or backward if it is negative, within the ends of the log."""
 
     messages: int
 
 
 Target: TypeAlias = int | Start | timedelta | Mapping[int, int] | Shift
-"""Where to, for any partition."""
+"""Everything a partition's position can be moved to."""
 
-_WRITTEN = "%Y%m%dT%H%M%S"
+_STORED = "%Y%m%dT%H%M%S"
 _MOST_SHIFT = 2**62
 
 
 def check_start(start: object) -> Start:
-    """Return *start* if a group can begin there; a moment in UTC."""
+    """Return *start* if a group can start there; a moment in UTC."""
     if isinstance(start, datetime):
-        return check_moment("start", start)
+        return validation.moment("start", start)
     if start not in ("earliest", "latest"):
-        message = f"A group starts at 'earliest', 'latest' or an aware datetime, not at {start!r}."
+        message = f"start must be 'earliest', 'latest' or an aware datetime, not {start!r}."
         raise ValueError(message)
-    return "earliest" if start == "earliest" else "latest"
+    return cast("Start", start)
 
 
 def check_seek(to: object) -> SeekTo:
-    """Return *to* if a consumer can seek it."""
+    """Return *to* if a consumer can seek there."""
     if isinstance(to, datetime):
-        return check_moment("to", to)
+        return validation.moment("to", to)
     if isinstance(to, str):
         return check_start(to)
     if isinstance(to, bool) or not isinstance(to, int):
-        message = f"to is an offset, 'earliest', 'latest' or an aware datetime, not {type(to).__name__}."
+        message = f"to must be an offset, 'earliest', 'latest' or an aware datetime, not {type(to).__name__}."
         raise TypeError(message)
     return check_offset(to)
 
 
 def check_reset(to: object, shift_by: object) -> Target:
-    """Return where to move a group that is told one of these two."""
+    """Return where to move a group, from these two arguments, of which exactly one is given."""
     if (to is None) == (shift_by is None):
-        message = "Say where to: to= or shift_by=, one of the two."
+        message = "Give to= or shift_by=, exactly one of them."
         raise ValueError(message)
     if shift_by is not None:
-        return _checked_shift(shift_by)
+        messages = validation.integer("shift_by", shift_by, least=None)
+        # Beyond both ends of every log, and small enough to be added to an offset.
+        return Shift(max(-_MOST_SHIFT, min(messages, _MOST_SHIFT)))
     if isinstance(to, timedelta):
         if to < timedelta(0):
-            message = f"A timedelta counts back from now: it must be 0 or more, not {to}."
+            message = f"to must be 0 or more, a time back from now, not {to}."
             raise ValueError(message)
         return to
     if isinstance(to, Mapping):
-        return _checked_offsets(to)
+        return _check_offsets(to)
     if isinstance(to, str | datetime):
         return check_start(to)
     message = (
-        "to is 'earliest', 'latest', an aware datetime, a timedelta back from now or a mapping of partitions to offsets, "
-        f"not {type(to).__name__}. A number of messages is shift_by=."
+        "to must be 'earliest', 'latest', an aware datetime, a timedelta back from now, or a mapping of partitions to "
+        f"offsets, not {type(to).__name__}. For a number of messages, give shift_by=."
     )
     raise TypeError(message)
 
 
-def written(start: Start) -> str:
-    """*start* in 20 characters at the most; of a moment the milliseconds, rounded down."""
+def start_to_text(start: Start) -> str:
+    """Return *start* as it is stored, in 20 characters at most. A moment is rounded down to milliseconds."""
     if isinstance(start, str):
         return start
     in_utc = start.astimezone(UTC)
-    return f"{in_utc:{_WRITTEN}}.{in_utc.microsecond // 1000:03d}Z"
+    return f"{in_utc:{_STORED}}.{in_utc.microsecond // 1000:03d}Z"
 
 
-def read(text: str) -> Start:
-    """What was ``written`` as *text*."""
+def start_from_text(text: str) -> Start:
+    """Return the start that ``start_to_text`` stored as *text*."""
     if text in ("earliest", "latest"):
-        return "earliest" if text == "earliest" else "latest"
-    return datetime.strptime(f"{text[:-1]}000", f"{_WRITTEN}.%f").replace(tzinfo=UTC)
+        return cast("Start", text)
+    return datetime.strptime(f"{text[:-1]}000", f"{_STORED}.%f").replace(tzinfo=UTC)
 
 
-def _checked_shift(shift_by: object) -> Shift:
-    if isinstance(shift_by, bool) or not isinstance(shift_by, int):
-        message = f"shift_by must be a number of messages, an int, not {type(shift_by).__name__}."
-        raise TypeError(message)
-    # Beyond both ends of any log, and still a number that can be added to an offset.
-    return Shift(max(-_MOST_SHIFT, min(shift_by, _MOST_SHIFT)))
-
-
-def _checked_offsets(to: Mapping[object, object]) -> Mapping[int, int]:
+def _check_offsets(to: Mapping[object, object]) -> Mapping[int, int]:
     if not to:
-        message = "A mapping of partitions to offsets has to name a partition."
+        message = "to must name at least one partition; the mapping is empty."
         raise ValueError(message)
     return {check_partition_number(number): check_offset(offset) for number, offset in to.items()}

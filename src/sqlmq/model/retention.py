@@ -8,6 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
+from sqlmq.model import validation
+
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable
 
@@ -36,22 +38,26 @@ class Retention:
     """A group that for so long had no member and committed nothing protects nothing any more."""
 
     def __post_init__(self) -> None:
-        for name, kind in (
-            ("max_bytes", int),
-            ("max_messages", int),
-            ("max_age_seconds", float),
-            ("protect_max_seconds", float),
-        ):
-            check_limit(name, getattr(self, name), kind)
-        check_limit("group_expiry_seconds", self.group_expiry_seconds, float, is_optional=False)
-        check_bool("protect_groups", self.protect_groups)
+        if self.max_bytes is not None:
+            validation.integer("max_bytes", self.max_bytes, most=_MOST)
+        if self.max_messages is not None:
+            validation.integer("max_messages", self.max_messages, most=_MOST)
+        if self.max_age_seconds is not None:
+            validation.seconds("max_age_seconds", self.max_age_seconds, may_be_zero=False)
+        if self.protect_max_seconds is not None:
+            validation.seconds("protect_max_seconds", self.protect_max_seconds, may_be_zero=False)
+        validation.seconds("group_expiry_seconds", self.group_expiry_seconds, may_be_zero=False)
+        validation.boolean("protect_groups", self.protect_groups)
         if self.protect_max_seconds is not None and not self.protect_groups:
             message = (
-                "protect_max_seconds is how long protected messages are kept; with protect_groups=False there are none."
+                "protect_max_seconds limits how long groups are protected. It has no meaning with protect_groups=False."
             )
             raise ValueError(message)
         if self.protect_max_seconds is not None and self.protect_max_seconds < (self.max_age_seconds or 0):
-            message = f"protect_max_seconds must be max_age_seconds ({self.max_age_seconds}) or more, not {self.protect_max_seconds}."
+            message = (
+                f"protect_max_seconds must be max_age_seconds ({self.max_age_seconds}) or more, "
+                f"not {self.protect_max_seconds}."
+            )
             raise ValueError(message)
 
     @property
@@ -144,22 +150,3 @@ def runs(offsets: Iterable[int]) -> list[tuple[int, int]]:
         else:
             found.append((offset, offset + 1))
     return found
-
-
-def check_limit(name: str, limit: object, kind: type, *, is_optional: bool = True) -> None:
-    """Raise TypeError or ValueError unless *limit* is a number of that *kind*, or None where that *is_optional*."""
-    if limit is None and is_optional:
-        return
-    if isinstance(limit, bool) or not isinstance(limit, int if kind is int else (int, float)):
-        message = f"{name} must be {kind.__name__}, not {type(limit).__name__}."
-        raise TypeError(message)
-    if not 0 < limit < float("inf") or (kind is int and limit > _MOST):
-        message = f"{name} must be more than 0 and finite, not {limit}."
-        raise ValueError(message)
-
-
-def check_bool(name: str, value: object) -> None:
-    """Raise TypeError unless *value* is True or False."""
-    if not isinstance(value, bool):
-        message = f"{name} must be bool, not {type(value).__name__}."
-        raise TypeError(message)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import Enum, auto
-from typing import Literal, cast, get_args
+from typing import Literal, get_args
+
+from sqlmq.model import validation
 
 FailurePolicy = Literal["park", "dead", "skip", "stop"]
 """What happens to a message whose handler fails, and to those behind it; docs/failures.md has the table."""
@@ -36,23 +38,10 @@ class Retry:
 
     def __post_init__(self) -> None:
         if self.max_attempts is not None:
-            if isinstance(self.max_attempts, bool) or not isinstance(self.max_attempts, int):
-                message = f"max_attempts must be int or None, not {type(self.max_attempts).__name__}."
-                raise TypeError(message)
-            if self.max_attempts < 1:
-                message = f"max_attempts must be 1 or more, or None, not {self.max_attempts}."
-                raise ValueError(message)
-        for name in ("backoff_seconds", "max_delay_seconds", "jitter"):
-            number = getattr(self, name)
-            if isinstance(number, bool) or not isinstance(number, int | float):
-                message = f"{name} must be a number, not {type(number).__name__}."
-                raise TypeError(message)
-            if not 0 <= number < float("inf"):
-                message = f"{name} must be 0 or more and finite, not {number}."
-                raise ValueError(message)
-        if self.jitter > 1:
-            message = f"jitter is a share, from 0 to 1, not {self.jitter}."
-            raise ValueError(message)
+            validation.integer("max_attempts", self.max_attempts)
+        validation.seconds("backoff_seconds", self.backoff_seconds)
+        validation.seconds("max_delay_seconds", self.max_delay_seconds)
+        validation.number("jitter", self.jitter, most=1)
         for name in ("retry_on", "give_up_on"):
             kinds = getattr(self, name)
             if not isinstance(kinds, tuple) or not all(map(_is_exception_class, kinds)):
@@ -142,10 +131,7 @@ def check_retry(retry: object) -> Retry:
 
 def check_policy(policy: object) -> FailurePolicy | None:
     """Return *policy* if it is one, or None."""
-    if policy is not None and policy not in get_args(FailurePolicy):
-        message = f"on_failure is 'park', 'dead', 'skip' or 'stop', not {policy!r}."
-        raise ValueError(message)
-    return cast("FailurePolicy | None", policy)
+    return None if policy is None else validation.choice("on_failure", policy, get_args(FailurePolicy))
 
 
 def _is_exception_class(kind: object) -> bool:

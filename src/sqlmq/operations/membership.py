@@ -69,7 +69,7 @@ def join(
     if held is None:
         raise UnknownTopicError(topic.name)
     topic = held
-    made = groups.create(conn, dialect, topic, group_name, positions.written(start))
+    made = groups.create(conn, dialect, topic, group_name, positions.start_to_text(start))
     group = groups.get(conn, dialect, topic, group_name)
     if made and start != "earliest":
         reset.start(conn, dialect, topic, group, start)

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from sqlmq.dialects import PartitionSlice
 from sqlmq.hooks.failpoints import failpoint
-from sqlmq.model.config import check_partition
 from sqlmq.model.message import ProducerResult, RecordBatch, has_any
 from sqlmq.model.partitioner import partition_for_key
+from sqlmq.model.validation import check_partition
 from sqlmq.store import messages
 
 if TYPE_CHECKING:

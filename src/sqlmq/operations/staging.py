@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from sqlalchemy import Connection
 
     from sqlmq.dialects import Dialect
-    from sqlmq.model.config import Due
+    from sqlmq.model.validation import Due
     from sqlmq.operations.produce import PlacedMessage
     from sqlmq.store.staged import DueMessages
     from sqlmq.store.topics import Topic

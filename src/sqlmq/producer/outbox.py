@@ -32,8 +32,8 @@ if TYPE_CHECKING:
     from sqlalchemy.engine import RootTransaction
 
     from sqlmq.database.database import Database
-    from sqlmq.model.config import Due
     from sqlmq.model.message import DelayedMessage, ProducerResult
+    from sqlmq.model.validation import Due
     from sqlmq.operations.produce import KeylessPartitioner, PlacedMessage, RoutedMessage
     from sqlmq.store.topics import Topic
 

@@ -8,9 +8,15 @@ from sqlmq.database.close_once import CloseOnce
 from sqlmq.database.watchdog import WaitBudget
 from sqlmq.dialects import TopicGrownError
 from sqlmq.errors import InvalidPartitionError, ProducerClosedError, UnknownTopicError
-from sqlmq.model.config import check_due, check_no_timeout, check_no_timeout_for_delayed, check_partition, check_timeout
 from sqlmq.model.message import Message, ProducerResult, RecordBatch
 from sqlmq.model.partitioner import Rotation
+from sqlmq.model.validation import (
+    check_due,
+    check_no_timeout,
+    check_no_timeout_for_delayed,
+    check_partition,
+    check_timeout,
+)
 from sqlmq.operations import produce, staging
 from sqlmq.operations.admin import topics
 from sqlmq.operations.produce import RoutedMessage
@@ -27,8 +33,8 @@ if TYPE_CHECKING:
     from sqlmq.background.scheduler import Scheduler
     from sqlmq.database.database import Database
     from sqlmq.hooks.observer import Sent
-    from sqlmq.model.config import Due
     from sqlmq.model.message import DelayedMessage
+    from sqlmq.model.validation import Due
     from sqlmq.operations.produce import AppendBatch, PlacedMessage
     from sqlmq.operations.staging import Delayed
     from sqlmq.producer.outbox import Publication, SessionLike

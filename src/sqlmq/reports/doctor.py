@@ -93,7 +93,7 @@ class DoctorLimits:
 def check_limits(limits: object) -> None:
     """Raise TypeError unless *limits* are such."""
     if not isinstance(limits, DoctorLimits):
-        message = f"limits must be Limits, as in Limits(transaction_seconds=600), not {type(limits).__name__}."
+        message = f"limits must be a DoctorLimits, such as DoctorLimits(connections=0.8), not {type(limits).__name__}."
         raise TypeError(message)
 
 

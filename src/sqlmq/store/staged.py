@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from sqlalchemy import Connection, Row
 
     from sqlmq.dialects import Dialect, PartitionSlice
-    from sqlmq.model.config import Due
+    from sqlmq.model.validation import Due
 
 _INSERT_MESSAGES = 500
 _INSERT_BYTES = 16 * 1024 * 1024

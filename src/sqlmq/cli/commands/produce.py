@@ -14,8 +14,8 @@ from sqlmq.cli.output import count, descriptor_of, forget_stdout, json_option, l
 from sqlmq.cli.settings import Settings, database_options, example, pass_settings
 from sqlmq.cli.signals import Stop
 from sqlmq.errors import SqlmqError
-from sqlmq.model.config import check_due
 from sqlmq.model.message import Message
+from sqlmq.model.validation import check_due
 
 if TYPE_CHECKING:
     import io

@@ -19,8 +19,8 @@ from sqlmq.cli.signals import Interrupted, Stop
 from sqlmq.consumer.worker.executor import is_awaited
 from sqlmq.errors import InvalidGroupError, InvalidTopicError
 from sqlmq.hooks.log_events import log_fields
-from sqlmq.model.config import check_group, check_topic
 from sqlmq.model.retry import FailurePolicy, Retry
+from sqlmq.model.validation import check_group, check_topic
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from sqlmq.consumer.coordinator import claim_of
 from sqlmq.consumer.partition import AssignedPartition, Delivery
 from sqlmq.consumer.worker.parked_keys import ParkedEntry, ParkedKeys
-from sqlmq.model.config import check_count
+from sqlmq.model import validation
 from sqlmq.model.message import Message
 from sqlmq.model.retry import attempts_of_interrupted, check_policy, check_retry
 from sqlmq.operations import attempts, consume
@@ -54,8 +54,8 @@ class Terms(NamedTuple):
         return cls(
             check_retry(retry),
             check_policy(on_failure),
-            check_count("max_parked", max_parked),
-            None if batch_size is None else check_count("batch_size", batch_size),
+            validation.integer("max_parked", max_parked),
+            None if batch_size is None else validation.integer("batch_size", batch_size),
         )
 
 

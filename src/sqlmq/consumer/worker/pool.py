@@ -16,7 +16,7 @@ from sqlmq.consumer.worker.attempts import TRANSIENT, AttemptRecorder
 from sqlmq.consumer.worker.dispatcher import Dispatcher
 from sqlmq.consumer.worker.executor import ExecutionStep, NotBegunError
 from sqlmq.errors import ConsumerClosedError, DatabaseBusyError, DatabaseUnavailableError, FencedError
-from sqlmq.model.config import check_count, check_seconds
+from sqlmq.model import validation
 from sqlmq.model.retry import next_batch_hint
 from sqlmq.model.timing import Deadline
 
@@ -53,12 +53,12 @@ class Limits(NamedTuple):
     ) -> Limits:
         """Make them, or raise TypeError or ValueError."""
         return cls(
-            check_count("concurrency", concurrency),
-            check_seconds("stop_seconds", stop_seconds),
+            validation.integer("concurrency", concurrency),
+            validation.seconds("stop_seconds", stop_seconds),
             None
             if max_processing_seconds is None
-            else check_seconds("max_processing_seconds", max_processing_seconds, is_zero_good=False),
-            None if idle_seconds is None else check_seconds("idle_seconds", idle_seconds),
+            else validation.seconds("max_processing_seconds", max_processing_seconds, may_be_zero=False),
+            None if idle_seconds is None else validation.seconds("idle_seconds", idle_seconds),
         )
 
 

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sqlmq.dialects import Position
 from sqlmq.errors import InvalidMessageError, MessageTooLargeError, NotParkedError, UnknownTopicError
-from sqlmq.model.config import check_partition
 from sqlmq.model.message import Message, ProducerResult
+from sqlmq.model.validation import check_partition
 from sqlmq.operations import produce
 from sqlmq.operations.admin.topics import find_topic
 from sqlmq.operations.produce import RoutedMessage

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from sqlmq.errors import GroupInUseError, InvalidOffsetError, UnknownTopicError
 from sqlmq.hooks.failpoints import failpoint
-from sqlmq.model.config import check_partition
 from sqlmq.model.positions import Shift
+from sqlmq.model.validation import check_partition
 from sqlmq.operations.admin.topics import find_topic
 from sqlmq.reports.descriptions import PartitionReset
 from sqlmq.store import claims, groups, messages, offsets, parked, topics

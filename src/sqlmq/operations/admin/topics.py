@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from sqlmq.errors import TopicConflictError, UnknownTopicError
 from sqlmq.model import positions
-from sqlmq.model.config import check_growth
 from sqlmq.model.retention import Retention
+from sqlmq.model.validation import check_growth
 from sqlmq.reports.descriptions import (
     Eviction,
     GroupDescription,
@@ -161,5 +161,5 @@ def describe_group(conn: Connection, dialect: Dialect, topic_name: str, name: st
             for row in views.lag(conn, dialect, topic_name, name)
         ),
         tuple(member.name for member in groups.members(conn, dialect, group)),
-        positions.read(group.start_from),
+        positions.start_from_text(group.start_from),
     )
