@@ -148,7 +148,7 @@ def _crash_inside(crash: Crash) -> None:
 
         setattr(module, function, run)
 
-    take, move = staged.take, staging.move
+    take, move = staged.lock_due, staging.move
 
     def take_or_crash(*arguments: Any) -> Any:
         taken = take(*arguments)
@@ -164,7 +164,7 @@ def _crash_inside(crash: Crash) -> None:
             _moving.is_moving = True
         return moved
 
-    staged.take = take_or_crash  # type: ignore[assignment]
+    staged.lock_due = take_or_crash  # type: ignore[assignment]
     staging.move = move_or_crash  # type: ignore[assignment]
     after(messages, "append", Step.APPENDED)
     after(staged, "add", Step.STORED_NOT_COMMITTED)

@@ -395,7 +395,7 @@ def test_large_messages_are_moved_a_few_at_a_time_and_in_their_order(
 ) -> None:
     monkeypatch.setattr(staging, "MOVE_BYTES", 1_000)
     moved: list[int] = []
-    take = staged_rows.take
+    take = staged_rows.lock_due
 
     def take_and_tell(*arguments: Any) -> staged_rows.DueBatch:
         taken = take(*arguments)

@@ -185,7 +185,7 @@ def test_a_look_that_hangs_holds_up_neither_messages_nor_heartbeats(
     here, there = unwatched(make_mq(**SOON, lease_seconds=1)), make_mq(notify=False)
     (consumer,) = group_of(here, 1, partitions=2)
     hangs, may_go_on = threading.Event(), threading.Event()
-    look = poll.look
+    look = poll.poll
 
     def hang(*arguments: Any, **options: Any) -> Any:
         hangs.set()

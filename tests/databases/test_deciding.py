@@ -97,7 +97,7 @@ def test_what_was_in_hand_behind_a_discarded_message_stays_suspect(
         decided = admin_parked.discard(connection, dialect, Scope("orders", "billing"), ParkedFilter(state="stopped"))
 
     with engine.connect() as connection:
-        standing = offsets.standing(connection, dialect, group, [partition_id])[partition_id]
+        standing = offsets.positions_in_flight(connection, dialect, group, [partition_id])[partition_id]
     assert decided.messages == 1
     assert standing == Commit(partition_id, 8, left and 7 + left)
 

@@ -152,7 +152,7 @@ def look_for_many(grown: Grown, connection: Connection) -> None:
     ]
     other = groups.get(connection, grown.dialect, grown.topic, "group 7")
     gone = poll.PollRequest(other.id, grown.member_id, LEASE_SECONDS, {}, ())
-    found = poll.look(connection, grown.dialect, [*mine, gone], at_groups=True)
+    found = poll.poll(connection, grown.dialect, [*mine, gone], at_groups=True)
     assert found == [(False, False), (True, False), (False, True)]
 
 
@@ -160,7 +160,7 @@ def hand_back_and_claim(grown: Grown, connection: Connection) -> None:
     given = [taken.claim for taken in grown.taken]
     claims.release(connection, grown.dialect, grown.group, grown.member_id, given)
     ids = [claim.partition_id for claim in given]
-    taken = claims.take(connection, grown.dialect, grown.group, grown.member_id, ids, len(ids))
+    taken = claims.claim_free(connection, grown.dialect, grown.group, grown.member_id, ids, len(ids))
     assert len(taken) == len(ids)
 
 
@@ -202,16 +202,16 @@ def describe(grown: Grown, connection: Connection) -> None:
 def look(grown: Grown, connection: Connection) -> None:
     given = [taken.claim for taken in grown.taken]
     claims.release(connection, grown.dialect, grown.group, grown.member_id, given)
-    assert transaction.look(connection, grown.dialect, grown.topic, grown.group).has_messages
+    assert transaction.find_free(connection, grown.dialect, grown.topic, grown.group).has_messages
 
 
 def transact_once(grown: Grown, connection: Connection) -> None:
     given = [taken.claim for taken in grown.taken]
     claims.release(connection, grown.dialect, grown.group, grown.member_id, given)
     grown.dialect.begin(connection)
-    limits = transaction.Limits(2_000, 1 << 20, 300.0, LEASE_SECONDS)
+    limits = transaction.BatchLimits(2_000, 1 << 20, 300.0, LEASE_SECONDS)
     last = grown.topic.partition_ids[:1]
-    taken = transaction.take(connection, grown.dialect, grown.topic, grown.group, limits, last)
+    taken = transaction.lock_and_fetch(connection, grown.dialect, grown.topic, grown.group, limits, last)
     assert taken is not None
     assert (len(taken.messages), taken.start) == (2_000, 1_999)
     assert taken.claim.partition_id == grown.topic.partition_ids[1]
@@ -422,9 +422,9 @@ def test_on_postgres_a_transaction_reads_a_few_pages_of_a_hundred_thousand_messa
         def _remember(_conn: object, _cursor: object, statement: str, parameters: Any, *_rest: object) -> None:
             statements.append((statement, parameters))
 
-        transaction.look(connection, grown.dialect, grown.topic, grown.group)
-        limits = transaction.Limits(100, 1 << 20, 300.0, LEASE_SECONDS)
-        transaction.take(connection, grown.dialect, grown.topic, grown.group, limits, ())
+        transaction.find_free(connection, grown.dialect, grown.topic, grown.group)
+        limits = transaction.BatchLimits(100, 1 << 20, 300.0, LEASE_SECONDS)
+        transaction.lock_and_fetch(connection, grown.dialect, grown.topic, grown.group, limits, ())
         event.remove(connection, "before_cursor_execute", _remember)
         pages = []
         for statement, parameters in statements:

@@ -146,7 +146,7 @@ class Notifier(BackgroundThread):
         unsure = batch.commits.keys() - sure
         # Not retried here: that would take seconds, in which closing waits.
         awaited = self._database.read_once(
-            notify.tell,
+            notify.notify,
             sure=sure,
             unsure=unsure,
             but=self._registry.member_ids(),

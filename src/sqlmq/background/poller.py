@@ -220,7 +220,7 @@ class SharedPoller(BackgroundThread):
             return iter(())
         try:
             # Not retried here: that would take seconds, after which all members would poll for themselves.
-            results = self._database.read_once(poll.look, requests, at_groups=at_groups)
+            results = self._database.read_once(poll.poll, requests, at_groups=at_groups)
         except Exception as error:
             if self._is_healthy and not self._stopping.is_set():
                 trace = not isinstance(error, SqlmqError)

@@ -21,7 +21,7 @@ from sqlmq.errors import DatabaseError, DatabaseUnavailableError, SessionError, 
 from sqlmq.hooks.failpoints import failpoint
 from sqlmq.hooks.log_events import log_fields
 from sqlmq.operations import transaction
-from sqlmq.operations.transaction import Limits
+from sqlmq.operations.transaction import BatchLimits
 from sqlmq.store import claims
 
 if TYPE_CHECKING:
@@ -96,7 +96,7 @@ class TransactionContext:
     def is_worthwhile(self, group: Group) -> bool:
         """Whether there seems to be something to take; asked first, because a transaction that writes has its price."""
         database = self.database
-        seen = database.read(transaction.look, self.topic, group)
+        seen = database.read(transaction.find_free, self.topic, group)
         if not seen.has_dead_owners:
             return seen.has_messages
         database.write(transaction.free_dead, group)
@@ -205,7 +205,7 @@ class TransactionScope:
     def take_messages(self, max_messages: int, last: Sequence[int]) -> bool:
         """Lock a partition and read from it; return whether there is something."""
         options = self._shared.options
-        limits = Limits(
+        limits = BatchLimits(
             max_messages,
             options.prefetch_bytes,
             options.max_poll_seconds,
@@ -213,7 +213,7 @@ class TransactionScope:
             self._shared.on_evicted,
         )
         with self._database.translating(), self._database.awaiting(self.connection):
-            self.taken = transaction.take(
+            self.taken = transaction.lock_and_fetch(
                 self.connection, self._database.dialect, self._shared.topic, self._group, limits, last
             )
         if self.taken is not None and self.taken.evicted is not None:

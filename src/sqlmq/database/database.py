@@ -189,7 +189,7 @@ class Database:
         """
         self.prepare()
         with contextlib.ExitStack() as stack:
-            stack.enter_context(self._in_turn(writing=True))
+            stack.enter_context(self._exclusive(writing=True))
             stack.enter_context(self._drain_gate)
             me = threading.get_ident()
             self._in_block.append(me)
@@ -274,12 +274,12 @@ class Database:
             self._appends_in_one_statement = self.dialect.can_append_in_one_statement(conn)
 
     def _read_once(self, operation: Operation[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        with self._in_turn(writing=False), self._connect(self._single_statements) as conn, self.translating():
+        with self._exclusive(writing=False), self._connect(self._single_statements) as conn, self.translating():
             return operation(conn, self.dialect, *args, **kwargs)
 
     def _write_once(self, mode: _Mode, operation: Operation[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         with (
-            self._in_turn(writing=True, goes_first=mode.has_priority),
+            self._exclusive(writing=True, goes_first=mode.has_priority),
             self._connect(self._transactions, is_patient=mode.is_slow, committing=not mode.is_idempotent) as conn,
         ):
             with self.translating():
@@ -315,7 +315,7 @@ class Database:
                 failpoint("statement.after")
             except BaseException as error:
                 with self.translating():
-                    if isinstance(error, SqlmqError) and self._is_of_no_use_after(error):
+                    if isinstance(error, SqlmqError) and self._is_unusable_after(error):
                         append_connection.connection.invalidate()
                     append_connection.close()
                 raise
@@ -342,7 +342,7 @@ class Database:
                 with contextlib.nullcontext() if is_patient else self.awaiting(connection, committing=committing):
                     yield connection
             except SqlmqError as error:
-                if self._is_of_no_use_after(error):
+                if self._is_unusable_after(error):
                     connection.invalidate()
                 raise
             finally:
@@ -350,7 +350,7 @@ class Database:
                     connection.close()
 
     @contextlib.contextmanager
-    def _in_turn(self, *, writing: bool, goes_first: bool = False) -> Iterator[None]:
+    def _exclusive(self, *, writing: bool, goes_first: bool = False) -> Iterator[None]:
         """Let one thread at a time write where there is one writer, and do anything where there is one connection."""
         if not (self.one_connection or (writing and self.dialect.one_writer)):
             yield
@@ -365,9 +365,9 @@ class Database:
             self._writer_lock.release()
 
     def _retry(self, attempt: Callable[[], T]) -> T:
-        return retrying.retry(attempt, self._is_passing, self.clock)
+        return retrying.retry(attempt, self._is_transient, self.clock)
 
-    def _is_passing(self, error: BaseException) -> bool:
+    def _is_transient(self, error: BaseException) -> bool:
         if isinstance(error, OutcomeUnknownError) or not isinstance(error, SqlmqError) or self.watchdog.is_given_up:
             return False
         if isinstance(error, ReadOnlyDatabaseError) and not self._has_written:
@@ -375,7 +375,7 @@ class Database:
         cause = error.__cause__
         return isinstance(cause, Exception) and self.dialect.is_transient(cause)
 
-    def _is_of_no_use_after(self, error: SqlmqError) -> bool:
+    def _is_unusable_after(self, error: SqlmqError) -> bool:
         """Whether the connection is lost; or, after a failover, it leads to a standby and the next one elsewhere."""
         cause = error.__cause__
         is_lost = isinstance(cause, Exception) and self.dialect.is_disconnect(cause)

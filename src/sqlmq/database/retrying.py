@@ -70,7 +70,7 @@ def _raise_translated(error: Exception, dialect: Dialect, where: str, *, committ
         raise translated from (None if dialect.quotes_rows(cause) else cause)
 
 
-def retry(attempt: Callable[[], T], is_passing: Callable[[BaseException], bool], clock: Clock) -> T:
+def retry(attempt: Callable[[], T], is_transient: Callable[[BaseException], bool], clock: Clock) -> T:
     """What *attempt* returns; it is tried again for some seconds, as long as what it raises *is_passing*."""
     began = clock.monotonic()
     # The first goes without tenacity, which takes 20 us.
@@ -79,12 +79,12 @@ def retry(attempt: Callable[[], T], is_passing: Callable[[BaseException], bool],
     except SqlmqError as error:
         # A lock that was waited for so long already would be waited for as long again.
         is_enough = isinstance(error, DatabaseBusyError) and clock.monotonic() - began >= _RETRY_SECONDS
-        if is_enough or not is_passing(error):
+        if is_enough or not is_transient(error):
             raise
         log.warning("%s (trying again for %.0f seconds)", error, _RETRY_SECONDS, extra=log_fields("retry", error=error))
     give_up_at = clock.monotonic() + _RETRY_SECONDS
     return Retrying(
-        retry=retry_if_exception(is_passing),
+        retry=retry_if_exception(is_transient),
         wait=lambda tries: _LONGER(tries) * clock.random.random(),
         stop=lambda _: clock.monotonic() >= give_up_at,
         sleep=clock.sleep,

@@ -65,7 +65,7 @@ def join(
 
     A new group starts where *start* says, in all partitions at once, and keeps to it; for an old one it means nothing.
     """
-    held = topics.hold(conn, dialect, topic)
+    held = topics.lock_shared(conn, dialect, topic)
     if held is None:
         raise UnknownTopicError(topic.name)
     topic = held
@@ -116,7 +116,7 @@ def change(
     taken = []
     if plan.take_at_most:
         failpoint("claim.before")
-        taken = claims.take(conn, dialect, group, member_id, plan.take, plan.take_at_most)
+        taken = claims.claim_free(conn, dialect, group, member_id, plan.take, plan.take_at_most)
         failpoint("claim.after")
     ids = [claim.partition_id for claim in taken]
     left, starts = offsets.inherited(conn, dialect, group, ids), retention.starts(conn, dialect, ids)
@@ -199,6 +199,6 @@ def leave_for_successor(
 def heartbeat(conn: Connection, dialect: Dialect, member_ids: Sequence[int]) -> set[int]:
     """Say that *member_ids* are alive; return those that are still members."""
     failpoint("heartbeat.before")
-    alive = groups.beat(conn, dialect, member_ids)
+    alive = groups.heartbeat(conn, dialect, member_ids)
     failpoint("heartbeat.after")
     return alive

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from sqlmq.dialects import Dialect
 
 
-def tell(
+def notify(
     conn: Connection,
     dialect: Dialect,
     *,

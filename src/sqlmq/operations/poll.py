@@ -36,24 +36,24 @@ class PollResult(NamedTuple):
     """Whether it should look at its group."""
 
 
-def look(conn: Connection, dialect: Dialect, outlooks: Sequence[PollRequest], *, at_groups: bool) -> list[PollResult]:
+def poll(conn: Connection, dialect: Dialect, requests: Sequence[PollRequest], *, at_groups: bool) -> list[PollResult]:
     """Look for all of *outlooks* at once, for messages and, if wanted, *at_groups*. Takes no lock."""
-    ready = messages.ready(conn, dialect, {position for one in outlooks for position in one.positions})
-    seen = claims.snapshots(conn, dialect, {one.group_id for one in outlooks}) if at_groups else {}
+    ready = messages.ready(conn, dialect, {position for one in requests for position in one.positions})
+    seen = claims.snapshots(conn, dialect, {one.group_id for one in requests}) if at_groups else {}
     settled = {id_ for id_, group in seen.items() if assignment.is_settled(group.members, group.claims)}
     return [
         PollResult(
             not ready.isdisjoint(one.positions),
             at_groups and has_changes(one, seen[one.group_id], is_settled=one.group_id in settled),
         )
-        for one in outlooks
+        for one in requests
     ]
 
 
-def has_changes(outlook: PollRequest, seen: GroupSnapshot, *, is_settled: bool) -> bool:
+def has_changes(request: PollRequest, seen: GroupSnapshot, *, is_settled: bool) -> bool:
     """Whether the member has something to do in its group, of which it is known if it *is_settled*."""
     # Without this, a thousand members would each have to be compared with all others.
-    if is_settled and outlook.claims and outlook.claims == seen.owned.get(outlook.member_id):
+    if is_settled and request.claims and request.claims == seen.owned.get(request.member_id):
         return False
-    survey = membership.group_view(seen, outlook.member_id, outlook.lease_seconds)
-    return survey is None or survey.has_work_for(outlook.claims)
+    survey = membership.group_view(seen, request.member_id, request.lease_seconds)
+    return survey is None or survey.has_work_for(request.claims)

@@ -57,7 +57,7 @@ class Delayed(NamedTuple):
 
 def look(conn: Connection, dialect: Dialect, passing_over: Collection[int] = ()) -> DueMessages:
     """Which partitions, *passing_over* some, have staged messages to move, and when there will be others."""
-    return staged.look(conn, dialect, LOOK_MESSAGES, passing_over)
+    return staged.find_due(conn, dialect, LOOK_MESSAGES, passing_over)
 
 
 def move(conn: Connection, dialect: Dialect, partition_id: int) -> ScheduledBatch:
@@ -70,7 +70,7 @@ def move(conn: Connection, dialect: Dialect, partition_id: int) -> ScheduledBatc
     dialect.limit_lock_wait(conn, LOCK_SECONDS)
     topic = topics.lock_partition(conn, dialect, partition_id)
     failpoint("move.locked")
-    taken = staged.take(conn, dialect, partition_id, MOVE_MESSAGES, MOVE_BYTES)
+    taken = staged.lock_due(conn, dialect, partition_id, MOVE_MESSAGES, MOVE_BYTES)
     if topic is not None and taken.ids:
         places = _places(topic, partition_id, taken)
         order = sorted(range(len(places)), key=places.__getitem__)

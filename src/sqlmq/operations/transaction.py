@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 _AGES_SECONDS = 1e6
 
 
-class Limits(NamedTuple):
+class BatchLimits(NamedTuple):
     """How much a transaction takes, and how long it may be left alone."""
 
     max_messages: int
@@ -67,7 +67,7 @@ class TransactionBatch(NamedTuple):
         return (self.start if self.evicted is None else self.evicted.end) + len(self.messages)
 
 
-def look(conn: Connection, dialect: Dialect, topic: Topic, group: Group) -> FreeClaims:
+def find_free(conn: Connection, dialect: Dialect, topic: Topic, group: Group) -> FreeClaims:
     """Look, without any lock, whether there may be something to take. Raises UnknownTopicError if the topic is gone."""
     found = claims.find_free(conn, dialect, group)
     if found is None:
@@ -84,8 +84,8 @@ def free_dead(conn: Connection, dialect: Dialect, group: Group) -> None:
     claims.remove_dead(conn, dialect, group)
 
 
-def take(
-    conn: Connection, dialect: Dialect, topic: Topic, group: Group, limits: Limits, last: Sequence[int]
+def lock_and_fetch(
+    conn: Connection, dialect: Dialect, topic: Topic, group: Group, limits: BatchLimits, last: Sequence[int]
 ) -> TransactionBatch | None:
     """Lock a partition that nobody has, and read on in it; None if there is none, or nothing in it after all.
 
@@ -163,7 +163,7 @@ def leave(conn: Connection, dialect: Dialect, guard: Guard) -> None:
         raise TransactionEndedError
 
 
-def _read(conn: Connection, dialect: Dialect, topic: Topic, place: ReadPlace, limits: Limits) -> FetchedRecords:
+def _read(conn: Connection, dialect: Dialect, topic: Topic, place: ReadPlace, limits: BatchLimits) -> FetchedRecords:
     at = Position(place.partition_id, place.offset)
     rows = messages.read(conn, dialect, [at], limit=limits.max_messages, max_bytes=limits.max_bytes)
     return FetchedRecords(topic.name, place.partition, rows, moments_from_us=dialect.moments_from_us)

@@ -84,7 +84,7 @@ def add_claims(conn: Connection, dialect: Dialect, group: Group, topic: Topic) -
         conn.execute(dialect.insert_new(c, ["group_id", "partition_id"]), rows)
 
 
-def take(
+def claim_free(
     conn: Connection, dialect: Dialect, group: Group, member_id: int, partition_ids: Sequence[int], at_most: int
 ) -> list[Claim]:
     """Claim up to *at_most* of *partition_ids* that are to be read and nobody live owns; return them with new epochs.
@@ -356,9 +356,9 @@ def _newest(dialect: Dialect, column: ColumnElement[Any]) -> ScalarSelect[Any]:
     )
 
 
-def waiting(conn: Connection, dialect: Dialect, topic: str, group: str) -> list[PartitionBarrier]:
+def partition_barriers(conn: Connection, dialect: Dialect, topic: str, group: str) -> list[PartitionBarrier]:
     """The partitions that a group does not read yet, each with the first of what it waits for."""
-    seen = _seen(dialect)
+    seen = _barriers(dialect)
     rows = conn.execute(
         select(seen.c.partition, seen.c.origin, seen.c.barrier_offset)
         .where(seen.c.topic == topic, seen.c.group_name == group)
@@ -372,7 +372,7 @@ def waiting(conn: Connection, dialect: Dialect, topic: str, group: str) -> list[
 
 def is_open(dialect: Dialect) -> ColumnElement[bool]:
     """Whether the group of a claim, of the enclosing statement, is done with what has to be read before its partition."""
-    c, seen = dialect.tables.claim, _seen(dialect)
+    c, seen = dialect.tables.claim, _barriers(dialect)
     # One look for each claim: an EXISTS may become a table of all groups' partitions, for whose sake all is read.
     closed = (
         select(seen.c.partition_id)
@@ -400,6 +400,6 @@ def _set_owner(
         conn.execute(update(c).where(where).values(changed_at=dialect.now()), rows)
 
 
-def _seen(dialect: Dialect) -> TableClause:
+def _barriers(dialect: Dialect) -> TableClause:
     """The view, which is the one place that works out what a group does not read yet."""
     return table("sqlmq_not_yet", *map(column, _NOT_YET), schema=dialect.schema)

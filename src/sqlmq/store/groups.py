@@ -79,7 +79,7 @@ def remove_member(conn: Connection, dialect: Dialect, member_id: int) -> None:
     conn.execute(delete(m).where(m.c.id == member_id))
 
 
-def beat(conn: Connection, dialect: Dialect, member_ids: Sequence[int]) -> set[int]:
+def heartbeat(conn: Connection, dialect: Dialect, member_ids: Sequence[int]) -> set[int]:
     """Say that *member_ids* are alive, now; return those that are still members."""
     m = dialect.tables.member
     ordered = select(m.c.id).where(m.c.id.in_(member_ids)).order_by(m.c.id).with_for_update(key_share=True)

@@ -334,7 +334,7 @@ def retry(conn: Connection, dialect: Dialect, group: Group, selection: Selection
     return conn.execute(update(k).where(*_where(dialect, group, selection)).values(fresh)).rowcount
 
 
-def hold(conn: Connection, dialect: Dialect, group: Group, places: Sequence[Position]) -> None:
+def set_held(conn: Connection, dialect: Dialect, group: Group, places: Sequence[Position]) -> None:
     """Say of those at *places* that they are tried in their place."""
     k = dialect.tables.parked
     if places:

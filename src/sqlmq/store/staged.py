@@ -89,7 +89,7 @@ class StagedMessage(NamedTuple):
     value_bytes: int
 
 
-def look(conn: Connection, dialect: Dialect, at_most: int, passing_over: Collection[int]) -> DueMessages:
+def find_due(conn: Connection, dialect: Dialect, at_most: int, passing_over: Collection[int]) -> DueMessages:
     """Find out what is due, among the first *at_most* messages that are, and when the next one will be.
 
     The partitions *passing_over* are left out. Takes no lock.
@@ -119,7 +119,7 @@ def look(conn: Connection, dialect: Dialect, at_most: int, passing_over: Collect
     return DueMessages(sorted(set(found)), len(found) < at_most, next_seconds)
 
 
-def take(conn: Connection, dialect: Dialect, partition_id: int, at_most: int, most_bytes: int) -> DueBatch:
+def lock_due(conn: Connection, dialect: Dialect, partition_id: int, at_most: int, most_bytes: int) -> DueBatch:
     """Lock up to *at_most* messages of a partition that were due when the transaction began, in order, and return them.
 
     No more are taken once their values are *most_bytes*; the first one always is. Passes over what somebody else has

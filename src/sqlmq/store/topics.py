@@ -40,14 +40,14 @@ def find(conn: Connection, dialect: Dialect, name: str) -> Topic | None:
     return _find(conn, dialect, dialect.tables.topic.c.name == name)
 
 
-def hold(conn: Connection, dialect: Dialect, topic: Topic) -> Topic | None:
+def lock_shared(conn: Connection, dialect: Dialect, topic: Topic) -> Topic | None:
     """Keep *topic* as it is until the transaction ends, and return what it is now; None if it is gone."""
-    return _keep(conn, dialect, topic, is_shared=True)
+    return _lock(conn, dialect, topic, is_shared=True)
 
 
 def lock(conn: Connection, dialect: Dialect, topic: Topic) -> Topic | None:
     """Lock *topic* to change it, and return what it is now; None if it is gone."""
-    return _keep(conn, dialect, topic, is_shared=False)
+    return _lock(conn, dialect, topic, is_shared=False)
 
 
 def number_of(conn: Connection, dialect: Dialect, topic: Topic, partition_id: int) -> int:
@@ -182,7 +182,7 @@ def _find(conn: Connection, dialect: Dialect, which: ColumnElement[bool]) -> Top
     )
 
 
-def _keep(conn: Connection, dialect: Dialect, topic: Topic, *, is_shared: bool) -> Topic | None:
+def _lock(conn: Connection, dialect: Dialect, topic: Topic, *, is_shared: bool) -> Topic | None:
     t = dialect.tables.topic
     row = select(t.c.id).where(t.c.id == topic.id).with_for_update(read=is_shared, key_share=is_shared)
     is_there = conn.execute(row).first() is not None

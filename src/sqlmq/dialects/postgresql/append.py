@@ -63,7 +63,7 @@ _pack_copy_head = struct.Struct("!hiqiq").pack  # how many columns, and the firs
 _JSONB_VERSION = b"\x01"
 
 
-class Appending:
+class AppendStatements:
     """The statements, for tables and functions whose names have *prefix* before them."""
 
     def __init__(self, prefix: str) -> None:
@@ -86,7 +86,7 @@ class Appending:
         columns = _array(_BYTEA, contents.values), _array(_TEXT, contents.headers)
         parameters = (wanted, *columns, part.topic_partitions)
         chosen, base = _with_cursor(
-            conn, [part], contents, lambda cursor: _told(_only(cursor.execute(self._append_anywhere, parameters)))
+            conn, [part], contents, lambda cursor: _bases(_only(cursor.execute(self._append_anywhere, parameters)))
         )
         return chosen, base
 
@@ -104,11 +104,11 @@ class Appending:
 
     def _run(self, cursor: psycopg.Cursor[Any], parts: Sequence[PartitionSlice], contents: RecordBatch) -> list[int]:
         if len(contents.values) == 1:
-            return _told_one(_only(cursor.execute(self._append_one, _one(parts, contents))))
+            return _base(_only(cursor.execute(self._append_one, _one(parts, contents))))
         ids = _array(_BIGINT, [_pack_bigint(part.partition_id) for part in parts])
         if fits_arrays(contents):
-            return _told(_only(cursor.execute(self._append, (ids, *_columns(parts, contents)))))
-        bases = _told(_only(cursor.execute(self._next_offsets, (ids, _known(parts)))))
+            return _bases(_only(cursor.execute(self._append, (ids, *_columns(parts, contents)))))
+        bases = _bases(_only(cursor.execute(self._next_offsets, (ids, _known(parts)))))
         with cursor.copy(self._copy) as copy:
             for piece in _copied(parts, bases, contents):
                 copy.write(piece)
@@ -129,7 +129,7 @@ class Appending:
         bases = _executed(conn, statement, parameters, parts)
         if bases is None:
             return None
-        return _told_one(bases) if isinstance(bases, int) else _told(bases)
+        return _base(bases) if isinstance(bases, int) else _bases(bases)
 
     def _check_not_grown(self, conn: Connection, parts: Sequence[PartitionSlice]) -> None:
         ids, known = [part.partition_id for part in parts], [part.topic_partitions for part in parts]
@@ -302,13 +302,13 @@ def _only(cursor: psycopg.Cursor[Any]) -> Any:  # noqa: ANN401 - a column of any
     return one
 
 
-def _told_one(base: int) -> list[int]:
+def _base(base: int) -> list[int]:
     if base == _GROWN:
         raise TopicGrownError
     return [base]
 
 
-def _told(bases: list[int]) -> list[int]:
+def _bases(bases: list[int]) -> list[int]:
     if not bases:
         raise TopicGrownError
     return bases

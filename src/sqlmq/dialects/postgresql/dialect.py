@@ -42,9 +42,9 @@ from sqlmq.dialects.base import (
 )
 from sqlmq.dialects.postgresql import errors, inspection, socket
 from sqlmq.dialects.postgresql import listen as postgresql_listen
-from sqlmq.dialects.postgresql.append import Appending, fits_arrays
+from sqlmq.dialects.postgresql.append import AppendStatements, fits_arrays
 from sqlmq.dialects.postgresql.pooler import heed_pooler
-from sqlmq.dialects.postgresql.read import POSTGRES_EPOCH_US, Reading
+from sqlmq.dialects.postgresql.read import POSTGRES_EPOCH_US, ReadStatements
 from sqlmq.errors import InvalidURLError, IsolationError
 
 if TYPE_CHECKING:
@@ -78,9 +78,9 @@ class Postgresql(Dialect):
             raise InvalidURLError(message)
         prefix = f'"{schema.replace(chr(34), chr(34) * 2)}".' if schema else ""
         self._topic_table = f"{prefix}sqlmq_topic"
-        self._appending = Appending(prefix)
+        self._appending = AppendStatements(prefix)
         prefix = prefix.replace("%", "%%")
-        self._reading = Reading(prefix)
+        self._reading = ReadStatements(prefix)
         # A claim that somebody has taken over while we waited for its lock is looked at again, and is not ours.
         # https://www.postgresql.org/docs/current/transaction-iso.html#XACT-READ-COMMITTED
         commit_sql = f"""
@@ -219,7 +219,7 @@ class Postgresql(Dialect):
         return None if shown is None else shown.astimezone(UTC)
 
     def database_status(self, conn: Connection) -> DatabaseStatus:
-        return inspection.vitals(conn, self._topic_table)
+        return inspection.database_status(conn, self._topic_table)
 
     def may_read(self, conn: Connection, table: str, column: str) -> bool:
         return inspection.may_read(conn, self._topic_table.removesuffix("sqlmq_topic") + table, column)

@@ -75,7 +75,7 @@ _HOLDERS_SQL = text("""
 """)
 
 
-def vitals(conn: Connection, topic_table: str) -> DatabaseStatus:
+def database_status(conn: Connection, topic_table: str) -> DatabaseStatus:
     """What a role without further rights can see."""
     standby, read_only, isolation, off, used, most, pid, sees_sessions = conn.execute(_SETTINGS).one()
     why = "default_transaction_read_only is on" if read_only else None

@@ -26,7 +26,7 @@ POSTGRES_EPOCH_US = 946_684_800_000_000
 _PORTABLE_MOMENT = f"CAST(extract(epoch FROM m.created_at) * 1000000 AS bigint) - {POSTGRES_EPOCH_US}"
 
 
-class Reading:
+class ReadStatements:
     """The statements for tables with *prefix*, which names their schema and has each percent sign doubled."""
 
     def __init__(self, prefix: str) -> None:

@@ -113,7 +113,7 @@ class Sqlite(Dialect):
         return url.set(drivername="sqlite") if url.drivername == "sqlite+aiosqlite" else url
 
     def database_status(self, conn: Connection) -> DatabaseStatus:
-        return health.vitals(conn)
+        return health.database_status(conn)
 
     def is_private(self, url: URL) -> bool:
         return is_in_memory(url)

@@ -16,7 +16,7 @@ _MOUNTS = Path("/proc/mounts")
 _NETWORK = ("nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "afs", "ceph", "fuse.sshfs", "fuse.glusterfs", "fuse.s3fs")
 
 
-def vitals(conn: Connection) -> DatabaseStatus:
+def database_status(conn: Connection) -> DatabaseStatus:
     """What the connection, its file and the file's neighbours show."""
     path = next(
         (Path(row[2]) for row in conn.exec_driver_sql("PRAGMA database_list") if row[1] == "main" and row[2]), None

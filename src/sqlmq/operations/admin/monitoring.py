@@ -60,7 +60,7 @@ def members(conn: Connection, dialect: Dialect, topic: str, group: str) -> list[
 
 def not_yet(conn: Connection, dialect: Dialect, topic: str, group: str) -> list[diagnosis.PartitionBarrier]:
     """The partitions that were added to the topic and that the group does not read yet."""
-    return claims.waiting(conn, dialect, topic, group)
+    return claims.partition_barriers(conn, dialect, topic, group)
 
 
 def diagnose(

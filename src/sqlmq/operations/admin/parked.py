@@ -151,7 +151,7 @@ def retry(conn: Connection, dialect: Dialect, scope: Scope, wanted: ParkedFilter
     place, selection = _lock(conn, dialect, scope, wanted)
     standing = _standing(conn, dialect, place.group, selection)
     count = parked.retry(conn, dialect, place.group, selection)
-    parked.hold(conn, dialect, place.group, [Position(one.partition_id, one.offset) for one in standing])
+    parked.set_held(conn, dialect, place.group, [Position(one.partition_id, one.offset) for one in standing])
     return Decided(place.topic.id, count)
 
 
@@ -225,7 +225,7 @@ def _lock(conn: Connection, dialect: Dialect, scope: Scope, wanted: ParkedFilter
 def _standing(conn: Connection, dialect: Dialect, group: Group, selection: Selection) -> list[Commit]:
     """The group's position in those partitions that wait for one of the selected messages."""
     found = parked.in_place(conn, dialect, group, selection)
-    positions = offsets.standing(conn, dialect, group, [id_ for id_, _ in found])
+    positions = offsets.positions_in_flight(conn, dialect, group, [id_ for id_, _ in found])
     return [positions[id_] for id_, offset in found if positions[id_].offset == offset]
 
 

@@ -64,7 +64,7 @@ def reset(conn: Connection, dialect: Dialect, wanted: ResetRequest, *, force: bo
     Raises GroupInUseError while members are alive, unless *force*.
     """
     dialect.limit_lock_wait(conn, LOCK_SECONDS)
-    topic = topics.hold(conn, dialect, find_topic(conn, dialect, wanted.topic))
+    topic = topics.lock_shared(conn, dialect, find_topic(conn, dialect, wanted.topic))
     if topic is None:
         raise UnknownTopicError(wanted.topic)
     group = groups.get(conn, dialect, topic, wanted.group)
