@@ -96,9 +96,7 @@ def _patch(owner: object, name: str, replacement: object) -> None:
     setattr(owner, name, replacement)
 
 
-@_mutation(
-    "acknowledged-uncommitted", "Now and then a message is acknowledged, and its transaction is rolled back.", "A1"
-)
+@_mutation("acknowledged-uncommitted", "Sometimes a message is acknowledged but its transaction is rolled back.", "A1")
 def _acknowledged_uncommitted(chosen: random.Random) -> None:
     def append_load(self: Producer, topic: Topic, load: AppendBatch) -> list[ProducerResult]:
         database = self._database
@@ -115,7 +113,7 @@ def _acknowledged_uncommitted(chosen: random.Random) -> None:
     _patch(Producer, "_append_load", append_load)
 
 
-@_mutation("numbered-without-lock", "Offsets are looked up before the partition is locked, and given twice.", "A5")
+@_mutation("numbered-without-lock", "Offsets are looked up before the partition is locked, and assigned twice.", "A5")
 def _numbered_without_lock(_chosen: random.Random) -> None:
     def append_load(self: Producer, topic: Topic, load: AppendBatch) -> list[ProducerResult]:
         database = self._database
@@ -135,7 +133,7 @@ def _numbered_without_lock(_chosen: random.Random) -> None:
     _patch(Producer, "_append_load", append_load)
 
 
-@_mutation("number-left-out", "Now and then an offset is left out, as a sequence does after a rollback.", "A6")
+@_mutation("number-left-out", "Sometimes an offset is skipped, as by a sequence after a rollback.", "A6")
 def _number_left_out(chosen: random.Random) -> None:
     original = Producer._append_load
 
@@ -157,7 +155,7 @@ def _number_left_out(chosen: random.Random) -> None:
 
 @_mutation(
     "hole-passed-over",
-    "An offset may appear behind one that is read already, and readers step over what is missing.",
+    "An offset may appear behind one that was read, and readers skip missing offsets.",
     "B1",
 )
 def _hole_passed_over(_chosen: random.Random) -> None:
@@ -193,7 +191,7 @@ def _hole_passed_over(_chosen: random.Random) -> None:
     _patch(partition.AssignedPartition, "receive", receive_with_holes)
 
 
-@_mutation("value-cut", "Now and then a value is cut short on its way into the log.", "A3")
+@_mutation("value-cut", "Sometimes a value is truncated on its way into the log.", "A3")
 def _value_cut(chosen: random.Random) -> None:
     original = RecordBatch.of
 
@@ -205,7 +203,7 @@ def _value_cut(chosen: random.Random) -> None:
     _patch(RecordBatch, "of", staticmethod(of))
 
 
-@_mutation("sent-again", "Now and then a message is sent again, as after an answer that was lost.", "A4")
+@_mutation("sent-again", "Sometimes a message is sent again, as after a lost answer.", "A4")
 def _sent_again(chosen: random.Random) -> None:
     original = Producer._append_load
 
@@ -217,7 +215,7 @@ def _sent_again(chosen: random.Random) -> None:
     _patch(Producer, "_append_load", append_load)
 
 
-@_mutation("coalesced-backwards", "Calls that are sent together are sent in reverse order.", "A7")
+@_mutation("coalesced-backwards", "Calls in one batch are sent in reverse order.", "A7")
 def _coalesced_backwards(_chosen: random.Random) -> None:
     original = Batcher.__init__
 
@@ -227,7 +225,7 @@ def _coalesced_backwards(_chosen: random.Random) -> None:
     _patch(Batcher, "__init__", init)
 
 
-@_mutation("batch-in-pieces", "A batch goes in two transactions.", "A8")
+@_mutation("batch-in-pieces", "A batch is written in two transactions.", "A8")
 def _batch_in_pieces(_chosen: random.Random) -> None:
     original = Producer._append_many
 
@@ -242,9 +240,7 @@ def _batch_in_pieces(_chosen: random.Random) -> None:
     _patch(Producer, "_append_many", append_many)
 
 
-@_mutation(
-    "published-after-rollback", "What a transaction was to publish is published although it is rolled back.", "A2"
-)
+@_mutation("published-after-rollback", "The messages of a transaction are published although it is rolled back.", "A2")
 def _published_after_rollback(_chosen: random.Random) -> None:
     original = _Outbox._forget
 
@@ -261,7 +257,7 @@ def _published_after_rollback(_chosen: random.Random) -> None:
     _patch(_Outbox, "_forget", forget)
 
 
-@_mutation("savepoint-ignored", "A savepoint that is rolled back takes no message back.", "A2")
+@_mutation("savepoint-ignored", "Rolling back a savepoint does not remove its messages.", "A2")
 def _savepoint_ignored(_chosen: random.Random) -> None:
     _patch(_Outbox, "_rollback_savepoint", lambda *_: None)
 
@@ -278,7 +274,7 @@ def _delivered_early(_chosen: random.Random) -> None:
 
 @_mutation(
     "committed-before-handled",
-    "The position is committed before the handler is called.",
+    "The position is committed before the handler runs.",
     "B1",
     faults=("kill",),
     seconds=5.0,
@@ -295,7 +291,7 @@ def _committed_before_handled(_chosen: random.Random) -> None:
     _patch(ConsumerCore, "deliver", hand_out)
 
 
-@_mutation("handed-out-incompletely", "Now and then a message is lost between the log and the application.", "B1")
+@_mutation("handed-out-incompletely", "Sometimes a message is lost between the log and the application.", "B1")
 def _handed_out_incompletely(chosen: random.Random) -> None:
     original = FetchBuffer.deliver
 
@@ -307,7 +303,7 @@ def _handed_out_incompletely(chosen: random.Random) -> None:
 
 @_mutation(
     "fence-ignored",
-    "A member does not look whether a partition is still its own, and its commits are accepted all the same.",
+    "A member does not check whether it still owns a partition, and its commits are always accepted.",
     "B6 B4",
     consumers=2,
     faults=("pause",),
@@ -336,7 +332,7 @@ def _fence_ignored(_chosen: random.Random) -> None:
     _patch(Coordinator, "ensure_assignment", lambda self: False if self.assigned else original(self))
 
 
-@_mutation("failure-forgotten", "A message whose handler failed is not set aside, and the position moves on.", "B1")
+@_mutation("failure-forgotten", "A message whose handler failed is not parked, but the position moves on.", "B1")
 def _failure_forgotten(_chosen: random.Random) -> None:
     record, put = attempts.record, AttemptRecorder._put
 
@@ -353,12 +349,12 @@ def _failure_forgotten(_chosen: random.Random) -> None:
     _patch(AttemptRecorder, "_put", put_nothing)
 
 
-@_mutation("groups-unprotected", "Retention takes messages that a group has not read.", "B9", handling_seconds=1.0)
+@_mutation("groups-unprotected", "Retention deletes messages that a group has not read.", "B9", handling_seconds=1.0)
 def _groups_unprotected(_chosen: random.Random) -> None:
     _patch(retention, "protected_from", lambda _retention, _standings, _expired, _start, end: end)
 
 
-@_mutation("effects-apart", "A transaction that is rolled back leaves its effects behind.", "B7", mode="transaction")
+@_mutation("effects-apart", "A rolled-back transaction keeps its effects.", "B7", mode="transaction")
 def _effects_apart(_chosen: random.Random) -> None:
     original = TransactionScope.roll_back
 
@@ -371,9 +367,7 @@ def _effects_apart(_chosen: random.Random) -> None:
     _patch(TransactionScope, "roll_back", undo)
 
 
-@_mutation(
-    "moved-by-rollback", "A transaction that is rolled back moves the position all the same.", "B7", mode="transaction"
-)
+@_mutation("moved-by-rollback", "A rolled-back transaction still moves the position.", "B7", mode="transaction")
 def _moved_by_rollback(chosen: random.Random) -> None:
     original = TransactionScope.roll_back
 
