@@ -5,9 +5,9 @@ from __future__ import annotations
 import threading
 from typing import TYPE_CHECKING
 
-from sqlmq.consumer.worker.dispatcher import Terms
+from sqlmq.consumer.worker.config import RunConfig
 from sqlmq.consumer.worker.executor import DirectExecutor
-from sqlmq.consumer.worker.pool import Limits, Worker, WorkerPool
+from sqlmq.consumer.worker.pool import Worker, WorkerPool
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -23,9 +23,8 @@ class Hands:
         self, consumer: Consumer, handler: Callable[[Message], object], retry: Retry, on_failure: FailurePolicy
     ) -> None:
         self._consumer = consumer
-        terms = Terms.checked(retry, on_failure, 1_000, None)
-        executor = DirectExecutor(handler, in_batches=False)
-        self._pool = WorkerPool(consumer._core, terms, Limits.checked(1, 0.0, None, None), executor)
+        config = RunConfig(retry=retry, on_failure=on_failure)
+        self._pool = WorkerPool(consumer._core, config, DirectExecutor(handler, in_batches=False))
         consumer._core.begin_run(self._pool)
 
     def work(self) -> bool:

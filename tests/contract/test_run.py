@@ -511,7 +511,7 @@ def test_a_handler_that_outlasts_a_lease_is_warned_of_and_keeps_its_partition(
         ({"batch_size": 0}, "batch_size must be 1 or more"),
         ({"concurrency": 0}, "concurrency must be 1 or more"),
         ({"max_parked": 0}, "max_parked must be 1 or more"),
-        ({"on_failure": "explode"}, "on_failure is 'park', 'dead', 'skip' or 'stop'"),
+        ({"on_failure": "explode"}, "on_failure must be 'park', 'dead', 'skip' or 'stop'"),
         ({"max_processing_seconds": 0}, "max_processing_seconds must be more than 0"),
         ({"stop_seconds": -1}, "stop_seconds must be 0 or more"),
         ({"idle_seconds": float("nan")}, "idle_seconds must be 0 or more"),

@@ -14,7 +14,7 @@ keys = st.sampled_from([b"a", b"b", None])
 
 
 def aside(*waiting: ParkedEntry) -> ParkedKeys:
-    return ParkedKeys(waiting, held=None, is_stopped=False, suspect_to=0)
+    return ParkedKeys(waiting)
 
 
 def test_only_the_first_of_a_lane_is_due() -> None:
@@ -56,14 +56,14 @@ def test_a_lane_that_is_empty_blocks_nothing() -> None:
 
 
 def test_nothing_is_read_on_past_a_message_that_is_held() -> None:
-    stands = ParkedKeys([], held=ParkedEntry(4, b"a", due_at=7.0), is_stopped=False, suspect_to=0)
+    stands = ParkedKeys([], blocking=ParkedEntry(4, b"a", due_at=7.0), is_stopped=False, maybe_attempted_to=0)
 
     assert not stands.may_read_on(10)
     assert stands.next_due_at() == 7.0
 
 
 def test_a_partition_that_is_stopped_has_nothing_due() -> None:
-    stands = ParkedKeys([], held=ParkedEntry(4, b"a", due_at=7.0), is_stopped=True, suspect_to=0)
+    stands = ParkedKeys([], blocking=ParkedEntry(4, b"a", due_at=7.0), is_stopped=True, maybe_attempted_to=0)
 
     assert stands.next_due_at() == math.inf
 

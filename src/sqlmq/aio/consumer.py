@@ -3,26 +3,26 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import math
 import weakref
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Self, cast
+from functools import partial
+from typing import TYPE_CHECKING, Self
 
-from sqlmq.aio.executor import AsyncExecutor, AsyncTransacting, async_observed, async_session_maker
+from sqlmq.aio.executor import async_executor
 from sqlmq.aio.futures import wait_for_wakeup
 from sqlmq.aio.transaction import AsyncTransaction
 from sqlmq.consumer.core import NO_DEADLINE
-from sqlmq.consumer.worker.dispatcher import Terms
-from sqlmq.consumer.worker.executor import check_handler, check_no_session, direct_executor, is_awaited
-from sqlmq.consumer.worker.pool import Limits, WorkerPool
+from sqlmq.consumer.worker.config import RunConfig
+from sqlmq.consumer.worker.pool import WorkerPool
 from sqlmq.errors import ConsumerClosedError
 from sqlmq.model import validation
+from sqlmq.model.retry import Retry
 from sqlmq.model.timing import Deadline
 from sqlmq.model.validation import check_timeout
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+    from collections.abc import AsyncIterator, Callable, Iterator
     from types import TracebackType
 
     from sqlalchemy.ext.asyncio import AsyncSession
@@ -33,11 +33,10 @@ if TYPE_CHECKING:
     from sqlmq.aio.transaction import AsyncSessionSource
     from sqlmq.consumer.core import ConsumerCore
     from sqlmq.consumer.partition import Delivery
-    from sqlmq.consumer.worker.executor import Executor
     from sqlmq.consumer.worker.pool import RunSummary
     from sqlmq.model.message import Message
     from sqlmq.model.positions import SeekTo
-    from sqlmq.model.retry import FailurePolicy, Retry
+    from sqlmq.model.retry import FailurePolicy
 
 _YIELD_SECONDS = 0.01
 """How long a loop may go on without letting other tasks run."""
@@ -161,12 +160,22 @@ class AsyncConsumer:
         Cancelled, it stops as ``stop`` does, and ends when the handlers have ended.
         """
         core = self._core
-        terms = Terms.checked(retry, on_failure, max_parked, batch_size)
-        limits = Limits.checked(concurrency, stop_seconds, max_processing_seconds, idle_seconds)
-        executor = self._executor(handler, session, in_batches=batch_size is not None, transaction=transaction)
-        pool = WorkerPool(core, terms, limits, executor)
-        await self._threads.run(lambda: core.begin_run(pool))
-        with pool.taking_signals() if handle_signals else contextlib.nullcontext():
+        config = RunConfig(
+            batch_size=batch_size,
+            transaction=transaction,
+            concurrency=concurrency,
+            retry=Retry() if retry is None else retry,
+            on_failure=on_failure,
+            max_parked=max_parked,
+            max_processing_seconds=max_processing_seconds,
+            stop_seconds=stop_seconds,
+            idle_seconds=idle_seconds,
+            handle_signals=handle_signals,
+        )
+        executor = async_executor(core, handler, session, config, self._threads, self._engines)
+        pool = WorkerPool(core, config, executor)
+        await self._threads.run(partial(core.begin_run, pool))
+        with pool.taking_signals():
             return await self._threads.run_apart(pool.work_and_close, name="sqlmq-run", hurry=pool.stop)
 
     def stop(self) -> None:
@@ -211,20 +220,6 @@ class AsyncConsumer:
 
     def __repr__(self) -> str:
         return f"<Async{repr(self._core)[1:]}"
-
-    def _executor(
-        self, handler: Callable[..., object], session: object, *, in_batches: bool, transaction: bool
-    ) -> Executor:
-        core = self._core
-        if not is_awaited(handler):
-            check_handler(handler)
-            return direct_executor(core, handler, session, in_batches=in_batches, transaction=transaction)
-        awaited = async_observed(cast("Callable[..., Awaitable[object]]", handler), core.database.observer, self.group)
-        if not transaction:
-            check_no_session(session)
-            return AsyncExecutor(awaited, in_batches=in_batches)
-        make_session = async_session_maker(session)
-        return AsyncTransacting(awaited, core, self._threads, self._engines, make_session, in_batches=in_batches)
 
 
 class AsyncFetcher:

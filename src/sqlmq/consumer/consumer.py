@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
 import threading
 from typing import TYPE_CHECKING, Self
 
 from sqlmq.consumer.core import NO_DEADLINE
 from sqlmq.consumer.transaction import Transaction
-from sqlmq.consumer.worker.dispatcher import Terms
-from sqlmq.consumer.worker.executor import check_handler, direct_executor
-from sqlmq.consumer.worker.pool import Limits, WorkerPool
+from sqlmq.consumer.worker.config import RunConfig
+from sqlmq.consumer.worker.executor import direct_executor
+from sqlmq.consumer.worker.pool import WorkerPool
 from sqlmq.errors import ConsumerClosedError
 from sqlmq.model import validation
+from sqlmq.model.retry import Retry
 from sqlmq.model.timing import Deadline
 from sqlmq.model.validation import check_timeout
 
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from sqlmq.consumer.worker.pool import RunSummary
     from sqlmq.model.message import Message
     from sqlmq.model.positions import SeekTo
-    from sqlmq.model.retry import FailurePolicy, Retry
+    from sqlmq.model.retry import FailurePolicy
 
 
 class Consumer:
@@ -170,15 +170,21 @@ class Consumer:
         Raises what is wrong with the topic or the database, once the handlers have ended; also what a handler raises that
         is no Exception, as SystemExit.
         """
-        check_handler(handler)
-        terms = Terms.checked(retry, on_failure, max_parked, batch_size)
-        limits = Limits.checked(concurrency, stop_seconds, max_processing_seconds, idle_seconds)
-        executor = direct_executor(
-            self._core, handler, session, in_batches=batch_size is not None, transaction=transaction
+        config = RunConfig(
+            batch_size=batch_size,
+            transaction=transaction,
+            concurrency=concurrency,
+            retry=Retry() if retry is None else retry,
+            on_failure=on_failure,
+            max_parked=max_parked,
+            max_processing_seconds=max_processing_seconds,
+            stop_seconds=stop_seconds,
+            idle_seconds=idle_seconds,
+            handle_signals=handle_signals,
         )
-        pool = WorkerPool(self._core, terms, limits, executor)
+        pool = WorkerPool(self._core, config, direct_executor(self._core, handler, session, config))
         self._core.begin_run(pool)
-        with pool.taking_signals() if handle_signals else contextlib.nullcontext():
+        with pool.taking_signals():
             return pool.work_and_close()
 
     def stop(self) -> None:

@@ -121,17 +121,17 @@ def next_batch_hint(batch_hint: int, handled: int, seconds: float) -> int:
     return max(1, min(fitting, 2 * batch_hint, _MAX_COUNTED_TOGETHER))
 
 
-def check_retry(retry: object) -> Retry:
-    """Return *retry*, or the default for None."""
-    if retry is not None and not isinstance(retry, Retry):
+def check_retry(retry: object) -> None:
+    """Raise TypeError unless *retry* is a Retry."""
+    if not isinstance(retry, Retry):
         message = f"retry must be a sqlmq.Retry, not {type(retry).__name__}."
         raise TypeError(message)
-    return retry or Retry()
 
 
-def check_policy(policy: object) -> FailurePolicy | None:
-    """Return *policy* if it is one, or None."""
-    return None if policy is None else validation.choice("on_failure", policy, get_args(FailurePolicy))
+def check_policy(policy: object) -> None:
+    """Raise ValueError unless *policy* is a FailurePolicy or None."""
+    if policy is not None:
+        validation.choice("on_failure", policy, get_args(FailurePolicy))
 
 
 def _is_exception_class(kind: object) -> bool:

@@ -82,7 +82,9 @@ def replace(conn: Connection, dialect: Dialect, group: Group, commits: Sequence[
     insert_all(conn, dialect, group, commits)
 
 
-def positions_in_flight(conn: Connection, dialect: Dialect, group: Group, partition_ids: Sequence[int]) -> dict[int, Commit]:
+def positions_in_flight(
+    conn: Connection, dialect: Dialect, group: Group, partition_ids: Sequence[int]
+) -> dict[int, Commit]:
     """The group's position in each of *partition_ids*, by its id, with what was in hand there; None if nothing was."""
     o, p = dialect.tables.group_offset, dialect.tables.partition
     position, in_hand_to = (_of_newest(dialect, group, column) for column in (o.c.committed_offset, o.c.in_hand_to))

@@ -20,7 +20,7 @@ from sqlmq.consumer.buffer import FetchBuffer
 from sqlmq.consumer.coordinator import Coordinator
 from sqlmq.consumer.core import ConsumerCore
 from sqlmq.consumer.transaction_scope import TransactionScope
-from sqlmq.consumer.worker.attempts import AttemptRecorder
+from sqlmq.consumer.worker.attempts import AttemptRecorder, FailureDecision
 from sqlmq.model.message import FetchedRecords, ProducerResult, RecordBatch
 from sqlmq.model.retry import FailureAction
 from sqlmq.operations import attempts, consume, produce, retention, staging
@@ -334,19 +334,19 @@ def _fence_ignored(_chosen: random.Random) -> None:
 
 @_mutation("failure-forgotten", "A message whose handler failed is not parked, but the position moves on.", "B1")
 def _failure_forgotten(_chosen: random.Random) -> None:
-    record, put = attempts.record, AttemptRecorder._put
+    record, put = attempts.record, AttemptRecorder._update_parked_keys
 
     def record_nothing(conn: Connection, dialect: Any, seat: Any, position: Commit, outcome: Any) -> bool:
         if outcome.state == "waiting":
             return attempts._move(conn, dialect, seat, position)
         return record(conn, dialect, seat, position, outcome)
 
-    def put_nothing(self: AttemptRecorder, attempt: Any, chosen: FailureAction, waiting: Any) -> None:
-        if chosen is not FailureAction.PARK:
-            put(self, attempt, chosen, waiting)
+    def put_nothing(self: AttemptRecorder, attempt: Any, decision: FailureDecision) -> None:
+        if decision.action is not FailureAction.PARK:
+            put(self, attempt, decision)
 
     _patch(attempts, "record", record_nothing)
-    _patch(AttemptRecorder, "_put", put_nothing)
+    _patch(AttemptRecorder, "_update_parked_keys", put_nothing)
 
 
 @_mutation("groups-unprotected", "Retention deletes messages that a group has not read.", "B9", handling_seconds=1.0)

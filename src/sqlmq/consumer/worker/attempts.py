@@ -1,7 +1,10 @@
-"""One attempt at handling messages: counted before it begins, and written down when it has failed.
+"""One attempt to handle messages: counted before it begins, recorded if it fails.
 
-The worker has the partition to itself, so the database is asked without the consumer's lock; that is taken only to tell
-the consumer's own books what has happened.
+One thing in spite of its length: what is written to the database, and what the consumer then knows, have to agree in each
+step.
+
+A worker has its partition to itself, so it asks the database without the consumer's lock. It takes the lock only to change
+what the consumer knows of the partition.
 """
 
 from __future__ import annotations
@@ -9,31 +12,28 @@ from __future__ import annotations
 import logging
 import threading
 import traceback
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Unpack
 
+from sqlmq.consumer.worker.executor import TRANSIENT
 from sqlmq.consumer.worker.parked_keys import ParkedEntry
-from sqlmq.errors import DatabaseBusyError, DatabaseUnavailableError, FencedError, OutcomeUnknownError
+from sqlmq.errors import FencedError
 from sqlmq.hooks.failpoints import failpoint
+from sqlmq.model.message import Message
 from sqlmq.model.retry import FailureAction, decide, delay_seconds, is_exhausted, is_final
-from sqlmq.operations import attempts as operations_attempts
+from sqlmq.operations import attempts as operations
+from sqlmq.store.offsets import Commit
 from sqlmq.store.parked import ParkedRecord, Reason
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-    from typing import ParamSpec
-
     from sqlalchemy import Connection
 
     from sqlmq.consumer.buffer import Receiver
     from sqlmq.consumer.core import ConsumerCore
-    from sqlmq.consumer.worker.dispatcher import Attempt, Dispatcher, Terms
-    from sqlmq.database.database import Operation
+    from sqlmq.consumer.worker.config import RunConfig
+    from sqlmq.consumer.worker.dispatcher import Attempt, Dispatcher
     from sqlmq.hooks.log_events import LogFields
-    from sqlmq.model.message import Message
-    from sqlmq.store.offsets import Commit
     from sqlmq.store.parked import State
-
-    P = ParamSpec("P")
 
 log = logging.getLogger("sqlmq.consumer")
 
@@ -49,109 +49,146 @@ _STATES: dict[FailureAction, State | None] = {
     FailureAction.SKIP: None,
 }
 
-TRANSIENT = (DatabaseUnavailableError, DatabaseBusyError, OutcomeUnknownError)
-"""What may be over when it is tried again."""
+_CONSEQUENCES = {
+    FailureAction.DEAD: "it is a dead letter",
+    FailureAction.SKIP: "it is skipped",
+    FailureAction.STOP: "its partition stops: retry or discard it with `sqlmq parked`",
+}
 
-ENDED = Reason("ProcessEnded", "The process ended, or lost the partition, while it handled the message.", None)
+PROCESS_ENDED = Reason("ProcessEnded", "The process ended, or lost the partition, while it handled the message.", None)
+
+
+@dataclass(frozen=True, slots=True)
+class FailureDecision:
+    """What happens to a message whose attempt has failed."""
+
+    message: Message
+    error: BaseException | None
+    """What the handler raised; None if the process ended, or all attempts were used up before."""
+    attempts: int
+    """How many attempts there were, with this one."""
+    action: FailureAction
+    delay_seconds: float
+    """How long until the next attempt; 0 if there is none."""
+    position: Commit
+    """The group's position after it."""
+
+    @property
+    def offset(self) -> int:
+        """The message's."""
+        return self.message.offset or 0
 
 
 class RunCounters:
-    """How many messages met which end. Counted under the consumer's lock, but for those that were handled."""
+    """How many messages had which outcome. The consumer's lock guards all of them but *handled*, which has its own."""
 
     def __init__(self) -> None:
         self.handled = self.failures = self.parked = self.dead = self.skipped = 0
         self._lock = threading.Lock()
 
     def count_handled(self, messages: int) -> None:
-        """Count *messages* that were handled; in an event loop too, for it waits for nothing else."""
+        """Count *messages* that were handled. Waits for nothing else, so an event loop may call it."""
         with self._lock:
             self.handled += messages
 
+    def count_failure(self, decision: FailureDecision, *, was_parked: bool) -> None:
+        """Count a failed attempt and what happens to its message."""
+        self.failures += 1
+        if decision.action is FailureAction.PARK and not was_parked:
+            self.parked += 1
+        elif decision.action is FailureAction.DEAD:
+            self.dead += 1
+        elif decision.action is FailureAction.SKIP:
+            self.skipped += 1
+
 
 class AttemptRecorder:
-    """The steps of an attempt, for the workers of one consumer."""
+    """Takes the steps of attempts for all workers of one consumer."""
 
-    def __init__(self, core: ConsumerCore, dispatcher: Dispatcher, terms: Terms) -> None:
+    def __init__(self, core: ConsumerCore, dispatcher: Dispatcher, config: RunConfig) -> None:
         self._database, self._clock = core.database, core.clock
         self._coordinator, self._buffer, self._lock = core.coordinator, core.buffer, core.lock
         self._dispatcher = dispatcher
-        self._terms = terms
+        self._config = config
         self.counters = RunCounters()
 
-    def begin(self, worker: Receiver, attempt: Attempt) -> bool:
-        """Count the attempt, and set aside what has to wait; return whether there is something to handle.
+    # Before the handler is called.
 
-        If not, the attempt is over: the partition was lost, or there is no other attempt at the message.
+    def begin(self, worker: Receiver, attempt: Attempt) -> bool:
+        """Count the attempt and park what has to wait. Return whether there is something to handle.
+
+        If not, the attempt has ended: the partition is lost, or the message must not be attempted again.
         """
-        waiting = attempt.entry
+        entry = attempt.entry
         if attempt.is_parked and not attempt.messages:
-            self._lose_parked(worker, attempt)
+            self._forget_missing(worker, attempt)
             return False
-        if waiting is not None and (waiting.has_unknown_outcome or is_exhausted(self._terms.retry, waiting.attempts)):
-            self._record_failure(worker, attempt, attempt.messages[0], waiting.attempts, None)
+        if entry is not None and (entry.has_unknown_outcome or is_exhausted(self._config.retry, entry.attempts)):
+            self._record_failure(worker, attempt, attempt.messages[0], entry.attempts, None)
             return False
         if not self._count_attempt(attempt):
             self.abandon(worker, attempt)
             return False
         with self._lock:
-            for behind in attempt.to_park:
+            for parked in attempt.to_park:
                 attempt.delivery.skip_next()
-                behind.is_recorded = True
-                attempt.parked_keys.put(behind)
+                parked.is_recorded = True
+                attempt.parked_keys.put(parked)
             self.counters.parked += len(attempt.to_park)
             if not attempt.messages:
                 self._buffer.acknowledge(worker, include_interrupted=True)
         failpoint("attempt.after")
         return bool(attempt.messages)
 
-    def batches(self, attempt: Attempt, may_go_on: Callable[[], bool]) -> Iterator[list[Message]]:
-        """What to give to the handler, one after the other: each is done when the next is asked for."""
-        if len(attempt.messages) > 1 and self._terms.batch_size is not None:
-            if attempt.delivery.take_together(len(attempt.messages)):
-                attempt.current = attempt.messages
-                yield attempt.current
-            return
-        for number, parked in enumerate(attempt.messages):
-            if number and not may_go_on():
-                return
-            message = parked if attempt.is_parked else attempt.delivery.take()
-            if message is None:  # recalled: the partition is lost
-                return
-            attempt.current = [message]
-            yield attempt.current
+    def requeue(self, worker: Receiver) -> None:
+        """Requeue what *worker* has, which was not attempted. What is known of its partition stays true."""
+        with self._lock:
+            self._buffer.requeue(worker)
+
+    # In the handler's transaction, if it has one.
 
     def settle(self, attempt: Attempt, conn: Connection) -> None:
-        """Move the group on behind what the handler has just done, in its own transaction. Raises FencedError."""
+        """Move the group on behind what the handler has just done, on *conn*. Raises FencedError."""
         attempt.is_settling = True
-        after, recorded = self._position_after(attempt), self._recorded(attempt)
-        if not operations_attempts.settle(
+        after, recorded = self._position_after(attempt), self._recorded_offset(attempt)
+        is_ours = operations.settle(
             conn, self._database.dialect, attempt.claimed_partition, after, recorded, own_driver=False
-        ):
-            raise self._fenced(attempt)
+        )
+        if not is_ours:
+            group, assigned = attempt.claimed_partition.group, attempt.assigned
+            raise FencedError(assigned.topic, group.name, (assigned.partition,))
 
     def committed(self, attempt: Attempt) -> None:
-        """That transaction has committed."""
+        """Note that the handler's transaction has committed."""
         attempt.is_settling = False
         with self._lock:
             self._coordinator.note_committed(attempt.assigned, self._position_after(attempt).offset)
 
-    def claim(self, attempt: Attempt) -> bool:
-        """Whether it is for the caller to say how *attempt* ended: to whoever asks first."""
+    # At the end of an attempt.
+
+    def mark_ended(self, attempt: Attempt) -> bool:
+        """Return whether the caller is the first to end *attempt*. Only the first one decides its outcome.
+
+        The others are a handler that returns late, and the thread that has taken the partition from it.
+        """
         with self._lock:
             is_first = not attempt.has_ended
             attempt.has_ended = True
             return is_first
 
     def succeed(self, worker: Receiver, attempt: Attempt, *, is_settled: bool) -> None:
-        """The handler is done with everything it was given."""
+        """Acknowledge what the handler has done, and forget its record unless that *is_settled* in its transaction."""
         if not is_settled:
             failpoint("handler.after")
         if not attempt.current:
+            # The partition was lost before the handler got anything.
             self.interrupt(worker, attempt)
             return
         if attempt.entry is not None and not is_settled:
-            after, recorded = self._position_after(attempt), self._recorded(attempt)
-            if not self._write(operations_attempts.settle, attempt.claimed_partition, after, recorded):
+            after = self._position_after(attempt)
+            if not self._database.write_idempotent(
+                operations.settle, attempt.claimed_partition, after, attempt.entry.offset
+            ):
                 self.abandon(worker, attempt)
                 return
             with self._lock:
@@ -164,7 +201,7 @@ class AttemptRecorder:
             self._buffer.acknowledge(worker, include_interrupted=True)
 
     def fail(self, worker: Receiver, attempt: Attempt, error: BaseException) -> None:
-        """The handler has failed with *error*: decide what becomes of the message, and write that down."""
+        """Decide and record what happens to the message at which the handler has raised *error*."""
         if len(attempt.current) > 1:
             self._retry_batch_singly(worker, attempt, error)
             return
@@ -172,24 +209,21 @@ class AttemptRecorder:
         self._record_failure(worker, attempt, attempt.current[0], attempts, error)
 
     def interrupt(self, worker: Receiver, attempt: Attempt) -> None:
-        """The attempt does not count: it is to be made again, here or elsewhere."""
-        waiting = attempt.entry
+        """Uncount the attempt. It is made again, here or at another consumer."""
+        entry = attempt.entry
         try:
-            if waiting is not None:
+            if entry is not None:
                 position = attempt.position(attempt.assigned.committable())
-                self._write(operations_attempts.uncount_attempt, attempt.claimed_partition, position, waiting.offset)
+                self._database.write_idempotent(
+                    operations.uncount_attempt, attempt.claimed_partition, position, entry.offset
+                )
         finally:
             self.requeue(worker)
 
-    def requeue(self, worker: Receiver) -> None:
-        """What *worker* has was not tried; what is known of its partition stays true."""
-        with self._lock:
-            self._buffer.requeue(worker)
-
     def abandon(self, worker: Receiver, attempt: Attempt, *, is_uncertain: bool = False) -> None:
-        """Nobody here knows how the attempt ended; what is known of the partition may be wrong.
+        """Requeue an attempt whose outcome is unknown here. The rows of its partition are read before the next attempt.
 
-        If even its position *is_uncertain*, the partition is handed back, and its next owner will ask.
+        If even the group's position *is_uncertain*, the partition is released, and its next owner reads that too.
         """
         with self._lock:
             self._buffer.requeue(worker)
@@ -198,33 +232,20 @@ class AttemptRecorder:
             self._release_partition(attempt)
 
     def end_stuck(self, worker: Receiver, attempt: Attempt, error: TimeoutError) -> None:
-        """Take the partition from a handler that does not end: the attempt has failed, and others go on."""
+        """Fail an attempt whose handler does not return, and release its partition: other consumers go on with it."""
         try:
             self.fail(worker, attempt, error)
         except TRANSIENT as failure:
             log.warning(
-                "A failure could not be written down; the attempt counts all the same: %s",
+                "A failed attempt could not be recorded. It counts all the same: %s",
                 failure,
                 extra=self.log_fields("failure unwritten", attempt, error=failure),
             )
             self.abandon(worker, attempt)
         self._release_partition(attempt)
 
-    def _release_partition(self, attempt: Attempt) -> None:
-        try:
-            with self._lock:
-                self._coordinator.release_partition(attempt.assigned)
-        except TRANSIENT as error:
-            # It is not ours any more as far as we know, and the next look at the group will put that right.
-            log.warning(
-                "Partition %d could not be handed back yet: %s",
-                attempt.assigned.partition,
-                error,
-                extra=self.log_fields("hand back failed", attempt, error=error),
-            )
-
     def log_fields(self, event: str, attempt: Attempt, **more: Unpack[LogFields]) -> dict[str, object]:
-        """What a record of the log tells of *event*, with where it was."""
+        """The fields of a log record of *event*, with the partition and offset of *attempt*."""
         first = next(iter(attempt.current or attempt.messages), None)
         where: LogFields = {
             "partition": attempt.assigned.partition,
@@ -233,38 +254,42 @@ class AttemptRecorder:
         return self._coordinator.log_fields(event, **(where | more))
 
     def _count_attempt(self, attempt: Attempt) -> bool:
-        assigned, messages, waiting = attempt.assigned, attempt.messages, attempt.entry
-        trying = None
-        in_hand_to = 0
-        if waiting is not None:
-            state: State = "waiting" if attempt.is_parked else "held"
-            trying = ParkedRecord(
-                assigned.partition_id,
-                waiting.offset,
-                messages[0].key,
-                state,
-                waiting.attempts + 1,
-                attempt_open=True,
-                is_known=waiting.is_recorded,
-            )
-        elif messages:
-            in_hand_to = (messages[-1].offset or 0) + 1
+        """Write that the attempt begins, so that it counts if the process crashes. Return False if the partition is lost."""
+        entry = attempt.entry
+        is_alone = entry is not None or not attempt.messages
+        # Without a record of its own, a message is counted by the end of what is in flight.
+        in_flight_to = 0 if is_alone else _end(attempt.messages[-1])
         first = attempt.delivery.first + len(attempt.to_park)
-        position = attempt.position(first, in_hand_to=in_hand_to)
-        assigned.in_flight_to = position.in_hand_to
-        if trying is None and not attempt.to_park:
-            return self._coordinator.record_in_flight(assigned, position)
-        aside = [(one.offset, one.key, one.attempts) for one in attempt.to_park]
-        if not self._write(operations_attempts.begin, attempt.claimed_partition, position, aside, trying):
+        position = attempt.position(first, in_flight_to=in_flight_to)
+        attempt.assigned.in_flight_to = position.in_hand_to
+        if entry is None and not attempt.to_park:
+            return self._coordinator.record_in_flight(attempt.assigned, position)
+
+        parked = [(one.offset, one.key, one.attempts) for one in attempt.to_park]
+        opened = None if entry is None else self._opened(attempt, entry)
+        if not self._database.write_idempotent(operations.begin, attempt.claimed_partition, position, parked, opened):
             return False
         with self._lock:
-            self._coordinator.note_committed(assigned, first)
-            if waiting is not None:
-                waiting.is_recorded = True
+            self._coordinator.note_committed(attempt.assigned, first)
+            if entry is not None:
+                entry.is_recorded = True
         return True
 
+    @staticmethod
+    def _opened(attempt: Attempt, entry: ParkedEntry) -> ParkedRecord:
+        """The row of a message while it is attempted."""
+        return ParkedRecord(
+            attempt.assigned.partition_id,
+            entry.offset,
+            attempt.messages[0].key,
+            "waiting" if attempt.is_parked else "held",
+            entry.attempts + 1,
+            attempt_open=True,
+            is_known=entry.is_recorded,
+        )
+
     def _retry_batch_singly(self, worker: Receiver, attempt: Attempt, error: BaseException) -> None:
-        """A batch has failed: its messages are tried one by one, as if the process had ended with it."""
+        """Requeue a failed batch as after a crash of the process: each of its messages gets an attempt of its own."""
         log.warning(
             "The handler failed on %d messages from %s on; they are tried one by one: %s",
             len(attempt.current),
@@ -272,126 +297,160 @@ class AttemptRecorder:
             _short(error),
             extra=self.log_fields("batch failed", attempt, error=error),
         )
+        end = _end(attempt.current[-1])
         with self._lock:
             self.counters.failures += 1
-            attempt.parked_keys.maybe_attempted_to = attempt.assigned.maybe_attempted_to = (
-                attempt.current[-1].offset or 0
-            ) + 1
+            attempt.parked_keys.maybe_attempted_to = attempt.assigned.maybe_attempted_to = end
             self._buffer.requeue(worker)
+
+    # A failed attempt: decide, store, log, apply.
 
     def _record_failure(
         self, worker: Receiver, attempt: Attempt, message: Message, attempts: int, error: BaseException | None
     ) -> None:
-        retry, aside = self._terms.retry, attempt.parked_keys
+        decision = self._decide(attempt, message, attempts, error)
+        if not self._store(attempt, decision):
+            self.abandon(worker, attempt)
+            return
+        self._log_failure(attempt, decision)
+        self._apply(worker, attempt, decision)
+
+    def _decide(
+        self, attempt: Attempt, message: Message, attempts: int, error: BaseException | None
+    ) -> FailureDecision:
+        retry = self._config.retry
         is_last = is_exhausted(retry, attempts) if error is None else is_final(retry, error, attempts)
-        chosen = decide(
-            self._terms.policy,
+        action = decide(
+            self._config.on_failure,
             has_key=message.key is not None,
             is_final=is_last,
             is_parked=attempt.is_parked,
-            has_room=len(aside) < self._terms.max_parked,
+            has_room=len(attempt.parked_keys) < self._config.max_parked,
         )
         delay = 0.0 if is_last else delay_seconds(retry, attempts, self._clock.random.random())
-        offset = message.offset or 0
-        is_passed = chosen in (FailureAction.PARK, FailureAction.DEAD, FailureAction.SKIP)
-        committable = attempt.assigned.committable()
-        position = attempt.position(committable if attempt.is_parked else offset + is_passed)
-        if not self._record(attempt, message, chosen, attempts, delay, position, _reason(attempt, error)):
-            self.abandon(worker, attempt)
-            return
-        event = "attempt failed" if chosen in (FailureAction.PARK, FailureAction.BLOCK) else "message given up"
-        told = self.log_fields(event, attempt, error=error, offset=message.offset, attempts=attempts)
-        _log_failure(message, chosen, attempts, delay, error, told)
-        waiting = ParkedEntry(offset, message.key, attempts, self._clock.monotonic() + delay, is_recorded=True)
-        with self._lock:
-            self._coordinator.note_committed(attempt.assigned, position.offset)
-            attempt.assigned.in_flight_to = position.in_hand_to
-            self._count_end(chosen, attempt)
-            self._put(attempt, chosen, waiting)
-            if is_passed or attempt.is_parked:
-                if not attempt.is_parked and not attempt.current:
-                    attempt.delivery.take()
-                self._buffer.acknowledge(worker, include_interrupted=True)
-            else:
-                self._buffer.requeue(worker)
+        if attempt.is_parked:
+            position = attempt.position(attempt.assigned.committable())
+        else:
+            position = attempt.position((message.offset or 0) if action.blocks_partition else _end(message))
+        return FailureDecision(message, error, attempts, action, delay, position)
 
-    def _put(self, attempt: Attempt, chosen: FailureAction, waiting: ParkedEntry) -> None:
-        aside = attempt.parked_keys
-        if attempt.is_parked and attempt.entry is not None:
-            if chosen is FailureAction.PARK:
-                attempt.entry.attempts, attempt.entry.due_at = waiting.attempts, waiting.due_at
-                attempt.entry.has_unknown_outcome = False
-            else:
-                aside.pop(attempt.entry)
-            return
-        aside.blocking = waiting if chosen in (FailureAction.BLOCK, FailureAction.STOP) else None
-        aside.is_stopped = chosen is FailureAction.STOP
-        if chosen is FailureAction.PARK:
-            aside.put(waiting)
-
-    def _count_end(self, chosen: FailureAction, attempt: Attempt) -> None:
-        self.counters.failures += 1
-        self.counters.parked += chosen is FailureAction.PARK and not attempt.is_parked
-        self.counters.dead += chosen is FailureAction.DEAD
-        self.counters.skipped += chosen is FailureAction.SKIP
-
-    def _record(
-        self,
-        attempt: Attempt,
-        message: Message,
-        chosen: FailureAction,
-        attempts: int,
-        delay: float,
-        position: Commit,
-        reason: Reason | None,
-    ) -> bool:
-        claimed_partition = attempt.claimed_partition
+    def _store(self, attempt: Attempt, decision: FailureDecision) -> bool:
+        """Write the decision; return False if the partition is lost, or an operator has decided about the message."""
         record = ParkedRecord(
-            claimed_partition.claim.partition_id,
-            message.offset or 0,
-            message.key,
-            _STATES[chosen],
-            attempts,
-            delay,
-            reason,
+            attempt.assigned.partition_id,
+            decision.offset,
+            decision.message.key,
+            _STATES[decision.action],
+            decision.attempts,
+            decision.delay_seconds,
+            _reason(attempt, decision.error),
             is_known=attempt.entry is not None and attempt.entry.is_recorded,
         )
-        return self._write(operations_attempts.record, claimed_partition, position, record)
+        return self._database.write_idempotent(operations.record, attempt.claimed_partition, decision.position, record)
 
-    def _lose_parked(self, worker: Receiver, attempt: Attempt) -> None:
-        assert attempt.entry is not None  # noqa: S101 - what is parked has a record
+    def _log_failure(self, attempt: Attempt, decision: FailureDecision) -> None:
+        message, error = decision.message, decision.error
+        event = "attempt failed" if decision.action.is_retry else "message given up"
+        fields = self.log_fields(event, attempt, error=error, offset=message.offset, attempts=decision.attempts)
+        why = PROCESS_ENDED.error if error is None else _short(error)
+        if decision.action.is_retry:
+            log.warning(
+                "Attempt %d at %s failed and is made again in %.1f seconds: %s",
+                decision.attempts,
+                _place(message),
+                decision.delay_seconds,
+                why,
+                extra=fields,
+            )
+            return
+        log.error(
+            "Attempt %d at %s failed, and %s: %s",
+            decision.attempts,
+            _place(message),
+            _CONSEQUENCES[decision.action],
+            why,
+            exc_info=error,
+            extra=fields,
+        )
+
+    def _apply(self, worker: Receiver, attempt: Attempt, decision: FailureDecision) -> None:
+        """Bring what the consumer knows of the partition into line with what was stored."""
+        with self._lock:
+            self._coordinator.note_committed(attempt.assigned, decision.position.offset)
+            attempt.assigned.in_flight_to = decision.position.in_hand_to
+            self.counters.count_failure(decision, was_parked=attempt.is_parked)
+            self._update_parked_keys(attempt, decision)
+            if decision.action.blocks_partition and not attempt.is_parked:
+                self._buffer.requeue(worker)
+                return
+            if not attempt.is_parked and not attempt.current:
+                # The message was given up without being handled: only what was taken of a delivery is acknowledged.
+                attempt.delivery.take()
+            self._buffer.acknowledge(worker, include_interrupted=True)
+
+    def _update_parked_keys(self, attempt: Attempt, decision: FailureDecision) -> None:
+        parked_keys, old = attempt.parked_keys, attempt.entry
+        due_at = self._clock.monotonic() + decision.delay_seconds
+        if attempt.is_parked and old is not None:
+            if decision.action is FailureAction.PARK:
+                old.attempts, old.due_at, old.has_unknown_outcome = decision.attempts, due_at, False
+            else:
+                parked_keys.pop(old)
+            return
+        entry = ParkedEntry(decision.offset, decision.message.key, decision.attempts, due_at, is_recorded=True)
+        parked_keys.blocking = entry if decision.action.blocks_partition else None
+        parked_keys.is_stopped = decision.action is FailureAction.STOP
+        if decision.action is FailureAction.PARK:
+            parked_keys.put(entry)
+
+    def _forget_missing(self, worker: Receiver, attempt: Attempt) -> None:
+        """Delete the row of a parked message that the log does not have any more."""
+        assert attempt.entry is not None  # noqa: S101 - a parked message has a record
         offset = attempt.entry.offset
         log.error(
-            "Message %s/%d@%d was set aside and is not in the log any more; it is forgotten.",
+            "Parked message %s/%d@%d is not in the log any more; it is forgotten.",
             attempt.assigned.topic,
             attempt.assigned.partition,
             offset,
             extra=self.log_fields("parked message gone", attempt),
         )
         position = attempt.position(attempt.assigned.committable())
-        self._write(operations_attempts.settle, attempt.claimed_partition, position, offset)
+        self._database.write_idempotent(operations.settle, attempt.claimed_partition, position, offset)
         self.abandon(worker, attempt)
 
+    def _release_partition(self, attempt: Attempt) -> None:
+        try:
+            with self._lock:
+                self._coordinator.release_partition(attempt.assigned)
+        except TRANSIENT as error:
+            # It is dropped here, and the next check of the group releases claims that the member does not know.
+            log.warning(
+                "Partition %d could not be released yet: %s",
+                attempt.assigned.partition,
+                error,
+                extra=self.log_fields("hand back failed", attempt, error=error),
+            )
+
     def _position_after(self, attempt: Attempt) -> Commit:
-        """The group's position when the handler is done with what it has right now."""
+        """The group's position when the handler is done with what it has now."""
         if attempt.is_parked:
             return attempt.position(attempt.assigned.committable())
-        in_hand_to = 0 if attempt.entry is not None else (attempt.messages[-1].offset or 0) + 1
-        return attempt.position((attempt.current[-1].offset or 0) + 1, in_hand_to=in_hand_to)
+        in_flight_to = 0 if attempt.entry is not None else _end(attempt.messages[-1])
+        return attempt.position(_end(attempt.current[-1]), in_flight_to=in_flight_to)
 
-    def _recorded(self, attempt: Attempt) -> int | None:
+    @staticmethod
+    def _recorded_offset(attempt: Attempt) -> int | None:
         return None if attempt.entry is None else attempt.entry.offset
 
-    def _write(self, operation: Operation[P, bool], *args: P.args, **kwargs: P.kwargs) -> bool:
-        return self._database.write_idempotent(operation, *args, **kwargs)
 
-    def _fenced(self, attempt: Attempt) -> FencedError:
-        return FencedError(attempt.assigned.topic, attempt.claimed_partition.group.name, (attempt.assigned.partition,))
+def _end(message: Message) -> int:
+    """The offset behind *message*."""
+    return (message.offset or 0) + 1
 
 
 def _reason(attempt: Attempt, error: BaseException | None) -> Reason | None:
     if error is None:
-        return ENDED if attempt.entry is not None and attempt.entry.has_unknown_outcome else None
+        return PROCESS_ENDED if attempt.entry is not None and attempt.entry.has_unknown_outcome else None
     text = "".join(traceback.format_exception(error))
     kind = type(error)
     name = kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
@@ -399,35 +458,8 @@ def _reason(attempt: Attempt, error: BaseException | None) -> Reason | None:
 
 
 def _storable(text: str) -> str:
-    """*text* without what a database can't keep: NUL, and the halves of characters, as file names can have."""
+    """*text* without what a database can't store: NUL, and lone surrogates, which file names can contain."""
     return text.replace("\x00", "").encode(errors="backslashreplace").decode()
-
-
-def _log_failure(
-    message: Message,
-    chosen: FailureAction,
-    attempts: int,
-    delay: float,
-    error: BaseException | None,
-    told: dict[str, object],
-) -> None:
-    where, why = _place(message), ENDED.error if error is None else _short(error)
-    if chosen in (FailureAction.PARK, FailureAction.BLOCK):
-        log.warning(
-            "Attempt %d at %s failed and is made again in %.1f seconds: %s",
-            attempts,
-            where,
-            delay,
-            why,
-            extra=told,
-        )
-        return
-    what = {
-        FailureAction.DEAD: "it is a dead letter",
-        FailureAction.SKIP: "it is skipped",
-        FailureAction.STOP: "its partition stops: retry or discard it with `sqlmq parked`",
-    }[chosen]
-    log.error("Attempt %d at %s failed, and %s: %s", attempts, where, what, why, exc_info=error, extra=told)
 
 
 def _place(message: Message) -> str:

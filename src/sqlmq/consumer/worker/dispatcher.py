@@ -1,4 +1,4 @@
-"""What stands aside of all partitions of one consumer, and which messages are the next to be handled.
+"""Which messages a worker handles next: parked ones that are due, then those of the log.
 
 Not safe to share between threads: the consumer's lock guards it.
 """
@@ -8,14 +8,13 @@ from __future__ import annotations
 import logging
 import math
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from sqlmq.consumer.coordinator import claim_of
 from sqlmq.consumer.partition import AssignedPartition, Delivery
 from sqlmq.consumer.worker.parked_keys import ParkedEntry, ParkedKeys
-from sqlmq.model import validation
 from sqlmq.model.message import Message
-from sqlmq.model.retry import attempts_of_interrupted, check_policy, check_retry
+from sqlmq.model.retry import attempts_of_interrupted
 from sqlmq.operations import attempts, consume
 from sqlmq.operations.attempts import ClaimedPartition
 from sqlmq.store.offsets import Commit
@@ -25,242 +24,281 @@ if TYPE_CHECKING:
 
     from sqlmq.consumer.buffer import Receiver
     from sqlmq.consumer.core import ConsumerCore
-    from sqlmq.model.retry import FailurePolicy, Retry
+    from sqlmq.consumer.worker.config import RunConfig
     from sqlmq.store.parked import ParkedRow
 
 log = logging.getLogger("sqlmq.consumer")
 
 _REFRESH_POLLS = 5
-"""How many polls apart rows are read again, which people may have changed."""
-_REST_POLLS = 10
-"""And how many, if nobody has told of anything: for all who idle, that is a statement each time."""
-_BEYOND = 100
-"""How many messages to look at beyond those wanted, where some may have to be set aside."""
-
-
-class Terms(NamedTuple):
-    """How messages are to be handled."""
-
-    retry: Retry
-    policy: FailurePolicy | None
-    max_parked: int
-    batch_size: int | None
-
-    @classmethod
-    def checked(
-        cls, retry: Retry | None, on_failure: FailurePolicy | None, max_parked: int, batch_size: int | None
-    ) -> Terms:
-        """Make them, or raise TypeError or ValueError."""
-        return cls(
-            check_retry(retry),
-            check_policy(on_failure),
-            validation.integer("max_parked", max_parked),
-            None if batch_size is None else validation.integer("batch_size", batch_size),
-        )
+"""How many poll intervals apart the rows of parked messages are read again: operators may have changed them."""
+_REFRESH_POLLS_WHEN_IDLE = 10
+"""How many, unless a wake-up hints at a change: each time costs an idle consumer a statement."""
+_LOOK_AHEAD = 100
+"""How many more messages to take than are wanted, where some may have to be parked behind their keys."""
 
 
 @dataclass(eq=False, slots=True)
 class Attempt:
-    """Messages of one partition in the hands of one worker, who alone has to do with that partition meanwhile."""
+    """Messages of one partition that one worker handles. No other worker has that partition meanwhile."""
 
     assigned: AssignedPartition
     claimed_partition: ClaimedPartition
     parked_keys: ParkedKeys
     delivery: Delivery
     messages: list[Message]
-    """To be handled, in order."""
+    """The messages to handle, in order."""
     to_park: list[ParkedEntry] = field(default_factory=list)
-    """Those before them, whose keys wait."""
+    """The messages before them, whose keys are parked."""
     entry: ParkedEntry | None = None
     """What is known about the only message, if it has a record of its own."""
     is_parked: bool = False
-    """Whether that one stands aside, below the group's position."""
+    """Whether the only message is parked, below the group's position."""
     current: list[Message] = field(default_factory=list)
-    """What the handler has right now, or had last."""
+    """What the handler got last."""
+    taken: int = 0
+    """How many of the messages the handler has got."""
     is_settling: bool = False
-    """Whether the handler is done, and its transaction is being committed."""
+    """Whether the handler has returned, and its transaction is being committed."""
     has_ended: bool = False
-    """Whether it is known how it ended."""
+    """Whether its outcome is decided."""
 
-    def position(self, offset: int, *, in_hand_to: int = 0) -> Commit:
-        """The group's position at *offset*, with what is in hand there, and what was when the owner before ended."""
-        in_hand_to = max(in_hand_to, self.parked_keys.maybe_attempted_to)
-        return Commit(self.assigned.partition_id, offset, in_hand_to if in_hand_to > offset else 0)
+    def next_batch(self, *, together: bool) -> list[Message]:
+        """Take the next messages for the handler: one, or *together* all; those before are done.
+
+        Empty at the end, and if the partition was lost.
+        """
+        if self.taken == len(self.messages):
+            return []
+        count = len(self.messages) if together else 1
+        if count > 1:
+            batch = self.messages if self.delivery.take_together(count) else []
+        else:
+            # A parked message is not part of the delivery, which only holds its partition.
+            message = self.messages[self.taken] if self.is_parked else self.delivery.take()
+            batch = [] if message is None else [message]
+        if batch:
+            self.taken += count
+            self.current = batch
+        return batch
+
+    def position(self, offset: int, *, in_flight_to: int = 0) -> Commit:
+        """The group's position at *offset*, with the end of what is in flight, now or when the owner before crashed."""
+        in_flight_to = max(in_flight_to, self.parked_keys.maybe_attempted_to)
+        return Commit(self.assigned.partition_id, offset, in_flight_to if in_flight_to > offset else 0)
+
+
+def killed_by_message(position: int, in_flight_to: int) -> bool:
+    """Whether the owner before crashed during an attempt at the message at *position*.
+
+    That is certain only if this was the only message in flight. Of several, any may have been in the handler.
+    """
+    return in_flight_to == position + 1
 
 
 class Dispatcher:
-    """Knows what stands aside of each claimed partition; chooses what to handle next."""
+    """Knows the parked messages of each assigned partition, and chooses the next attempt."""
 
-    def __init__(self, core: ConsumerCore, terms: Terms) -> None:
+    def __init__(self, core: ConsumerCore, config: RunConfig) -> None:
         self._database = core.database
         self._clock = core.clock
         self._coordinator = core.coordinator
         self._buffer = core.buffer
-        self._terms = terms
-        self._options = core.config
+        self._poll_seconds = core.config.poll_max_seconds
+        self._config = config
         self._parked_keys: dict[int, tuple[AssignedPartition, ParkedKeys]] = {}
+        """Of each assigned partition, by its id. A partition that was lost and assigned again has another first part."""
         self._refresh_at = 0.0
         self._is_woken = False
         self._full: set[int] = set()
 
     def next_attempt(self, worker: Receiver, batch_hint: int) -> Attempt | None:
-        """Give *worker* what is due of one partition, or up to *stride* messages of its log; None if there is nothing.
+        """Give *worker* a parked message that is due, or up to *batch_hint* messages of a partition's log; None if neither.
 
-        Asks the database what stands aside of partitions that are new here, and now and then of all that are free.
+        Reads the parked messages of newly assigned partitions, and from time to time those of all idle ones.
         """
         now = self._clock.monotonic()
-        self._look(now)
-        for assigned, aside in self._parked_keys.values():
-            if assigned.is_idle and self._is_claimed(assigned) and (waiting := aside.due(now)):
-                return self._parked(worker, assigned, aside, waiting)
+        self._update(now)
+        for assigned, parked_keys in self._parked_keys.values():
+            if assigned.is_idle and self._is_active(assigned) and (entry := parked_keys.due(now)):
+                return self._attempt_at_parked(worker, assigned, parked_keys, entry)
         for assigned in self._buffer.idle_partitions_with_messages():
             if at_most := self._wanted_from_log(assigned, batch_hint, now):
-                return self._new_attempt(self._buffer.deliver_from(worker, assigned, at_most), batch_hint)
+                return self._attempt_at_log(self._buffer.deliver_from(worker, assigned, at_most), batch_hint)
         return None
 
     def next_check_at(self) -> float:
-        """When, by the monotonic clock, there is something to ``choose``, if nobody says so before.
+        """When, by the monotonic clock, ``next_attempt`` may find something without a wake-up.
 
-        Something that stands aside is due then, in a partition that nobody works on; or it is time to read rows again.
+        That is when an attempt is due in an idle partition, or when rows are to be read again.
         """
-        patience = (0 if self._is_woken else _REST_POLLS - _REFRESH_POLLS) * self._options.poll_max_seconds
-        due = (aside.next_due_at() for assigned, aside in self._parked_keys.values() if assigned.is_idle)
-        return min((self._refresh_at + patience, *due))
+        extra_polls = 0 if self._is_woken else _REFRESH_POLLS_WHEN_IDLE - _REFRESH_POLLS
+        due = (parked_keys.next_due_at() for assigned, parked_keys in self._parked_keys.values() if assigned.is_idle)
+        return min((self._refresh_at + extra_polls * self._poll_seconds, *due))
 
     def check_soon(self) -> None:
-        """Somebody was woken: people may have changed rows."""
+        """Read rows again a little earlier: after a wake-up, operators may have changed them."""
         self._is_woken = True
 
     def forget(self, assigned: AssignedPartition) -> None:
-        """What is known here may be wrong: ask before the partition is worked on again."""
+        """Read the rows of *assigned* before its next attempt, because what is known here may be wrong."""
         self._parked_keys.pop(assigned.partition_id, None)
 
     def __len__(self) -> int:
         """How many messages wait for another attempt."""
-        return sum(len(aside) + aside.is_blocked for _, aside in self._parked_keys.values())
+        return sum(len(parked_keys) + parked_keys.is_blocked for _, parked_keys in self._parked_keys.values())
 
-    def _look(self, now: float) -> None:
+    # What is known of each partition.
+
+    def _update(self, now: float) -> None:
+        """Read the rows of partitions that are new here, and if it is time, of all idle ones."""
+        assigned_now = self._coordinator.assigned
+        self._parked_keys = {
+            id_: known for id_, known in self._parked_keys.items() if assigned_now.get(id_) is known[0]
+        }
         active = self._buffer.active()
-        claimed = self._coordinator.assigned
-        self._parked_keys = {id_: entry for id_, entry in self._parked_keys.items() if claimed.get(id_) is entry[0]}
-        unknown = [assigned for assigned in active if assigned.partition_id not in self._parked_keys]
-        known: list[AssignedPartition] = []
+        new = [assigned for assigned in active if assigned.partition_id not in self._parked_keys]
+        to_refresh: list[AssignedPartition] = []
         if now >= self._refresh_at:
-            self._refresh_at = now + _REFRESH_POLLS * self._options.poll_max_seconds
+            self._refresh_at = now + _REFRESH_POLLS * self._poll_seconds
             self._is_woken = False
-            known = [assigned for assigned in active if assigned.partition_id in self._parked_keys and assigned.is_idle]
-        if not unknown and not known:
+            to_refresh = [
+                assigned for assigned in active if assigned.partition_id in self._parked_keys and assigned.is_idle
+            ]
+        if not new and not to_refresh:
             return
-        ids = [assigned.partition_id for assigned in (*unknown, *known)]
+
+        rows, positions = self._load([*new, *to_refresh])
+        for assigned in new:
+            id_ = assigned.partition_id
+            self._adopt_new(assigned, rows[id_], positions.get(id_), now)
+        for assigned in to_refresh:
+            self._refresh(assigned, rows[assigned.partition_id], now)
+
+    def _load(self, partitions: Sequence[AssignedPartition]) -> tuple[dict[int, list[ParkedRow]], dict[int, Commit]]:
+        """Read rows and positions by partition id, and follow a position that an operator has moved on."""
+        ids = [assigned.partition_id for assigned in partitions]
         found = self._database.read(attempts.load, self._coordinator.group, ids)
-        for assigned in (*unknown, *known):
-            if (standing := found.standing.get(assigned.partition_id)) is not None:
-                assigned.skip_to(standing.offset)
+        for assigned in partitions:
+            if (position := found.standing.get(assigned.partition_id)) is not None:
+                assigned.skip_to(position.offset)
         rows: dict[int, list[ParkedRow]] = {id_: [] for id_ in ids}
         for row in found.rows:
             rows[row.partition_id].append(row)
-        for assigned in unknown:
-            standing = found.standing.get(assigned.partition_id)
-            in_hand_to = 0 if standing is None else standing.in_hand_to or 0
-            position = assigned.committable()
-            assigned.maybe_attempted_to = in_hand_to
-            aside = _aside(rows[assigned.partition_id], position, in_hand_to, now)
-            if aside.blocking is None and in_hand_to == position + 1:
-                # The only message in hand: it is certain that it was being handled.
-                aside.blocking = ParkedEntry(position, None, 1, has_unknown_outcome=True)
-            self._note(assigned, aside)
-        for assigned in known:
-            suspect_to = self._parked_keys[assigned.partition_id][1].maybe_attempted_to
-            self._note(assigned, _aside(rows[assigned.partition_id], assigned.committable(), suspect_to, now))
+        return rows, found.standing
 
-    def _note(self, assigned: AssignedPartition, aside: ParkedKeys) -> None:
-        self._parked_keys[assigned.partition_id] = (assigned, aside)
-        is_full = len(aside) >= self._terms.max_parked
-        if is_full and assigned.partition_id not in self._full:
+    def _adopt_new(
+        self, assigned: AssignedPartition, rows: Sequence[ParkedRow], position: Commit | None, now: float
+    ) -> None:
+        """Take over what earlier owners have left of a partition: parked messages, and perhaps messages in flight."""
+        in_flight_to = 0 if position is None else position.in_hand_to or 0
+        assigned.maybe_attempted_to = in_flight_to
+        first = assigned.committable()
+        parked_keys = _parked_keys_of(rows, first, in_flight_to, now)
+        if parked_keys.blocking is None and killed_by_message(first, in_flight_to):
+            parked_keys.blocking = ParkedEntry(first, None, 1, has_unknown_outcome=True)
+        self._set_parked_keys(assigned, parked_keys)
+
+    def _refresh(self, assigned: AssignedPartition, rows: Sequence[ParkedRow], now: float) -> None:
+        """Replace what is known of a partition. Only the end of what earlier owners had in flight stays as it was."""
+        _, known = self._parked_keys[assigned.partition_id]
+        parked_keys = _parked_keys_of(rows, assigned.committable(), known.maybe_attempted_to, now)
+        self._set_parked_keys(assigned, parked_keys)
+
+    def _set_parked_keys(self, assigned: AssignedPartition, parked_keys: ParkedKeys) -> None:
+        id_ = assigned.partition_id
+        self._parked_keys[id_] = (assigned, parked_keys)
+        if len(parked_keys) < self._config.max_parked:
+            self._full.discard(id_)
+        elif id_ not in self._full:
+            self._full.add(id_)
             log.error(
-                "Partition %d of topic %r waits: group %r has set %d of its messages aside, and max_parked is %d.",
+                "Partition %d of topic %r waits: group %r has parked %d of its messages, and max_parked is %d.",
                 assigned.partition,
                 assigned.topic,
                 self._coordinator.group.name,
-                len(aside),
-                self._terms.max_parked,
-                extra=self._coordinator.log_fields("partition full", partition=assigned.partition, messages=len(aside)),
+                len(parked_keys),
+                self._config.max_parked,
+                extra=self._coordinator.log_fields(
+                    "partition full", partition=assigned.partition, messages=len(parked_keys)
+                ),
             )
-        (self._full.add if is_full else self._full.discard)(assigned.partition_id)
 
-    def _is_claimed(self, assigned: AssignedPartition) -> bool:
+    def _is_active(self, assigned: AssignedPartition) -> bool:
         id_ = assigned.partition_id
         return self._coordinator.assigned.get(id_) is assigned and id_ not in self._coordinator.releasing
 
+    # The attempts.
+
     def _wanted_from_log(self, assigned: AssignedPartition, batch_hint: int, now: float) -> int:
-        entry = self._parked_keys.get(assigned.partition_id)
-        if entry is None:
+        """How many messages to take of a partition's log; 0 for none."""
+        known = self._parked_keys.get(assigned.partition_id)
+        if known is None:
             return 0
-        _, aside = entry
-        if aside.blocking is not None:
-            return 1 if not aside.is_stopped and aside.blocking.due_at <= now else 0
-        if not aside.may_read_on(self._terms.max_parked):
+        _, parked_keys = known
+        if parked_keys.blocking is not None:
+            return 1 if parked_keys.is_blocked and parked_keys.blocking.due_at <= now else 0
+        if not parked_keys.may_read_on(self._config.max_parked):
             return 0
-        return self._most(assigned.next_offset, aside, batch_hint) + (_BEYOND if len(aside) else 0)
+        look_ahead = _LOOK_AHEAD if len(parked_keys) else 0
+        return self._counted_together(assigned.next_offset, parked_keys, batch_hint) + look_ahead
 
-    def _most(self, offset: int, aside: ParkedKeys, batch_hint: int) -> int:
-        return 1 if offset < aside.maybe_attempted_to else self._terms.batch_size or batch_hint
+    def _counted_together(self, offset: int, parked_keys: ParkedKeys, batch_hint: int) -> int:
+        """How many messages from *offset* on may share an attempt; 1 if a crash may have ended an attempt at the first."""
+        return 1 if offset < parked_keys.maybe_attempted_to else self._config.batch_size or batch_hint
 
-    def _new_attempt(self, delivery: Delivery, batch_hint: int) -> Attempt:
+    def _attempt_at_log(self, delivery: Delivery, batch_hint: int) -> Attempt:
         assigned = delivery.assigned
-        aside = self._parked_keys[assigned.partition_id][1]
-        lent = list(delivery.pending)
-        if aside.blocking is not None:
-            return Attempt(assigned, self._claimed_partition(assigned), aside, delivery, lent[:1], entry=aside.blocking)
-        most = self._most(delivery.first, aside, batch_hint)
-        set_aside, messages = aside.split(lent, most, self._terms.max_parked - len(aside))
-        waiting = self._untried(messages[0], aside) if messages else None
-        if waiting is not None and not waiting.attempts:
-            waiting = None
-        behind = [self._untried(message, aside) for message in set_aside]
-        return Attempt(assigned, self._claimed_partition(assigned), aside, delivery, messages, behind, waiting)
-
-    def _untried(self, message: Message, aside: ParkedKeys) -> ParkedEntry:
-        """What is known about a *message* that has no record."""
-        offset = message.offset or 0
-        return ParkedEntry(
-            offset, message.key, attempts_of_interrupted(self._terms.retry) if offset < aside.maybe_attempted_to else 0
-        )
-
-    def _parked(
-        self, worker: Receiver, assigned: AssignedPartition, aside: ParkedKeys, waiting: ParkedEntry
-    ) -> Attempt:
+        _, parked_keys = self._parked_keys[assigned.partition_id]
         claimed_partition = self._claimed_partition(assigned)
-        found = self._database.read(consume.fetch, [(assigned, waiting.offset)], limit=1, max_bytes=1)
-        arrived = found[assigned.partition_id].messages() if assigned.partition_id in found else []
-        messages = [one for one in arrived if one.offset == waiting.offset]
-        return Attempt(
-            assigned,
-            claimed_partition,
-            aside,
-            self._buffer.hold_partition(worker, assigned),
-            messages,
-            entry=waiting,
-            is_parked=True,
-        )
+        delivered = list(delivery.pending)
+        if parked_keys.blocking is not None:
+            only = delivered[:1]
+            return Attempt(assigned, claimed_partition, parked_keys, delivery, only, entry=parked_keys.blocking)
+        most = self._counted_together(delivery.first, parked_keys, batch_hint)
+        to_park, messages = parked_keys.split(delivered, most, self._config.max_parked - len(parked_keys))
+        entry = self._new_entry(messages[0], parked_keys) if messages else None
+        if entry is not None and not entry.attempts:
+            entry = None
+        parked = [self._new_entry(message, parked_keys) for message in to_park]
+        return Attempt(assigned, claimed_partition, parked_keys, delivery, messages, parked, entry)
+
+    def _new_entry(self, message: Message, parked_keys: ParkedKeys) -> ParkedEntry:
+        """What is known about a *message* without a record."""
+        offset = message.offset or 0
+        may_be_attempted = offset < parked_keys.maybe_attempted_to
+        attempts = attempts_of_interrupted(self._config.retry) if may_be_attempted else 0
+        return ParkedEntry(offset, message.key, attempts)
+
+    def _attempt_at_parked(
+        self, worker: Receiver, assigned: AssignedPartition, parked_keys: ParkedKeys, entry: ParkedEntry
+    ) -> Attempt:
+        """Read the parked message from the log. The attempt has no message if the log does not have it any more."""
+        claimed_partition = self._claimed_partition(assigned)
+        found = self._database.read(consume.fetch, [(assigned, entry.offset)], limit=1, max_bytes=1)
+        records = found.get(assigned.partition_id)
+        fetched = [] if records is None else records.messages()
+        messages = [message for message in fetched if message.offset == entry.offset]
+        delivery = self._buffer.hold_partition(worker, assigned)
+        return Attempt(assigned, claimed_partition, parked_keys, delivery, messages, entry=entry, is_parked=True)
 
     def _claimed_partition(self, assigned: AssignedPartition) -> ClaimedPartition:
         return ClaimedPartition(self._coordinator.group, self._coordinator.member_id, claim_of(assigned))
 
 
-def _aside(rows: Sequence[ParkedRow], position: int, suspect_to: int, now: float) -> ParkedKeys:
-    """What stands aside of a partition, by the *rows* of the database."""
-    waiting = [_waiting(row, now) for row in rows if row.state == "waiting"]
-    held = next((row for row in rows if row.state != "waiting" and row.offset == position), None)
+def _parked_keys_of(rows: Sequence[ParkedRow], position: int, maybe_attempted_to: int, now: float) -> ParkedKeys:
+    """What the *rows* of the database say about a partition."""
+    waiting = [_entry_of(row, now) for row in rows if row.state == "waiting"]
+    # Another row below or above the position is out of date: an operator has moved the group.
+    blocking = next((row for row in rows if row.state != "waiting" and row.offset == position), None)
     return ParkedKeys(
         waiting,
-        held=None if held is None else _waiting(held, now),
-        is_stopped=held is not None and held.state == "stopped",
-        suspect_to=suspect_to,
+        blocking=None if blocking is None else _entry_of(blocking, now),
+        is_stopped=blocking is not None and blocking.state == "stopped",
+        maybe_attempted_to=maybe_attempted_to,
     )
 
 
-def _waiting(row: ParkedRow, now: float) -> ParkedEntry:
+def _entry_of(row: ParkedRow, now: float) -> ParkedEntry:
     due_at = -math.inf if row.attempt_open else now + row.due_seconds
     return ParkedEntry(
         row.offset, row.key, row.attempts, due_at, is_recorded=True, has_unknown_outcome=row.attempt_open

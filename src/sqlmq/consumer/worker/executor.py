@@ -1,76 +1,137 @@
-"""Calling a handler in the worker's own thread, as it is or in a transaction."""
+"""Calling a handler in the worker's own thread, with or without a transaction, and what may come of it."""
 
 from __future__ import annotations
 
 import contextlib
 import functools
 import inspect
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol, TypeAlias
 
 from sqlalchemy import Connection
 from sqlalchemy.orm import Session, scoped_session
 
 from sqlmq.consumer.transaction_scope import TransactionScope
+from sqlmq.errors import DatabaseBusyError, DatabaseUnavailableError, FencedError, OutcomeUnknownError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
     from sqlmq.consumer.buffer import Receiver
     from sqlmq.consumer.core import ConsumerCore
+    from sqlmq.consumer.worker.config import RunConfig
     from sqlmq.hooks.observer import Observer
     from sqlmq.model.message import Message
 
-
-class ExecutionStep(NamedTuple):
-    """What there is to do with one attempt, for whoever calls the handler."""
-
-    batches: Iterator[list[Message]]
-    """What to give to the handler, one after the other; asking for the next one says that the one before is done."""
-    settle: Callable[[Connection], None]
-    """To be called in the handler's transaction, as its last act."""
-    committed: Callable[[], None]
-    """To be called when that has committed."""
+TRANSIENT = (DatabaseUnavailableError, DatabaseBusyError, OutcomeUnknownError)
+"""Errors that may be over at the next attempt."""
 
 
-class NotBegunError(Exception):
-    """The handler was not called: what it needs could not be had. The cause tells why."""
+class Execution(Protocol):
+    """One attempt, for the executor that calls the handler."""
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether the handler has got any messages."""
+
+    @property
+    def is_settling(self) -> bool:
+        """Whether the handler has returned, and its transaction is being committed."""
+
+    def next_batch(self) -> list[Message]:
+        """The next messages for the handler; empty at the end. The messages before are done."""
+
+    def settle(self, conn: Connection) -> None:
+        """Commit the group's position in the handler's transaction, as the last statement before its COMMIT."""
+
+    def committed(self) -> None:
+        """Note that this transaction has committed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Succeeded:
+    """The handler has returned for all messages."""
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """The handler has raised *error*: the attempt counts."""
+
+    error: Exception
+
+
+@dataclass(frozen=True, slots=True)
+class NotStarted:
+    """The handler was not called, because its transaction could not begin: the attempt does not count."""
+
+    cause: Exception
+
+
+@dataclass(frozen=True, slots=True)
+class NotCommitted:
+    """The handler has returned, but its transaction was not committed, or it is unknown whether it was."""
+
+    cause: Exception
+
+
+@dataclass(frozen=True, slots=True)
+class Interrupted:
+    """*cause* has ended the worker, as SystemExit does: the attempt does not count."""
+
+    cause: BaseException
+
+
+Outcome: TypeAlias = Succeeded | Failed | NotStarted | NotCommitted | Interrupted
+
+
+def outcome_of(error: BaseException, execution: Execution) -> Outcome:
+    """What an *error* that ended *execution* says about the attempt."""
+    if not isinstance(error, Exception):
+        return Interrupted(error)
+    if execution.is_settling and isinstance(error, (FencedError, *TRANSIENT)):
+        return NotCommitted(error)
+    return Failed(error) if execution.has_begun else Interrupted(error)
 
 
 class Executor(Protocol):
-    """Calls the handler: in this thread or in an event loop, in a transaction or in none."""
+    """Calls the handler: in this thread or in an event loop, with or without a transaction."""
 
-    is_settling: bool
-    """Whether it calls ``settle`` and ``settled`` for each batch."""
+    commits_positions: bool
+    """Whether the handler's transactions commit the group's position."""
 
-    def __call__(self, step: ExecutionStep) -> None:
-        """Give each batch to the handler; raise what that raises, or NotBegunError."""
+    def execute(self, execution: Execution) -> Outcome:
+        """Call the handler with each batch, until one fails."""
 
     def abandon(self, worker: Receiver) -> None:
-        """Do what can be done to end the handler that *worker* waits for."""
+        """Do what is possible to end the handler that *worker* waits for."""
 
 
 class DirectExecutor:
     """Calls a handler with one argument: a message, or a list of them."""
 
-    is_settling = False
+    commits_positions = False
 
     def __init__(self, handler: Callable[..., object], *, in_batches: bool) -> None:
         self._handler = handler
         self._in_batches = in_batches
 
-    def __call__(self, step: ExecutionStep) -> None:
-        """Give each batch to the handler."""
-        for batch in step.batches:
-            self._handler(batch if self._in_batches else batch[0])
+    def execute(self, execution: Execution) -> Outcome:
+        """Call the handler with each batch."""
+        try:
+            while batch := execution.next_batch():
+                self._handler(batch if self._in_batches else batch[0])
+        except BaseException as error:  # noqa: BLE001 - the pool raises what is not the handler's
+            return outcome_of(error, execution)
+        return Succeeded()
 
     def abandon(self, worker: Receiver) -> None:
-        """A thread can't be ended from outside."""
+        """Do nothing: a thread can't be ended from outside."""
 
 
 class TransactionalExecutor:
-    """Calls a handler with a session too, whose changes commit with the group's position, or not at all."""
+    """Calls a handler with a session, whose changes commit with the group's position, or not at all."""
 
-    is_settling = True
+    commits_positions = True
 
     def __init__(
         self,
@@ -86,37 +147,44 @@ class TransactionalExecutor:
         self._make_session = make_session
         self._in_batches = in_batches
 
-    def __call__(self, step: ExecutionStep) -> None:
-        """Give each batch to the handler."""
-        for batch in step.batches:
-            self._transact(step, batch)
+    def execute(self, execution: Execution) -> Outcome:
+        """Call the handler with each batch, in a transaction each."""
+        try:
+            while batch := execution.next_batch():
+                if (not_started := self._transact(execution, batch)) is not None:
+                    return not_started
+        except BaseException as error:  # noqa: BLE001 - the pool raises what is not the handler's
+            return outcome_of(error, execution)
+        return Succeeded()
 
     def abandon(self, worker: Receiver) -> None:
-        """A thread can't be ended from outside; what it does is rolled back when it wants to commit."""
+        """Do nothing: a thread can't be ended from outside. Its transaction is rolled back when it tries to commit."""
 
-    def _transact(self, step: ExecutionStep, batch: list[Message]) -> None:
+    def _transact(self, execution: Execution, batch: list[Message]) -> NotStarted | None:
         with contextlib.ExitStack() as stack:
             try:
-                block = self._begin(stack)
-            except Exception as error:
-                raise NotBegunError from error
-            self._handler(batch if self._in_batches else batch[0], block.session)
-            block.finish(step.settle)
-            block.commit()
-        step.committed()
+                scope = self._begin(stack)
+            except Exception as error:  # noqa: BLE001 - the pool raises it
+                return NotStarted(error)
+            self._handler(batch if self._in_batches else batch[0], scope.session)
+            scope.finish(execution.settle)
+            scope.commit()
+        execution.committed()
+        return None
 
     def _begin(self, stack: contextlib.ExitStack) -> TransactionScope:
         database = self._context.database
         given = None if self._make_session is None else self._open(stack, self._make_session)
         stack.enter_context(database.block())
         target = stack.enter_context(database.connect()) if given is None else given
-        block = TransactionScope(self._context, self._core.group)
-        stack.callback(block.roll_back)
-        block.begin(target)
-        block.watch()
-        return block
+        scope = TransactionScope(self._context, self._core.group)
+        stack.callback(scope.roll_back)
+        scope.begin(target)
+        scope.watch()
+        return scope
 
     def _open(self, stack: contextlib.ExitStack, make_session: Callable[[], Session]) -> Session:
+        """Make the application's session and check that it leads to the database of the MQ."""
         session: object = make_session()
         if not isinstance(session, Session):
             message = f"session= has to make a sqlalchemy.orm.Session; it made {type(session).__name__}."
@@ -130,19 +198,18 @@ class TransactionalExecutor:
         return session
 
 
-def direct_executor(
-    core: ConsumerCore, handler: Callable[..., object], session: object, *, in_batches: bool, transaction: bool
-) -> Executor:
-    """The executor that calls *handler* in the worker's thread. Raises TypeError or ValueError for a wrong *session*."""
+def direct_executor(core: ConsumerCore, handler: Callable[..., object], session: object, config: RunConfig) -> Executor:
+    """The executor that calls *handler* in the worker's thread. Raises TypeError or ValueError for a wrong argument."""
+    check_handler(handler)
     handler = observed(handler, core.database.observer, core.group.name)
-    if transaction:
-        return TransactionalExecutor(handler, core, session_maker(session), in_batches=in_batches)
+    if config.transaction:
+        return TransactionalExecutor(handler, core, session_maker(session), in_batches=config.has_batches)
     check_no_session(session)
-    return DirectExecutor(handler, in_batches=in_batches)
+    return DirectExecutor(handler, in_batches=config.has_batches)
 
 
 def observed(handler: Callable[..., object], observer: Observer | None, group: str) -> Callable[..., object]:
-    """*handler*, with *observer* around each of its calls, if there is one."""
+    """Wrap *handler* so that *observer*, if there is one, sees each of its calls."""
     if observer is None:
         return handler
 
@@ -154,9 +221,9 @@ def observed(handler: Callable[..., object], observer: Observer | None, group: s
 
 
 def session_maker(source: object) -> Callable[[], Session] | None:
-    """What makes a session for each transaction; *source* is None for one of ours. Raises TypeError.
+    """Return what makes a session for each transaction; None is the MQ's own. Raises TypeError.
 
-    A single Session or Connection is refused: workers run in threads of their own, and may not share it.
+    A single Session or Connection is refused: each worker runs in a thread of its own, and threads can't share one.
     """
     if source is None or (callable(source) and not isinstance(source, Session | Connection | scoped_session)):
         return source
@@ -167,7 +234,7 @@ def session_maker(source: object) -> Callable[[], Session] | None:
 
 
 def check_handler(handler: object) -> None:
-    """Raise TypeError unless *handler* can be called here."""
+    """Raise TypeError unless *handler* is a function that is not a coroutine function."""
     if not callable(handler):
         message = f"A handler is a function, not {type(handler).__name__}."
         raise TypeError(message)
@@ -184,7 +251,7 @@ def is_awaited(handler: object) -> bool:
 
 
 def check_no_session(source: object) -> None:
-    """Raise ValueError for a session where there is no transaction."""
+    """Raise ValueError for a session without transaction=True."""
     if source is not None:
         message = "session= is for transaction=True; without that, nothing would commit what the session holds."
         raise ValueError(message)

@@ -1,6 +1,6 @@
-"""What stands beside the log for one partition of a group: the messages that are not handled in their turn.
+"""The parked messages of one partition, by key, and the message that blocks the partition, if there is one.
 
-Pure, and not safe to share between threads. Moments are of the monotonic clock.
+Pure. Not safe to share between threads: the consumer's lock guards it. Times are those of the monotonic clock.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections import deque
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import TYPE_CHECKING, TypeAlias
 
 if TYPE_CHECKING:
@@ -16,92 +17,101 @@ if TYPE_CHECKING:
     from sqlmq.model.message import Message
 
 Lane: TypeAlias = "bytes | int"
-"""What keeps an order of its own: a key, or, where there is none, one message by its offset."""
+"""What has an order of its own: a key, or the offset of a message without a key."""
 
 
 @dataclass(slots=True)
 class ParkedEntry:
-    """A message that waits for an attempt."""
+    """What is known about a message that is attempted again: one that is parked, or one that blocks its partition."""
 
     offset: int
     key: bytes | None
     attempts: int = 0
     due_at: float = -math.inf
     is_recorded: bool = False
-    """Whether the database has a row of it."""
+    """Whether it has a row in the database."""
     has_unknown_outcome: bool = False
-    """Whether its last attempt was begun and nobody knows how it ended: the process did."""
+    """Whether its last attempt began and has no outcome, because the process ended."""
 
     @property
     def lane(self) -> Lane:
-        """What it is in order with."""
+        """The lane whose order it keeps."""
         return self.offset if self.key is None else self.key
 
 
 class ParkedKeys:
-    """The messages of one partition that were set aside, in lanes; and the one that is held in its place, if any."""
+    """The parked messages of one partition, in lanes, and the message at the group's position that blocks it, if any.
+
+    The first message of a lane is attempted when it is due. Those behind it wait for it.
+    """
 
     def __init__(
-        self, waiting: Iterable[ParkedEntry], *, held: ParkedEntry | None, is_stopped: bool, suspect_to: int
+        self,
+        entries: Iterable[ParkedEntry],
+        *,
+        blocking: ParkedEntry | None = None,
+        is_stopped: bool = False,
+        maybe_attempted_to: int = 0,
     ) -> None:
-        self.blocking = held
-        """The message at the group's position, if it was tried there before."""
+        self.blocking = blocking
+        """The message at the group's position, if an attempt at it has failed."""
         self.is_stopped = is_stopped
-        """Whether that one is not tried any more, before somebody has decided."""
-        self.maybe_attempted_to = suspect_to
-        """Below this, messages may have been in hand when their owner's process ended, without a record of their own."""
+        """Whether the blocking message waits for an operator's decision, not for another attempt."""
+        self.maybe_attempted_to = maybe_attempted_to
+        """Messages below this may have been in flight when their owner's process ended, without a record of their own."""
         self._lanes: dict[Lane, deque[ParkedEntry]] = {}
         self._count = 0
-        for one in waiting:
-            self.put(one)
+        for entry in entries:
+            self.put(entry)
 
     def __len__(self) -> int:
         return self._count
 
-    def put(self, message: ParkedEntry) -> None:
-        """Set *message* aside, in its lane behind all that are there."""
-        self._lanes.setdefault(message.lane, deque()).append(message)
+    def put(self, entry: ParkedEntry) -> None:
+        """Park *entry*, in its lane behind all that are there."""
+        self._lanes.setdefault(entry.lane, deque()).append(entry)
         self._count += 1
 
-    def pop(self, message: ParkedEntry) -> None:
-        """*message*, the first of its lane, does not wait any more: the next one is due."""
-        lane = self._lanes[message.lane]
+    def pop(self, entry: ParkedEntry) -> None:
+        """Remove *entry*, the first of its lane."""
+        lane = self._lanes[entry.lane]
         lane.popleft()
         self._count -= 1
         if not lane:
-            del self._lanes[message.lane]
+            del self._lanes[entry.lane]
 
     def due(self, now: float) -> ParkedEntry | None:
-        """The first of a lane that has been due the longest."""
-        first = min(self._heads(), key=lambda one: one.due_at, default=None)
+        """The first of a lane that has been due for longest; None if none is due at *now*."""
+        first = min(self._heads(), key=attrgetter("due_at"), default=None)
         return first if first is not None and first.due_at <= now else None
 
     @property
     def is_blocked(self) -> bool:
-        """Whether a message waits in its place for another attempt."""
+        """Whether a message blocks the partition until its next attempt."""
         return self.blocking is not None and not self.is_stopped
 
     def next_due_at(self) -> float:
-        """When there is something to do; never, if nothing waits."""
-        held_at = self.blocking.due_at if self.blocking is not None and self.is_blocked else math.inf
-        return min(held_at, *(one.due_at for one in self._heads()), math.inf)
+        """When the next attempt is due; infinite if there is none."""
+        blocking_at = self.blocking.due_at if self.blocking is not None and self.is_blocked else math.inf
+        return min(blocking_at, *(entry.due_at for entry in self._heads()), math.inf)
 
-    def may_read_on(self, most: int) -> bool:
-        """Whether the partition may be read on: nothing is held in its place, and fewer than *most* are set aside."""
-        return self.blocking is None and self._count < most
+    def may_read_on(self, max_parked: int) -> bool:
+        """Whether later messages of the partition may be handled."""
+        return self.blocking is None and self._count < max_parked
 
     def split(self, messages: Sequence[Message], most: int, room: int) -> tuple[list[Message], list[Message]]:
-        """Of *messages*, from the group's position on: those to set aside first, and up to *most* to handle after them.
+        """Split *messages*, from the group's position on, into those to park and up to *most* behind them to handle.
 
-        Those to set aside are the first ones, up to *room*, whose keys wait; those to handle end where a key waits.
+        Those to park are the first ones whose keys are parked, up to *room*. Those to handle end before the next parked
+        key.
         """
-        waiting = 0
-        while waiting < min(len(messages), room) and messages[waiting].key in self._lanes:
-            waiting += 1
-        end = waiting
-        while end < min(len(messages), waiting + most) and messages[end].key not in self._lanes:
+        park = 0
+        while park < min(len(messages), room) and messages[park].key in self._lanes:
+            park += 1
+        end = park
+        while end < min(len(messages), park + most) and messages[end].key not in self._lanes:
             end += 1
-        return list(messages[:waiting]), list(messages[waiting:end])
+        return list(messages[:park]), list(messages[park:end])
 
     def _heads(self) -> Iterator[ParkedEntry]:
         return (lane[0] for lane in self._lanes.values())

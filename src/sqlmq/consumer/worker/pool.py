@@ -1,4 +1,7 @@
-"""Running a handler: workers in threads of their own, watched by the thread that called ``run``; stopping in good order."""
+"""One call of ``run``: workers in threads of their own, watched by the thread that called it; and how it stops.
+
+One thing in spite of its length: what a worker does, who watches it, and how it is stopped share a few fields.
+"""
 
 from __future__ import annotations
 
@@ -8,15 +11,21 @@ import math
 import signal
 import threading
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from sqlmq.consumer.core import NO_DEADLINE
 from sqlmq.consumer.worker import signals
-from sqlmq.consumer.worker.attempts import TRANSIENT, AttemptRecorder
+from sqlmq.consumer.worker.attempts import AttemptRecorder
 from sqlmq.consumer.worker.dispatcher import Dispatcher
-from sqlmq.consumer.worker.executor import ExecutionStep, NotBegunError
+from sqlmq.consumer.worker.executor import (
+    TRANSIENT,
+    Failed,
+    Interrupted,
+    NotCommitted,
+    NotStarted,
+    Succeeded,
+)
 from sqlmq.errors import ConsumerClosedError, DatabaseBusyError, DatabaseUnavailableError, FencedError
-from sqlmq.model import validation
 from sqlmq.model.retry import next_batch_hint
 from sqlmq.model.timing import Deadline
 
@@ -24,42 +33,24 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from types import FrameType
 
+    from sqlalchemy import Connection
+
     from sqlmq.consumer.core import ConsumerCore
-    from sqlmq.consumer.worker.dispatcher import Attempt, Terms
+    from sqlmq.consumer.worker.config import RunConfig
+    from sqlmq.consumer.worker.dispatcher import Attempt
     from sqlmq.consumer.worker.executor import Executor
     from sqlmq.model.message import Message
 
 log = logging.getLogger("sqlmq.consumer")
 
 _WATCH_SECONDS = 1.0
-"""How often the workers are looked after when nothing happens."""
+"""How often the workers are checked when nothing happens."""
 _SAME_SIGNAL_SECONDS = 0.2
-"""Two signals so soon after each other are one: a terminal, or systemd, sends it to a process and to those who pass it on."""
+"""Two signals within this time are one: a terminal and systemd send it to a process and to its parent, which forwards it."""
 _RECOVER_SECONDS = 0.5
-"""How long a worker waits after the database was away."""
-
-
-class Limits(NamedTuple):
-    """How many workers there are, and how long things may take, in seconds; None is for ever."""
-
-    concurrency: int
-    stop_seconds: float
-    max_processing_seconds: float | None
-    idle_seconds: float | None
-
-    @classmethod
-    def checked(
-        cls, concurrency: int, stop_seconds: float, max_processing_seconds: float | None, idle_seconds: float | None
-    ) -> Limits:
-        """Make them, or raise TypeError or ValueError."""
-        return cls(
-            validation.integer("concurrency", concurrency),
-            validation.seconds("stop_seconds", stop_seconds),
-            None
-            if max_processing_seconds is None
-            else validation.seconds("max_processing_seconds", max_processing_seconds, may_be_zero=False),
-            None if idle_seconds is None else validation.seconds("idle_seconds", idle_seconds),
-        )
+"""How long a worker pauses after an error of the database."""
+_JOIN_SECONDS = 0.1
+"""How often the end of a worker is waited for, so that a second signal is noticed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,24 +62,26 @@ class RunSummary:
     failures: int
     """Attempts that failed."""
     parked: int
-    """Messages that were set aside, for a time at least."""
+    """Messages that were parked, for a time at least."""
     dead: int
     """Messages that became dead letters."""
     skipped: int
 
 
 class Worker:
-    """A thread that handles messages, and what it does at this moment."""
+    """A thread that handles messages, and its attempt at this moment."""
 
     def __init__(self, name: str) -> None:
         self.name = name
         self.batch_hint = 1
+        """How many messages its next attempt may count together."""
         self.attempt: Attempt | None = None
         self.began = math.inf
-        """When its handler got what it has now, by the monotonic clock."""
+        """When its handler got its present messages, by the monotonic clock."""
         self.is_replaced = False
-        """Whether another one has taken its place, because its handler does not end."""
+        """Whether another worker has taken its place, because its handler does not return."""
         self.has_warned = False
+        """Whether the log has a warning of its present messages."""
         self.thread: threading.Thread
 
     def is_alive(self) -> bool:
@@ -97,61 +90,60 @@ class Worker:
 
 
 class WorkerPool:
-    """One call of ``run``. Its workers take turns at looking for messages, so that idle ones cost nothing."""
+    """The workers of one run. They take turns at fetching, so that idle ones cost nothing."""
 
-    def __init__(self, core: ConsumerCore, terms: Terms, limits: Limits, executor: Executor) -> None:
+    def __init__(self, core: ConsumerCore, config: RunConfig, executor: Executor) -> None:
         self._core = core
-        self._options = core.config
-        self._terms = terms
-        self._limits = limits
+        self.config = config
         self._executor = executor
         self._lock = core.lock
-        self._clock = core.clock
-        self._dispatcher = Dispatcher(core, terms)
-        self._recorder = AttemptRecorder(core, self._dispatcher, terms)
+        self.clock = core.clock
+        self._dispatcher = Dispatcher(core, config)
+        self.recorder = AttemptRecorder(core, self._dispatcher, config)
         self._fetch_lock = threading.Lock()
-        self._changed = self._clock.condition()
+        self._changed = self.clock.condition()
         self._workers: list[Worker] = []
         self._error: BaseException | None = None
         self._signals = 0
         self._signalled_at = 0.0
         self._last_signal: signal.Signals | None = None
         self._busy_at = math.inf
-        """When somebody last had something to do, by the monotonic clock; not before somebody has looked for it."""
+        """When a worker last had an attempt, by the monotonic clock; infinite until one has looked for the first time."""
         self.is_stopping = False
 
     @property
     def expects_successor(self) -> bool:
-        """Whether somebody is expected to take this process's place."""
+        """Whether another process is expected to take this one's place."""
         return self._last_signal is signal.SIGTERM
 
     def stop(self) -> None:
-        """Begin no other message. May be called by any thread, and by a signal."""
+        """Begin no other message. May be called by any thread, and by a signal handler."""
         self.is_stopping = True
-        # In a thread of its own: whoever a signal has interrupted may hold the lock that waking takes, or logging.
-        threading.Thread(target=self._tell_of_stop, name="sqlmq-stop", daemon=True).start()
+        # In a thread of its own: the thread that a signal interrupts may hold the lock of a wake-up, or that of logging.
+        threading.Thread(target=self._announce_stop, name="sqlmq-stop", daemon=True).start()
 
     @contextlib.contextmanager
     def taking_signals(self) -> Iterator[None]:
-        """Stop at SIGTERM and SIGINT, in good order at the first, at once at the second.
+        """Stop at SIGTERM and SIGINT, unless ``handle_signals`` is False: at the first in good order, at the second at once.
 
-        SIGTERM is taken for the end of this process, not of its work: somebody is to take its place.
+        SIGTERM means the end of this process, not of its work: another one is expected to take its place.
         """
-        before: signals.Handlers = {}
-        signals.install(self._on_signal, before)
+        previous: signals.Handlers = {}
+        if self.config.handle_signals:
+            signals.install(self._on_signal, previous)
         try:
             yield
         finally:
-            signals.restore(before)
+            signals.restore(previous)
 
     def work(self) -> RunSummary:
-        """Handle messages until told to stop; return what was done.
+        """Handle messages until ``stop``; return what was done.
 
-        Raises what ended a worker, if it was not a message that failed; KeyboardInterrupt, with its number, for a second
+        Raises what ended a worker, unless it was a failed message; KeyboardInterrupt, with its number, for a second
         signal.
         """
         try:
-            for number in range(self._limits.concurrency):
+            for number in range(self.config.concurrency):
                 self._start(f"sqlmq-run-{number}")
             self._watch()
         finally:
@@ -162,16 +154,20 @@ class WorkerPool:
             raise self._error
         if self._signals > 1:
             raise KeyboardInterrupt(self._last_signal)
-        counters = self._recorder.counters
+        counters = self.recorder.counters
         return RunSummary(counters.handled, counters.failures, counters.parked, counters.dead, counters.skipped)
 
     def work_and_close(self) -> RunSummary:
-        """As ``work``; then close the consumer."""
+        """Handle messages as ``work`` does, then close the consumer."""
         try:
             return self.work()
         finally:
             self._core.coordinator.expects_successor = self.expects_successor
             self._core.close()
+
+    def may_continue(self) -> bool:
+        """Whether a handler may get the next message of its attempt."""
+        return not self.is_stopping and self._core.may_continue(self.clock.monotonic())
 
     def _start(self, name: str) -> None:
         worker = Worker(name)
@@ -179,7 +175,7 @@ class WorkerPool:
         self._workers.append(worker)
         worker.thread.start()
 
-    # What a worker does.
+    # What a worker does, in its thread.
 
     def _keep_working(self, worker: Worker) -> None:
         try:
@@ -187,14 +183,14 @@ class WorkerPool:
                 self._attempt(worker, attempt)
         except ConsumerClosedError:
             self._fail(None)
-        except BaseException as error:  # noqa: BLE001 - raised by whoever called for the run
+        except BaseException as error:  # noqa: BLE001 - raised by the thread that called run()
             self._fail(error)
 
     def _next(self, worker: Worker) -> Attempt | None:
-        """Wait for something to do; None when there will be nothing any more."""
+        """Wait for the next attempt; None at the end of the run."""
         wakeups = self._core.wakeups
         with self._fetch_lock:
-            looks = 0
+            polls = 0
             while True:
                 seen = wakeups.count
                 if self.is_stopping:
@@ -203,14 +199,14 @@ class WorkerPool:
                 if attempt is not None:
                     worker.attempt = attempt
                     return attempt
-                self._busy_at = min(self._busy_at, self._clock.monotonic())
+                self._busy_at = min(self._busy_at, self.clock.monotonic())
                 with self._lock:
                     next_check_at = self._dispatcher.next_check_at()
-                # What is due and can't be had now, as while the database is away, is looked for again and again, not at once.
-                is_due = next_check_at <= self._clock.monotonic()
+                # What is due and was not found, as while the database is unavailable, is polled for with pauses.
+                is_due = next_check_at <= self.clock.monotonic()
                 deadline = Deadline(math.inf if is_due else next_check_at)
-                is_woken = wakeups.wait(wakeups.pause(looks, deadline, may_delegate=not is_due), seen)
-                looks = 0 if is_woken else looks + 1
+                is_woken = wakeups.wait(wakeups.pause(polls, deadline, may_delegate=not is_due), seen)
+                polls = 0 if is_woken else polls + 1
                 if is_woken:
                     with self._lock:
                         self._dispatcher.check_soon()
@@ -227,7 +223,7 @@ class WorkerPool:
                 return None
 
     def _attempt(self, worker: Worker, attempt: Attempt) -> None:
-        recorder = self._recorder
+        recorder = self.recorder
         try:
             if self._begin(worker, attempt):
                 self._handle(worker, attempt)
@@ -235,84 +231,59 @@ class WorkerPool:
             log.warning("%s", error, extra=recorder.log_fields("fenced", attempt, error=error))
             recorder.abandon(worker, attempt)
         except TRANSIENT as error:
-            log.warning(
-                "%s goes on trying: %s", worker.name, error, extra=recorder.log_fields("retry", attempt, error=error)
-            )
+            self._log_retry(worker, attempt, error)
             recorder.abandon(worker, attempt, is_uncertain=attempt.is_settling)
             self._pause()
         finally:
-            self._busy_at = self._clock.monotonic()
+            self._busy_at = self.clock.monotonic()
             worker.attempt, worker.began, worker.has_warned = None, math.inf, False
-            self._core.wakeups.wake()  # whoever looks for messages: this partition is free again
+            self._core.wakeups.wake()  # the worker that fetches: this partition is idle again
 
     def _begin(self, worker: Worker, attempt: Attempt) -> bool:
         try:
-            return self._recorder.begin(worker, attempt)
+            return self.recorder.begin(worker, attempt)
         except TRANSIENT as error:
-            log.warning(
-                "%s goes on trying: %s",
-                worker.name,
-                error,
-                extra=self._recorder.log_fields("retry", attempt, error=error),
-            )
-            self._recorder.requeue(worker)
+            self._log_retry(worker, attempt, error)
+            self.recorder.requeue(worker)
             self._pause()
             return False
 
     def _handle(self, worker: Worker, attempt: Attempt) -> None:
-        recorder = self._recorder
-        began = worker.began = self._clock.monotonic()
-        step = ExecutionStep(
-            self._counted(worker, recorder.batches(attempt, self._may_go_on)),
-            lambda conn: recorder.settle(attempt, conn),
-            lambda: recorder.committed(attempt),
-        )
-        try:
-            self._executor(step)
-        except NotBegunError as failure:
-            self._interrupt(worker, attempt)
-            raise failure.__cause__ or failure from None
-        except Exception as error:
-            if attempt.is_settling and isinstance(error, (FencedError, *TRANSIENT)):
-                if recorder.claim(attempt):
-                    raise
-            elif attempt.current:
-                self._failed(worker, attempt, error)
-            else:
-                self._interrupt(worker, attempt)
-                raise
-        except BaseException:
-            self._interrupt(worker, attempt)
-            raise
-        else:
-            if recorder.claim(attempt):
-                recorder.succeed(worker, attempt, is_settled=self._executor.is_settling)
-                handled = 1 if not attempt.current else attempt.messages.index(attempt.current[-1]) + 1
-                worker.batch_hint = self._next_stride(worker.batch_hint, handled, self._clock.monotonic() - began)
+        """Execute *attempt* and record its outcome, unless another thread has decided it: the handler took too long."""
+        recorder = self.recorder
+        began = worker.began = self.clock.monotonic()
+        outcome = self._executor.execute(_WorkerExecution(self, worker, attempt))
+        is_ours = recorder.mark_ended(attempt)
+        match outcome:
+            case Succeeded():
+                if is_ours:
+                    recorder.succeed(worker, attempt, is_settled=self._executor.commits_positions)
+                    worker.batch_hint = self._next_batch_hint(worker, attempt, self.clock.monotonic() - began)
+            case Failed(error):
+                worker.batch_hint = 1
+                if is_ours:
+                    recorder.fail(worker, attempt, error)
+            case NotCommitted(cause):
+                # Whether it took effect is known only to the database, which is asked before the next attempt.
+                if is_ours:
+                    raise cause
+            case NotStarted(cause) | Interrupted(cause):
+                if is_ours:
+                    recorder.interrupt(worker, attempt)
+                raise cause
 
-    def _interrupt(self, worker: Worker, attempt: Attempt) -> None:
-        if self._recorder.claim(attempt):
-            self._recorder.interrupt(worker, attempt)
+    def _next_batch_hint(self, worker: Worker, attempt: Attempt, seconds: float) -> int:
+        # With a single attempt for each message, it has to be certain at which message a process crashed.
+        if self.config.retry.max_attempts == 1:
+            return 1
+        return next_batch_hint(worker.batch_hint, max(1, attempt.taken), seconds)
 
-    def _failed(self, worker: Worker, attempt: Attempt, error: BaseException) -> None:
-        worker.batch_hint = 1
-        if self._recorder.claim(attempt):
-            self._recorder.fail(worker, attempt, error)
-
-    def _next_stride(self, batch_hint: int, handled: int, seconds: float) -> int:
-        # With a single attempt it has to be certain which message it was made at.
-        return 1 if self._terms.retry.max_attempts == 1 else next_batch_hint(batch_hint, handled, seconds)
-
-    def _counted(self, worker: Worker, batches: Iterator[list[Message]]) -> Iterator[list[Message]]:
-        for batch in batches:
-            worker.began, worker.has_warned = self._clock.monotonic(), False
-            yield batch
-            self._recorder.counters.count_handled(len(batch))
-
-    def _may_go_on(self) -> bool:
-        return not self.is_stopping and self._core.may_continue(self._clock.monotonic())
+    def _log_retry(self, worker: Worker, attempt: Attempt, error: BaseException) -> None:
+        fields = self.recorder.log_fields("retry", attempt, error=error)
+        log.warning("%s goes on trying: %s", worker.name, error, extra=fields)
 
     def _fail(self, error: BaseException | None) -> None:
+        """End the run, with the first *error* of a worker."""
         with self._changed:
             self._error = self._error or error
             self.is_stopping = True
@@ -320,95 +291,109 @@ class WorkerPool:
         self._core.wakeups.wake()
 
     def _pause(self) -> None:
-        with self._changed:
-            self._changed.wait_for(lambda: self.is_stopping, _RECOVER_SECONDS)
+        self._wait_for_stop(_RECOVER_SECONDS)
 
-    # What the thread does that called for the run.
+    # What the thread does that called run().
 
     def _watch(self) -> None:
-        lease = self._options.lease_seconds
-        most = self._limits.max_processing_seconds
-        pause = min(_WATCH_SECONDS, lease / 4, math.inf if most is None else most / 4)
+        """Check the workers until the run is stopped or idle."""
+        lease_seconds = self._core.config.lease_seconds
+        max_seconds = self.config.max_processing_seconds
+        pause = min(_WATCH_SECONDS, lease_seconds / 4, math.inf if max_seconds is None else max_seconds / 4)
         while not self.is_stopping:
             if self._is_idle():
                 return
-            self._check_stuck_workers(self._clock.monotonic())
-            with self._changed:
-                self._changed.wait_for(lambda: self.is_stopping, self._until_idle(pause))
+            self._check_stuck_workers(self.clock.monotonic())
+            self._wait_for_stop(self._until_idle(pause))
+
+    def _wait_for_stop(self, seconds: float) -> None:
+        with self._changed:
+            self._changed.wait_for(self._has_stopped, seconds)
+
+    def _has_stopped(self) -> bool:
+        return self.is_stopping
 
     def _until_idle(self, pause: float) -> float:
-        timeout = self._limits.idle_seconds
-        if timeout is None or math.isinf(self._busy_at):
+        """How long to wait: up to *pause*, and not beyond the moment at which the run may be idle."""
+        idle_seconds = self.config.idle_seconds
+        if idle_seconds is None or math.isinf(self._busy_at):
             return pause
-        return max(0.001, min(pause, self._busy_at + timeout - self._clock.monotonic()))
+        return max(0.001, min(pause, self._busy_at + idle_seconds - self.clock.monotonic()))
 
     def _is_idle(self) -> bool:
-        timeout = self._limits.idle_seconds
-        if timeout is None or self._clock.monotonic() - self._busy_at < timeout:
+        idle_seconds = self.config.idle_seconds
+        if idle_seconds is None or self.clock.monotonic() - self._busy_at < idle_seconds:
             return False
         with self._lock:
             return len(self._dispatcher) == 0 and all(worker.attempt is None for worker in self._workers)
 
     def _check_stuck_workers(self, now: float) -> None:
-        most = self._limits.max_processing_seconds
+        """End attempts that exceed max_processing_seconds; warn of those that exceed the lease."""
+        max_seconds, lease_seconds = self.config.max_processing_seconds, self._core.config.lease_seconds
         for worker in list(self._workers):
             attempt, seconds = worker.attempt, now - worker.began
             if attempt is None or seconds <= 0 or not attempt.current:
                 continue
-            if most is not None and seconds > most:
-                self._end_stuck(worker, attempt, most)
-            elif seconds > self._options.lease_seconds and not worker.has_warned:
+            if max_seconds is not None and seconds > max_seconds:
+                self._end_stuck(worker, attempt, max_seconds)
+            elif seconds > lease_seconds and not worker.has_warned:
                 worker.has_warned = True
                 log.warning(
                     "The handler has had %s for %.0f seconds, longer than lease_seconds. It keeps the partition, which "
                     "waits for it; max_processing_seconds would end that.",
                     attempt.current[0],
                     seconds,
-                    extra=self._recorder.log_fields("handler slow", attempt, seconds=seconds),
+                    extra=self.recorder.log_fields("handler slow", attempt, seconds=seconds),
                 )
 
-    def _end_stuck(self, worker: Worker, attempt: Attempt, most: float) -> None:
-        if not self._recorder.claim(attempt):
+    def _end_stuck(self, worker: Worker, attempt: Attempt, max_seconds: float) -> None:
+        """Fail the attempt of a handler that does not return, and start another worker in its place."""
+        if not self.recorder.mark_ended(attempt):
             return
-        error = TimeoutError(f"The handler did not end within {most} seconds (max_processing_seconds).")
+        error = TimeoutError(f"The handler did not end within {max_seconds} seconds (max_processing_seconds).")
         worker.is_replaced = True
         self._workers.remove(worker)
-        self._recorder.end_stuck(worker, attempt, error)
+        self.recorder.end_stuck(worker, attempt, error)
         self._executor.abandon(worker)
         self._start(worker.name)
 
     def _end(self) -> None:
-        """Wait for the workers, as long as they may take; take back what does not end."""
-        deadline = Deadline.after(self._limits.stop_seconds, self._clock.monotonic())
+        """Wait for the workers up to stop_seconds, then interrupt the attempts of those that have not ended."""
+        deadline = Deadline.after(self.config.stop_seconds, self.clock.monotonic())
         for worker in self._workers:
-            while worker.thread.is_alive() and self._signals < 2 and not deadline.passed(self._clock.monotonic()):
-                worker.thread.join(min(0.1, deadline.remaining(self._clock.monotonic())))
+            while worker.thread.is_alive() and self._signals < 2 and not deadline.passed(self.clock.monotonic()):
+                worker.thread.join(min(_JOIN_SECONDS, deadline.remaining(self.clock.monotonic())))
         for worker in self._workers:
             attempt = worker.attempt
-            if attempt is None or not worker.thread.is_alive() or not self._recorder.claim(attempt):
-                continue
-            log.warning(
-                "The handler did not end within %.0f seconds (stop_seconds); %s is delivered again.",
-                self._limits.stop_seconds,
-                attempt.current or attempt.messages,
-                extra=self._recorder.log_fields("handler abandoned", attempt, seconds=self._limits.stop_seconds),
-            )
-            worker.is_replaced = True
-            self._executor.abandon(worker)
-            try:
-                self._recorder.interrupt(worker, attempt)
-            except TRANSIENT as error:
-                log.warning(
-                    "An attempt that was interrupted counts all the same: %s",
-                    error,
-                    extra=self._recorder.log_fields("failure unwritten", attempt, error=error),
-                )
+            if attempt is not None and worker.thread.is_alive() and self.recorder.mark_ended(attempt):
+                self._abandon(worker, attempt)
 
-    def _tell_of_stop(self) -> None:
+    def _abandon(self, worker: Worker, attempt: Attempt) -> None:
+        seconds = self.config.stop_seconds
+        log.warning(
+            "The handler did not end within %.0f seconds (stop_seconds); %s is delivered again.",
+            seconds,
+            attempt.current or attempt.messages,
+            extra=self.recorder.log_fields("handler abandoned", attempt, seconds=seconds),
+        )
+        worker.is_replaced = True
+        self._executor.abandon(worker)
+        try:
+            self.recorder.interrupt(worker, attempt)
+        except TRANSIENT as error:
+            log.warning(
+                "An interrupted attempt could not be uncounted: %s",
+                error,
+                extra=self.recorder.log_fields("failure unwritten", attempt, error=error),
+            )
+
+    # Stopping.
+
+    def _announce_stop(self) -> None:
         self._wake()
         if self._signals == 1 and self._last_signal is not None:
             log.info(
-                "%s: what is in the handler's hands is finished first; a second signal ends it at once.",
+                "%s: the messages in flight are finished first. A second signal ends the run at once.",
                 self._last_signal.name,
                 extra=self._core.coordinator.log_fields("run stopping"),
             )
@@ -419,9 +404,53 @@ class WorkerPool:
         self._core.wakeups.wake()
 
     def _on_signal(self, number: int, _frame: FrameType | None) -> None:
-        now = self._clock.monotonic()
+        now = self.clock.monotonic()
         if self._signals and now - self._signalled_at < _SAME_SIGNAL_SECONDS:
             return
         self._signals, self._signalled_at = self._signals + 1, now
         self._last_signal = signal.Signals(number)
         self.stop()
+
+
+class _WorkerExecution:
+    """One attempt of one worker, as ``Execution``."""
+
+    def __init__(self, pool: WorkerPool, worker: Worker, attempt: Attempt) -> None:
+        self._pool = pool
+        self._worker = worker
+        self._attempt = attempt
+        # Looked up once: next_batch is called for each message.
+        self._monotonic = pool.clock.monotonic
+        self._counters = pool.recorder.counters
+        self._has_batches = pool.config.has_batches
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether the handler has got any messages."""
+        return bool(self._attempt.current)
+
+    @property
+    def is_settling(self) -> bool:
+        """Whether the handler has returned, and its transaction is being committed."""
+        return self._attempt.is_settling
+
+    def next_batch(self) -> list[Message]:
+        """The next messages for the handler; empty at the end. The messages before are done."""
+        attempt = self._attempt
+        if attempt.current:
+            self._counters.count_handled(len(attempt.current))
+            # Before the next one is taken from the delivery: what was taken is acknowledged.
+            if not self._pool.may_continue():
+                return []
+        batch = attempt.next_batch(together=self._has_batches)
+        if batch:
+            self._worker.began, self._worker.has_warned = self._monotonic(), False
+        return batch
+
+    def settle(self, conn: Connection) -> None:
+        """Commit the group's position in the handler's transaction."""
+        self._pool.recorder.settle(self._attempt, conn)
+
+    def committed(self) -> None:
+        """Note that this transaction has committed."""
+        self._pool.recorder.committed(self._attempt)

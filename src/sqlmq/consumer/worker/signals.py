@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM, taken for as long as something runs that can end in good order."""
+"""SIGINT and SIGTERM, caught while something runs that can stop in good order."""
 
 from __future__ import annotations
 
@@ -11,19 +11,22 @@ if TYPE_CHECKING:
     from types import FrameType
 
     Handlers: TypeAlias = dict[int, Callable[[int, FrameType | None], object] | int | None]
+    """Signal handlers by signal number, as ``signal.signal`` takes and returns them."""
 
 
-def install(arrive: Callable[[int, FrameType | None], object], before: Handlers) -> None:
-    """Have *arrive* called at these signals; *before* gets the handlers there were, by the number of each one taken."""
-    # Python takes signals in its main thread only.
+def install(handler: Callable[[int, FrameType | None], object], previous: Handlers) -> None:
+    """Install *handler* for SIGINT and SIGTERM and store the previous handlers in *previous*.
+
+    Does nothing outside of the main thread, where Python allows no signal handlers.
+    """
     if threading.current_thread() is threading.main_thread():
         for number in (signal.SIGINT, signal.SIGTERM):
-            # Whoever started us with `nohup` or in the background wants no Ctrl-C to come through.
+            # A program started with `nohup`, or in the background of a shell, has to go on ignoring Ctrl-C.
             if signal.getsignal(number) is not signal.SIG_IGN:
-                before[number] = signal.signal(number, arrive)
+                previous[number] = signal.signal(number, handler)
 
 
-def restore(before: Handlers) -> None:
-    """Put the handlers back that were there *before*."""
-    for number, handler in before.items():
+def restore(previous: Handlers) -> None:
+    """Install the *previous* handlers again."""
+    for number, handler in previous.items():
         signal.signal(number, handler)
