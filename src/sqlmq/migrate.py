@@ -111,7 +111,7 @@ def include_name(name: str | None, type_: str, parent_names: object) -> bool:
 
 
 def _where(connection: Connection, schema: str | None) -> str:
-    return f"Schema {schema!r}" if schema else f"The database {connection.engine.url.database!r}"
+    return f"schema {schema!r}" if schema else f"the database {connection.engine.url.database!r}"
 
 
 def _run(

@@ -1,15 +1,16 @@
-"""The tables, as SQLAlchemy sees them. The migrations make them; a test compares the two.
+"""The tables. The revisions in ``migrations/`` create them; a test compares both.
 
 ``partition_id`` leads every key of the hot tables and stands in every hot statement. The hot tables are append-only,
 and the rows that are locked (``sqlmq_partition``, ``sqlmq_claim``) are rewritten only when they change hands: with an
 old snapshot held somewhere, a counter updated per append falls to a twentieth of its rate within 100,000 updates, a
-locked unchanging row stays level. There are no foreign keys to lock and check for each row.
+locked unchanging row stays level. There are no foreign keys, because each row would have to lock and check them.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import TYPE_CHECKING
 
 from sqlalchemy import (
     BigInteger,
@@ -17,6 +18,7 @@ from sqlalchemy import (
     Column,
     DateTime,
     Float,
+    Identity,
     Index,
     Integer,
     LargeBinary,
@@ -25,23 +27,54 @@ from sqlalchemy import (
     Table,
     Text,
     UniqueConstraint,
+    false,
+    text,
+    true,
 )
 from sqlalchemy.dialects import postgresql
+from sqlalchemy.ext.compiler import compiles
+from sqlalchemy.sql.expression import ColumnElement
 
-REVISION = "0011"
+if TYPE_CHECKING:
+    from sqlalchemy.sql.compiler import SQLCompiler
+
+REVISION = "0001"
 """The newest revision in ``migrations/``, which this version works with."""
 
 VERSION_TABLE = "sqlmq_version"
 """Where alembic keeps the revision; apart from the application's own."""
 
 PREFIX = "sqlmq_"
-"""What the names of all our tables begin with."""
+"""The prefix of the names of all our tables."""
 
-# SQLite fills a primary key by itself only if it is called INTEGER.
+# SQLite generates a primary key only if its type is called INTEGER.
 Id = BigInteger().with_variant(Integer, "sqlite")
 # Microseconds since 1970 on SQLite, which has no type for a moment.
 Moment = DateTime(timezone=True).with_variant(BigInteger, "sqlite")
 Json = postgresql.JSONB().with_variant(Text, "sqlite")
+
+
+class _DefaultByDialect(ColumnElement[object]):
+    """A server default that each database writes in its own way."""
+
+    inherit_cache = False
+
+    def __init__(self, *, on_postgresql: str, on_sqlite: str) -> None:
+        self.sql = {"postgresql": on_postgresql, "sqlite": on_sqlite}
+
+
+@compiles(_DefaultByDialect)
+def _compile_default(default: _DefaultByDialect, compiler: SQLCompiler, **_: object) -> str:
+    return default.sql[compiler.dialect.name]
+
+
+_NOW = _DefaultByDialect(
+    on_postgresql="now()", on_sqlite="(CAST((julianday('now') - 2440587.5) * 86400000000 AS INTEGER))"
+)
+# 1970 for messages that are due at their commit: the id decides their order, and not a clock.
+_AT_ONCE = _DefaultByDialect(on_postgresql="to_timestamp(0)", on_sqlite="0")
+_ZERO = text("0")
+_WEEK = text("604800")
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +84,7 @@ class Tables:
     metadata: MetaData
     topic: Table
     partition: Table
-    origin: Table
+    partition_parent: Table
     message: Table
     group: Table
     member: Table
@@ -65,46 +98,49 @@ class Tables:
 @lru_cache
 def tables(schema: str | None) -> Tables:
     """The tables in *schema*; None is the connection's default schema."""
-    metadata = MetaData(schema=schema)
+    metadata = MetaData(schema=schema, naming_convention={"pk": "%(table_name)s_pkey"})
     return Tables(
         metadata,
         topic=Table(
             "sqlmq_topic",
             metadata,
-            Column("id", Id, primary_key=True),
+            Column("id", Id, Identity(), primary_key=True),
             Column("name", String(50), nullable=False),
             Column("partitions", Integer, nullable=False),
             Column("partitioner", String(20), nullable=False),
-            Column("retention_seconds", Float),
-            Column("retention_bytes", BigInteger),
-            Column("retention_messages", BigInteger),
-            Column("retention_protects", Boolean(create_constraint=False), nullable=False),
-            Column("retention_max_seconds", Float),
-            Column("group_expiry_seconds", Float, nullable=False),
-            Column("created_at", Moment, nullable=False),
+            Column("retention_max_age_seconds", Float),
+            Column("retention_max_bytes", BigInteger),
+            Column("retention_max_messages", BigInteger),
+            Column("retention_protect_groups", Boolean, nullable=False, server_default=true()),
+            Column("retention_protect_max_seconds", Float),
+            Column("retention_group_expiry_seconds", Float, nullable=False, server_default=_WEEK),
+            Column("created_at", Moment, nullable=False, server_default=_NOW),
             UniqueConstraint("name", name="sqlmq_topic_name_key"),
+            sqlite_autoincrement=True,
         ),
-        # A partition without a topic is left over from a deleted one until its messages are deleted, too.
+        # A partition without a topic belonged to a deleted one, and stays until its messages are deleted.
         partition=Table(
             "sqlmq_partition",
             metadata,
-            Column("id", Id, primary_key=True),
+            Column("id", Id, Identity(), primary_key=True),
             Column("topic_id", BigInteger),
             Column("number", Integer, nullable=False),
-            Column("start_offset", BigInteger, nullable=False),
-            Column("purged_to", BigInteger, nullable=False),
-            Column("sized_to", BigInteger),
-            Column("sized_bytes", BigInteger),
-            Column("topic_partitions", Integer, nullable=False),
+            Column("topic_partitions", Integer, nullable=False, server_default=_ZERO),
+            Column("start_offset", BigInteger, nullable=False, server_default=_ZERO),
+            Column("purged_to", BigInteger, nullable=False, server_default=_ZERO),
+            Column("measured_to", BigInteger),
+            Column("measured_bytes", BigInteger),
             UniqueConstraint("topic_id", "number", name="sqlmq_partition_topic_id_number_key"),
+            sqlite_autoincrement=True,
         ),
-        # What a partition that was added later continues, and up to where.
-        origin=Table(
-            "sqlmq_origin",
+        # The partitions whose keys an added partition took over, and the offset below which they must be read first.
+        partition_parent=Table(
+            "sqlmq_partition_parent",
             metadata,
             Column("partition_id", BigInteger, primary_key=True, autoincrement=False),
-            Column("origin_id", BigInteger, primary_key=True, autoincrement=False),
+            Column("parent_id", BigInteger, primary_key=True, autoincrement=False),
             Column("barrier_offset", BigInteger, nullable=False),
+            sqlite_with_rowid=False,
         ),
         message=Table(
             "sqlmq_message",
@@ -114,29 +150,32 @@ def tables(schema: str | None) -> Tables:
             Column("key", LargeBinary),
             Column("value", LargeBinary, nullable=False),
             Column("headers", Json),
-            Column("created_at", Moment, nullable=False),
+            Column("created_at", Moment, nullable=False, server_default=_NOW),
+            sqlite_with_rowid=False,
         ),
         group=Table(
             "sqlmq_group",
             metadata,
-            Column("id", Id, primary_key=True),
+            Column("id", Id, Identity(), primary_key=True),
             Column("topic_id", BigInteger, nullable=False),
             Column("name", String(100), nullable=False),
             Column("start_from", String(20), nullable=False),
-            Column("created_at", Moment, nullable=False),
+            Column("created_at", Moment, nullable=False, server_default=_NOW),
             UniqueConstraint("topic_id", "name", name="sqlmq_group_topic_id_name_key"),
+            sqlite_autoincrement=True,
         ),
         member=Table(
             "sqlmq_member",
             metadata,
-            Column("id", Id, primary_key=True),
+            Column("id", Id, Identity(), primary_key=True),
             Column("group_id", BigInteger, nullable=False),
             Column("name", String(200), nullable=False),
             Column("lease_seconds", Float, nullable=False),
-            Column("is_waiting", Boolean(create_constraint=False), nullable=False),
-            Column("joined_at", Moment, nullable=False),
-            Column("heartbeat_at", Moment, nullable=False),
+            Column("wants_partitions", Boolean, nullable=False, server_default=false()),
+            Column("joined_at", Moment, nullable=False, server_default=_NOW),
+            Column("heartbeat_at", Moment, nullable=False, server_default=_NOW),
             Index("sqlmq_member_group_id_idx", "group_id"),
+            sqlite_autoincrement=True,
         ),
         claim=Table(
             "sqlmq_claim",
@@ -144,8 +183,9 @@ def tables(schema: str | None) -> Tables:
             Column("group_id", BigInteger, primary_key=True, autoincrement=False),
             Column("partition_id", BigInteger, primary_key=True, autoincrement=False),
             Column("member_id", BigInteger),
-            Column("epoch", BigInteger, nullable=False),
-            Column("changed_at", Moment, nullable=False),
+            Column("epoch", BigInteger, nullable=False, server_default=_ZERO),
+            Column("changed_at", Moment, nullable=False, server_default=_NOW),
+            sqlite_with_rowid=False,
         ),
         group_offset=Table(
             "sqlmq_group_offset",
@@ -153,22 +193,24 @@ def tables(schema: str | None) -> Tables:
             Column("group_id", BigInteger, primary_key=True, autoincrement=False),
             Column("partition_id", BigInteger, primary_key=True, autoincrement=False),
             Column("committed_offset", BigInteger, primary_key=True, autoincrement=False),
-            Column("committed_at", Moment, nullable=False),
-            Column("in_hand_to", BigInteger),
+            Column("committed_at", Moment, nullable=False, server_default=_NOW),
+            Column("in_flight_to", BigInteger),
+            sqlite_with_rowid=False,
         ),
         staged=Table(
             "sqlmq_staged",
             metadata,
-            Column("id", Id, primary_key=True),
+            Column("id", Id, Identity(), primary_key=True),
             Column("partition_id", BigInteger, nullable=False),
+            Column("topic_partitions", Integer, nullable=False, server_default=_ZERO),
             Column("key", LargeBinary),
             Column("value", LargeBinary, nullable=False),
             Column("headers", Json),
-            Column("deliver_at", Moment, nullable=False),
-            Column("created_at", Moment, nullable=False),
-            Column("topic_partitions", Integer, nullable=False),
+            Column("deliver_at", Moment, nullable=False, server_default=_AT_ONCE),
+            Column("created_at", Moment, nullable=False, server_default=_NOW),
             Index("sqlmq_staged_partition_id_deliver_at_id_idx", "partition_id", "deliver_at", "id"),
             Index("sqlmq_staged_deliver_at_idx", "deliver_at"),
+            sqlite_autoincrement=True,
         ),
         parked=Table(
             "sqlmq_parked",
@@ -178,15 +220,15 @@ def tables(schema: str | None) -> Tables:
             Column("msg_offset", BigInteger, primary_key=True, autoincrement=False),
             Column("key", LargeBinary),
             Column("state", String(10), nullable=False),
-            Column("attempts", Integer, nullable=False),
-            Column("due_at", Moment, nullable=False),
-            Column("last_error", Text),
-            Column("parked_at", Moment, nullable=False),
+            Column("attempts", Integer, nullable=False, server_default=_ZERO),
+            Column("attempt_started_at", Moment),
+            Column("due_at", Moment, nullable=False, server_default=_NOW),
             Column("error_type", Text),
+            Column("last_error", Text),
             Column("traceback", Text),
             Column("first_failed_at", Moment),
             Column("last_failed_at", Moment),
-            Column("trying_since", Moment),
+            Column("parked_at", Moment, nullable=False, server_default=_NOW),
         ),
         eviction=Table(
             "sqlmq_eviction",
@@ -196,6 +238,7 @@ def tables(schema: str | None) -> Tables:
             Column("kind", String(10), primary_key=True),
             Column("from_offset", BigInteger, primary_key=True, autoincrement=False),
             Column("to_offset", BigInteger, nullable=False),
-            Column("evicted_at", Moment, nullable=False),
+            Column("evicted_at", Moment, nullable=False, server_default=_NOW),
+            sqlite_with_rowid=False,
         ),
     )

@@ -843,9 +843,9 @@ def set_revision(engine: Engine, database: DatabaseUnderTest, revision: str) -> 
 def test_older_tables_on_postgres_are_named_with_the_command_that_brings_them_up(
     database: DatabaseUnderTest, engine: Engine, make_mq: MakeMQ
 ) -> None:
-    set_revision(engine, database, "0001")
+    set_revision(engine, database, "0000")
 
-    with pytest.raises(SchemaTooOldError, match=r"revision 0001.*sqlmq db upgrade"):
+    with pytest.raises(SchemaTooOldError, match=r"revision 0000.*sqlmq db upgrade"):
         make_mq().admin.topics()
 
 

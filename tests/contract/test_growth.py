@@ -135,7 +135,7 @@ def test_a_topic_that_has_grown_leaves_no_row_when_it_is_deleted(
 
     prefix = f"{database.schema}." if database.schema else ""
     with engine.connect() as connection:
-        assert connection.execute(text(f"SELECT count(*) FROM {prefix}sqlmq_origin")).scalar_one() == 0
+        assert connection.execute(text(f"SELECT count(*) FROM {prefix}sqlmq_partition_parent")).scalar_one() == 0
         assert connection.execute(text(f"SELECT count(*) FROM {prefix}sqlmq_partition")).scalar_one() == 2
 
 

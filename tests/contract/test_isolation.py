@@ -15,9 +15,8 @@ from sqlalchemy import Connection, create_engine, text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
 
-from sqlmq import MQ, Message, UnknownTopicError, migrate
+from sqlmq import MQ, Message, UnknownTopicError
 from sqlmq.background.scheduler import Scheduler
-from sqlmq.schema import REVISION
 from tests.concurrency import workers
 from tests.contract.shop import Shop, staged
 from tests.contract.waiting import PATIENCE_SECONDS, at_once, receive, until, values
@@ -400,39 +399,3 @@ def test_publishing_adds_no_serialization_failure_to_those_of_the_application(sh
     assert without
     assert with_messages == without
     assert len(shop.events) == 100 - len(without)
-
-
-# --- The revision ---
-
-
-@pytest.mark.parametrize("database", ["sqlite", "postgres", "postgres-schema"], indirect=True)
-def test_the_revision_is_not_taken_back_while_messages_are_staged(shop: Shop) -> None:
-    prefix = f"{shop.database.schema}." if shop.database.schema else ""
-    with shop.engine.begin() as connection:
-        connection.execute(text(f"INSERT INTO {prefix}sqlmq_staged (partition_id, value) VALUES (1, 'x')"))
-
-    with pytest.raises(RuntimeError, match="not in the log yet"), shop.engine.begin() as connection:
-        migrate.downgrade(connection, schema=shop.database.schema, revision="0003")
-
-    assert staged(shop.engine, shop.database.schema) == 1
-    with shop.engine.begin() as connection:
-        assert migrate.current(connection, schema=shop.database.schema) == REVISION
-        connection.execute(text(f"DELETE FROM {prefix}sqlmq_staged"))
-        migrate.downgrade(connection, schema=shop.database.schema, revision="0003")
-        assert migrate.current(connection, schema=shop.database.schema) == "0003"
-
-
-@EITHER
-def test_sql_stages_messages_only_from_the_revision_on_that_can(shop: Shop) -> None:
-    prefix = f"{shop.database.schema}." if shop.database.schema else ""
-    with shop.engine.begin() as connection:
-        migrate.downgrade(connection, schema=shop.database.schema, revision="0003")
-
-    with at(shop, "SERIALIZABLE").connect() as connection, pytest.raises(DBAPIError) as raised:
-        connection.execute(text(f"SELECT {prefix}sqlmq_produce('events', NULL, 'a')"))
-    with shop.engine.begin() as connection:
-        migrate.upgrade(connection, schema=shop.database.schema)
-    stage(shop, "b")
-
-    assert sqlstate(raised.value) == "MQ001"
-    assert staged(shop.engine, shop.database.schema) == 1

@@ -55,11 +55,11 @@ def test_a_decision_waits_for_what_the_owner_is_writing(
         lock_claims(connection, dialect)
         decision = threads.submit(getattr(mq.admin.parked("orders", "billing"), verb), 0, 0)
         until(lambda: observer.execute(waiting).scalar_one() > 0 or decision.done(), "it waits for the lock")
-        was_waiting = not decision.done()
+        wanted_partitions = not decision.done()
         connection.rollback()
 
         assert decision.result(PATIENCE_SECONDS) == 1
-    assert was_waiting
+    assert wanted_partitions
 
 
 @pytest.mark.parametrize("database", ["postgres"], indirect=True)
@@ -79,9 +79,9 @@ def test_a_decision_does_not_wait_for_ever(
     assert len(mq.admin.parked("orders", "billing").list()) == 1
 
 
-@pytest.mark.parametrize(("in_hand_to", "left"), [(None, None), (1, None), (2, None), (5, 5)])
+@pytest.mark.parametrize(("in_flight_to", "left"), [(None, None), (1, None), (2, None), (5, 5)])
 def test_what_was_in_hand_behind_a_discarded_message_stays_suspect(
-    mq: MQ, shift: Shift, engine: Engine, dialect: Dialect, in_hand_to: int | None, left: int | None
+    mq: MQ, shift: Shift, engine: Engine, dialect: Dialect, in_flight_to: int | None, left: int | None
 ) -> None:
     produce(mq, "a:stopped")
     shift.run(Handler())
@@ -90,7 +90,7 @@ def test_what_was_in_hand_behind_a_discarded_message_stays_suspect(
         assert topic is not None
         (partition_id,) = topic.partition_ids
         group = groups.get(connection, dialect, topic, "billing")
-        offsets.insert_all(connection, dialect, group, [Commit(partition_id, 7, in_hand_to and 7 + in_hand_to)])
+        offsets.insert_all(connection, dialect, group, [Commit(partition_id, 7, in_flight_to and 7 + in_flight_to)])
         parked.put(connection, dialect, group, ParkedRecord(partition_id, 7, b"a", "stopped", 5))
 
     with engine.begin() as connection:

@@ -337,7 +337,9 @@ class SetRetention(WithTopic):
         self.mq.admin.set_retention(self.topic, Retention(max_messages=7))
 
     def check(self, sure: int, perhaps: int) -> None:
-        ((found,),) = self.world.rows("SELECT retention_messages FROM sqlmq_topic WHERE name = :name", name=self.topic)
+        ((found,),) = self.world.rows(
+            "SELECT retention_max_messages FROM sqlmq_topic WHERE name = :name", name=self.topic
+        )
         assert found in ((7,) if sure else (7, None) if perhaps else (None,))
 
 

@@ -270,7 +270,7 @@ class Scene:
         """Where partitions ended when others were added for their keys, by partition."""
         query = """
             SELECT p.number, o.barrier_offset FROM sqlmq_topic t JOIN sqlmq_partition p ON p.topic_id = t.id
-            JOIN sqlmq_origin o ON o.origin_id = p.id WHERE t.name = :topic
+            JOIN sqlmq_partition_parent o ON o.parent_id = p.id WHERE t.name = :topic
         """
         return dict(self._ask(query, topic=self.topic))
 

@@ -30,13 +30,13 @@ def groups(draw: st.DrawFn) -> tuple[list[int], Owners]:
 def settle(ids: list[int], owners: Owners, seed: int, *, rounds: int = 8) -> int:
     """Let all members act on their plans, in a random order each round; return how many partitions changed hands."""
     shuffle = random.Random(seed).shuffle
-    is_waiting = dict.fromkeys(ids, False)
+    wants_partitions = dict.fromkeys(ids, False)
     moves = 0
     for _ in range(rounds):
         order = list(ids)
         shuffle(order)
         for me in order:
-            members = [MemberSnapshot(id_, is_waiting[id_], LONG_AGO_SECONDS) for id_ in sorted(ids)]
+            members = [MemberSnapshot(id_, wants_partitions[id_], LONG_AGO_SECONDS) for id_ in sorted(ids)]
             claims = [ClaimSnapshot(number, owner, 0.0) for number, owner in owners.items()]
             mine = assign(me, members, claims, LEASE_SECONDS)
             for number in mine.release:
@@ -46,7 +46,7 @@ def settle(ids: list[int], owners: Owners, seed: int, *, rounds: int = 8) -> int
             for number in free[: mine.take_at_most]:
                 owners[number] = me
                 moves += 1
-            is_waiting[me] = list(owners.values()).count(me) < mine.share
+            wants_partitions[me] = list(owners.values()).count(me) < mine.share
     return moves
 
 
@@ -171,17 +171,17 @@ def test_a_member_that_misses_a_partition_tries_for_none_while_none_is_free(grou
     assert [assign(id_, members, claims, LEASE_SECONDS).take_at_most for id_ in ids] == [0] * len(ids)
 
 
-@given(group=groups(), seed=st.integers(), is_waiting=st.booleans())
+@given(group=groups(), seed=st.integers(), wants_partitions=st.booleans())
 def test_in_a_settled_group_nobody_has_anything_to_do(
-    group: tuple[list[int], Owners], seed: int, *, is_waiting: bool
+    group: tuple[list[int], Owners], seed: int, *, wants_partitions: bool
 ) -> None:
     ids, owners = group
     settle(ids, owners, seed)
-    members = [MemberSnapshot(id_, is_waiting, LONG_AGO_SECONDS) for id_ in ids]
+    members = [MemberSnapshot(id_, wants_partitions, LONG_AGO_SECONDS) for id_ in ids]
     claims = [ClaimSnapshot(number, owner, 0.0) for number, owner in owners.items()]
     plans = [assign(id_, members, claims, LEASE_SECONDS) for id_ in ids]
 
-    assert is_settled(members, claims) is not is_waiting
+    assert is_settled(members, claims) is not wants_partitions
     assert [(mine.take, mine.take_at_most, mine.release) for mine in plans] == [((), 0, ())] * len(ids)
 
 

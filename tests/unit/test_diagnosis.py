@@ -15,12 +15,12 @@ if TYPE_CHECKING:
 NOW = datetime(2026, 1, 31, 12, tzinfo=UTC)
 LONG_AGO = NOW - timedelta(minutes=10)
 BEHIND = PartitionLag("orders", "billing", 0, 7, 9, 600.0, "me", LONG_AGO, 0, 0)
-MEMBER = MemberDescription("me", LONG_AGO, 1.0, 10.0, is_live=True, is_waiting=False, partitions=(0,))
+MEMBER = MemberDescription("me", LONG_AGO, 1.0, 10.0, is_live=True, wants_partitions=False, partitions=(0,))
 
 
 def look(lag: PartitionLag = BEHIND, **seen: Any) -> list[Finding]:
     everything: dict[str, Any] = {"members": [MEMBER], "starts": {0: 0}} | dict.fromkeys(
-        ("in_place", "blocked", "not_yet", "holders"), ()
+        ("in_place", "blocked", "barriers", "holders"), ()
     )
     return findings(Seen([lag], now=NOW, **(everything | seen)), 30.0)
 
@@ -80,7 +80,7 @@ def test_a_group_that_gets_on_has_no_findings(lag: PartitionLag) -> None:
 
 
 def test_a_partition_that_is_not_to_be_read_yet_is_told_what_it_waits_for() -> None:
-    (finding,) = look(replace(BEHIND, owner=None), not_yet=[PartitionBarrier(0, 3, 17)])
+    (finding,) = look(replace(BEHIND, owner=None), barriers=[PartitionBarrier(0, 3, 17)])
 
     assert finding.kind == "not yet"
     assert "partition 3" in finding.reason

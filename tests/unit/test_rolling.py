@@ -42,7 +42,7 @@ class Group:
         self.now = 0.0
         self.claims = [Claimed() for _ in range(partitions)]
         self._joined: dict[int, float] = {}
-        self._is_waiting: dict[int, bool] = {}
+        self._wants_partitions: dict[int, bool] = {}
         self._random = random.Random(seed)
         self._next_id = 1
 
@@ -54,14 +54,14 @@ class Group:
         member_id = self._next_id
         self._next_id += 1
         self._joined[member_id] = self.now
-        self._is_waiting[member_id] = False
+        self._wants_partitions[member_id] = False
         for claim in self.claims:
             if claim.is_reserved:
                 claim.is_reserved, claim.since = False, self.now
         return member_id
 
     def leave(self, member_id: int, *, to_successor: bool = True) -> None:
-        del self._joined[member_id], self._is_waiting[member_id]
+        del self._joined[member_id], self._wants_partitions[member_id]
         for claim in self.claims:
             if claim.owner == member_id:
                 claim.owner, claim.since, claim.is_reserved = None, self.now, to_successor
@@ -91,7 +91,7 @@ class Group:
 
     def _look(self, member_id: int) -> None:
         members = [
-            MemberSnapshot(id_, self._is_waiting[id_], self.now - joined) for id_, joined in self._joined.items()
+            MemberSnapshot(id_, self._wants_partitions[id_], self.now - joined) for id_, joined in self._joined.items()
         ]
         claims = [
             ClaimSnapshot(id_, claim.owner, self.now - claim.since if claim.owner is None else 0.0, claim.is_reserved)
@@ -105,7 +105,7 @@ class Group:
         for id_ in free[: mine.take_at_most]:
             claim = self.claims[id_]
             claim.owner, claim.is_reserved, claim.moves = member_id, False, claim.moves + 1
-        self._is_waiting[member_id] = sum(claim.owner == member_id for claim in self.claims) < mine.share
+        self._wants_partitions[member_id] = sum(claim.owner == member_id for claim in self.claims) < mine.share
 
 
 def settled(size: int, partitions: int, seed: int) -> Group:

@@ -1,7 +1,7 @@
 """The queue's tables, made by its own migrations.
 
 They run on a connection of SQLAlchemy's, in a transaction of their own, and so this one is not atomic. The revision is
-named, so that this migration means the same for ever. `sqlmq db upgrade`, run beside `migrate`, does the same.
+named, so that this migration never changes its meaning. `sqlmq db upgrade`, run beside `migrate`, does the same.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from django.db.backends.base.schema import BaseDatabaseSchemaEditor
     from sqlalchemy import Engine
 
-REVISION = "0011"
+REVISION = "0001"
 
 
 def engine_of(schema_editor: BaseDatabaseSchemaEditor) -> Engine:

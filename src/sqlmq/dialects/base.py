@@ -67,7 +67,7 @@ class HeldPosition(NamedTuple):
     partition_id: int
     epoch: int
     offset: int
-    in_hand_to: int | None
+    in_flight_to: int | None
 
 
 class LockedRow(NamedTuple):

@@ -120,9 +120,9 @@ def change(
         failpoint("claim.after")
     ids = [claim.partition_id for claim in taken]
     left, starts = offsets.inherited(conn, dialect, group, ids), retention.starts(conn, dialect, ids)
-    is_waiting = len(seen.mine) - len(give) + len(taken) < plan.share
-    if is_waiting != seen.wants_partitions:
-        groups.set_waiting(conn, dialect, member_id, is_waiting=is_waiting)
+    wants_partitions = len(seen.mine) - len(give) + len(taken) < plan.share
+    if wants_partitions != seen.wants_partitions:
+        groups.set_wants_partitions(conn, dialect, member_id, wants_partitions=wants_partitions)
     return written, [
         ClaimedNow(claim, number, *left[claim.partition_id], start)
         for claim in taken

@@ -248,8 +248,8 @@ class _RetentionScan:
 def _sized(extent: PartitionExtent) -> MeasuredBytes | None:
     return (
         None
-        if extent.sized_to is None or extent.sized_bytes is None
-        else MeasuredBytes(extent.sized_to, extent.sized_bytes)
+        if extent.measured_to is None or extent.measured_bytes is None
+        else MeasuredBytes(extent.measured_to, extent.measured_bytes)
     )
 
 

@@ -190,7 +190,7 @@ class MemberDescription:
     """After how long without a heartbeat its partitions go to others."""
     is_live: bool
     """Whether that has not passed yet."""
-    is_waiting: bool
+    wants_partitions: bool
     """Whether it owns less than its share."""
     partitions: tuple[int, ...]
     """The numbers of the partitions that it owns; of one that is not live, those that nobody has taken over yet."""

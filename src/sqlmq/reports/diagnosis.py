@@ -59,7 +59,7 @@ class PartitionBarrier(NamedTuple):
     """A partition that was added to the topic, by number, and what of which other has to be done before it is read."""
 
     partition: int
-    origin: int
+    parent: int
     barrier_offset: int
 
 
@@ -73,7 +73,7 @@ class Seen(NamedTuple):
     in_place: Sequence[ParkedMessage]
     """Messages that are tried in their place, or stopped there."""
     blocked: Sequence[BlockedKey]
-    not_yet: Sequence[PartitionBarrier]
+    barriers: Sequence[PartitionBarrier]
     holders: Sequence[Transaction]
     now: datetime
     """By the database's clock."""
@@ -129,14 +129,14 @@ def _of_partitions(seen: Seen, stuck_seconds: float) -> Iterator[Finding]:
     in_place = {message.partition: message for message in seen.in_place}
     blocked = Counter(key.partition for key in seen.blocked)
     first = {key.partition: key for key in reversed(seen.blocked)}
-    not_yet = {one.partition: one for one in seen.not_yet}
+    barriers = {one.partition: one for one in seen.barriers}
     for lag in seen.lags:
         if lag.position < seen.starts.get(lag.partition, 0):
             yield _evicted(lag, seen.starts[lag.partition])
         elif lag.partition in in_place:
             yield _in_place(lag, in_place[lag.partition])
-        elif lag.lag and lag.partition in not_yet:
-            yield _not_yet(lag, not_yet[lag.partition])
+        elif lag.lag and lag.partition in barriers:
+            yield _barrier(lag, barriers[lag.partition])
         elif lag.lag and lag.owner is None and live:
             yield _finding(
                 lag,
@@ -193,14 +193,14 @@ def _evicted(lag: PartitionLag, start: int) -> Finding:
     )
 
 
-def _not_yet(lag: PartitionLag, before: PartitionBarrier) -> Finding:
+def _barrier(lag: PartitionLag, before: PartitionBarrier) -> Finding:
     return _finding(
         lag,
         lag.partition,
         "not yet",
-        f"It was added to the topic, and its keys come from partition {before.origin}: it is read when the group is done "
+        f"It was added to the topic, and its keys come from partition {before.parent}: it is read when the group is done "
         f"there with all before offset {before.barrier_offset}, and nothing of that waits to be tried again.",
-        f"Nothing, if partition {before.origin} gets on; else see what holds that up: "
+        f"Nothing, if partition {before.parent} gets on; else see what holds that up: "
         f"`sqlmq parked list {lag.topic} --group {quote(lag.group)}`.",
     )
 

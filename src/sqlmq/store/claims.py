@@ -45,7 +45,7 @@ if TYPE_CHECKING:
     from sqlmq.store.topics import Topic
 
 
-_NOT_YET = ("topic", "group_name", "partition", "origin", "barrier_offset", "group_id", "partition_id")
+_BARRIER = ("topic", "group_name", "partition", "parent", "barrier_offset", "group_id", "partition_id")
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,7 +192,7 @@ def snapshots(conn: Connection, dialect: Dialect, group_ids: Collection[int]) ->
     members = select(
         m.c.group_id,
         m.c.id.label("member_id"),
-        m.c.is_waiting.label("flag"),
+        m.c.wants_partitions.label("flag"),
         dialect.age_seconds(m.c.joined_at).label("seconds"),
         null().label("partition_id"),
         null().label("epoch"),
@@ -360,9 +360,9 @@ def partition_barriers(conn: Connection, dialect: Dialect, topic: str, group: st
     """The partitions that a group does not read yet, each with the first of what it waits for."""
     seen = _barriers(dialect)
     rows = conn.execute(
-        select(seen.c.partition, seen.c.origin, seen.c.barrier_offset)
+        select(seen.c.partition, seen.c.parent, seen.c.barrier_offset)
         .where(seen.c.topic == topic, seen.c.group_name == group)
-        .order_by(seen.c.partition, seen.c.origin)
+        .order_by(seen.c.partition, seen.c.parent)
     )
     found: dict[int, PartitionBarrier] = {}
     for row in rows:
@@ -402,4 +402,4 @@ def _set_owner(
 
 def _barriers(dialect: Dialect) -> TableClause:
     """The view, which is the one place that works out what a group does not read yet."""
-    return table("sqlmq_not_yet", *map(column, _NOT_YET), schema=dialect.schema)
+    return table("sqlmq_partition_barrier", *map(column, _BARRIER), schema=dialect.schema)

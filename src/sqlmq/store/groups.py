@@ -88,10 +88,10 @@ def heartbeat(conn: Connection, dialect: Dialect, member_ids: Sequence[int]) -> 
     return set(there)
 
 
-def set_waiting(conn: Connection, dialect: Dialect, member_id: int, *, is_waiting: bool) -> None:
+def set_wants_partitions(conn: Connection, dialect: Dialect, member_id: int, *, wants_partitions: bool) -> None:
     """Say whether a member has less than its share."""
     m = dialect.tables.member
-    conn.execute(update(m).where(m.c.id == member_id).values(is_waiting=is_waiting))
+    conn.execute(update(m).where(m.c.id == member_id).values(wants_partitions=wants_partitions))
 
 
 def members(conn: Connection, dialect: Dialect, group: Group) -> list[Member]:

@@ -27,7 +27,7 @@ class Commit(NamedTuple):
 
     partition_id: int
     offset: int
-    in_hand_to: int | None = None
+    in_flight_to: int | None = None
     """Up to where messages are in a handler's hands, from *offset* on, those of consumers that count attempts."""
 
 
@@ -46,7 +46,7 @@ def commit_held(
     None, and nothing is done, where the database takes several statements for that: ``groups.lock``, ``insert_all``.
     """
     positions = [
-        HeldPosition(claim.partition_id, claim.epoch, commit.offset, commit.in_hand_to) for claim, commit in finished
+        HeldPosition(claim.partition_id, claim.epoch, commit.offset, commit.in_flight_to) for claim, commit in finished
     ]
     return dialect.commit_held(conn, group.id, member_id, positions, durably=durably, marking=marking)
 
@@ -63,14 +63,14 @@ def insert_all(
             "group_id": group.id,
             "partition_id": commit.partition_id,
             "committed_offset": commit.offset,
-            "in_hand_to": commit.in_hand_to,
+            "in_flight_to": commit.in_flight_to,
         }
         for commit in commits
     ]
     if rows:
         o = dialect.tables.group_offset
         unique = ["group_id", "partition_id", "committed_offset"]
-        new = dialect.insert_or_update(o, unique, ["in_hand_to"]) if marking else dialect.insert_new(o, unique)
+        new = dialect.insert_or_update(o, unique, ["in_flight_to"]) if marking else dialect.insert_new(o, unique)
         conn.execute(new, rows)
 
 
@@ -82,14 +82,12 @@ def replace(conn: Connection, dialect: Dialect, group: Group, commits: Sequence[
     insert_all(conn, dialect, group, commits)
 
 
-def positions_in_flight(
-    conn: Connection, dialect: Dialect, group: Group, partition_ids: Sequence[int]
-) -> dict[int, Commit]:
+def positions_in_flight(conn: Connection, dialect: Dialect, group: Group, partition_ids: Sequence[int]) -> dict[int, Commit]:
     """The group's position in each of *partition_ids*, by its id, with what was in hand there; None if nothing was."""
     o, p = dialect.tables.group_offset, dialect.tables.partition
-    position, in_hand_to = (_of_newest(dialect, group, column) for column in (o.c.committed_offset, o.c.in_hand_to))
+    position, in_flight_to = (_of_newest(dialect, group, column) for column in (o.c.committed_offset, o.c.in_flight_to))
     rows = conn.execute(
-        select(p.c.id, func.coalesce(position, p.c.start_offset), in_hand_to).where(p.c.id.in_(partition_ids))
+        select(p.c.id, func.coalesce(position, p.c.start_offset), in_flight_to).where(p.c.id.in_(partition_ids))
     )
     return {id_: Commit(id_, offset, in_hand) for id_, offset, in_hand in rows}
 

@@ -78,7 +78,7 @@ def load(conn: Connection, dialect: Dialect, group: Group, partition_ids: Sequen
             k.c.state,
             k.c.attempts,
             -dialect.age_seconds(k.c.due_at),
-            k.c.trying_since.is_not(None),
+            k.c.attempt_started_at.is_not(None),
         )
         .where(k.c.group_id == group.id, k.c.partition_id.in_(partition_ids), k.c.state != "dead")
         .order_by(k.c.partition_id, k.c.msg_offset)
@@ -126,7 +126,7 @@ def put(conn: Connection, dialect: Dialect, group: Group, record: ParkedRecord) 
         "state": record.state,
         "attempts": record.attempts,
         "due_at": dialect.seconds_from_now(record.delay_seconds),
-        "trying_since": dialect.now() if record.attempt_open else null(),
+        "attempt_started_at": dialect.now() if record.attempt_open else null(),
     }
     if record.reason is not None:
         new |= {
@@ -156,8 +156,8 @@ def uncount_attempt(conn: Connection, dialect: Dialect, group: Group, partition_
     """Uncount an attempt that was interrupted; a message that was in its place and had no other is as if never tried."""
     k = dialect.tables.parked
     where = (k.c.group_id == group.id, k.c.partition_id == partition_id, k.c.msg_offset == offset)
-    is_trying = k.c.trying_since.is_not(None)
-    conn.execute(update(k).where(*where, is_trying).values(attempts=k.c.attempts - 1, trying_since=null()))
+    is_trying = k.c.attempt_started_at.is_not(None)
+    conn.execute(update(k).where(*where, is_trying).values(attempts=k.c.attempts - 1, attempt_started_at=null()))
     conn.execute(delete(k).where(*where, k.c.state == "held", k.c.attempts <= 0))
 
 
@@ -215,7 +215,7 @@ def page(
 ) -> Sequence[SqlRow[Any]]:
     """Up to *limit* of them behind *after*, in order of partition and offset, without traceback."""
     k = dialect.tables.parked
-    columns = [column for column in k.c if column.name not in ("group_id", "traceback", "trying_since")]
+    columns = [column for column in k.c if column.name not in ("group_id", "traceback", "attempt_started_at")]
     return conn.execute(
         select(*columns)
         .where(*_where(dialect, group, selection), *_behind(k.c.partition_id, k.c.msg_offset, after))
@@ -330,7 +330,7 @@ def retry(conn: Connection, dialect: Dialect, group: Group, selection: Selection
     An attempt that is being made does not count any more.
     """
     k = dialect.tables.parked
-    fresh = {"state": "waiting", "attempts": 0, "due_at": dialect.now(), "trying_since": null()}
+    fresh = {"state": "waiting", "attempts": 0, "due_at": dialect.now(), "attempt_started_at": null()}
     return conn.execute(update(k).where(*_where(dialect, group, selection)).values(fresh)).rowcount
 
 

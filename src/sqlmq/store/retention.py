@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from sqlalchemy import and_, delete, func, or_, select, update
@@ -40,21 +41,14 @@ class PartitionExtent(NamedTuple):
     """The offset the next message will get."""
     purged_to: int
     """Below this, everything is deleted; from here to *start*, what is there is to be deleted."""
-    sized_to: int | None
+    measured_to: int | None
     """Up to where, from *start* on, sizes are added up; None if they are not."""
-    sized_bytes: int | None
+    measured_bytes: int | None
 
 
-def columns(retention: Retention) -> dict[str, Any]:
-    """*retention* as it is stored with a topic."""
-    return {
-        "retention_seconds": retention.max_age_seconds,
-        "retention_bytes": retention.max_bytes,
-        "retention_messages": retention.max_messages,
-        "retention_protects": retention.protect_groups,
-        "retention_max_seconds": retention.protect_max_seconds,
-        "group_expiry_seconds": retention.group_expiry_seconds,
-    }
+def columns(retention: Retention) -> dict[str, float | int | bool | None]:
+    """The columns of ``sqlmq_topic`` that store *retention*, with their values."""
+    return {f"retention_{field.name}": getattr(retention, field.name) for field in fields(retention)}
 
 
 def of_topic(conn: Connection, dialect: Dialect, topic_id: int) -> Retention:
@@ -74,7 +68,9 @@ def due(conn: Connection, dialect: Dialect, topic_id: int | None) -> list[Retent
     """The partitions, of one topic or all, that have limits, or of which something below the start is left to delete."""
     t, p = dialect.tables.topic, dialect.tables.partition
     limits = or_(
-        t.c.retention_seconds.is_not(None), t.c.retention_bytes.is_not(None), t.c.retention_messages.is_not(None)
+        t.c.retention_max_age_seconds.is_not(None),
+        t.c.retention_max_bytes.is_not(None),
+        t.c.retention_max_messages.is_not(None),
     )
     has_rest = p.c.purged_to < p.c.start_offset
     rows = conn.execute(
@@ -113,7 +109,7 @@ def extent(conn: Connection, dialect: Dialect, partition_id: int, *, locked: boo
     If *locked*, the row stays locked, as by an append, until the transaction ends.
     """
     p, m = dialect.tables.partition, dialect.tables.message
-    wanted = select(p.c.start_offset, p.c.purged_to, p.c.sized_to, p.c.sized_bytes).where(
+    wanted = select(p.c.start_offset, p.c.purged_to, p.c.measured_to, p.c.measured_bytes).where(
         p.c.id == partition_id, p.c.topic_id.is_not(None)
     )
     row = conn.execute(wanted.with_for_update(key_share=True) if locked else wanted).first()
@@ -126,7 +122,7 @@ def extent(conn: Connection, dialect: Dialect, partition_id: int, *, locked: boo
         .limit(1)
     ).scalar()
     end = row.start_offset if newest is None else newest + 1
-    return PartitionExtent(row.start_offset, end, row.purged_to, row.sized_to, row.sized_bytes)
+    return PartitionExtent(row.start_offset, end, row.purged_to, row.measured_to, row.measured_bytes)
 
 
 def standings(conn: Connection, dialect: Dialect, topic_id: int, partition_id: int) -> list[GroupStanding]:
@@ -224,11 +220,16 @@ def sizes_bytes(conn: Connection, dialect: Dialect, partition_id: int, start: in
 
 
 def begin_at(
-    conn: Connection, dialect: Dialect, partition_id: int, start: int, sized_to: int | None, sized_bytes: int | None
+    conn: Connection,
+    dialect: Dialect,
+    partition_id: int,
+    start: int,
+    measured_to: int | None,
+    measured_bytes: int | None,
 ) -> None:
     """Have a partition, whose row is locked, start at *start*."""
     p = dialect.tables.partition
-    new = {"start_offset": start, "sized_to": sized_to, "sized_bytes": sized_bytes}
+    new = {"start_offset": start, "measured_to": measured_to, "measured_bytes": measured_bytes}
     conn.execute(update(p).where(p.c.id == partition_id).values(new))
 
 

@@ -112,7 +112,7 @@ def add_partitions(conn: Connection, dialect: Dialect, topic: Topic, partitions:
     added = conn.execute(
         select(p.c.id, p.c.number).where(p.c.topic_id == topic.id, p.c.number >= topic.partitions)
     ).all()
-    _add_origins(conn, dialect, topic, [(id_, number) for id_, number in added], ends)
+    _add_parents(conn, dialect, topic, [(id_, number) for id_, number in added], ends)
     _add_claims(conn, dialect, topic, [id_ for id_, _ in added])
 
 
@@ -148,7 +148,7 @@ def purge(conn: Connection, dialect: Dialect, at_most: int) -> bool:
     Works on one that nobody else is working on. Where all are locked it waits: also whoever wanted to append while the
     topic was deleted has the lock for a moment, and would leave nobody to delete the messages.
     """
-    p, m, o = dialect.tables.partition, dialect.tables.message, dialect.tables.origin
+    p, m, o = dialect.tables.partition, dialect.tables.message, dialect.tables.partition_parent
     wanted = select(p.c.id, p.c.purged_to).where(p.c.topic_id.is_(None)).order_by(p.c.id).limit(1)
     partition = (
         conn.execute(wanted.with_for_update(skip_locked=True)).first() or conn.execute(wanted.with_for_update()).first()
@@ -198,20 +198,20 @@ def _delete_groups(conn: Connection, dialect: Dialect, group_ids: list[int]) -> 
     conn.execute(delete(g).where(g.c.id.in_(group_ids)))
 
 
-def _add_origins(
+def _add_parents(
     conn: Connection, dialect: Dialect, topic: Topic, added: Sequence[tuple[int, int]], ends: Mapping[int, int]
 ) -> None:
-    o = dialect.tables.origin
+    o = dialect.tables.partition_parent
     known = conn.execute(select(o).where(o.c.partition_id.in_(topic.partition_ids))).all()
     rows = []
     for id_, number in added:
         before = number % topic.partitions
-        origin_id = topic.partition_ids[before]
-        rows.append({"partition_id": id_, "origin_id": origin_id, "barrier_offset": ends[before]})
+        parent_id = topic.partition_ids[before]
+        rows.append({"partition_id": id_, "parent_id": parent_id, "barrier_offset": ends[before]})
         rows += [
-            {"partition_id": id_, "origin_id": row.origin_id, "barrier_offset": row.barrier_offset}
+            {"partition_id": id_, "parent_id": row.parent_id, "barrier_offset": row.barrier_offset}
             for row in known
-            if row.partition_id == origin_id
+            if row.partition_id == parent_id
         ]
     conn.execute(insert(o), rows)
 

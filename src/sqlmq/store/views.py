@@ -19,14 +19,14 @@ _LAG = (
     "partition",
     "position",
     "end_offset",
-    "seconds",
+    "lag_seconds",
     "owner",
     "committed_at",
     "waiting",
     "dead",
 )
 _PARTITIONS = ("partition", "start_offset", "end_offset", "messages_per_second", "estimated_bytes", "newest_at")
-_MEMBERS = ("member", "joined_at", "heartbeat_seconds", "lease_seconds", "is_live", "is_waiting", "partitions")
+_MEMBERS = ("member", "joined_at", "heartbeat_seconds", "lease_seconds", "is_live", "wants_partitions", "partitions")
 
 
 def lag(conn: Connection, dialect: Dialect, topic: str | None, group: str | None) -> Sequence[Row[Any]]:

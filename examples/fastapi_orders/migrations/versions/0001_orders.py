@@ -36,8 +36,8 @@ def upgrade() -> None:
         sa.Column("offset", sa.Integer, primary_key=True),
         sa.Column("cents", sa.Integer, nullable=False),
     )
-    # Named, so that this revision means the same for ever.
-    migrate.upgrade(op.get_bind(), revision="0011")
+    # Named, so that this revision never changes its meaning.
+    migrate.upgrade(op.get_bind(), revision="0001")
 
 
 def downgrade() -> None:

@@ -58,7 +58,7 @@ def upgrade(settings: Settings, revision: str, *, as_json: bool) -> None:
     say(sentence, {"before": before, "after": after}, as_json=as_json)
 
 
-@database.command(epilog=example("sqlmq db downgrade --to 0002", "sqlmq db downgrade --yes"))
+@database.command(epilog=example("sqlmq db downgrade --to 0001", "sqlmq db downgrade --yes"))
 @click.option("--to", "revision", default="base", show_default=True, help="Revision to go back to; base removes all.")
 @click.option("--yes", is_flag=True, help="Do it without asking. Needed where there is no terminal to ask on.")
 @json_option
@@ -122,7 +122,7 @@ def check(ctx: click.Context, settings: Settings, *, as_json: bool) -> None:
 
 @database.command(
     epilog=example(
-        "sqlmq db sql --dialect postgresql --schema queue > sqlmq.sql", "sqlmq db sql --dialect postgresql --from 0002"
+        "sqlmq db sql --dialect postgresql --schema queue > sqlmq.sql", "sqlmq db sql --dialect postgresql --from 0001"
     )
 )
 @click.option("--from", "start", default="base", show_default=True, help="Revision the tables are at; base for none.")

@@ -136,13 +136,13 @@ def members(settings: Settings, group: str, topic: str, *, as_json: bool) -> Non
             "live": one.is_live,
             "heartbeat_seconds": round(one.heartbeat_seconds, 1),
             "lease_seconds": one.lease_seconds,
-            "waiting": one.is_waiting,
+            "wants_partitions": one.wants_partitions,
             "partitions": list(one.partitions),
             "joined_at": one.joined_at.isoformat(),
         }
         for one in found
     ]
-    columns = ["member", "live", "heartbeat_seconds", "lease_seconds", "waiting", "partitions", "joined_at"]
+    columns = ["member", "live", "heartbeat_seconds", "lease_seconds", "wants_partitions", "partitions", "joined_at"]
     show(rows, columns, as_json=as_json, empty=f"The group {group!r} has no members at this moment.")
 
 

@@ -261,7 +261,7 @@ class AttemptRecorder:
         in_flight_to = 0 if is_alone else _end(attempt.messages[-1])
         first = attempt.delivery.first + len(attempt.to_park)
         position = attempt.position(first, in_flight_to=in_flight_to)
-        attempt.assigned.in_flight_to = position.in_hand_to
+        attempt.assigned.in_flight_to = position.in_flight_to
         if entry is None and not attempt.to_park:
             return self._coordinator.record_in_flight(attempt.assigned, position)
 
@@ -377,7 +377,7 @@ class AttemptRecorder:
         """Bring what the consumer knows of the partition into line with what was stored."""
         with self._lock:
             self._coordinator.note_committed(attempt.assigned, decision.position.offset)
-            attempt.assigned.in_flight_to = decision.position.in_hand_to
+            attempt.assigned.in_flight_to = decision.position.in_flight_to
             self.counters.count_failure(decision, was_parked=attempt.is_parked)
             self._update_parked_keys(attempt, decision)
             if decision.action.blocks_partition and not attempt.is_parked:

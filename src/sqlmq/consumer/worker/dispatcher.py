@@ -190,7 +190,7 @@ class Dispatcher:
         self, assigned: AssignedPartition, rows: Sequence[ParkedRow], position: Commit | None, now: float
     ) -> None:
         """Take over what earlier owners have left of a partition: parked messages, and perhaps messages in flight."""
-        in_flight_to = 0 if position is None else position.in_hand_to or 0
+        in_flight_to = 0 if position is None else position.in_flight_to or 0
         assigned.maybe_attempted_to = in_flight_to
         first = assigned.committable()
         parked_keys = _parked_keys_of(rows, first, in_flight_to, now)

@@ -69,7 +69,7 @@ class AppendStatements:
     def __init__(self, prefix: str) -> None:
         self._prefix = prefix
         self._append = self._call("sqlmq_append", _MANY, "psycopg").encode()
-        self._append_anywhere = self._call("sqlmq_append_anywhere", _KEYLESS, "psycopg").encode()
+        self._append_to_any = self._call("sqlmq_append_to_any", _KEYLESS, "psycopg").encode()
         self._append_one = self._call("sqlmq_append_one", _ONE, "psycopg").encode()
         self._next_offsets = self._call("sqlmq_next_offsets", _KNOWN, "psycopg").encode()
         self._copy = f"COPY {prefix}sqlmq_message ({', '.join(_COPY_COLUMNS)}) FROM STDIN (FORMAT binary)".encode()
@@ -81,12 +81,12 @@ class AppendStatements:
     def append_to_any(
         self, conn: Connection, part: PartitionSlice, others: Sequence[int], contents: RecordBatch
     ) -> tuple[int, int]:
-        """As ``Dialect.append_anywhere``, for what fits into arrays."""
+        """As ``Dialect.append_to_any``, for what fits into arrays."""
         wanted = _array(_BIGINT, [_pack_bigint(id_) for id_ in (part.partition_id, *others)])
         columns = _array(_BYTEA, contents.values), _array(_TEXT, contents.headers)
         parameters = (wanted, *columns, part.topic_partitions)
         chosen, base = _with_cursor(
-            conn, [part], contents, lambda cursor: _bases(_only(cursor.execute(self._append_anywhere, parameters)))
+            conn, [part], contents, lambda cursor: _bases(_only(cursor.execute(self._append_to_any, parameters)))
         )
         return chosen, base
 

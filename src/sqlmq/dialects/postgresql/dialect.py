@@ -86,15 +86,15 @@ class Postgresql(Dialect):
         commit_sql = f"""
             WITH new AS (
                 SELECT * FROM unnest(%b::bigint[], %b::bigint[], %b::bigint[], %b::bigint[])
-                AS new (partition_id, epoch, position, in_hand_to)
+                AS new (partition_id, epoch, position, in_flight_to)
             ), held AS MATERIALIZED (
-                SELECT c.group_id, c.partition_id, new.position, new.in_hand_to
+                SELECT c.group_id, c.partition_id, new.position, new.in_flight_to
                 FROM new JOIN {prefix}sqlmq_claim c ON c.partition_id = new.partition_id AND c.epoch = new.epoch
                 WHERE c.group_id = %b::bigint AND c.member_id = %b::bigint
                 ORDER BY c.partition_id
                 FOR NO KEY UPDATE OF c
             ), written AS (
-                INSERT INTO {prefix}sqlmq_group_offset (group_id, partition_id, committed_offset, in_hand_to)
+                INSERT INTO {prefix}sqlmq_group_offset (group_id, partition_id, committed_offset, in_flight_to)
                 SELECT * FROM held ON CONFLICT
             )
             SELECT partition_id FROM held
@@ -103,7 +103,7 @@ class Postgresql(Dialect):
         self._commit_sql = commit_sql.replace("ON CONFLICT", "ON CONFLICT DO NOTHING")
         self._mark_sql = commit_sql.replace(
             "ON CONFLICT",
-            "ON CONFLICT (group_id, partition_id, committed_offset) DO UPDATE SET in_hand_to = excluded.in_hand_to",
+            "ON CONFLICT (group_id, partition_id, committed_offset) DO UPDATE SET in_flight_to = excluded.in_flight_to",
         )
 
     def create_engine(self, url: URL) -> Engine:

@@ -15,7 +15,7 @@ ALL_TABLES = (
     "sqlmq_version",
     "sqlmq_topic",
     "sqlmq_partition",
-    "sqlmq_origin",
+    "sqlmq_partition_parent",
     "sqlmq_message",
     "sqlmq_group",
     "sqlmq_member",
@@ -25,13 +25,19 @@ ALL_TABLES = (
     "sqlmq_parked",
     "sqlmq_eviction",
 )
-COUNTING_VIEWS = ("sqlmq_lag", "sqlmq_partition_stats", "sqlmq_topic_stats", "sqlmq_member_stats", "sqlmq_not_yet")
+COUNTING_VIEWS = (
+    "sqlmq_lag",
+    "sqlmq_partition_stats",
+    "sqlmq_topic_stats",
+    "sqlmq_member_stats",
+    "sqlmq_partition_barrier",
+)
 """Views without a key, an error's text or anything else of a message."""
 TELLING_VIEWS = ("sqlmq_parked_message", "sqlmq_dead_letter", "sqlmq_blocked_key")
 
 FUNCTIONS = (
     "sqlmq_append(bigint[], integer[], bytea[], bytea[], text[], integer[])",
-    "sqlmq_append_anywhere(bigint[], bytea[], text[], integer)",
+    "sqlmq_append_to_any(bigint[], bytea[], text[], integer)",
     "sqlmq_append_one(bigint, bytea, bytea, text, integer)",
     "sqlmq_crc32(bytea)",
     "sqlmq_fnv1a(bytea)",
@@ -51,7 +57,7 @@ FUNCTIONS = (
 
 # A row is locked by whoever may update one of its columns: here those on which nothing depends, or that are counted anew.
 _LOCK_TOPICS = "SELECT, UPDATE (created_at)"
-_LOCK_PARTITIONS = "SELECT, UPDATE (sized_bytes)"
+_LOCK_PARTITIONS = "SELECT, UPDATE (measured_bytes)"
 
 MONITOR: Rights = {
     **dict.fromkeys(
@@ -78,7 +84,7 @@ CONSUMER: Rights = {
     "sqlmq_version": "SELECT",
     "sqlmq_topic": _LOCK_TOPICS,
     # Every consumer also moves what is due, and deletes what retention lets go.
-    "sqlmq_partition": "SELECT, UPDATE (start_offset, purged_to, sized_to, sized_bytes)",
+    "sqlmq_partition": "SELECT, UPDATE (start_offset, purged_to, measured_to, measured_bytes)",
     "sqlmq_message": "SELECT, INSERT, DELETE",
     "sqlmq_group": "SELECT, INSERT",
     **dict.fromkeys(

@@ -28,7 +28,7 @@ _DELAYED = _GROUPS._replace(name="delayed messages")
 _PARTS = [
     (_GROUPS, "sqlmq_lag", "dead"),
     (_GROUPS, "sqlmq_member_stats", "is_live"),
-    (_GROUPS, "sqlmq_not_yet", "origin"),
+    (_GROUPS, "sqlmq_partition_barrier", "parent"),
     (_DELAYED, "sqlmq_staged", "created_at"),
 ]
 
@@ -63,8 +63,8 @@ def _groups(conn: Connection, dialect: Dialect) -> list[GroupHealth]:
 
 def _group(conn: Connection, dialect: Dialect, topic: str, name: str, lags: list[PartitionLag]) -> GroupHealth:
     members = monitoring.members(conn, dialect, topic, name)
-    not_yet = {one.partition for one in monitoring.not_yet(conn, dialect, topic, name)}
-    ownerless = [lag for lag in lags if lag.owner is None and lag.lag and lag.partition not in not_yet]
+    behind_barrier = {one.partition for one in monitoring.barriers(conn, dialect, topic, name)}
+    ownerless = [lag for lag in lags if lag.owner is None and lag.lag and lag.partition not in behind_barrier]
     retention = store_retention.of_topic(conn, dialect, find_topic(conn, dialect, topic).id)
     return GroupHealth(
         topic,

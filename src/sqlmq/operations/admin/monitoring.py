@@ -35,7 +35,7 @@ def lag(conn: Connection, dialect: Dialect, topic: str | None, group: str | None
             row.partition,
             row.position,
             row.end_offset,
-            row.seconds,
+            row.lag_seconds,
             row.owner,
             dialect.moment_shown(row.committed_at),
             row.waiting,
@@ -53,12 +53,12 @@ def members(conn: Connection, dialect: Dialect, topic: str, group: str) -> list[
         joined_at = dialect.moment_shown(row.joined_at)
         assert joined_at is not None  # noqa: S101 - a member has joined
         numbers = tuple(sorted(map(int, filter(None, row.partitions.split(",")))))
-        facts = (row.heartbeat_seconds, row.lease_seconds, bool(row.is_live), bool(row.is_waiting))
+        facts = (row.heartbeat_seconds, row.lease_seconds, bool(row.is_live), bool(row.wants_partitions))
         described.append(MemberDescription(row.member, joined_at, *facts, numbers))
     return described
 
 
-def not_yet(conn: Connection, dialect: Dialect, topic: str, group: str) -> list[diagnosis.PartitionBarrier]:
+def barriers(conn: Connection, dialect: Dialect, topic: str, group: str) -> list[diagnosis.PartitionBarrier]:
     """The partitions that were added to the topic and that the group does not read yet."""
     return claims.partition_barriers(conn, dialect, topic, group)
 
@@ -81,7 +81,7 @@ def diagnose(
             {number: start for number, (start, _) in bounds.items()},
             in_place,
             parked.blocked_keys(conn, dialect, scope, after=None, limit=KEYS),
-            not_yet(conn, dialect, topic, group),
+            barriers(conn, dialect, topic, group),
             [diagnosis.Transaction(*holder) for holder in dialect.claim_holders(conn)],
             messages.moment_ago(conn, dialect, 0.0),
         ),

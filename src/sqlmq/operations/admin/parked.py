@@ -242,8 +242,8 @@ def _behind(position: Commit) -> Commit:
     A single message is left out: of one alone the next owner would take it for certain.
     """
     offset = position.offset + 1
-    in_hand_to = position.in_hand_to or 0
-    return Commit(position.partition_id, offset, in_hand_to if in_hand_to > offset + 1 else None)
+    in_flight_to = position.in_flight_to or 0
+    return Commit(position.partition_id, offset, in_flight_to if in_flight_to > offset + 1 else None)
 
 
 def _at_a_time(sizes: Sequence[Size], max_message_bytes: int) -> int:

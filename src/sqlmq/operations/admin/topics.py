@@ -153,7 +153,7 @@ def describe_group(conn: Connection, dialect: Dialect, topic_name: str, name: st
                 row.position,
                 row.end_offset,
                 row.owner,
-                row.seconds,
+                row.lag_seconds,
                 dialect.moment_shown(row.committed_at),
                 row.waiting,
                 row.dead,

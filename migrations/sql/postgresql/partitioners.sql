@@ -1,8 +1,8 @@
--- The partitioners of sqlmq/model/partitioner.py for producers that write SQL. Both must give what
--- tests/unit/partition_vectors.json says. 32-bit arithmetic is done in bigint and masked: no product reaches 2^63.
+-- The partitioners of sqlmq/model/partitioner.py for producers that write SQL. Both must agree with
+-- tests/unit/partition_vectors.json. 32-bit arithmetic is done in bigint and masked: no product reaches 2^63.
 -- Shifts and bit operators have one precedence in Postgres and are read from the left, hence the parentheses.
 
-CREATE OR REPLACE FUNCTION {schema}sqlmq_murmur2(data bytea) RETURNS integer
+CREATE FUNCTION {schema}sqlmq_murmur2(data bytea) RETURNS integer
 LANGUAGE plpgsql IMMUTABLE STRICT PARALLEL SAFE AS $sqlmq$
 DECLARE
     multiplier CONSTANT bigint := 1540483477;  -- 0x5bd1e995
@@ -39,7 +39,7 @@ BEGIN
 END
 $sqlmq$;
 
-CREATE OR REPLACE FUNCTION {schema}sqlmq_fnv1a(data bytea) RETURNS bigint
+CREATE FUNCTION {schema}sqlmq_fnv1a(data bytea) RETURNS bigint
 LANGUAGE plpgsql IMMUTABLE STRICT PARALLEL SAFE AS $sqlmq$
 DECLARE
     value bigint := 2166136261;  -- the offset basis, 0x811c9dc5
@@ -51,7 +51,7 @@ BEGIN
 END
 $sqlmq$;
 
-CREATE OR REPLACE FUNCTION {schema}sqlmq_crc32(data bytea) RETURNS bigint
+CREATE FUNCTION {schema}sqlmq_crc32(data bytea) RETURNS bigint
 LANGUAGE plpgsql IMMUTABLE STRICT PARALLEL SAFE AS $sqlmq$
 DECLARE
     -- The reflected polynomial 0xedb88320, four bits at a time.
@@ -70,8 +70,8 @@ BEGIN
 END
 $sqlmq$;
 
--- NULL for a NULL key: any partition will do for it, and the producer chooses.
-CREATE OR REPLACE FUNCTION {schema}sqlmq_partition_for_key(partitioner text, key bytea, partitions integer) RETURNS integer
+-- NULL for a NULL key: the producer chooses any partition.
+CREATE FUNCTION {schema}sqlmq_partition_for_key(partitioner text, key bytea, partitions integer) RETURNS integer
 LANGUAGE plpgsql IMMUTABLE STRICT PARALLEL SAFE AS $sqlmq$
 BEGIN
     IF partitions < 1 THEN

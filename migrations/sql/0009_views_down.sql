@@ -1,1 +1,0 @@
-DROP VIEW {schema}sqlmq_not_yet;

@@ -1,0 +1,16 @@
+DROP FUNCTION {schema}sqlmq_produce(text, text, text, jsonb, integer);
+DROP FUNCTION {schema}sqlmq_produce(text, bytea, bytea, jsonb, integer);
+DROP FUNCTION {schema}sqlmq_publish_one(bigint, bytea, bytea, text, integer);
+DROP FUNCTION {schema}sqlmq_publish(bigint[], integer[], bytea[], bytea[], text[], integer[]);
+DROP FUNCTION {schema}sqlmq_is_grown(bigint[], integer[]);
+DROP FUNCTION {schema}sqlmq_append_to_any(bigint[], bytea[], text[], integer);
+DROP FUNCTION {schema}sqlmq_append_one(bigint, bytea, bytea, text, integer);
+DROP FUNCTION {schema}sqlmq_append(bigint[], integer[], bytea[], bytea[], text[], integer[]);
+DROP FUNCTION {schema}sqlmq_next_offsets(bigint[], integer[]);
+DROP FUNCTION {schema}sqlmq_next_offset(bigint, integer);
+DROP FUNCTION {schema}sqlmq_raise_deleted(bigint[], bigint[]);
+DROP FUNCTION {schema}sqlmq_raise_isolation();
+DROP FUNCTION {schema}sqlmq_partition_for_key(text, bytea, integer);
+DROP FUNCTION {schema}sqlmq_crc32(bytea);
+DROP FUNCTION {schema}sqlmq_fnv1a(bytea);
+DROP FUNCTION {schema}sqlmq_murmur2(bytea);
