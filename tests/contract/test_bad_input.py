@@ -692,7 +692,7 @@ def test_a_full_disk_writes_nothing_and_producing_goes_on_when_there_is_room(dat
         mq.create_topic("orders", 1)
         producer = mq.producer("orders")
         pages[0] = 60
-        with pytest.raises(DatabaseFullError, match="Make room"):
+        with pytest.raises(DatabaseFullError, match="Free space"):
             producer.produce_many([Message(bytes(10_000))] * 100)
         while_full = mq.admin.describe_topic("orders").messages
         pages[0] = 1_000_000

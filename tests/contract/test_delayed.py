@@ -402,7 +402,7 @@ def test_large_messages_are_moved_a_few_at_a_time_and_in_their_order(
         moved.append(len(taken.ids))
         return taken
 
-    monkeypatch.setattr(staged_rows, "take", take_and_tell)
+    monkeypatch.setattr(staged_rows, "lock_due", take_and_tell)
     values = [f"{number}".ljust(size) for number, size in enumerate([600, 600, 1, 5_000, 10, 10, 990, 1])]
     mq.producer("orders").produce_many([Message(value.encode(), b"k") for value in values], delay_seconds=LONG)
     staged.make_due()

@@ -171,7 +171,7 @@ def test_looks_that_fail_lose_nothing_and_are_told_once(
         raise ValueError(message)
 
     with waiting(consumer) as (answer,):
-        monkeypatch.setattr(poll, "look", fail)
+        monkeypatch.setattr(poll, "poll", fail)
         assert all(failures.acquire(timeout=PATIENCE_SECONDS) for _ in range(3))
         there.producer("orders").produce(Message(b"42"))
 
@@ -193,7 +193,7 @@ def test_a_look_that_hangs_holds_up_neither_messages_nor_heartbeats(
         return look(*arguments, **options)
 
     with waiting(consumer) as (answer,):
-        monkeypatch.setattr(poll, "look", hang)
+        monkeypatch.setattr(poll, "poll", hang)
         try:
             assert hangs.wait(PATIENCE_SECONDS)
             trusted_until = consumer._core.coordinator._lease_valid_until

@@ -264,7 +264,7 @@ def test_more_positions_than_one_statement_asks_about_are_all_looked_at(mq: MQ) 
 
 
 def test_a_schema_is_refused_because_sqlite_has_none(database: DatabaseUnderTest) -> None:
-    with pytest.raises(InvalidURLError, match="SQLite has none"):
+    with pytest.raises(InvalidURLError, match="SQLite has no schemas"):
         MQ(database.url, schema="elsewhere")
 
 

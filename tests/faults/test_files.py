@@ -65,7 +65,7 @@ def test_on_a_full_disk_nothing_is_half_done_and_it_goes_on_when_there_is_room(
         # Another step is the first for which there is no room.
         os.truncate(ballast, ballast.stat().st_size - 4_096 * (10 + fill))
 
-        with pytest.raises(DatabaseFullError, match="Make room on the disk"):  # noqa: PT012 - it fills
+        with pytest.raises(DatabaseFullError, match="Free space on the disk"):  # noqa: PT012 - it fills
             while True:
                 acknowledged += len(producer.produce_many([Message(b"x" * 3_000)] * 5))
 

@@ -190,7 +190,7 @@ def test_on_a_full_disk_nothing_is_half_done_and_it_goes_on_when_there_is_room(
         ballast.write_bytes(bytes(8 << 20))
         acknowledged = 0
 
-        with pytest.raises(DatabaseFullError, match="Make room on the server's disk"):  # noqa: PT012 - it fills
+        with pytest.raises(DatabaseFullError, match="Free space on the server's disk"):  # noqa: PT012 - it fills
             while acknowledged < 1_000:
                 acknowledged += len(producer.produce_many([Message(b"x" * 100_000)] * 5))
 

@@ -81,7 +81,7 @@ def test_a_lock_that_somebody_else_keeps_is_waited_for_as_long_as_was_said(
         until((tmp_path / f"{name}.journal").exists, "a lock that is held")
         began = time.monotonic()
 
-        with pytest.raises(DatabaseBusyError, match="Another transaction writes for too long"):
+        with pytest.raises(DatabaseBusyError, match="Another transaction has been writing for too long"):
             producer.produce(Message(b"1"))
 
         assert 2.0 * 0.8 <= time.monotonic() - began <= 2.0 * 1.2 + BUSY_SECONDS

@@ -1,4 +1,4 @@
-"""Every difference between databases: a package for each, behind one interface. Nothing else names a database.
+"""Every difference between databases: a package for each, behind one interface. No other package names a database.
 
     base        `Dialect`: what a database must be able to do
     postgresql  Postgres, by psycopg 3
@@ -46,13 +46,13 @@ __all__ = [
     "without_secrets",
 ]
 
-# Imported when asked for: a program on SQLite needs no Postgres driver.
+# Imported on demand, because a program on SQLite needs no Postgres driver.
 _REGISTRY = {"postgresql": "Postgresql", "sqlite": "Sqlite"}
 _ALIASES = {"postgres": "postgresql"}
 
 
 def dialect_named(backend: str, schema: str | None) -> Dialect:
-    """The dialect for the database that SQLAlchemy calls *backend*."""
+    """Return the dialect for the database that SQLAlchemy calls *backend*."""
     if backend not in _REGISTRY:
         message = f"sqlmq works on {' and '.join(sorted(_REGISTRY))}, not on {backend!r}."
         raise InvalidURLError(message)
@@ -66,27 +66,24 @@ def dialect_named(backend: str, schema: str | None) -> Dialect:
 
 
 def canonical(url: URL) -> URL:
-    """*url* with the database's name as SQLAlchemy spells it: many say ``postgres://``."""
+    """Return *url* with SQLAlchemy's name of the database: many URLs begin with ``postgres://``."""
     backend, plus, driver = url.drivername.partition("+")
     return url.set(drivername=f"{_ALIASES.get(backend, backend)}{plus}{driver}")
 
 
 def blocking(url: URL, *, is_made: bool) -> URL:
-    """*url*, which may name a driver for asyncio, with the driver that we use for the same database.
+    """Return *url*, which may name an asyncio driver, with our driver for the same database.
 
-    *is_made* says that there is an engine for it already. Raises InvalidURLError if that is the only one to see its
-    database.
+    *is_made* means that an engine for it exists. Raises InvalidURLError if only that engine can see its database.
     """
     url = canonical(url)
     dialect = dialect_named(url.get_backend_name(), None)
     if is_made and dialect.is_private(url):
-        message = (
-            "A database in memory is seen by its own engine alone. Use a file, or give the URL instead of the engine."
-        )
+        message = "Only its own engine sees a database in memory. Use a file, or give the URL instead of the engine."
         raise InvalidURLError(message)
     return dialect.blocking_url(url)
 
 
 def dialect_of(conn: Connection, schema: str | None) -> Dialect:
-    """The dialect for the database of *conn*."""
+    """Return the dialect for the database of *conn*."""
     return dialect_named(conn.dialect.name, schema)

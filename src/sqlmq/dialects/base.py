@@ -1,7 +1,7 @@
-"""What a database must be able to do for us, and what most of them do the same way.
+"""What a database must be able to do for us, with the methods that most databases share.
 
-A dialect is the only place that knows which database it is on. It begins no transaction by itself: ``begin`` only says
-how a writing one has to begin.
+Only dialects know which database they are on. A dialect begins no transaction by itself: the caller decides when, and
+``begin`` knows how a writing one begins.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 
 _SMALL_BYTES = 1024
-"""Where the allowance for a row is less than this, values are likely to exceed it."""
+"""If the byte limit allows less than this for each row, values are likely to exceed it."""
 
 _value_of = itemgetter(3)
 
@@ -35,34 +35,37 @@ _FEWEST_PARTITIONS, _FEWEST_ROWS = 8, 50
 
 
 def most_partitions(limit: int) -> int:
-    """How many partitions a read of *limit* rows spreads over: many rows of one cost much less than one of many each."""
+    """Return how many partitions a read of *limit* rows covers.
+
+    Many rows of one partition cost much less than one row of each of many partitions.
+    """
     return max(_FEWEST_PARTITIONS, limit // _FEWEST_ROWS)
 
 
 class PartitionSlice(NamedTuple):
-    """So many messages, one after the other, that go to one partition."""
+    """Consecutive messages of a batch that go to one partition."""
 
     topic: str
-    """The topic's name, for errors to tell."""
+    """The topic's name, for error messages."""
     partition_id: int
     messages: int
     topic_partitions: int
-    """How many partitions the topic has, as far as is known."""
+    """How many partitions the topic has, as far as the producer knows."""
 
 
 class TopicGrownError(Exception):
-    """A topic has other than the partitions that were known; nothing was appended."""
+    """The topic's number of partitions is not the one that the producer knew. Nothing was appended."""
 
 
 class Position(NamedTuple):
-    """Where to read on in one partition."""
+    """The next offset to read in one partition."""
 
     partition_id: int
     offset: int
 
 
 class HeldPosition(NamedTuple):
-    """A group's new position in one partition, and the epoch of the claim that entitles to it."""
+    """A group's new position in one partition, and the epoch of the claim that allows to commit it."""
 
     partition_id: int
     epoch: int
@@ -71,31 +74,31 @@ class HeldPosition(NamedTuple):
 
 
 class LockedRow(NamedTuple):
-    """The row that ``hold`` has locked, if there was one, and what tells its transaction from a later one."""
+    """The row that ``lock_and_watch`` locked, if there was one, and a token of its transaction."""
 
     row: Row[Any] | None
     token: str | None
 
 
 class Holder(NamedTuple):
-    """A transaction that holds claims of groups."""
+    """A transaction that holds locks on claims."""
 
     pid: int
-    """Of the server's process."""
+    """The id of the server's process."""
     application: str
-    """What the session calls itself; often nothing."""
+    """The session's application_name; often empty."""
     state: str
-    """``active``, ``idle in transaction``, ...; empty where we may not see it."""
+    """``active``, ``idle in transaction``, ...; empty if the session may not see it."""
     seconds: float
-    """For how long it has been open."""
+    """How long the transaction has been open."""
 
 
 class Listening(ABC):
-    """A connection that hears what ``Dialect.notify`` sends from anywhere. Used by one thread, but for ``interrupt``."""
+    """A connection that receives what ``Dialect.notify`` sends. One thread uses it; any thread may ``interrupt``."""
 
     @abstractmethod
     def wait(self, seconds: float) -> set[str]:
-        """Wait for payloads, up to *seconds*, and return those that have come. Raises when the connection is lost."""
+        """Wait up to *seconds* and return the payloads that arrived. Raises if the connection is lost."""
 
     @abstractmethod
     def interrupt(self) -> None:
@@ -107,40 +110,40 @@ class Listening(ABC):
 
 
 class ConnectionSocket(ABC):
-    """The wire of a connection, seen from another thread than the one that waits for an answer on it."""
+    """The socket of a connection, for another thread than the one that waits for an answer on it."""
 
     @abstractmethod
     def silent_seconds(self) -> float | None:
-        """Since when nothing has been sent or received; None where that can't be known."""
+        """Return how long nothing has been sent or received; None if that is unknown."""
 
     @abstractmethod
     def request_cancel(self, seconds: float) -> None:
-        """Ask the server to end the statement, and wait up to *seconds* until it has heard that."""
+        """Ask the server to cancel the statement, and wait up to *seconds* for the request to be sent."""
 
     @abstractmethod
     def shut_down(self) -> None:
-        """Break the connection, for whoever waits too."""
+        """Break the connection, also for a thread that is waiting on it."""
 
 
 class Dialect(ABC):
-    """One database, and the schema our tables are in."""
+    """The differences of one database, and the schema of our tables."""
 
     name: ClassVar[str]
     creates_schema_itself: ClassVar[bool] = False
-    """Whether the tables are made on first use, without being asked for."""
+    """Whether the tables are created on first use, without a command."""
     one_writer: ClassVar[bool] = False
-    """Whether the database has room for a single writing transaction at a time."""
+    """Whether the database allows one writing transaction at a time."""
 
     has_line: ClassVar[bool] = False
-    """Whether there is a network between, whose silence has to be noticed."""
+    """Whether a network lies between, whose silence the watchdog has to notice."""
     has_change_token: ClassVar[bool] = False
-    """Whether ``change_token`` tells something."""
+    """Whether ``change_token`` works."""
     can_notify: ClassVar[bool] = False
     """Whether ``notify`` reaches other processes."""
     reads_in_parallel: ClassVar[bool] = False
-    """Whether a thread that reads leaves the processor to others for most of the time."""
+    """Whether a reading thread leaves the processor to other threads most of the time."""
     moments_from_us: ClassVar[int] = 0
-    """From where the moments of ``LogRow`` count, in microseconds after 1970-01-01 UTC."""
+    """The origin of the timestamps in ``LogRow``, in microseconds after 1970-01-01 UTC."""
 
     def __init__(self, schema: str | None) -> None:
         self.schema = schema
@@ -149,90 +152,93 @@ class Dialect(ABC):
 
     @abstractmethod
     def create_engine(self, url: URL) -> Engine:
-        """Make the engine for a URL of our own; never called for an engine that the user made."""
+        """Create an engine of ours for *url*. Never called for an engine that the user made."""
 
     @abstractmethod
     def create_async_engine(self, url: URL) -> AsyncEngine:
-        """Make an engine for asyncio, for the URL of an engine of our own."""
+        """Create an asyncio engine for the URL of an engine of ours."""
 
     @abstractmethod
     def blocking_url(self, url: URL) -> URL:
-        """*url* with the driver that we use, where it names one for asyncio; other drivers are left for us to refuse."""
+        """Return *url* with our driver if it names an asyncio driver. Other drivers are refused later."""
 
     def is_private(self, url: URL) -> bool:
-        """Whether nobody but the engine made from *url* sees what is in that database."""
+        """Whether only the engine made from *url* can see that database."""
         del url
         return False
 
     @abstractmethod
     def check_engine(self, engine: Engine) -> None:
-        """Raise InvalidURLError if a user's engine has a driver that can't be used."""
+        """Raise InvalidURLError if the driver of a user's engine is not supported."""
 
     @abstractmethod
     def for_transactions(self, engine: Engine) -> Engine:
-        """The same pool, for transactions in which offsets can be numbered, whatever the defaults are."""
+        """Return *engine*, with the same pool, in the isolation level that appends need."""
 
     @abstractmethod
     def for_single_statements(self, engine: Engine) -> Engine:
-        """The same pool, for single statements that need no BEGIN and COMMIT of their own."""
+        """Return *engine*, with the same pool, for single statements without BEGIN and COMMIT."""
 
     def begin(self, conn: Connection) -> None:  # noqa: B027 - most databases need nothing: SQLAlchemy begins
         """Begin a writing transaction on *conn*, which is in none."""
 
     @abstractmethod
     def is_autocommit(self, conn: Connection) -> bool:
-        """Whether *conn*, which SQLAlchemy takes to be in a transaction, commits each statement by itself."""
+        """Whether *conn* commits each statement, although SQLAlchemy believes it is in a transaction."""
 
     @abstractmethod
     def lock_and_watch(
         self, conn: Connection, wanted: Select[Any], *, quiet_seconds: float, vanished_seconds: float
     ) -> LockedRow:
-        """Run *wanted*, which locks a row, in a transaction that the server ends when nobody is behind it any more.
+        """Run *wanted*, which locks a row, in a transaction that the server ends if its client disappears.
 
-        That is when its owner sends nothing for *quiet_seconds*, or can't be reached for *vanished_seconds*; a lower
-        limit that is there already stays. The limits end with the transaction. Raises IsolationError, with nothing
-        locked, if later statements would not see what was committed before the lock was there.
+        The server ends it if the client sends nothing for *quiet_seconds*, or can't be reached for *vanished_seconds*.
+        A lower limit of the session stays. The limits end with the transaction. Raises IsolationError, with nothing
+        locked, if later statements would not see what was committed before the lock.
         """
 
     @abstractmethod
     def is_same_transaction(self, token: str | None) -> ColumnElement[bool]:
-        """Whether a statement runs in the very transaction in which ``hold`` gave *token*."""
+        """Whether a statement runs in the transaction for which ``lock_and_watch`` returned *token*."""
 
     def release_savepoint(self, conn: Connection) -> bool:
-        """Be done with ``hold``, right before COMMIT; return whether the transaction was still the same."""
+        """Release the savepoint of ``lock_and_watch``, right before COMMIT.
+
+        Returns whether the transaction is still the same.
+        """
         del conn
         return True
 
     def can_append_in_one_statement(self, conn: Connection) -> bool:
-        """Whether an append outside any transaction is one of its own, in one round trip, if it is not too large."""
+        """Whether a small append outside a transaction is its own transaction, in one round trip."""
         del conn
         return False
 
     def autocommitting(self, conn: Connection) -> contextlib.AbstractContextManager[None]:
-        """Let statements that the driver alone sees commit by themselves, on *conn*, which is in no transaction.
+        """Let the driver commit each statement on *conn*, which is in no transaction, for a block.
 
-        The same by SQLAlchemy's isolation level takes three times as long, which for a single message counts.
+        SQLAlchemy's isolation level does the same in three times the time, which counts for a single message.
         """
         raise NotImplementedError
 
     def takes_one_statement(self, contents: RecordBatch) -> bool:
-        """Whether an append of *contents* is not too large for that."""
+        """Whether an append of *contents* is small enough for one statement."""
         del contents
         return True
 
     def limit_lock_wait(self, conn: Connection, seconds: float) -> None:  # noqa: B027 - some have a limit of their own
-        """Have statements of this transaction fail, for a passing reason, that wait longer than that for a lock."""
+        """Limit how long statements of this transaction wait for a lock. They fail with a transient error."""
 
     @abstractmethod
     def lock_schema(self, conn: Connection) -> None:
-        """Let one migration run at a time, until the transaction ends."""
+        """Allow one migration at a time, until the transaction ends."""
 
     @abstractmethod
     def now(self) -> ColumnElement[object]:
-        """This moment by the database's clock, as it is stored."""
+        """The current time by the database's clock, as it is stored."""
 
     def began_at(self) -> ColumnElement[object]:
-        """When the transaction began by the database's clock, which its messages have for a timestamp, as it is stored."""
+        """The start of the transaction by the database's clock, which is the timestamp of its messages."""
         return self.now()
 
     @abstractmethod
@@ -245,19 +251,19 @@ class Dialect(ABC):
 
     @abstractmethod
     def microseconds(self, moment: ColumnElement[object]) -> ColumnElement[int]:
-        """*moment* as microseconds after 1970-01-01 UTC, whatever time zone and date style the session has."""
+        """*moment* as microseconds after 1970-01-01 UTC, in any time zone and date style of the session."""
 
     @abstractmethod
     def moment_of(self, stored: Any) -> datetime:  # noqa: ANN401 - what the driver makes of the column
-        """A moment as it is *stored*, aware, UTC."""
+        """Return a *stored* moment, aware, in UTC."""
 
     @abstractmethod
     def moment_shown(self, shown: Any) -> datetime | None:  # noqa: ANN401 - what the driver makes of a view's column
-        """A moment as our views show it, aware, UTC; None if there is none."""
+        """Return a moment as our views show it, aware, in UTC, or None."""
 
     @abstractmethod
     def database_status(self, conn: Connection) -> DatabaseStatus:
-        """What the database says of itself."""
+        """Read the status of the database, for ``sqlmq doctor``."""
 
     def may_read(self, conn: Connection, table: str, column: str) -> bool:
         """Whether the session may read *column* of *table*, a table or view of ours."""
@@ -265,7 +271,7 @@ class Dialect(ABC):
         return True
 
     def claim_holders(self, conn: Connection) -> list[Holder]:
-        """The transactions that hold claims of groups locked now, as far as the database tells; the oldest first."""
+        """Return the transactions that hold locks on claims, the oldest first, as far as they are visible."""
         del conn
         return []
 
@@ -275,15 +281,15 @@ class Dialect(ABC):
 
     @abstractmethod
     def insert_new(self, table: Table, unique: Sequence[str]) -> Insert:
-        """An INSERT that leaves alone a row which is there already, by the columns *unique*."""
+        """Return an INSERT that leaves an existing row with the same *unique* columns unchanged."""
 
     @abstractmethod
     def insert_or_update(
         self, table: Table, unique: Sequence[str], changed: Sequence[str], kept: Sequence[str] = ()
     ) -> Insert:
-        """An INSERT that changes a row which is there already, by the columns *unique*.
+        """Return an INSERT that updates an existing row with the same *unique* columns.
 
-        Columns *changed* get the new value; columns *kept* only where there is none yet.
+        Columns *changed* get the new value; columns *kept* get it only if they are null.
         """
 
     def commit_held(
@@ -296,46 +302,46 @@ class Dialect(ABC):
         durably: bool,
         marking: bool,
     ) -> set[int] | None:
-        """Lock those claims that *member_id* still has, and insert the group's *positions* there, in one statement.
+        """Lock the claims that *member_id* still has and insert the group's *positions* there, in one statement.
 
-        Returns the ids of those partitions; None, and does nothing, where that takes several statements. A position
-        that is there already is no error; if *marking*, it is told what is in hand. Unless *durably*, a server that
-        crashes right after may have forgotten it.
+        Returns the ids of those partitions; None, without any change, if this database needs several statements. An
+        existing position is not an error; if *marking*, its in-flight offset is updated. Unless *durably*, a crash of
+        the server right after may lose the commit.
         """
         del conn, group_id, member_id, positions, durably, marking
         return None
 
     @abstractmethod
     def append(self, conn: Connection, parts: Sequence[PartitionSlice], contents: RecordBatch) -> list[int]:
-        """Number the messages *contents*, which lie in order of *parts*, and add them to the log.
+        """Append *contents*, which are in the order of *parts*, and return the first offset of each part.
 
-        Returns the offset of the first message of each part. The partitions' rows, by whose ids the parts ascend, are
-        locked in that order until the transaction ends. Raises UnknownTopicError if one of the partitions is gone, and
-        TopicGrownError, with nothing appended, if one of the topics has other than the partitions known.
+        Locks the partitions' rows, in the ascending order of *parts*, until the transaction ends. Raises
+        UnknownTopicError if a partition is gone; TopicGrownError, with nothing appended, if a topic has another number
+        of partitions.
         """
 
     def append_to_any(
         self, conn: Connection, part: PartitionSlice, others: Sequence[int], contents: RecordBatch
     ) -> tuple[int, int]:
-        """As ``append``, to *part*; or to one of the partitions *others*, if nobody appends there now and to it somebody.
+        """Append like ``append``, to *part*, or to one of *others* if *part* is locked and that one is not.
 
-        Where that can't be told, it is *part*. Returns the partition's id, and the offset of the first message.
+        A database that can't tell uses *part*. Returns the partition's id and the offset of the first message.
         """
         del others
         (base,) = self.append(conn, [part], contents)
         return part.partition_id, base
 
     def publish(self, conn: Connection, parts: Sequence[PartitionSlice], contents: RecordBatch) -> list[int] | None:
-        """As ``append``, in a transaction of any isolation level, on a connection of any driver.
+        """Append like ``append``, in a transaction of any isolation level, on a connection of any driver.
 
-        Where the level does not let it see the newest offset, the messages are staged, without a lock; then None.
+        If the level hides the newest offset, the messages are staged instead, without a lock, and the result is None.
         """
         return self.append(conn, parts, contents)
 
     def identity(self, conn: Connection, *, fresh: bool) -> tuple[object, ...]:
-        """What tells the database of *conn* from all others, until its server starts again.
+        """Return a value that no other database has, until its server restarts.
 
-        Unless it has to be *fresh*, the answer may be an old one for the same engine.
+        Unless *fresh*, it may be a cached value of the same engine.
         """
         if fresh or conn.engine not in self._identities:
             self._identities[conn.engine] = self.identify(conn)
@@ -343,14 +349,16 @@ class Dialect(ABC):
 
     @abstractmethod
     def identify(self, conn: Connection) -> tuple[object, ...]:
-        """Ask what ``identity`` tells."""
+        """Ask the database for the value of ``identity``."""
 
     def read(self, conn: Connection, positions: Sequence[Position], limit: int, max_bytes: int) -> list[LogRow]:
-        """Read up to *limit* rows, a fair part from each of the first partitions that have any, in order of offset in each.
+        """Read up to *limit* rows, an equal share from each of the first partitions that have any.
 
-        How many partitions that are, ``most_partitions`` says; those come first whose *positions* do. Stops in each partition before its part of *max_bytes* of values is exceeded, but never before its first row.
+        Rows of a partition are in order of offset. ``most_partitions`` limits the number of partitions; the order of
+        *positions* is their priority. A partition's rows stop before its share of *max_bytes* of values is exceeded,
+        but its first row always comes.
         """
-        # Adding up sizes doubles what a read costs, and needs no doing where so many rows can't be too much together.
+        # Adding up sizes doubles the cost of a read. It is not needed if *limit* small values can't exceed *max_bytes*.
         if (small := max_bytes // limit) >= _SMALL_BYTES:
             rows = self.read_small(conn, positions, limit, small)
             if None not in map(_value_of, rows):
@@ -359,54 +367,54 @@ class Dialect(ABC):
 
     @abstractmethod
     def read_small(self, conn: Connection, positions: Sequence[Position], limit: int, small: int) -> list[LogRow]:
-        """As ``read``, with None for values of more than *small* bytes, and without adding up."""
+        """Read like ``read``, with None for values of more than *small* bytes, without adding up sizes."""
 
     @abstractmethod
     def read_within(self, conn: Connection, positions: Sequence[Position], limit: int, max_bytes: int) -> list[LogRow]:
-        """As ``read``, adding up the sizes."""
+        """Read like ``read``, adding up the sizes."""
 
     @abstractmethod
     def ready(self, conn: Connection, positions: Collection[Position]) -> set[Position]:
-        """Those of *positions* from which ``read`` would read something."""
+        """Return those of *positions* from which ``read`` would return rows."""
 
     def change_token(self, conn: Connection) -> int:
-        """A number that changes when another connection has written, read at next to no cost."""
+        """Return a number that changes when another connection writes. Reading it costs almost nothing."""
         raise NotImplementedError
 
     def notify(self, conn: Connection, payloads: Collection[str]) -> None:
-        """Send *payloads* to all who listen to the same tables, with *conn* in no transaction."""
+        """Send *payloads* to all connections that listen for the same tables. *conn* is in no transaction."""
         raise NotImplementedError
 
     def listen(self, engine: Engine, awaited: Callable[[object], contextlib.AbstractContextManager[None]]) -> Listening:
-        """Listen, on a connection made as *engine* makes its own, but outside its pool.
+        """Listen on a new connection, made like those of *engine* but outside its pool.
 
-        What is asked on that of the driver is asked in a block of *awaited*.
+        Every request on it runs inside a block of *awaited*, which limits how long the server may be silent.
         """
         raise NotImplementedError
 
     def line(self, connection: object) -> ConnectionSocket | None:
-        """The line of a driver's *connection*; None if there is none that could be cut."""
+        """Return the socket of a driver's *connection*; None if it has none that could be shut down."""
         del connection
         return None
 
     @abstractmethod
     def translate(self, error: Exception, where: str) -> SqlmqError | None:
-        """Our error for a driver's *error* at the database *where*; None if it is not the database's doing."""
+        """Return our error for the driver's *error* at the database *where*; None for other errors."""
 
     def quotes_rows(self, error: Exception) -> bool:
-        """Whether the driver's *error* can hold parts of a row, which belong in no log."""
+        """Whether the driver's *error* may quote parts of a row, which must not get into logs."""
         del error
         return False
 
     @abstractmethod
     def is_transient(self, error: Exception) -> bool:
-        """Whether a transaction that failed so may succeed if it is run again from its beginning."""
+        """Whether a transaction that failed with *error* may succeed if it runs again from its start."""
 
     @abstractmethod
     def is_disconnect(self, error: Exception) -> bool:
-        """Whether the connection broke without a last word from the server."""
+        """Whether *error* means that the connection is lost."""
 
 
 def without_secrets(url: URL) -> str:
-    """*url* as it may be shown: without password and query, which can hold one."""
+    """Return *url* for display: without password and without query, which can contain one."""
     return url._replace(password=None, query=type(url.query)()).render_as_string(hide_password=True)

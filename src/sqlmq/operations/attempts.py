@@ -44,7 +44,8 @@ class Found(NamedTuple):
 def load(conn: Connection, dialect: Dialect, group: Group, partition_ids: Sequence[int]) -> Found:
     """What *group* has set aside of *partition_ids*, and what was in hand there. Takes no lock."""
     return Found(
-        parked.load(conn, dialect, group, partition_ids), offsets.positions_in_flight(conn, dialect, group, partition_ids)
+        parked.load(conn, dialect, group, partition_ids),
+        offsets.positions_in_flight(conn, dialect, group, partition_ids),
     )
 
 

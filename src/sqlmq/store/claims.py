@@ -1,9 +1,9 @@
-"""`sqlmq_claim`: which member owns a partition in a group, and the fence that keeps everybody else out.
+"""`sqlmq_claim`: which member owns a partition in a group, and the fence that keeps all others out.
 
-A claim has an owner and an epoch, which is raised whenever the ownership changes. Its row is locked in two ways. A
-member locks claims that are its own (``lock``) before it writes for them. ``consumer.transaction()`` locks a claim
-that no member owns (``hold``): the partition belongs to that transaction until it ends, and nothing is written to the
-claim. The two exclude each other: a member skips what is locked, and what a member owns is not looked for by ``hold``.
+A claim has an owner and an epoch, which rises whenever the owner changes. Its row is locked in two ways. A member locks
+its own claims (``lock``) before it writes for them. ``consumer.transaction()`` locks a claim that no member owns
+(``lock_free_claim``): the partition belongs to that transaction until it ends, and the claim is not changed. The two
+exclude each other, because members skip locked claims, and ``lock_free_claim`` looks only for claims without an owner.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ _BARRIER = ("topic", "group_name", "partition", "parent", "barrier_offset", "gro
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """A member's right to one partition, good as long as nobody has raised the epoch."""
+    """A member's right to one partition, valid until another owner raises the epoch."""
 
     partition_id: int
     epoch: int
@@ -63,20 +63,20 @@ class GroupSnapshot:
     members: list[MemberSnapshot]
     claims: list[ClaimSnapshot]
     owned: dict[int, dict[int, Claim]]
-    """What each live member owns, by member id and partition id; nothing of those who own nothing."""
+    """The claims of each live member, by member id and partition id. Members without claims are missing."""
 
 
 class FreeClaims(NamedTuple):
-    """What a group has to offer at this moment, to be seen without any lock."""
+    """What a transaction could take in a group, read without a lock."""
 
     has_messages: bool
-    """Whether there are messages, not yet read, in a partition that no member has."""
+    """Whether a partition without an owner has unread messages."""
     has_dead_owners: bool
-    """Whether a partition belongs to a member whose lease is over."""
+    """Whether a member whose lease is over owns a partition."""
 
 
 def add_claims(conn: Connection, dialect: Dialect, group: Group, topic: Topic) -> None:
-    """Make a claim, without an owner, for each partition of *topic* that the group has none for."""
+    """Create a claim, without an owner, for each partition of *topic* that has none in *group*."""
     c = dialect.tables.claim
     have = set(conn.execute(select(c.c.partition_id).where(c.c.group_id == group.id)).scalars())
     rows = [{"group_id": group.id, "partition_id": id_} for id_ in topic.partition_ids if id_ not in have]
@@ -87,10 +87,9 @@ def add_claims(conn: Connection, dialect: Dialect, group: Group, topic: Topic) -
 def claim_free(
     conn: Connection, dialect: Dialect, group: Group, member_id: int, partition_ids: Sequence[int], at_most: int
 ) -> list[Claim]:
-    """Claim up to *at_most* of *partition_ids* that are to be read and nobody live owns; return them with new epochs.
+    """Claim up to *at_most* of *partition_ids* that are open and have no live owner; return them with new epochs.
 
-    Passes over what somebody else is claiming or committing at this moment. The claims' rows stay locked until the
-    transaction ends.
+    Skips claims that another transaction has locked. The claims' rows stay locked until the transaction ends.
     """
     c = dialect.tables.claim
     is_free = or_(c.c.member_id.is_(None), ~has_live_owner(dialect))
@@ -107,7 +106,7 @@ def claim_free(
 
 
 def release(conn: Connection, dialect: Dialect, group: Group, member_id: int, given: Iterable[Claim]) -> None:
-    """Leave the claims *given* without an owner, those that *member_id* still has; the others are passed over."""
+    """Release those of the claims *given* that *member_id* still has."""
     held = lock(conn, dialect, group, member_id, given)
     _set_owner(conn, dialect, group, held, None)
 
@@ -115,9 +114,10 @@ def release(conn: Connection, dialect: Dialect, group: Group, member_id: int, gi
 def reserve_for_successor(
     conn: Connection, dialect: Dialect, group: Group, member_id: int, given: Iterable[Claim]
 ) -> None:
-    """Leave the claims *given* to whoever succeeds *member_id*, those that it still has; it is to be removed with this.
+    """Reserve the claims *given* that *member_id* still has for its successor. The caller removes the member, too.
 
-    They keep its id, by which they are known until somebody joins, and get an epoch that is not its own.
+    They keep the member's id, which marks them as reserved until another member joins, and get an epoch that it does
+    not know.
     """
     held = lock(conn, dialect, group, member_id, given)
     _set_owner(conn, dialect, group, [Claim(claim.partition_id, claim.epoch + 1) for claim in held], member_id)
@@ -126,7 +126,8 @@ def reserve_for_successor(
 def lock(conn: Connection, dialect: Dialect, group: Group, member_id: int, wanted: Iterable[Claim]) -> list[Claim]:
     """Lock those of the claims *wanted* that *member_id* still has, until the transaction ends, and return them.
 
-    This is the fence: while the rows are locked nobody can take them over, and what was taken over is not returned.
+    This is the fence: no other member can take the locked claims over, and claims that were taken over are not
+    returned.
     """
     epochs = {claim.partition_id: claim.epoch for claim in wanted}
     c = dialect.tables.claim
@@ -140,9 +141,9 @@ def lock(conn: Connection, dialect: Dialect, group: Group, member_id: int, wante
 
 
 def lock_all(conn: Connection, dialect: Dialect, group: Group, partition_ids: Sequence[int]) -> list[int]:
-    """Lock the claims on *partition_ids*, whoever has them, until the transaction ends; return the ids of those there are.
+    """Lock the claims on *partition_ids*, of any owner, until the transaction ends; return the ids that exist.
 
-    While they are locked, nobody takes a partition over, and its owner writes nothing for it.
+    Meanwhile no member takes a partition over, and no owner commits for it.
     """
     c = dialect.tables.claim
     rows = conn.execute(
@@ -155,7 +156,7 @@ def lock_all(conn: Connection, dialect: Dialect, group: Group, partition_ids: Se
 
 
 def revoke(conn: Connection, dialect: Dialect, group: Group, partition_ids: Sequence[int]) -> None:
-    """Take *partition_ids* from whoever has them, who is fenced. The caller has locked their claims (``lock_all``)."""
+    """Take *partition_ids* from their owners, which are fenced. The caller has locked the claims (``lock_all``)."""
     c = dialect.tables.claim
     conn.execute(
         update(c)
@@ -165,9 +166,9 @@ def revoke(conn: Connection, dialect: Dialect, group: Group, partition_ids: Sequ
 
 
 def bump_epoch(conn: Connection, dialect: Dialect, group: Group, member_id: int, claim: Claim) -> Claim | None:
-    """Raise the epoch of *claim*, which stays the member's, and lock it; None if *member_id* has it no more.
+    """Raise the epoch of *claim*, which the member keeps, and lock it; None if *member_id* has lost it.
 
-    What the member itself has sent, or is to send, by the old one is fenced.
+    Fences what the member itself has sent, or will send, with the old epoch.
     """
     if not lock(conn, dialect, group, member_id, [claim]):
         return None
@@ -177,9 +178,9 @@ def bump_epoch(conn: Connection, dialect: Dialect, group: Group, member_id: int,
 
 
 def snapshots(conn: Connection, dialect: Dialect, group_ids: Collection[int]) -> dict[int, GroupSnapshot]:
-    """The live members of *group_ids*, and the claims, of one moment; by group id.
+    """Return the live members and the claims of *group_ids*, at one moment, by group id.
 
-    Without those on partitions that are not to be read yet.
+    Excludes free claims on partitions that are not open yet.
     """
     c, m = dialect.tables.claim, dialect.tables.member
     live = and_(m.c.id.is_not(None), is_live(dialect))
@@ -215,10 +216,10 @@ def snapshots(conn: Connection, dialect: Dialect, group_ids: Collection[int]) ->
 
 
 def remove_dead(conn: Connection, dialect: Dialect, group: Group) -> None:
-    """Free the claims of *group* that no live member has, and remove the members whose lease is over.
+    """Free the claims of *group* without a live owner, and remove the members whose lease is over.
 
-    One that lives on after all finds itself gone, and joins anew. Rows that somebody else has locked are left for the
-    next time. Claims are locked before members, as everywhere.
+    A removed member that is alive after all notices it, and joins again. Skips rows that another transaction has
+    locked. Locks claims before members, like every transaction.
     """
     c, m = dialect.tables.claim, dialect.tables.member
     dead = select(m.c.id).where(m.c.group_id == group.id, ~is_live(dialect))
@@ -235,9 +236,9 @@ def remove_dead(conn: Connection, dialect: Dialect, group: Group) -> None:
 
 
 def find_free(conn: Connection, dialect: Dialect, group: Group) -> FreeClaims | None:
-    """Look whether something may be there to be held; None if *group* is gone."""
+    """Read whether *group* may have a claim to lock; None if the group is gone."""
     c, g = dialect.tables.claim, dialect.tables.group
-    # Not EXISTS, and in order: without that Postgres may read the claims of all groups to find one of this.
+    # Not EXISTS, and ordered: otherwise Postgres may read the claims of all groups to find one of this group.
     free = _free(dialect, group).with_only_columns(c.c.partition_id)
     orphaned = select(c.c.partition_id).where(
         c.c.group_id == group.id, c.c.member_id.is_not(None), ~has_live_owner(dialect)
@@ -260,10 +261,10 @@ def lock_free_claim(
     quiet_seconds: float,
     vanished_seconds: float,
 ) -> tuple[Claim | None, LockedRow]:
-    """Lock the claim of a partition that has messages, which nobody has, and return it: the one served longest ago.
+    """Lock and return the claim of a partition with messages and without an owner, the one served longest ago.
 
-    Those of the ids *last* come after the others, in that order. Passes over what somebody else has locked. What the
-    claim's position is has to be asked in a later statement.
+    The ids *last* come after all others, in that order. Skips claims that another transaction has locked. The caller
+    must read the claim's position in a later statement.
     """
     c = dialect.tables.claim
     turn = case({id_: rank for rank, id_ in enumerate(last, 1)}, value=c.c.partition_id, else_=0) if last else None
@@ -284,10 +285,10 @@ def lock_free_claim(
 def commit_locked(
     conn: Connection, dialect: Dialect, group: Group, claim: Claim, token: str | None, *, start: int, commit: Commit
 ) -> bool:
-    """Move *group* on from *start* to *commit*; return False, with nothing written, unless all is as it was.
+    """Move *group* from *start* to *commit*. Returns False, with nothing written, if anything has changed.
 
-    That is: the transaction is the one in which ``hold`` gave *token*, the claim has the same epoch and no owner, and
-    the position is still *start*.
+    The transaction must be the one for which ``lock_free_claim`` returned *token*, the claim must have the same epoch
+    and no owner, and the position must still be *start*.
     """
     c, o, p = dialect.tables.claim, dialect.tables.group_offset, dialect.tables.partition
     is_same = and_(
@@ -308,21 +309,21 @@ def commit_locked(
 
 
 def is_same_transaction(conn: Connection, dialect: Dialect, token: str | None) -> bool:
-    """Whether the transaction is the one in which ``hold`` gave *token*."""
+    """Whether the transaction is the one for which ``lock_free_claim`` returned *token*."""
     return bool(conn.execute(select(dialect.is_same_transaction(token))).scalar())
 
 
 def identity(conn: Connection, dialect: Dialect, group: Group) -> object:
-    """What no group in another database has in common with *group*, all together; None if it is not there."""
+    """Return values that together no group in another database has; None if *group* is gone."""
     g = dialect.tables.group
     row = conn.execute(select(g.c.topic_id, g.c.name, g.c.created_at).where(g.c.id == group.id)).first()
     return None if row is None else tuple(row)
 
 
 def _free(dialect: Dialect, group: Group) -> Select[Any]:
-    """The claims of *group* that no member has, in whose partition there are messages that are to be read."""
+    """Select the claims of *group* without an owner whose partition is open and has unread messages."""
     c, m, p = dialect.tables.claim, dialect.tables.message, dialect.tables.partition
-    # One look into the index for each partition: an EXISTS may become a join that reads the whole log.
+    # A subquery, for one index look-up in each partition. An EXISTS may become a join that reads the whole log.
     next_offset = (
         select(m.c.msg_offset)
         .where(m.c.partition_id == c.c.partition_id, m.c.msg_offset >= _position(dialect))
@@ -339,7 +340,7 @@ def _free(dialect: Dialect, group: Group) -> Select[Any]:
 
 
 def _position(dialect: Dialect) -> ColumnElement[int]:
-    """The group's position in the partition of a claim: where it has committed nothing, the oldest message kept."""
+    """The group's position in the partition of a claim; without a commit, the oldest message."""
     newest = _newest(dialect, dialect.tables.group_offset.c.committed_offset)
     return func.coalesce(newest, dialect.tables.partition.c.start_offset)
 
@@ -357,7 +358,7 @@ def _newest(dialect: Dialect, column: ColumnElement[Any]) -> ScalarSelect[Any]:
 
 
 def partition_barriers(conn: Connection, dialect: Dialect, topic: str, group: str) -> list[PartitionBarrier]:
-    """The partitions that a group does not read yet, each with the first of what it waits for."""
+    """Return the partitions that a group does not read yet, each with the first barrier it waits for."""
     seen = _barriers(dialect)
     rows = conn.execute(
         select(seen.c.partition, seen.c.parent, seen.c.barrier_offset)
@@ -371,9 +372,9 @@ def partition_barriers(conn: Connection, dialect: Dialect, topic: str, group: st
 
 
 def is_open(dialect: Dialect) -> ColumnElement[bool]:
-    """Whether the group of a claim, of the enclosing statement, is done with what has to be read before its partition."""
+    """Whether a claim's partition, in the enclosing statement, may be read: its group is past every barrier."""
     c, seen = dialect.tables.claim, _barriers(dialect)
-    # One look for each claim: an EXISTS may become a table of all groups' partitions, for whose sake all is read.
+    # A subquery, for one look-up for each claim. For an EXISTS, Postgres may compute the barriers of all groups.
     closed = (
         select(seen.c.partition_id)
         .where(seen.c.group_id == c.c.group_id, seen.c.partition_id == c.c.partition_id)
@@ -385,7 +386,7 @@ def is_open(dialect: Dialect) -> ColumnElement[bool]:
 
 
 def has_live_owner(dialect: Dialect) -> ColumnElement[bool]:
-    """Whether a claim of the enclosing statement belongs to a member whose lease is not over."""
+    """Whether a claim, in the enclosing statement, belongs to a member whose lease is valid."""
     c, m = dialect.tables.claim, dialect.tables.member
     return select(m.c.id).where(m.c.id == c.c.member_id, is_live(dialect)).exists()
 
@@ -401,5 +402,5 @@ def _set_owner(
 
 
 def _barriers(dialect: Dialect) -> TableClause:
-    """The view, which is the one place that works out what a group does not read yet."""
+    """The view that computes which partitions a group does not read yet. No other statement computes it."""
     return table("sqlmq_partition_barrier", *map(column, _BARRIER), schema=dialect.schema)

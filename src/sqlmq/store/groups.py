@@ -29,23 +29,23 @@ class Group:
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """A live member, for people to look at."""
+    """A live member, for displays."""
 
     id: int
     name: str
     heartbeat_seconds: float
-    """How long ago it was last heard of."""
+    """The age of its last heartbeat."""
 
 
 def find(conn: Connection, dialect: Dialect, topic: Topic, name: str) -> Group | None:
-    """The group called *name* on *topic*."""
+    """Return the group *name* of *topic*, or None."""
     g = dialect.tables.group
     row = conn.execute(select(g.c.id, g.c.start_from).where(g.c.topic_id == topic.id, g.c.name == name)).first()
     return Group(row.id, name, row.start_from) if row else None
 
 
 def get(conn: Connection, dialect: Dialect, topic: Topic, name: str) -> Group:
-    """The group called *name* on *topic*; raises UnknownGroupError if there is none."""
+    """Return the group *name* of *topic*. Raises UnknownGroupError."""
     group = find(conn, dialect, topic, name)
     if group is None:
         raise UnknownGroupError(topic.name, name)
@@ -53,13 +53,13 @@ def get(conn: Connection, dialect: Dialect, topic: Topic, name: str) -> Group:
 
 
 def names(conn: Connection, dialect: Dialect, topic: Topic) -> list[str]:
-    """The names of the groups on *topic*, in order."""
+    """Return the names of the groups of *topic*, sorted."""
     g = dialect.tables.group
     return list(conn.execute(select(g.c.name).where(g.c.topic_id == topic.id).order_by(g.c.name)).scalars())
 
 
 def create(conn: Connection, dialect: Dialect, topic: Topic, name: str, start_from: str) -> bool:
-    """Make a group, unless there is one of that name on *topic*; return whether it was made."""
+    """Create a group of *topic* unless one with that name exists, and return whether it was created."""
     g = dialect.tables.group
     row = {"topic_id": topic.id, "name": name, "start_from": start_from}
     return conn.execute(dialect.insert_new(g, ["topic_id", "name"]).values(row).returning(g.c.id)).first() is not None
@@ -74,13 +74,13 @@ def add_member(conn: Connection, dialect: Dialect, group: Group, name: str, leas
 
 
 def remove_member(conn: Connection, dialect: Dialect, member_id: int) -> None:
-    """Remove a member; its claims are not touched."""
+    """Remove a member. Its claims do not change."""
     m = dialect.tables.member
     conn.execute(delete(m).where(m.c.id == member_id))
 
 
 def heartbeat(conn: Connection, dialect: Dialect, member_ids: Sequence[int]) -> set[int]:
-    """Say that *member_ids* are alive, now; return those that are still members."""
+    """Record a heartbeat of *member_ids* and return those that are still members."""
     m = dialect.tables.member
     ordered = select(m.c.id).where(m.c.id.in_(member_ids)).order_by(m.c.id).with_for_update(key_share=True)
     there = list(conn.execute(ordered).scalars())
@@ -95,7 +95,7 @@ def set_wants_partitions(conn: Connection, dialect: Dialect, member_id: int, *, 
 
 
 def members(conn: Connection, dialect: Dialect, group: Group) -> list[Member]:
-    """The live members of *group*, for people to look at."""
+    """Return the live members of *group*, for displays."""
     m = dialect.tables.member
     rows = conn.execute(
         select(m.c.id, m.c.name, dialect.age_seconds(m.c.heartbeat_at).label("age"))
@@ -106,7 +106,7 @@ def members(conn: Connection, dialect: Dialect, group: Group) -> list[Member]:
 
 
 def awaited_topics(conn: Connection, dialect: Dialect, topic_ids: Collection[int], but: Collection[int]) -> set[int]:
-    """Those of *topic_ids* that have live members, *but* those, in any group."""
+    """Return those of *topic_ids* that have live members in any group, except the members *but*."""
     g, m = dialect.tables.group, dialect.tables.member
     rows = conn.execute(
         select(g.c.topic_id)
@@ -118,6 +118,6 @@ def awaited_topics(conn: Connection, dialect: Dialect, topic_ids: Collection[int
 
 
 def is_live(dialect: Dialect) -> ColumnElement[bool]:
-    """Whether the lease of a member of the enclosing statement is not over, by the database's clock."""
+    """Whether the lease of a member, in the enclosing statement, is valid by the database's clock."""
     m = dialect.tables.member
     return dialect.age_seconds(m.c.heartbeat_at) < m.c.lease_seconds

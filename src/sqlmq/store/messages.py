@@ -1,4 +1,4 @@
-"""The log itself: messages are appended to a partition's end and read from a position on."""
+"""`sqlmq_message`, the log: messages are appended to the end of a partition and read from a position."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ if TYPE_CHECKING:
 
 
 def append(conn: Connection, dialect: Dialect, parts: Sequence[PartitionSlice], contents: RecordBatch) -> list[int]:
-    """Number the messages *contents*, which lie in order of *parts*, and add them to the end of the log.
+    """Append *contents*, which are in the order of *parts*, and return the offset of the first message of each part.
 
-    Returns the offset of the first message of each part; the others of a part follow without gaps. The partitions' rows,
-    by whose ids the parts ascend, stay locked until the caller's transaction ends, so no message becomes readable before
-    one with a smaller offset. Raises UnknownTopicError if a topic was deleted.
+    Offsets have no gaps. The partitions' rows, in the ascending order of *parts*, stay locked until the caller's
+    transaction ends, so no message becomes readable before one with a smaller offset. Raises UnknownTopicError if a
+    topic was deleted.
     """
     return dialect.append(conn, parts, contents)
 
@@ -30,34 +30,34 @@ def append(conn: Connection, dialect: Dialect, parts: Sequence[PartitionSlice], 
 def append_to_any(
     conn: Connection, dialect: Dialect, part: PartitionSlice, others: Sequence[int], contents: RecordBatch
 ) -> tuple[int, int]:
-    """As ``append``, to *part* or, if it would have to be waited for, one of *others*; return its id, and the offset."""
+    """Append to *part*, or to one of *others* if *part* is locked. Returns the partition's id and the first offset."""
     return dialect.append_to_any(conn, part, others, contents)
 
 
 def publish(
     conn: Connection, dialect: Dialect, parts: Sequence[PartitionSlice], contents: RecordBatch
 ) -> list[int] | None:
-    """As ``append``; but above READ COMMITTED, stage the messages instead, without a lock, and return None."""
+    """Append like ``append``; above READ COMMITTED, stage the messages instead, without a lock, and return None."""
     return dialect.publish(conn, parts, contents)
 
 
 def read(
     conn: Connection, dialect: Dialect, positions: Sequence[Position], *, limit: int, max_bytes: int
 ) -> list[LogRow]:
-    """Read what stands at *positions* and after, a fair part of *limit* and *max_bytes* from each partition.
+    """Read messages from *positions* on, with an equal share of *limit* and *max_bytes* for each partition.
 
-    The rows of a partition come together and in order of offset. Takes no lock, and waits for nobody.
+    The rows of a partition are adjacent and in order of offset. Takes no lock and waits for none.
     """
     return dialect.read(conn, positions, limit, max_bytes)
 
 
 def ready(conn: Connection, dialect: Dialect, positions: Collection[Position]) -> set[Position]:
-    """Those of *positions* at which, or after which, there is a message: a look into an index for each."""
+    """Return those of *positions* that have a message at or after them: one look into an index for each."""
     return dialect.ready(conn, positions) if positions else set()
 
 
 def bounds(conn: Connection, dialect: Dialect, topic: Topic) -> dict[int, tuple[int, int]]:
-    """For each partition of *topic*, by its number: the oldest offset kept, and the one the next message will get."""
+    """Return the oldest offset and the next offset of each partition of *topic*, by its number."""
     p, m = dialect.tables.partition, dialect.tables.message
     newest = (
         select(m.c.msg_offset + 1)
@@ -73,9 +73,9 @@ def bounds(conn: Connection, dialect: Dialect, topic: Topic) -> dict[int, tuple[
 
 
 def not_older(conn: Connection, dialect: Dialect, offsets: Mapping[int, int], moment: datetime) -> set[int]:
-    """The ids of those partitions whose message at the offset that *offsets* gives for them is not older than *moment*."""
+    """Return the ids of the partitions whose message at its offset in *offsets* is not older than *moment*."""
     p, m = dialect.tables.partition, dialect.tables.message
-    # One look into the index for each partition: a join may read the whole log.
+    # A subquery, for one index look-up in each partition. A join may read the whole log.
     created_at = (
         select(m.c.created_at)
         .where(m.c.partition_id == p.c.id, m.c.msg_offset == case(dict(offsets), value=p.c.id))
@@ -88,5 +88,5 @@ def not_older(conn: Connection, dialect: Dialect, offsets: Mapping[int, int], mo
 
 
 def moment_ago(conn: Connection, dialect: Dialect, seconds: float) -> datetime:
-    """The moment *seconds* ago by the database's clock."""
+    """Return the moment *seconds* ago by the database's clock."""
     return dialect.moment_of(conn.execute(select(dialect.seconds_from_now(-seconds))).scalar_one())

@@ -1,7 +1,8 @@
-"""How far each group has come in each partition.
+"""`sqlmq_group_offset`: the position of each group in each partition.
 
-A group's position is its newest row: rows are only inserted, and old ones deleted now and then. A row updated in place
-falls from 3,160 to 500 commits/s within 50,000 of them while somebody holds an old snapshot; inserts stay level.
+A group's position is its newest row. Rows are only inserted, and old ones are deleted from time to time. With another
+session holding an old snapshot, updating a row in place fell from 3,160 to 500 commits/s within 50,000 commits; inserts
+stayed level.
 """
 
 from __future__ import annotations
@@ -41,9 +42,9 @@ def commit_held(
     durably: bool,
     marking: bool,
 ) -> set[int] | None:
-    """Insert those commits whose claims *member_id* still has, and return the ids of their partitions.
+    """Insert the commits whose claims *member_id* still has, and return the ids of their partitions.
 
-    None, and nothing is done, where the database takes several statements for that: ``groups.lock``, ``insert_all``.
+    None, with nothing done, if the database needs several statements for it: ``claims.lock`` and ``insert_all``.
     """
     positions = [
         HeldPosition(claim.partition_id, claim.epoch, commit.offset, commit.in_flight_to) for claim, commit in finished
@@ -54,9 +55,9 @@ def commit_held(
 def insert_all(
     conn: Connection, dialect: Dialect, group: Group, commits: Sequence[Commit], *, marking: bool = False
 ) -> None:
-    """Make *commits* the group's positions. The caller holds the claims' locks (``groups.lock``).
+    """Insert *commits* as the group's positions. The caller has locked the claims (``claims.lock``).
 
-    A commit that is there already was one whose answer got lost; or one that is told, if *marking*, what is in hand.
+    An existing row is a commit whose answer was lost or, if *marking*, one whose in-flight offset changes.
     """
     rows = [
         {
@@ -75,15 +76,17 @@ def insert_all(
 
 
 def replace(conn: Connection, dialect: Dialect, group: Group, commits: Sequence[Commit]) -> None:
-    """Make *commits* the group's positions, wherever it was. The caller has locked the claims (``groups.lock_all``)."""
+    """Replace the group's positions by *commits*. The caller has locked the claims (``claims.lock_all``)."""
     o = dialect.tables.group_offset
     ids = [commit.partition_id for commit in commits]
     conn.execute(delete(o).where(o.c.group_id == group.id, o.c.partition_id.in_(ids)))
     insert_all(conn, dialect, group, commits)
 
 
-def positions_in_flight(conn: Connection, dialect: Dialect, group: Group, partition_ids: Sequence[int]) -> dict[int, Commit]:
-    """The group's position in each of *partition_ids*, by its id, with what was in hand there; None if nothing was."""
+def positions_in_flight(
+    conn: Connection, dialect: Dialect, group: Group, partition_ids: Sequence[int]
+) -> dict[int, Commit]:
+    """Return the group's position in each of *partition_ids*, by id, with its in-flight offset, or None."""
     o, p = dialect.tables.group_offset, dialect.tables.partition
     position, in_flight_to = (_of_newest(dialect, group, column) for column in (o.c.committed_offset, o.c.in_flight_to))
     rows = conn.execute(
@@ -93,7 +96,7 @@ def positions_in_flight(conn: Connection, dialect: Dialect, group: Group, partit
 
 
 class Window(NamedTuple):
-    """Positions in one partition from *start* up to, not including, *end*."""
+    """Positions in one partition from *start* to *end*, without *end*."""
 
     partition_id: int
     start: int
@@ -101,9 +104,9 @@ class Window(NamedTuple):
 
 
 def prune(conn: Connection, dialect: Dialect, group: Group, windows: Sequence[Window]) -> None:
-    """Delete the group's old positions in *windows*, of which there is one at least.
+    """Delete the group's old positions in *windows*, which must not be empty.
 
-    A window starts where the last pruning ended: a search from the beginning would step over every deleted row again.
+    A window starts where the last pruning ended, because a search from the start would scan every deleted row again.
     """
     o = dialect.tables.group_offset
     where = (
@@ -119,7 +122,7 @@ def prune(conn: Connection, dialect: Dialect, group: Group, windows: Sequence[Wi
 
 
 def positions(conn: Connection, dialect: Dialect, group: Group, partition_ids: Sequence[int]) -> dict[int, int]:
-    """The group's position in each of *partition_ids*; where it has committed nothing, the oldest message kept."""
+    """Return the group's position in each of *partition_ids*. Without a commit it is the oldest message."""
     o, p = dialect.tables.group_offset, dialect.tables.partition
     position = func.coalesce(_of_newest(dialect, group, o.c.committed_offset), p.c.start_offset)
     rows = conn.execute(select(p.c.id, position.label("position")).where(p.c.id.in_(partition_ids)))
@@ -127,15 +130,15 @@ def positions(conn: Connection, dialect: Dialect, group: Group, partition_ids: S
 
 
 class Inheritance(NamedTuple):
-    """What the owners of a partition before have left of a group's positions in it."""
+    """The group's positions that previous owners left in a partition."""
 
     position: int
     has_older: bool
-    """Whether there are older ones, which are to be deleted some day."""
+    """Whether older ones exist, which must be deleted at some time."""
 
 
 def inherited(conn: Connection, dialect: Dialect, group: Group, partition_ids: Sequence[int]) -> dict[int, Inheritance]:
-    """As ``positions``, with what is left behind them."""
+    """Return the group's position in each of *partition_ids*, and whether older ones exist."""
     o, p = dialect.tables.group_offset, dialect.tables.partition
     offset = o.c.committed_offset
     newest, oldest = (_of_first(dialect, group, offset, by) for by in (offset.desc(), offset.asc()))
@@ -147,12 +150,12 @@ def inherited(conn: Connection, dialect: Dialect, group: Group, partition_ids: S
 
 
 def _of_newest(dialect: Dialect, group: Group, column: Column[int]) -> ScalarSelect[int]:
-    """What *column* has of the group's position in a partition; NULL if it has none."""
+    """Select *column* of the group's newest position in a partition; NULL if it has none."""
     return _of_first(dialect, group, column, dialect.tables.group_offset.c.committed_offset.desc())
 
 
 def _of_first(dialect: Dialect, group: Group, column: Column[int], by: ColumnElement[int]) -> ScalarSelect[int]:
-    """What *column* has of the first, in the order *by*, of the group's positions in a partition; NULL if it has none."""
+    """Select *column* of the group's first position, in the order *by*, in a partition; NULL if it has none."""
     o, p = dialect.tables.group_offset, dialect.tables.partition
     where = (o.c.group_id == group.id, o.c.partition_id == p.c.id)
     return select(column).where(*where).order_by(by).limit(1).scalar_subquery()

@@ -1,7 +1,7 @@
-"""Messages that a group has set aside: references to the log, with what is known about their attempts.
+"""`sqlmq_parked`: messages that a group has parked, as references to the log with the state of their attempts.
 
-States: ``waiting`` (aside; the first of its key is retried when due), ``held`` (retried in its place, the partition
-waits), ``stopped`` (in its place, and nobody retries it), ``dead`` (a dead letter).
+States: ``waiting`` (parked; the first of its key is retried when due), ``held`` (retried in its place, its partition
+waits), ``stopped`` (in its place, not retried, its partition waits), ``dead`` (a dead letter).
 """
 
 from __future__ import annotations
@@ -35,26 +35,26 @@ class Reason(NamedTuple):
 
 
 class ParkedRecord(NamedTuple):
-    """What becomes of a message whose attempt has failed, or is about to be made."""
+    """What to store about a message after a failed attempt, or before an attempt."""
 
     partition_id: int
     offset: int
     key: bytes | None
     state: State | None
-    """None is to forget it."""
+    """None deletes the row."""
     attempts: int
     delay_seconds: float = 0.0
-    """After how long it is due."""
+    """How long until it is due."""
     reason: Reason | None = None
-    """Why the last attempt failed; None leaves what is known of the one before."""
+    """Why the last attempt failed. None keeps the stored reason."""
     attempt_open: bool = False
-    """Whether an attempt is about to be made."""
+    """Whether an attempt is about to begin."""
     is_known: bool = False
-    """Whether it has a row already, to which this is what comes next."""
+    """Whether the message has a row already, which this updates."""
 
 
 class ParkedRow(NamedTuple):
-    """A message that is not a dead letter, as its partition's owner needs it."""
+    """A parked message that is not a dead letter, as the owner of its partition needs it."""
 
     partition_id: int
     offset: int
@@ -62,13 +62,13 @@ class ParkedRow(NamedTuple):
     state: State
     attempts: int
     due_seconds: float
-    """How long until it is due; 0 or less if it is."""
+    """How long until it is due; 0 or less if it is due."""
     attempt_open: bool
-    """Whether an attempt was begun of which nobody knows how it ended."""
+    """Whether an attempt began and its end was not stored."""
 
 
 def load(conn: Connection, dialect: Dialect, group: Group, partition_ids: Sequence[int]) -> list[ParkedRow]:
-    """What *group* has set aside of *partition_ids*, dead letters apart, in order of offset in each."""
+    """Return what *group* has parked in *partition_ids*, without dead letters, in order of offset."""
     k = dialect.tables.parked
     rows = conn.execute(
         select(
@@ -93,7 +93,7 @@ def put_waiting(
     partition_id: int,
     messages: Sequence[tuple[int, bytes | None, int]],
 ) -> None:
-    """Set *messages*, by offset, key and attempts, aside behind others of their keys. Those that are there stay as they are."""
+    """Park *messages*, by offset, key and attempts, behind others of their keys. Existing rows do not change."""
     rows = [
         {
             "group_id": group.id,
@@ -110,10 +110,10 @@ def put_waiting(
 
 
 def put(conn: Connection, dialect: Dialect, group: Group, record: ParkedRecord) -> bool:
-    """Write what *record* says, over what was there before. The caller holds the claim's lock.
+    """Store *record*, over an existing row. The caller has locked the claim. Idempotent.
 
-    Returns False, with nothing written, for a row that should be known, and was removed or begun anew by somebody else:
-    its attempts are others. Can be repeated without harm.
+    Returns False, with nothing written, if a known row was deleted or restarted by another process, so that its
+    attempts are different.
     """
     k = dialect.tables.parked
     place = (group.id, record.partition_id, record.offset)
@@ -147,13 +147,13 @@ def put(conn: Connection, dialect: Dialect, group: Group, record: ParkedRecord) 
 
 
 def remove(conn: Connection, dialect: Dialect, group: Group, partition_id: int, offset: int) -> None:
-    """Forget that a message was set aside: it was handled, or is not to be."""
+    """Delete a parked message: it was handled, or must not be."""
     k = dialect.tables.parked
     conn.execute(delete(k).where(k.c.group_id == group.id, k.c.partition_id == partition_id, k.c.msg_offset == offset))
 
 
 def uncount_attempt(conn: Connection, dialect: Dialect, group: Group, partition_id: int, offset: int) -> None:
-    """Uncount an attempt that was interrupted; a message that was in its place and had no other is as if never tried."""
+    """Uncount an interrupted attempt. A held message without another attempt is deleted: it was never tried."""
     k = dialect.tables.parked
     where = (k.c.group_id == group.id, k.c.partition_id == partition_id, k.c.msg_offset == offset)
     is_trying = k.c.attempt_started_at.is_not(None)
@@ -162,15 +162,15 @@ def uncount_attempt(conn: Connection, dialect: Dialect, group: Group, partition_
 
 
 def forget(conn: Connection, dialect: Dialect, group: Group, positions: Mapping[int, int]) -> None:
-    """Forget what a group that is moved to *positions*, by partition id, is not to know of any more.
+    """Delete the rows that are obsolete when a group is moved to *positions*, by partition id.
 
-    That is what comes again from the log, and what was in its place, which is not the group's position any more.
+    These are messages that come again from the log, and messages that were held or stopped at the old position.
     """
     conn.execute(delete(dialect.tables.parked).where(*_forgotten(dialect, group, positions)))
 
 
 def count_forgotten(conn: Connection, dialect: Dialect, group: Group, positions: Mapping[int, int]) -> dict[int, int]:
-    """How many ``forget`` would forget, by partition id; nothing of partitions in which there are none."""
+    """Return how many rows ``forget`` would delete, by partition id, without partitions that have none."""
     k = dialect.tables.parked
     rows = conn.execute(
         select(k.c.partition_id, func.count().label("messages"))
@@ -191,18 +191,18 @@ def _forgotten(dialect: Dialect, group: Group, positions: Mapping[int, int]) -> 
 
 
 class Selection(NamedTuple):
-    """Which of a group's parked messages; what is None makes no difference."""
+    """A selection of a group's parked messages. None selects all."""
 
     partition_ids: Sequence[int] | None = None
     offset: int | None = None
     key: bytes | None = None
     state: ParkedState | None = None
     only_in_log: bool = False
-    """Whether to leave out those that are in the log no more."""
+    """Whether to exclude messages that are no longer in the log."""
 
 
 class Size(NamedTuple):
-    """How large the parts of a message are."""
+    """The sizes of the parts of a message."""
 
     value: int
     key: int
@@ -213,7 +213,7 @@ class Size(NamedTuple):
 def page(
     conn: Connection, dialect: Dialect, group: Group, selection: Selection, *, after: Position | None, limit: int
 ) -> Sequence[SqlRow[Any]]:
-    """Up to *limit* of them behind *after*, in order of partition and offset, without traceback."""
+    """Return up to *limit* parked messages after *after*, in order of partition and offset, without tracebacks."""
     k = dialect.tables.parked
     columns = [column for column in k.c if column.name not in ("group_id", "traceback", "attempt_started_at")]
     return conn.execute(
@@ -225,7 +225,7 @@ def page(
 
 
 def traceback(conn: Connection, dialect: Dialect, group: Group, place: Position) -> str | None:
-    """The traceback of the last attempt at the message at *place*."""
+    """Return the traceback of the last attempt at the message at *place*."""
     k = dialect.tables.parked
     found: str | None = conn.execute(
         select(k.c.traceback).where(*_where(dialect, group, Selection([place.partition_id], place.offset)))
@@ -236,7 +236,7 @@ def traceback(conn: Connection, dialect: Dialect, group: Group, place: Position)
 def blocked_keys(
     conn: Connection, dialect: Dialect, group: Group, *, after: Position | None, limit: int
 ) -> Sequence[SqlRow[Any]]:
-    """Up to *limit* keys of which a message waits, in order of partition and of the first such message's offset."""
+    """Return up to *limit* keys with a waiting message, in order of partition and of its first such offset."""
     k, head = dialect.tables.parked, dialect.tables.parked.alias("head")
     first = func.min(k.c.msg_offset)
     blocked = (
@@ -269,7 +269,7 @@ def blocked_keys(
 def contents(
     conn: Connection, dialect: Dialect, group: Group, selection: Selection, *, after: Position | None, limit: int
 ) -> Sequence[SqlRow[Any]]:
-    """As ``page``, but what is to be known for copying them; those that are in the log no more are passed over."""
+    """Return messages like ``page``, with what a copy needs. Excludes messages that are no longer in the log."""
     k, m = dialect.tables.parked, dialect.tables.message
     return conn.execute(
         select(
@@ -291,7 +291,7 @@ def contents(
 def sizes(
     conn: Connection, dialect: Dialect, group: Group, selection: Selection, *, after: Position | None, limit: int
 ) -> list[Size]:
-    """How large that is which ``contents`` gives, without reading it."""
+    """Return the sizes of the messages that ``contents`` returns, without reading them."""
     k, m = dialect.tables.parked, dialect.tables.message
     rows = conn.execute(
         select(
@@ -308,13 +308,13 @@ def sizes(
 
 
 def partition_ids(conn: Connection, dialect: Dialect, group: Group, selection: Selection) -> list[int]:
-    """The ids of the partitions in which there are any."""
+    """Return the ids of the partitions that have selected messages."""
     k = dialect.tables.parked
     return list(conn.execute(select(k.c.partition_id).distinct().where(*_where(dialect, group, selection))).scalars())
 
 
 def in_place(conn: Connection, dialect: Dialect, group: Group, selection: Selection) -> list[tuple[int, int]]:
-    """Partition id and offset of those for which their partitions wait, or did when they were written."""
+    """Return partition id and offset of those that are held or stopped, for which their partition waits."""
     k = dialect.tables.parked
     rows = conn.execute(
         select(k.c.partition_id, k.c.msg_offset).where(
@@ -325,9 +325,9 @@ def in_place(conn: Connection, dialect: Dialect, group: Group, selection: Select
 
 
 def retry(conn: Connection, dialect: Dialect, group: Group, selection: Selection) -> int:
-    """Let them wait for a first attempt, due now, whatever their state was; return how many there are.
+    """Reset the selected messages to ``waiting``, without attempts and due now; return how many there are.
 
-    An attempt that is being made does not count any more.
+    An attempt that is running is no longer counted.
     """
     k = dialect.tables.parked
     fresh = {"state": "waiting", "attempts": 0, "due_at": dialect.now(), "attempt_started_at": null()}
@@ -335,7 +335,7 @@ def retry(conn: Connection, dialect: Dialect, group: Group, selection: Selection
 
 
 def set_held(conn: Connection, dialect: Dialect, group: Group, places: Sequence[Position]) -> None:
-    """Say of those at *places* that they are tried in their place."""
+    """Set the state of the messages at *places* to ``held``."""
     k = dialect.tables.parked
     if places:
         where = (
@@ -348,7 +348,7 @@ def set_held(conn: Connection, dialect: Dialect, group: Group, places: Sequence[
 
 
 def discard(conn: Connection, dialect: Dialect, group: Group, selection: Selection) -> int:
-    """Forget them; return how many there were."""
+    """Delete the selected rows; return how many there were."""
     k = dialect.tables.parked
     return conn.execute(delete(k).where(*_where(dialect, group, selection))).rowcount
 
@@ -375,5 +375,5 @@ def _where(dialect: Dialect, group: Group, selection: Selection) -> list[ColumnE
 def _behind(
     partition_id: ColumnElement[int], offset: ColumnElement[int], after: Position | None
 ) -> list[ColumnElement[bool]]:
-    """What stands behind *after*: compared as a row, which the primary key is searched for."""
+    """The condition for rows after *after*: a comparison of rows, which can use the primary key."""
     return [] if after is None else [tuple_(partition_id, offset) > tuple_(after.partition_id, after.offset)]

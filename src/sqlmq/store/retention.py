@@ -1,4 +1,4 @@
-"""What topics keep: their terms, the start of each partition, what is deleted below it, and what groups have lost."""
+"""Retention: the limits of topics, the start of each partition, deletions below it, and what groups lost."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class RetentionCandidate(NamedTuple):
     topic_id: int
     topic: str
     has_rest: bool
-    """Whether there may be something below its start, which a round before has not deleted."""
+    """Whether messages below its start may be left that an earlier round did not delete."""
     retention: Retention
 
 
@@ -36,36 +36,36 @@ class PartitionExtent(NamedTuple):
     """What a partition holds."""
 
     start: int
-    """The oldest offset kept."""
+    """The oldest offset."""
     end: int
-    """The offset the next message will get."""
+    """The offset of the next message."""
     purged_to: int
-    """Below this, everything is deleted; from here to *start*, what is there is to be deleted."""
+    """Everything below this is deleted. Messages from here to *start* must be deleted."""
     measured_to: int | None
     """Up to where, from *start* on, sizes are added up; None if they are not."""
     measured_bytes: int | None
 
 
 def columns(retention: Retention) -> dict[str, float | int | bool | None]:
-    """The columns of ``sqlmq_topic`` that store *retention*, with their values."""
+    """Return *retention* as it is stored with a topic."""
     return {f"retention_{field.name}": getattr(retention, field.name) for field in fields(retention)}
 
 
 def of_topic(conn: Connection, dialect: Dialect, topic_id: int) -> Retention:
-    """What a topic keeps."""
+    """Return the retention of a topic."""
     t = dialect.tables.topic
     row = conn.execute(select(*(t.c[name] for name in columns(Retention()))).where(t.c.id == topic_id)).first()
     return Retention() if row is None else Retention(*row)
 
 
 def replace(conn: Connection, dialect: Dialect, topic_id: int, retention: Retention) -> None:
-    """Have a topic keep what *retention* says."""
+    """Store *retention* for a topic."""
     t = dialect.tables.topic
     conn.execute(update(t).where(t.c.id == topic_id).values(columns(retention)))
 
 
 def due(conn: Connection, dialect: Dialect, topic_id: int | None) -> list[RetentionCandidate]:
-    """The partitions, of one topic or all, that have limits, or of which something below the start is left to delete."""
+    """Return the partitions, of one topic or all, that have limits or messages below their start."""
     t, p = dialect.tables.topic, dialect.tables.partition
     limits = or_(
         t.c.retention_max_age_seconds.is_not(None),
@@ -86,7 +86,7 @@ def due(conn: Connection, dialect: Dialect, topic_id: int | None) -> list[Retent
 
 
 def start(conn: Connection, dialect: Dialect, partition_id: int) -> int | None:
-    """The oldest offset kept of a partition; None if its topic was deleted."""
+    """Return the oldest offset of a partition; None if its topic was deleted."""
     p = dialect.tables.partition
     found: int | None = conn.execute(
         select(p.c.start_offset).where(p.c.id == partition_id, p.c.topic_id.is_not(None))
@@ -95,7 +95,7 @@ def start(conn: Connection, dialect: Dialect, partition_id: int) -> int | None:
 
 
 def starts(conn: Connection, dialect: Dialect, partition_ids: Sequence[int]) -> dict[int, tuple[int, int]]:
-    """The number and the oldest offset kept of each of *partition_ids*, by its id."""
+    """Return the number and the oldest offset of each of *partition_ids*, by its id."""
     p = dialect.tables.partition
     if not partition_ids:
         return {}
@@ -104,9 +104,9 @@ def starts(conn: Connection, dialect: Dialect, partition_ids: Sequence[int]) -> 
 
 
 def extent(conn: Connection, dialect: Dialect, partition_id: int, *, locked: bool = False) -> PartitionExtent | None:
-    """What a partition holds; None if its topic was deleted.
+    """Return what a partition holds; None if its topic was deleted.
 
-    If *locked*, the row stays locked, as by an append, until the transaction ends.
+    If *locked*, the row is locked, like by an append, until the transaction ends.
     """
     p, m = dialect.tables.partition, dialect.tables.message
     wanted = select(p.c.start_offset, p.c.purged_to, p.c.measured_to, p.c.measured_bytes).where(
@@ -126,7 +126,7 @@ def extent(conn: Connection, dialect: Dialect, partition_id: int, *, locked: boo
 
 
 def standings(conn: Connection, dialect: Dialect, topic_id: int, partition_id: int) -> list[GroupStanding]:
-    """Where each group of a topic is in one of its partitions."""
+    """Return where each group of a topic is in one of its partitions."""
     g, o, k = dialect.tables.group, dialect.tables.group_offset, dialect.tables.parked
     p, m = dialect.tables.partition, dialect.tables.member
     newest = (
@@ -162,7 +162,7 @@ def standings(conn: Connection, dialect: Dialect, topic_id: int, partition_id: i
 
 
 def expired(conn: Connection, dialect: Dialect, topic_id: int, seconds: float) -> set[int]:
-    """The groups of a topic of which nothing was heard for *seconds*: no member, no claim that changed, no commit."""
+    """Return the groups of a topic without activity for *seconds*: no member, no changed claim, no commit."""
     g, m, c, o = (dialect.tables.group, dialect.tables.member, dialect.tables.claim, dialect.tables.group_offset)
 
     def is_recent(moment: ColumnElement[Any] | ScalarSelect[Any]) -> ColumnElement[bool]:
@@ -191,7 +191,7 @@ def expired(conn: Connection, dialect: Dialect, topic_id: int, seconds: float) -
 def first_younger(
     conn: Connection, dialect: Dialect, partition_id: int, start: int, end: int, seconds: float
 ) -> int | None:
-    """The first offset from *start* up to *end* of a message that is younger than *seconds*, if there is one."""
+    """Return the first offset from *start* to *end* of a message younger than *seconds*, or None."""
     m = dialect.tables.message
     found: int | None = conn.execute(
         select(m.c.msg_offset)
@@ -203,13 +203,13 @@ def first_younger(
 
 
 def size_bytes(conn: Connection, dialect: Dialect, partition_id: int, start: int, end: int) -> int:
-    """How many bytes the keys and values from *start* up to *end* have."""
+    """Return the size of the keys and values from *start* to *end*."""
     found = conn.execute(select(func.sum(_size(dialect))).where(*_range(dialect, partition_id, start, end))).scalar()
     return int(found or 0)
 
 
 def sizes_bytes(conn: Connection, dialect: Dialect, partition_id: int, start: int, end: int) -> list[tuple[int, int]]:
-    """Offset and size of each message from *start* up to *end*."""
+    """Return offset and size of each message from *start* to *end*."""
     m = dialect.tables.message
     rows = conn.execute(
         select(m.c.msg_offset, _size(dialect))
@@ -227,16 +227,16 @@ def begin_at(
     measured_to: int | None,
     measured_bytes: int | None,
 ) -> None:
-    """Have a partition, whose row is locked, start at *start*."""
+    """Move the start of a partition, whose row is locked, to *start*."""
     p = dialect.tables.partition
     new = {"start_offset": start, "measured_to": measured_to, "measured_bytes": measured_bytes}
     conn.execute(update(p).where(p.c.id == partition_id).values(new))
 
 
 def keep_from_purge(conn: Connection, dialect: Dialect, partition_id: int) -> tuple[int, int] | None:
-    """Keep a partition from being purged with its topic until the transaction ends; return ``purged_to`` and start.
+    """Protect a partition from the purge of its topic until the transaction ends; return ``purged_to`` and start.
 
-    Does not hold up appends. None if its topic was deleted, or is being deleted now.
+    Does not block appends. None if its topic was deleted, or is being deleted now.
     """
     p = dialect.tables.partition
     row = conn.execute(
@@ -248,9 +248,9 @@ def keep_from_purge(conn: Connection, dialect: Dialect, partition_id: int) -> tu
 
 
 def delete_range(conn: Connection, dialect: Dialect, partition_id: int, start: int, end: int) -> int:
-    """Delete the messages from *start*, the partition's ``purged_to``, up to *end*; return how many there were.
+    """Delete the messages from *start*, the partition's ``purged_to``, to *end*; return how many there were.
 
-    The partition's row, which appends lock, is written last. Somebody who deletes the same waits for this.
+    Writes the partition's row, which appends lock, last. A concurrent deletion of the same messages waits for this one.
     """
     p, m = dialect.tables.partition, dialect.tables.message
     deleted = conn.execute(delete(m).where(*_range(dialect, partition_id, start, end))).rowcount
@@ -259,9 +259,9 @@ def delete_range(conn: Connection, dialect: Dialect, partition_id: int, start: i
 
 
 def settle_position(conn: Connection, dialect: Dialect, loss: Loss, partition_id: int) -> None:
-    """Store where a group was that had committed nothing, so that it can tell that the log begins later now.
+    """Store the position of a group that has committed nothing, so that it notices when the log starts later.
 
-    As of when the group was made: this is no sign of life.
+    The row gets the time of the group's creation, because it is not an activity of the group.
     """
     g, o = dialect.tables.group, dialect.tables.group_offset
     names = ("group_id", "partition_id", "committed_offset", "committed_at")
@@ -274,7 +274,7 @@ def settle_position(conn: Connection, dialect: Dialect, loss: Loss, partition_id
 def note_eviction(
     conn: Connection, dialect: Dialect, group_id: int, partition_id: int, kind: Kind, start: int, end: int
 ) -> None:
-    """Write down that a group has lost *start* up to *end*; a loss that ends where this begins becomes one with it."""
+    """Record that a group lost the messages from *start* to *end*. Extends an adjacent earlier loss."""
     e = dialect.tables.eviction
     of_group = and_(e.c.group_id == group_id, e.c.partition_id == partition_id, e.c.kind == kind)
     before = select(e.c.from_offset).where(of_group, e.c.from_offset < start).order_by(e.c.from_offset.desc()).limit(1)
@@ -288,7 +288,7 @@ def note_eviction(
 
 
 def evictions(conn: Connection, dialect: Dialect, topic_id: int) -> Sequence[Any]:
-    """What the groups of a topic have lost, the newest last."""
+    """Return what the groups of a topic lost, the newest last."""
     e, g, p = dialect.tables.eviction, dialect.tables.group, dialect.tables.partition
     return conn.execute(
         select(g.c.name, p.c.number, e.c.kind, e.c.from_offset, e.c.to_offset, e.c.evicted_at)
@@ -302,7 +302,7 @@ def evictions(conn: Connection, dialect: Dialect, topic_id: int) -> Sequence[Any
 def parked_below(
     conn: Connection, dialect: Dialect, group_id: int, partition_id: int, start: int, limit: int
 ) -> list[int]:
-    """The offsets below *start* that a group has set aside, up to *limit* of them, in order."""
+    """Return up to *limit* offsets below *start* that a group has parked, in order."""
     k = dialect.tables.parked
     rows = conn.execute(
         select(k.c.msg_offset)
@@ -314,7 +314,7 @@ def parked_below(
 
 
 def forget_parked(conn: Connection, dialect: Dialect, group_id: int, partition_id: int, offsets: Sequence[int]) -> None:
-    """Forget that a group has set *offsets* aside. The caller holds the claim's lock."""
+    """Delete the parked messages *offsets* of a group. The caller has locked the claim."""
     k = dialect.tables.parked
     conn.execute(
         delete(k).where(k.c.group_id == group_id, k.c.partition_id == partition_id, k.c.msg_offset.in_(offsets))
@@ -327,7 +327,7 @@ def _range(dialect: Dialect, partition_id: int, start: int, end: int) -> list[Co
 
 
 def _size(dialect: Dialect) -> ColumnElement[int]:
-    # Both databases know the length of a large value without reading it.
+    # length() does not read a large value, in either database.
     m = dialect.tables.message
     size: ColumnElement[int] = func.length(m.c.value) + func.coalesce(func.length(m.c.key), 0)
     return size

@@ -1,7 +1,7 @@
-"""Messages that are committed, but not in the log yet: each knows its partition, and when it is due.
+"""`sqlmq_staged`: committed messages that are not in the log yet. Each has its partition and a due time.
 
-Those of 1970 are due as soon as they are committed; all others are delayed ones. What an application's transaction
-carries goes past a ``schema_translate_map`` of its connection: that is for the application's tables.
+Messages of 1970 are due as soon as they are committed. All others are delayed messages. Statements that run in an
+application's transaction ignore the connection's ``schema_translate_map``, which is meant for its own tables.
 """
 
 from __future__ import annotations
@@ -38,49 +38,49 @@ if TYPE_CHECKING:
 
 _INSERT_MESSAGES = 500
 _INSERT_BYTES = 16 * 1024 * 1024
-"""What one statement inserts at the most, but for a single message."""
+"""The most bytes that one statement inserts, except for a single message."""
 _DELETE_MESSAGES = 1_000
 
 _OWN_NAMES: dict[str, Any] = {"schema_translate_map": None}
 
 
 class DueMessages(NamedTuple):
-    """What is due, and when to look again."""
+    """The partitions with due messages, and when to look again."""
 
     partition_ids: list[int]
-    """Those that have messages due, in order."""
+    """The partitions that have due messages, in order."""
     is_complete: bool
-    """Whether there are no others."""
+    """Whether there are no other due messages."""
     next_seconds: float | None
-    """In how many seconds another message is due; None if there is none."""
+    """The time until another message is due; None if there is none."""
 
 
 class DueBatch(NamedTuple):
-    """Messages that are due, in order."""
+    """Due messages of one partition, in order."""
 
     ids: list[int]
     contents: RecordBatch
     topic_partitions: list[int]
-    """Of each, how many partitions its topic had when it was staged."""
+    """How many partitions the topic had when each message was staged."""
 
     @property
     def value_bytes(self) -> int:
-        """What the values take."""
+        """The size of all values."""
         return sum(map(len, self.contents.values))
 
 
 class Slot(NamedTuple):
-    """When messages will be due that are stored now, and which of their partitions are there."""
+    """The due time of messages that are stored now, and which of their partitions exist."""
 
     partitions: dict[int, int]
-    """The ids of those, each with how many its topic has."""
+    """The existing partitions, by id, with the number of partitions of their topic."""
     deliver_at: datetime
     wait_seconds: float
-    """How long that is from now, less than 0 if it is over."""
+    """The time until they are due; negative if they are."""
 
 
 class StagedMessage(NamedTuple):
-    """A delayed message as it is listed."""
+    """A delayed message, for lists."""
 
     id: int
     partition_id: int
@@ -90,12 +90,12 @@ class StagedMessage(NamedTuple):
 
 
 def find_due(conn: Connection, dialect: Dialect, at_most: int, passing_over: Collection[int]) -> DueMessages:
-    """Find out what is due, among the first *at_most* messages that are, and when the next one will be.
+    """Find the due messages, among the first *at_most*, and the time until the next one.
 
-    The partitions *passing_over* are left out. Takes no lock.
+    Excludes the partitions *passing_over*. Takes no lock.
     """
     s = dialect.tables.staged
-    # One moment for both parts, or what becomes due between them would be in neither.
+    # One moment for both parts: a message that became due between two moments would be in neither.
     now = select(dialect.now().label("now")).cte("moment")
     now_value = select(now.c.now).scalar_subquery()
     is_wanted = s.c.partition_id.not_in(passing_over) if passing_over else true()
@@ -120,11 +120,11 @@ def find_due(conn: Connection, dialect: Dialect, at_most: int, passing_over: Col
 
 
 def lock_due(conn: Connection, dialect: Dialect, partition_id: int, at_most: int, most_bytes: int) -> DueBatch:
-    """Lock up to *at_most* messages of a partition that were due when the transaction began, in order, and return them.
+    """Lock and return up to *at_most* messages of a partition that were due when the transaction began, in order.
 
-    No more are taken once their values are *most_bytes*; the first one always is. Passes over what somebody else has
-    locked. The caller holds the partition's own lock, so nobody appends in between. What has become due while it waited
-    for that would get a timestamp from before it was.
+    Stops once their values exceed *most_bytes*, but always returns the first. Skips messages that another transaction
+    has locked. The caller has locked the partition, so no append comes between. A message that became due while the
+    transaction waited for that lock is excluded: it would get a timestamp from before its due time.
     """
     s = dialect.tables.staged
     in_order = (s.c.deliver_at, s.c.id)
@@ -149,19 +149,19 @@ def lock_due(conn: Connection, dialect: Dialect, partition_id: int, at_most: int
 
 
 def remove(conn: Connection, dialect: Dialect, ids: Sequence[int]) -> None:
-    """Delete the messages *ids*, which ``take`` has locked."""
+    """Delete the messages *ids*, which ``lock_due`` has locked."""
     s = dialect.tables.staged
     conn.execute(delete(s).where(s.c.id.in_(ids)))
 
 
 def remove_all(conn: Connection, dialect: Dialect, partition_ids: Sequence[int]) -> None:
-    """Delete everything staged for *partition_ids*."""
+    """Delete all staged messages of *partition_ids*."""
     s = dialect.tables.staged
     conn.execute(delete(s).where(s.c.partition_id.in_(partition_ids)))
 
 
 def slot(conn: Connection, dialect: Dialect, partition_ids: Collection[int], due: Due) -> Slot | None:
-    """What to know before messages for *partition_ids* are stored that are *due* later; None if no partition is there."""
+    """Return what is needed to store messages for *partition_ids* that are *due* later; None if none exists."""
     p = dialect.tables.partition
     at = dialect.seconds_from_now(due) if isinstance(due, float) else dialect.moment(due)
     moment = select(at.label("deliver_at")).cte("moment")
@@ -186,7 +186,7 @@ def slot(conn: Connection, dialect: Dialect, partition_ids: Collection[int], due
 def add(
     conn: Connection, dialect: Dialect, parts: Sequence[PartitionSlice], contents: RecordBatch, deliver_at: datetime
 ) -> list[int]:
-    """Store messages, each for the part that stands at its place, until *deliver_at*; return their ids, ascending."""
+    """Store messages, each for the part at the same index, until *deliver_at*; return their ids, ascending."""
     s = dialect.tables.staged
     moment = dialect.moment(deliver_at)
     ids: list[int] = []
@@ -203,13 +203,13 @@ def add(
             for place in range(first, end)
         ]
         given = conn.execute(insert(s).values(rows).returning(s.c.id), execution_options=_OWN_NAMES).scalars()
-        # Ids ascend in the order of the rows; that of what is returned is nobody's promise.
+        # Ids ascend in the order of the rows, but RETURNING promises no order.
         ids += sorted(given)
     return ids
 
 
 def waiting(conn: Connection, dialect: Dialect, partition_ids: Sequence[int]) -> list[StagedMessage]:
-    """The delayed messages of *partition_ids* in the order in which they are due."""
+    """Return the delayed messages of *partition_ids* in the order of their due times."""
     s = dialect.tables.staged
     rows = conn.execute(
         select(s.c.id, s.c.partition_id, dialect.microseconds(s.c.deliver_at), s.c.key, func.length(s.c.value))
@@ -220,9 +220,9 @@ def waiting(conn: Connection, dialect: Dialect, partition_ids: Sequence[int]) ->
 
 
 def overdue(conn: Connection, dialect: Dialect, at_most: int) -> Sequence[Row[Any]]:
-    """Of each topic, how many messages are due, among the first *at_most*, and for how many seconds the first has been.
+    """Return, for each topic, the number of due messages among the first *at_most* and how long the first has been due.
 
-    What was due as soon as it was committed has been since its transaction began to write it. Takes no lock.
+    A message that was due at once has been due since its transaction stored it. Takes no lock.
     """
     s, p, t = dialect.tables.staged, dialect.tables.partition, dialect.tables.topic
     since_due, since_stored = dialect.age_seconds(s.c.deliver_at), dialect.age_seconds(s.c.created_at)
@@ -242,9 +242,9 @@ def overdue(conn: Connection, dialect: Dialect, at_most: int) -> Sequence[Row[An
 
 
 def cancel(conn: Connection, dialect: Dialect, ids: Collection[int]) -> set[int]:
-    """Delete those delayed messages of *ids* that are still there, and return their ids.
+    """Delete those of the delayed messages *ids* that still exist, and return their ids.
 
-    Waits for a mover that has them locked; whoever cancels locks them in order of id.
+    Locks them in order of id. Waits for a scheduler that has locked them.
     """
     s = dialect.tables.staged
     wanted = sorted(ids)
@@ -266,7 +266,7 @@ def _json(headers: bytes | None) -> ColumnElement[Any]:
 
 
 def _pieces(contents: RecordBatch) -> Iterator[tuple[int, int]]:
-    """The places from which, and up to which, one statement takes *contents*."""
+    """Split *contents* into ranges that one statement can take each."""
     first, size = 0, 0
     for place, value in enumerate(contents.values):
         size += len(value)

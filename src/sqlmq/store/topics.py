@@ -1,4 +1,4 @@
-"""Topics and their partitions."""
+"""`sqlmq_topic` and `sqlmq_partition`: topics and their partitions."""
 
 from __future__ import annotations
 
@@ -36,22 +36,22 @@ class Topic:
 
 
 def find(conn: Connection, dialect: Dialect, name: str) -> Topic | None:
-    """The topic called *name*."""
+    """Return the topic called *name*, or None."""
     return _find(conn, dialect, dialect.tables.topic.c.name == name)
 
 
 def lock_shared(conn: Connection, dialect: Dialect, topic: Topic) -> Topic | None:
-    """Keep *topic* as it is until the transaction ends, and return what it is now; None if it is gone."""
+    """Lock *topic* against changes until the transaction ends. Returns its current state, or None if it is gone."""
     return _lock(conn, dialect, topic, is_shared=True)
 
 
 def lock(conn: Connection, dialect: Dialect, topic: Topic) -> Topic | None:
-    """Lock *topic* to change it, and return what it is now; None if it is gone."""
+    """Lock *topic* in order to change it. Returns its current state, or None if it is gone."""
     return _lock(conn, dialect, topic, is_shared=False)
 
 
 def number_of(conn: Connection, dialect: Dialect, topic: Topic, partition_id: int) -> int:
-    """The number of a partition, which may have been added since *topic* was found."""
+    """Return the number of a partition, which may have been added after *topic* was read."""
     if partition_id in topic.partition_ids:
         return topic.partition_ids.index(partition_id)
     p = dialect.tables.partition
@@ -60,7 +60,7 @@ def number_of(conn: Connection, dialect: Dialect, topic: Topic, partition_id: in
 
 
 def lock_partition(conn: Connection, dialect: Dialect, partition_id: int) -> Topic | None:
-    """Lock a partition as an append does, until the transaction ends; return its topic, None if that is gone."""
+    """Lock a partition like an append, until the transaction ends. Returns its topic, or None if that is gone."""
     p = dialect.tables.partition
     row = select(p.c.topic_id).where(p.c.id == partition_id).with_for_update(key_share=True)
     topic_id: int | None = conn.execute(row).scalar()
@@ -68,13 +68,13 @@ def lock_partition(conn: Connection, dialect: Dialect, partition_id: int) -> Top
 
 
 def lock_partitions(conn: Connection, dialect: Dialect, topic: Topic) -> None:
-    """Lock all partitions of *topic* as appends do, in order, until the transaction ends."""
+    """Lock all partitions of *topic* like appends, in their order, until the transaction ends."""
     p = dialect.tables.partition
     conn.execute(select(p.c.id).where(p.c.topic_id == topic.id).order_by(p.c.id).with_for_update(key_share=True)).all()
 
 
 def names(conn: Connection, dialect: Dialect) -> list[str]:
-    """The names of all topics, in order."""
+    """Return the names of all topics, sorted."""
     t = dialect.tables.topic
     return list(conn.execute(select(t.c.name).order_by(t.c.name)).scalars())
 
@@ -82,9 +82,9 @@ def names(conn: Connection, dialect: Dialect) -> list[str]:
 def create(
     conn: Connection, dialect: Dialect, name: str, partitions: int, partitioner: str, retention: Retention
 ) -> bool:
-    """Make a topic, unless there is one of that name; return whether it was made.
+    """Create a topic unless one with that name exists, and return whether it was created.
 
-    Waits for a transaction that is about to make the same.
+    Waits for a concurrent transaction that creates the same one.
     """
     t = dialect.tables.topic
     row = {"name": name, "partitions": partitions, "partitioner": partitioner} | store_retention.columns(retention)
@@ -97,9 +97,9 @@ def create(
 
 
 def add_partitions(conn: Connection, dialect: Dialect, topic: Topic, partitions: int, ends: Mapping[int, int]) -> None:
-    """Have *topic* be of *partitions*, a multiple of what it had, with claims for all its groups.
+    """Grow *topic* to *partitions*, a multiple of what it has, with claims for all its groups.
 
-    *ends* are the offsets, by number, that the next messages get. The caller has locked the topic and its partitions.
+    *ends* are the next offsets, by partition number. The caller has locked the topic and its partitions.
     """
     t, p = dialect.tables.topic, dialect.tables.partition
     new = [
@@ -117,11 +117,11 @@ def add_partitions(conn: Connection, dialect: Dialect, topic: Topic, partitions:
 
 
 def delete_all(conn: Connection, dialect: Dialect, topics: list[str]) -> list[str]:
-    """Take *topics*, those there are, out of use, with their groups; return their names.
+    """Delete those of *topics* that exist, with their groups, and return their names.
 
-    Their partitions stay, without a topic, until ``purge`` has deleted the messages. Waits for whoever holds a claim,
-    and for producers that are about to commit: claims, members and partitions are locked as everybody locks them, claims
-    before partitions, because a transaction that holds a claim may be about to produce.
+    The partitions stay, without a topic, until ``purge`` has deleted their messages. Waits for transactions that hold a
+    claim and for producers that are committing. Locks in the common order, topic, claims, members, partitions: a
+    transaction that holds a claim may be about to produce.
     """
     t, p, g = dialect.tables.topic, dialect.tables.partition, dialect.tables.group
     c, m = dialect.tables.claim, dialect.tables.member
@@ -143,10 +143,10 @@ def delete_all(conn: Connection, dialect: Dialect, topics: list[str]) -> list[st
 
 
 def purge(conn: Connection, dialect: Dialect, at_most: int) -> bool:
-    """Delete up to *at_most* messages of a partition whose topic is gone; return whether more is left to do.
+    """Delete up to *at_most* messages of a partition whose topic is gone; return whether more are left.
 
-    Works on one that nobody else is working on. Where all are locked it waits: also whoever wanted to append while the
-    topic was deleted has the lock for a moment, and would leave nobody to delete the messages.
+    Prefers a partition that no other transaction has locked. If all are locked, it waits for one: an append that lost
+    against the deletion holds such a lock for a moment, and skipping it would leave the messages undeleted.
     """
     p, m, o = dialect.tables.partition, dialect.tables.message, dialect.tables.partition_parent
     wanted = select(p.c.id, p.c.purged_to).where(p.c.topic_id.is_(None)).order_by(p.c.id).limit(1)
@@ -155,7 +155,7 @@ def purge(conn: Connection, dialect: Dialect, at_most: int) -> bool:
     )
     if partition is None:
         return False
-    # Each search begins where the one before ended, and does not step over what that has deleted.
+    # Each search starts where the previous one ended, so it does not scan the index entries that one deleted.
     rest = and_(m.c.partition_id == partition.id, m.c.msg_offset >= partition.purged_to)
     oldest = conn.execute(select(func.min(m.c.msg_offset)).where(rest)).scalar()
     if oldest is None:
@@ -174,7 +174,7 @@ def _find(conn: Connection, dialect: Dialect, which: ColumnElement[bool]) -> Top
         .join(p, p.c.topic_id == t.c.id)
         .where(which)
         .order_by(p.c.number),
-        # It may be an application's connection, whose translation of schemas is for its own tables.
+        # The connection may be an application's, whose schema translation is meant for its own tables.
         execution_options={"schema_translate_map": None},
     ).all()
     return (
@@ -186,7 +186,7 @@ def _lock(conn: Connection, dialect: Dialect, topic: Topic, *, is_shared: bool) 
     t = dialect.tables.topic
     row = select(t.c.id).where(t.c.id == topic.id).with_for_update(read=is_shared, key_share=is_shared)
     is_there = conn.execute(row).first() is not None
-    # Found after it was locked: it may have changed while that had to be waited for.
+    # Read after locking: the topic may have changed while this transaction waited for the lock.
     return _find(conn, dialect, t.c.id == topic.id) if is_there else None
 
 

@@ -1,4 +1,4 @@
-"""What the views show: lag, what partitions hold, members. The views are the one place that works it out."""
+"""The views of lag, partitions and members. Only the views compute these numbers."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _MEMBERS = ("member", "joined_at", "heartbeat_seconds", "lease_seconds", "is_liv
 
 
 def lag(conn: Connection, dialect: Dialect, topic: str | None, group: str | None) -> Sequence[Row[Any]]:
-    """How far groups are in each partition, in order of topic, group and partition: one statement for all."""
+    """Return the lag of groups in each partition, in order of topic, group and partition, by one statement."""
     seen = table("sqlmq_lag", *map(column, _LAG), schema=dialect.schema)
     wanted = {"topic": topic, "group_name": group}
     return conn.execute(
@@ -41,7 +41,7 @@ def lag(conn: Connection, dialect: Dialect, topic: str | None, group: str | None
 
 
 def partitions(conn: Connection, dialect: Dialect, topic: str) -> Sequence[Row[Any]]:
-    """What each partition of *topic* holds, and how fast it grows, in order."""
+    """Return what each partition of *topic* holds, and how fast it grows, in order."""
     seen = table("sqlmq_partition_stats", *map(column, ("topic", *_PARTITIONS)), schema=dialect.schema)
     return conn.execute(
         select(*(seen.c[name] for name in _PARTITIONS)).where(seen.c.topic == topic).order_by(seen.c.partition)
@@ -49,7 +49,7 @@ def partitions(conn: Connection, dialect: Dialect, topic: str) -> Sequence[Row[A
 
 
 def members(conn: Connection, dialect: Dialect, topic: str, group: str) -> Sequence[Row[Any]]:
-    """Who is in a group, in order of when they came; those too whose lease is over and whom nobody has removed."""
+    """Return the members of a group, in the order of joining. Some may have a row although their lease is over."""
     seen = table("sqlmq_member_stats", *map(column, ("topic", "group_name", *_MEMBERS)), schema=dialect.schema)
     return conn.execute(
         select(*(seen.c[name] for name in _MEMBERS))

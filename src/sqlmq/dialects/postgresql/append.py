@@ -1,7 +1,7 @@
-"""Appending on Postgres: by a function of our own, in one round trip; or by COPY, if there is much.
+"""Append on Postgres: by a function of ours, in one round trip; or by COPY, for many messages.
 
-Through psycopg, arrays go out in binary form, laid out here: psycopg's own way takes twice the time. In a session of the
-application's, whose driver can be another, they go through SQLAlchemy, as lists.
+Through psycopg, arrays are sent in binary form, packed here, because psycopg takes twice the time for it. In an
+application's session, whose driver can be another, they are sent through SQLAlchemy, as lists.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ if TYPE_CHECKING:
     from sqlmq.model.message import RecordBatch
 
 ARRAY_MESSAGES = 5_000
-"""Messages in one statement at the most. COPY is faster for more, but waits three times more often with the lock held."""
+"""The most messages in one statement. COPY is faster for more, but waits three times more often while it locks."""
 ARRAY_BYTES = 16 * 1024 * 1024
-"""Bytes of values in one statement at the most, but for a single message: the server holds them all at once."""
+"""The most bytes of values in one statement, except for a single message: the server holds them all at once."""
 COPY_MESSAGES = 1_000
-"""Messages laid out for COPY at a time; the server works on one piece while the next is made."""
+"""How many messages are packed for COPY at a time. The server works on one piece while the next is packed."""
 
-# What our own function raises, in words that every driver hands on.
+# An error of our own function. Every driver passes on its text.
 _UNKNOWN_PARTITION = re.compile(r"the topic of partition id (\d+) was deleted")
 
 _MANY = ("bigint[]", "integer[]", "bytea[]", "bytea[]", "text[]", "integer[]")
@@ -42,29 +42,29 @@ _KEYLESS = ("bigint[]", "bytea[]", "text[]", "integer")
 _ONE = ("bigint", "bytea", "bytea", "text", "integer")
 _KNOWN = ("bigint[]", "integer[]")
 _GROWN = -1
-"""What a function for one message gives if the topic has other than the partitions known; those for many give nothing."""
+"""What the functions for one message return if the topic has grown. Those for many return no offsets."""
 _CURSOR = "sqlmq_appending"
 _KEPT_BYTES = 65_536
-"""How much a cursor may have sent to be kept: it holds that until it sends something else."""
+"""The most bytes a kept cursor may have sent: it holds them until it sends something else."""
 _BIGINT, _INTEGER, _BYTEA, _TEXT = 20, 23, 17, 25
 
 _pack_bigint = struct.Struct("!q").pack
 _pack_integer = struct.Struct("!i").pack
 _NULL = _pack_integer(-1)
 _LENGTHS = list(map(_pack_integer, range(2_048)))
-"""What most fields have before them: to look it up takes a third of packing it."""
-# Dimensions, whether there may be nulls, type of the elements; how many, and the index of the first.
+"""The packed lengths of most fields. A look-up takes a third of the time of packing."""
+# The head of an array: dimensions, whether it has nulls, type of the elements, their number, index of the first.
 # https://github.com/postgres/postgres/blob/REL_18_0/src/backend/utils/adt/arrayfuncs.c#L1272
 _pack_array_head = struct.Struct("!iiIii").pack
 # https://www.postgresql.org/docs/current/sql-copy.html#SQL-COPY-FILE-FORMATS
 _COPY_HEAD = b"PGCOPY\n\xff\r\n\0" + bytes(8)
 _COPY_COLUMNS = ("partition_id", "msg_offset", "key", "value", "headers")
-_pack_copy_head = struct.Struct("!hiqiq").pack  # how many columns, and the first two of them
+_pack_copy_head = struct.Struct("!hiqiq").pack  # the number of columns, and the first two columns
 _JSONB_VERSION = b"\x01"
 
 
 class AppendStatements:
-    """The statements, for tables and functions whose names have *prefix* before them."""
+    """The statements for tables and functions whose names begin with *prefix*."""
 
     def __init__(self, prefix: str) -> None:
         self._prefix = prefix
@@ -75,13 +75,13 @@ class AppendStatements:
         self._copy = f"COPY {prefix}sqlmq_message ({', '.join(_COPY_COLUMNS)}) FROM STDIN (FORMAT binary)".encode()
 
     def append(self, conn: Connection, parts: Sequence[PartitionSlice], contents: RecordBatch) -> list[int]:
-        """As ``Dialect.append``; on a connection of psycopg's, which our own transactions have."""
+        """Append as ``Dialect.append``, on a connection of psycopg, which our own transactions have."""
         return _with_cursor(conn, parts, contents, lambda cursor: self._run(cursor, parts, contents))
 
     def append_to_any(
         self, conn: Connection, part: PartitionSlice, others: Sequence[int], contents: RecordBatch
     ) -> tuple[int, int]:
-        """As ``Dialect.append_to_any``, for what fits into arrays."""
+        """Append as ``Dialect.append_to_any``, if *contents* fit into arrays."""
         wanted = _array(_BIGINT, [_pack_bigint(id_) for id_ in (part.partition_id, *others)])
         columns = _array(_BYTEA, contents.values), _array(_TEXT, contents.headers)
         parameters = (wanted, *columns, part.topic_partitions)
@@ -91,9 +91,9 @@ class AppendStatements:
         return chosen, base
 
     def publish(self, conn: Connection, parts: Sequence[PartitionSlice], contents: RecordBatch) -> list[int] | None:
-        """As ``Dialect.publish``."""
+        """Append as ``Dialect.publish``."""
         if not fits_arrays(contents):
-            # What was published of one piece could not be taken back when the next finds its topic grown.
+            # Check first: a piece that was published can't be undone when the next one finds its topic grown.
             self._check_not_grown(conn, parts)
         found: dict[int, int] = {}
         for some_parts, some in _pieces(parts, contents):
@@ -152,14 +152,15 @@ def _with_cursor(
     contents: RecordBatch,
     run: Callable[[psycopg.Cursor[Any]], list[int]],
 ) -> list[int]:
-    """Have *run* append *contents* to *parts*, by a cursor that is kept with its connection.
+    """Let *run* append *contents* to *parts*, with a cursor that stays with its connection.
 
-    To make one takes a fifth of what the driver takes in all. It is kept with what it has sent, if that is not much.
+    Creating a cursor takes a fifth of the driver's whole time. A kept cursor holds what it sent, so it is kept only if
+    that is small.
     """
     connection = conn.connection.driver_connection
-    assert isinstance(connection, psycopg.Connection)  # noqa: S101 - what check_engine made sure of
+    assert isinstance(connection, psycopg.Connection)  # noqa: S101 - check_engine ensures it
     if not (connection.autocommit or conn.in_transaction()):
-        conn.begin()  # SQLAlchemy does not see that the cursor begins one, and would not commit it
+        conn.begin()  # SQLAlchemy does not see that the cursor begins a transaction, and would not commit it
     info = conn.info
     cursor: psycopg.Cursor[Any] | None = info.pop(_CURSOR, None)
     if cursor is None:
@@ -176,7 +177,7 @@ def _with_cursor(
 
 
 class _Array:
-    """An array as the server takes it; the statement says of what type."""
+    """A packed array. The statement casts it to its type."""
 
     __slots__ = ("data",)
 
@@ -195,20 +196,20 @@ def _executed(conn: Connection, statement: str, parameters: tuple[object, ...], 
     try:
         return conn.exec_driver_sql(statement, parameters).scalar_one()
     except DBAPIError as error:
-        # The statement's parameters are messages, which belong in no log.
+        # The statement's parameters are messages, which must not get into logs.
         error.hide_parameters = True
         _raise_if_unknown(error.orig, parts)
         raise
 
 
 def fits_arrays(contents: RecordBatch) -> bool:
-    """Whether one statement takes all of *contents*."""
+    """Whether one statement can take all of *contents*."""
     count = len(contents.values)
     return count == 1 or (count <= ARRAY_MESSAGES and sum(map(len, contents.values)) <= ARRAY_BYTES)
 
 
 def _columns(parts: Sequence[PartitionSlice], contents: RecordBatch) -> tuple[_Array | None, ...]:
-    """How many messages each of *parts* has, and what they hold."""
+    """Return the parameters: the number of messages of each of *parts*, and the columns."""
     return (
         _array(_INTEGER, [_pack_integer(part.messages) for part in parts]),
         _array(_BYTEA, contents.keys),
@@ -230,11 +231,11 @@ def _array(element_oid: int, column: Sequence[bytes | None]) -> _Array | None:
 
 
 def _measured(column: Sequence[bytes | None]) -> tuple[list[bytes], Sequence[bytes]]:
-    """The lengths of the fields of *column*, as they stand before each in binary forms, and the fields."""
+    """Return the packed lengths of the fields of *column*, and the fields."""
     try:
         fields = cast("Sequence[bytes]", column)
         sizes = list(map(len, fields))
-    except TypeError:  # there are nulls
+    except TypeError:  # a field is null
         lengths = [_NULL if field is None else _pack_integer(len(field)) for field in column]
         return lengths, [field or b"" for field in column]
     try:
@@ -244,7 +245,7 @@ def _measured(column: Sequence[bytes | None]) -> tuple[list[bytes], Sequence[byt
 
 
 def _by_turns(*columns: Sequence[bytes]) -> list[bytes]:
-    """The first of each of *columns*, the second of each, and so on."""
+    """Return the first field of each of *columns*, then the second of each, and so on."""
     merged = [b""] * (len(columns[0]) * len(columns))
     for number, column in enumerate(columns):
         merged[number :: len(columns)] = column
@@ -252,13 +253,13 @@ def _by_turns(*columns: Sequence[bytes]) -> list[bytes]:
 
 
 def _one(parts: Sequence[PartitionSlice], contents: RecordBatch) -> tuple[object, ...]:
-    """The parameters for a single message."""
+    """Return the parameters for a single message."""
     headers = None if contents.headers[0] is None else contents.headers[0].decode()
     return parts[0].partition_id, contents.keys[0], contents.values[0], headers, parts[0].topic_partitions
 
 
 def _copied(parts: Sequence[PartitionSlice], bases: Sequence[int], contents: RecordBatch) -> Iterator[bytes]:
-    """The rows in COPY's binary form."""
+    """Return the rows in COPY's binary form."""
     ids = chain.from_iterable(repeat(part.partition_id, part.messages) for part in parts)
     offsets = chain.from_iterable(range(base, base + part.messages) for part, base in zip(parts, bases, strict=True))
     heads = map(_pack_copy_head, repeat(len(_COPY_COLUMNS)), repeat(8), ids, repeat(8), offsets)
@@ -273,7 +274,7 @@ def _copied(parts: Sequence[PartitionSlice], bases: Sequence[int], contents: Rec
 def _pieces(
     parts: Sequence[PartitionSlice], contents: RecordBatch
 ) -> Iterator[tuple[Sequence[PartitionSlice], RecordBatch]]:
-    """What is appended, cut where one statement has enough."""
+    """Split *contents* into pieces that fit into one statement each."""
     cuts = [0]
     size = 0
     for place, value in enumerate(contents.values):
@@ -286,7 +287,7 @@ def _pieces(
 
 
 def _between(parts: Sequence[PartitionSlice], first: int, end: int) -> list[PartitionSlice]:
-    """What of *parts* has its place from *first* on, up to *end*."""
+    """Return the parts of the messages from *first* to *end*."""
     found = []
     began = 0
     for part in parts:

@@ -1,7 +1,7 @@
 """Postgres, through psycopg 3.
 
 The hot statements go to the driver as they are: an array in binary form costs a third of the text form from 1,000
-messages on. Reading has a module of its own.
+messages on. Append, read, errors, listening and inspection have modules of their own.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ from sqlmq.dialects.base import (
 from sqlmq.dialects.postgresql import errors, inspection, socket
 from sqlmq.dialects.postgresql import listen as postgresql_listen
 from sqlmq.dialects.postgresql.append import AppendStatements, fits_arrays
-from sqlmq.dialects.postgresql.pooler import heed_pooler
+from sqlmq.dialects.postgresql.pooler import detect_pooler
 from sqlmq.dialects.postgresql.read import POSTGRES_EPOCH_US, ReadStatements
 from sqlmq.errors import InvalidURLError, IsolationError
 
@@ -81,7 +81,8 @@ class Postgresql(Dialect):
         self._appending = AppendStatements(prefix)
         prefix = prefix.replace("%", "%%")
         self._reading = ReadStatements(prefix)
-        # A claim that somebody has taken over while we waited for its lock is looked at again, and is not ours.
+        # If another member took the claim over while this statement waited for the lock, Postgres evaluates the
+        # conditions again on the new row, and the claim is not ours.
         # https://www.postgresql.org/docs/current/transaction-iso.html#XACT-READ-COMMITTED
         commit_sql = f"""
             WITH new AS (
@@ -110,13 +111,13 @@ class Postgresql(Dialect):
         driver = url.drivername.partition("+")[2] or "psycopg"
         if driver != "psycopg":
             raise InvalidURLError(_wrong_driver(driver))
-        return heed_pooler(create_engine(url.set(drivername="postgresql+psycopg"), **_engine_options(url)))
+        return detect_pooler(create_engine(url.set(drivername="postgresql+psycopg"), **_engine_options(url)))
 
     def create_async_engine(self, url: URL) -> AsyncEngine:
         from sqlalchemy.ext.asyncio import create_async_engine
 
         engine = create_async_engine(url.set(drivername="postgresql+psycopg"), **_engine_options(url))
-        heed_pooler(engine.sync_engine)
+        detect_pooler(engine.sync_engine)
         return engine
 
     def blocking_url(self, url: URL) -> URL:
@@ -161,11 +162,11 @@ class Postgresql(Dialect):
         ).one()
         if row.isolation not in ("read committed", "read uncommitted"):
             message = (
-                f"The transaction is {row.isolation.upper()}, in which it would see an old position of the group. Use "
-                "READ COMMITTED, as in sessionmaker(engine.execution_options(isolation_level='READ COMMITTED'))."
+                f"The transaction is {row.isolation.upper()}, so it would see an old position of the group. Use READ "
+                "COMMITTED: sessionmaker(engine.execution_options(isolation_level='READ COMMITTED'))."
             )
             raise IsolationError(message)
-        # The columns of *wanted* are null when there was no row: its first is a key.
+        # Without a row, all columns of *wanted* are null. Its first column is a key, which is never null.
         return LockedRow(None if row[2] is None else row, row.token)
 
     def is_same_transaction(self, token: str | None) -> ColumnElement[bool]:
@@ -178,7 +179,7 @@ class Postgresql(Dialect):
     @contextlib.contextmanager
     def autocommitting(self, conn: Connection) -> Iterator[None]:
         connection = conn.connection.driver_connection
-        assert isinstance(connection, psycopg.Connection)  # noqa: S101 - what check_engine made sure of
+        assert isinstance(connection, psycopg.Connection)  # noqa: S101 - check_engine ensures it
         before = connection.autocommit
         connection.autocommit = True
         try:
@@ -194,7 +195,7 @@ class Postgresql(Dialect):
         conn.exec_driver_sql(f"SET LOCAL lock_timeout = {int(seconds * 1000)}")
 
     def lock_schema(self, conn: Connection) -> None:
-        # The number is "sqlmq" in ASCII. Held until the transaction ends, so a pooler between does no harm.
+        # The number is "sqlmq" in ASCII. The lock ends with the transaction, so it is safe behind a pooler.
         conn.exec_driver_sql("SELECT pg_advisory_xact_lock(495874403697)")
 
     def now(self) -> ColumnElement[object]:
@@ -269,7 +270,7 @@ class Postgresql(Dialect):
         return self._appending.publish(conn, parts, contents)
 
     def identify(self, conn: Connection) -> tuple[object, ...]:
-        # The table, because without a schema it is the search path that leads to it, which can differ in the same database.
+        # Includes the table: without a schema, the search path finds it, and that can differ inside one database.
         query = text(
             "SELECT CAST(current_database() AS text), CAST(date_part('epoch', pg_postmaster_start_time()) AS text),"
             " CAST(CAST(to_regclass(CAST(:topics AS text)) AS oid) AS text)"
@@ -307,46 +308,51 @@ class Postgresql(Dialect):
         return errors.is_disconnect(error)
 
 
-# What asyncpg and SQLAlchemy's dialect for it call otherwise than libpq does.
+# Options that asyncpg, or SQLAlchemy's dialect for it, names differently from libpq.
 _ASYNCPG_SPELLINGS = {"ssl": "sslmode", "timeout": "connect_timeout"}
 
-# Of the outermost transaction; a later one has another, or none.
+# The id of the outermost transaction. A later transaction has another id, or none.
 _TRANSACTION_ID = "CAST(pg_current_xact_id_if_assigned() AS text)"
 
 _MOST_MS = 2**31 - 1
 
 
 def _limits(quiet_seconds: float, vanished_seconds: float, version: tuple[Any, ...]) -> list[str]:
-    """What sets, for one transaction, how long the server waits for a client that is quiet or gone.
+    """Return the SQL that limits, for one transaction, how long the server waits for a silent or unreachable client.
 
-    A server that sees nothing of a vanished host would keep the transaction, and its lock, for two hours.
+    Without it, a server that gets no sign from a host that is gone keeps the transaction and its lock for two hours.
     https://www.postgresql.org/docs/current/runtime-config-connection.html#GUC-TCP-KEEPALIVES-IDLE
     """
     quiet_ms = min(_MOST_MS, max(1, int(quiet_seconds * 1000)))
     vanished_ms = min(_MOST_MS, max(1000, int(vanished_seconds * 1000)))
     probes = 3
-    # These two are shown with a unit, like '5min', and the others as bare numbers.
-    quiet = ["idle_in_transaction_session_timeout", *(["transaction_timeout"] if version >= (17,) else [])]
-    limits = [(name, f"CAST(current_setting('{name}') AS interval)", f"interval '{quiet_ms}ms'") for name in quiet]
-    vanished = {
-        "tcp_keepalives_idle": max(1, vanished_ms // 2000),
-        "tcp_keepalives_interval": max(1, vanished_ms // 2000 // probes),
-        "tcp_keepalives_count": probes,
-        "tcp_user_timeout": vanished_ms,
-    }
-    limits += [(name, f"CAST(current_setting('{name}') AS bigint)", str(most)) for name, most in vanished.items()]
-    values = {name: str(quiet_ms) for name in quiet} | {name: str(most) for name, most in vanished.items()}
-    return [
-        f"set_config('{name}', CASE WHEN {now} > {off} AND {now} <= {most} THEN current_setting('{name}') "
-        f"ELSE '{values[name]}' END, true)"
-        for name, now, most in limits
-        for off in ["interval '0'" if name in quiet else "0"]
+    idle_seconds = max(1, vanished_ms // 2000)
+    # Postgres shows the first two with a unit, such as 5min, and the others as bare numbers.
+    limits = [
+        ("idle_in_transaction_session_timeout", quiet_ms, "ms"),
+        ("transaction_timeout", quiet_ms, "ms"),
+        ("tcp_keepalives_idle", idle_seconds, ""),
+        ("tcp_keepalives_interval", max(1, vanished_ms // 2000 // probes), ""),
+        ("tcp_keepalives_count", probes, ""),
+        ("tcp_user_timeout", vanished_ms, ""),
     ]
+    return [_lower(*limit) for limit in limits if version >= (17,) or limit[0] != "transaction_timeout"]
+
+
+def _lower(setting: str, value: int, unit: str) -> str:
+    """Return the SQL that lowers *setting* to *value* until the transaction ends. 0 means no limit, so it is raised."""
+    now = f"current_setting('{setting}')"
+    if unit:
+        number, off, most = f"CAST({now} AS interval)", "interval '0'", f"interval '{value}{unit}'"
+    else:
+        number, off, most = f"CAST({now} AS bigint)", "0", str(value)
+    is_lower = f"{number} > {off} AND {number} <= {most}"
+    return f"set_config('{setting}', CASE WHEN {is_lower} THEN {now} ELSE '{value}' END, true)"
 
 
 def _engine_options(url: URL) -> dict[str, Any]:
     timeouts = {"connect_timeout": _CONNECT_TIMEOUT_SECONDS, "tcp_user_timeout": _TCP_USER_TIMEOUT_MS}
-    # The user's own words for what we would set.
+    # A value in the user's URL wins over ours.
     asked_for = {name: url.query[name] for name in timeouts if name in url.query}
     return {"hide_parameters": True, "max_overflow": 15, "connect_args": timeouts | asked_for}
 

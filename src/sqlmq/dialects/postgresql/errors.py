@@ -1,4 +1,4 @@
-"""What Postgres refuses, as errors of ours: by SQLSTATE, and whether trying again may help."""
+"""Errors of Postgres, by SQLSTATE: the error of ours they become, and whether a retry can succeed."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from sqlmq.errors import (
     SqlmqError,
 )
 
-# What our own functions raise.
+# Errors of our own functions.
 _ISOLATION = "MQ001"
 
-# Of a server that was demoted, too: the next connection, by the URL, may reach the new primary.
+# Also after the server was demoted: the next connection, by the same URL, may reach the new primary.
 _PASSING = ("25006", "40001", "40P01", "55P03", "53300", "57P01", "57P02", "57P03", "08")
 
 _REFUSED_LOGINS = (
@@ -41,7 +41,7 @@ _TOO_LONG = "The transaction took too long, or was quiet for too long: nothing o
 _OTHER = (DatabaseError, "")
 _DAMAGED = "A table or an index is damaged: see pg_amcheck, and restore from a backup or a standby."
 _PREPARES = (
-    "A pooler, like PgBouncer, shares the server's sessions: make the engine with "
+    "A pooler such as PgBouncer shares the server's sessions. Create the engine with "
     "connect_args={'prepare_threshold': None}, or give MQ the URL."
 )
 _VERDICTS: tuple[tuple[str, tuple[type[DatabaseError], str]], ...] = (
@@ -54,7 +54,7 @@ _VERDICTS: tuple[tuple[str, tuple[type[DatabaseError], str]], ...] = (
     ("3D000", (DatabaseUnavailableError, "Create the database, or correct its name in the URL.")),
     ("42501", (PermissionDeniedError, "Grant the role the right, or connect as another one.")),
     ("25006", (ReadOnlyDatabaseError, "Connect to the primary server.")),
-    ("53100", (DatabaseFullError, "Make room on the server's disk.")),
+    ("53100", (DatabaseFullError, "Free space on the server's disk.")),
     ("53300", (DatabaseUnavailableError, "All connections are taken: raise max_connections, or use a pooler.")),
     ("XX001", (DatabaseDamagedError, _DAMAGED)),
     ("XX002", (DatabaseDamagedError, _DAMAGED)),
@@ -71,7 +71,7 @@ _VERDICTS: tuple[tuple[str, tuple[type[DatabaseError], str]], ...] = (
 
 
 def translate(error: Exception, where: str) -> SqlmqError | None:
-    """Return our error for one of a driver's or SQLAlchemy's, None for any other; *where* is the database."""
+    """Return the error of ours for an error of a driver or of SQLAlchemy at the database *where*, or None."""
     driver_error = _driver_error(error) or _asyncpg_error(error)
     if driver_error is None:
         return None
@@ -85,14 +85,14 @@ def translate(error: Exception, where: str) -> SqlmqError | None:
 
 
 def quotes_rows(error: Exception) -> bool:
-    """Whether its text may hold parts of a row."""
+    """Whether the text of *error* may quote parts of a row."""
     # "Failing row contains (...)" of a constraint, "Token ... is invalid" of a value.
     driver_error = _driver_error(error) or _asyncpg_error(error)
     return driver_error is not None and _state(driver_error).startswith(("22", "23"))
 
 
 def is_transient(error: Exception) -> bool:
-    """Whether the same may succeed if it is done again."""
+    """Whether a retry can succeed."""
     driver_error = _driver_error(error)
     if driver_error is None:
         return False
@@ -103,9 +103,9 @@ def is_disconnect(error: Exception) -> bool:
     """Whether the connection is lost."""
     driver_error = _driver_error(error)
     if driver_error is None:
-        # Of other drivers, in a session given to us, SQLAlchemy knows it.
+        # SQLAlchemy knows it for other drivers, in a session of the application.
         return isinstance(error, DBAPIError) and error.connection_invalidated
-    # 08: said by a pooler between, which has lost the server.
+    # 08: from a pooler that lost its server.
     return isinstance(driver_error, psycopg.OperationalError) and _state(driver_error)[:2] in ("", "08")
 
 
@@ -115,7 +115,7 @@ def _driver_error(error: Exception) -> psycopg.Error | None:
 
 
 def _asyncpg_error(error: Exception) -> psycopg.Error | None:
-    """An error of asyncpg's, which stands in a session given to us, as psycopg's with the same SQLSTATE."""
+    """Return an error of asyncpg, from a session of the application, as psycopg's with the same SQLSTATE."""
     if not isinstance(error, DBAPIError) or error.orig is None:
         return None
     same = psycopg.OperationalError(str(error.orig).rpartition(">: ")[2])
@@ -124,7 +124,7 @@ def _asyncpg_error(error: Exception) -> psycopg.Error | None:
 
 
 def _state(error: psycopg.Error) -> str:
-    """The SQLSTATE; for a refused login, of which libpq gives the text alone, guessed from that. Empty if unknown."""
+    """Return the SQLSTATE, or "" if unknown. For a refused login, libpq has only a text, so it is derived from that."""
     if error.sqlstate:
         return error.sqlstate
     said = str(error)
@@ -134,6 +134,6 @@ def _state(error: psycopg.Error) -> str:
 
 
 def _first_line(error: psycopg.Error) -> str:
-    """What the server said, without the details, which can hold parts of a row."""
+    """Return the server's message without the details, which can quote parts of a row."""
     said = error.diag.message_primary or (str(error).strip().splitlines() or ["no reason given"])[0]
     return said.rstrip(".")

@@ -1,4 +1,4 @@
-"""What Postgres reports: settings, open transactions, how our tables are kept, who has claims locked, who may read."""
+"""What Postgres reports: settings, open transactions, the state of our tables, locks on claims, and permissions."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _SETTINGS = text("""
         (SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'client backend'),
         current_setting('max_connections')::integer, pg_backend_pid(), pg_has_role('pg_read_all_stats', 'USAGE')
 """)
-# Another user's session shows neither its state nor since when, but to members of pg_monitor.
+# Only members of pg_monitor see the state, and its time, of another user's session.
 _TRANSACTIONS = text("""
     SELECT concat_ws(', ', 'process ' || pid, nullif(application_name, ''), state),
         date_part('epoch', clock_timestamp() - xact_start)
@@ -30,7 +30,7 @@ _TRANSACTIONS = text("""
         AND backend_type = 'client backend'
     ORDER BY xact_start
 """)
-# Before 16, whether an emptied page of an index may be used again is asked of the whole server's oldest snapshot.
+# Before Postgres 16, the oldest snapshot of the whole server decides whether an empty index page can be reused.
 _ELSEWHERE = text("""
     SELECT concat_ws(', ', 'process ' || pid || ' in database ' || datname, nullif(application_name, ''), state),
         date_part('epoch', clock_timestamp() - xact_start)
@@ -62,7 +62,7 @@ _TABLES = text(r"""
         AND c.relnamespace = (SELECT relnamespace FROM pg_class WHERE oid = to_regclass(:topic))
     ORDER BY c.relname
 """)
-# A row's lock does not stand in pg_locks, but whoever has taken one has this lock on the table until the transaction ends.
+# pg_locks has no row locks, but a transaction that took one has this lock on the table until it ends.
 _HOLDERS_SQL = text("""
     SELECT DISTINCT a.pid, coalesce(a.application_name, '') AS application, coalesce(a.state, '') AS state,
         coalesce(date_part('epoch', clock_timestamp() - a.xact_start), 0) AS seconds
@@ -76,7 +76,7 @@ _HOLDERS_SQL = text("""
 
 
 def database_status(conn: Connection, topic_table: str) -> DatabaseStatus:
-    """What a role without further rights can see."""
+    """Read what a role without further rights can see."""
     standby, read_only, isolation, off, used, most, pid, sees_sessions = conn.execute(_SETTINGS).one()
     why = "default_transaction_read_only is on" if read_only else None
     return DatabaseStatus(
@@ -101,14 +101,14 @@ def may_read(conn: Connection, table: str, column: str) -> bool:
 
 
 def claim_holders(conn: Connection, claim_table: str) -> list[Holder]:
-    """The transactions of other sessions that have rows of *claim_table* locked, the oldest first.
+    """Return the transactions of other sessions that hold row locks on *claim_table*, the oldest first.
 
-    What a session of another user does is told to members of ``pg_monitor`` alone; others see that it is there.
+    Only members of ``pg_monitor`` see what another user's session does. Others see that it exists.
     """
     return [Holder(*row) for row in conn.execute(_HOLDERS_SQL, {"claim": claim_table})]
 
 
 def _connected_pid(conn: Connection) -> int:
     driver = conn.connection.driver_connection
-    assert isinstance(driver, psycopg.Connection)  # noqa: S101 - what check_engine made sure of
+    assert isinstance(driver, psycopg.Connection)  # noqa: S101 - check_engine ensures it
     return driver.info.backend_pid

@@ -1,7 +1,7 @@
-"""LISTEN and NOTIFY, on Postgres. What the payloads mean is not known here.
+"""LISTEN and NOTIFY on Postgres. The meaning of the payloads is not known here.
 
-The channel is named after the oid of ``sqlmq_topic``: one for each set of tables in a database, whatever the schema is
-called and however it was found, and nothing to be quoted. https://www.postgresql.org/docs/current/sql-notify.html
+The channel is named after the oid of ``sqlmq_topic``. So each set of tables in a database has its own, in whatever way
+its schema is named and found, and the name needs no quotes. https://www.postgresql.org/docs/current/sql-notify.html
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _CHANNEL = "'sqlmq_' || CAST(CAST(to_regclass(%s) AS oid) AS text)"
 
 def notify(conn: Connection, topic_table: str, payloads: Collection[str]) -> None:
     """Send *payloads* in one statement, outside a transaction."""
-    # To be heard it has to be committed, but not to be on the disk: a server that crashes has nobody who listens.
+    # A notification need not be on the disk: after a crash of the server, no connection listens.
     sql = f"""
         SELECT pg_notify({_CHANNEL}, payload) FROM unnest(CAST(%s AS text[])) AS payload
         WHERE set_config('synchronous_commit', 'off', true) IS NOT NULL
@@ -34,18 +34,18 @@ def notify(conn: Connection, topic_table: str, payloads: Collection[str]) -> Non
 
 
 class PostgresListening(Listening):
-    """A connection that listens, made as the engine makes its own, and counted by none of its pools."""
+    """A connection that listens, made like those of the engine, but counted by none of its pools."""
 
     def __init__(
         self, engine: Engine, topic_table: str, awaited: Callable[[object], AbstractContextManager[None]]
     ) -> None:
         self._connection = _connect(engine)
-        # To be interrupted by: closing a socket that somebody waits for wakes nobody.
-        self._told, self._teller = socket.socketpair()
+        # A pair of sockets to interrupt the wait: closing a socket does not wake a thread that waits for it.
+        self._wake_receiver, self._wake_sender = socket.socketpair()
         self._selector = selectors.DefaultSelector()
         try:
-            self._teller.setblocking(False)
-            self._selector.register(self._told, selectors.EVENT_READ)
+            self._wake_sender.setblocking(False)
+            self._selector.register(self._wake_receiver, selectors.EVENT_READ)
             self._selector.register(self._connection.fileno(), selectors.EVENT_READ)
             with awaited(self._connection):
                 row = self._connection.execute(f"SELECT {_CHANNEL}".encode(), (topic_table,)).fetchone()
@@ -56,7 +56,7 @@ class PostgresListening(Listening):
 
     def wait(self, seconds: float) -> set[str]:
         self._selector.select(seconds)
-        # Not Connection.notifies(): that wakes up ten times a second.
+        # Not Connection.notifies(), which wakes up ten times a second.
         wire = self._connection.pgconn
         wire.consume_input()
         payloads = set()
@@ -66,25 +66,25 @@ class PostgresListening(Listening):
 
     def interrupt(self) -> None:
         try:
-            self._teller.send(b"!")
-        except OSError:  # closed, or interrupted often enough
+            self._wake_sender.send(b"!")
+        except OSError:  # closed, or its buffer is full of interrupts
             return
 
     def close(self) -> None:
         self._selector.close()
         self._connection.close()
-        self._told.close()
-        self._teller.close()
+        self._wake_receiver.close()
+        self._wake_sender.close()
 
 
 def _connect(engine: Engine) -> psycopg.Connection:
-    # A pool of the same kind, with the same creator and events, of which nobody else uses anything: so it takes no
-    # place in a small pool, and waits for nobody who has the only connection of one.
+    # A new pool of the same kind, with the same creator and events. So the connection takes no place in a small pool and
+    # does not wait for one.
     fairy = engine.pool.recreate().connect()
     connection = fairy.driver_connection
     fairy.detach()
-    assert isinstance(connection, psycopg.Connection)  # noqa: S101 - what check_engine made sure of
-    # What the application's events have begun.
+    assert isinstance(connection, psycopg.Connection)  # noqa: S101 - check_engine ensures it
+    # End the transaction that the application's events may have begun.
     connection.commit()
     connection.autocommit = True
     return connection

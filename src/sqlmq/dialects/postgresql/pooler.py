@@ -1,7 +1,7 @@
-"""A pooler between us and Postgres: noticed by itself, and nothing prepared on sessions that change hands.
+"""Detect a pooler between us and Postgres, and prepare no statements on sessions that it shares.
 
-PgBouncer, in transaction mode, gives each transaction whatever session of the server is free. A statement that psycopg has
-prepared on one is missing on the next, or there already. https://www.psycopg.org/psycopg3/docs/advanced/prepare.html#pgbouncer
+A pooler in transaction mode gives each transaction another session of the server, so a statement that was prepared on
+one is missing, or already there, on the next. https://www.psycopg.org/psycopg3/docs/advanced/prepare.html#pgbouncer
 """
 
 from __future__ import annotations
@@ -19,31 +19,31 @@ if TYPE_CHECKING:
     Driven = psycopg.Connection | psycopg.AsyncConnection
 
 
-def heed_pooler(engine: Engine) -> Engine:
-    """Have *engine*, for psycopg, prepare no statements where its first connection finds a pooler at the other end."""
+def detect_pooler(engine: Engine) -> Engine:
+    """Prepare no statements on *engine*, of psycopg, if its first connection finds a pooler at the other end."""
     found = False
 
-    def look(connection: DBAPIConnection, record: ConnectionPoolEntry) -> None:
+    def compare_processes(connection: DBAPIConnection, record: ConnectionPoolEntry) -> None:
         nonlocal found
         found = _answering_pid(connection) != _driven(record).info.backend_pid
 
-    def heed(_connection: DBAPIConnection, record: ConnectionPoolEntry) -> None:
+    def prepare_nothing(_connection: DBAPIConnection, record: ConnectionPoolEntry) -> None:
         if found:
             _driven(record).prepare_threshold = None
 
-    event.listen(engine, "first_connect", look)
-    event.listen(engine, "connect", heed)
+    event.listen(engine, "first_connect", compare_processes)
+    event.listen(engine, "connect", prepare_nothing)
     return engine
 
 
 def _driven(record: ConnectionPoolEntry) -> Driven:
     connection = record.driver_connection
-    assert isinstance(connection, psycopg.Connection | psycopg.AsyncConnection)  # noqa: S101 - what engines are made for
+    assert isinstance(connection, psycopg.Connection | psycopg.AsyncConnection)  # noqa: S101 - detect_pooler takes only such engines
     return connection
 
 
 def _answering_pid(connection: DBAPIConnection) -> int:
-    """The process that answers; libpq knows the one that took the connection, and a pooler, which has none, makes that up."""
+    """Return the process that answers. libpq reports the one that accepted the connection; a pooler makes that up."""
     cursor = connection.cursor()
     try:
         cursor.execute("SELECT pg_backend_pid()")

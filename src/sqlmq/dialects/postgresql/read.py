@@ -1,7 +1,4 @@
-"""Reading the log on Postgres: one statement for all partitions, in binary, through psycopg or the driver of a user.
-
-A row read in binary costs half of what it costs as text.
-"""
+"""Read the log on Postgres: one statement for all partitions, in binary, through psycopg or a user's driver."""
 
 from __future__ import annotations
 
@@ -21,17 +18,17 @@ if TYPE_CHECKING:
     from sqlmq.model.message import LogRow
 
 POSTGRES_EPOCH_US = 946_684_800_000_000
-"""2000-01-01, from which Postgres counts, in microseconds after 1970-01-01."""
+"""2000-01-01, the origin of Postgres' timestamps, in microseconds after 1970-01-01."""
 
 _PORTABLE_MOMENT = f"CAST(extract(epoch FROM m.created_at) * 1000000 AS bigint) - {POSTGRES_EPOCH_US}"
 
 
 class ReadStatements:
-    """The statements for tables with *prefix*, which names their schema and has each percent sign doubled."""
+    """The statements for tables with *prefix*, their schema, in which each percent sign is doubled."""
 
     def __init__(self, prefix: str) -> None:
-        # `ready` is the one probe of an idle consumer. ORDER BY and LIMIT make it an index look-up for each partition:
-        # an EXISTS may become a join that reads the whole log, and did.
+        # An idle consumer runs only `ready`. ORDER BY and LIMIT make it an index look-up for each partition. An EXISTS
+        # can become, and did become, a join that reads the whole log.
         self._ready_sql = f"""
             SELECT at.id, at.position
             FROM unnest(%b::bigint[], %b::bigint[]) AS at (id, position)
@@ -44,10 +41,10 @@ class ReadStatements:
                 ORDER BY m.msg_offset LIMIT 1
             ) AS has_any
         """
-        # All lateral, so that it begins with the first position and ends with the last it needs.
+        # All lateral, so that it starts at the first position and stops at the last one it needs.
         ready = f"WITH ready AS MATERIALIZED ({self._ready_sql} LIMIT %b::bigint)"
-        # One index scan for each partition, one after the other, and its rows in the order of the scan: to sort them
-        # again would copy them all.
+        # One index scan after the other, one for each partition, in the order of the scan. Sorting the rows again would
+        # copy them all.
         self._small_sql = f"""
             {ready}
             SELECT m.* FROM ready r CROSS JOIN LATERAL (
@@ -76,7 +73,7 @@ class ReadStatements:
             ORDER BY r.id, m.msg_offset
         """
 
-        # As a text of SQLAlchemy's, in which a colon begins a parameter.
+        # As text() of SQLAlchemy, where a colon begins a parameter.
         pieces = self._within_sql.replace("m.created_at", _PORTABLE_MOMENT).replace("%%", "%").split("%b::")
         names = ["ids", "offsets", "partitions", "at_most", "max_bytes"]
         kinds = ["bigint[]", "bigint[]", "bigint", "bigint", "bigint"]
@@ -86,23 +83,23 @@ class ReadStatements:
         )
 
     def ready(self, conn: Connection, positions: Collection[Position]) -> set[Position]:
-        """As ``Dialect.ready``."""
+        """Find positions as ``Dialect.ready``."""
         return {Position(id_, offset) for id_, offset in conn.exec_driver_sql(self._ready_sql, _columns(positions))}
 
     def small(self, conn: Connection, positions: Sequence[Position], limit: int, small: int) -> list[LogRow]:
-        """As ``Dialect.read_small``."""
+        """Read as ``Dialect.read_small``."""
         connection = conn.connection.driver_connection
         if not isinstance(connection, psycopg.Connection):
             return self.within(conn, positions, limit, small * limit)
         return _fetch(connection, self._small_sql, (*_columns(positions), most_partitions(limit), small, limit))
 
     def within(self, conn: Connection, positions: Sequence[Position], limit: int, max_bytes: int) -> list[LogRow]:
-        """As ``Dialect.read_within``."""
+        """Read as ``Dialect.read_within``."""
         connection = conn.connection.driver_connection
         ids, offsets = _columns(positions)
         if isinstance(connection, psycopg.Connection):
             return _fetch(connection, self._within_sql, (ids, offsets, most_partitions(limit), limit, max_bytes))
-        # In the session of a user whose driver is for asyncio, or another one.
+        # In a user's session, whose driver is not psycopg.
         parameters = {
             "ids": ids,
             "offsets": offsets,
@@ -122,7 +119,7 @@ def _columns(positions: Collection[Position]) -> tuple[list[int], list[int]]:
 
 def _fetch(connection: psycopg.Connection[Any], sql: str, parameters: tuple[object, ...]) -> list[LogRow]:
     with connection.cursor(binary=True) as cursor:
-        # As the server sends them. Making a datetime of each timestamp is half the cost of a read.
+        # Raw timestamps: a datetime for each would double the cost of a read.
         cursor.adapters.register_loader("timestamptz", Int8BinaryLoader)
         rows: list[LogRow] = cursor.execute(sql.encode(), parameters).fetchall()
         return rows

@@ -1,6 +1,6 @@
-"""Who needs which rights on Postgres: four roles, from one that only looks to one that owns the tables.
+"""The rights each role needs on Postgres: four roles, from one that only reads to the owner of the tables.
 
-All topics share the tables, so rights are for the whole queue; what has to be kept apart goes into schemas of its own.
+All topics share the tables, so rights apply to a whole queue. Queues that must be kept apart need schemas of their own.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import TypeAlias
 
 Rights: TypeAlias = Mapping[str, str]
-"""Of each table or view, what may be done with it, as in GRANT."""
+"""The privileges, as in GRANT, for each table or view."""
 
 ALL_TABLES = (
     "sqlmq_version",
@@ -25,15 +25,15 @@ ALL_TABLES = (
     "sqlmq_parked",
     "sqlmq_eviction",
 )
-COUNTING_VIEWS = (
+VIEWS_WITHOUT_CONTENT = (
     "sqlmq_lag",
     "sqlmq_partition_stats",
     "sqlmq_topic_stats",
     "sqlmq_member_stats",
     "sqlmq_partition_barrier",
 )
-"""Views without a key, an error's text or anything else of a message."""
-TELLING_VIEWS = ("sqlmq_parked_message", "sqlmq_dead_letter", "sqlmq_blocked_key")
+"""Views without keys, error texts or any other part of a message."""
+DETAILED_VIEWS = ("sqlmq_parked_message", "sqlmq_dead_letter", "sqlmq_blocked_key")
 
 FUNCTIONS = (
     "sqlmq_append(bigint[], integer[], bytea[], bytea[], text[], integer[])",
@@ -67,7 +67,7 @@ MONITOR: Rights = {
     "sqlmq_eviction": "SELECT",
     # Which are due; not what they are.
     "sqlmq_staged": "SELECT (partition_id, deliver_at, created_at)",
-    **dict.fromkeys(COUNTING_VIEWS, "SELECT"),
+    **dict.fromkeys(VIEWS_WITHOUT_CONTENT, "SELECT"),
 }
 """Sees lag, members, sizes and losses, and nothing of a message."""
 
@@ -92,26 +92,26 @@ CONSUMER: Rights = {
     ),
     "sqlmq_eviction": "SELECT, INSERT, UPDATE",
     "sqlmq_staged": "SELECT, INSERT, UPDATE, DELETE",
-    **dict.fromkeys((*COUNTING_VIEWS, *TELLING_VIEWS), "SELECT"),
+    **dict.fromkeys((*VIEWS_WITHOUT_CONTENT, *DETAILED_VIEWS), "SELECT"),
 }
 """Reads topics that are there, in groups, and does what keeps them; decides about dead letters. Produces as well."""
 
-ADMIN: Rights = dict.fromkeys((*ALL_TABLES, *COUNTING_VIEWS, *TELLING_VIEWS), "ALL")
+ADMIN: Rights = dict.fromkeys((*ALL_TABLES, *VIEWS_WITHOUT_CONTENT, *DETAILED_VIEWS), "ALL")
 """Makes and deletes topics, resets groups. Tables are changed by their owner alone, who runs ``sqlmq db upgrade``."""
 
 ROLES: Mapping[str, Rights] = {"monitor": MONITOR, "producer": PRODUCER, "consumer": CONSUMER, "admin": ADMIN}
 APPENDING = ("producer", "consumer", "admin")
-"""Those who may call the functions."""
+"""The roles that may call the functions."""
 
 
 def grants(kind: str, role: str, *, schema: str | None = None) -> list[str]:
-    """The statements that make the Postgres role *role*, which is there, a monitor, producer, consumer or admin.
+    """Return the statements that make *role*, an existing role, a monitor, producer, consumer or admin.
 
-    They may be run again, after an upgrade too: what the role could do before is taken from it first.
+    They revoke what the role could do before, so they can run again, also after an upgrade.
     """
     prefix = "" if schema is None else f"{_quoted(schema)}."
     to = _quoted(role)
-    everything = ", ".join(prefix + name for name in (*ALL_TABLES, *COUNTING_VIEWS, *TELLING_VIEWS))
+    everything = ", ".join(prefix + name for name in (*ALL_TABLES, *VIEWS_WITHOUT_CONTENT, *DETAILED_VIEWS))
     statements = [] if schema is None else [f"GRANT USAGE ON SCHEMA {_quoted(schema)} TO {to}"]
     statements.append(f"REVOKE ALL ON {everything} FROM {to}")
     functions = ", ".join(prefix + signature for signature in FUNCTIONS)

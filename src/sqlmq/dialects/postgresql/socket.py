@@ -1,6 +1,6 @@
-"""The wire to a Postgres server, seen from a thread that is not the one which waits for an answer.
+"""The socket of a connection to Postgres, used by a thread that is not the one waiting for an answer.
 
-A socket that is shut down wakes whoever waits for it, who then finds the connection broken. Closing it would not.
+Shutting a socket down wakes the thread that waits on it, which then finds the connection broken. Closing it would not.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from sqlmq.dialects.base import ConnectionSocket
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-# Of Linux' struct tcp_info: the third byte is how often what was sent last has been sent again; behind eight bytes are
-# numbers of four, of which the tenth and the twelfth are milliseconds since data was last sent, and last received.
+# In Linux' struct tcp_info, the third byte counts how often the last segment was sent again. After eight bytes come
+# 4-byte numbers; the tenth and the twelfth are the milliseconds since data was last sent and last received.
 # https://man7.org/linux/man-pages/man7/tcp.7.html
 _TCP_INFO = socket.TCP_INFO if sys.platform == "linux" else None
 _FIELDS = struct.Struct("=2xB41xI4xI")
@@ -27,12 +27,12 @@ _TCP_INFO_BYTES = 104
 
 
 def line_of(connection: object) -> ConnectionSocket | None:
-    """The line of psycopg's *connection*; None of any other driver's."""
+    """Return the socket of psycopg's *connection*; None for other drivers."""
     return PostgresSocket(connection) if isinstance(connection, psycopg.Connection | psycopg.AsyncConnection) else None
 
 
 class PostgresSocket(ConnectionSocket):
-    """The line of one connection of psycopg's."""
+    """The socket of one connection of psycopg."""
 
     def __init__(self, connection: psycopg.Connection | psycopg.AsyncConnection) -> None:
         self._connection = connection
@@ -43,13 +43,13 @@ class PostgresSocket(ConnectionSocket):
         with contextlib.suppress(OSError, psycopg.Error, struct.error), self._socket() as wire:
             told = wire.getsockopt(socket.IPPROTO_TCP, _TCP_INFO, _TCP_INFO_BYTES)
             repeats, sent_ms, received_ms = _FIELDS.unpack_from(told)
-            # What is sent again and again arrives nowhere.
+            # A segment that is sent again and again does not arrive.
             silent_ms: int = received_ms if repeats else min(sent_ms, received_ms)
             return silent_ms / 1000
         return None
 
     def request_cancel(self, seconds: float) -> None:
-        # Without libpq 17 psycopg asks in a way that has no end where the network swallows it.
+        # Before libpq 17, psycopg's request has no timeout if the network drops it.
         if isinstance(self._connection, psycopg.Connection) and psycopg.capabilities.has_cancel_safe():
             with contextlib.suppress(psycopg.Error):
                 self._connection.cancel_safe(timeout=seconds)
@@ -62,7 +62,7 @@ class PostgresSocket(ConnectionSocket):
     def _socket(self) -> Iterator[socket.socket]:
         number = self._connection.pgconn.socket
         with socket.fromfd(number, socket.AF_INET, socket.SOCK_STREAM) as wire:
-            # Or it was closed meanwhile, and somebody else has got the number.
+            # Otherwise the descriptor was closed meanwhile, and its number may belong to another file.
             if self._connection.pgconn.socket == number:
                 yield wire
             else:

@@ -2,5 +2,6 @@
 
 dialect  `Sqlite`: engines, BEGIN IMMEDIATE, WAL, append and read
 cursors  the driver's cursor, and SQLAlchemy's statements where an application sees them
-health   the library, the file, and where it lies
+errors   the driver's errors, translated
+health   the library, the file and its file system
 """

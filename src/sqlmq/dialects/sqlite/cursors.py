@@ -1,4 +1,4 @@
-"""Two ways to SQLite: the driver's cursor for what is done often, SQLAlchemy's statements where an application sees errors."""
+"""Two ways to run statements: the driver's cursor for the hot ones, SQLAlchemy where an application sees errors."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ if TYPE_CHECKING:
 
 @contextmanager
 def driver_cursor(conn: Connection) -> Iterator[DBAPICursor]:
-    """A cursor for a block. Through SQLAlchemy each statement takes 25 us more."""
-    # Of the pool's connection, not the driver's: this runs on drivers for asyncio too.
+    """Open a cursor of the driver for a block. Through SQLAlchemy, each statement takes 25 us more."""
+    # From the pool's connection, not the driver's, because this runs on drivers for asyncio too.
     cursor = conn.connection.cursor()
     try:
         yield cursor
     finally:
-        with suppress(sqlite3.Error):  # it has gone with its connection, after an interrupt
+        with suppress(sqlite3.Error):  # after an interrupt it was closed with its connection
             cursor.close()
 
 
 class SqlalchemyCursor:
-    """What an append needs of a cursor, by statements of SQLAlchemy's."""
+    """The methods of a cursor that an append needs, run by SQLAlchemy."""
 
     def __init__(self, conn: Connection) -> None:
         self._conn = conn

@@ -1,7 +1,7 @@
 """SQLite, embedded: one file, any number of threads and processes, one writer at a time.
 
-Our own transactions begin IMMEDIATE: one that reads first and writes later is refused at once when somebody else has
-written in between, without any waiting. https://www.sqlite.org/lang_transaction.html
+Our own transactions begin IMMEDIATE. One that reads first and writes later fails at once, without waiting, if another
+connection wrote in between. https://www.sqlite.org/lang_transaction.html
 """
 
 from __future__ import annotations
@@ -30,20 +30,9 @@ from sqlalchemy.dialects import sqlite
 from sqlalchemy.exc import DBAPIError
 
 from sqlmq.dialects.base import Dialect, LockedRow, PartitionSlice, Position, TopicGrownError, most_partitions
-from sqlmq.dialects.sqlite import health
+from sqlmq.dialects.sqlite import errors, health
 from sqlmq.dialects.sqlite.cursors import SqlalchemyCursor, driver_cursor
-from sqlmq.errors import (
-    DatabaseBusyError,
-    DatabaseDamagedError,
-    DatabaseError,
-    DatabaseFullError,
-    DatabaseUnavailableError,
-    InvalidURLError,
-    PermissionDeniedError,
-    ReadOnlyDatabaseError,
-    SqlmqError,
-    UnknownTopicError,
-)
+from sqlmq.errors import InvalidURLError, UnknownTopicError
 from sqlmq.hooks.failpoints import failpoint
 from sqlmq.model.message import microseconds_since_1970, moment_at
 
@@ -54,15 +43,16 @@ if TYPE_CHECKING:
     from sqlalchemy.engine.interfaces import DBAPIConnection, DBAPICursor
     from sqlalchemy.ext.asyncio import AsyncEngine
 
+    from sqlmq.errors import SqlmqError
     from sqlmq.model.message import LogRow, RecordBatch
     from sqlmq.reports.doctor import DatabaseStatus
 
 _BUSY_TIMEOUT_SECONDS = 10
-_LOOK_MS = 33
-"""For how long SQLite waits for the writer's lock before it begins anew with short pauses: 1, 2, 5, 10 and 15 ms."""
+_BUSY_TIMEOUT_MS = 33
+"""The sum of SQLite's first pauses for the writer's lock, 1, 2, 5, 10 and 15 ms. Later ones would be longer."""
 
 NOW_US = "CAST((julianday('now') - 2440587.5) * 86400000000 AS INTEGER)"
-"""This moment in microseconds since 1970 (to a millisecond), in every SQLite since 3.8."""
+"""The current time in microseconds since 1970, exact to a millisecond, in every SQLite since 3.8."""
 
 
 class Sqlite(Dialect):
@@ -75,7 +65,7 @@ class Sqlite(Dialect):
 
     def __init__(self, schema: str | None) -> None:
         if schema is not None:
-            message = "schema= is for Postgres; SQLite has none. Leave it out, or use another file."
+            message = "schema= is for Postgres; SQLite has no schemas. Leave it out, or use another file."
             raise InvalidURLError(message)
         super().__init__(schema)
 
@@ -90,7 +80,7 @@ class Sqlite(Dialect):
             url,
             hide_parameters=True,
             connect_args={"timeout": _BUSY_TIMEOUT_SECONDS, "check_same_thread": False},
-            # A database in memory is gone with its connection, and another connection is another database.
+            # A database in memory belongs to its connection, and every other connection is another database.
             **({"poolclass": StaticPool} if in_memory else {"max_overflow": 15}),
         )
         event.listen(engine, "connect", _set_up_connection)
@@ -132,12 +122,12 @@ class Sqlite(Dialect):
     def begin(self, conn: Connection) -> None:
         if not conn.in_transaction():
             conn.begin()
-        # A user's engine may have begun one by an event of its own; the append's UPDATE makes that the writer.
+        # An event of the user's engine may have begun a transaction. The UPDATE of an append makes that the writer.
         if not _in_transaction(conn):
             _begin_immediately(conn)
 
     def is_autocommit(self, conn: Connection) -> bool:
-        # Many engines put the driver into autocommit, and begin by an event. https://docs.sqlalchemy.org/en/20/dialects/sqlite.html
+        # Many engines set the driver to autocommit and begin by an event. https://docs.sqlalchemy.org/en/20/dialects/sqlite.html
         asked_for = conn.get_execution_options().get("isolation_level") == "AUTOCOMMIT"
         set_up = conn.dialect.detect_autocommit_setting(_dbapi_connection(conn)) and not _in_transaction(conn)
         return asked_for or set_up
@@ -145,9 +135,9 @@ class Sqlite(Dialect):
     def lock_and_watch(
         self, conn: Connection, wanted: Select[Any], *, quiet_seconds: float, vanished_seconds: float
     ) -> LockedRow:
-        # Whoever has the file locked is a process of this machine: its locks end with it, and no limit is needed.
+        # Only processes of this machine lock the file. Their locks end with them, so no limit is needed.
         del quiet_seconds, vanished_seconds
-        # Changes nothing; makes a transaction that began as a reader the writer, while it has read nothing.
+        # Changes nothing. Makes a transaction that began as a reader the writer, while it has not read anything.
         conn.exec_driver_sql("UPDATE sqlmq_claim SET epoch = epoch WHERE group_id = -1")
         conn.exec_driver_sql(f"SAVEPOINT {_HELD}")
         return LockedRow(conn.execute(wanted).first(), None)
@@ -157,7 +147,7 @@ class Sqlite(Dialect):
         return true()
 
     def release_savepoint(self, conn: Connection) -> bool:
-        # Gone if the transaction was ended, by a statement of the user's or, on a full disk, by SQLite itself.
+        # The savepoint is gone if a statement of the user's, or on a full disk SQLite itself, ended the transaction.
         try:
             conn.exec_driver_sql(f"RELEASE {_HELD}")
         except DBAPIError as error:
@@ -207,7 +197,7 @@ class Sqlite(Dialect):
             return self._append(cursor, parts, contents)
 
     def publish(self, conn: Connection, parts: Sequence[PartitionSlice], contents: RecordBatch) -> list[int] | None:
-        # The application is to get SQLAlchemy's errors, as for its own statements.
+        # By SQLAlchemy, so that the application gets the same errors as for its own statements.
         return self._append(SqlalchemyCursor(conn), parts, contents)
 
     def _append(
@@ -217,7 +207,7 @@ class Sqlite(Dialect):
         columns = iter(contents.keys), iter(contents.values), iter(headers)
         bases = []
         for part in parts:
-            # Changes nothing; makes this transaction the writer, so that what is read next stays true.
+            # Changes nothing. Makes this transaction the writer, so that no other changes what it reads next.
             cursor.execute(_LOCK_SQL, (part.partition_id,))
             locked = cursor.fetchall()
             if not locked:
@@ -236,7 +226,7 @@ class Sqlite(Dialect):
     def identify(self, conn: Connection) -> tuple[object, ...]:
         files = conn.exec_driver_sql("PRAGMA database_list").all()
         path = next(row[2] for row in files if row[1] == "main")
-        # A database in memory is its connection's own.
+        # A database in memory belongs to its connection.
         return ("file", str(Path(path).resolve())) if path else ("memory", id(conn.connection.driver_connection))
 
     def read_small(self, conn: Connection, positions: Sequence[Position], limit: int, small: int) -> list[LogRow]:
@@ -277,19 +267,10 @@ class Sqlite(Dialect):
         return number
 
     def translate(self, error: Exception, where: str) -> SqlmqError | None:
-        driver_error = _driver_error(error)
-        if isinstance(error, UnicodeDecodeError):
-            # Where SQLite quotes what it can't read, the driver does not get as far as an error of its own.
-            driver_error = sqlite3.DatabaseError("its schema is no text")
-            driver_error.sqlite_errorcode = sqlite3.SQLITE_CORRUPT
-        if driver_error is None:
-            return None
-        kind, advice = _VERDICTS.get(_primary_code(driver_error), (DatabaseError, ""))
-        return kind(f"{where}: {driver_error}. {advice}".strip())
+        return errors.translate(error, where)
 
     def is_transient(self, error: Exception) -> bool:
-        driver_error = _driver_error(error)
-        return driver_error is not None and _primary_code(driver_error) in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
+        return errors.is_transient(error)
 
     def is_disconnect(self, error: Exception) -> bool:
         del error
@@ -307,7 +288,7 @@ _BASE_SQL = """
     FROM sqlmq_partition p WHERE p.id = ?
 """
 _INSERT_SQL = "INSERT INTO sqlmq_message (partition_id, msg_offset, key, value, headers) VALUES (?, ?, ?, ?, ?)"
-# The messages of a deleted topic may be half gone.
+# Excludes deleted topics, whose messages may be deleted in part.
 _PROBE_SQL = """
     SELECT 1 FROM sqlmq_partition p JOIN sqlmq_message m ON m.partition_id = p.id
     WHERE p.id = ? AND p.topic_id IS NOT NULL AND m.msg_offset >= ? LIMIT 1
@@ -319,26 +300,13 @@ _READY_SQL = """
     WHERE EXISTS (SELECT 1 FROM sqlmq_message m WHERE m.partition_id = w.id AND m.msg_offset >= w.position)
 """
 _PROBES = 1_000
-"""How many positions one statement asks about; each takes two parameters, of which there may be 32,766."""
+"""How many positions one statement asks about. Each takes two parameters, and SQLite allows 32,766."""
 _READ_SQL = """
     SELECT partition_id, msg_offset, key, value, headers, created_at FROM sqlmq_message
     WHERE partition_id = ? AND msg_offset >= ? ORDER BY msg_offset LIMIT ?
 """
-# SQLite knows the length of a value without reading it.
+# length() does not read the value: SQLite stores it in the row's header.
 _READ_SMALL_SQL = _READ_SQL.replace(" value,", " CASE WHEN length(value) <= ? THEN value END,")
-
-_VERDICTS: dict[int, tuple[type[DatabaseError], str]] = {
-    sqlite3.SQLITE_BUSY: (DatabaseBusyError, "Another transaction writes for too long; keep them short."),
-    sqlite3.SQLITE_LOCKED: (DatabaseBusyError, "Another transaction writes for too long; keep them short."),
-    sqlite3.SQLITE_FULL: (DatabaseFullError, "Make room on the disk."),
-    sqlite3.SQLITE_READONLY: (ReadOnlyDatabaseError, "Give the process the right to write the file and its directory."),
-    sqlite3.SQLITE_CANTOPEN: (DatabaseUnavailableError, "Does the directory exist, and may this process write to it?"),
-    sqlite3.SQLITE_PERM: (PermissionDeniedError, "Give the process the right to read and write the file."),
-    sqlite3.SQLITE_AUTH: (PermissionDeniedError, "Give the process the right to read and write the file."),
-    sqlite3.SQLITE_IOERR: (DatabaseUnavailableError, "The disk or file system failed."),
-    sqlite3.SQLITE_NOTADB: (DatabaseDamagedError, "The file is not a SQLite database."),
-    sqlite3.SQLITE_CORRUPT: (DatabaseDamagedError, "The file is damaged: see https://www.sqlite.org/recovery.html"),
-}
 
 
 def is_in_memory(url: URL) -> bool:
@@ -348,48 +316,48 @@ def is_in_memory(url: URL) -> bool:
 
 def _set_up_connection(connection: DBAPIConnection, _record: object) -> None:
     cursor = connection.cursor()
-    # Readers and the writer do not block each other in WAL. It stays with the file: set once, by whoever is first.
+    # In WAL, readers and the writer do not block each other. The file keeps the mode, so the first connection sets it.
     cursor.execute("PRAGMA journal_mode")
     if cursor.fetchone() not in (("wal",), ("memory",)):
         cursor.execute("PRAGMA journal_mode = WAL")
-    # With NORMAL, a commit that was acknowledged can be lost with the power.
+    # With NORMAL, a power failure can lose an acknowledged commit.
     cursor.execute("PRAGMA synchronous = FULL")
     cursor.close()
 
 
 def _roll_back(connection: DBAPIConnection, _record: object, _error: object) -> None:
-    # Closed while a statement is unfinished, as when Ctrl-C has come in between, it would keep its lock on the file until
-    # nothing refers to that statement any more; the traceback does. https://www.sqlite.org/c3ref/close.html
+    # A connection that is closed with an unfinished statement, for example after Ctrl-C, keeps its lock on the file as
+    # long as anything refers to the statement, and the traceback does. https://www.sqlite.org/c3ref/close.html
     with suppress(sqlite3.Error):
         connection.rollback()
 
 
 def _begin_immediately(conn: Connection) -> None:
-    """Begin as the writer, waiting as long as the connection is set to, but looking more often than SQLite does.
+    """Begin as the writer. Waits as long as the connection's timeout, but tries more often than SQLite does.
 
-    It looks every 100 ms in the end, and so hardly ever in the moment between two transactions of a writer that does
-    not pause. https://www.sqlite.org/c3ref/busy_timeout.html
+    SQLite's pauses grow to 100 ms, so it rarely tries in the short gap between two transactions of a busy writer.
+    https://www.sqlite.org/c3ref/busy_timeout.html
     """
     with driver_cursor(conn) as cursor:
         cursor.execute("PRAGMA busy_timeout")
-        (patience_ms,) = cursor.fetchone() or (0,)
-        cursor.execute(f"PRAGMA busy_timeout = {min(_LOOK_MS, patience_ms)}")
+        (timeout_ms,) = cursor.fetchone() or (0,)
+        cursor.execute(f"PRAGMA busy_timeout = {min(_BUSY_TIMEOUT_MS, timeout_ms)}")
         try:
-            for looks_left in reversed(range(max(1, patience_ms // _LOOK_MS))):
+            for attempts_left in reversed(range(max(1, timeout_ms // _BUSY_TIMEOUT_MS))):
                 try:
                     conn.exec_driver_sql("BEGIN IMMEDIATE")
                 except DBAPIError as error:
-                    if not looks_left or _primary_code_of(error) != sqlite3.SQLITE_BUSY:
+                    if not attempts_left or not errors.is_busy(error):
                         raise
                 else:
                     return
         finally:
             with suppress(sqlite3.Error):  # after an interrupt the connection is closed
-                cursor.execute(f"PRAGMA busy_timeout = {patience_ms}")
+                cursor.execute(f"PRAGMA busy_timeout = {timeout_ms}")
 
 
 def _ready(cursor: DBAPICursor, positions: Sequence[Position], at_most: int) -> list[Position]:
-    """The first of *positions* at which there is something, *at_most* so many."""
+    """Return the first *at_most* of *positions* that have a message at or after them."""
     ready = []
     for position in positions:
         cursor.execute(_PROBE_SQL, position)
@@ -401,7 +369,7 @@ def _ready(cursor: DBAPICursor, positions: Sequence[Position], at_most: int) -> 
 
 
 def _in_transaction(conn: Connection) -> bool:
-    # Of sqlite3, or of aiosqlite; asked of the dialect, because the pool no longer knows one that was detached.
+    # The driver is sqlite3 or aiosqlite. The pool no longer knows a detached connection, so ask SQLAlchemy's dialect.
     connection: Any = conn.dialect.get_driver_connection(_dbapi_connection(conn))
     return bool(connection.in_transaction)
 
@@ -414,20 +382,5 @@ def _dbapi_connection(conn: Connection) -> DBAPIConnection:
 
 def _connection(conn: Connection) -> sqlite3.Connection:
     connection = conn.connection.driver_connection
-    assert isinstance(connection, sqlite3.Connection)  # noqa: S101 - what check_engine made sure of
+    assert isinstance(connection, sqlite3.Connection)  # noqa: S101 - check_engine ensures it
     return connection
-
-
-def _driver_error(error: Exception) -> sqlite3.Error | None:
-    origin = error.orig if isinstance(error, DBAPIError) else error
-    return origin if isinstance(origin, sqlite3.Error) else None
-
-
-def _primary_code_of(error: DBAPIError) -> int:
-    driver_error = _driver_error(error)
-    return 0 if driver_error is None else _primary_code(driver_error)
-
-
-def _primary_code(error: sqlite3.Error) -> int:
-    """The error's code without its extension. https://www.sqlite.org/rescode.html."""
-    return getattr(error, "sqlite_errorcode", 0) & 0xFF

@@ -1,4 +1,4 @@
-"""What can be seen of a SQLite file, and of where it lies."""
+"""The status of a SQLite file and of the file system it is on."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _NETWORK = ("nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "afs", "ceph", "fuse.s
 
 
 def database_status(conn: Connection) -> DatabaseStatus:
-    """What the connection, its file and the file's neighbours show."""
+    """Return the status of the connection's file, its settings and its write-ahead file."""
     path = next(
         (Path(row[2]) for row in conn.exec_driver_sql("PRAGMA database_list") if row[1] == "main" and row[2]), None
     )
@@ -25,7 +25,7 @@ def database_status(conn: Connection) -> DatabaseStatus:
     synchronous = conn.exec_driver_sql("PRAGMA synchronous").scalar_one()
     wal = None if path is None else path.with_name(f"{path.name}-wal")
     return DatabaseStatus(
-        read_only=None if path is None or os.access(path, os.W_OK) else "the file may not be written",
+        read_only=None if path is None or os.access(path, os.W_OK) else "this process may not write the file",
         off=("synchronous is not FULL",) if synchronous < 2 and path is not None else (),
         sqlite_version=sqlite3.sqlite_version_info,
         journal_mode=journal_mode,
@@ -35,7 +35,7 @@ def database_status(conn: Connection) -> DatabaseStatus:
 
 
 def _mounts() -> str:
-    """What is mounted where, as Linux tells; nothing elsewhere."""
+    """Return the mounted file systems, as Linux lists them; an empty text on other systems."""
     try:
         return _MOUNTS.read_text(encoding="utf-8")
     except OSError:
@@ -43,7 +43,7 @@ def _mounts() -> str:
 
 
 def _network_file_system(path: Path) -> str | None:
-    """The kind of the network file system on which *path* is; None if it is on none, or nobody tells."""
+    """Return the kind of the network file system that *path* is on; None for a local or unknown one."""
     found = (Path("/"), "")
     for line in _mounts().splitlines():
         _, place, kind, *_ = line.split()
