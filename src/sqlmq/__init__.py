@@ -48,7 +48,6 @@ from sqlmq.reports.descriptions import (
     BlockedKey,
     Eviction,
     GroupDescription,
-    GroupPartition,
     MemberDescription,
     ParkedDetails,
     ParkedMessage,
@@ -58,8 +57,8 @@ from sqlmq.reports.descriptions import (
     RetentionResult,
     TopicDescription,
 )
-from sqlmq.reports.diagnosis import Finding
-from sqlmq.reports.doctor import DoctorLimits, Problem
+from sqlmq.reports.doctor import DoctorLimits
+from sqlmq.reports.problem import Problem
 
 __version__ = version("sqlmq")
 
@@ -82,9 +81,7 @@ __all__ = [
     "EvictedError",
     "Eviction",
     "FencedError",
-    "Finding",
     "GroupDescription",
-    "GroupPartition",
     "MemberDescription",
     "Message",
     "Observer",

@@ -25,10 +25,10 @@ def test_a_problem_is_told_with_what_to_do_and_an_exit_code(sqlmq: Sqlmq) -> Non
     facts = sqlmq("doctor", *OURS, "--stuck-seconds", "0", "--json")
 
     assert told.exit_code == facts.exit_code == 30
-    assert told.stdout.startswith("warning: billing on orders: messages wait for ")
+    assert told.stdout.startswith("warning: billing on orders: messages have waited for ")
     assert "[no-owner]\n    Start a consumer" in told.stdout
     (problem,) = map(json.loads, facts.stdout.splitlines())
-    assert (problem["code"], problem["exit_code"], problem["details"]["group"]) == ("no-owner", 30, "billing")
+    assert (problem["code"], problem["exit_code"], problem["group"]) == ("no-owner", 30, "billing")
     assert sqlmq("doctor", *OURS, "--stuck-seconds", "0", "--ignore", "no-owner").exit_code == 0
 
 

@@ -135,7 +135,7 @@ def test_a_group_is_described_with_positions_lag_and_owners(sqlmq: Sqlmq, make_m
     assert row == {
         "waiting": 0,
         "dead": 0,
-        "findings": [],
+        "problems": [],
         "topic": "orders",
         "group": "billing",
         "partition": 0,

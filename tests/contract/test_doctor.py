@@ -8,7 +8,7 @@ import pytest
 from sqlalchemy import Engine, create_engine, make_url, text
 
 from sqlmq import MQ, DoctorLimits, Message, Problem, Retention, Retry
-from sqlmq.reports.doctor import PROBLEM_KINDS
+from sqlmq.reports.problem import PROBLEM_KINDS
 from tests.pgbouncer import PgBouncer, find_pgbouncer
 
 if TYPE_CHECKING:
@@ -80,11 +80,8 @@ def test_a_group_that_keeps_messages_and_reads_none_is_found(mq: MQ) -> None:
     mq.consumer("orders", "billing").close()
     mq.producer("orders").produce_many([Message(b"")] * 5)
 
-    assert the_one(mq.admin.diagnose(), "pins-retention").details == {
-        "topic": "orders",
-        "group": "billing",
-        "messages": 5,
-    }
+    found = the_one(mq.admin.diagnose(), "pins-retention")
+    assert (found.topic, found.group, found.partition, found.details) == ("orders", "billing", None, {"messages": 5})
 
 
 def test_dead_letters_are_found(mq: MQ) -> None:
@@ -95,11 +92,8 @@ def test_dead_letters_are_found(mq: MQ) -> None:
     mq.producer("orders").produce_many([Message(b"")] * 2)
     mq.consumer("orders", "billing").run(handler, retry=Retry(max_attempts=1), idle_seconds=0)
 
-    assert the_one(mq.admin.diagnose(), "dead-letters").details == {
-        "topic": "orders",
-        "group": "billing",
-        "messages": 2,
-    }
+    found = the_one(mq.admin.diagnose(), "dead-letters")
+    assert (found.topic, found.group, found.partition, found.details) == ("orders", "billing", None, {"messages": 2})
 
 
 def test_a_member_that_is_not_heard_of_is_found(mq: MQ, engine: Engine, database: DatabaseUnderTest) -> None:
@@ -135,7 +129,7 @@ def test_messages_that_are_due_and_that_nobody_moves_are_found(
         )
 
     found = the_one(mq.admin.diagnose(), "overdue-delayed")
-    assert (found.details["topic"], found.details["messages"]) == ("orders", 3)
+    assert (found.topic, found.details["messages"]) == ("orders", 3)
     assert found.details["seconds"] == pytest.approx(3600, abs=60)
     mq.consumer("orders", "billing").poll(timeout=10)
     assert "overdue-delayed" not in codes(mq.admin.diagnose(DoctorLimits(stuck_seconds=0)))

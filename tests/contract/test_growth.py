@@ -303,9 +303,9 @@ def test_a_group_reads_the_new_partitions_when_it_is_done_with_the_old_one(mq: M
     assert values(receive(consumer, 1)) == [b"old"]
     assert consumer.partitions == (0,)
     (finding,) = [one for one in mq.admin.diagnose_group("orders", "billing") if one.partition == 3]
-    assert finding.kind == "not yet"
-    assert "partition 0" in finding.reason
-    assert "offset 1" in finding.reason
+    assert finding.code == "partition-barrier"
+    assert "partition 0" in finding.summary
+    assert "offset 1" in finding.summary
 
     assert values(receive(consumer, 1)) == [b"new"]
     consumer.commit()
@@ -383,7 +383,7 @@ def test_what_waits_to_be_tried_again_holds_the_new_partitions_up(mq: MQ, databa
         produce(mq, "1:new", "0:old partition")
         handler.has_begun(b"old partition")
         (finding,) = [one for one in mq.admin.diagnose_group("orders", "billing") if one.partition == 1]
-        assert finding.kind == "not yet"
+        assert finding.code == "partition-barrier"
 
         handler.failing.clear()
         mq.admin.parked("orders", "billing").retry(0, 0)

@@ -41,7 +41,7 @@ def make_older(engine: Engine, database: DatabaseUnderTest, seconds: float) -> N
 
 
 def kinds(mq: MQ, **options: Any) -> list[tuple[str, int | None]]:
-    return [(one.kind, one.partition) for one in mq.admin.diagnose_group("orders", "billing", **options)]
+    return [(one.code, one.partition) for one in mq.admin.diagnose_group("orders", "billing", **options)]
 
 
 # --- Lag ---
@@ -163,8 +163,8 @@ def test_a_group_without_members_is_found(mq: MQ) -> None:
 
     (found,) = mq.admin.diagnose_group("orders", "billing")
 
-    assert (found.kind, found.partition) == ("no members", None)
-    assert "1 message waits" in found.reason
+    assert (found.code, found.partition) == ("no-members", None)
+    assert "1 message waits" in found.summary
     assert "sqlmq run" in found.remedy
 
 
@@ -177,9 +177,9 @@ def test_an_owner_that_does_not_get_on_is_found(mq: MQ, engine: Engine, database
 
     (found,) = mq.admin.diagnose_group("orders", "billing")
 
-    assert (found.kind, found.partition) == ("no progress", 0)
-    assert "the reader" in found.reason
-    assert "offset 0" in found.reason
+    assert (found.code, found.partition) == ("no-progress", 0)
+    assert "the reader" in found.summary
+    assert "offset 0" in found.summary
     assert kinds(mq, stuck_seconds=10_000) == []
 
 
@@ -188,7 +188,7 @@ def test_a_partition_that_no_live_member_owns_is_found(mq: MQ) -> None:
     produce(mq, "a:1")
     mq.consumer("orders", "billing")
 
-    assert kinds(mq) == [("no owner", 0)]
+    assert kinds(mq) == [("no-owner", 0)]
 
 
 def test_a_stopped_message_is_found_with_the_command_that_goes_on(
@@ -198,11 +198,11 @@ def test_a_stopped_message_is_found_with_the_command_that_goes_on(
     shift.run(Handler(b"bad"), retry=AT_ONCE, on_failure="stop")
     make_older(engine, database, 20)
 
-    found = {one.kind: one for one in mq.admin.diagnose_group("orders", "billing")}
+    found = {one.code: one for one in mq.admin.diagnose_group("orders", "billing")}
 
-    assert set(found) == {"no members", "in place"}
-    assert "offset 0 has failed 3 times, with ValueError" in found["in place"].reason
-    assert "sqlmq parked retry orders --group billing --partition 0 --offset 0" in found["in place"].remedy
+    assert set(found) == {"no-members", "blocked-partition"}
+    assert "offset 0 has failed 3 times, with ValueError" in found["blocked-partition"].summary
+    assert "sqlmq parked retry orders --group billing --partition 0 --offset 0" in found["blocked-partition"].remedy
 
 
 def test_blocked_keys_and_dead_letters_are_found(mq: MQ, shift: Shift) -> None:
@@ -215,8 +215,8 @@ def test_blocked_keys_and_dead_letters_are_found(mq: MQ, shift: Shift) -> None:
 
     blocked, dead = mq.admin.diagnose_group("orders", "billing")
 
-    assert (blocked.kind, dead.kind) == ("blocked keys", "dead letters")
-    assert "1 other key likewise" in blocked.reason
+    assert (blocked.code, dead.code) == ("blocked-keys", "dead-letters")
+    assert "1 other key waits" in blocked.summary
     assert "--state dead" in dead.remedy
 
 

@@ -191,7 +191,7 @@ def list_what_waits_and_cancel_it(grown: Grown, connection: Connection) -> None:
 
 
 def describe(grown: Grown, connection: Connection) -> None:
-    topics.describe_group(connection, grown.dialect, "orders", "billing")
+    monitoring.describe_group(connection, grown.dialect, "orders", "billing")
     described = topics.describe_topic(connection, grown.dialect, "orders")
     assert [one.messages for one in described.partitions] == [MESSAGES] * 3
     lags = monitoring.lag(connection, grown.dialect, "orders", "billing")

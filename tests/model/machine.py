@@ -20,7 +20,7 @@ from tests.model.reference import Group, Place, Reader, Topic, place_of
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from sqlmq import GroupPartition, Producer
+    from sqlmq import PartitionLag, Producer
     from tests.conftest import DatabaseUnderTest
 
 DRAIN_SECONDS = 60.0
@@ -156,13 +156,13 @@ class Machine(RuleBasedStateMachine):
         self.deleted.append(self.producers.pop(name))
         del self.topics[name]
 
-    def begin_to_ask(self, reader: Reader) -> tuple[GroupPartition, ...]:
+    def begin_to_ask(self, reader: Reader) -> tuple[PartitionLag, ...]:
         described = self.mq.admin.describe_group(reader.topic, reader.group).partitions
         reader.ask()
         self.may_be_done(reader)
         return described
 
-    def forget_others(self, reader: Reader, described: Iterable[GroupPartition]) -> None:
+    def forget_others(self, reader: Reader, described: Iterable[PartitionLag]) -> None:
         # Taken over just now, if at all: they begin where the group stood.
         reader.forget(partition.partition for partition in described if partition.owner != reader.consumer.name)
 
@@ -177,7 +177,7 @@ class Machine(RuleBasedStateMachine):
             self.check_message(reader, described, message)
         return len(messages)
 
-    def check_message(self, reader: Reader, described: Sequence[GroupPartition], message: Message) -> None:
+    def check_message(self, reader: Reader, described: Sequence[PartitionLag], message: Message) -> None:
         topic = self.topics[reader.topic]
         partition, offset = place = place_of(message)
         start = topic.partitions[partition].start

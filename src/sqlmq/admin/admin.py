@@ -37,8 +37,8 @@ if TYPE_CHECKING:
         RetentionResult,
         TopicDescription,
     )
-    from sqlmq.reports.diagnosis import Finding
-    from sqlmq.reports.doctor import DoctorLimits, Problem
+    from sqlmq.reports.doctor import DoctorLimits
+    from sqlmq.reports.problem import Problem
 
 
 class Admin:
@@ -103,7 +103,7 @@ class Admin:
         """
         check_topic(topic)
         check_group(group)
-        return self._access.read(admin_topics.describe_group, topic, group)
+        return self._access.read(monitoring.describe_group, topic, group)
 
     def members(self, topic: str, group: str) -> list[MemberDescription]:
         """Return the members of a group with heartbeat age and partitions, in the order in which they joined.
@@ -248,7 +248,7 @@ class Admin:
         """
         return Tail(self._access, check_tail(topic, last, offset, partitions, timeout))
 
-    def diagnose_group(self, topic: str, group: str, *, stuck_seconds: float = 30.0) -> list[Finding]:
+    def diagnose_group(self, topic: str, group: str, *, stuck_seconds: float = 30.0) -> list[Problem]:
         """Return why messages of a group wait, where the tables show it, and what to do.
 
         A partition counts as stuck if nothing was committed for *stuck_seconds* and its oldest message has waited as

@@ -10,7 +10,8 @@ from sqlmq.background.listener import can_receive
 from sqlmq.errors import SchemaError
 from sqlmq.operations.admin import doctor as admin_doctor
 from sqlmq.reports import doctor
-from sqlmq.reports.doctor import DoctorLimits, Problem
+from sqlmq.reports.doctor import DoctorLimits
+from sqlmq.reports.problem import Problem
 
 if TYPE_CHECKING:
     from sqlmq.admin.access import DatabaseAccess
@@ -24,7 +25,11 @@ def examine(access: DatabaseAccess, limits: DoctorLimits | None) -> list[Problem
     try:
         seen = access.read(admin_doctor.examine)
     except SchemaError as error:
-        return [Problem("schema", str(error), "sqlmq db upgrade; or, if they are too new, upgrade this program.")]
+        return [
+            Problem(
+                "schema", str(error), "Run `sqlmq db upgrade`; or, if the tables are too new, upgrade this program."
+            )
+        ]
     # The database told its time at some moment between the two, so the difference is uncertain by that much.
     ahead, behind = seen.now - datetime.now(UTC), seen.now - began
     off = min(behind, timedelta()) + max(ahead, timedelta())

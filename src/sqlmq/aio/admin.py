@@ -32,8 +32,8 @@ if TYPE_CHECKING:
         RetentionResult,
         TopicDescription,
     )
-    from sqlmq.reports.diagnosis import Finding
-    from sqlmq.reports.doctor import DoctorLimits, Problem
+    from sqlmq.reports.doctor import DoctorLimits
+    from sqlmq.reports.problem import Problem
 
 
 class AsyncAdmin:
@@ -158,7 +158,7 @@ class AsyncAdmin:
         """
         return AsyncTail(self._sync, check_tail(topic, last, offset, partitions, timeout), self._threads)
 
-    async def diagnose_group(self, topic: str, group: str, *, stuck_seconds: float = 30.0) -> list[Finding]:
+    async def diagnose_group(self, topic: str, group: str, *, stuck_seconds: float = 30.0) -> list[Problem]:
         """Return why messages of a group wait, and what to do. See ``Admin.diagnose_group``."""
         return await self._threads.run(lambda: self._sync.diagnose_group(topic, group, stuck_seconds=stuck_seconds))
 

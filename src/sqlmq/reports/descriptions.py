@@ -1,4 +1,4 @@
-"""What there is, for people and programs to look at: topics, groups, how far each has come, what it has set aside."""
+"""Topics, groups, their lag, members and parked messages, as values for people and programs."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ class PartitionDescription:
     start_offset: int
     """The oldest offset kept."""
     end_offset: int
-    """The offset the next message will get."""
+    """The offset of the next message to be appended."""
     messages_per_second: float
-    """How fast it has grown over the last minute."""
+    """Its growth over the last minute."""
     estimated_bytes: int
-    """About what its rows take, by its 100 newest messages: not counting what the database has not made free yet."""
+    """The size of its rows, estimated from the 100 newest messages; without space that the database has not freed yet."""
     newest_at: datetime | None
-    """When its newest message came; None if it has none."""
+    """When its newest message was appended; None if it has none."""
 
     @property
     def messages(self) -> int:
-        """How many messages it holds."""
+        """The number of messages in the log."""
         return self.end_offset - self.start_offset
 
 
@@ -43,111 +43,54 @@ class TopicDescription:
     partitions: tuple[PartitionDescription, ...]
     groups: tuple[str, ...]
     retention: Retention
-    """What it keeps; without any limit, everything."""
+    """What it keeps: everything, if no limit is set."""
 
     @property
     def messages(self) -> int:
-        """How many messages it holds."""
+        """The number of messages in the log."""
         return sum(partition.messages for partition in self.partitions)
 
     @property
     def messages_per_second(self) -> float:
-        """How fast it has grown over the last minute."""
+        """Its growth over the last minute."""
         return sum(partition.messages_per_second for partition in self.partitions)
 
     @property
     def estimated_bytes(self) -> int:
-        """About what its messages take, by the 100 newest of each partition."""
+        """The size of its messages, estimated from the 100 newest of each partition."""
         return sum(partition.estimated_bytes for partition in self.partitions)
 
 
 @dataclass(frozen=True, slots=True)
 class RetentionResult:
-    """What a round of retention has deleted of a partition."""
+    """What a round of retention deleted from a partition."""
 
     topic: str
     partition: int
     start_offset: int
     """The oldest offset kept."""
     messages: int
-    """How many were deleted."""
+    """The number of deleted messages."""
 
 
 @dataclass(frozen=True, slots=True)
 class Eviction:
-    """Messages that a group has lost to retention: from *start_offset* up to, not including, *end_offset*."""
+    """Messages that a group lost to retention: from *start_offset* up to, but not including, *end_offset*."""
 
     topic: str
     group: str
     partition: int
     kind: Literal["unread", "parked"]
-    """Not committed by the group, or set aside by it."""
+    """Whether the group had not read them, or had parked them."""
     start_offset: int
     end_offset: int
     evicted_at: datetime
-    """Aware, UTC, by the database's clock: when the last of them was lost."""
+    """When the last of them was deleted, in UTC by the database's clock."""
 
     @property
     def messages(self) -> int:
-        """How many messages these are."""
+        """The number of lost messages."""
         return self.end_offset - self.start_offset
-
-
-@dataclass(frozen=True, slots=True)
-class GroupPartition:
-    """How far a group has come in one partition."""
-
-    partition: int
-    position: int
-    """The offset the group will read next, if it starts again now."""
-    end_offset: int
-    owner: str | None
-    """The name of the live member that reads it, if there is one."""
-    lag_seconds: float
-    """How old the oldest message is that is not committed; 0.0 if there is none."""
-    committed_at: datetime | None
-    """When it came to its position; None if the group has committed nothing there."""
-    waiting: int
-    """How many messages are set aside, dead letters not counted."""
-    dead: int
-    """How many dead letters there are."""
-
-    @property
-    def lag(self) -> int:
-        """How many messages are not committed yet."""
-        return self.end_offset - self.position
-
-
-@dataclass(frozen=True, slots=True)
-class GroupDescription:
-    """A group on a topic, its partitions in order, and the names of its live members."""
-
-    topic: str
-    name: str
-    partitions: tuple[GroupPartition, ...]
-    members: tuple[str, ...]
-    start: Start
-    """Where it was to start when it was made; partitions added later it reads from their beginning."""
-
-    @property
-    def lag(self) -> int:
-        """How many messages are not committed yet, over all partitions."""
-        return sum(partition.lag for partition in self.partitions)
-
-    @property
-    def lag_seconds(self) -> float:
-        """How old the oldest message is that is not committed, over all partitions; 0.0 if there is none."""
-        return max((partition.lag_seconds for partition in self.partitions), default=0.0)
-
-    @property
-    def waiting(self) -> int:
-        """How many messages are set aside, dead letters not counted."""
-        return sum(partition.waiting for partition in self.partitions)
-
-    @property
-    def dead(self) -> int:
-        """How many dead letters there are."""
-        return sum(partition.dead for partition in self.partitions)
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,24 +101,56 @@ class PartitionLag:
     group: str
     partition: int
     position: int
-    """The offset the group will read next, if it starts again now."""
+    """The offset that the group reads next if it restarts now."""
     end_offset: int
-    """The offset the next message will get."""
+    """The offset of the next message to be appended."""
     lag_seconds: float
-    """How old the oldest message is that is not committed; 0.0 if there is none. What is set aside does not count."""
+    """The age of the oldest message that is not committed, parked messages aside; 0.0 if there is none."""
     owner: str | None
-    """The name of the live member that reads it, if there is one."""
+    """The name of the live member that owns the partition, if there is one."""
     committed_at: datetime | None
-    """When it came to its position; None if the group has committed nothing there."""
+    """When the position was committed; None if the group has committed nothing in the partition."""
     waiting: int
-    """How many messages are set aside, dead letters not counted."""
+    """The number of parked messages, without dead letters."""
     dead: int
-    """How many dead letters there are."""
+    """The number of dead letters."""
 
     @property
     def lag(self) -> int:
-        """How many messages are not committed yet."""
+        """The number of messages that are not committed yet."""
         return self.end_offset - self.position
+
+
+@dataclass(frozen=True, slots=True)
+class GroupDescription:
+    """A group on a topic, its partitions in order, and the names of its live members."""
+
+    topic: str
+    name: str
+    partitions: tuple[PartitionLag, ...]
+    members: tuple[str, ...]
+    start: Start
+    """Where the group started when it was created. It reads partitions that were added later from their beginning."""
+
+    @property
+    def lag(self) -> int:
+        """The number of messages that are not committed yet, over all partitions."""
+        return sum(partition.lag for partition in self.partitions)
+
+    @property
+    def lag_seconds(self) -> float:
+        """The age of the oldest message that is not committed, over all partitions; 0.0 if there is none."""
+        return max((partition.lag_seconds for partition in self.partitions), default=0.0)
+
+    @property
+    def waiting(self) -> int:
+        """The number of parked messages, without dead letters."""
+        return sum(partition.waiting for partition in self.partitions)
+
+    @property
+    def dead(self) -> int:
+        """The number of dead letters."""
+        return sum(partition.dead for partition in self.partitions)
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,35 +160,35 @@ class MemberDescription:
     name: str
     joined_at: datetime
     heartbeat_seconds: float
-    """How long ago it was last heard of."""
+    """The age of its last heartbeat."""
     lease_seconds: float
-    """After how long without a heartbeat its partitions go to others."""
+    """How long it keeps its partitions after its last heartbeat."""
     is_live: bool
-    """Whether that has not passed yet."""
+    """Whether the lease has not ended yet."""
     wants_partitions: bool
-    """Whether it owns less than its share."""
+    """Whether it owns fewer partitions than its share."""
     partitions: tuple[int, ...]
-    """The numbers of the partitions that it owns; of one that is not live, those that nobody has taken over yet."""
+    """The partitions that it owns; of a dead member, those that no other member has taken over yet."""
 
 
 @dataclass(frozen=True, slots=True)
 class PartitionReset:
-    """How a group is moved in one partition, or would be."""
+    """How a reset moves a group in one partition, or would move it."""
 
     partition: int
     from_offset: int
-    """The group's position before."""
+    """The group's position before the reset."""
     to_offset: int
-    """The offset it reads next after that."""
+    """The offset that it reads next after the reset."""
     end_offset: int
-    """The offset the next message will get."""
+    """The offset of the next message to be appended."""
     forgotten: int
-    """How many messages the group has set aside no more: they come again from the log, or were skipped in their place."""
+    """The number of messages that are no longer parked: the log delivers them again, or they waited in place and are skipped."""
 
 
 @dataclass(frozen=True, slots=True)
 class ParkedMessage:
-    """A message that a group has set aside. Moments are aware, UTC, by the database's clock."""
+    """A message that a group has parked. Times are in UTC by the database's clock."""
 
     topic: str
     group: str
@@ -223,27 +198,27 @@ class ParkedMessage:
     state: ParkedState
     attempts: int
     due_at: datetime | None
-    """When it is tried again, if none of its key is before it; None for what nobody tries: dead letters, stopped ones."""
+    """When it is retried, if no message of its key is before it; None if it is not retried: dead letters, stopped messages."""
     parked_at: datetime
     first_failed_at: datetime | None
-    """None, like what follows, for a message that waits behind another one of its key and was not tried yet."""
+    """None, like the next fields, if it waits behind another message of its key and was not tried yet."""
     last_failed_at: datetime | None
     error_type: str | None
     error: str | None
 
     @property
     def place(self) -> tuple[int, int]:
-        """Partition and offset: what ``list`` takes as *after*, to go on behind it."""
+        """Partition and offset: pass it to ``list`` as *after* for the next page."""
         return self.partition, self.offset
 
 
 @dataclass(frozen=True, slots=True)
 class ParkedDetails(ParkedMessage):
-    """A parked message with all there is to know about it."""
+    """A parked message with its content and its last traceback."""
 
     traceback: str | None
     message: Message | None
-    """The message itself; None if it is not in the log any more."""
+    """The message itself; None if it is no longer in the log."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -255,17 +230,17 @@ class BlockedKey:
     partition: int
     key: bytes
     messages: int
-    """How many of its messages are set aside, the first included; later ones are set aside when their turn comes."""
+    """The number of its parked messages, the first included. Later ones are parked when their turn comes."""
     first_offset: int
-    """The offset of the first, which is what the others wait for."""
+    """The offset of the first, which the others wait for."""
     state: ParkedState
-    """The state of the first, and what follows is about it too."""
+    """The state of the first message; the next fields are about it, too."""
     attempts: int
     due_at: datetime | None
     blocked_since: datetime
-    """When the oldest of them was set aside."""
+    """When the oldest of them was parked."""
 
     @property
     def place(self) -> tuple[int, int]:
-        """Partition and first offset: what ``blocked_keys`` takes as *after*, to go on behind it."""
+        """Partition and first offset: pass it to ``blocked_keys`` as *after* for the next page."""
         return self.partition, self.first_offset

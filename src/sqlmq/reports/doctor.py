@@ -1,104 +1,49 @@
-"""What is wrong with a database that holds a queue, and what to do about it. Pure: what was seen there is given."""
+"""What is wrong with a database that holds a queue. Pure functions of what was seen there; no SQL."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
-from typing import Literal, NamedTuple, TypeAlias
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple
 
-Severity: TypeAlias = Literal["error", "warning", "info"]
-"""Whether a problem is to be dealt with now, or looked at, or only says what was not looked at."""
+from sqlmq.reports.problem import PROBLEM_KINDS, Problem
 
-
-class ProblemKind(NamedTuple):
-    """A kind of problem: what ``sqlmq doctor`` exits with, which for mere information is 0, and how bad it is."""
-
-    exit_code: int
-    severity: Severity
-
-
-PROBLEM_KINDS: Mapping[str, ProblemKind] = {
-    "schema": ProblemKind(10, "error"),
-    "read-only": ProblemKind(11, "error"),
-    "wraparound": ProblemKind(12, "error"),
-    "sqlite-version": ProblemKind(13, "error"),
-    "network-file-system": ProblemKind(14, "error"),
-    "not-durable": ProblemKind(15, "error"),
-    "old-transaction": ProblemKind(20, "warning"),
-    "prepared-transaction": ProblemKind(21, "warning"),
-    "dead-rows": ProblemKind(22, "warning"),
-    "no-autovacuum": ProblemKind(23, "warning"),
-    "connections": ProblemKind(24, "warning"),
-    "clock": ProblemKind(25, "warning"),
-    "isolation": ProblemKind(26, "warning"),
-    "pooler": ProblemKind(27, "warning"),
-    "journal-mode": ProblemKind(28, "warning"),
-    "large-wal": ProblemKind(29, "warning"),
-    "no-owner": ProblemKind(30, "warning"),
-    "dead-member": ProblemKind(31, "warning"),
-    "dead-letters": ProblemKind(32, "warning"),
-    "pins-retention": ProblemKind(33, "warning"),
-    "inactive-slot": ProblemKind(34, "warning"),
-    "overdue-delayed": ProblemKind(35, "warning"),
-    "old-transaction-elsewhere": ProblemKind(0, "info"),
-    "not-seen": ProblemKind(0, "info"),
-}
-"""What can be found, the worst first."""
-
-
-@dataclass(frozen=True, slots=True)
-class Problem:
-    """Something that is wrong, in words for people and in facts for programs."""
-
-    code: str
-    """One of ``KINDS``."""
-    summary: str
-    remedy: str
-    """What to do: a sentence, with a command or SQL where there is one."""
-    details: Mapping[str, object] = field(default_factory=dict)
-
-    @property
-    def severity(self) -> Severity:
-        """``error``: do it now. ``warning``: look at it. ``info``: nothing is wrong, but you should know."""
-        return PROBLEM_KINDS[self.code].severity
-
-    @property
-    def exit_code(self) -> int:
-        """What ``sqlmq doctor`` exits with if nothing worse is found."""
-        return PROBLEM_KINDS[self.code].exit_code
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
 
 
 @dataclass(frozen=True, slots=True)
 class DoctorLimits:
-    """From where on something is a problem."""
+    """The values above which ``Admin.diagnose`` reports a problem."""
 
     transaction_seconds: float = 300.0
     """How long a transaction, or a prepared one, may be open."""
     dead_rows: int = 100_000
-    """How many rows of a table may wait to be cleared away, if they are more than half of it."""
+    """How many rows of a table may wait for vacuum, if they are more than half of the table."""
     transaction_ids: int = 1_000_000_000
-    """How old the oldest transaction id of a table may be; Postgres stops at 2,000,000,000."""
+    """The age of a table's oldest transaction id; Postgres stops at 2,000,000,000."""
     connections: float = 0.9
-    """Which part of the server's connections may be in use."""
+    """The share of the server's connections that may be in use."""
     clock_seconds: float = 1.0
-    """How far this machine's clock and the database's may be apart."""
+    """The difference between this machine's clock and the database's."""
     wal_bytes: int = 256 * 2**20
-    """How large SQLite's write-ahead file may be."""
+    """The size of SQLite's write-ahead file."""
     stuck_seconds: float = 60.0
-    """How long a message may wait for somebody who owns its partition, and how long one that is due to be moved into the log."""
+    """How long a message may wait in a partition without an owner, or a due message for its move into the log."""
     slot_bytes: int = 2**30
-    """How much of the write-ahead log may be kept for a replication slot that nobody uses."""
+    """How much of the write-ahead log an unused replication slot may retain."""
 
 
 def check_limits(limits: object) -> None:
-    """Raise TypeError unless *limits* are such."""
+    """Raise TypeError unless *limits* are DoctorLimits."""
     if not isinstance(limits, DoctorLimits):
-        message = f"limits must be a DoctorLimits, such as DoctorLimits(connections=0.8), not {type(limits).__name__}."
+        message = (
+            f"limits must be DoctorLimits, as in DoctorLimits(transaction_seconds=600), not {type(limits).__name__}."
+        )
         raise TypeError(message)
 
 
 class OpenTransaction(NamedTuple):
-    """A transaction of another session, or a prepared one, for as long as *seconds*."""
+    """A transaction of another session, or a prepared one, and how long it has been open."""
 
     name: str
     """Its process, application and state; or the identifier under which it was prepared."""
@@ -106,7 +51,7 @@ class OpenTransaction(NamedTuple):
 
 
 class TableHealth(NamedTuple):
-    """How one of our tables is kept."""
+    """The state of one of our tables."""
 
     name: str
     live_rows: int
@@ -114,18 +59,18 @@ class TableHealth(NamedTuple):
     is_vacuumed: bool
     """Whether autovacuum is on, for the server and the table."""
     oldest_id: int
-    """How many transaction ids ago the oldest row that counts was written."""
+    """The age of the oldest row that counts, in transaction ids."""
 
 
 class IdleSlot(NamedTuple):
-    """A replication slot that nobody uses, for which the server keeps so many bytes of its write-ahead log."""
+    """A replication slot without a reader, and how much of the write-ahead log the server retains for it."""
 
     name: str
     kept_bytes: int
 
 
 class Overdue(NamedTuple):
-    """Messages of a topic that are due and not in the log, the first of them for as long as *seconds*."""
+    """Messages of a topic that are due but not in the log, and for how long the first of them has been due."""
 
     topic: str
     messages: int
@@ -133,46 +78,46 @@ class Overdue(NamedTuple):
 
 
 class NotChecked(NamedTuple):
-    """What was not looked at, because the role may not."""
+    """Something that was not checked, because the role may not read it."""
 
     name: str
     remedy: str
 
 
 class DatabaseStatus(NamedTuple):
-    """What a database says of itself. None is: it has no such thing, or does not tell."""
+    """What a database reports about itself. None where it has no such thing, or does not tell."""
 
     read_only: str | None = None
     """Why nothing can be written."""
     isolation: str | None = None
     is_pooled: bool = False
     off: tuple[str, ...] = ()
-    """Settings that have to be on for a commit to be durable, and are not."""
+    """Settings that must be on for a durable commit, and are off."""
     transactions: tuple[OpenTransaction, ...] = ()
     prepared: tuple[OpenTransaction, ...] = ()
     transactions_elsewhere: tuple[OpenTransaction, ...] = ()
-    """Those of other databases of the server that hold something back here."""
+    """Transactions in other databases of the server that hold back vacuum here."""
     idle_slots: tuple[IdleSlot, ...] = ()
     tables: tuple[TableHealth, ...] = ()
     connections: tuple[int, int] | None = None
-    """In use, and the most there can be."""
+    """Connections in use, and the maximum."""
     sqlite_version: tuple[int, ...] | None = None
     journal_mode: str | None = None
     file_system: str | None = None
     """The kind of network file system that the file is on."""
     wal_bytes: int = 0
     hides_sessions: bool = False
-    """Whether this role is not told since when other users' transactions are open."""
+    """Whether this role can't see how long other users' transactions have been open."""
 
 
 class GroupHealth(NamedTuple):
-    """How a group does."""
+    """The state of one group."""
 
     topic: str
     name: str
     lag: int
     unowned_seconds: float
-    """How long the oldest message of a partition waits that nobody owns."""
+    """The age of the oldest message in a partition that no member owns."""
     has_members: bool
     dead_members: tuple[str, ...]
     dead_letters: int
@@ -181,18 +126,20 @@ class GroupHealth(NamedTuple):
 
 
 def of_database(seen: DatabaseStatus, clock_seconds: float, limits: DoctorLimits) -> Iterator[Problem]:
-    """What is wrong with the database itself."""
+    """Yield the problems of the database itself."""
     if seen.read_only is not None:
-        yield Problem("read-only", f"Nothing can be written here: {seen.read_only}.", "Connect to the primary server.")
+        yield Problem(
+            "read-only", f"This database can't be written to: {seen.read_only}.", "Connect to the primary server."
+        )
     if seen.off:
         settings = ", ".join(seen.off)
         yield Problem(
             "not-durable",
-            f"What was acknowledged can be lost when the machine goes down: {settings}.",
+            f"An acknowledged message can be lost if the machine fails: {settings}.",
             "Set them to on.",
-            {"settings": list(seen.off)},
+            details={"settings": list(seen.off)},
         )
-    yield from _held_back(seen, limits)
+    yield from _of_what_holds_back_vacuum(seen, limits)
     for table in seen.tables:
         yield from _of_table(table, limits)
     if seen.connections is not None and seen.connections[0] >= limits.connections * seen.connections[1]:
@@ -200,22 +147,23 @@ def of_database(seen: DatabaseStatus, clock_seconds: float, limits: DoctorLimits
         yield Problem(
             "connections",
             f"{used} of the server's {most} connections are in use.",
-            "Use smaller pools, PgBouncer, or raise max_connections.",
-            {"used": used, "most": most},
+            "Use smaller pools or PgBouncer, or raise max_connections.",
+            details={"used": used, "most": most},
         )
     if abs(clock_seconds) > limits.clock_seconds:
         yield Problem(
             "clock",
             f"This machine's clock is {clock_seconds:+.1f} s off the database's.",
-            "Have both follow NTP. sqlmq goes by the database's clock, so only moments that you give it are off.",
-            {"seconds": round(clock_seconds, 3)},
+            "Synchronize both by NTP. sqlmq uses the database's clock, so only times that you pass in are off.",
+            details={"seconds": round(clock_seconds, 3)},
         )
     if seen.isolation not in (None, "read committed"):
         yield Problem(
             "isolation",
-            f"default_transaction_isolation is {seen.isolation}: what your sessions publish is staged first and moved a moment later.",
-            "Leave it at read committed, unless your application needs the other.",
-            {"isolation": seen.isolation},
+            f"default_transaction_isolation is {seen.isolation}, so what your sessions publish is staged first and "
+            "moved into the log a moment later.",
+            "Leave it at read committed, unless your application needs the other level.",
+            details={"isolation": seen.isolation},
         )
     yield from _of_file(seen, limits)
     if seen.hides_sessions:
@@ -223,96 +171,113 @@ def of_database(seen: DatabaseStatus, clock_seconds: float, limits: DoctorLimits
 
 
 def of_group(group: GroupHealth, limits: DoctorLimits) -> Iterator[Problem]:
-    """What is wrong with a group."""
-    where: dict[str, object] = {"topic": group.topic, "group": group.name}
-    who = f"{group.name} on {group.topic}"
+    """Yield the problems of a group."""
+    name = f"{group.name} on {group.topic}"
+
+    def problem(code: str, summary: str, remedy: str, **details: object) -> Problem:
+        return Problem(code, f"{name}: {summary}", remedy, group.topic, group.name, details=details)
+
     if group.unowned_seconds > limits.stuck_seconds:
-        yield Problem(
+        yield problem(
             "no-owner",
-            f"{who}: messages wait for {group.unowned_seconds:.0f} s, and nobody owns their partition.",
-            f"Start a consumer; sqlmq groups describe {group.name} --topic {group.topic} says more.",
-            {**where, "seconds": round(group.unowned_seconds, 1)},
+            f"messages have waited for {group.unowned_seconds:.0f} s in a partition that no member owns.",
+            f"Start a consumer. `sqlmq groups describe {group.name} --topic {group.topic}` shows more.",
+            seconds=round(group.unowned_seconds, 1),
         )
     if group.dead_members:
-        yield Problem(
+        yield problem(
             "dead-member",
-            f"{who}: not heard of for longer than their lease: {', '.join(group.dead_members)}.",
-            "They have died, or can't reach the database; the next consumer of the group removes them.",
-            {**where, "members": list(group.dead_members)},
+            f"no heartbeat for longer than the lease from {', '.join(group.dead_members)}.",
+            "They died, or can't reach the database. The next consumer of the group removes them.",
+            members=list(group.dead_members),
         )
     if group.dead_letters:
-        yield Problem(
+        yield problem(
             "dead-letters",
-            f"{who}: {group.dead_letters} dead letters wait for a decision.",
-            f"sqlmq parked list {group.topic} --group {group.name} --state dead",
-            {**where, "messages": group.dead_letters},
+            f"{group.dead_letters} dead letters wait for a decision.",
+            f"Look at them with `sqlmq parked list {group.topic} --group {group.name} --state dead`.",
+            messages=group.dead_letters,
         )
     if group.is_protected and not group.has_members and group.lag:
-        yield Problem(
+        yield problem(
             "pins-retention",
-            f"{who}: nobody reads, and {group.lag} messages are kept for it until it expires.",
-            f"Start a consumer, or skip them: sqlmq groups reset {group.name} --topic {group.topic} --to-latest --execute",
-            {**where, "messages": group.lag},
+            f"no member reads, and retention keeps {group.lag} messages for the group until its protection ends.",
+            f"Start a consumer, or skip the messages: "
+            f"`sqlmq groups reset {group.name} --topic {group.topic} --to-latest --execute`.",
+            messages=group.lag,
         )
 
 
 def of_notices(seen: DatabaseStatus, *, do_arrive: bool) -> Iterator[Problem]:
-    """What is wrong with how consumers are woken, where they are by the database."""
+    """Yield the problem that notifications do not arrive, if *do_arrive* is false."""
     if not do_arrive:
-        why = "A pooler is in between" if seen.is_pooled else "Something is wrong with LISTEN or NOTIFY"
+        cause = "A pooler is in between" if seen.is_pooled else "LISTEN or NOTIFY does not work"
         yield Problem(
             "pooler",
-            f"{why}: notices do not arrive, and consumers look again every poll_max_seconds.",
-            "Give consumers a URL that leads to the server itself, or leave it: nothing is lost.",
-            {"is_pooled": seen.is_pooled},
+            f"{cause}: notifications do not arrive, and idle consumers only poll, every poll_max_seconds.",
+            "Give consumers a URL of the server itself, or leave it: no message is lost.",
+            details={"is_pooled": seen.is_pooled},
         )
 
 
 def of_delayed(overdue: Overdue, limits: DoctorLimits) -> Iterator[Problem]:
-    """What is wrong with the messages of a topic that wait until they are due."""
+    """Yield the problem of a topic's delayed messages that are overdue."""
     if overdue.seconds > limits.stuck_seconds:
         yield Problem(
             "overdue-delayed",
-            f"{overdue.topic}: {overdue.messages} messages are due, for up to {overdue.seconds:.0f} s, and nobody moves them into the log.",
-            "Start a consumer, of any topic; if some run, look for 'move failed' in their logs.",
-            {"topic": overdue.topic, "messages": overdue.messages, "seconds": round(overdue.seconds, 1)},
+            f"{overdue.topic}: {overdue.messages} messages have been due for up to {overdue.seconds:.0f} s, and no "
+            "process moves them into the log.",
+            "Start a consumer of any topic. If one runs, look for 'scheduling failed' in its log.",
+            overdue.topic,
+            details={"messages": overdue.messages, "seconds": round(overdue.seconds, 1)},
         )
 
 
 def of_unseen(unseen: Iterable[NotChecked]) -> Iterator[Problem]:
-    """What nothing is known of."""
+    """Yield what could not be checked."""
     for one in unseen:
-        yield Problem("not-seen", f"Not looked at: {one.name}. This role may not.", one.remedy, {"name": one.name})
+        yield Problem(
+            "not-seen", f"Not checked: {one.name}. This role may not read it.", one.remedy, details={"name": one.name}
+        )
 
 
-def worst_first(problems: Iterator[Problem]) -> list[Problem]:
-    """*problems*, the worst first."""
+def worst_first(problems: Iterable[Problem]) -> list[Problem]:
+    """Sort *problems*, the worst first."""
     order = list(PROBLEM_KINDS)
     return sorted(problems, key=lambda problem: order.index(problem.code))
 
 
-def _held_back(seen: DatabaseStatus, limits: DoctorLimits) -> Iterator[Problem]:
+def _of_what_holds_back_vacuum(seen: DatabaseStatus, limits: DoctorLimits) -> Iterator[Problem]:
     for slot in seen.idle_slots:
         if slot.kept_bytes > limits.slot_bytes:
             yield Problem(
                 "inactive-slot",
-                f"Nobody uses the replication slot {slot.name}, and {slot.kept_bytes:,} bytes of the write-ahead log are kept for it.",
-                "Start what reads it; or, if that is gone: SELECT pg_drop_replication_slot(NAME).",
-                {"name": slot.name, "bytes": slot.kept_bytes},
+                f"The replication slot {slot.name} has no reader, and the server retains {slot.kept_bytes:,} bytes of "
+                "the write-ahead log for it.",
+                "Start its reader; or, if that is gone: SELECT pg_drop_replication_slot(NAME).",
+                details={"name": slot.name, "bytes": slot.kept_bytes},
             )
-    rows, pages = (
-        "Deleted rows can't be cleared away meanwhile.",
-        "Emptied pages of indexes are not used again meanwhile.",
-    )
+    rows = "Until it ends, vacuum can't remove deleted rows."
+    pages = "Until it ends, emptied pages of indexes are not reused."
     for code, transactions, harm, remedy in (
         (
             "old-transaction",
             seen.transactions,
             rows,
-            "End it: SELECT pg_terminate_backend(PID). Then mend what left it open.",
+            "End it: SELECT pg_terminate_backend(PID). Then repair the program that left it open.",
         ),
-        ("prepared-transaction", seen.prepared, rows, "COMMIT PREPARED or ROLLBACK PREPARED, by its identifier."),
-        ("old-transaction-elsewhere", seen.transactions_elsewhere, pages, "End it, as one of this database."),
+        (
+            "prepared-transaction",
+            seen.prepared,
+            rows,
+            "Run COMMIT PREPARED or ROLLBACK PREPARED with its identifier.",
+        ),
+        (
+            "old-transaction-elsewhere",
+            seen.transactions_elsewhere,
+            pages,
+            "End it, like one of this database.",
+        ),
     ):
         for one in transactions:
             if one.seconds > limits.transaction_seconds:
@@ -320,7 +285,7 @@ def _held_back(seen: DatabaseStatus, limits: DoctorLimits) -> Iterator[Problem]:
                     code,
                     f"Open for {one.seconds:.0f} s: {one.name}. {harm}",
                     remedy,
-                    {"name": one.name, "seconds": round(one.seconds, 1)},
+                    details={"name": one.name, "seconds": round(one.seconds, 1)},
                 )
 
 
@@ -328,23 +293,24 @@ def _of_table(table: TableHealth, limits: DoctorLimits) -> Iterator[Problem]:
     if table.oldest_id > limits.transaction_ids:
         yield Problem(
             "wraparound",
-            f"{table.name}: its oldest transaction id is {table.oldest_id:,} old. At 2,000,000,000 the server stops writing.",
-            f"VACUUM (FREEZE) {table.name}, after ending old transactions.",
-            {"table": table.name, "age": table.oldest_id},
+            f"{table.name}: its oldest transaction id is {table.oldest_id:,} old. At 2,000,000,000 the server stops "
+            "writing.",
+            f"End old transactions, then VACUUM (FREEZE) {table.name}.",
+            details={"table": table.name, "age": table.oldest_id},
         )
     if table.dead_rows > limits.dead_rows and table.dead_rows > table.live_rows:
         yield Problem(
             "dead-rows",
-            f"{table.name}: {table.dead_rows:,} rows wait to be cleared away, beside {table.live_rows:,} live ones.",
+            f"{table.name}: {table.dead_rows:,} dead rows wait for vacuum, beside {table.live_rows:,} live ones.",
             f"Look for old transactions; then VACUUM {table.name}.",
-            {"table": table.name, "dead": table.dead_rows, "live": table.live_rows},
+            details={"table": table.name, "dead": table.dead_rows, "live": table.live_rows},
         )
     if not table.is_vacuumed:
         yield Problem(
             "no-autovacuum",
-            f"{table.name}: autovacuum is off, so deleted rows are never cleared away.",
+            f"{table.name}: autovacuum is off, so deleted rows are never removed.",
             f"Switch it on for the server; ALTER TABLE {table.name} RESET (autovacuum_enabled).",
-            {"table": table.name},
+            details={"table": table.name},
         )
 
 
@@ -353,35 +319,36 @@ def _of_file(seen: DatabaseStatus, limits: DoctorLimits) -> Iterator[Problem]:
         version = ".".join(map(str, seen.sqlite_version))
         yield Problem(
             "sqlite-version",
-            f"SQLite {version} can, rarely, damage a file in WAL mode when two connections write and checkpoint at once.",
+            f"SQLite {version} can, rarely, damage a file in WAL mode when two connections write and checkpoint at the "
+            "same time.",
             "Use a Python with SQLite 3.51.3 or later, and keep backups. https://www.sqlite.org/wal.html#walresetbug",
-            {"version": version},
+            details={"version": version},
         )
     if seen.file_system is not None:
         yield Problem(
             "network-file-system",
-            f"The file is on a network file system ({seen.file_system}), on which SQLite's locks can't be trusted.",
+            f"The file is on a network file system ({seen.file_system}), where SQLite's locks are not reliable.",
             "Keep it on a local disk, or use Postgres.",
-            {"file_system": seen.file_system},
+            details={"file_system": seen.file_system},
         )
     if seen.journal_mode not in (None, "wal", "memory"):
         yield Problem(
             "journal-mode",
-            f"journal_mode is {seen.journal_mode}: readers and the writer hold each other up.",
-            "PRAGMA journal_mode = WAL; an MQ made from a URL does that itself.",
-            {"journal_mode": seen.journal_mode},
+            f"journal_mode is {seen.journal_mode}: readers and the writer block each other.",
+            "PRAGMA journal_mode = WAL. An MQ made from a URL does that itself.",
+            details={"journal_mode": seen.journal_mode},
         )
     if seen.wal_bytes > limits.wal_bytes:
         yield Problem(
             "large-wal",
             f"The write-ahead file has grown to {seen.wal_bytes:,} bytes: a read transaction has been open for long.",
             "Find the process that reads, and end its transaction; then PRAGMA wal_checkpoint(TRUNCATE).",
-            {"bytes": seen.wal_bytes},
+            details={"bytes": seen.wal_bytes},
         )
 
 
 def _may_corrupt(version: tuple[int, ...]) -> bool:
-    """Whether the WAL-reset bug is in it: from 3.7.0 on, mended in 3.51.3 and in two older lines."""
-    mended = {(3, 44): 6, (3, 50): 7}
+    """Whether *version* has the WAL-reset bug: 3.7.0 and later; fixed in 3.51.3 and in two older lines."""
+    fixed = {(3, 44): 6, (3, 50): 7}
     line, patch = version[:2], version[2]
-    return line >= (3, 7) and version < (3, 51, 3) and not (line in mended and patch >= mended[line])
+    return line >= (3, 7) and version < (3, 51, 3) and not (line in fixed and patch >= fixed[line])

@@ -8,10 +8,11 @@ import click
 
 from sqlmq.cli.output import json_option, say
 from sqlmq.cli.settings import Settings, database_options, example, pass_settings
-from sqlmq.reports.doctor import PROBLEM_KINDS, DoctorLimits
+from sqlmq.reports.doctor import DoctorLimits
+from sqlmq.reports.problem import PROBLEM_KINDS
 
 if TYPE_CHECKING:
-    from sqlmq.reports.doctor import Problem
+    from sqlmq.reports.problem import Problem
 
 _DEFAULTS = DoctorLimits()
 
@@ -89,6 +90,6 @@ def doctor(
 
 def _show(problem: Problem, *, as_json: bool) -> None:
     sentence = f"{problem.severity}: {problem.summary}  [{problem.code}]\n    {problem.remedy}"
-    told = ("code", "severity", "exit_code", "summary", "remedy")
-    facts = {name: getattr(problem, name) for name in told} | {"details": dict(problem.details)}
+    fields = ("code", "severity", "exit_code", "summary", "remedy", "topic", "group", "partition")
+    facts = {name: getattr(problem, name) for name in fields} | {"details": dict(problem.details)}
     say(sentence, facts, as_json=as_json)

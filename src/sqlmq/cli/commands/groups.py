@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from sqlmq.mq import MQ
     from sqlmq.reports.descriptions import GroupDescription
-    from sqlmq.reports.diagnosis import Finding
+    from sqlmq.reports.problem import Problem
 
 
 @click.group(epilog=example("sqlmq groups list", "sqlmq groups describe billing --topic orders"))
@@ -84,7 +84,7 @@ def describe(settings: Settings, group: str, topic: str | None, stuck_after: flo
                 )
         else:
             found = [mq.admin.describe_group(topic, group)]
-        findings = [finding for one in found for finding in _findings(mq, one, stuck_after)]
+        problems = [problem for one in found for problem in _problems(mq, one, stuck_after)]
     rows: list[dict[str, Any]] = [
         {
             "topic": one.topic,
@@ -104,16 +104,16 @@ def describe(settings: Settings, group: str, topic: str | None, stuck_after: flo
     ]
     if as_json:
         for row in rows:
-            row["findings"] = [
-                {"kind": finding.kind, "reason": finding.reason, "remedy": finding.remedy}
-                for finding in findings
-                if finding.topic == row["topic"] and finding.partition in (None, row["partition"])
+            row["problems"] = [
+                {"code": problem.code, "summary": problem.summary, "remedy": problem.remedy}
+                for problem in problems
+                if problem.topic == row["topic"] and problem.partition in (None, row["partition"])
             ]
     columns = ["topic", "partition", "position", "end", "lag", "seconds", "waiting", "dead", "committed_at", "owner"]
     show(rows, columns, as_json=as_json)
-    for finding in [] if as_json else findings:
-        where = finding.topic if finding.partition is None else f"{finding.topic}, partition {finding.partition}"
-        click.echo(f"\n{where}: {printable(finding.reason)}\n  -> {printable(finding.remedy)}")
+    for problem in [] if as_json else problems:
+        where = problem.topic if problem.partition is None else f"{problem.topic}, partition {problem.partition}"
+        click.echo(f"\n{where}: {printable(problem.summary)}\n  -> {printable(problem.remedy)}")
 
 
 @groups.command(epilog=example("sqlmq groups members billing --topic orders"))
@@ -155,7 +155,7 @@ def _groups(mq: MQ, topic: str, *, must_exist: bool) -> list[str]:
         return []
 
 
-def _findings(mq: MQ, group: GroupDescription, stuck_seconds: float) -> list[Finding]:
+def _problems(mq: MQ, group: GroupDescription, stuck_seconds: float) -> list[Problem]:
     """Why messages of *group* wait; nothing if it, or its topic, is not there any more."""
     with suppress(UnknownTopicError, UnknownGroupError):
         return mq.admin.diagnose_group(group.topic, group.name, stuck_seconds=stuck_seconds)

@@ -63,8 +63,8 @@ def _groups(conn: Connection, dialect: Dialect) -> list[GroupHealth]:
 
 def _group(conn: Connection, dialect: Dialect, topic: str, name: str, lags: list[PartitionLag]) -> GroupHealth:
     members = monitoring.members(conn, dialect, topic, name)
-    behind_barrier = {one.partition for one in monitoring.barriers(conn, dialect, topic, name)}
-    ownerless = [lag for lag in lags if lag.owner is None and lag.lag and lag.partition not in behind_barrier]
+    blocked = {barrier.partition for barrier in monitoring.barriers(conn, dialect, topic, name)}
+    ownerless = [lag for lag in lags if lag.owner is None and lag.lag and lag.partition not in blocked]
     retention = store_retention.of_topic(conn, dialect, find_topic(conn, dialect, topic).id)
     return GroupHealth(
         topic,

@@ -5,13 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple
 
 from sqlmq.errors import TopicConflictError, UnknownTopicError
-from sqlmq.model import positions
 from sqlmq.model.retention import Retention
 from sqlmq.model.validation import check_growth
 from sqlmq.reports.descriptions import (
     Eviction,
-    GroupDescription,
-    GroupPartition,
     PartitionDescription,
     TopicDescription,
 )
@@ -139,27 +136,3 @@ def evictions(conn: Connection, dialect: Dialect, name: str) -> list[Eviction]:
 def list_groups(conn: Connection, dialect: Dialect, topic_name: str) -> list[str]:
     """The names of a topic's groups, in order; raises UnknownTopicError if there is no such topic."""
     return groups.names(conn, dialect, find_topic(conn, dialect, topic_name))
-
-
-def describe_group(conn: Connection, dialect: Dialect, topic_name: str, name: str) -> GroupDescription:
-    """A group as it is now; raises UnknownTopicError or UnknownGroupError if there is none."""
-    group = groups.get(conn, dialect, find_topic(conn, dialect, topic_name), name)
-    return GroupDescription(
-        topic_name,
-        name,
-        tuple(
-            GroupPartition(
-                row.partition,
-                row.position,
-                row.end_offset,
-                row.owner,
-                row.lag_seconds,
-                dialect.moment_shown(row.committed_at),
-                row.waiting,
-                row.dead,
-            )
-            for row in views.lag(conn, dialect, topic_name, name)
-        ),
-        tuple(member.name for member in groups.members(conn, dialect, group)),
-        positions.start_from_text(group.start_from),
-    )
