@@ -50,7 +50,7 @@ def test_appends_one_after_the_other_go_by_one_connection(mq: MQ) -> None:
 
 @POSTGRES
 def test_a_connection_that_broke_while_it_rested_is_replaced(mq: MQ, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sqlmq.database.watchdog._REST_SECONDS", 0.0)
+    monkeypatch.setattr("sqlmq.database.watchdog._IDLE_SECONDS", 0.0)
     producer = mq.producer("orders")
     producer.produce_with_partition(Message(b"before"), 0)
     kept_by(mq).close()
@@ -100,7 +100,7 @@ def test_a_connection_given_back_does_not_commit_by_itself_any_more(make_mq: Mak
 
 @POSTGRES
 def test_of_connections_in_use_at_once_one_is_kept(mq: MQ) -> None:
-    spare = AppendConnection(mq.engine, mq._database.dialect, mq._database.watchdog.answers_after_idle, keeps=True)
+    spare = AppendConnection(mq.engine, mq._database.dialect, mq._database.watchdog, keeps=True)
     taken = [spare.take(), spare.take(), spare.take()]
 
     for one in taken:

@@ -111,7 +111,7 @@ def test_a_server_whose_log_has_no_room_loses_nothing_and_everybody_goes_on_when
     server: PostgresServer, small_disk: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # A connection that was in use a moment ago is not tested, and this server may be back sooner.
-    monkeypatch.setattr("sqlmq.database.watchdog._REST_SECONDS", 0.0)
+    monkeypatch.setattr("sqlmq.database.watchdog._IDLE_SECONDS", 0.0)
     with MQ(server.url, response_timeout_seconds=5.0) as mq:
         mq.create_topic("orders", 1)
         producer = mq.producer("orders")

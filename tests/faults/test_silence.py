@@ -76,7 +76,7 @@ def test_a_producer_that_gets_no_answer_does_not_know_the_outcome_and_goes_on(be
 def test_a_connection_that_went_silent_while_it_rested_is_replaced_unnoticed(
     behind: MQ, proxy: Proxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("sqlmq.database.watchdog._REST_SECONDS", 0.0)
+    monkeypatch.setattr("sqlmq.database.watchdog._IDLE_SECONDS", 0.0)
     producer = behind.producer("orders")
     proxy.silence()
 

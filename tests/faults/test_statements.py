@@ -43,7 +43,7 @@ def world(
     database: DatabaseUnderTest, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[World]:
     monkeypatch.setattr(append, "ARRAY_MESSAGES", 6)
-    monkeypatch.setattr(watchdog, "_REST_SECONDS", 3600.0)  # no connection is tested, or steps would differ
+    monkeypatch.setattr(watchdog, "_IDLE_SECONDS", 3600.0)  # no connection is tested, or steps would differ
     monkeypatch.setattr(pool, "_RECOVER_SECONDS", 0.01)
     monkeypatch.setattr(pool, "_WATCH_SECONDS", 0.01)
     logging.getLogger("sqlmq").setLevel(logging.CRITICAL)

@@ -41,7 +41,7 @@ class Stage:
 
     def __init__(self, database: DatabaseUnderTest, monkeypatch: pytest.MonkeyPatch) -> None:
         # A connection that has rested is not tested first: how long it has rested is no part of a schedule.
-        monkeypatch.setattr(watchdog, "_REST_SECONDS", math.inf)
+        monkeypatch.setattr(watchdog, "_IDLE_SECONDS", math.inf)
         self._clock = Clock(random=random.Random())
         self.queues = [self._queue(database) for _ in range(SESSIONS)]
         self.own = self._queue(database)

@@ -39,9 +39,9 @@ class Wire(ConnectionSocket):
 
 @pytest.fixture(autouse=True)
 def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(watchdog, "_LOOK_SECONDS", 0.01)
-    monkeypatch.setattr(watchdog, "_END_SECONDS", 0.1)
-    monkeypatch.setattr(watchdog, "HURRY_SECONDS", SOON_SECONDS)
+    monkeypatch.setattr(watchdog, "_CHECK_SECONDS", 0.01)
+    monkeypatch.setattr(watchdog, "_CANCEL_SECONDS", 0.1)
+    monkeypatch.setattr(watchdog, "SHORT_SECONDS", SOON_SECONDS)
 
 
 @pytest.fixture

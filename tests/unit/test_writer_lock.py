@@ -31,13 +31,13 @@ def test_who_goes_first_is_let_through_by_all_who_wait_already() -> None:
     turn._lock = lock  # type: ignore[assignment]
     order: list[str] = []
 
-    def take(name: str, *, goes_first: bool) -> None:
-        assert turn.acquire(PATIENCE_SECONDS, goes_first=goes_first)
+    def take(name: str, *, priority: bool) -> None:
+        assert turn.acquire(PATIENCE_SECONDS, priority=priority)
         order.append(name)
         turn.release()
 
-    threads = [threading.Thread(target=take, args=("ordinary",), kwargs={"goes_first": False}) for _ in range(10)]
-    first = threading.Thread(target=take, args=("first",), kwargs={"goes_first": True})
+    threads = [threading.Thread(target=take, args=("ordinary",), kwargs={"priority": False}) for _ in range(10)]
+    first = threading.Thread(target=take, args=("first",), kwargs={"priority": True})
     assert turn.acquire(0)
     for thread in threads:
         thread.start()
@@ -57,8 +57,8 @@ def test_a_turn_that_does_not_come_in_time_is_not_taken() -> None:
     taken: list[bool] = []
     assert turn.acquire(0)
 
-    for goes_first in (False, True):
-        other = threading.Thread(target=lambda first=goes_first: taken.append(turn.acquire(0, goes_first=first)))
+    for priority in (False, True):
+        other = threading.Thread(target=lambda first=priority: taken.append(turn.acquire(0, priority=first)))
         other.start()
         other.join(PATIENCE_SECONDS)
 
@@ -71,14 +71,14 @@ def test_whoever_has_the_turn_may_take_it_again_also_while_somebody_waits_to_go_
     assert turn.acquire(0)
 
     def go_first() -> None:
-        assert turn.acquire(PATIENCE_SECONDS, goes_first=True)
+        assert turn.acquire(PATIENCE_SECONDS, priority=True)
         turn.release()
 
     first = threading.Thread(target=go_first)
     first.start()
     until(lambda: lock.waiting == 1, "somebody to wait")
 
-    assert turn.acquire(PATIENCE_SECONDS, goes_first=True)
+    assert turn.acquire(PATIENCE_SECONDS, priority=True)
 
     turn.release()
     turn.release()

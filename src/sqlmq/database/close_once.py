@@ -1,4 +1,4 @@
-"""Closing once, with the same result for everybody who closes."""
+"""Closing once, with the same result for every caller."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ class CloseOnce:
         self._error: Exception | None = None
 
     def run(self, close: Callable[[], None]) -> None:
-        """Call *close* if nobody has yet; raise what it raised."""
+        """Call *close* in the first call; raise what it raised in each."""
         with self._lock:
             if not self._done:
                 self._done = True
                 try:
                     close()
-                except Exception as error:  # noqa: BLE001 - kept, and raised to everybody who closes
+                except Exception as error:  # noqa: BLE001 - kept, and raised in every call
                     self._error = error
                 except BaseException:
-                    self._done = False  # an interrupt: what is not closed yet is for the next call
+                    self._done = False  # an interrupt: the next call closes what is still open
                     raise
         if self._error is not None:
             raise self._error

@@ -100,13 +100,11 @@ class Database:
         self._translating = retrying.TranslateErrors(self.dialect, self.where, committing=False)
         self._translating_commit = retrying.TranslateErrors(self.dialect, self.where, committing=True)
         if self._owns_engine:
-            self.watchdog.watch_engine(self.engine, has_line=self.dialect.has_line)
+            self.watchdog.watch_engine(self.engine, has_socket=self.dialect.has_line)
         self.observer: Observer | None = None  # of all that is made from the MQ
         self._transactions = self.dialect.for_transactions(self.engine)
         self._single_statements = self.dialect.for_single_statements(self.engine)
-        self._append_connection = AppendConnection(
-            self.engine, self.dialect, self.watchdog.answers_after_idle, keeps=self._owns_engine
-        )
+        self._append_connection = AppendConnection(self.engine, self.dialect, self.watchdog, keeps=self._owns_engine)
         self._prepared = False
         self._appends_in_one_statement = False
         self._has_written = False
@@ -114,7 +112,7 @@ class Database:
         self._is_closed = False
         self._identity: tuple[object, ...] | None = None
         self._make_locks()
-        fork_hooks.tell(self)
+        fork_hooks.register(self)
 
     def read(self, operation: Operation[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Run *operation*, which writes no row and needs no common snapshot. Retried like ``write``."""
@@ -279,7 +277,7 @@ class Database:
 
     def _write_once(self, mode: _Mode, operation: Operation[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         with (
-            self._exclusive(writing=True, goes_first=mode.has_priority),
+            self._exclusive(writing=True, priority=mode.has_priority),
             self._connect(self._transactions, is_patient=mode.is_slow, committing=not mode.is_idempotent) as conn,
         ):
             with self.translating():
@@ -350,13 +348,13 @@ class Database:
                     connection.close()
 
     @contextlib.contextmanager
-    def _exclusive(self, *, writing: bool, goes_first: bool = False) -> Iterator[None]:
+    def _exclusive(self, *, writing: bool, priority: bool = False) -> Iterator[None]:
         """Let one thread at a time write where there is one writer, and do anything where there is one connection."""
         if not (self.one_connection or (writing and self.dialect.one_writer)):
             yield
             return
         self.check_may_write()
-        while not self._writer_lock.acquire(_BLOCK_SECONDS, goes_first=goes_first):
+        while not self._writer_lock.acquire(_BLOCK_SECONDS, priority=priority):
             if self._in_block:
                 raise DatabaseBusyError(_BLOCKED)
         try:
@@ -400,7 +398,7 @@ class Database:
         for the mutexes of the library, which a reader takes as well, and whoever opens a connection needs.
         """
         if self.dialect.one_writer:
-            self._writer_lock.acquire(threading.TIMEOUT_MAX, goes_first=True)
+            self._writer_lock.acquire(threading.TIMEOUT_MAX, priority=True)
             self._drain_gate.close_and_wait(_CLOSE_SECONDS)
 
     def after_fork_in_parent(self) -> None:

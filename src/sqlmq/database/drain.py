@@ -1,4 +1,4 @@
-"""How many transactions are under way, so that closing, and a fork, can wait for them."""
+"""Counts the uses of a database, so that closing, and a fork, can wait until they have ended."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ if TYPE_CHECKING:
 
 
 class DrainGate:
-    """Counts those who are in blocks of it: ``with usage:``. May be shared by threads.
+    """Counts the blocks under way: ``with gate:``. Thread-safe.
 
-    *check* is called before somebody is counted, and may raise.
+    *check* is called before a block begins, under the lock, and may raise.
     """
 
     # No generator: with one, each of the blocks on the way of a message takes three times as long.
@@ -39,20 +39,20 @@ class DrainGate:
                 self._changed.notify_all()
 
     def drain(self, seconds: float, then: Callable[[], None]) -> None:
-        """Wait up to *seconds* for those who are in it, and do *then* before anybody else comes in."""
+        """Wait up to *seconds* until no block is under way, and call *then* before another can begin."""
         with self._changed:
             self._changed.wait_for(self.is_unused, seconds)
             then()
 
     def close_and_wait(self, seconds: float) -> None:
-        """As ``end``; nobody comes in, or out, until ``release``."""
+        """Wait up to *seconds* until no block is under way. None begins, or ends, until ``release``."""
         self._changed.acquire()
         self._changed.wait_for(self.is_unused, seconds)
 
     def release(self) -> None:
-        """Let others in again."""
+        """Let blocks begin again."""
         self._changed.release()
 
     def is_unused(self) -> bool:
-        """Whether nobody is in it."""
+        """Whether no block is under way."""
         return not self._count

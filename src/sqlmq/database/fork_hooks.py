@@ -1,4 +1,4 @@
-"""Telling what has connections that this process forks: the parent before and after it, the child after it."""
+"""Calls the objects that hold connections when the process forks: before and after it in the parent, after it in the child."""
 
 from __future__ import annotations
 
@@ -8,44 +8,45 @@ from typing import Protocol
 
 
 class Forkable(Protocol):
-    """What wants to be told."""
+    """An object that holds connections."""
 
     def before_fork(self) -> None:
-        """Come to rest, as far as that is possible soon."""
+        """Wait, not for long, until no thread is inside the object."""
 
     def after_fork_in_parent(self) -> None:
-        """Go on as before."""
+        """Let threads in again."""
 
     def after_fork(self) -> None:
-        """In the child: leave the parent's things alone."""
+        """Leave the parent's connections alone. Called in the child."""
 
     def __hash__(self) -> int: ...
 
 
-log_fields: weakref.WeakSet[Forkable] = weakref.WeakSet()
+_registered: weakref.WeakSet[Forkable] = weakref.WeakSet()
 _forking: list[Forkable] = []
+"""Those that were called before the fork, kept alive until it is over."""
 
 
-def tell(one: Forkable) -> None:
-    """Tell *one* of forks from now on, as long as it is there."""
-    log_fields.add(one)
+def register(forkable: Forkable) -> None:
+    """Call *forkable* at every fork from now on, as long as it is alive."""
+    _registered.add(forkable)
 
 
 def _before() -> None:
-    _forking[:] = list(log_fields)
-    for one in _forking:
-        one.before_fork()
+    _forking[:] = list(_registered)
+    for forkable in _forking:
+        forkable.before_fork()
 
 
 def _after_in_parent() -> None:
-    for one in _forking:
-        one.after_fork_in_parent()
+    for forkable in _forking:
+        forkable.after_fork_in_parent()
     _forking.clear()
 
 
 def _after_in_child() -> None:
-    for one in _forking:
-        one.after_fork()
+    for forkable in _forking:
+        forkable.after_fork()
     _forking.clear()
 
 

@@ -68,7 +68,7 @@ class Producer:
         self._wake = wake
         self._rotation = Rotation(self._clock.random.randrange(topic.partitions))
         self._batcher = Batcher(topic.name, self._append)
-        self._patience = WaitBudget()
+        self._wait_budget = WaitBudget()
         self._source = outbox.Source(database, scheduler.track_commit, self._forget_topic, self._know_topic)
         self._expect = scheduler.schedule
         self._closing = CloseOnce()
@@ -321,7 +321,7 @@ class Producer:
 
     def _close(self) -> None:
         self._closed = True
-        self._patience.shorten()
+        self._wait_budget.shorten()
         self._batcher.close()
 
     def _check_open(self) -> None:
@@ -404,7 +404,7 @@ class Producer:
         return self._run(lambda topic: produce.load_keyed(topic, contents, self._rotation))
 
     def _append(self, routed: list[RoutedMessage]) -> list[ProducerResult]:
-        with self._database.watchdog.with_budget(self._patience):
+        with self._database.watchdog.with_budget(self._wait_budget):
             if len(routed) > 1 and all(partition is None for _, partition in routed):
                 return self._append_many(RecordBatch.of([message for message, _ in routed]))
             return self._run(lambda topic: produce.load(produce.place(topic, routed, self._rotation)))
