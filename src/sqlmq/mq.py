@@ -85,26 +85,26 @@ class BackgroundServices:
 
 
 class MQ:
-    """A message queue in a SQL database. May be shared by threads.
+    """A message queue in a SQL database. Thread-safe.
 
     *database* is a URL (``sqlite:///file.db``, ``postgresql://user:password@host/name``), a SQLAlchemy URL, or an
     Engine, which is used as it is and never disposed. *schema* is where the tables are on Postgres, if not in the
-    connection's default schema. Nothing is connected to before it is needed; on SQLite the tables are made then.
+    connection's default schema. The first call that needs the database connects; on SQLite it also creates the tables.
 
     - *create_topics*: create a missing topic for a producer or consumer; without it they raise UnknownTopicError.
     - *default_partitions*: the number of partitions of a topic that is created without one.
     - *max_message_bytes*: the largest value, key or headers a producer takes, and ``parked`` copies.
-    - *lease_seconds*: how long a consumer that is not heard of keeps its partitions.
-    - *max_poll_seconds*: after how long without asking for messages a consumer gives its partitions back.
-    - *commit_interval_seconds*: how long finished messages may wait to be committed together.
-    - *durable_commits*: on Postgres, wait for the disk then; else a crash of the server may bring some again.
+    - *lease_seconds*: how long a consumer keeps its partitions after its last heartbeat.
+    - *max_poll_seconds*: after how long without a call for messages a consumer releases its partitions.
+    - *commit_interval_seconds*: how long the offsets of finished messages may wait to be committed together.
+    - *durable_commits*: on Postgres, wait for the disk then; without it, a crash of the server may redeliver messages.
     - *prefetch*, *prefetch_bytes*: how much a consumer reads ahead.
-    - *poll_min_seconds*, *poll_max_seconds*: how soon an idle consumer looks again, at first and in the end.
-    - *response_timeout_seconds*: on Postgres, how long the database may keep silent before the connection is given up.
+    - *poll_min_seconds*, *poll_max_seconds*: how soon an idle consumer polls again, at first and after many polls.
+    - *response_timeout_seconds*: on Postgres, how long a response may take before the connection is given up.
     - *notify*: on Postgres, wake waiting consumers of other processes by NOTIFY, and listen for theirs.
     - *clock*: time, waits and random numbers, for tests; the system's by default.
 
-    Raises InvalidURLError, and ``TypeError`` or ``ValueError`` for options that can't be.
+    Raises InvalidURLError, and ``TypeError`` or ``ValueError`` for invalid options.
     """
 
     def __init__(
@@ -127,7 +127,7 @@ class MQ:
         notify: bool = True,
         clock: Clock | None = None,
     ) -> None:
-        self._options = MQConfig(
+        config = MQConfig(
             create_topics=create_topics,
             default_partitions=default_partitions,
             max_message_bytes=max_message_bytes,
@@ -142,26 +142,28 @@ class MQ:
             response_timeout_seconds=response_timeout_seconds,
             notify=notify,
         )
-        arm_by_environment()
-        self._clock = check_clock(clock)
-        self._database = Database(database, check_schema(schema), response_timeout_seconds, self._clock)
-        self._access = DatabaseAccess(self._database, self._options)
-        self._background = BackgroundServices(self._database, self._options)
+        self._open(open_database(database, schema, config, clock), config)
+
+    def _open(self, database: Database, config: MQConfig) -> None:
+        self._database = database
+        self._config = config
+        self._access = DatabaseAccess(database, config)
+        self._background = BackgroundServices(database, config)
         self._admin = Admin(
             self._access, self._background.registry, self._background.retention, self._background.notifier
         )
         self._made: list[Producer | Consumer] = []
-        self._keeping = threading.Lock()
+        self._made_lock = threading.Lock()
         self._closing = CloseOnce()
 
     @property
     def engine(self) -> Engine:
-        """The SQLAlchemy engine, the one given or our own."""
+        """The SQLAlchemy engine: the Engine given, or our own."""
         return self._database.engine
 
     @property
     def schema(self) -> str | None:
-        """The schema the tables are in; None for the connection's default."""
+        """The schema that holds the tables; None for the connection's default."""
         return self._database.schema
 
     @property
@@ -185,7 +187,7 @@ class MQ:
         TopicConflictError. *retention* is what the topic keeps; everything by default, see ``admin.set_retention``.
         """
         if partitions is None:
-            partitions = self._options.default_partitions
+            partitions = self._config.default_partitions
         check_topic(topic)
         check_partitions(partitions)
         if partitioner is not None:
@@ -212,13 +214,13 @@ class MQ:
         return deleted
 
     def producer(self, topic: str) -> Producer:
-        """Make a producer for *topic*. A topic that does not exist is made, unless ``create_topics`` is off."""
+        """Create a producer for *topic*. A missing topic is created, unless ``create_topics`` is off."""
         found = self._access.find_or_create_topic(topic)
         return self._keep(
             Producer(
                 self._database,
                 found,
-                max_message_bytes=self._options.max_message_bytes,
+                max_message_bytes=self._config.max_message_bytes,
                 wake=self._background.notifier.announce,
                 scheduler=self._background.scheduler,
             )
@@ -234,15 +236,16 @@ class MQ:
         name: str | None = None,
         on_evicted: OnEvicted = "raise",
     ) -> Consumer:
-        """Make a consumer that reads *topic* as a member of the group *group_id*.
+        """Create a consumer that reads *topic* as a member of *group*.
 
-        Group and topic are made if they do not exist (the topic unless ``create_topics`` is off). *start* is where a
-        new group begins: ``earliest``, ``latest``, behind what is there now, or an aware datetime, the first message since
-        then; an old one goes on where it was.
-        ``ack="on_delivery"`` commits a message before it is handed out: at most once, instead of at least once. *name* is
-        what the member is called where members are listed; host and process by default. *on_evicted* is what happens
-        where retention has deleted messages that the group had not read: ``raise`` EvictedError, or go on with the
-        ``earliest`` there is, with a warning in the log that names them.
+        A missing group is created, and a missing topic, unless ``create_topics`` is off. *start* is where a new group
+        begins: ``earliest``, ``latest`` (after the newest message), or an aware datetime (the first message since then).
+        An existing group continues at its position.
+
+        ``ack="auto"`` finishes a message when the next one is asked for: at least once. ``ack="on_delivery"`` commits it
+        before it is delivered: at most once. *name* is how the member is listed; host and process by default.
+        *on_evicted* decides what happens when retention has deleted messages that the group had not read: ``raise``
+        EvictedError, or continue at the ``earliest`` one left and log a warning that names them.
         """
         check_group(group)
         start = check_start(start)
@@ -252,25 +255,25 @@ class MQ:
             check_member_name(name)
         found = self._access.find_or_create_topic(topic)
         subscription = Subscription(
-            found, group, start, _member_name(self._clock) if name is None else name, on_evicted
+            found, group, start, _member_name(self._database.clock) if name is None else name, on_evicted
         )
         self._background.scheduler.watch()
         self._background.retention.start()
-        core = ConsumerCore(self._database, self._background.registry, subscription, self._options, ack)
+        core = ConsumerCore(self._database, self._background.registry, subscription, self._config, ack)
         return self._keep(Consumer(core))
 
     def observe(self, observer: Observer | None) -> None:
-        """Have *observer* stand around what is sent and handled from now on; None for nobody. There is one at a time.
+        """Call *observer* around every send and every handler from now on; None removes it. There is one at a time.
 
-        What ``run`` has begun to call goes on as before. ``sqlmq.opentelemetry`` has such an observer.
+        Handlers that ``run`` has already started are not affected. ``sqlmq.opentelemetry`` provides an observer.
         """
         self._database.observer = observer
 
     def close(self) -> None:
-        """Close every producer and consumer made from this MQ, then the connections, unless the engine was given.
+        """Close every producer and consumer of this MQ, then the connections, unless the Engine was given.
 
-        Errors of theirs come together in one ExceptionGroup. A second call has the same result. A database that does not
-        answer is waited for no longer than five seconds.
+        Their errors are raised together in one ExceptionGroup. A second call has the same result. If the database does
+        not respond, closing ends after five seconds all the same.
         """
         self._database.check_outside_block("close its MQ")
         self._closing.run(self._close)
@@ -288,31 +291,44 @@ class MQ:
         return f"<MQ on {self._database.where}{schema}{' (closed)' if self._access.closed else ''}>"
 
     def _close(self) -> None:
-        with self._keeping:
+        with self._made_lock:
             self._access.close()
         self._database.watchdog.shorten()
         errors: list[Exception] = []
-        for one in self._made:
+        for made in self._made:
             try:
-                one.close()
+                made.close()
             except Exception as error:  # noqa: BLE001 - raised below, with the others
                 errors.append(error)
         self._background.close()
         self._database.close()
         if errors:
-            message = "Closing the MQ failed in parts; everything else is closed."
+            message = "Some objects of the MQ could not be closed; everything else is closed."
             raise ExceptionGroup(message, errors)
 
     def _keep(self, made: Made) -> Made:
-        with self._keeping:
+        with self._made_lock:
             if not self._access.closed:
-                self._made = [one for one in self._made if not one.closed]
+                self._made = [other for other in self._made if not other.closed]
                 self._made.append(made)
                 return made
         made.close()
         raise MQClosedError
 
 
+def open_database(database: str | URL | Engine, schema: str | None, config: MQConfig, clock: Clock | None) -> Database:
+    """Return the Database of an MQ. Does not connect. Raises InvalidURLError, TypeError or ValueError."""
+    arm_by_environment()
+    return Database(database, check_schema(schema), config.response_timeout_seconds, check_clock(clock))
+
+
+def open_mq(database: Database, config: MQConfig) -> MQ:
+    """Return an MQ on *database*: for AsyncMQ, which has both already."""
+    mq = MQ.__new__(MQ)
+    mq._open(database, config)  # noqa: SLF001 - of this module
+    return mq
+
+
 def _member_name(clock: Clock) -> str:
-    """Tells hosts and processes apart for people, and members of one process for everybody."""
+    """Return the default name of a member: host and process for people, and a token that is unique in the process."""
     return f"{socket.gethostname()}:{os.getpid()}:{clock.token()[:8]}"

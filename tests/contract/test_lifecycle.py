@@ -524,7 +524,7 @@ def test_a_child_produces_although_the_parent_was_just_waking_a_consumer(mq: MQ)
     is_waking, may_end = threading.Event(), threading.Event()
 
     def wake() -> None:
-        with consumer._core.wakeups._woken:
+        with consumer._core.wakeups._changed:
             is_waking.set()
             may_end.wait(PATIENCE_SECONDS)
 

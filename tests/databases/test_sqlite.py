@@ -219,8 +219,8 @@ def test_a_waiting_consumer_hears_of_what_another_process_produces(
 
     with ThreadPoolExecutor(1) as thread:
         waiting = thread.submit(consumer.consume, 40.0)
-        with consumer._core.wakeups._woken:
-            consumer._core.wakeups._woken.wait_for(lambda: consumer._core.is_waiting, 0.5)
+        with consumer._core.wakeups._changed:
+            consumer._core.wakeups._changed.wait_for(lambda: consumer._core.is_waiting, 0.5)
         assert producing.stdin is not None
         producing.stdin.write("go\n")
         _, errors = producing.communicate(timeout=PATIENCE_SECONDS)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from dataclasses import FrozenInstanceError, fields
 from datetime import UTC, datetime, timedelta, timezone
@@ -11,6 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from sqlmq import MQ
+from sqlmq.aio import AsyncMQ
 from sqlmq.errors import InvalidGroupError, InvalidPartitionError, InvalidTopicError
 from sqlmq.model.config import MQConfig
 from sqlmq.model.positions import check_start
@@ -28,6 +31,15 @@ from sqlmq.model.validation import (
 
 NUMBERS = [field.name for field in fields(MQConfig) if field.type != "bool"]
 WHOLE_NUMBERS = ["default_partitions", "max_message_bytes", "prefetch", "prefetch_bytes"]
+
+
+@pytest.mark.parametrize("kind", [MQ, AsyncMQ])
+def test_the_keywords_of_an_mq_and_their_defaults_are_those_of_its_config(kind: type[MQ | AsyncMQ]) -> None:
+    parameters = inspect.signature(kind).parameters
+
+    keywords = {name: one.default for name, one in parameters.items() if name not in {"database", "schema", "clock"}}
+
+    assert keywords == {field.name: field.default for field in fields(MQConfig)}
 
 
 def test_the_defaults_are_good() -> None:

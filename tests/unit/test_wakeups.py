@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+from sqlmq.background.registry import MemberRegistry
 from sqlmq.background.wakeups import Wakeups
 from sqlmq.model.config import MQConfig
 from sqlmq.model.timing import Deadline, PollWait
@@ -19,7 +20,7 @@ FOREVER = Deadline(math.inf)
 
 @pytest.fixture
 def wakeups() -> Wakeups:
-    return Wakeups(lambda: None, MQConfig(poll_min_seconds=100.0, poll_max_seconds=100.0))
+    return Wakeups(MemberRegistry(), MQConfig(poll_min_seconds=100.0, poll_max_seconds=100.0))
 
 
 def over() -> PollWait:

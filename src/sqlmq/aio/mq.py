@@ -13,7 +13,8 @@ from sqlmq.aio.producer import AsyncProducer
 from sqlmq.aio.threads import Threads, to_the_end
 from sqlmq.database.engines import read_url
 from sqlmq.dialects import blocking
-from sqlmq.mq import MQ
+from sqlmq.model.config import MQConfig
+from sqlmq.mq import open_database, open_mq
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -29,12 +30,12 @@ if TYPE_CHECKING:
 
 
 class AsyncMQ:
-    """A message queue in a SQL database, for asyncio. May be shared by tasks, and used from several event loops.
+    """A message queue in a SQL database, for asyncio. Shared by tasks, also those of several event loops.
 
-    *database* and the options are those of ``MQ``. A URL may name a driver for asyncio as well, and *database* may be an
-    AsyncEngine: that is never altered nor disposed, and no connection is taken from it. Our own transactions run in
-    threads, on an engine of our own for its URL; what its ``connect_args`` and events do, its URL does not say, so give
-    an Engine where they matter.
+    *database* and the options are those of ``MQ``. A URL may also name a driver for asyncio, and *database* may be an
+    AsyncEngine: it is never altered or disposed, and no connection is taken from it. Our own transactions run in threads,
+    on an engine of our own for the same URL. That engine does not have the ``connect_args`` and events of an AsyncEngine:
+    give an Engine where they matter.
     """
 
     def __init__(
@@ -57,9 +58,7 @@ class AsyncMQ:
         notify: bool = True,
         clock: Clock | None = None,
     ) -> None:
-        self._sync = MQ(
-            _blocking(database),
-            schema=schema,
+        config = MQConfig(
             create_topics=create_topics,
             default_partitions=default_partitions,
             max_message_bytes=max_message_bytes,
@@ -73,12 +72,13 @@ class AsyncMQ:
             poll_max_seconds=poll_max_seconds,
             response_timeout_seconds=response_timeout_seconds,
             notify=notify,
-            clock=clock,
         )
+        self._database = open_database(_blocking(database), schema, config, clock)
+        self._sync = open_mq(self._database, config)
         self._threads = Threads()
-        self._admin = AsyncAdmin(self._sync.admin, self._threads, self._sync._database)
+        self._admin = AsyncAdmin(self._sync.admin, self._threads, self._database)
         given = database if not isinstance(database, str | URL | Engine) else None
-        self._engines = Engines(self._sync._database, given, may_make=not isinstance(database, Engine))
+        self._engines = Engines(self._database, given, may_make=not isinstance(database, Engine))
 
     @property
     def engine(self) -> Engine:
@@ -87,7 +87,7 @@ class AsyncMQ:
 
     @property
     def schema(self) -> str | None:
-        """The schema the tables are in; None for the connection's default."""
+        """The schema that holds the tables; None for the connection's default."""
         return self._sync.schema
 
     @property
@@ -116,7 +116,7 @@ class AsyncMQ:
         return await self._threads.run(lambda: self._sync.delete_topics(*topics))
 
     async def producer(self, topic: str) -> AsyncProducer:
-        """Make a producer for *topic*. A topic that does not exist is made, unless ``create_topics`` is off."""
+        """Create a producer for *topic*. A missing topic is created, unless ``create_topics`` is off."""
         made = await self._threads.run(lambda: self._sync.producer(topic), lambda made: made.close())
         return AsyncProducer(made, self._threads)
 
@@ -130,7 +130,7 @@ class AsyncMQ:
         name: str | None = None,
         on_evicted: OnEvicted = "raise",
     ) -> AsyncConsumer:
-        """Make a consumer that reads *topic* as a member of the group *group_id*. See ``MQ.consumer``."""
+        """Create a consumer that reads *topic* as a member of *group*. See ``MQ.consumer``."""
         made = await self._threads.run(
             lambda: self._sync.consumer(topic, group, start=start, ack=ack, name=name, on_evicted=on_evicted),
             lambda made: made.close(),
@@ -138,14 +138,14 @@ class AsyncMQ:
         return AsyncConsumer(made._core, self._threads, self._engines)
 
     def observe(self, observer: Observer | None) -> None:
-        """Have *observer* stand around what is sent and handled from now on; None for nobody. See ``MQ.observe``."""
+        """Call *observer* around every send and every handler from now on; None removes it. See ``MQ.observe``."""
         self._sync.observe(observer)
 
     async def close(self) -> None:
-        """Close every producer and consumer made from this MQ, then the connections, unless an Engine was given.
+        """Close every producer and consumer of this MQ, then the connections, unless an Engine was given.
 
-        Errors of theirs come together in one ExceptionGroup. A second call has the same result. A task that is cancelled
-        meanwhile ends when all is closed.
+        Their errors are raised together in one ExceptionGroup. A second call has the same result. A task that is
+        cancelled meanwhile ends when everything is closed.
         """
         try:
             await self._threads.run_apart(self._close)
@@ -171,8 +171,8 @@ class AsyncMQ:
 
 
 def _blocking(database: str | URL | Engine | AsyncEngine) -> str | URL | Engine:
-    """What an MQ is made from, for what an AsyncMQ is made from."""
+    """Return what an MQ is opened on, for what an AsyncMQ is opened on."""
     if isinstance(database, str | URL):
         return blocking(read_url(database), is_made=False)
-    # Not isinstance: SQLAlchemy's asyncio part is for those to import who have an AsyncEngine.
+    # Not isinstance: only a program that has an AsyncEngine should import SQLAlchemy's asyncio part.
     return database if not hasattr(database, "sync_engine") else blocking(database.sync_engine.url, is_made=True)

@@ -1,4 +1,4 @@
-"""Waiting to be woken, by a thread or in an event loop, without missing what came in between."""
+"""Waiting for messages, in a thread or an event loop, without missing a wake-up that comes in between."""
 
 from __future__ import annotations
 
@@ -12,103 +12,105 @@ from sqlmq.model import timing
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from sqlmq.background.registry import MemberRegistry
     from sqlmq.hooks.clock import Clock
     from sqlmq.model.config import MQConfig
     from sqlmq.model.timing import Deadline, PollWait
 
-FEW = 4
-"""So many consumers are woken at once: each looks by itself sooner than one look for all would have told it."""
-
 
 class Wakeups:
-    """Counts wake-ups: whoever looks first, and then waits for the count to differ, misses none. Shared by threads."""
+    """Counts the wake-ups of one member. Thread-safe.
 
-    def __init__(self, on_wait: Callable[[], None], options: MQConfig, clock: Clock = SYSTEM) -> None:
-        self._on_wait = on_wait
-        self._options = options
+    A thread reads ``count``, polls, and then waits for another count: so it misses no wake-up. The *registry* is called
+    whenever a wait begins, so that the threads which end waits run.
+    """
+
+    def __init__(self, registry: MemberRegistry, config: MQConfig, clock: Clock = SYSTEM) -> None:
+        self._registry = registry
+        self._config = config
         self._clock = clock
         # Never held for longer than it takes to count.
-        self._woken = clock.condition()
+        self._changed = clock.condition()
         self._callbacks: list[Callable[[], None]] = []
         self.count = 0
         """How often there was a wake-up."""
         self.waiters = 0
-        """How many wait at this moment."""
+        """How many threads and tasks wait at this moment."""
         self.waited_at = -math.inf
-        """When somebody last waited, by the monotonic clock; of those who wait no more."""
+        """When the last wait ended, by the monotonic clock."""
         self.self_polling = 0
-        """How many wait at this moment for whom nobody else can look."""
+        """How many wait at this moment for which no shared poll can look."""
         self.delegated = 0
-        """How many wait at this moment who need not look as long as somebody else does."""
+        """How many wait at this moment that need not poll as long as the shared poller does."""
         self.polled_at = -math.inf
-        """When somebody else last looked for them and found nothing, by the monotonic clock."""
+        """When the last shared poll began that found nothing for this member, by the monotonic clock."""
 
     def wake(self) -> None:
-        """Wake everybody who waits."""
-        with self._woken:
+        """End all waits."""
+        with self._changed:
             self.count += 1
             self._notify()
 
     def polled(self, began: float) -> None:
-        """Somebody else has looked, from *began* on, and found nothing; -inf if nobody looks any more."""
-        with self._woken:
+        """Note that a shared poll, which *began* then, found nothing; -inf if shared polls have ceased."""
+        with self._changed:
             is_less = began < self.polled_at
             self.polled_at = began
             if is_less:
+                # Waits may be over sooner than they took for granted.
                 self._notify()
 
     def pause(self, attempt: int, deadline: Deadline, *, may_delegate: bool) -> PollWait:
-        """The wait that begins now, after look number *attempt*; it *may_rest* if others look for whoever waits."""
-        least, most = self._options.poll_min_seconds, self._options.poll_max_seconds
-        now = self._clock.monotonic()
+        """Return the wait that begins now, after poll number *attempt*; *may_delegate* if a shared poll can look for it."""
         return timing.pause(
             attempt,
-            now,
+            self._clock.monotonic(),
             deadline,
-            least=least,
-            most=most,
+            least=self._config.poll_min_seconds,
+            most=self._config.poll_max_seconds,
             random=self._clock.random.random(),
             may_delegate=may_delegate,
         )
 
     def wait(self, pause: PollWait, seen: int) -> bool:
-        """Block the thread until there is a wake-up, which may have come since the count *seen*; return whether."""
-        with self.waiting(pause), self._woken:
+        """Block the thread for *pause*, or until a wake-up since the count *seen*; return whether there was one."""
+        with self.waiting(pause), self._changed:
             while self.count == seen and (seconds := self.remaining(pause)) > 0:
-                self._woken.wait(seconds)
+                self._changed.wait(seconds)
             return self.count != seen
 
     def remaining(self, pause: PollWait) -> float:
-        """How many seconds are left of *pause*."""
+        """Return how many seconds are left of *pause*."""
         return pause.remaining(self._clock.monotonic(), self.polled_at)
 
     @contextlib.contextmanager
     def waiting(self, pause: PollWait | None = None, callback: Callable[[], None] | None = None) -> Iterator[None]:
-        """Count somebody who waits, for a *pause* or for somebody who does.
+        """Count a wait as long as the block lasts.
 
-        *alarm* is called, by whatever thread it is, when he has to see how things are.
+        *callback* is called, in the thread that ends waits, when the waiting task has to check ``count`` and
+        ``remaining``.
         """
-        alarms = [] if callback is None else [callback]
-        is_alone = pause is not None and not pause.may_delegate
-        is_patient = pause is not None and pause.is_delegated
-        with self._woken:
+        callbacks = [] if callback is None else [callback]
+        is_self_polling = pause is not None and not pause.may_delegate
+        is_delegated = pause is not None and pause.is_delegated
+        with self._changed:
             self.waiters += 1
-            self.self_polling += is_alone
-            self.delegated += is_patient
-            self._callbacks.extend(alarms)
-        self._on_wait()
+            self.self_polling += is_self_polling
+            self.delegated += is_delegated
+            self._callbacks.extend(callbacks)
+        self._registry.on_wait()
         try:
             yield
         finally:
-            with self._woken:
+            with self._changed:
                 self.waited_at = self._clock.monotonic()
                 self.waiters -= 1
-                self.self_polling -= is_alone
-                self.delegated -= is_patient
-                for one in alarms:
-                    self._callbacks.remove(one)
+                self.self_polling -= is_self_polling
+                self.delegated -= is_delegated
+                for added in callbacks:
+                    self._callbacks.remove(added)
 
     def _notify(self) -> None:
-        self._woken.notify_all()
+        self._changed.notify_all()
         for callback in self._callbacks:
             callback()

@@ -83,7 +83,7 @@ class ConsumerCore:
         self.lock = threading.RLock()
         self.coordinator = Coordinator(database, subscription, config)
         self.buffer = FetchBuffer(database, self.coordinator, config)
-        self.wakeups = Wakeups(members.on_wait, config, self.clock)
+        self.wakeups = Wakeups(members, config, self.clock)
         self.transactions = TransactionContext(database, subscription.topic, config, subscription.on_evicted)
         self._members = members
         self._pid = os.getpid()
