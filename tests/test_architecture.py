@@ -211,10 +211,10 @@ ASKS_FOR_ITSELF = {
     "database/watchdog.py": "how long a network is silent is told by the kernel, in its own time",
     "hooks/clock.py": "is where it comes from",
     "hooks/failpoints.py": "its gates are a test's own, and must open whatever the clock that is tested does",
-    "admin/inspection.py": "compares the wall clock of this machine with the database's, which is what it tells",
+    "admin/health.py": "compares the wall clock of this machine with the database's, which is what it tells",
     "opentelemetry.py": "measures what it tells, and decides nothing by it",
     "prometheus.py": "measures what it tells, and decides nothing by it",
-    "aio/mq.py": "waits by the event loop, whose clock is the loop's",
+    "aio/admin.py": "waits by the event loop, whose clock is the loop's",
 }
 """The modules that need no runtime for time, waits and chance, beside commands and `verify`, whose time is that of people."""
 

@@ -2,6 +2,7 @@
 
 message      `Message`, `ProducerResult`, `DelayedMessage`; rows of the log that become messages
 config       what a user may set, with its default
+validation   arguments are checked: type, range, form
 partitioner  which partition a key goes to: murmur2, fnv1a, crc32, rotation
 assignment   which partitions each member of a group takes and releases
 positions    where a group starts, or is moved to
