@@ -1,11 +1,11 @@
-"""Making and changing the tables: the one chain of revisions in ``migrations/``.
+"""Create and change the tables: the one chain of revisions in ``migrations/``.
 
 Run it with ``sqlmq db upgrade``, or from Python on a connection of your own, or inside a revision of your own::
 
     def upgrade() -> None:
         sqlmq.migrate.upgrade(op.get_bind())
 
-Nothing here begins or ends a transaction: that is the caller's.
+The caller begins and ends the transaction.
 """
 
 from __future__ import annotations
@@ -31,9 +31,10 @@ if TYPE_CHECKING:
 
 
 def upgrade(connection: Connection, *, schema: str | None = None, revision: str = REVISION) -> None:
-    """Bring the tables up to *revision*, inside the caller's transaction.
+    """Upgrade the tables to *revision*, inside the caller's transaction.
 
-    *schema* is made if it is not there. One of several that do this at once does it; the others wait, and find it done.
+    Creates a missing *schema*. If several connections upgrade at once, one does it, and the others wait and find it
+    done.
     """
     dialect = dialect_of(connection, schema)
     dialect.lock_schema(connection)
@@ -49,14 +50,14 @@ def upgrade(connection: Connection, *, schema: str | None = None, revision: str 
 
 
 def downgrade(connection: Connection, *, schema: str | None = None, revision: str = "base") -> None:
-    """Take the tables back to *revision*, inside the caller's transaction. ``base`` removes them, and what they hold."""
+    """Downgrade the tables to *revision*, inside the caller's transaction. ``base`` drops them with their contents."""
     dialect_of(connection, schema).lock_schema(connection)
     script = _script()
     _run(connection, schema, lambda heads, _: script._downgrade_revs(revision, heads))  # type: ignore[arg-type]  # noqa: SLF001 - see _run
 
 
 def current(connection: Connection, *, schema: str | None = None) -> str | None:
-    """The revision the tables are at; None if there are none."""
+    """Return the revision of the tables; None if there are none."""
     if not sa.inspect(connection).has_table(VERSION_TABLE, schema=schema):
         return None
     version = sa.table(VERSION_TABLE, sa.column("version_num"), schema=schema)
@@ -65,7 +66,7 @@ def current(connection: Connection, *, schema: str | None = None) -> str | None:
 
 
 def check(connection: Connection, *, schema: str | None = None) -> None:
-    """Raise SchemaMissingError, SchemaTooOldError or SchemaTooNewError unless the tables are what this version needs."""
+    """Raise SchemaMissingError, SchemaTooOldError or SchemaTooNewError unless the tables fit this version."""
     found = current(connection, schema=schema)
     where = _where(connection, schema)
     if found is None:
@@ -77,14 +78,14 @@ def check(connection: Connection, *, schema: str | None = None) -> None:
 
 
 def sql(database: str, *, schema: str | None = None, start: str = "base", revision: str = REVISION) -> str:
-    """The statements that bring *database* ("postgresql" or "sqlite") from revision *start* to *revision*, as text."""
+    """Return the SQL that brings *database* ("postgresql" or "sqlite") from revision *start* to *revision*."""
     from alembic.runtime.migration import MigrationContext
 
     script = _script()
     text = io.StringIO()
     context = MigrationContext.configure(
         dialect_name=database,
-        # Without a driver to halve them again, percent signs must not be doubled.
+        # No driver halves percent signs again, so they must not be doubled.
         dialect_opts={"paramstyle": "named"},
         opts=_options(schema)
         | {
@@ -102,9 +103,9 @@ def sql(database: str, *, schema: str | None = None, start: str = "base", revisi
 
 
 def include_name(name: str | None, type_: str, parent_names: object) -> bool:
-    """Keep ``alembic revision --autogenerate`` from proposing to drop our tables.
+    """Exclude our tables from ``alembic revision --autogenerate``, which would propose to drop them.
 
-    Give it to ``context.configure(include_name=sqlmq.migrate.include_name)`` in your ``env.py``.
+    Pass it as ``context.configure(include_name=sqlmq.migrate.include_name)`` in your ``env.py``.
     """
     del parent_names
     return not (type_ == "table" and name is not None and name.startswith(PREFIX))
@@ -121,9 +122,9 @@ def _run(
 ) -> None:
     """Run revisions on *connection*.
 
-    alembic's own way to do that, its commands, reaches the revisions through module globals (``alembic.op``), which a
-    migration that is running around this one would not get back. So the two private functions that the commands call
-    are called here, and the operations handed to the revisions as a parameter.
+    alembic's commands reach the revisions through module globals (``alembic.op``). A migration that is running around
+    this one would not get them back. So this calls the two private functions that the commands call, and passes the
+    operations to the revisions as a parameter.
     """
     from alembic.runtime.migration import MigrationContext
 
@@ -132,11 +133,11 @@ def _run(
 
 
 def _run_revisions(context: MigrationContext, schema: str | None) -> None:
-    """Run what *context* is set up for; each revision gets alembic's operations, the schema, and a way to run SQL files."""
+    """Run the revisions of *context*. Each gets alembic's operations, the schema, and a function that runs SQL files."""
     from alembic.operations import Operations
 
     op = Operations(context)
-    # Without a schema of their own, the functions look for their tables where they were made, whoever calls them.
+    # Without *schema*, the functions find their tables where they were created, whatever the caller's search path is.
     quoted = '"{}".'.format(schema.replace('"', '""')) if schema else ""
     search_path = "" if schema else " SET search_path FROM CURRENT"
 
@@ -146,7 +147,7 @@ def _run_revisions(context: MigrationContext, schema: str | None) -> None:
             placed = statement.replace("{schema}", quoted).replace("{search_path}", search_path)
             op.execute(sa.DDL(placed.replace("%", "%%")))  # type: ignore[no-untyped-call]
 
-    # Quoted, or alembic takes a dot in it for that between a database and a schema, where it alters a table.
+    # Quoted, because alembic would take a dot in the name for the one between a database and a schema.
     whole = None if schema is None else sa.sql.quoted_name(schema, quote=True)
     context.run_migrations(op=op, schema=whole, run_sql=run_sql)
 
@@ -167,5 +168,5 @@ def _directory() -> Path:
     return in_wheel if in_wheel.is_dir() else in_checkout
 
 
-# A statement with the comment before it; bodies are quoted by $sqlmq$, and have semicolons of their own.
+# A statement with the comment before it. Bodies are quoted by $sqlmq$ and may contain semicolons.
 _STATEMENT = re.compile(r"\s*((?:--[^\n]*|\$sqlmq\$.*?\$sqlmq\$|[^;$])++);", re.DOTALL)

@@ -1,7 +1,7 @@
-"""Spans and metrics of what an MQ sends and handles, for OpenTelemetry, and traces that go on from one to the other.
+"""OpenTelemetry: spans and metrics of what an MQ sends and handles, with traces that continue across the queue.
 
-``instrument(mq)`` once, where the MQ is made. Needs the API, ``pip install 'sqlmq[opentelemetry]'``; without its SDK
-nothing is recorded. Names and attributes are those of the semantic conventions for messaging:
+Call ``instrument(mq)`` once, where the MQ is made. Needs the API, ``pip install 'sqlmq[opentelemetry]'``; without its
+SDK nothing is recorded. Names and attributes follow the semantic conventions for messaging:
 https://opentelemetry.io/docs/specs/semconv/messaging/
 """
 
@@ -36,15 +36,15 @@ if TYPE_CHECKING:
 
 _SCHEMA = "https://opentelemetry.io/schemas/1.30.0"
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0)
-"""Bounds of the histograms' buckets, as the conventions ask for them."""
+"""The bounds of the histograms' buckets, as the conventions define them."""
 
 
 def instrument(
     mq: MQ | AsyncMQ, *, tracer_provider: TracerProvider | None = None, meter_provider: MeterProvider | None = None
 ) -> Telemetry:
-    """Have OpenTelemetry told of what *mq* sends and handles from now on; the providers are the global ones by default.
+    """Record what *mq* sends and handles from now on; by default with the global providers.
 
-    Producers that are made already are told of too, runs that have begun are not. ``mq.observe(None)`` ends it.
+    Applies to existing producers too, but not to a ``run`` that has begun. ``mq.observe(None)`` ends it.
     """
     release = version("sqlmq")
     telemetry = Telemetry(
@@ -57,7 +57,7 @@ def instrument(
 
 
 class Telemetry:
-    """Tells OpenTelemetry what an MQ does: its ``Observer``. Made by ``instrument``; may be shared by threads and tasks."""
+    """The ``Observer`` that ``instrument`` creates. Threads and tasks may share it."""
 
     def __init__(self, tracer: Tracer, meter: Meter, engine: Engine) -> None:
         self._tracer = tracer
@@ -98,7 +98,7 @@ class Telemetry:
     def submit(
         self, topic: str, message: Message, submit: Callable[[Message], Future[ProducerResult]]
     ) -> Future[ProducerResult]:
-        """As ``send``; the span ends when the message is sent, or will not be."""
+        """Submit a message as ``send`` sends it. The span ends when the message is sent or has failed."""
         operation, (marked,) = self._begin_sending(topic, [message])
 
         def end(future: Future[ProducerResult]) -> None:
@@ -117,35 +117,37 @@ class Telemetry:
 
     @contextmanager
     def handle(self, group: str, messages: Sequence[Message]) -> Iterator[None]:
-        """Stand around the handling of *messages* of one topic by *group*, with a span ``process {topic}``.
+        """Wrap the handling of *messages* of one topic by *group* in a span ``process {topic}``.
 
-        ``run`` does so by itself; a loop of your own can: ``with telemetry.handle("billing", [message]):``.
+        ``run`` does it by itself. A loop of your own can use ``with telemetry.handle("billing", [message]):``.
         """
         context = propagate.extract(messages[0].headers, Context()) if len(messages) == 1 else Context()
-        told = self._common("process", messages[0].topic or "") | {"messaging.consumer.group.name": group}
+        attributes = self._common("process", messages[0].topic or "") | {"messaging.consumer.group.name": group}
         span = self._tracer.start_span(
             f"process {messages[0].topic}",
             context,
             SpanKind.CONSUMER,
-            told | _places(messages),
+            attributes | _places(messages),
             [
                 Link(created, {"messaging.message.id": _id(message)})
                 for message in messages
                 if (created := _created(message)) is not None
             ],
         )
-        with _Operation(span, told, len(messages), self._consumed, self._handling_seconds).around(context):
+        with _Operation(span, attributes, len(messages), self._consumed, self._handling_seconds).around(context):
             yield
 
     def _begin_sending(self, topic: str, messages: Sequence[Message]) -> tuple[_Operation, list[Message]]:
-        """Begin a span, and put its context into *messages*, but for those that were given one when they were made."""
-        # What has arrived, and goes out again as it is, has the context of the time before.
+        """Start a span and put its context into *messages*, except those that have a context of their own."""
+        # A received message that is sent on unchanged has the context of its previous send.
         given = [_created(message) if message.offset is None else None for message in messages]
-        told = self._common("send", topic)
+        attributes = self._common("send", topic)
         span = self._tracer.start_span(
             f"send {topic}",
             kind=SpanKind.PRODUCER,
-            attributes=told if len(messages) == 1 else told | {"messaging.batch.message_count": len(messages)},
+            attributes=attributes
+            if len(messages) == 1
+            else attributes | {"messaging.batch.message_count": len(messages)},
             links=[Link(created) for created in given if created is not None],
         )
         carrier: dict[str, str] = {}
@@ -154,10 +156,10 @@ class Telemetry:
             _with_headers(message, carrier) if created is None and carrier else message
             for message, created in zip(messages, given, strict=True)
         ]
-        return _Operation(span, told, len(messages), self._sent, self._sending_seconds), marked
+        return _Operation(span, attributes, len(messages), self._sent, self._sending_seconds), marked
 
     def _common(self, operation: str, topic: str) -> Attributes:
-        """What both spans and metrics tell of an *operation*."""
+        """Return the attributes that spans and metrics of an *operation* share."""
         return {
             **self._system,
             "messaging.operation.name": operation,
@@ -167,11 +169,11 @@ class Telemetry:
 
 
 class _Operation:
-    """A span that has begun, and the metrics that tell the same when it ends."""
+    """A span that has started, and the metrics that are recorded when it ends."""
 
-    def __init__(self, span: Span, told: Attributes, messages: int, counter: Counter, seconds: Histogram) -> None:
+    def __init__(self, span: Span, attributes: Attributes, messages: int, counter: Counter, seconds: Histogram) -> None:
         self.span = span
-        self._told = told
+        self._attributes = attributes
         self._messages = messages
         self._counter = counter
         self._seconds = seconds
@@ -179,7 +181,7 @@ class _Operation:
 
     @contextmanager
     def around(self, context: Context) -> Iterator[None]:
-        """Have the span be the current one, in *context*, and end with what is done inside."""
+        """Make the span the current one, in *context*, and end it after the block."""
         token = contexts.attach(trace.set_span_in_context(self.span, context))
         try:
             yield
@@ -192,21 +194,21 @@ class _Operation:
             contexts.detach(token)
 
     def end(self, error: BaseException | None) -> None:
-        """End the span. Of an *error* only the type is told: its message may quote what a message or a row holds."""
-        told = self._told
+        """End the span. Records only the type of *error*: its message may quote parts of a message or a row."""
+        attributes = self._attributes
         if error is not None:
             kind = type(error).__qualname__
-            told = told | {"error.type": kind}
+            attributes = attributes | {"error.type": kind}
             self.span.add_event("exception", {"exception.type": kind})
             self.span.set_attribute("error.type", kind)
             self.span.set_status(StatusCode.ERROR)
-        self._counter.add(self._messages, told)
-        self._seconds.record(time.perf_counter() - self._began, told)
+        self._counter.add(self._messages, attributes)
+        self._seconds.record(time.perf_counter() - self._began, attributes)
         self.span.end()
 
 
 def _created(message: Message) -> SpanContext | None:
-    """The context in which *message* was made, if its headers tell."""
+    """Return the context in which *message* was created, if its headers have one."""
     if not message.headers:
         return None
     created = trace.get_current_span(propagate.extract(message.headers, Context())).get_span_context()
@@ -214,24 +216,24 @@ def _created(message: Message) -> SpanContext | None:
 
 
 def _with_headers(message: Message, carrier: Mapping[str, str]) -> Message:
-    """A copy of *message* that has the headers of *carrier*, and of the propagators' own no others."""
+    """Return a copy of *message* with the propagators' headers replaced by those of *carrier*."""
     own = propagate.get_global_textmap().fields
     kept = {name: text for name, text in message.headers.items() if name not in own}
     return Message(message.value, message.key, kept | dict(carrier))
 
 
 def _places(messages: Sequence[Message] | Sequence[Destined]) -> Attributes:
-    """Where *messages* are, as far as that is known, and how many they are."""
-    told: Attributes = {}
+    """Return the attributes of where *messages* are, as far as it is known, and how many they are."""
+    attributes: Attributes = {}
     partitions = {message.partition for message in messages}
     if len(partitions) == 1:
-        told["messaging.destination.partition.id"] = str(partitions.pop())
+        attributes["messaging.destination.partition.id"] = str(partitions.pop())
     if len(messages) != 1:
-        told["messaging.batch.message_count"] = len(messages)
+        attributes["messaging.batch.message_count"] = len(messages)
     elif isinstance(messages[0], Message | ProducerResult) and messages[0].offset is not None:
-        told["messaging.message.id"] = _id(messages[0])
-        told["messaging.sqlmq.message.offset"] = messages[0].offset
-    return told
+        attributes["messaging.message.id"] = _id(messages[0])
+        attributes["messaging.sqlmq.message.offset"] = messages[0].offset
+    return attributes
 
 
 def _id(message: Message | ProducerResult) -> str:

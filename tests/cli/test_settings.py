@@ -61,7 +61,7 @@ def test_failpoints_of_the_environment_that_are_none_are_an_error_of_one_line(mo
     )
 
     assert (result.exit_code, result.stdout) == (1, "")
-    assert "SQLMQ_FAILPOINTS: There is no failpoint 'commit.never'." in result.stderr
+    assert "SQLMQ_FAILPOINTS: Unknown failpoint 'commit.never'." in result.stderr
 
 
 @pytest.mark.usefixtures("here")

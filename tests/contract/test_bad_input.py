@@ -456,11 +456,11 @@ def test_a_schema_that_cannot_be_is_refused(schema: Any, monkeypatch: pytest.Mon
 @pytest.mark.parametrize(
     ("url", "hint"),
     [
-        ("", "no database URL"),
-        ("garbage", "no database URL"),
-        ("://", "no database URL"),
-        ("/tmp/queue.db", "no database URL"),  # noqa: S108 - nothing is made there
-        ("postgresql://host:port/name", "no database URL|No engine"),
+        ("", "Not a database URL"),
+        ("garbage", "Not a database URL"),
+        ("://", "Not a database URL"),
+        ("/tmp/queue.db", "Not a database URL"),  # noqa: S108 - nothing is made there
+        ("postgresql://host:port/name", "Not a database URL|Cannot create an engine"),
         ("mysql://user@host/name", "postgresql and sqlite, not on 'mysql'"),
         ("oracle://user@host/name", "not on 'oracle'"),
         ("nonsense://user@host/name", "not on 'nonsense'"),

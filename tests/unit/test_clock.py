@@ -25,7 +25,7 @@ def test_without_a_runtime_it_is_the_systems() -> None:
 
 
 def test_what_is_no_runtime_is_refused() -> None:
-    with pytest.raises(TypeError, match=r"clock= takes a sqlmq.testing.Clock, not Random"):
+    with pytest.raises(TypeError, match=r"clock must be a sqlmq.testing.Clock, not Random"):
         MQ("sqlite://", clock=Random())  # type: ignore[arg-type]
 
 

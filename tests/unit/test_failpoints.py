@@ -116,7 +116,7 @@ def test_an_error_of_ones_own_is_raised() -> None:
 
 def test_a_name_that_no_failpoint_has_is_an_error_that_names_a_close_one() -> None:
     with (
-        pytest.raises(ValueError, match=r"no failpoint 'comit.before'. Did you mean 'commit.before'"),
+        pytest.raises(ValueError, match=r"Unknown failpoint 'comit.before'. Did you mean 'commit.before'"),
         armed("comit.before", raising()),
     ):
         pass
@@ -159,19 +159,19 @@ def test_a_gate_that_nobody_opens_raises_where_it_holds() -> None:
 
 
 def test_waiting_for_a_gate_that_nobody_reaches_ends() -> None:
-    with pytest.raises(TimeoutError, match=r"Nobody has reached the failpoint within 0.01 seconds"):
+    with pytest.raises(TimeoutError, match=r"No thread has reached the failpoint within 0.01 seconds"):
         Gate(0.01).reached()
 
 
 @pytest.mark.parametrize(
     ("text", "complaint"),
     [
-        ("commit.before", r"'commit.before' is not point=action"),
-        ("commit.before=raise@0", r"'commit.before=raise@0' is not"),
-        ("commit.before=raise@x", r"'commit.before=raise@x' is not"),
-        ("commit.before=explode", r"There is no action 'explode', but raise, exit, stop\."),
-        ("commit.never=raise", r"There is no failpoint 'commit.never'\."),
-        ("claim.after=raise;nonsense", r"'nonsense' is not"),
+        ("commit.before", r"'commit.before' must be point=action"),
+        ("commit.before=raise@0", r"'commit.before=raise@0' must be"),
+        ("commit.before=raise@x", r"'commit.before=raise@x' must be"),
+        ("commit.before=explode", r"Unknown action 'explode'\. Use one of raise, exit, stop\."),
+        ("commit.never=raise", r"Unknown failpoint 'commit.never'\."),
+        ("claim.after=raise;nonsense", r"'nonsense' must be"),
     ],
 )
 @pytest.mark.usefixtures("unread")
@@ -206,7 +206,7 @@ def test_what_the_environment_arms_is_logged(monkeypatch: pytest.MonkeyPatch, ca
     MQ("sqlite://").close()
 
     assert [record.getMessage() for record in caplog.records] == [
-        "Failpoints are armed, by SQLMQ_FAILPOINTS: claim.after=raise"
+        "Failpoints are armed by SQLMQ_FAILPOINTS: claim.after=raise"
     ]
 
 

@@ -1,7 +1,7 @@
 """The database of one MQ: its engine, and the only place where our own transactions begin and end.
 
-What runs inside one is a flow, a function of a Connection. Errors of the driver are translated here, and a transaction
-that failed for a passing reason before its COMMIT was sent is run again from the start.
+An operation, a function of a Connection and a Dialect, runs inside a transaction. Errors of the driver are translated
+here. A transaction that fails for a transient reason before its COMMIT was sent runs again from the start.
 """
 
 from __future__ import annotations
@@ -51,10 +51,10 @@ if TYPE_CHECKING:
 log = logging.getLogger("sqlmq.database")
 
 _CLOSE_SECONDS = 5.0
-"""For how long closing, and a fork, wait for transactions of other threads."""
+"""How long closing, and a fork, wait for transactions of other threads."""
 
 _BLOCK_SECONDS = 10.0
-"""For how long a thread waits for a block of another one: as long as for another process, by the busy timeout."""
+"""How long a thread waits for a block of another one: as long as the busy timeout for another process."""
 
 
 class _Mode(NamedTuple):
@@ -75,7 +75,7 @@ _MIGRATION = _Mode(is_slow=True)
 
 
 class Database:
-    """An engine, the dialect for it, and transactions. May be shared by threads."""
+    """An engine, its dialect, and transactions. Threads may share it."""
 
     def __init__(
         self,
@@ -84,7 +84,7 @@ class Database:
         response_timeout_seconds: float = 30.0,
         clock: Clock = SYSTEM,
     ) -> None:
-        self.clock = clock  # of all that is made from the MQ
+        self.clock = clock  # for everything made from the MQ
         self._owns_engine = not isinstance(target, Engine)
         if isinstance(target, Engine):
             self.dialect: Dialect = dialect_named(target.dialect.name, schema)
@@ -101,7 +101,7 @@ class Database:
         self._translating_commit = retrying.TranslateErrors(self.dialect, self.where, committing=True)
         if self._owns_engine:
             self.watchdog.watch_engine(self.engine, has_socket=self.dialect.has_line)
-        self.observer: Observer | None = None  # of all that is made from the MQ
+        self.observer: Observer | None = None  # for everything made from the MQ
         self._transactions = self.dialect.for_transactions(self.engine)
         self._single_statements = self.dialect.for_single_statements(self.engine)
         self._append_connection = AppendConnection(self.engine, self.dialect, self.watchdog, keeps=self._owns_engine)
@@ -173,7 +173,7 @@ class Database:
         )
 
     def listen(self) -> Listening:
-        """Listen for notices, on a connection that is not the engine's."""
+        """Listen for notifications, on a connection outside the engine's pool."""
         self.prepare()
         self._check_open()
         with self.translating():
@@ -181,9 +181,10 @@ class Database:
 
     @contextlib.contextmanager
     def block(self) -> Iterator[None]:
-        """Let this thread alone write, where there is one writer, for as long as a transaction of the application's lasts.
+        """Reserve the only writer, where there is one, for an application's transaction in this thread.
 
-        Raises DatabaseBusyError when a block of another thread does not end, SessionError inside one of this thread.
+        Raises DatabaseBusyError if a block of another thread does not end, TransactionError inside a block of this
+        thread.
         """
         self.prepare()
         with contextlib.ExitStack() as stack:
@@ -197,27 +198,27 @@ class Database:
                 self._in_block.remove(me)
 
     def connect(self) -> contextlib.AbstractContextManager[Connection]:
-        """A connection for a block, in no transaction yet, in which positions can be read once they are locked."""
+        """Open a connection for a block of the application, in no transaction yet."""
         return self._connect(self._transactions, is_patient=True)
 
     def awaiting(
         self, conn: Connection, seconds: float | None = None, *, committing: bool = False
     ) -> contextlib.AbstractContextManager[None]:
-        """A block in which whatever is asked on *conn* has to be answered in time, the usual one or *seconds*.
+        """Limit, for a block, how long the database may be silent on *conn*: as usual, or for *seconds*.
 
-        OutcomeUnknownError says that the block's COMMIT, *committing*, has ended only because it was asked to.
+        *committing* means that the block sends COMMIT: if that is cut off, OutcomeUnknownError is raised.
         """
         if not self.dialect.has_line or conn.closed or conn.invalidated:
             return contextlib.nullcontext()
         return self.watchdog.waiting_for(conn.connection.driver_connection, seconds, committing=committing)
 
     def check_may_write(self) -> None:
-        """Raise SessionError if this thread, inside a block, would wait for itself."""
+        """Raise TransactionError if this thread, inside a block, would wait for itself."""
         if (self.one_connection or self.dialect.one_writer) and self._is_in_block():
             raise SessionError(_IN_BLOCK)
 
     def check_outside_block(self, what: str) -> None:
-        """Raise SessionError if this thread is inside a block, which has to end before anybody can do *what*."""
+        """Raise TransactionError if this thread is inside a block, which must end before *what* can happen."""
         if self._is_in_block():
             message = f"This thread is inside a block of consumer.transaction(); leave it before you {what}."
             raise SessionError(message)
@@ -226,11 +227,11 @@ class Database:
         return threading.get_ident() in self._in_block
 
     def translating(self, *, committing: bool = False) -> retrying.TranslateErrors:
-        """Raise our errors for the driver's; OutcomeUnknownError if the connection breaks while *committing*."""
+        """Translate the driver's errors in a block; a lost connection while *committing* is OutcomeUnknownError."""
         return self._translating_commit if committing else self._translating
 
     def prepare(self) -> None:
-        """Make sure, once, that the tables are there and the right ones."""
+        """Check once that the tables exist in the right version; create them where the dialect does that."""
         if self._forked:
             what = "This MQ, and the engine it was given,"
             raise ForkedError(what)
@@ -243,17 +244,17 @@ class Database:
 
     @property
     def knows_identity(self) -> bool:
-        """Whether ``identity`` need not ask."""
+        """Whether ``identity`` is cached."""
         return self._identity is not None
 
     def identity(self, *, fresh: bool) -> tuple[object, ...]:
-        """What tells the database from all others, as ``Dialect.identity`` does; asked once, unless it has to be *fresh*."""
+        """Return a value that no other database has, like ``Dialect.identity``: cached, unless *fresh*."""
         if fresh or self._identity is None:
             self._identity = self.read(_identity, fresh=fresh)
         return self._identity
 
     def close(self) -> None:
-        """Close the connections, if the engine is our own, once other threads' transactions are over."""
+        """Close the connections of an engine of ours, after transactions of other threads have ended."""
         left = _CLOSE_SECONDS - self.watchdog.shorten()
         self._drain_gate.drain(max(0.0, left), self._note_closed)
         self._append_connection.close()
@@ -325,14 +326,14 @@ class Database:
         self._is_closed = True
 
     def _check_open(self) -> None:
-        # Or a thread that was about to look would open a connection that nobody closes.
+        # Without this check, a polling thread could open a connection after close(), which would never be closed.
         if self._is_closed or self.watchdog.is_gone:
             message = f"{self.where}: the MQ is closed." if self._is_closed else gone(self.where)
             raise DatabaseUnavailableError(message)
 
     @contextlib.contextmanager
     def _connect(self, engine: Engine, *, is_patient: bool = False, committing: bool = False) -> Iterator[Connection]:
-        """A connection; unless it *is_patient*, all that is asked in the block is to be answered in time."""
+        """Open a connection. Unless *is_patient*, limit how long the database may be silent in the block."""
         with self._drain_gate:
             with self.translating():
                 connection = engine.connect()
@@ -349,7 +350,7 @@ class Database:
 
     @contextlib.contextmanager
     def _exclusive(self, *, writing: bool, priority: bool = False) -> Iterator[None]:
-        """Let one thread at a time write where there is one writer, and do anything where there is one connection."""
+        """Wait for the only writer to write, and for the only connection to do anything, where there is one."""
         if not (self.one_connection or (writing and self.dialect.one_writer)):
             yield
             return
@@ -369,12 +370,12 @@ class Database:
         if isinstance(error, OutcomeUnknownError) or not isinstance(error, SqlmqError) or self.watchdog.is_given_up:
             return False
         if isinstance(error, ReadOnlyDatabaseError) and not self._has_written:
-            return False  # the URL leads to a standby, not to a primary that has become one
+            return False  # the URL leads to a standby; a primary that became one would have been written to
         cause = error.__cause__
         return isinstance(cause, Exception) and self.dialect.is_transient(cause)
 
     def _is_unusable_after(self, error: SqlmqError) -> bool:
-        """Whether the connection is lost; or, after a failover, it leads to a standby and the next one elsewhere."""
+        """Whether the connection is lost; or leads, after a failover, to a standby, where a new one may not."""
         cause = error.__cause__
         is_lost = isinstance(cause, Exception) and self.dialect.is_disconnect(cause)
         return is_lost or isinstance(error, ReadOnlyDatabaseError | OutcomeUnknownError)
@@ -383,42 +384,42 @@ class Database:
         self._writer_lock = WriterLock(self.clock)
         self._preparing = threading.RLock()
         self._drain_gate = DrainGate(self.clock, self._check_open)
-        # The threads that are inside a block, each as often as it is in one.
+        # The threads inside a block. A thread in nested blocks is listed several times.
         self._in_block: list[int] = []
 
     @property
     def can_notify(self) -> bool:
-        """Whether processes can tell each other of new messages."""
+        """Whether processes can notify each other of new messages."""
         return self.dialect.can_notify and not self.one_connection
 
     def before_fork(self) -> None:
-        """Let no other thread be in the middle of anything where a connection is a file of this process.
+        """Keep all threads out of the database before a fork, if a connection is a file of this process.
 
-        The child inherits what the process knows of its own locks on the file, and would wait for them for ever; also
-        for the mutexes of the library, which a reader takes as well, and whoever opens a connection needs.
+        The child inherits this process's record of its own locks on the file, and would wait for them without end. It
+        also inherits mutexes of the SQLite library, which readers and new connections need too.
         """
         if self.dialect.one_writer:
             self._writer_lock.acquire(threading.TIMEOUT_MAX, priority=True)
             self._drain_gate.close_and_wait(_CLOSE_SECONDS)
 
     def after_fork_in_parent(self) -> None:
-        """Go on as before."""
+        """Let other threads go on."""
         if self.dialect.one_writer:
             self._drain_gate.release()
             self._writer_lock.release()
 
     def after_fork(self) -> None:
-        """In a forked child: leave the parent's connections alone, and open others when they are needed.
+        """Leave the parent's connections alone in a forked child, which opens new ones when it needs them.
 
-        The connections of an engine that the user made are the user's to part with, and a database in memory has no
-        others: then whatever is tried next raises ForkedError.
+        An engine that the user made keeps its connections, and a database in memory has no others: every later call
+        raises ForkedError.
         """
         self._make_locks()
         self.watchdog.start_over()
         if not self._owns_engine or self.one_connection:
             self._forked = True
             return
-        # Kept alive, because closing the copy of a SQLite connection can damage the file.
+        # Keep the objects alive: closing the copy of a SQLite connection can damage the file.
         # https://www.sqlite.org/howtocorrupt.html#_carrying_an_open_database_connection_across_a_fork_
         self._append_connection.leave_fork()
         _ABANDONED.append(self.engine.pool)
@@ -434,12 +435,12 @@ def _upgrade(conn: Connection, _dialect: Dialect, schema: str | None) -> None:
 
 
 _IN_BLOCK = (
-    "This thread is inside a block of consumer.transaction(), which holds the database's only writer: it would wait for "
-    "itself. Give session=tx.session, to be part of the block's transaction, or do it after the block."
+    "This thread is inside a block of consumer.transaction(), which holds the database's only writer, so it would wait for "
+    "itself. Give session=tx.session to join the block's transaction, or do it after the block."
 )
 _BLOCKED = (
     f"A block of consumer.transaction() in another thread has held the database's only writer for {_BLOCK_SECONDS:.0f} "
-    "seconds. Keep what is done inside it short."
+    "seconds. Keep such blocks short."
 )
 
 _ABANDONED: list[Pool] = []

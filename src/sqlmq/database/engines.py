@@ -1,4 +1,4 @@
-"""Engines, made from what the user says a database is."""
+"""Engines, made from the target that the user gave."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ if TYPE_CHECKING:
 
 
 def read_url(target: str | URL) -> URL:
-    """*target*, with the database's name as SQLAlchemy spells it. Raises InvalidURLError."""
+    """Return *target* with SQLAlchemy's name of the database. Raises InvalidURLError."""
     try:
         return canonical(make_url(target))
     except (sa_exc.ArgumentError, ValueError):
         message = (
-            "This is no database URL. It looks like sqlite:///file.db or postgresql://user:password@host/database; "
-            "special characters of a password are written as %40 and the like."
+            "Not a database URL. Expected sqlite:///file.db or postgresql://user:password@host/database. Special "
+            "characters in a password are written in percent encoding, such as %40 for @."
         )
         raise InvalidURLError(message) from None
 
 
 def open_engine(target: object, schema: str | None) -> tuple[Dialect, Engine]:
-    """The engine for the URL *target*, and what knows its database. Raises TypeError or InvalidURLError."""
+    """Create the engine for the URL *target*, with its dialect. Raises TypeError or InvalidURLError."""
     if not isinstance(target, str | URL):
         message = f"MQ takes a database URL or a SQLAlchemy Engine, not {type(target).__name__}."
         raise TypeError(message)
@@ -40,5 +40,5 @@ def open_engine(target: object, schema: str | None) -> tuple[Dialect, Engine]:
     except (sa_exc.ArgumentError, ModuleNotFoundError, TypeError, ValueError) as error:
         if isinstance(error, SqlmqError):
             raise
-        message = f"No engine can be made for {without_secrets(url)}: {error}"
+        message = f"Cannot create an engine for {without_secrets(url)}: {error}"
         raise InvalidURLError(message) from None

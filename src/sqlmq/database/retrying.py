@@ -1,4 +1,4 @@
-"""Trying: what it is called when a transaction of ours fails, and whether it is tried again."""
+"""Retries: which error of ours a failed transaction raises, and whether it runs again."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ T = TypeVar("T")
 log = logging.getLogger("sqlmq.database")
 
 _RETRY_SECONDS = 5.0
-"""For how long a transaction is tried again. A server that restarts is back within that, usually."""
+"""How long a transaction is retried. A server that restarts is usually back within that time."""
 _LONGER = wait_exponential(multiplier=0.05, max=1.0)
-"""How long to wait at the most before the next try."""
+"""The longest pause before the next attempt."""
 
 
 class TranslateErrors:
-    """Blocks in which our errors are raised for those of SQLAlchemy and of the driver; *where* is the database.
+    """Context managers that raise our errors for those of SQLAlchemy and the driver; *where* names the database.
 
-    One serves all threads. A connection that breaks while *committing* has an unknown outcome.
+    One serves all threads. A connection that is lost while *committing* has an unknown outcome.
     """
 
     __slots__ = ("_committing", "_dialect", "_where")
@@ -54,34 +54,34 @@ class TranslateErrors:
 def _raise_translated(error: Exception, dialect: Dialect, where: str, *, committing: bool) -> None:
     """Raise our error for *error*, if there is one. The driver's is the cause, unless it quotes rows."""
     origin = error.orig if isinstance(error, sa_exc.DBAPIError) else None
-    # SQLAlchemy's can carry statement and parameters.
+    # SQLAlchemy's error can contain the statement and its parameters.
     cause = origin or error
     if committing and dialect.is_disconnect(error):
         message = (
-            f"{where}: the connection was lost while COMMIT was on its way; it may have taken effect or not. "
-            "Nothing is sent again: look in the log before you do."
+            f"{where}: the connection was lost during COMMIT, which may have taken effect or not. Nothing is sent again. "
+            "Check the log before you send it again."
         )
         raise OutcomeUnknownError(message) from cause
     translated = dialect.translate(error, where)
     if translated is None and isinstance(error, sa_exc.TimeoutError):
-        message = f"{where}: no connection of the pool came free in time. Give the engine a larger pool."
+        message = f"{where}: no connection of the pool became free in time. Give the engine a larger pool."
         translated = DatabaseUnavailableError(message)
     if translated is not None:
         raise translated from (None if dialect.quotes_rows(cause) else cause)
 
 
 def retry(attempt: Callable[[], T], is_transient: Callable[[BaseException], bool], clock: Clock) -> T:
-    """What *attempt* returns; it is tried again for some seconds, as long as what it raises *is_passing*."""
+    """Call *attempt* and return its result; retry for some seconds while its error *is_transient*."""
     began = clock.monotonic()
-    # The first goes without tenacity, which takes 20 us.
+    # The first attempt runs without tenacity, which takes 20 us.
     try:
         return attempt()
     except SqlmqError as error:
-        # A lock that was waited for so long already would be waited for as long again.
+        # An attempt that waited this long for a lock would wait as long again.
         is_enough = isinstance(error, DatabaseBusyError) and clock.monotonic() - began >= _RETRY_SECONDS
         if is_enough or not is_transient(error):
             raise
-        log.warning("%s (trying again for %.0f seconds)", error, _RETRY_SECONDS, extra=log_fields("retry", error=error))
+        log.warning("%s (retrying for %.0f seconds)", error, _RETRY_SECONDS, extra=log_fields("retry", error=error))
     give_up_at = clock.monotonic() + _RETRY_SECONDS
     return Retrying(
         retry=retry_if_exception(is_transient),
@@ -93,14 +93,14 @@ def retry(attempt: Callable[[], T], is_transient: Callable[[BaseException], bool
 
 
 def roll_back_in_driver(conn: Connection) -> None:
-    """Roll back what is on *conn*, whose commit has failed: SQLAlchemy does not.
+    """Roll back what is on *conn*, whose commit has failed. SQLAlchemy does not do it.
 
-    RootTransaction takes itself to be over then, after an exception in the event `commit` too, so whoever has the
-    connection next would commit the application's rows.
+    After an exception in its ``commit`` event too, RootTransaction believes it has ended. Then the next user of the
+    connection would commit the application's rows.
     """
     if conn.closed or conn.invalidated:
         return
     try:
         conn.connection.rollback()
-    except Exception:  # noqa: BLE001 - the connection is broken, which the error being raised tells
+    except Exception:  # noqa: BLE001 - the connection is broken, as the error that is being raised says
         conn.invalidate()

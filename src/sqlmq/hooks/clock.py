@@ -1,8 +1,8 @@
-"""Where an MQ gets time, waiting and chance from: the system, unless it is given others, as a test does.
+"""The clock, the waits and the random numbers of an MQ: those of the system, or those of a test.
 
-The clock is for what happens in this process: pauses, deadlines, how long a lease is trusted. Whether a lease is over,
-and when a delayed message is due, is told by the database's own clock. Threads that have to end, and mutexes, are waited
-for by the system's: that bounds how long something may hang, and a clock that stands still must not hide that.
+The clock is for what happens in this process: pauses, deadlines, how long a lease is trusted. The database's own clock
+decides whether a lease is over and when a delayed message is due. Waits for threads that end, and for mutexes, use the
+system's clock: they limit how long a fault may block, and a test's clock that stands still must not hide one.
 """
 
 from __future__ import annotations
@@ -22,39 +22,39 @@ def _token() -> str:
 
 @dataclass(frozen=True, slots=True)
 class Clock:
-    """The clock, the waits and the chance of an MQ, for ``MQ(..., clock=)``: by default those of the system.
+    """The clock, the waits and the random numbers of an MQ, for ``MQ(..., clock=)``; by default the system's.
 
-    Each may be replaced by itself: ``Clock(random=Random(7))`` has everything drawn alike each time.
+    Each can be replaced alone: with ``Clock(random=Random(7))``, every run draws the same numbers.
     """
 
     monotonic: Callable[[], float] = time.monotonic
-    """The clock: seconds, which never go back."""
+    """Return the time in seconds, which never goes back."""
     sleep: Callable[[float], None] = time.sleep
-    """Wait so many seconds."""
+    """Sleep for a number of seconds."""
     condition: Callable[[], threading.Condition] = threading.Condition
-    """Make what threads wait on, for some seconds of the clock, until they are notified."""
+    """Create a condition whose timeouts are seconds of this clock."""
     event: Callable[[], threading.Event] = threading.Event
-    """Make what threads wait for, for some seconds of the clock, until it is set."""
+    """Create an event whose timeouts are seconds of this clock."""
     random: Random = field(default_factory=Random)
-    """What is drawn from. Not the common generator, which is the application's, who may have seeded it."""
-    # Its own default would stand in the signature with its address.
+    """The random numbers. Not the module's generator, which the application may have seeded."""
+    # A plain default would appear in the generated documentation with its address.
     token: Callable[[], str] = field(default_factory=lambda: _token)
-    """Make a word that nobody else makes, in any process."""
+    """Create a text that is unique among all processes."""
 
 
 SYSTEM = Clock()
-"""The system's clock and waits, and one generator for all."""
+"""The system's clock and waits, and one random generator for all MQs."""
 
 if hasattr(os, "register_at_fork"):
-    # Or all children would draw what their parent would have drawn, and do in step what is not to be done in step.
+    # Without it, all children would draw the same numbers as their parent, and their jittered pauses would coincide.
     os.register_at_fork(after_in_child=SYSTEM.random.seed)
 
 
 def check_clock(given: object) -> Clock:
-    """Return what was *given*, the system's for None, or raise TypeError."""
+    """Return *given*, or the system's clock for None. Raises TypeError."""
     if given is None:
         return SYSTEM
     if not isinstance(given, Clock):
-        message = f"clock= takes a sqlmq.testing.Clock, not {type(given).__name__}."
+        message = f"clock must be a sqlmq.testing.Clock, not {type(given).__name__}."
         raise TypeError(message)
     return given

@@ -1,7 +1,7 @@
-"""Failpoints: places in our code, each with a name, at which a test has something happen: an error, the end of the process.
+"""Failpoints: named places in our code where a test can raise an error, stop a thread or end the process.
 
-They are off unless somebody arms one. Then reaching one costs a call and a look at a global: docs/design/failpoints.md
-has the figure. docs/failpoints.md tells how they are used.
+They are off until a test arms one. Reaching one then costs a call and a read of a global; docs/design/failpoints.md has
+the figure, docs/failpoints.md the usage.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ POINTS: Mapping[str, str] = MappingProxyType(
     {
         # Transactions of our own, and those that an application's effects are part of.
         "begin.before": "a transaction is about to begin",
-        "begin.after": "it has begun, and nothing was done in it",
-        "commit.before": "everything is done, and COMMIT is about to be sent",
+        "begin.after": "it has begun, and nothing has run in it",
+        "commit.before": "all statements have run, and COMMIT is about to be sent",
         "commit.after": "COMMIT was answered",
         "statement.before": "a statement that commits by itself is about to be sent",
         "statement.after": "it was answered",
@@ -42,64 +42,64 @@ POINTS: Mapping[str, str] = MappingProxyType(
         "publish.after": "they are appended or staged, and its COMMIT is about to be sent",
         "stage.before": "delayed messages are about to be stored",
         "stage.after": "they are stored, which is not committed",
-        "cancel.after": "delayed messages are taken back, which is not committed",
+        "cancel.after": "delayed messages are cancelled, which is not committed",
         "move.locked": "the partition is locked whose staged messages are about to move",
         "move.appended": "they are in the log, and still where they were staged",
         "move.after": "they have moved, which is not committed",
-        "notify.before": "other processes are about to be told of messages",
-        "notify.after": "they were told",
+        "notify.before": "other processes are about to be notified of messages",
+        "notify.after": "they are notified",
         # A group and its members.
         "join.after": "a member has joined, which is not committed",
         "claim.before": "a member is about to claim partitions",
         "claim.after": "it has claimed them, which is not committed",
         "heartbeat.before": "a heartbeat is about to be written",
         "heartbeat.after": "it is written, which is not committed",
-        "handover.before": "what is finished is written, and claims are about to be handed back",
-        "handover.after": "they are handed back, which is not committed",
+        "handover.before": "finished messages are committed, and claims are about to be released",
+        "handover.after": "they are released, which is not committed",
         "leave.after": "a member has left, which is not committed",
-        # A group moves on.
-        "position.before": "a group is about to be moved on",
+        # A group commits its position.
+        "position.before": "a position is about to be committed",
         "fence.checked": "its claim is checked and locked, and the position not written yet",
-        "position.after": "it was moved on, or fenced, which is not committed",
-        "take.held": "a transaction has locked a partition, and read nothing of it",
+        "position.after": "it is written, or fenced, which is not committed",
+        "take.held": "a transaction has locked a partition, and read nothing yet",
         "take.after": "it has read the messages that the block is about to get",
-        "effect.after": "the block, or the handler, is done with its effects, and the group was not moved on",
+        "effect.after": "the block, or the handler, has written its effects, and the position is not written yet",
         "replay.moved": "a group was reset, or a consumer has sought, which is not committed",
         # Attempts of a run.
-        "attempt.begun": "an attempt is written down, which is not committed",
+        "attempt.begun": "an attempt is recorded, which is not committed",
         "attempt.after": "it is counted, and the handler about to be called",
-        "handler.after": "the handler has returned, and nothing of that is written",
-        "park.before": "a failure is about to be written down",
-        "park.after": "it is written down, which is not committed",
-        "settle.after": "what was set aside is done with, which is not committed",
+        "handler.after": "the handler has returned, and nothing is written yet",
+        "park.before": "a failure is about to be recorded",
+        "park.after": "it is recorded, which is not committed",
+        "settle.after": "a parked message is finished, which is not committed",
         # Retention.
-        "retention.advanced": "a partition begins later, which is not committed",
-        "retention.deleted": "messages before its beginning are deleted, which is not committed",
+        "retention.advanced": "a partition's start is moved, which is not committed",
+        "retention.deleted": "messages before its start are deleted, which is not committed",
     }
 )
-"""What has come about where each failpoint stands."""
+"""The state at each failpoint."""
 
 EXIT_CODE = 86
-"""What a process exits with at a failpoint."""
+"""The exit code of a process that a failpoint ends."""
 _GATE_SECONDS = 30.0
 _ENVIRONMENT = "SQLMQ_FAILPOINTS"
 
 
 class FailpointError(Exception):
-    """Raised at a failpoint that was armed to raise, and where a gate was not opened in time."""
+    """Raised at a failpoint that was armed to raise, and if a gate is not opened in time."""
 
 
 def failpoint(name: str) -> None:
-    """Here is the failpoint *name*: do what it is armed to do, which is nothing, usually."""
+    """Run the action that is armed at the failpoint *name*, if there is one."""
     if _armed:
         _reach(name)
 
 
 @contextlib.contextmanager
 def armed(name: str, action: Action, *, nth: int | None = None) -> Iterator[None]:
-    """Have *action* called at the failpoint *name* in the block; each time, or the *nth* time only, counted from 1.
+    """Arm *action* at the failpoint *name* for a block: each time, or only the *nth* time, counted from 1.
 
-    Raises ValueError for a name that none has.
+    Raises ValueError for an unknown name.
     """
     charge = _Charge(action, nth)
     _arm(name, charge)
@@ -124,20 +124,20 @@ def raising(error: BaseException | None = None) -> Action:
 
 
 def exiting(code: int = EXIT_CODE) -> Action:
-    """End the process at once, as a crash does: nothing is flushed, closed or told."""
+    """End the process at once, like a crash: nothing is flushed or closed."""
     return lambda: os._exit(code)
 
 
 def stopping() -> Action:
-    """Stop the process by SIGSTOP, until somebody continues it."""
-    # To this thread, which would go on a little if another one got it.
+    """Stop the process by SIGSTOP, until it gets SIGCONT."""
+    # To this thread: if another one got the signal, this thread would run on for a moment.
     return lambda: signal.pthread_kill(threading.get_ident(), signal.SIGSTOP)
 
 
 class Gate:
-    """An action that holds the first thread that reaches it until it is opened, or raises FailpointError after *seconds*.
+    """An action that holds the first thread that reaches it until it is opened.
 
-    Whoever comes later passes.
+    Raises FailpointError after *seconds*. Later threads pass.
     """
 
     def __init__(self, seconds: float = _GATE_SECONDS) -> None:
@@ -156,9 +156,9 @@ class Gate:
             raise FailpointError(message)
 
     def reached(self) -> None:
-        """Wait until a thread is held; raise TimeoutError if none comes in time."""
+        """Wait until a thread is held. Raises TimeoutError if none comes in time."""
         if not self._reached.wait(self._seconds):
-            message = f"Nobody has reached the failpoint within {self._seconds:g} seconds."
+            message = f"No thread has reached the failpoint within {self._seconds:g} seconds."
             raise TimeoutError(message)
 
     def open(self) -> None:
@@ -167,10 +167,9 @@ class Gate:
 
 
 def arm_by_environment() -> None:
-    """Arm, for as long as the process lives, what ``SQLMQ_FAILPOINTS`` says; once, and not again.
+    """Arm what ``SQLMQ_FAILPOINTS`` lists, once, for the life of the process.
 
-    Whoever makes an MQ calls it, so that a wrong value is told to him, and a process that was forked can have its own.
-    Raises ValueError.
+    Called by each new MQ, so that a wrong value raises ValueError there, and a forked process can have its own value.
     """
     global _is_environment_read  # noqa: PLW0603 - once per process
     with _arming:
@@ -186,20 +185,20 @@ def arm_by_environment() -> None:
         raise ValueError(message) from None
     for name, action, nth in charges:
         _arm(name, _Charge(action, nth))
-    log.warning("Failpoints are armed, by %s: %s", _ENVIRONMENT, text, extra=log_fields("failpoints armed"))
+    log.warning("Failpoints are armed by %s: %s", _ENVIRONMENT, text, extra=log_fields("failpoints armed"))
 
 
 def parsed(text: str) -> list[tuple[str, Action, int | None]]:
-    """What is to be armed by a *text* like ``commit.before=exit@3;claim.after=raise``. Raises ValueError."""
+    """Parse *text*, such as ``commit.before=exit@3;claim.after=raise``. Raises ValueError."""
     charges = []
     for part in filter(None, map(str.strip, text.split(";"))):
         name, equals, what = part.partition("=")
         action, at, nth = what.partition("@")
         if not equals or (at and not (nth.isascii() and nth.isdecimal() and int(nth))):
-            message = f"{part!r} is not point=action, nor point=action@n; several are joined by ';'."
+            message = f"{part!r} must be point=action or point=action@n. Separate several by ';'."
             raise ValueError(message)
         if action not in _ACTIONS:
-            message = f"There is no action {action!r}, but {', '.join(_ACTIONS)}."
+            message = f"Unknown action {action!r}. Use one of {', '.join(_ACTIONS)}."
             raise ValueError(message)
         charges.append((_checked(name), _ACTIONS[action](), int(nth) if at else None))
     return charges
@@ -209,7 +208,7 @@ _ACTIONS: Mapping[str, Callable[[], Action]] = {"raise": raising, "exit": exitin
 
 
 class _Charge:
-    """An action that is armed, and how often it was reached."""
+    """An armed action, with a count of how often it was reached."""
 
     def __init__(self, action: Action, nth: int | None) -> None:
         self._action = action
@@ -244,7 +243,7 @@ def _arm(name: str, charge: _Charge) -> None:
 def _checked(name: str) -> str:
     if name not in POINTS:
         close = difflib.get_close_matches(name, POINTS, n=1)
-        hint = f"Did you mean {close[0]!r}?" if close else "docs/failpoints.md lists those there are."
-        message = f"There is no failpoint {name!r}. {hint}"
+        hint = f"Did you mean {close[0]!r}?" if close else "docs/failpoints.md lists them."
+        message = f"Unknown failpoint {name!r}. {hint}"
         raise ValueError(message)
     return name

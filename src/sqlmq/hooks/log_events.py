@@ -1,24 +1,24 @@
-"""What a record of the log tells programs: an event and its facts, never what a message holds."""
+"""The structured fields of log records: an event and its facts, but never the content of a message."""
 
 from __future__ import annotations
 
 from typing import TypedDict, Unpack
 
 PREFIX = "sqlmq_"
-"""What the names of all attributes begin with that we add to a record."""
+"""The prefix of all attributes that we add to a record."""
 
 
 class LogFields(TypedDict, total=False):
-    """What can be told of an event. What is None is not known."""
+    """The facts of an event. None means unknown."""
 
     topic: str
     group: str
     member: str
     partition: int
     offset: int | None
-    """The first that it is about."""
+    """The first offset that it is about."""
     end_offset: int
-    """The one behind the last."""
+    """The offset after the last one."""
     messages: int
     attempts: int
     seconds: float
@@ -27,13 +27,13 @@ class LogFields(TypedDict, total=False):
     """A process id."""
 
 
-def log_fields(event: str, **known: Unpack[LogFields]) -> dict[str, object]:
-    """The attributes of a record, for ``extra=``: *event*, and what is *known* of it.
+def log_fields(event: str, **facts: Unpack[LogFields]) -> dict[str, object]:
+    """Return the attributes of a record, for ``extra=``: *event* and its *facts*.
 
-    Of an error only its type, because its message may quote what a message or a row holds.
+    Of an error, only its type: its message may quote parts of a message or a row.
     """
-    error = known.pop("error", None)
-    told: dict[str, object] = {"event": event, **known}
+    error = facts.pop("error", None)
+    fields: dict[str, object] = {"event": event, **facts}
     if error is not None:
-        told["error"] = type(error).__qualname__
-    return {PREFIX + name: fact for name, fact in told.items() if fact is not None}
+        fields["error"] = type(error).__qualname__
+    return {PREFIX + name: fact for name, fact in fields.items() if fact is not None}

@@ -1,4 +1,4 @@
-"""The seam for telemetry: what stands around each sending, and around each call of a handler."""
+"""The interface of telemetry: an observer wraps each send, and each call of a handler."""
 
 from __future__ import annotations
 
@@ -17,27 +17,27 @@ class Destined(Protocol):
 
     @property
     def partition(self) -> int:
-        """The number of the partition it goes to."""
+        """The number of the message's partition."""
 
 
 Sent = TypeVar("Sent", bound=Destined)
 
 
 class Observer(Protocol):
-    """Stands around what an MQ sends and handles: see ``MQ.observe``. Called by any thread, and by several at once."""
+    """Wraps what an MQ sends and handles: see ``MQ.observe``. Several threads may call it at once."""
 
     def send(
         self, topic: str, messages: Sequence[Message], send: Callable[[Sequence[Message]], list[Sent]]
     ) -> list[Sent]:
-        """Call *send* once, with *messages* or as many others in their place; return what it returns, raise what it raises.
+        """Call *send* once, with *messages* or the same number of others; return its result and pass its errors on.
 
-        With ``session=`` *send* gives them to the transaction, with a delay it stores them.
+        With ``session=``, *send* adds them to the transaction; with a delay, it stores them.
         """
 
     def submit(
         self, topic: str, message: Message, submit: Callable[[Message], Future[ProducerResult]]
     ) -> Future[ProducerResult]:
-        """Call *submit* once, with *message* or another one in its place, and return its future."""
+        """Call *submit* once, with *message* or another one, and return its future."""
 
     def handle(self, group: str, messages: Sequence[Message]) -> AbstractContextManager[object]:
-        """What to enter around the handler's call with *messages* of one partition. It lets errors pass."""
+        """Return a context for the handler's call with *messages* of one partition. It must pass errors on."""

@@ -1,6 +1,6 @@
-"""How long a topic keeps its messages, and for whom it keeps them longer; where that puts the start of a partition.
+"""Retention: how long a topic keeps messages, for which groups it keeps them longer, and where a partition starts then.
 
-Pure: what is in the log, and how far the groups are, is given.
+Pure: the contents of the log and the positions of groups are arguments.
 """
 
 from __future__ import annotations
@@ -19,23 +19,23 @@ _MOST = 2**62
 
 @dataclass(frozen=True, slots=True)
 class Retention:
-    """What a topic keeps. Without any limit, everything; with several, what exceeds one of them goes.
+    """What a topic keeps. Without a limit, everything; with several, what exceeds any of them is deleted.
 
-    Limits are for each partition. Raises ``TypeError`` or ``ValueError`` for what can't be.
+    Limits apply to each partition. Raises ``TypeError`` or ``ValueError``.
     """
 
     max_age_seconds: float | None = None
-    """Messages older than this go."""
+    """Messages older than this are deleted."""
     max_bytes: int | None = None
-    """The oldest go while keys and values together are more than this."""
+    """The oldest messages are deleted while keys and values together exceed this."""
     max_messages: int | None = None
-    """The oldest go while there are more than this."""
+    """The oldest messages are deleted while there are more than this."""
     protect_groups: bool = True
-    """Keep, beyond the limits, what a group has not committed or has set aside."""
+    """Keep, beyond the limits, what a group has not committed or has parked."""
     protect_max_seconds: float | None = None
-    """Keep what is protected for no longer than this; None for as long as it takes."""
+    """Delete protected messages that are older than this; None protects them without end."""
     group_expiry_seconds: float = _WEEK_SECONDS
-    """A group that for so long had no member and committed nothing protects nothing any more."""
+    """A group without a member and without a commit for this long protects nothing any more."""
 
     def __post_init__(self) -> None:
         if self.max_bytes is not None:
@@ -62,12 +62,12 @@ class Retention:
 
     @property
     def is_limited(self) -> bool:
-        """Whether anything ever goes."""
+        """Whether there is any limit."""
         return (self.max_age_seconds, self.max_bytes, self.max_messages) != (None, None, None)
 
 
 def check_retention(retention: object) -> None:
-    """Raise TypeError unless *retention* is one."""
+    """Raise TypeError unless *retention* is a Retention."""
     if not isinstance(retention, Retention):
         message = (
             f"retention must be a Retention, as Retention(max_age_seconds=7 * 86400), not {type(retention).__name__}."
@@ -76,27 +76,27 @@ def check_retention(retention: object) -> None:
 
 
 class GroupStanding(NamedTuple):
-    """Where a group is in one partition."""
+    """The position of a group in one partition."""
 
     group_id: int
     name: str
     position: int
-    """What it reads next."""
+    """The offset that it reads next."""
     is_stored: bool
-    """Whether it has committed that; else it is where the log starts."""
+    """Whether it has committed that position; otherwise it is where the log starts."""
     first_parked: int | None
-    """The lowest offset it has set aside."""
+    """The lowest offset that it has parked."""
     is_live: bool
     """Whether it has members."""
 
     @property
     def needs(self) -> int:
-        """The lowest offset it may still read."""
+        """The lowest offset that it may still read."""
         return self.position if self.first_parked is None else min(self.position, self.first_parked)
 
 
 class Loss(NamedTuple):
-    """Messages from *start* up to, not including, *end* that a group had not committed, or had set aside."""
+    """Messages from *start* to *end*, without *end*, that a group had not committed, or had parked."""
 
     group_id: int
     group: str
@@ -109,9 +109,9 @@ class Loss(NamedTuple):
 def protected_from(
     retention: Retention, standings: Iterable[GroupStanding], expired: Collection[int], start: int, end: int
 ) -> int:
-    """From which offset on a partition, of what it holds, has to be kept for groups, but for those *expired*.
+    """Return the first offset from *start* to *end* that a group protects, except those *expired*.
 
-    A group that has lost something already needs all that is left.
+    A group that has already lost messages needs everything that is left.
     """
     if not retention.protect_groups:
         return end
@@ -119,14 +119,14 @@ def protected_from(
 
 
 def protects(standing: GroupStanding, expired: Collection[int]) -> bool:
-    """Whether a group protects what it has not read: not if it has *expired*, and nobody has come back since."""
+    """Whether a group protects what it has not read: not if it is *expired* and has no member again."""
     return standing.is_live or standing.group_id not in expired
 
 
 def losses(
     retention: Retention, standings: Iterable[GroupStanding], expired: Collection[int], start: int, end: int
 ) -> list[Loss]:
-    """What each group loses unread when the log, which began at *start*, begins at *end*."""
+    """Return what each group loses unread when the start of the log moves from *start* to *end*."""
     return [
         Loss(
             one.group_id,
@@ -142,7 +142,7 @@ def losses(
 
 
 def runs(offsets: Iterable[int]) -> list[tuple[int, int]]:
-    """Ascending *offsets* as runs, each from an offset up to, not including, another."""
+    """Return ascending *offsets* as ranges, each from its first offset to the offset after its last."""
     found: list[tuple[int, int]] = []
     for offset in offsets:
         if found and found[-1][1] == offset:

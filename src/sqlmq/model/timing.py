@@ -17,39 +17,39 @@ class Deadline:
 
     @classmethod
     def after(cls, timeout: float | None, now: float) -> Deadline:
-        """The deadline *timeout* seconds after *now*; None is for ever."""
+        """Return the deadline *timeout* seconds after *now*; None never ends."""
         return cls(math.inf if timeout is None else now + timeout)
 
     def remaining(self, now: float) -> float:
-        """Seconds left, 0 when it has passed."""
+        """Return the seconds left; 0 after the deadline."""
         return max(0.0, self.at - now)
 
     def passed(self, now: float) -> bool:
-        """Whether it is *now* or earlier."""
+        """Whether the deadline is at *now* or before."""
         return now >= self.at
 
 
 @dataclass(frozen=True, slots=True)
 class PollWait:
-    """A wait between two looks, which goes on while somebody else looks. All moments are of the monotonic clock."""
+    """A wait between two polls, which lasts longer while the shared poller polls. All moments are monotonic."""
 
     began: float
     until: float
-    """When it is time for the next look."""
+    """When the consumer's own next poll is due."""
     deadline: float
-    """When it ends at the latest."""
+    """When the wait ends at the latest."""
     may_delegate: bool
-    """Whether somebody else can look."""
+    """Whether the shared poller can poll for this consumer."""
     rest_seconds: float
-    """For how long a look of somebody else is as good as one's own, from when it began; 0 if it is not."""
+    """How long a shared poll counts as the consumer's own, from its start; 0 if it does not."""
 
     @property
     def is_delegated(self) -> bool:
-        """Whether it goes on while somebody else looks."""
+        """Whether shared polls prolong the wait."""
         return self.rest_seconds > 0
 
     def remaining(self, now: float, looked_at: float) -> float:
-        """Seconds left at *now*, when somebody else's last look began at *looked_at*, and found nothing."""
+        """Return the seconds left at *now*, if the last shared poll began at *looked_at* and found nothing."""
         until = max(self.until, looked_at + self.rest_seconds) if looked_at >= self.began else self.until
         return max(0.0, min(until, self.deadline) - now)
 
@@ -57,10 +57,10 @@ class PollWait:
 def pause(
     attempt: int, now: float, deadline: Deadline, *, least: float, most: float, random: float, may_delegate: bool
 ) -> PollWait:
-    """The wait that begins *now*, after look number *attempt* (from 0).
+    """Return the wait that begins *now*, after poll number *attempt* (from 0).
 
-    If it *may_rest*, it goes on while somebody else looks, once the backoff has come to its end: three looks may be
-    missing before it is over.
+    If it *may_delegate*, shared polls prolong it once the backoff has reached its maximum. The wait ends when three
+    shared polls in a row are missing.
     """
     is_at_the_end = backoff(attempt, least=least, most=most, random=0.0) >= most
     return PollWait(
@@ -73,31 +73,31 @@ def pause(
 
 
 def watch_interval(quiet_seconds: float) -> float:
-    """Seconds between two looks at a change counter, when none has told of a message for *quiet_seconds*.
+    """Return the seconds between two reads of a change counter that has not changed for *quiet_seconds*.
 
-    A hundredth of that, so that those who have waited long cost little, and are late by next to nothing.
+    A hundredth of that, so that long waits cost little and end only slightly late.
     """
     return min(max(quiet_seconds / 100, _WATCH_LEAST_SECONDS), _WATCH_MOST_SECONDS)
 
 
 def backoff(attempt: int, *, least: float, most: float, random: float) -> float:
-    """Seconds to wait before look number *attempt* (from 0): doubled each time from *least* up to *most*.
+    """Return the pause before poll number *attempt* (from 0): it doubles from *least* to *most*.
 
-    *random*, in [0, 1), takes up to a quarter off, so that many idle consumers do not look in step.
+    *random*, in [0, 1), shortens it by up to a quarter, so that many idle consumers do not poll at the same time.
     """
     doubled = least * 2.0 ** min(attempt, 32)
     return min(doubled, most) * (1.0 - random / 4)
 
 
 def heartbeat_interval(lease_seconds: float) -> float:
-    """Seconds from one heartbeat to the next: two may fail before the lease is at risk."""
+    """Return the seconds between two heartbeats. Two may fail before the lease is at risk."""
     return lease_seconds / 3
 
 
 def lease_valid_until(heartbeat_began: float, lease_seconds: float) -> float:
-    """Until when, by the own monotonic clock, a member may act on its claims.
+    """Return until when, by its own monotonic clock, a member may act on its claims.
 
-    Counted from before the heartbeat was sent, so that it ends before the lease does, whatever the journey took; a tenth
-    is kept back for clocks that run at different speeds and for the message just handed out.
+    Counted from before the heartbeat was sent, so it ends before the lease in the database does, however long the
+    request took. A tenth is reserved for clocks of different speed and for the message that is being delivered.
     """
     return heartbeat_began + lease_seconds * 0.9

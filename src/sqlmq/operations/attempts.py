@@ -1,8 +1,7 @@
-"""Parking: messages of a partition set aside, counted, recorded as failed, done with.
+"""Attempts: messages of a partition are parked, counted, recorded as failed, and finished.
 
-Each verb but ``load`` first locks the claim, if it is still *claim*, until the transaction ends; if not, somebody else
-owns the partition: then it writes nothing and returns False. So it does if somebody has decided about the message
-meanwhile (``flows.decide``): what is known of it is not true any more. All can be repeated without harm.
+Each function but ``load`` first locks the claim until the transaction ends. If another member owns the partition by
+now, or an operator has decided about the message meanwhile, it writes nothing and returns False. All are idempotent.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ if TYPE_CHECKING:
 
 
 class ClaimedPartition(NamedTuple):
-    """The right of a member of a group to one partition."""
+    """A partition that a member of a group owns."""
 
     group: Group
     member_id: int
@@ -34,7 +33,7 @@ class ClaimedPartition(NamedTuple):
 
 
 class Found(NamedTuple):
-    """What stands beside the log when a partition is claimed."""
+    """What is stored about a partition when a worker gets it."""
 
     rows: list[ParkedRow]
     standing: dict[int, Commit]
@@ -42,7 +41,7 @@ class Found(NamedTuple):
 
 
 def load(conn: Connection, dialect: Dialect, group: Group, partition_ids: Sequence[int]) -> Found:
-    """What *group* has set aside of *partition_ids*, and what was in hand there. Takes no lock."""
+    """Return what *group* has parked in *partition_ids*, and its positions there. Takes no lock."""
     return Found(
         parked.load(conn, dialect, group, partition_ids),
         offsets.positions_in_flight(conn, dialect, group, partition_ids),
@@ -57,9 +56,9 @@ def begin(
     aside: Sequence[tuple[int, bytes | None, int]],
     trying: ParkedRecord | None,
 ) -> bool:
-    """Set *aside* what waits behind others of its key, move the group on to *position*, and say what is tried there.
+    """Park *aside*, which waits behind others of its key, commit *position*, and record the attempt.
 
-    *trying* is the message that is tried, if it has a record of its own.
+    *trying* is the record of the message that is attempted, if it has one of its own.
     """
     if trying is not None and not _put(conn, dialect, claimed_partition, trying):
         return False
@@ -73,7 +72,7 @@ def begin(
 def record(
     conn: Connection, dialect: Dialect, claimed_partition: ClaimedPartition, position: Commit, outcome: ParkedRecord
 ) -> bool:
-    """Write down what becomes of a message whose attempt has failed, with the group's *position* after that."""
+    """Record the *outcome* of a failed attempt, and commit *position*."""
     failpoint("park.before")
     is_ours = _put(conn, dialect, claimed_partition, outcome) and _move(conn, dialect, claimed_partition, position)
     failpoint("park.after")
@@ -89,9 +88,9 @@ def settle(
     *,
     own_driver: bool = True,
 ) -> bool:
-    """Move the group on to *position*; the message at *offset*, which was set aside or held, is done with.
+    """Commit *position* and delete the parked message at *offset*, which was handled.
 
-    Unless it is our *own_driver*, but one of the application's, whatever it may be.
+    *own_driver* is False on a connection that the application made.
     """
     if not _move(conn, dialect, claimed_partition, position, own_driver=own_driver):
         return False
@@ -104,7 +103,7 @@ def settle(
 def uncount_attempt(
     conn: Connection, dialect: Dialect, claimed_partition: ClaimedPartition, position: Commit, offset: int
 ) -> bool:
-    """Uncount the attempt at the message at *offset*, which was interrupted."""
+    """Uncount the interrupted attempt at the message at *offset*, and commit *position*."""
     if not _move(conn, dialect, claimed_partition, position):
         return False
     parked.uncount_attempt(conn, dialect, claimed_partition.group, claimed_partition.claim.partition_id, offset)
@@ -112,7 +111,7 @@ def uncount_attempt(
 
 
 def _put(conn: Connection, dialect: Dialect, claimed_partition: ClaimedPartition, record: ParkedRecord) -> bool:
-    # Before the row: whoever decides about it locks the claim first, too.
+    # Lock the claim before the row, in the same order as an operator's decision.
     is_ours = claims.lock(
         conn, dialect, claimed_partition.group, claimed_partition.member_id, [claimed_partition.claim]
     )

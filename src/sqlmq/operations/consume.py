@@ -1,4 +1,4 @@
-"""Consuming: from positions to messages, and back to positions."""
+"""Consume: from positions to messages, and back to positions."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from sqlmq.store.groups import Group
 
 PRUNE_EVERY = 1_000
-"""How many old positions of a partition are left before they are deleted."""
+"""How many old positions of a partition are kept before they are deleted."""
 
 
 class PartitionToRead(Protocol):
@@ -41,7 +41,7 @@ def fetch(
     limit: int,
     max_bytes: int,
 ) -> dict[int, FetchedRecords]:
-    """Read on at *positions* in several partitions at once; return what was found by partition id. Takes no lock."""
+    """Read messages from *positions* in several partitions at once; return them by partition id. Takes no lock."""
     by_id = {assigned.partition_id: assigned for assigned, _ in positions}
     wanted = [Position(assigned.partition_id, position) for assigned, position in positions]
     rows = messages.read(conn, dialect, wanted, limit=limit, max_bytes=max_bytes)
@@ -53,7 +53,10 @@ def fetch(
 
 
 def _runs(rows: Sequence[LogRow]) -> Iterator[tuple[int, Sequence[LogRow]]]:
-    """The rows of each partition, by its id. They come together, so halving finds where they end; a look at each costs more."""
+    """Yield the rows of each partition, with its id.
+
+    The rows of a partition are adjacent, so a binary search finds their end. Checking every row costs more.
+    """
     first = 0
     while first < len(rows):
         partition_id = rows[first][0]
@@ -77,12 +80,13 @@ def commit(
     updating_in_flight: bool = False,
     own_driver: bool = True,
 ) -> list[offsets.Commit]:
-    """Move the group on in those partitions that *member_id* still holds; return the commits that were written.
+    """Commit positions in the partitions that *member_id* still owns; return the commits that were written.
 
-    The claims are locked until the transaction ends, so nobody takes a partition over between the check and the
-    write. What is missing from the answer is fenced: somebody else owns it, and nothing was written. Unless *durably*,
-    a server that crashes right after may have forgotten it, and the messages come again. If *marking*, a position that
-    is there already is told what is in hand. *own_driver* is False on a connection that the application made.
+    Locks the claims until the transaction ends, so no member takes a partition over between the check and the write.
+    Commits that are missing from the result are fenced: another member owns the partition, and nothing was written.
+    Unless *durably*, a crash of the server right after may lose the commit, and the messages come again.
+    *updating_in_flight* also updates the in-flight offset of an existing position. *own_driver* is False on a
+    connection that the application made.
     """
     finished = list(finished)
     if not finished:
@@ -107,9 +111,9 @@ def commit(
 def prune(
     conn: Connection, dialect: Dialect, group: Group, member_id: int, windows: Sequence[tuple[Claim, offsets.Window]]
 ) -> None:
-    """Delete the positions in *windows* that were left behind, in those partitions that *member_id* still holds.
+    """Delete old positions in *windows*, in the partitions that *member_id* still owns.
 
-    In the others the group may have been moved back to one of them.
+    In others, the group may have been moved back to one of them.
     """
     held = claims.lock(conn, dialect, group, member_id, [claim for claim, _ in windows])
     ours = [window for claim, window in windows if claim in held]

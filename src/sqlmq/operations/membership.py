@@ -1,4 +1,4 @@
-"""Membership: who is in a group, and which partitions each member reads."""
+"""Membership: the members of a group, and which partitions each of them reads."""
 
 from __future__ import annotations
 
@@ -27,15 +27,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class GroupView:
-    """What a member sees of its group, and what it should do about it."""
+    """A member's view of its group, and the assignment that follows from it."""
 
     mine: dict[int, Claim]
-    """The claims that are the member's by the database, by partition id."""
+    """The claims that the member has in the database, by partition id."""
     plan: assignment.Assignment
     wants_partitions: bool
 
     def has_work_for(self, claims: Mapping[int, Claim]) -> bool:
-        """Whether there is something to do for the member, which has *claims* and nothing of them in hand."""
+        """Whether a member that believes it has *claims*, with nothing in flight, has something to change."""
         is_short = len(self.mine) < self.plan.share
         return (
             self.mine != claims
@@ -46,24 +46,25 @@ class GroupView:
 
 @dataclass(frozen=True, slots=True)
 class ClaimedNow:
-    """A partition that was just claimed, and the group's position in it."""
+    """A newly claimed partition and the group's position in it."""
 
     claim: Claim
     number: int
-    """The partition's."""
+    """The number of the partition."""
     position: int
     has_older: bool
-    """Whether the owners before have left older positions of the group's."""
+    """Whether previous owners left older positions of the group."""
     log_start: int
-    """The oldest offset kept."""
+    """The oldest offset."""
 
 
 def join(
     conn: Connection, dialect: Dialect, topic: Topic, group_name: str, start: Start, name: str, lease_seconds: float
 ) -> tuple[Group, int]:
-    """Make the group if it is new, add a member to it, and return both; no partition is claimed yet.
+    """Create the group if it is new, add a member, and return both. Claims no partition yet.
 
-    A new group starts where *start* says, in all partitions at once, and keeps to it; for an old one it means nothing.
+    A new group starts at *start* in all partitions, and keeps that for partitions added later. An existing group
+    ignores it.
     """
     held = topics.lock_shared(conn, dialect, topic)
     if held is None:
@@ -83,12 +84,12 @@ def join(
 def read_group(
     conn: Connection, dialect: Dialect, group: Group, member_id: int, lease_seconds: float
 ) -> GroupView | None:
-    """Look at members and claims, and decide; None if *member_id* is not a live member any more. Only reads."""
+    """Read members and claims and assign partitions; None if *member_id* is not a live member. Only reads."""
     return group_view(claims.snapshots(conn, dialect, [group.id])[group.id], member_id, lease_seconds)
 
 
 def group_view(seen: GroupSnapshot, member_id: int, lease_seconds: float) -> GroupView | None:
-    """What *member_id* makes of its group; None if it is not a live member any more."""
+    """Return the view of *member_id* on its group; None if it is not a live member."""
     me = next((member for member in seen.members if member.member_id == member_id), None)
     if me is None:
         return None
@@ -106,9 +107,9 @@ def change(
     finished: Iterable[tuple[Claim, offsets.Commit]],
     give: Sequence[Claim],
 ) -> tuple[list[offsets.Commit], list[ClaimedNow]]:
-    """Commit *finished*, hand back *give*, claim what *seen* says is free; return the commits written and the claims.
+    """Commit *finished*, release *give* and claim what is free by *seen*; return the written commits and new claims.
 
-    The group's positions in the new claims are read under their locks: whoever had them has written his last commit.
+    Reads the group's positions in the new claims under their locks, after the previous owner's last commit.
     """
     written = commit(conn, dialect, group, member_id, finished, updating_in_flight=True)
     claims.release(conn, dialect, group, member_id, give)
@@ -132,7 +133,7 @@ def change(
 
 
 class Ending(Protocol):
-    """A way to part with partitions: ``hand_back``, ``leave`` or ``leave_to_successor``."""
+    """A way to release partitions: ``release``, ``leave`` or ``leave_for_successor``."""
 
     def __call__(
         self,
@@ -144,7 +145,7 @@ class Ending(Protocol):
         finished: Iterable[tuple[Claim, offsets.Commit]],
         given: Iterable[Claim],
     ) -> None:
-        """Part with *given*."""
+        """Release *given*."""
 
 
 def release(
@@ -156,7 +157,7 @@ def release(
     finished: Iterable[tuple[Claim, offsets.Commit]],
     given: Iterable[Claim],
 ) -> None:
-    """Commit *finished* and leave the claims *given* for others."""
+    """Commit *finished* and release the claims *given*."""
     commit(conn, dialect, group, member_id, finished, updating_in_flight=True)
     failpoint("handover.before")
     claims.release(conn, dialect, group, member_id, given)
@@ -172,7 +173,7 @@ def leave(
     finished: Iterable[tuple[Claim, offsets.Commit]],
     given: Iterable[Claim],
 ) -> None:
-    """Commit *finished*, leave the claims *given* for others, and stop being a member."""
+    """Commit *finished*, release the claims *given*, and leave the group."""
     release(conn, dialect, group, member_id, finished=finished, given=given)
     groups.remove_member(conn, dialect, member_id)
     failpoint("leave.after")
@@ -187,7 +188,7 @@ def leave_for_successor(
     finished: Iterable[tuple[Claim, offsets.Commit]],
     given: Iterable[Claim],
 ) -> None:
-    """As ``leave``, but the claims *given* wait for a member that joins, before others share them out."""
+    """Leave like ``leave``, but reserve the claims *given* for the next member that joins."""
     commit(conn, dialect, group, member_id, finished, updating_in_flight=True)
     failpoint("handover.before")
     claims.reserve_for_successor(conn, dialect, group, member_id, given)
@@ -197,7 +198,7 @@ def leave_for_successor(
 
 
 def heartbeat(conn: Connection, dialect: Dialect, member_ids: Sequence[int]) -> set[int]:
-    """Say that *member_ids* are alive; return those that are still members."""
+    """Record a heartbeat of *member_ids* and return those that are still members."""
     failpoint("heartbeat.before")
     alive = groups.heartbeat(conn, dialect, member_ids)
     failpoint("heartbeat.after")

@@ -1,4 +1,4 @@
-"""Notices: telling other processes that a topic has new messages. Not needed for correctness, only for speed."""
+"""Notify other processes that a topic has new messages. Only speed depends on it, not correctness."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ def notify(
     but: Collection[int],
     others: Collection[str] = (),
 ) -> set[int]:
-    """Notify of the topics *sure*, and of those *unsure* that have live members besides *but*; return the latter.
+    """Notify of the topics *sure*, and of those *unsure* with live members besides *but*; return the latter.
 
-    *others* are payloads that go along. Takes no lock of ours; NOTIFY has one of its own at commit, so this never runs
-    in a transaction that does anything else.
+    *others* are further payloads. Takes no lock of ours. NOTIFY takes one of its own at commit, so no other work shares
+    the transaction.
     """
     awaited = groups.awaited_topics(conn, dialect, unsure, but) if unsure else set()
     payloads = [str(topic_id) for topic_id in sorted({*sure, *awaited})]
@@ -39,5 +39,5 @@ def notify(
 
 
 def topic_id(payload: str) -> int | None:
-    """The topic that *payload* is about; None if it is none of ours: everybody may send to a channel."""
+    """Return the topic id in *payload*, or None for a payload of another program: any session may send to a channel."""
     return int(payload) if payload.isascii() and payload.isdecimal() and len(payload) < 20 else None

@@ -1,4 +1,4 @@
-"""Looking once for many consumers that wait: what each of them would find if it looked itself."""
+"""One poll for many waiting consumers: what each of them would find if it polled for itself."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class PollRequest(NamedTuple):
-    """What a consumer that waits believes, and where it would read on. It has no message in hand nor read ahead."""
+    """The state of a waiting consumer: its claims and its positions. It has nothing in flight and nothing buffered."""
 
     group_id: int
     member_id: int
@@ -29,15 +29,15 @@ class PollRequest(NamedTuple):
 
 
 class PollResult(NamedTuple):
-    """What there is for a consumer."""
+    """What one consumer would find."""
 
     has_messages: bool
     has_changes: bool
-    """Whether it should look at its group."""
+    """Whether it should read its group."""
 
 
 def poll(conn: Connection, dialect: Dialect, requests: Sequence[PollRequest], *, at_groups: bool) -> list[PollResult]:
-    """Look for all of *outlooks* at once, for messages and, if wanted, *at_groups*. Takes no lock."""
+    """Poll for all *requests* at once: for messages and, if *at_groups*, for changes of their groups. Takes no lock."""
     ready = messages.ready(conn, dialect, {position for one in requests for position in one.positions})
     seen = claims.snapshots(conn, dialect, {one.group_id for one in requests}) if at_groups else {}
     settled = {id_ for id_, group in seen.items() if assignment.is_settled(group.members, group.claims)}
@@ -51,8 +51,8 @@ def poll(conn: Connection, dialect: Dialect, requests: Sequence[PollRequest], *,
 
 
 def has_changes(request: PollRequest, seen: GroupSnapshot, *, is_settled: bool) -> bool:
-    """Whether the member has something to do in its group, of which it is known if it *is_settled*."""
-    # Without this, a thousand members would each have to be compared with all others.
+    """Whether the member has something to change in its group. *is_settled* is known of the whole group."""
+    # Without this check, each of a thousand members would be compared with all others.
     if is_settled and request.claims and request.claims == seen.owned.get(request.member_id):
         return False
     survey = membership.group_view(seen, request.member_id, request.lease_seconds)

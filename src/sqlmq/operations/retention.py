@@ -1,7 +1,7 @@
-"""Retaining: a partition begins later, what is before its start is deleted, and who has lost something is written down.
+"""Retention: move a partition's start, delete what is before it, and record which groups lost messages.
 
-A round for one partition is ``plan`` (no lock), ``advance`` (one short transaction), ``delete`` (one for some thousands of
-messages, as often as it takes) and ``forget_parked``. It may end after any of them: the next round goes on.
+A round for one partition is ``plan`` (no lock), ``advance`` (one short transaction), ``delete`` (some thousand messages
+in each transaction, repeated) and ``forget_parked``. It may stop after any of them, and the next round continues.
 """
 
 from __future__ import annotations
@@ -25,19 +25,19 @@ if TYPE_CHECKING:
     from sqlmq.store.retention import PartitionExtent, RetentionCandidate
 
 LOCK_SECONDS = 1.0
-"""How long to wait for the lock of a row before a partition is left to the next round."""
+"""How long to wait for a row's lock before the partition is left for the next round."""
 DELETE_MESSAGES = 5_000
-"""How many messages one transaction deletes: 1.5 to 7 ms were measured on Postgres."""
+"""How many messages one transaction deletes: 1.5 to 7 ms, measured on Postgres."""
 ADVANCE_MESSAGES = 1_000_000
-"""How far a partition's start moves in one round."""
+"""How far a partition's start moves in one round, at most."""
 _WINDOW = 10_000
-"""How many messages one statement looks at."""
+"""How many messages one statement examines."""
 _PARKED = 1_000
-"""How many parked messages one transaction forgets."""
+"""How many parked messages one transaction deletes."""
 
 
 class ReadPlace(NamedTuple):
-    """Where to read on in a partition, which is known by number and id."""
+    """A position to read from, with the number and the id of its partition."""
 
     partition: int
     partition_id: int
@@ -45,47 +45,50 @@ class ReadPlace(NamedTuple):
 
 
 class MeasuredBytes(NamedTuple):
-    """The sizes of a partition's messages, added up to an offset."""
+    """The size of a partition's messages up to an offset."""
 
     to: int
     size_bytes: int
 
 
 class RetentionPlan(NamedTuple):
-    """Where a partition may begin."""
+    """Where a partition may start."""
 
     extent: PartitionExtent
     start: int
-    """As the limits, and the groups, have it."""
+    """The start by the limits and the groups."""
     free: int
-    """Up to here, no group needs anything."""
+    """No group needs messages before this offset."""
     overdue: int
-    """From *free* up to here, messages are older than ``max_seconds``: no group protects them."""
+    """From *free* to here, messages are older than ``protect_max_seconds``, so no group protects them."""
     sized: MeasuredBytes | None
-    """From *start* on."""
+    """The measured size from *start* on."""
 
 
 class Advance(NamedTuple):
-    """A partition that begins later now."""
+    """A partition whose start was moved."""
 
     start: int
     losses: list[Loss]
 
 
 def due(conn: Connection, dialect: Dialect, topic_id: int | None) -> list[RetentionCandidate]:
-    """The partitions, of one topic or all, that may have to be trimmed."""
+    """Return the partitions, of one topic or all, that may have to be trimmed."""
     return store_retention.due(conn, dialect, topic_id)
 
 
 def expired(conn: Connection, dialect: Dialect, topic_id: int, retention: Retention) -> set[int]:
-    """The groups of a topic that protect nothing, by id."""
+    """Return the ids of a topic's groups that protect nothing any more."""
     if not retention.protect_groups:
         return set()
     return store_retention.expired(conn, dialect, topic_id, retention.group_expiry_seconds)
 
 
 def plan(conn: Connection, dialect: Dialect, due: RetentionCandidate, expired: Collection[int]) -> RetentionPlan | None:
-    """See where a partition should begin; None if nothing changes. Takes no lock, and looks at what is to go."""
+    """Find where a partition should start; None if nothing changes. Takes no lock.
+
+    Examines the messages that are about to be deleted.
+    """
     extent = store_retention.extent(conn, dialect, due.partition_id)
     if extent is None or not due.retention.is_limited:
         return None
@@ -104,9 +107,9 @@ def plan(conn: Connection, dialect: Dialect, due: RetentionCandidate, expired: C
 def advance(
     conn: Connection, dialect: Dialect, due: RetentionCandidate, expired: Collection[int], planned: RetentionPlan
 ) -> Advance | None:
-    """Have a partition begin where it was *planned*; None, with nothing changed, if anything has changed meanwhile.
+    """Move a partition's start to *planned*; None, with nothing changed, if the situation has changed since.
 
-    The partition's row is locked, as by an append, for as long as it takes to ask the groups again.
+    Locks the partition's row, like an append, while it reads the groups' positions again.
     """
     dialect.limit_lock_wait(conn, LOCK_SECONDS)
     extent = store_retention.extent(conn, dialect, due.partition_id, locked=True)
@@ -127,7 +130,7 @@ def advance(
 
 
 def delete(conn: Connection, dialect: Dialect, partition_id: int) -> int | None:
-    """Delete some messages below a partition's start; return how many, None if there is nothing left to do."""
+    """Delete some messages below a partition's start; return how many, or None if none are left."""
     dialect.limit_lock_wait(conn, LOCK_SECONDS)
     bounds = store_retention.keep_from_purge(conn, dialect, partition_id)
     if bounds is None or bounds[0] >= bounds[1]:
@@ -141,12 +144,12 @@ def delete(conn: Connection, dialect: Dialect, partition_id: int) -> int | None:
 
 
 def start(conn: Connection, dialect: Dialect, due: RetentionCandidate) -> int | None:
-    """The oldest offset kept of a partition; None if its topic was deleted."""
+    """Return the oldest offset of a partition; None if its topic was deleted."""
     return store_retention.start(conn, dialect, due.partition_id)
 
 
 def groups_losing_parked(conn: Connection, dialect: Dialect, due: RetentionCandidate) -> list[tuple[int, str]]:
-    """The groups that have set something aside which is in the log no more."""
+    """Return the groups with parked messages that are no longer in the log."""
     start = store_retention.start(conn, dialect, due.partition_id)
     standings = store_retention.standings(conn, dialect, due.topic_id, due.partition_id)
     return [
@@ -159,7 +162,7 @@ def groups_losing_parked(conn: Connection, dialect: Dialect, due: RetentionCandi
 def forget_parked(
     conn: Connection, dialect: Dialect, due: RetentionCandidate, group_id: int, group: str
 ) -> list[tuple[int, int]]:
-    """Forget what a group has set aside and the log has no more, under the claim's lock; return the runs of offsets."""
+    """Delete a group's parked messages that are no longer in the log, under the claim's lock; return their ranges."""
     dialect.limit_lock_wait(conn, LOCK_SECONDS)
     claims.lock_all(conn, dialect, Group(group_id, group, ""), [due.partition_id])
     start = store_retention.start(conn, dialect, due.partition_id)
@@ -175,7 +178,7 @@ def forget_parked(
 
 
 def find_eviction(conn: Connection, dialect: Dialect, topic: str, group: str, place: ReadPlace) -> EvictedError | None:
-    """What a group that is about to read at *place* has lost to retention, if anything."""
+    """Return the error for what retention deleted of what a group is about to read at *place*, if anything."""
     start = store_retention.start(conn, dialect, place.partition_id)
     if start is None or start <= place.offset:
         return None
@@ -183,7 +186,7 @@ def find_eviction(conn: Connection, dialect: Dialect, topic: str, group: str, pl
 
 
 class _RetentionScan:
-    """Looks at a partition from its start on, no further than it may begin after one round."""
+    """Examines a partition from its start, as far as the start may move in one round."""
 
     def __init__(self, conn: Connection, dialect: Dialect, due: RetentionCandidate, extent: PartitionExtent) -> None:
         self._conn = conn
@@ -195,7 +198,7 @@ class _RetentionScan:
         self._sized = None if self._terms.max_bytes is None else self._measured()
 
     def within_limits(self, limit: int) -> int:
-        """Where the log begins, *limit* at most, when nothing exceeds the limits any more."""
+        """Return the start, *limit* at most, from which on the limits are kept."""
         start = self._extent.start
         if self._terms.max_messages is not None:
             start = max(start, self._extent.end - self._terms.max_messages)
@@ -207,7 +210,7 @@ class _RetentionScan:
         return start
 
     def older_than(self, seconds: float, start: int, limit: int) -> int:
-        """Up to where, *limit* at most, all messages from *start* on are older than that."""
+        """Return the end, *limit* at most, of the messages from *start* that are all older than *seconds*."""
         limit = max(start, min(limit, self.furthest))
         for first, end in _windows(start, limit):
             found = store_retention.first_younger(self._conn, self._dialect, self._id, first, end, seconds)
@@ -216,19 +219,19 @@ class _RetentionScan:
         return limit
 
     def sized_from(self, start: int) -> MeasuredBytes | None:
-        """The sizes added up, less those below *start*."""
+        """Return the measured size without the messages before *start*."""
         if self._sized is None:
             return None
         return MeasuredBytes(max(self._sized.to, start), self._sized.size_bytes - self._size(self._extent.start, start))
 
     def _measured(self) -> MeasuredBytes:
-        """The sizes added up so far, and of what has come since; each message is measured once, and once when it goes."""
+        """Return the stored size plus that of newer messages. It measures a message when it comes and when it goes."""
         to, size_bytes = _sized(self._extent) or MeasuredBytes(self._extent.start, 0)
         end = min(self._extent.end, to + ADVANCE_MESSAGES)
         return MeasuredBytes(end, size_bytes + self._size(to, end))
 
     def _within_bytes(self, most: int, limit: int) -> int:
-        assert self._sized is not None  # noqa: S101 - measured where there is such a limit
+        assert self._sized is not None  # noqa: S101 - measured if max_bytes is set
         rest = self._sized.size_bytes
         for first, end in _windows(self._extent.start, min(limit, self._sized.to)):
             if rest <= most:

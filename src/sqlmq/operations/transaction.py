@@ -1,7 +1,7 @@
-"""Transacting: messages are taken and done with in one transaction, which the application's effects are part of.
+"""``consumer.transaction()``: messages are read and acknowledged in one transaction with the application's effects.
 
-The lock of the claim's row is what makes the partition this transaction's own. It ends with the transaction, and with
-the connection: nobody has to be missed for a lease before somebody else may go on.
+The lock on the claim's row makes the partition the transaction's own. It ends with the transaction, and with the
+connection: after a crash, the next consumer need not wait for a lease.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _AGES_SECONDS = 1e6
 
 
 class BatchLimits(NamedTuple):
-    """How much a transaction takes, and how long it may be left alone."""
+    """How much a transaction reads, and how long it may be silent."""
 
     max_messages: int
     max_bytes: int
@@ -46,29 +46,29 @@ class BatchLimits(NamedTuple):
 
 
 class Guard(NamedTuple):
-    """What tells a transaction from a later one on the same connection."""
+    """A token of a transaction, which a later one on the same connection does not have."""
 
     token: str | None
 
 
 class TransactionBatch(NamedTuple):
-    """A partition that the transaction holds, and what it reads there: from *start* up to, not including, *end*."""
+    """A partition that the transaction has locked, and the messages it read there, from *start* to *end*."""
 
     claim: Claim
     token: str | None
     start: int
     messages: list[Message]
     evicted: EvictedError | None = None
-    """What of it retention has deleted unread."""
+    """What retention deleted of it before it was read."""
 
     @property
     def end(self) -> int:
-        """Where the group goes on when this is done."""
+        """The group's next position."""
         return (self.start if self.evicted is None else self.evicted.end) + len(self.messages)
 
 
 def find_free(conn: Connection, dialect: Dialect, topic: Topic, group: Group) -> FreeClaims:
-    """Look, without any lock, whether there may be something to take. Raises UnknownTopicError if the topic is gone."""
+    """Read, without a lock, whether there may be something to lock. Raises UnknownTopicError if the topic is gone."""
     found = claims.find_free(conn, dialect, group)
     if found is None:
         raise UnknownTopicError(topic.name)
@@ -76,10 +76,10 @@ def find_free(conn: Connection, dialect: Dialect, topic: Topic, group: Group) ->
 
 
 def free_dead(conn: Connection, dialect: Dialect, group: Group) -> None:
-    """Take their partitions from members whose lease is over, and remove those members.
+    """Free the partitions of members whose lease is over, and remove those members.
 
-    In a transaction of its own: a member that lives on after all finds itself gone at once, rather than wait for
-    whoever goes on with its partitions.
+    Runs in a transaction of its own, so that a member that is alive after all notices it at once, and does not have to
+    wait for the transaction that uses its partitions.
     """
     claims.remove_dead(conn, dialect, group)
 
@@ -87,7 +87,7 @@ def free_dead(conn: Connection, dialect: Dialect, group: Group) -> None:
 def lock_and_fetch(
     conn: Connection, dialect: Dialect, topic: Topic, group: Group, limits: BatchLimits, last: Sequence[int]
 ) -> TransactionBatch | None:
-    """Lock a partition that nobody has, and read on in it; None if there is none, or nothing in it after all.
+    """Lock a partition without an owner and read from it; None if there is none, or it has no messages.
 
     Raises IsolationError if the transaction could not see the group's newest position, OffsetGapError, EvictedError.
     """
@@ -102,7 +102,7 @@ def lock_and_fetch(
     if claim is None:
         return None
     failpoint("take.held")
-    # A statement later than the lock: whoever had it has committed his position by now.
+    # In a statement after the lock, which sees the position that the previous holder committed.
     start = offsets.positions(conn, dialect, group, [claim.partition_id]).get(claim.partition_id)
     if start is None:
         return None
@@ -123,10 +123,10 @@ def lock_and_fetch(
 
 
 def finish(conn: Connection, dialect: Dialect, topic: Topic, group: Group, taken: TransactionBatch) -> None:
-    """Move the group on behind what was *taken*; the last statement before COMMIT.
+    """Commit the position after *taken*; the last statement before COMMIT.
 
-    Raises TransactionEndedError if the transaction is not the one it was taken in, FencedError if the partition is not as it
-    was left: then nothing may be committed.
+    Raises TransactionEndedError if this is not the transaction that read the messages, FencedError if the claim has
+    changed: then nothing may be committed.
     """
     id_ = taken.claim.partition_id
     failpoint("position.before")
@@ -138,7 +138,7 @@ def finish(conn: Connection, dialect: Dialect, topic: Topic, group: Group, taken
         if not claims.is_same_transaction(conn, dialect, taken.token):
             raise TransactionEndedError
         raise FencedError(topic.name, group.name, (topics.number_of(conn, dialect, topic, id_),))
-    # A window of positions is deleted whenever the next one is reached, by whoever reaches it: what was before is gone.
+    # The consumer that reaches the next window deletes the old positions. Earlier windows are already deleted.
     window = taken.start // PRUNE_EVERY
     if taken.end // PRUNE_EVERY > window:
         offsets.prune(conn, dialect, group, [offsets.Window(id_, window * PRUNE_EVERY, taken.end)])
@@ -147,9 +147,9 @@ def finish(conn: Connection, dialect: Dialect, topic: Topic, group: Group, taken
 
 
 def enter(conn: Connection, dialect: Dialect, *, vanished_seconds: float) -> Guard:
-    """Note which transaction this is, for ``leave``; nothing is taken in it.
+    """Record which transaction this is, for ``leave``. Reads no messages.
 
-    The server may end it when its owner can't be reached for *vanished_seconds*. Raises IsolationError.
+    The server may end it if the client can't be reached for *vanished_seconds*. Raises IsolationError.
     """
     held = dialect.lock_and_watch(
         conn, select(literal(1).label("one")), quiet_seconds=_AGES_SECONDS, vanished_seconds=vanished_seconds
@@ -158,7 +158,7 @@ def enter(conn: Connection, dialect: Dialect, *, vanished_seconds: float) -> Gua
 
 
 def leave(conn: Connection, dialect: Dialect, guard: Guard) -> None:
-    """The last act before COMMIT. Raises TransactionEndedError if this is not the transaction of *guard* any more."""
+    """Check, right before COMMIT, that this is still the transaction of *guard*. Raises TransactionEndedError."""
     if not (claims.is_same_transaction(conn, dialect, guard.token) and dialect.release_savepoint(conn)):
         raise TransactionEndedError
 
