@@ -130,7 +130,7 @@ def handle_all(mq: MQ, url: str, journal: Path, *, is_fixed: bool) -> int:
             if process.returncode is None:
                 return deaths
         deaths += 1
-        print(f"  The process has died (exit code {process.returncode}). It is started again; set aside so far:")
+        print(f"  The process has died (exit code {process.returncode}). It is started again; parked so far:")
         show(mq)
 
 
