@@ -53,9 +53,9 @@ FUNCTIONS = (
     "sqlmq_raise_deleted(bigint[], bigint[])",
     "sqlmq_raise_isolation()",
 )
-"""All are for appending, and run with the rights of whoever calls them."""
+"""All are for appending, and run with the rights of their caller."""
 
-# A row is locked by whoever may update one of its columns: here those on which nothing depends, or that are counted anew.
+# Locking a row needs the right to update one of its columns: here columns on which nothing depends, or that are measured again.
 _LOCK_TOPICS = "SELECT, UPDATE (created_at)"
 _LOCK_PARTITIONS = "SELECT, UPDATE (measured_bytes)"
 

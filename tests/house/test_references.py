@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from types import ModuleType
 
-PAGE = Path(__file__).parent.parent / "docs" / "reference" / "api.md"
+PAGE = Path(__file__).parent.parent.parent / "docs" / "reference" / "api.md"
 ERRORS = {
     name: one for name, one in vars(sqlmq.errors).items() if inspect.isclass(one) and issubclass(one, sqlmq.SqlmqError)
 }

@@ -1,4 +1,4 @@
-"""What holds for the checkout as a whole, rather than for any module."""
+"""What holds for the checkout as a whole."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parent.parent.parent
 
 
 def project() -> dict[str, Any]:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from sqlmq import MQ
     from tests.conftest import DatabaseUnderTest
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parent.parent.parent
 SOURCE = ROOT / "src" / "sqlmq"
 PAGE = (ROOT / "docs" / "logging.md").read_text(encoding="utf-8")
 LEVELS = {"debug", "info", "warning", "error", "exception", "critical", "log"}

@@ -42,7 +42,7 @@ from sqlmq import (
 if TYPE_CHECKING:
     from tests.conftest import DatabaseUnderTest
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parent.parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 DOCUMENTED_URL = re.compile(r"postgresql(\+psycopg)?://sqlmq:sqlmq@127\.0\.0\.1:5432/sqlmq")
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parent.parent.parent
 INSTALL_SECONDS = 240.0
 RUN_SECONDS = 90.0
 
