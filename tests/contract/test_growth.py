@@ -284,7 +284,7 @@ def test_copies_of_dead_letters_go_to_the_new_partitions(make_mq: MakeMQ, databa
     shift.mq.close()
     mq.admin.add_partitions("again", 4)
 
-    (copy,) = mq.admin.parked("orders", "billing").copy("again", everything=True)
+    (copy,) = mq.admin.parked("orders", "billing").copy_to("again", everything=True)
 
     assert copy.partition == 3
 

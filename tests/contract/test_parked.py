@@ -166,7 +166,7 @@ def test_a_message_that_is_in_the_log_no_more_is_shown_without_itself(
     connection.commit()
 
     assert parked.get(0, 0).message is None
-    assert parked.copy("elsewhere", everything=True, discard=True) == []
+    assert parked.move_to("elsewhere", everything=True) == []
     assert offsets(parked) == [0]
 
 
@@ -428,7 +428,7 @@ def test_what_is_not_parked_is_neither_retried_nor_discarded_nor_copied(mq: MQ, 
     assert parked.retry(0, 0) == 0
     assert parked.discard(0, 7) == 0
     assert parked.discard(0, 1, state="waiting") == 0
-    assert parked.copy("elsewhere", key=b"a") == []
+    assert parked.copy_to("elsewhere", key=b"a") == []
     assert offsets(parked) == [1]
 
 
@@ -538,7 +538,7 @@ def test_a_copy_has_what_the_message_has_and_says_where_it_comes_from(mq: MQ, sh
 
     shift.run(fail, retry=ONCE)
 
-    (result,) = parked.copy("letters", 0, 0)
+    (result,) = parked.copy_to("letters", 0, 0)
 
     with mq.consumer("letters", "readers") as consumer:
         (copy,) = receive(consumer, 1)
@@ -559,10 +559,10 @@ def test_a_copy_of_a_copy_says_where_the_first_came_from(mq: MQ, shift: Shift, p
     produce(mq, "a:bad")
     shift.run(Handler(b"bad"), retry=ONCE)
     mq.create_topic("letters", 1)
-    parked.copy("letters", everything=True)
+    parked.copy_to("letters", everything=True)
     shift.mq.consumer("letters", "clerks").run(Handler(b"bad"), retry=ONCE, idle_seconds=0.2)
 
-    mq.admin.parked("letters", "clerks").copy("archive", everything=True)
+    mq.admin.parked("letters", "clerks").copy_to("archive", everything=True)
 
     with mq.consumer("archive", "readers") as consumer:
         (copy,) = receive(consumer, 1)
@@ -577,7 +577,7 @@ def test_copies_keep_the_order_of_the_originals_however_many_they_are(mq: MQ, sh
         raise ValueError
 
     shift.run(fail, retry=ONCE)
-    results = parked.copy("letters", state="dead", discard=True)
+    results = parked.move_to("letters", state="dead")
 
     with mq.consumer("letters", "readers") as consumer:
         assert values(receive(consumer, count)) == [b"%d" % number for number in range(count)]
@@ -601,7 +601,7 @@ def test_what_is_copied_passes_through_in_pieces_of_few_bytes(
     mq.producer("orders").produce_many([Message(bytes(size), b"a") for size in sizes])
     shift.run(_fail, retry=ONCE)
 
-    assert len(parked.copy("letters", everything=True)) == len(sizes)
+    assert len(parked.copy_to("letters", everything=True)) == len(sizes)
     # Each with one byte of key.
     assert read == [2, 1, 3]
 
@@ -625,11 +625,11 @@ def test_what_is_larger_than_a_message_may_be_is_not_copied(
     parked = make_mq(max_message_bytes=100).admin.parked("orders", "billing")
 
     with pytest.raises(MessageTooLargeError, match=f"The message's {part} has 1"):
-        parked.copy("letters", everything=True, discard=True)
+        parked.move_to("letters", everything=True)
 
     assert mq.admin.describe_topic("letters").messages == 0
     assert offsets(parked) == [0, 1]
-    assert len(mq.admin.parked("orders", "billing").copy("letters", everything=True)) == 2
+    assert len(mq.admin.parked("orders", "billing").copy_to("letters", everything=True)) == 2
 
 
 @pytest.mark.parametrize("stored", ["[1]", '{"a": 1}', '{"a": {"b": "c"}}', '{"a": ' + "[" * 900 + "]" * 900 + "}"])
@@ -643,8 +643,8 @@ def test_headers_that_are_none_are_not_copied(
     connection.execute(text(f"UPDATE {table} SET headers = {value}"), {"stored": stored})
     connection.commit()
 
-    with pytest.raises(InvalidMessageError, match="no JSON object whose values are strings"):
-        parked.copy("letters", everything=True)
+    with pytest.raises(InvalidMessageError, match="not a JSON object of strings"):
+        parked.copy_to("letters", everything=True)
 
     assert parked.discard(everything=True) == 1
 
@@ -662,9 +662,9 @@ def test_a_move_takes_place_as_a_whole_or_not_at_all(
     with monkeypatch.context() as patched:
         patched.setattr(admin_parked, "_discard", fail)
         with pytest.raises(RuntimeError):
-            parked.copy("letters", everything=True, discard=True)
+            parked.move_to("letters", everything=True)
     undone = (mq.admin.describe_topic("letters").messages, offsets(parked))
-    parked.copy("letters", everything=True, discard=True)
+    parked.move_to("letters", everything=True)
 
     assert undone == (0, [0, 1])
     assert (mq.admin.describe_topic("letters").messages, offsets(parked)) == (2, [])
@@ -678,7 +678,7 @@ def test_a_partition_that_stopped_goes_on_behind_the_message_that_is_moved(
 
     with shift.running(handler, retry=ONCE, on_failure="stop"):
         until(lambda: offsets(parked, state="stopped") == [0], "stopped")
-        parked.copy("letters", 0, 0, discard=True)
+        parked.move_to("letters", 0, 0)
         handler.has_begun(b"next")
 
     assert handler.given == [b"bad", b"next"]
@@ -688,7 +688,7 @@ def test_a_waiting_consumer_gets_a_copy_soon(mq: MQ, shift: Shift, parked: Parke
     produce(mq, "a:bad")
     shift.run(Handler(b"bad"), retry=ONCE)
 
-    parked.copy("letters", everything=True)
+    parked.copy_to("letters", everything=True)
 
     with make_mq().consumer("letters", "readers") as consumer:
         assert values(receive(consumer, 1)) == [b"bad"]
@@ -701,7 +701,7 @@ def test_a_topic_to_copy_to_is_made_only_where_topics_are_made(
     shift.run(Handler(b"bad"), retry=ONCE)
 
     with pytest.raises(UnknownTopicError):
-        make_mq(create_topics=False).admin.parked("orders", "billing").copy("letters", everything=True)
+        make_mq(create_topics=False).admin.parked("orders", "billing").copy_to("letters", everything=True)
 
     assert mq.admin.topics() == ["orders"]
     assert offsets(parked) == [0]
@@ -715,9 +715,10 @@ CALLS: list[Callable[[Parked], object]] = [
     lambda parked: parked.blocked_keys(),
     lambda parked: parked.retry(everything=True),
     lambda parked: parked.discard(everything=True),
-    lambda parked: parked.copy("letters", everything=True),
+    lambda parked: parked.copy_to("letters", everything=True),
+    lambda parked: parked.move_to("letters", everything=True),
 ]
-NAMES = ["list", "get", "blocked_keys", "retry", "discard", "copy"]
+NAMES = ["list", "get", "blocked_keys", "retry", "discard", "copy_to", "move_to"]
 
 
 @pytest.mark.parametrize("call", CALLS, ids=NAMES)
@@ -758,9 +759,9 @@ def test_a_deleted_topic_leaves_nothing_parked(
 # --- What can't be ---
 
 
-@pytest.mark.parametrize("verb", ["retry", "discard", "copy"])
+@pytest.mark.parametrize("verb", ["retry", "discard", "copy_to", "move_to"])
 def test_to_change_something_one_has_to_say_what(parked: Parked, verb: str) -> None:
-    arguments = ["letters"] if verb == "copy" else []
+    arguments = ["letters"] if verb in ("copy_to", "move_to") else []
     change = getattr(parked, verb)
 
     with pytest.raises(ValueError, match="everything=True"):

@@ -183,7 +183,7 @@ def test_a_group_goes_back_by_a_time(filled: MQ) -> None:
 @pytest.mark.parametrize("offset", [COUNT + 1, 2**40])
 def test_an_offset_the_log_does_not_have_is_refused(filled: MQ, offset: int) -> None:
     for move in (filled.admin.preview_reset, filled.admin.reset_group):
-        with pytest.raises(InvalidOffsetError, match=f"from offset 0 to {COUNT}") as raised:
+        with pytest.raises(InvalidOffsetError, match=f"the offsets 0 to {COUNT}") as raised:
             move("orders", "billing", {0: offset})
 
         assert (raised.value.partition, raised.value.offset, raised.value.end_offset) == (0, offset, COUNT)

@@ -11,7 +11,7 @@ from sqlalchemy import Connection, Engine, select, text
 from sqlmq import DatabaseBusyError
 from sqlmq.dialects import Dialect, dialect_named
 from sqlmq.operations.admin import parked as admin_parked
-from sqlmq.operations.admin.parked import ParkedFilter, Scope
+from sqlmq.operations.admin.parked import ParkedFilter
 from sqlmq.store import groups, offsets, parked, topics
 from sqlmq.store.offsets import Commit
 from sqlmq.store.parked import ParkedRecord
@@ -94,11 +94,11 @@ def test_what_was_in_hand_behind_a_discarded_message_stays_suspect(
         parked.put(connection, dialect, group, ParkedRecord(partition_id, 7, b"a", "stopped", 5))
 
     with engine.begin() as connection:
-        decided = admin_parked.discard(connection, dialect, Scope("orders", "billing"), ParkedFilter(state="stopped"))
+        count, _ = admin_parked.discard(connection, dialect, "orders", "billing", ParkedFilter(state="stopped"))
 
     with engine.connect() as connection:
         standing = offsets.positions_in_flight(connection, dialect, group, [partition_id])[partition_id]
-    assert decided.messages == 1
+    assert count == 1
     assert standing == Commit(partition_id, 8, left and 7 + left)
 
 

@@ -10,7 +10,7 @@ from sqlalchemy import Engine, NullPool, create_engine, event, text
 from sqlmq import Message
 from sqlmq.dialects import Dialect, Position, dialect_named
 from sqlmq.operations.admin import parked as admin_parked
-from sqlmq.operations.admin.parked import ParkedFilter, Scope
+from sqlmq.operations.admin.parked import ParkedFilter
 from sqlmq.store import claims, groups, parked, topics
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ pytestmark = pytest.mark.new_database
 COUNT = 10_000
 LAST = COUNT - 50
 OTHER_GROUPS = 3
-SCOPE = Scope("orders", "billing")
+SCOPE = ("orders", "billing")
 
 Sent = list[tuple[str, Any]]
 
@@ -70,7 +70,7 @@ def last_page(connection: Connection, dialect: Dialect, sent: Sent) -> None:
         if "sqlmq_parked" in statement:
             sent.append((statement, parameters))
 
-    page = admin_parked.page(connection, dialect, SCOPE, ParkedFilter(), after=(0, LAST), limit=20)
+    page = admin_parked.page(connection, dialect, *SCOPE, ParkedFilter(), after=(0, LAST), limit=20)
     event.remove(connection, "before_cursor_execute", _remember)
     assert [one.offset for one in page] == list(range(LAST + 1, LAST + 21))
 

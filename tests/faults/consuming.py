@@ -501,7 +501,7 @@ class MoveParked(Deciding):
         self.mq.create_topic(self.topic, 1)
 
     def call(self) -> None:
-        self.parked.copy(self.topic, 0, 1, discard=True)
+        self.parked.move_to(self.topic, 0, 1)
 
     def check(self, sure: int, perhaps: int) -> None:
         copies = self.world.in_log(self.topic, b"2")

@@ -96,7 +96,8 @@ class Handling(Sending):
         topic, workers, places, which = self.choose(pick, one)
         target = self.pick_topic(to)
 
-        results = self.mq.admin.parked(topic.name, WORKERS).copy(target.name, discard=moves, **which)
+        parked = self.mq.admin.parked(topic.name, WORKERS)
+        results = (parked.move_to if moves else parked.copy_to)(target.name, **which)
 
         for place, result in zip(sorted(places), results, strict=True):
             original = topic.at(place)

@@ -85,9 +85,9 @@ class Admin:
         check_topic(topic)
         check_partitions(partitions)
         self._database.check_outside_block("add partitions")
-        grown = self._access.write(admin_topics.add_partitions, topic, partitions)
-        self._notifier.announce(grown.topic_id)
-        return partitions > grown.before
+        topic_id, added = self._access.write(admin_topics.add_partitions, topic, partitions)
+        self._notifier.announce(topic_id)
+        return added > 0
 
     # --- Groups ---
 

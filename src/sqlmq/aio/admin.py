@@ -230,17 +230,17 @@ class AsyncParked:
         limit: int = 100,
         after: tuple[int, int] | None = None,
     ) -> ParkedMessages:
-        """Up to *limit* parked messages, in order of partition and offset. See ``Parked.list``."""
+        """Return up to *limit* parked messages, in order of partition and offset. See ``Parked.list``."""
         return await self._threads.run(
             lambda: self._sync.list(state, partition=partition, key=key, limit=limit, after=after)
         )
 
     async def get(self, partition: int, offset: int) -> ParkedDetails:
-        """One parked message with all there is to know; raises NotParkedError. See ``Parked.get``."""
+        """Return one parked message with content and traceback, or raise NotParkedError. See ``Parked.get``."""
         return await self._threads.run(lambda: self._sync.get(partition, offset))
 
     async def blocked_keys(self, *, limit: int = 100, after: tuple[int, int] | None = None) -> BlockedKeys:
-        """Up to *limit* keys of which messages wait. See ``Parked.blocked_keys``."""
+        """Return up to *limit* keys whose messages wait. See ``Parked.blocked_keys``."""
         return await self._threads.run(lambda: self._sync.blocked_keys(limit=limit, after=after))
 
     async def retry(
@@ -252,7 +252,7 @@ class AsyncParked:
         state: ParkedState | None = None,
         everything: bool = False,
     ) -> int:
-        """Have messages tried again at once, as if for the first time; return how many. See ``Parked.retry``."""
+        """Make messages due now, as if they had never been tried; return how many. See ``Parked.retry``."""
         return await self._threads.run(
             lambda: self._sync.retry(partition, offset, key=key, state=state, everything=everything)
         )
@@ -266,27 +266,39 @@ class AsyncParked:
         state: ParkedState | None = None,
         everything: bool = False,
     ) -> int:
-        """Be done with messages that were never handled; return how many. See ``Parked.discard``."""
+        """Give messages up without handling them; return how many. See ``Parked.discard``."""
         return await self._threads.run(
             lambda: self._sync.discard(partition, offset, key=key, state=state, everything=everything)
         )
 
-    async def copy(
+    async def copy_to(
         self,
-        to_topic: str,
+        topic: str,
         partition: int | None = None,
         offset: int | None = None,
         *,
         key: bytes | None = None,
         state: ParkedState | None = None,
         everything: bool = False,
-        discard: bool = False,
     ) -> ProducerResults:
-        """Append copies to *to_topic*, and return their places, in order of the originals. See ``Parked.copy``."""
+        """Append copies to *topic*; return the place of each copy, in order of the originals. See ``Parked.copy_to``."""
         return await self._threads.run(
-            lambda: self._sync.copy(
-                to_topic, partition, offset, key=key, state=state, everything=everything, discard=discard
-            )
+            lambda: self._sync.copy_to(topic, partition, offset, key=key, state=state, everything=everything)
+        )
+
+    async def move_to(
+        self,
+        topic: str,
+        partition: int | None = None,
+        offset: int | None = None,
+        *,
+        key: bytes | None = None,
+        state: ParkedState | None = None,
+        everything: bool = False,
+    ) -> ProducerResults:
+        """Copy messages to *topic*, and discard the originals in the same transaction. See ``Parked.move_to``."""
+        return await self._threads.run(
+            lambda: self._sync.move_to(topic, partition, offset, key=key, state=state, everything=everything)
         )
 
     def __repr__(self) -> str:

@@ -297,7 +297,8 @@ def copy(
     if discard:
         confirm(f"Have group {group!r} never handle these messages of {topic!r}, once they are copied?", yes=yes)
     with settings.open() as mq:
-        results = mq.admin.parked(topic, group).copy(to_topic, discard=discard, **which)
+        parked_messages = mq.admin.parked(topic, group)
+        results = (parked_messages.move_to if discard else parked_messages.copy_to)(to_topic, **which)
     if as_json:
         show([result._asdict() for result in results], [], as_json=True)
     else:

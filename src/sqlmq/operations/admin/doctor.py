@@ -1,4 +1,4 @@
-"""Examining: what the database says of itself, and how each group does. Only reads, without a lock."""
+"""What the database reports about itself, and the health of each group. Only reads, without a lock."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 OVERDUE_MESSAGES = 10_000
-"""How many messages that are due are counted."""
+"""The most overdue messages that are counted."""
 
 _GROUPS = NotChecked("groups", "Run it as a monitor: sqlmq db roles --monitor ROLE | psql.")
 _DELAYED = _GROUPS._replace(name="delayed messages")
@@ -33,8 +33,8 @@ _PARTS = [
 ]
 
 
-class Examined(NamedTuple):
-    """What was seen."""
+class Examination(NamedTuple):
+    """The state of the database and its groups."""
 
     vitals: DatabaseStatus
     now: datetime
@@ -42,18 +42,18 @@ class Examined(NamedTuple):
     groups: list[GroupHealth]
     overdue: list[Overdue]
     unseen: list[NotChecked]
-    """What this role may not look at."""
+    """What this role may not read."""
 
 
-def examine(conn: Connection, dialect: Dialect) -> Examined:
-    """Look at the database and at all groups: some statements for each of them, none of which counts the log."""
+def examine(conn: Connection, dialect: Dialect) -> Examination:
+    """Examine the database and all groups: a few statements for each of them, none of which counts the log."""
     now = messages.moment_ago(conn, dialect, 0.0)
-    # Asked first: a statement that is refused would end the transaction of whoever is in one.
+    # Checked first: a refused statement would abort the transaction.
     unseen = list(dict.fromkeys(part for part, table, column in _PARTS if not dialect.may_read(conn, table, column)))
     found = [] if _GROUPS in unseen else _groups(conn, dialect)
     overdue = [] if _DELAYED in unseen else staged.overdue(conn, dialect, OVERDUE_MESSAGES)
     late = [Overdue(row.name, row.messages, row.seconds) for row in overdue]
-    return Examined(dialect.database_status(conn), now, found, late, unseen)
+    return Examination(dialect.database_status(conn), now, found, late, unseen)
 
 
 def _groups(conn: Connection, dialect: Dialect) -> list[GroupHealth]:

@@ -65,11 +65,12 @@ def barriers(conn: Connection, dialect: Dialect, topic: str, group: str) -> list
 
 def diagnose(conn: Connection, dialect: Dialect, topic: str, group: str, stuck_seconds: float) -> list[Problem]:
     """Return why messages of a group wait. Raises UnknownTopicError or UnknownGroupError."""
-    scope = parked.Scope(topic, group)
     in_place = [
         message
         for state in ("stopped", "held")
-        for message in parked.page(conn, dialect, scope, parked.ParkedFilter(state=state), after=None, limit=KEYS)
+        for message in parked.page(
+            conn, dialect, topic, group, parked.ParkedFilter(state=state), after=None, limit=KEYS
+        )
     ]
     bounds = messages.bounds(conn, dialect, find_topic(conn, dialect, topic))
     evidence = diagnosis.GroupEvidence(
@@ -77,7 +78,7 @@ def diagnose(conn: Connection, dialect: Dialect, topic: str, group: str, stuck_s
         members(conn, dialect, topic, group),
         {number: start for number, (start, _) in bounds.items()},
         in_place,
-        parked.blocked_keys(conn, dialect, scope, after=None, limit=KEYS),
+        parked.blocked_keys(conn, dialect, topic, group, after=None, limit=KEYS),
         barriers(conn, dialect, topic, group),
         [diagnosis.OpenClaimTransaction(*holder) for holder in dialect.claim_holders(conn)],
         messages.moment_ago(conn, dialect, 0.0),

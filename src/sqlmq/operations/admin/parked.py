@@ -1,8 +1,8 @@
-"""Deciding: what people and programs see of parked messages, and what they have done with them.
+"""Parked messages of a group: listed, retried, discarded, copied and moved by an operator.
 
-Each verb that changes something first locks the claims of the partitions that it touches, whoever has them, in order of
-id, until the transaction ends: so it never crosses the owner's own writes. The owner finds out when it looks at its rows
-again, or when what it has made of a message is refused (``flows.park``).
+Each change first locks the claims of its partitions, in order of id, until the transaction ends, whichever member owns
+them. So it never crosses a write of the owner. The owner notices when it reads its parked rows again, or when the outcome
+of an attempt is refused (``operations.attempts``).
 """
 
 from __future__ import annotations
@@ -36,25 +36,18 @@ if TYPE_CHECKING:
     from sqlmq.store.topics import Topic
 
 LOCK_SECONDS = 1.0
-"""How long a statement waits for somebody who has a claim locked, before the transaction is run again."""
+"""How long a statement waits for a locked claim before the transaction is retried."""
 COPY_MESSAGES = 100
-"""How many messages pass through this process at a time."""
+"""The most messages that a copy reads at a time."""
 COPY_BYTES = 8 * 1024 * 1024
-"""How large they may be together, but for a single message."""
+"""The most bytes that a copy reads at a time, unless a single message is larger."""
 
 ORIGIN = ("sqlmq-topic", "sqlmq-partition", "sqlmq-offset", "sqlmq-group", "sqlmq-error")
-"""The headers that say where a copy comes from."""
-
-
-class Scope(NamedTuple):
-    """A topic and a group on it, as they are called."""
-
-    topic: str
-    group: str
+"""The headers that name the origin of a copy."""
 
 
 class ParkedFilter(NamedTuple):
-    """Which parked messages are meant; what is None makes no difference."""
+    """Which parked messages are meant; a field that is None does not restrict."""
 
     partition: int | None = None
     offset: int | None = None
@@ -62,74 +55,72 @@ class ParkedFilter(NamedTuple):
     state: ParkedState | None = None
 
 
-class Decided(NamedTuple):
-    """What was decided: about how many messages, and of which topic, by its id."""
-
-    topic_id: int
-    messages: int
-
-
-class Copied(NamedTuple):
-    """Where copies are, and the id of the topic that the originals are of."""
-
-    topic_id: int
-    results: list[ProducerResult]
-
-
-class _Place(NamedTuple):
-    """A scope, as it was found."""
+class ResolvedScope(NamedTuple):
+    """The topic and the group whose parked messages are meant."""
 
     topic: Topic
     group: Group
 
-    def selection(self, wanted: ParkedFilter) -> Selection:
+    def select(self, wanted: ParkedFilter) -> Selection:
+        """Translate *wanted* to ids. Raises InvalidPartitionError."""
         partition, offset, key, state = wanted
         return Selection(None if partition is None else [self.partition_id(partition)], offset, key, state)
 
     def partition_id(self, partition: int) -> int:
+        """Return the id of *partition*. Raises InvalidPartitionError."""
         return self.topic.partition_ids[check_partition(self.topic.name, partition, self.topic.partitions)]
 
     def position(self, after: tuple[int, int] | None) -> Position | None:
+        """Translate the place of a message to its partition id and offset."""
         return None if after is None else Position(self.partition_id(after[0]), after[1])
 
     def number(self, partition_id: int) -> int:
+        """Return the number of a partition in its topic."""
         return self.topic.partition_ids.index(partition_id)
 
 
 def page(
-    conn: Connection, dialect: Dialect, scope: Scope, wanted: ParkedFilter, *, after: tuple[int, int] | None, limit: int
+    conn: Connection,
+    dialect: Dialect,
+    topic: str,
+    group: str,
+    wanted: ParkedFilter,
+    *,
+    after: tuple[int, int] | None,
+    limit: int,
 ) -> list[ParkedMessage]:
-    """Up to *limit* parked messages behind *after*, in order of partition and offset. Takes no lock."""
-    place = _find(conn, dialect, scope)
-    rows = parked.page(conn, dialect, place.group, place.selection(wanted), after=place.position(after), limit=limit)
-    return [ParkedMessage(**_facts(dialect, place, row)) for row in rows]
+    """Return up to *limit* parked messages behind *after*, in order of partition and offset. Takes no lock."""
+    scope = resolve(conn, dialect, topic, group)
+    rows = parked.page(conn, dialect, scope.group, scope.select(wanted), after=scope.position(after), limit=limit)
+    return [ParkedMessage(**_facts(dialect, scope, row)) for row in rows]
 
 
-def details(conn: Connection, dialect: Dialect, scope: Scope, partition: int, offset: int) -> ParkedDetails:
-    """A parked message with all there is to know; raises NotParkedError if there is none. Takes no lock."""
-    place = _find(conn, dialect, scope)
-    selection = place.selection(ParkedFilter(partition, offset))
-    row = next(iter(parked.page(conn, dialect, place.group, selection, after=None, limit=1)), None)
+def details(conn: Connection, dialect: Dialect, topic: str, group: str, partition: int, offset: int) -> ParkedDetails:
+    """Return a parked message with content and traceback, or raise NotParkedError. Takes no lock."""
+    scope = resolve(conn, dialect, topic, group)
+    selection = scope.select(ParkedFilter(partition, offset))
+    row = next(iter(parked.page(conn, dialect, scope.group, selection, after=None, limit=1)), None)
     if row is None:
-        raise NotParkedError(scope.topic, scope.group, partition, offset)
+        raise NotParkedError(topic, group, partition, offset)
     where = Position(row.partition_id, offset)
-    traceback = parked.traceback(conn, dialect, place.group, where)
+    traceback = parked.traceback(conn, dialect, scope.group, where)
     log = messages.read(conn, dialect, [where], limit=1, max_bytes=1)
-    arrived = Message.arrived(scope.topic, partition, log, moments_from_us=dialect.moments_from_us)
+    arrived = Message.arrived(topic, partition, log, moments_from_us=dialect.moments_from_us)
     message = next((one for one in arrived if one.offset == offset), None)
-    return ParkedDetails(**_facts(dialect, place, row), traceback=traceback, message=message)
+    return ParkedDetails(**_facts(dialect, scope, row), traceback=traceback, message=message)
 
 
 def blocked_keys(
-    conn: Connection, dialect: Dialect, scope: Scope, *, after: tuple[int, int] | None, limit: int
+    conn: Connection, dialect: Dialect, topic: str, group: str, *, after: tuple[int, int] | None, limit: int
 ) -> list[BlockedKey]:
-    """Up to *limit* keys whose messages wait, behind *after*, in order of partition and first offset. Takes no lock."""
-    place = _find(conn, dialect, scope)
-    rows = parked.blocked_keys(conn, dialect, place.group, after=place.position(after), limit=limit)
+    """Return up to *limit* blocked keys behind *after*, in order of partition and first offset. Takes no lock."""
+    scope = resolve(conn, dialect, topic, group)
+    rows = parked.blocked_keys(conn, dialect, scope.group, after=scope.position(after), limit=limit)
     return [
         BlockedKey(
-            *scope,
-            place.number(row.partition_id),
+            topic,
+            group,
+            scope.number(row.partition_id),
             row.key,
             row.messages,
             row.first_offset,
@@ -142,112 +133,116 @@ def blocked_keys(
     ]
 
 
-def retry(conn: Connection, dialect: Dialect, scope: Scope, wanted: ParkedFilter) -> Decided:
-    """Have messages tried again from their first attempt on, now.
+def retry(conn: Connection, dialect: Dialect, topic: str, group: str, wanted: ParkedFilter) -> tuple[int, int]:
+    """Make messages due now, with no attempt counted; return how many, and the topic's id.
 
-    They wait, as those do that are set aside, in order of offset among those of their key; but the one at the group's
-    position is held there.
+    The messages of a key wait in order of offset. A message at the group's position is held there.
     """
-    place, selection = _lock(conn, dialect, scope, wanted)
-    standing = _standing(conn, dialect, place.group, selection)
-    count = parked.retry(conn, dialect, place.group, selection)
-    parked.set_held(conn, dialect, place.group, [Position(one.partition_id, one.offset) for one in standing])
-    return Decided(place.topic.id, count)
+    scope, selection = _lock(conn, dialect, topic, group, wanted)
+    blocking = _blocking_positions(conn, dialect, scope.group, selection)
+    count = parked.retry(conn, dialect, scope.group, selection)
+    parked.set_held(conn, dialect, scope.group, [Position(one.partition_id, one.offset) for one in blocking])
+    return count, scope.topic.id
 
 
-def discard(conn: Connection, dialect: Dialect, scope: Scope, wanted: ParkedFilter) -> Decided:
-    """Forget messages. Behind one at the group's position the group goes on."""
-    place, selection = _lock(conn, dialect, scope, wanted)
-    return Decided(place.topic.id, _discard(conn, dialect, place.group, selection))
+def discard(conn: Connection, dialect: Dialect, topic: str, group: str, wanted: ParkedFilter) -> tuple[int, int]:
+    """Delete parked messages; return how many, and the topic's id. A message at the group's position is skipped."""
+    scope, selection = _lock(conn, dialect, topic, group, wanted)
+    return _discard(conn, dialect, scope.group, selection), scope.topic.id
 
 
 def copy(
     conn: Connection,
     dialect: Dialect,
-    scope: Scope,
+    topic: str,
+    group: str,
     wanted: ParkedFilter,
     to: Topic,
-    turn: KeylessPartitioner,
+    keyless: KeylessPartitioner,
     *,
     discarding: bool,
     max_message_bytes: int,
-) -> Copied:
-    """Append copies to the topic *to*, in order of the originals, and return their places in that order.
+) -> tuple[list[ProducerResult], int]:
+    """Append copies to the topic *to*; return their results, in order of the originals, and the id of the originals' topic.
 
-    What is not in the log any more is passed over. If *discarding*, the originals are discarded. Raises
-    UnknownTopicError if one of the topics is gone; MessageTooLargeError, before it is read, if one exceeds
-    *max_message_bytes*.
+    A message that is no longer in the log is skipped and stays parked. If *discarding*, the originals that were copied
+    are discarded. Raises UnknownTopicError if one of the topics is gone, and MessageTooLargeError before it reads a
+    message that exceeds *max_message_bytes*.
     """
-    place, selection = _lock(conn, dialect, scope, wanted)
-    # All at once and in order, whatever comes: the copies are appended in several steps.
+    scope, selection = _lock(conn, dialect, topic, group, wanted)
+    # All partitions in order, before the first append: the copies are appended in several steps, and locks taken one
+    # after the other could deadlock with a producer.
     topics.lock_partitions(conn, dialect, to)
-    to = _as_it_is(conn, dialect, to)
+    to = _reread(conn, dialect, to)
     results: list[ProducerResult] = []
     after: Position | None = None
     while True:
-        sizes = parked.sizes(conn, dialect, place.group, selection, after=after, limit=COPY_MESSAGES)
-        some = _at_a_time(sizes, max_message_bytes)
-        rows = parked.contents(conn, dialect, place.group, selection, after=after, limit=some) if some else []
+        sizes = parked.sizes(conn, dialect, scope.group, selection, after=after, limit=COPY_MESSAGES)
+        some = _next_batch(sizes, max_message_bytes)
+        rows = parked.contents(conn, dialect, scope.group, selection, after=after, limit=some) if some else []
         if not rows:
             break
         after = Position(rows[-1].partition_id, rows[-1].msg_offset)
-        routed = [RoutedMessage(_copied(place, row, max_message_bytes), None) for row in rows]
-        results += produce.append(conn, dialect, produce.load(produce.place(to, routed, turn)))
+        routed = [RoutedMessage(_copied(scope, row, max_message_bytes), None) for row in rows]
+        results += produce.append(conn, dialect, produce.load(produce.place(to, routed, keyless)))
     if discarding:
-        _discard(conn, dialect, place.group, selection._replace(only_in_log=True))
-    return Copied(place.topic.id, results)
+        _discard(conn, dialect, scope.group, selection._replace(only_in_log=True))
+    return results, scope.topic.id
 
 
-def _as_it_is(conn: Connection, dialect: Dialect, topic: Topic) -> Topic:
-    """*topic*, which may have got more partitions."""
+def _reread(conn: Connection, dialect: Dialect, topic: Topic) -> Topic:
+    """Return *topic* as it is now: it may have got more partitions."""
     found = find_topic(conn, dialect, topic.name)
     if found.id != topic.id:
         raise UnknownTopicError(topic.name)
     return found
 
 
-def _find(conn: Connection, dialect: Dialect, scope: Scope) -> _Place:
-    topic = find_topic(conn, dialect, scope.topic)
-    return _Place(topic, groups.get(conn, dialect, topic, scope.group))
+def resolve(conn: Connection, dialect: Dialect, topic: str, group: str) -> ResolvedScope:
+    """Find *topic* and *group*. Raises UnknownTopicError or UnknownGroupError."""
+    found = find_topic(conn, dialect, topic)
+    return ResolvedScope(found, groups.get(conn, dialect, found, group))
 
 
-def _lock(conn: Connection, dialect: Dialect, scope: Scope, wanted: ParkedFilter) -> tuple[_Place, Selection]:
-    """Lock the claims of the partitions in which there is something of what is *wanted*; select in those alone."""
+def _lock(
+    conn: Connection, dialect: Dialect, topic: str, group: str, wanted: ParkedFilter
+) -> tuple[ResolvedScope, Selection]:
+    """Lock the claims of the partitions that have *wanted* messages; return a selection in those partitions."""
     dialect.limit_lock_wait(conn, LOCK_SECONDS)
-    place = _find(conn, dialect, scope)
-    selection = place.selection(wanted)
-    ids = parked.partition_ids(conn, dialect, place.group, selection)
-    if len(claims.lock_all(conn, dialect, place.group, ids)) < len(ids):
-        raise UnknownTopicError(scope.topic)
-    return place, selection._replace(partition_ids=ids)
+    scope = resolve(conn, dialect, topic, group)
+    selection = scope.select(wanted)
+    ids = parked.partition_ids(conn, dialect, scope.group, selection)
+    if len(claims.lock_all(conn, dialect, scope.group, ids)) < len(ids):
+        raise UnknownTopicError(topic)
+    return scope, selection._replace(partition_ids=ids)
 
 
-def _standing(conn: Connection, dialect: Dialect, group: Group, selection: Selection) -> list[Commit]:
-    """The group's position in those partitions that wait for one of the selected messages."""
+def _blocking_positions(conn: Connection, dialect: Dialect, group: Group, selection: Selection) -> list[Commit]:
+    """Return the group's position in each partition that waits for one of the selected messages."""
     found = parked.in_place(conn, dialect, group, selection)
     positions = offsets.positions_in_flight(conn, dialect, group, [id_ for id_, _ in found])
     return [positions[id_] for id_, offset in found if positions[id_].offset == offset]
 
 
 def _discard(conn: Connection, dialect: Dialect, group: Group, selection: Selection) -> int:
-    standing = _standing(conn, dialect, group, selection)
+    blocking = _blocking_positions(conn, dialect, group, selection)
     count = parked.discard(conn, dialect, group, selection)
-    offsets.insert_all(conn, dialect, group, [_behind(one) for one in standing], marking=True)
+    offsets.insert_all(conn, dialect, group, [_behind(one) for one in blocking], marking=True)
     return count
 
 
 def _behind(position: Commit) -> Commit:
-    """The position behind *position*, with what may have been in hand there beyond that message.
+    """Return the position behind *position*, with the messages that may be in flight beyond it.
 
-    A single message is left out: of one alone the next owner would take it for certain.
+    A single message in flight is dropped: the next owner would conclude that this message killed its process.
     """
     offset = position.offset + 1
     in_flight_to = position.in_flight_to or 0
     return Commit(position.partition_id, offset, in_flight_to if in_flight_to > offset + 1 else None)
 
 
-def _at_a_time(sizes: Sequence[Size], max_message_bytes: int) -> int:
-    """How many of the messages of *sizes* are read at a time; raises MessageTooLargeError."""
+def _next_batch(sizes: Sequence[Size], max_message_bytes: int) -> int:
+    """Return how many of the messages of *sizes* to read at a time. Raises MessageTooLargeError."""
     together = 0
     for count, one in enumerate(sizes):
         for part, size in one._asdict().items():
@@ -259,14 +254,14 @@ def _at_a_time(sizes: Sequence[Size], max_message_bytes: int) -> int:
     return len(sizes)
 
 
-def _copied(place: _Place, row: Row[Any], max_message_bytes: int) -> Message:
+def _copied(scope: ResolvedScope, row: Row[Any], max_message_bytes: int) -> Message:
     headers = _headers(row.headers, max_message_bytes) if row.headers else {}
-    return Message(row.value, row.key, headers | _origin(place, row, headers))
+    return Message(row.value, row.key, headers | _origin(scope, row, headers))
 
 
 def _headers(stored: str, max_message_bytes: int) -> dict[str, str]:
-    """Headers as they are stored, which may have been written by anybody."""
-    # The database has counted characters.
+    """Parse stored headers, which any SQL client may have written."""
+    # The database counted characters, not bytes.
     if (size := len(stored.encode())) > max_message_bytes:
         raise MessageTooLargeError("headers", size, max_message_bytes)
     try:
@@ -274,27 +269,25 @@ def _headers(stored: str, max_message_bytes: int) -> dict[str, str]:
     except (ValueError, RecursionError):
         headers = None
     if not isinstance(headers, dict) or not all(isinstance(text, str) for text in headers.values()):
-        message = (
-            "The headers of a message are no JSON object whose values are strings, so it can't be copied; discard it."
-        )
+        message = "The headers of a parked message are not a JSON object of strings, so it can't be copied. Discard it."
         raise InvalidMessageError(message)
     return headers
 
 
-def _origin(place: _Place, row: Row[Any], headers: Mapping[str, str]) -> dict[str, str]:
-    """The headers that say where a copy comes from; none if the message has such headers: it is a copy itself."""
+def _origin(scope: ResolvedScope, row: Row[Any], headers: Mapping[str, str]) -> dict[str, str]:
+    """Return the headers that name the origin of a copy; none if the message has such headers, being a copy itself."""
     if any(name in headers for name in ORIGIN):
         return {}
     error = f"{row.error_type}: {row.last_error}" if row.error_type else ""
-    facts = (place.topic.name, str(place.number(row.partition_id)), str(row.msg_offset), place.group.name, error)
+    facts = (scope.topic.name, str(scope.number(row.partition_id)), str(row.msg_offset), scope.group.name, error)
     return {name: fact for name, fact in zip(ORIGIN, facts, strict=True) if fact}
 
 
-def _facts(dialect: Dialect, place: _Place, row: Row[Any]) -> dict[str, Any]:
+def _facts(dialect: Dialect, scope: ResolvedScope, row: Row[Any]) -> dict[str, Any]:
     return {
-        "topic": place.topic.name,
-        "group": place.group.name,
-        "partition": place.number(row.partition_id),
+        "topic": scope.topic.name,
+        "group": scope.group.name,
+        "partition": scope.number(row.partition_id),
         "offset": row.msg_offset,
         "key": row.key,
         "state": row.state,

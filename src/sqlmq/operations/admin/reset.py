@@ -1,7 +1,7 @@
-"""Replaying: a group's positions are moved by somebody, back or forth, in several partitions at once or in one.
+"""A group's positions moved, back or forward: in several partitions by an operator, in one by ``seek``.
 
-A position is the group's newest row, so moving it means to leave no other. That happens under the claims' locks, which
-everybody has who writes a position, and raises the claims' epochs: what was read at the old position is fenced.
+A position is the group's newest row, so a move deletes all others. It holds the locks of the claims, as every write of a
+position does, and raises their epochs: commits of messages that were read at the old position are fenced.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ if TYPE_CHECKING:
     from sqlmq.store.topics import Topic
 
 LOCK_SECONDS = 1.0
-"""How long a statement waits for somebody who has a claim locked, before the transaction is run again."""
+"""How long a statement waits for a locked claim before the transaction is retried."""
 
 
 class ResetRequest(NamedTuple):
-    """Which group, where to, and in which partitions, by number; None is all of them."""
+    """Which group, where to, and in which partitions; None means all."""
 
     topic: str
     group: str
@@ -43,8 +43,8 @@ class ResetRequest(NamedTuple):
     partitions: Sequence[int] | None
 
 
-class Done(NamedTuple):
-    """What was moved, and whose positions they are, by id."""
+class CompletedReset(NamedTuple):
+    """The changes, and the ids of their topic and group."""
 
     topic_id: int
     group_id: int
@@ -52,14 +52,14 @@ class Done(NamedTuple):
 
 
 def preview(conn: Connection, dialect: Dialect, wanted: ResetRequest) -> list[PartitionReset]:
-    """What ``reset`` would do now. Takes no lock."""
+    """Return what ``reset`` would do now. Takes no lock."""
     topic = find_topic(conn, dialect, wanted.topic)
     group = groups.get(conn, dialect, topic, wanted.group)
     return _changes(conn, dialect, topic, group, wanted.target, _numbers(topic, wanted))
 
 
-def reset(conn: Connection, dialect: Dialect, wanted: ResetRequest, *, force: bool) -> Done:
-    """Move the group, and take the partitions from whoever has them.
+def reset(conn: Connection, dialect: Dialect, wanted: ResetRequest, *, force: bool) -> CompletedReset:
+    """Move the group, and revoke the claims of those partitions.
 
     Raises GroupInUseError while members are alive, unless *force*.
     """
@@ -70,25 +70,25 @@ def reset(conn: Connection, dialect: Dialect, wanted: ResetRequest, *, force: bo
     group = groups.get(conn, dialect, topic, wanted.group)
     numbers = _numbers(topic, wanted)
     ids = [topic.partition_ids[number] for number in numbers]
-    # A partition without a claim would have nothing to be locked.
+    # A partition without a claim row would have no lock.
     claims.add_claims(conn, dialect, group, topic)
     claims.lock_all(conn, dialect, group, ids)
-    # After the locks: whoever joins from now on claims nothing before this is over, and reads the new positions.
+    # Read after the locks: a member that joins from now on waits for them, and then reads the new positions.
     members = groups.members(conn, dialect, group)
     if members and not force:
         raise GroupInUseError(topic.name, group.name, tuple(member.name for member in members))
     changes = _changes(conn, dialect, topic, group, wanted.target, numbers)
     claims.revoke(conn, dialect, group, ids)
     _move(conn, dialect, group, [Commit(id_, change.to_offset, 0) for id_, change in zip(ids, changes, strict=True)])
-    return Done(topic.id, group.id, changes)
+    return CompletedReset(topic.id, group.id, changes)
 
 
 def seek(
     conn: Connection, dialect: Dialect, topic: Topic, group: Group, member_id: int, claim: Claim, to: SeekTo
 ) -> tuple[Claim, int] | None:
-    """Move the group in the partition of *claim*; return the claim, which is renewed, and the new position.
+    """Move the group in the partition of *claim*; return the claim with its new epoch, and the new position.
 
-    None, and nothing is done, if *member_id* has lost it.
+    Returns None, and changes nothing, if *member_id* has lost the claim.
     """
     renewed = claims.bump_epoch(conn, dialect, group, member_id, claim)
     if renewed is None:
@@ -102,14 +102,14 @@ def seek(
 
 
 def start(conn: Connection, dialect: Dialect, topic: Topic, group: Group, to: Start) -> None:
-    """Commit where a group just made starts, *to* a moment or ``latest``: it reads only what comes from there on."""
+    """Commit the start of a new group at a time or at ``latest``: it reads only messages from there on."""
     bounds = _bounds(conn, dialect, topic)
     found = _first_since(conn, dialect, bounds, to) if isinstance(to, datetime) else _ends(bounds)
     offsets.insert_all(conn, dialect, group, [Commit(id_, offset) for id_, offset in found.items()])
 
 
 def _move(conn: Connection, dialect: Dialect, group: Group, commits: Sequence[Commit]) -> None:
-    """Make *commits* the group's positions. What it has set aside from there on comes again from the log."""
+    """Make *commits* the group's positions, and forget parked messages from there on: the log delivers them again."""
     offsets.replace(conn, dialect, group, commits)
     parked.forget(conn, dialect, group, {commit.partition_id: commit.offset for commit in commits})
     failpoint("replay.moved")
@@ -148,7 +148,7 @@ def _goals(
     positions: dict[int, int],
     bounds: dict[int, tuple[int, int]],
 ) -> dict[int, int]:
-    """The new position by partition id, in each partition of *bounds*."""
+    """Return the new position, by partition id, for each partition of *bounds*."""
     if target == "latest":
         return _ends(bounds)
     if target == "earliest":
@@ -172,10 +172,10 @@ def _goals(
 def _first_since(
     conn: Connection, dialect: Dialect, bounds: dict[int, tuple[int, int]], moment: datetime
 ) -> dict[int, int]:
-    """The offset, by partition id, of a message not older than *moment* behind one that is; the end if all are.
+    """Return, by partition id, the offset of the first message not older than *moment*; the end if all are older.
 
-    Halves what is left of all partitions at once: each look is a statement that finds a message of each by its offset.
-    Where the clock was set back there may be several such offsets; it is one of them.
+    A binary search in all partitions at once: each step is one statement that reads one message of each partition by its
+    offset. Where the clock was set back there may be several such offsets; the result is one of them.
     """
     ranges = dict(bounds)
     while middles := {id_: (low + high) // 2 for id_, (low, high) in ranges.items() if low < high}:

@@ -1,8 +1,8 @@
-"""Managing: topics are made, looked at and deleted, groups looked at."""
+"""Topics: created, grown, described and deleted; retention and the names of groups."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from sqlmq.errors import TopicConflictError, UnknownTopicError
 from sqlmq.model.retention import Retention
@@ -24,16 +24,9 @@ if TYPE_CHECKING:
 DEFAULT_PARTITIONER = "murmur2"
 
 LOCK_SECONDS = 1.0
-"""How long a change of partitions waits for a producer that has one locked, before it lets go of all and tries again."""
+"""How long adding partitions waits for a locked partition before the transaction is retried, without any lock."""
 PURGE_MESSAGES = 10_000
-"""How many messages of a deleted topic one transaction deletes."""
-
-
-class Grown(NamedTuple):
-    """A topic's id, and how many partitions it had before."""
-
-    topic_id: int
-    before: int
+"""The most messages of a deleted topic that one transaction deletes."""
 
 
 def create_topic(
@@ -44,9 +37,9 @@ def create_topic(
     partitioner: str | None,
     retention: Retention | None = None,
 ) -> bool:
-    """Make a topic, unless there is one of that name; return whether it was made.
+    """Create a topic, unless it exists; return whether it is new.
 
-    Raises TopicConflictError if the one there is places keys by another partitioner than the one named.
+    Raises TopicConflictError if the existing one has another partitioner than the one named.
     """
     if topics.create(conn, dialect, name, partitions, partitioner or DEFAULT_PARTITIONER, retention or Retention()):
         return True
@@ -56,11 +49,12 @@ def create_topic(
     return False
 
 
-def add_partitions(conn: Connection, dialect: Dialect, name: str, partitions: int) -> Grown:
-    """Have a topic be of *partitions*. Raises UnknownTopicError, and InvalidPartitionError unless they are a multiple.
+def add_partitions(conn: Connection, dialect: Dialect, name: str, partitions: int) -> tuple[int, int]:
+    """Grow a topic to *partitions* partitions; return its id, and how many were added.
 
-    All its partitions are locked as by appends: the change comes between two messages in each of them, and producers
-    that wait for a lock see it as soon as they have it.
+    Locks all its partitions, as appends do. So the change falls between two messages in each of them, and a producer
+    that waits for a lock sees it as soon as it has the lock. Raises UnknownTopicError, and InvalidPartitionError unless
+    *partitions* is a multiple of the present number.
     """
     dialect.limit_lock_wait(conn, LOCK_SECONDS)
     topic = topics.lock(conn, dialect, find_topic(conn, dialect, name))
@@ -71,11 +65,11 @@ def add_partitions(conn: Connection, dialect: Dialect, name: str, partitions: in
         topics.lock_partitions(conn, dialect, topic)
         ends = {number: end for number, (_, end) in messages.bounds(conn, dialect, topic).items()}
         topics.add_partitions(conn, dialect, topic, partitions, ends)
-    return Grown(topic.id, topic.partitions)
+    return topic.id, partitions - topic.partitions
 
 
 def find_topic(conn: Connection, dialect: Dialect, name: str) -> Topic:
-    """The topic called *name*; raises UnknownTopicError if there is none."""
+    """Return the topic *name*, or raise UnknownTopicError."""
     topic = topics.find(conn, dialect, name)
     if topic is None:
         raise UnknownTopicError(name)
@@ -83,22 +77,22 @@ def find_topic(conn: Connection, dialect: Dialect, name: str) -> Topic:
 
 
 def delete_topics(conn: Connection, dialect: Dialect, names: list[str]) -> list[str]:
-    """Take those of the topics *names* that exist out of use, at once; return their names. ``purge`` does the rest."""
+    """Remove those topics that exist, and return their names. ``purge`` deletes their messages."""
     return topics.delete_all(conn, dialect, names)
 
 
 def purge(conn: Connection, dialect: Dialect) -> bool:
-    """Delete some messages of deleted topics; return whether there may be more."""
+    """Delete some messages of deleted topics, and return whether there may be more."""
     return topics.purge(conn, dialect, PURGE_MESSAGES)
 
 
 def list_topics(conn: Connection, dialect: Dialect) -> list[str]:
-    """The names of all topics, in order."""
+    """Return the names of all topics, in order."""
     return topics.names(conn, dialect)
 
 
 def describe_topic(conn: Connection, dialect: Dialect, name: str) -> TopicDescription:
-    """A topic as it is now; raises UnknownTopicError if there is none."""
+    """Return a topic as it is now. Raises UnknownTopicError."""
     topic = find_topic(conn, dialect, name)
     return TopicDescription(
         name,
@@ -120,12 +114,12 @@ def describe_topic(conn: Connection, dialect: Dialect, name: str) -> TopicDescri
 
 
 def set_retention(conn: Connection, dialect: Dialect, name: str, retention: Retention) -> None:
-    """Have a topic keep what *retention* says; raises UnknownTopicError if there is none."""
+    """Set what a topic keeps. Raises UnknownTopicError."""
     store_retention.replace(conn, dialect, find_topic(conn, dialect, name).id, retention)
 
 
 def evictions(conn: Connection, dialect: Dialect, name: str) -> list[Eviction]:
-    """What a topic's groups have lost to retention, the newest last; raises UnknownTopicError if there is no topic."""
+    """Return what a topic's groups lost to retention, the newest last. Raises UnknownTopicError."""
     rows = store_retention.evictions(conn, dialect, find_topic(conn, dialect, name).id)
     return [
         Eviction(name, group, number, kind, start, end, dialect.moment_of(at))
@@ -134,5 +128,5 @@ def evictions(conn: Connection, dialect: Dialect, name: str) -> list[Eviction]:
 
 
 def list_groups(conn: Connection, dialect: Dialect, topic_name: str) -> list[str]:
-    """The names of a topic's groups, in order; raises UnknownTopicError if there is no such topic."""
+    """Return the names of a topic's groups, in order. Raises UnknownTopicError."""
     return groups.names(conn, dialect, find_topic(conn, dialect, topic_name))
