@@ -87,7 +87,7 @@ class AppendConnection:
         return AutocommitConnection(self._engine, self._dialect)
 
     def give(self, connection: AutocommitConnection) -> None:
-        """Give back what ``take`` returned, after everything went well."""
+        """Return a connection from ``take`` after everything went well."""
         connection.put_back()
         with self._lock:
             is_kept = self._keeps and self._kept is None

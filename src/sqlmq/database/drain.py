@@ -50,7 +50,7 @@ class DrainGate:
         self._changed.wait_for(self.is_unused, seconds)
 
     def release(self) -> None:
-        """Let blocks begin again."""
+        """Allow blocks to begin again."""
         self._changed.release()
 
     def is_unused(self) -> bool:

@@ -14,7 +14,7 @@ class Forkable(Protocol):
         """Wait, not for long, until no thread is inside the object."""
 
     def after_fork_in_parent(self) -> None:
-        """Let threads in again."""
+        """Admit threads again."""
 
     def after_fork(self) -> None:
         """Leave the parent's connections alone. Called in the child."""

@@ -50,7 +50,7 @@ _CHECK_SECONDS = 0.2
 
 
 class Watchdog:
-    """Lets no wait for a response of one database last longer than *seconds*. Thread-safe.
+    """Bounds each wait for a response of one database by *seconds*. Thread-safe.
 
     *socket_of* returns the socket of a driver's connection, None if it has none that can be shut down. The thread starts
     with the first wait, and ends with ``close``.
@@ -138,7 +138,7 @@ class Watchdog:
         return self.with_budget(budget)
 
     def shorten(self) -> float:
-        """Let all threads wait only as long as closing may take, from the first call on; return how long ago that was."""
+        """Limit the waits of all threads to what closing may take; return how long ago the first call was."""
         now = time.monotonic()
         if self._shortened_at is None:
             self._shortened_at = now
@@ -267,7 +267,7 @@ class WaitBudget:
         """Whether no response came in that time."""
 
     def shorten(self, seconds: float | None = None) -> None:
-        """Let no wait last longer than *seconds*, the present one included; by default as long as closing may take."""
+        """Limit each wait, the present one included, to *seconds*; by default to what closing may take."""
         self.most_seconds = SHORT_SECONDS if seconds is None else seconds
         self._until = time.monotonic() + self.most_seconds
 
