@@ -307,7 +307,7 @@ class SchemaMissingError(SchemaError):
     """The database has no sqlmq tables."""
 
     def __init__(self, where: str) -> None:
-        super().__init__(f"There are no tables of sqlmq in {where}. Create them with `sqlmq db upgrade`.")
+        super().__init__(f"{where} has no tables of sqlmq. Create them with `sqlmq db upgrade`.")
 
 
 class SchemaTooOldError(SchemaError):

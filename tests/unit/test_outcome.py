@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from sqlmq.consumer.worker.dispatcher import killed_by_message
-from sqlmq.consumer.worker.executor import Failed, Interrupted, NotCommitted, Outcome, outcome_of
+from sqlmq.consumer.worker.executor import Aborted, Failed, NotCommitted, Outcome, outcome_of
 from sqlmq.errors import DatabaseUnavailableError, FencedError, OutcomeUnknownError
 
 if TYPE_CHECKING:
@@ -45,9 +45,9 @@ IN_COMMIT = Attempted(has_begun=True, is_settling=True)
         pytest.param(FencedError("orders", "billing", (0,)), IN_COMMIT, NotCommitted, id="a lost partition"),
         pytest.param(DatabaseUnavailableError(), IN_COMMIT, NotCommitted, id="a lost connection"),
         pytest.param(OutcomeUnknownError("lost"), IN_COMMIT, NotCommitted, id="a COMMIT without an answer"),
-        pytest.param(ValueError(), Attempted(), Interrupted, id="before the handler"),
-        pytest.param(SystemExit(), IN_HANDLER, Interrupted, id="the end of the program"),
-        pytest.param(SystemExit(), IN_COMMIT, Interrupted, id="the end of the program in the commit"),
+        pytest.param(ValueError(), Attempted(), Aborted, id="before the handler"),
+        pytest.param(SystemExit(), IN_HANDLER, Aborted, id="the end of the program"),
+        pytest.param(SystemExit(), IN_COMMIT, Aborted, id="the end of the program in the commit"),
     ],
 )
 def test_an_error_is_the_handlers_unless_something_else_ended_the_attempt(

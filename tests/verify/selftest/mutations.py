@@ -20,7 +20,7 @@ from sqlmq.consumer.buffer import FetchBuffer
 from sqlmq.consumer.coordinator import Coordinator
 from sqlmq.consumer.core import ConsumerCore
 from sqlmq.consumer.transaction_scope import TransactionScope
-from sqlmq.consumer.worker.attempts import AttemptRecorder, FailureDecision
+from sqlmq.consumer.worker.attempts import AttemptRecorder
 from sqlmq.model.message import FetchedRecords, ProducerResult, RecordBatch
 from sqlmq.model.retry import FailureAction
 from sqlmq.operations import attempts, consume, produce, retention, staging
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 
     from sqlalchemy import Connection
 
+    from sqlmq.consumer.worker.failures import FailureDecision
     from sqlmq.model.message import Message
     from sqlmq.operations.produce import AppendBatch, RoutedMessage
     from sqlmq.store.topics import Topic

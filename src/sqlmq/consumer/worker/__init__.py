@@ -3,7 +3,9 @@
 pool         the worker threads: started, watched, stopped
 dispatcher   which message to handle next: a parked one that is due, else one from the log
 attempts     one attempt: counted before it begins, its outcome recorded
-executor     calls the handler: directly, in a transaction, or in an event loop
+failures     what happens to a message whose attempt has failed
+executor     calls the handler, directly or in a transaction, and says how that ended
 parked_keys  the parked messages of one partition, by key
+config       the options of `run`
 signals      SIGINT and SIGTERM stop the run
 """

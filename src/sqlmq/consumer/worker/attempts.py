@@ -1,29 +1,23 @@
-"""One attempt to handle messages: counted before it begins, recorded if it fails.
-
-One thing in spite of its length: what is written to the database, and what the consumer then knows, have to agree in each
-step.
+"""One attempt to handle messages: counted before it begins, its outcome recorded.
 
 A worker has its partition to itself, so it asks the database without the consumer's lock. It takes the lock only to change
-what the consumer knows of the partition.
+what the consumer knows of the partition. In each step, what is written and what the consumer then knows have to agree.
 """
 
 from __future__ import annotations
 
 import logging
 import threading
-import traceback
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Unpack
 
 from sqlmq.consumer.worker.executor import TRANSIENT
+from sqlmq.consumer.worker.failures import FailureDecision, first_line, place
 from sqlmq.consumer.worker.parked_keys import ParkedEntry
 from sqlmq.errors import FencedError
 from sqlmq.hooks.failpoints import failpoint
-from sqlmq.model.message import Message
 from sqlmq.model.retry import FailureAction, decide, delay_seconds, is_exhausted, is_final
 from sqlmq.operations import attempts as operations
-from sqlmq.store.offsets import Commit
-from sqlmq.store.parked import ParkedRecord, Reason
+from sqlmq.store.parked import ParkedRecord
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection
@@ -33,50 +27,10 @@ if TYPE_CHECKING:
     from sqlmq.consumer.worker.config import RunConfig
     from sqlmq.consumer.worker.dispatcher import Attempt, Dispatcher
     from sqlmq.hooks.log_events import LogFields
-    from sqlmq.store.parked import State
+    from sqlmq.model.message import Message
+    from sqlmq.store.offsets import Commit
 
 log = logging.getLogger("sqlmq.consumer")
-
-_ERROR_CHARACTERS = 2_000
-_TRACEBACK_CHARACTERS = 20_000
-_LOG_CHARACTERS = 200
-
-_STATES: dict[FailureAction, State | None] = {
-    FailureAction.PARK: "waiting",
-    FailureAction.BLOCK: "held",
-    FailureAction.DEAD: "dead",
-    FailureAction.STOP: "stopped",
-    FailureAction.SKIP: None,
-}
-
-_CONSEQUENCES = {
-    FailureAction.DEAD: "it is a dead letter",
-    FailureAction.SKIP: "it is skipped",
-    FailureAction.STOP: "its partition stops: retry or discard it with `sqlmq parked`",
-}
-
-PROCESS_ENDED = Reason("ProcessEnded", "The process ended, or lost the partition, while it handled the message.", None)
-
-
-@dataclass(frozen=True, slots=True)
-class FailureDecision:
-    """What happens to a message whose attempt has failed."""
-
-    message: Message
-    error: BaseException | None
-    """What the handler raised; None if the process ended, or all attempts were used up before."""
-    attempts: int
-    """How many attempts there were, with this one."""
-    action: FailureAction
-    delay_seconds: float
-    """How long until the next attempt; 0 if there is none."""
-    position: Commit
-    """The group's position after it."""
-
-    @property
-    def offset(self) -> int:
-        """The message's."""
-        return self.message.offset or 0
 
 
 class RunCounters:
@@ -293,8 +247,8 @@ class AttemptRecorder:
         log.warning(
             "The handler failed on %d messages from %s on; they are tried one by one: %s",
             len(attempt.current),
-            _place(attempt.current[0]),
-            _short(error),
+            place(attempt.current[0]),
+            first_line(error),
             extra=self.log_fields("batch failed", attempt, error=error),
         )
         end = _end(attempt.current[-1])
@@ -312,7 +266,9 @@ class AttemptRecorder:
         if not self._store(attempt, decision):
             self.abandon(worker, attempt)
             return
-        self._log_failure(attempt, decision)
+        decision.log(
+            self.log_fields(decision.event, attempt, error=error, offset=message.offset, attempts=decision.attempts)
+        )
         self._apply(worker, attempt, decision)
 
     def _decide(
@@ -336,42 +292,12 @@ class AttemptRecorder:
 
     def _store(self, attempt: Attempt, decision: FailureDecision) -> bool:
         """Write the decision; return False if the partition is lost, or an operator has decided about the message."""
-        record = ParkedRecord(
-            attempt.assigned.partition_id,
-            decision.offset,
-            decision.message.key,
-            _STATES[decision.action],
-            decision.attempts,
-            decision.delay_seconds,
-            _reason(attempt, decision.error),
-            is_known=attempt.entry is not None and attempt.entry.is_recorded,
+        entry = attempt.entry
+        record = decision.record(
+            is_known=entry is not None and entry.is_recorded,
+            has_unknown_outcome=entry is not None and entry.has_unknown_outcome,
         )
         return self._database.write_idempotent(operations.record, attempt.claimed_partition, decision.position, record)
-
-    def _log_failure(self, attempt: Attempt, decision: FailureDecision) -> None:
-        message, error = decision.message, decision.error
-        event = "attempt failed" if decision.action.is_retry else "message given up"
-        fields = self.log_fields(event, attempt, error=error, offset=message.offset, attempts=decision.attempts)
-        why = PROCESS_ENDED.error if error is None else _short(error)
-        if decision.action.is_retry:
-            log.warning(
-                "Attempt %d at %s failed and is made again in %.1f seconds: %s",
-                decision.attempts,
-                _place(message),
-                decision.delay_seconds,
-                why,
-                extra=fields,
-            )
-            return
-        log.error(
-            "Attempt %d at %s failed, and %s: %s",
-            decision.attempts,
-            _place(message),
-            _CONSEQUENCES[decision.action],
-            why,
-            exc_info=error,
-            extra=fields,
-        )
 
     def _apply(self, worker: Receiver, attempt: Attempt, decision: FailureDecision) -> None:
         """Bring what the consumer knows of the partition into line with what was stored."""
@@ -446,26 +372,3 @@ class AttemptRecorder:
 def _end(message: Message) -> int:
     """The offset behind *message*."""
     return (message.offset or 0) + 1
-
-
-def _reason(attempt: Attempt, error: BaseException | None) -> Reason | None:
-    if error is None:
-        return PROCESS_ENDED if attempt.entry is not None and attempt.entry.has_unknown_outcome else None
-    text = "".join(traceback.format_exception(error))
-    kind = type(error)
-    name = kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
-    return Reason(_storable(name), _storable(str(error))[:_ERROR_CHARACTERS], _storable(text)[-_TRACEBACK_CHARACTERS:])
-
-
-def _storable(text: str) -> str:
-    """*text* without what a database can't store: NUL, and lone surrogates, which file names can contain."""
-    return text.replace("\x00", "").encode(errors="backslashreplace").decode()
-
-
-def _place(message: Message) -> str:
-    return f"{message.topic}/{message.partition}@{message.offset}"
-
-
-def _short(error: BaseException) -> str:
-    first_line = (str(error).splitlines() or [""])[0]
-    return f"{type(error).__qualname__}: {first_line[:_LOG_CHARACTERS]}"

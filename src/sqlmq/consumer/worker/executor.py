@@ -75,22 +75,22 @@ class NotCommitted:
 
 
 @dataclass(frozen=True, slots=True)
-class Interrupted:
+class Aborted:
     """*cause* has ended the worker, as SystemExit does: the attempt does not count."""
 
     cause: BaseException
 
 
-Outcome: TypeAlias = Succeeded | Failed | NotStarted | NotCommitted | Interrupted
+Outcome: TypeAlias = Succeeded | Failed | NotStarted | NotCommitted | Aborted
 
 
 def outcome_of(error: BaseException, execution: Execution) -> Outcome:
     """What an *error* that ended *execution* says about the attempt."""
     if not isinstance(error, Exception):
-        return Interrupted(error)
+        return Aborted(error)
     if execution.is_settling and isinstance(error, (FencedError, *TRANSIENT)):
         return NotCommitted(error)
-    return Failed(error) if execution.has_begun else Interrupted(error)
+    return Failed(error) if execution.has_begun else Aborted(error)
 
 
 class Executor(Protocol):

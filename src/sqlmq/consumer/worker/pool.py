@@ -19,8 +19,8 @@ from sqlmq.consumer.worker.attempts import AttemptRecorder
 from sqlmq.consumer.worker.dispatcher import Dispatcher
 from sqlmq.consumer.worker.executor import (
     TRANSIENT,
+    Aborted,
     Failed,
-    Interrupted,
     NotCommitted,
     NotStarted,
     Succeeded,
@@ -267,7 +267,7 @@ class WorkerPool:
                 # Whether it took effect is known only to the database, which is asked before the next attempt.
                 if is_ours:
                     raise cause
-            case NotStarted(cause) | Interrupted(cause):
+            case NotStarted(cause) | Aborted(cause):
                 if is_ours:
                     recorder.interrupt(worker, attempt)
                 raise cause

@@ -1,0 +1,127 @@
+"""What happens to a message whose attempt has failed: the decision, its row, and its log record."""
+
+from __future__ import annotations
+
+import logging
+import traceback
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from sqlmq.model.message import Message
+from sqlmq.model.retry import FailureAction
+from sqlmq.store.offsets import Commit
+from sqlmq.store.parked import ParkedRecord, Reason
+
+if TYPE_CHECKING:
+    from sqlmq.store.parked import State
+
+log = logging.getLogger("sqlmq.consumer")
+
+_ERROR_CHARACTERS = 2_000
+_TRACEBACK_CHARACTERS = 20_000
+_LOG_CHARACTERS = 200
+
+_STATES: dict[FailureAction, State | None] = {
+    FailureAction.PARK: "waiting",
+    FailureAction.BLOCK: "held",
+    FailureAction.DEAD: "dead",
+    FailureAction.STOP: "stopped",
+    FailureAction.SKIP: None,
+}
+
+_CONSEQUENCES = {
+    FailureAction.DEAD: "it is a dead letter",
+    FailureAction.SKIP: "it is skipped",
+    FailureAction.STOP: "its partition stops: retry or discard it with `sqlmq parked`",
+}
+
+_PROCESS_ENDED = Reason("ProcessEnded", "The process ended, or lost the partition, while it handled the message.", None)
+
+
+@dataclass(frozen=True, slots=True)
+class FailureDecision:
+    """What happens to a message whose attempt has failed."""
+
+    message: Message
+    error: BaseException | None
+    """What the handler raised; None if the process ended, or all attempts were used up before."""
+    attempts: int
+    """How many attempts there were, with this one."""
+    action: FailureAction
+    delay_seconds: float
+    """How long until the next attempt; 0 if there is none."""
+    position: Commit
+    """The group's position after it."""
+
+    @property
+    def offset(self) -> int:
+        """The message's."""
+        return self.message.offset or 0
+
+    def record(self, *, is_known: bool, has_unknown_outcome: bool) -> ParkedRecord:
+        """Its row. *is_known* is whether there is one already, *has_unknown_outcome* whether the process ended."""
+        if self.error is not None:
+            reason: Reason | None = _reason(self.error)
+        else:
+            reason = _PROCESS_ENDED if has_unknown_outcome else None
+        return ParkedRecord(
+            self.position.partition_id,
+            self.offset,
+            self.message.key,
+            _STATES[self.action],
+            self.attempts,
+            self.delay_seconds,
+            reason,
+            is_known=is_known,
+        )
+
+    @property
+    def event(self) -> str:
+        """The event of its log record."""
+        return "attempt failed" if self.action.is_retry else "message given up"
+
+    def log(self, fields: dict[str, object]) -> None:
+        """Log it with *fields*: a warning if the message is attempted again, else an error with the traceback."""
+        why = _PROCESS_ENDED.error if self.error is None else first_line(self.error)
+        if self.action.is_retry:
+            log.warning(
+                "Attempt %d at %s failed and is made again in %.1f seconds: %s",
+                self.attempts,
+                place(self.message),
+                self.delay_seconds,
+                why,
+                extra=fields,
+            )
+        else:
+            log.error(
+                "Attempt %d at %s failed, and %s: %s",
+                self.attempts,
+                place(self.message),
+                _CONSEQUENCES[self.action],
+                why,
+                exc_info=self.error,
+                extra=fields,
+            )
+
+
+def place(message: Message) -> str:
+    """Where *message* is, as in ``orders/0@1041``."""
+    return f"{message.topic}/{message.partition}@{message.offset}"
+
+
+def first_line(error: BaseException) -> str:
+    """The type of *error* and the beginning of what it says."""
+    line = (str(error).splitlines() or [""])[0]
+    return f"{type(error).__qualname__}: {line[:_LOG_CHARACTERS]}"
+
+
+def _reason(error: BaseException) -> Reason:
+    text = "".join(traceback.format_exception(error))
+    kind = type(error)
+    name = kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
+    return Reason(_storable(name), _storable(str(error))[:_ERROR_CHARACTERS], _storable(text)[-_TRACEBACK_CHARACTERS:])
+
+
+def _storable(text: str) -> str:
+    """*text* without what a database can't store: NUL, and lone surrogates, which file names can contain."""
+    return text.replace("\x00", "").encode(errors="backslashreplace").decode()
