@@ -118,7 +118,7 @@ def look_at_the_end_of_the_log(grown: Grown, connection: Connection) -> None:
 def find_positions(grown: Grown, connection: Connection) -> None:
     found = offsets.positions(connection, grown.dialect, grown.group, grown.topic.partition_ids)
     assert set(found.values()) == {1_999}
-    left = offsets.inherited(connection, grown.dialect, grown.group, grown.topic.partition_ids)
+    left = offsets.inherited_positions(connection, grown.dialect, grown.group, grown.topic.partition_ids)
     assert set(left.values()) == {(1_999, True)}
 
 

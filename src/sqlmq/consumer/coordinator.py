@@ -412,7 +412,7 @@ class Coordinator:
         for assigned, (_, window) in zip(overgrown, windows, strict=True):
             assigned.note_pruned(window.end)
 
-    def _part_with(self, operation: membership.Ending, partition_ids: Collection[int]) -> None:
+    def _part_with(self, operation: membership.ReleaseOperation, partition_ids: Collection[int]) -> None:
         """Drop partitions, then commit and release them in the database by *operation*."""
         commits = _final_commits_of(self.assigned[id_] for id_ in partition_ids)
         released = self._drop(partition_ids)

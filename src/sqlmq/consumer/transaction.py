@@ -150,7 +150,7 @@ class Transaction:
             group = self._core.release_for_transaction(threading.current_thread())
             if given is not None and not self._context.is_known(given):
                 ours = self._context.own_identity(group)
-                with self._database.block():
+                with self._database.reserve_writer():
                     self._context.check_identity(group, given, ours)
             if not self._context.is_worthwhile(group) and not is_last:
                 return False
@@ -167,7 +167,7 @@ class Transaction:
         self, group: Group, given: Session | Connection | None, ending: contextlib.ExitStack, *, is_last: bool
     ) -> bool:
         with contextlib.ExitStack() as stack:
-            stack.enter_context(self._database.block())
+            stack.enter_context(self._database.reserve_writer())
             target = stack.enter_context(self._database.connect()) if given is None else given
             self._block = self._context.attempt(group, target, self._max_messages, is_last=is_last)
             if self._block is None:

@@ -74,7 +74,7 @@ class TransactionContext:
         block = TransactionScope(self, group)
         try:
             block.begin(given)
-            with self.database.translating(), self.database.awaiting(block.connection):
+            with self.database.translating(), self.database.limit_silence(block.connection):
                 theirs = claims.identity(block.connection, self.database.dialect, group)
         except DatabaseError as error:
             if type(error) is not DatabaseError:
@@ -194,7 +194,7 @@ class TransactionScope:
             self._root = self.connection.get_transaction()
             # As long as the server would wait for us. The application's own statements may take long.
             limit = self._shared.options.max_poll_seconds
-            self._awaiting.enter_context(self._database.awaiting(self.connection, limit))
+            self._awaiting.enter_context(self._database.limit_silence(self.connection, limit))
             if self._database.dialect.is_autocommit(self.connection):
                 message = "In AUTOCOMMIT there is no transaction to take part in. Use READ COMMITTED."
                 raise SessionError(message)
@@ -212,7 +212,7 @@ class TransactionScope:
             options.lease_seconds,
             self._shared.on_evicted,
         )
-        with self._database.translating(), self._database.awaiting(self.connection):
+        with self._database.translating(), self._database.limit_silence(self.connection):
             self.taken = transaction.lock_and_fetch(
                 self.connection, self._database.dialect, self._shared.topic, self._group, limits, last
             )
@@ -229,7 +229,7 @@ class TransactionScope:
 
     def watch(self) -> None:
         """Take nothing, but notice if somebody ends the transaction before ``finish``."""
-        with self._database.translating(), self._database.awaiting(self.connection):
+        with self._database.translating(), self._database.limit_silence(self.connection):
             lease_seconds = self._shared.options.lease_seconds
             self._guard = transaction.enter(self.connection, self._database.dialect, vanished_seconds=lease_seconds)
 
@@ -249,7 +249,7 @@ class TransactionScope:
                 nested.commit()
             self.session.flush()
         self._check_same()
-        with self._database.translating(), self._database.awaiting(self.connection):
+        with self._database.translating(), self._database.limit_silence(self.connection):
             while (savepoint := self.connection.get_nested_transaction()) is not None:
                 savepoint.commit()
             if self.taken is not None:
@@ -262,7 +262,10 @@ class TransactionScope:
     def commit(self) -> None:
         """Commit. Raises OutcomeUnknownError if the connection breaks meanwhile."""
         failpoint("commit.before")
-        with self._database.translating(committing=True), self._database.awaiting(self.connection, committing=True):
+        with (
+            self._database.translating(committing=True),
+            self._database.limit_silence(self.connection, committing=True),
+        ):
             try:
                 (self._owner or self._root_transaction).commit()
             except BaseException:

@@ -94,13 +94,13 @@ class Database:
             self.dialect, self.engine = open_engine(target, schema)
         self.schema = schema
         self.one_connection = isinstance(self.engine.pool, StaticPool)
-        """Whether all threads share a single connection, as they must on a database in memory."""
+        """Whether all threads share one connection, as a database in memory requires."""
         self.where = without_secrets(self.engine.url)
-        self.watchdog = Watchdog(self.dialect.line, self.where, response_timeout_seconds)
+        self.watchdog = Watchdog(self.dialect.connection_socket, self.where, response_timeout_seconds)
         self._translating = retrying.TranslateErrors(self.dialect, self.where, committing=False)
         self._translating_commit = retrying.TranslateErrors(self.dialect, self.where, committing=True)
         if self._owns_engine:
-            self.watchdog.watch_engine(self.engine, has_socket=self.dialect.has_line)
+            self.watchdog.watch_engine(self.engine, has_socket=self.dialect.has_socket)
         self.observer: Observer | None = None  # for everything made from the MQ
         self._transactions = self.dialect.for_transactions(self.engine)
         self._single_statements = self.dialect.for_single_statements(self.engine)
@@ -180,10 +180,10 @@ class Database:
             return self.dialect.listen(self.engine, self.watchdog.waiting_for)
 
     @contextlib.contextmanager
-    def block(self) -> Iterator[None]:
+    def reserve_writer(self) -> Iterator[None]:
         """Reserve the only writer, where there is one, for an application's transaction in this thread.
 
-        Raises DatabaseBusyError if a block of another thread does not end, TransactionError inside a block of this
+        Raises DatabaseBusyError if a block of another thread does not end, SessionError inside a block of this
         thread.
         """
         self.prepare()
@@ -201,14 +201,14 @@ class Database:
         """Open a connection for a block of the application, in no transaction yet."""
         return self._connect(self._transactions, is_patient=True)
 
-    def awaiting(
+    def limit_silence(
         self, conn: Connection, seconds: float | None = None, *, committing: bool = False
     ) -> contextlib.AbstractContextManager[None]:
         """Limit, for a block, how long the database may be silent on *conn*: as usual, or for *seconds*.
 
         *committing* means that the block sends COMMIT: if that is cut off, OutcomeUnknownError is raised.
         """
-        if not self.dialect.has_line or conn.closed or conn.invalidated:
+        if not self.dialect.has_socket or conn.closed or conn.invalidated:
             return contextlib.nullcontext()
         return self.watchdog.waiting_for(conn.connection.driver_connection, seconds, committing=committing)
 
@@ -338,7 +338,7 @@ class Database:
             with self.translating():
                 connection = engine.connect()
             try:
-                with contextlib.nullcontext() if is_patient else self.awaiting(connection, committing=committing):
+                with contextlib.nullcontext() if is_patient else self.limit_silence(connection, committing=committing):
                     yield connection
             except SqlmqError as error:
                 if self._is_unusable_after(error):
@@ -403,7 +403,7 @@ class Database:
             self._drain_gate.close_and_wait(_CLOSE_SECONDS)
 
     def after_fork_in_parent(self) -> None:
-        """Let other threads go on."""
+        """Release the locks of ``before_fork``."""
         if self.dialect.one_writer:
             self._drain_gate.release()
             self._writer_lock.release()

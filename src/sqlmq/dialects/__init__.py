@@ -13,10 +13,10 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 from sqlmq.dialects.base import (
+    ClaimedPosition,
+    ClaimHolder,
     ConnectionSocket,
     Dialect,
-    HeldPosition,
-    Holder,
     Listening,
     LockedRow,
     PartitionSlice,
@@ -30,10 +30,10 @@ if TYPE_CHECKING:
     from sqlalchemy import URL, Connection
 
 __all__ = [
+    "ClaimHolder",
+    "ClaimedPosition",
     "ConnectionSocket",
     "Dialect",
-    "HeldPosition",
-    "Holder",
     "Listening",
     "LockedRow",
     "PartitionSlice",

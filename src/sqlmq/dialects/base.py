@@ -64,7 +64,7 @@ class Position(NamedTuple):
     offset: int
 
 
-class HeldPosition(NamedTuple):
+class ClaimedPosition(NamedTuple):
     """A group's new position in one partition, and the epoch of the claim that allows to commit it."""
 
     partition_id: int
@@ -80,7 +80,7 @@ class LockedRow(NamedTuple):
     token: str | None
 
 
-class Holder(NamedTuple):
+class ClaimHolder(NamedTuple):
     """A transaction that holds locks on claims."""
 
     pid: int
@@ -134,7 +134,7 @@ class Dialect(ABC):
     one_writer: ClassVar[bool] = False
     """Whether the database allows one writing transaction at a time."""
 
-    has_line: ClassVar[bool] = False
+    has_socket: ClassVar[bool] = False
     """Whether a network lies between, whose silence the watchdog has to notice."""
     has_change_token: ClassVar[bool] = False
     """Whether ``change_token`` works."""
@@ -215,7 +215,7 @@ class Dialect(ABC):
         return False
 
     def autocommitting(self, conn: Connection) -> contextlib.AbstractContextManager[None]:
-        """Let the driver commit each statement on *conn*, which is in no transaction, for a block.
+        """Make the driver commit each statement on *conn*, which is in no transaction, for a block.
 
         SQLAlchemy's isolation level does the same in three times the time, which counts for a single message.
         """
@@ -270,7 +270,7 @@ class Dialect(ABC):
         del conn, table, column
         return True
 
-    def claim_holders(self, conn: Connection) -> list[Holder]:
+    def claim_holders(self, conn: Connection) -> list[ClaimHolder]:
         """Return the transactions that hold locks on claims, the oldest first, as far as they are visible."""
         del conn
         return []
@@ -292,23 +292,23 @@ class Dialect(ABC):
         Columns *changed* get the new value; columns *kept* get it only if they are null.
         """
 
-    def commit_held(
+    def commit_claimed(
         self,
         conn: Connection,
         group_id: int,
         member_id: int,
-        positions: Sequence[HeldPosition],
+        positions: Sequence[ClaimedPosition],
         *,
         durably: bool,
-        marking: bool,
+        updating_in_flight: bool,
     ) -> set[int] | None:
         """Lock the claims that *member_id* still has and insert the group's *positions* there, in one statement.
 
         Returns the ids of those partitions; None, without any change, if this database needs several statements. An
-        existing position is not an error; if *marking*, its in-flight offset is updated. Unless *durably*, a crash of
+        existing position is not an error; if *updating_in_flight*, its in-flight offset is updated. Unless *durably*, a crash of
         the server right after may lose the commit.
         """
-        del conn, group_id, member_id, positions, durably, marking
+        del conn, group_id, member_id, positions, durably, updating_in_flight
         return None
 
     @abstractmethod
@@ -392,7 +392,7 @@ class Dialect(ABC):
         """
         raise NotImplementedError
 
-    def line(self, connection: object) -> ConnectionSocket | None:
+    def connection_socket(self, connection: object) -> ConnectionSocket | None:
         """Return the socket of a driver's *connection*; None if it has none that could be shut down."""
         del connection
         return None

@@ -162,7 +162,7 @@ class Gate:
             raise TimeoutError(message)
 
     def open(self) -> None:
-        """Let the thread go on."""
+        """Release the thread."""
         self._opened.set()
 
 

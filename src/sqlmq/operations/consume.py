@@ -94,8 +94,8 @@ def commit(
     failpoint("position.before")
     written = None
     if own_driver:
-        written = offsets.commit_held(
-            conn, dialect, group, member_id, finished, durably=durably, marking=updating_in_flight
+        written = offsets.commit_claimed(
+            conn, dialect, group, member_id, finished, durably=durably, updating_in_flight=updating_in_flight
         )
     if written is not None:
         failpoint("position.after")
@@ -103,7 +103,7 @@ def commit(
     held = {claim.partition_id for claim in claims.lock(conn, dialect, group, member_id, [c for c, _ in finished])}
     commits = [commit for _, commit in finished if commit.partition_id in held]
     failpoint("fence.checked")
-    offsets.insert_all(conn, dialect, group, commits, marking=updating_in_flight)
+    offsets.insert_all(conn, dialect, group, commits, updating_in_flight=updating_in_flight)
     failpoint("position.after")
     return commits
 

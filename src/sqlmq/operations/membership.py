@@ -120,7 +120,7 @@ def change(
         taken = claims.claim_free(conn, dialect, group, member_id, plan.take, plan.take_at_most)
         failpoint("claim.after")
     ids = [claim.partition_id for claim in taken]
-    left, starts = offsets.inherited(conn, dialect, group, ids), retention.starts(conn, dialect, ids)
+    left, starts = offsets.inherited_positions(conn, dialect, group, ids), retention.starts(conn, dialect, ids)
     wants_partitions = len(seen.mine) - len(give) + len(taken) < plan.share
     if wants_partitions != seen.wants_partitions:
         groups.set_wants_partitions(conn, dialect, member_id, wants_partitions=wants_partitions)
@@ -132,7 +132,7 @@ def change(
     ]
 
 
-class Ending(Protocol):
+class ReleaseOperation(Protocol):
     """A way to release partitions: ``release``, ``leave`` or ``leave_for_successor``."""
 
     def __call__(

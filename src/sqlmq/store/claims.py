@@ -67,7 +67,7 @@ class GroupSnapshot:
 
 
 class FreeClaims(NamedTuple):
-    """What a transaction could take in a group, read without a lock."""
+    """Whether a transaction could lock a claim in a group, read without a lock."""
 
     has_messages: bool
     """Whether a partition without an owner has unread messages."""

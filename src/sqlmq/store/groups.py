@@ -89,7 +89,7 @@ def heartbeat(conn: Connection, dialect: Dialect, member_ids: Sequence[int]) -> 
 
 
 def set_wants_partitions(conn: Connection, dialect: Dialect, member_id: int, *, wants_partitions: bool) -> None:
-    """Say whether a member has less than its share."""
+    """Record whether a member wants more partitions, because it has less than its share."""
     m = dialect.tables.member
     conn.execute(update(m).where(m.c.id == member_id).values(wants_partitions=wants_partitions))
 

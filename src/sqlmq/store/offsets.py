@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from sqlalchemy import bindparam, delete, func, select
 
-from sqlmq.dialects import HeldPosition
+from sqlmq.dialects import ClaimedPosition
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -29,10 +29,10 @@ class Commit(NamedTuple):
     partition_id: int
     offset: int
     in_flight_to: int | None = None
-    """Up to where messages are in a handler's hands, from *offset* on, those of consumers that count attempts."""
+    """The end of the messages in flight, from *offset* on, if the consumer counts attempts."""
 
 
-def commit_held(
+def commit_claimed(
     conn: Connection,
     dialect: Dialect,
     group: Group,
@@ -40,20 +40,23 @@ def commit_held(
     finished: Sequence[tuple[Claim, Commit]],
     *,
     durably: bool,
-    marking: bool,
+    updating_in_flight: bool,
 ) -> set[int] | None:
     """Insert the commits whose claims *member_id* still has, and return the ids of their partitions.
 
     None, with nothing done, if the database needs several statements for it: ``claims.lock`` and ``insert_all``.
     """
     positions = [
-        HeldPosition(claim.partition_id, claim.epoch, commit.offset, commit.in_flight_to) for claim, commit in finished
+        ClaimedPosition(claim.partition_id, claim.epoch, commit.offset, commit.in_flight_to)
+        for claim, commit in finished
     ]
-    return dialect.commit_held(conn, group.id, member_id, positions, durably=durably, marking=marking)
+    return dialect.commit_claimed(
+        conn, group.id, member_id, positions, durably=durably, updating_in_flight=updating_in_flight
+    )
 
 
 def insert_all(
-    conn: Connection, dialect: Dialect, group: Group, commits: Sequence[Commit], *, marking: bool = False
+    conn: Connection, dialect: Dialect, group: Group, commits: Sequence[Commit], *, updating_in_flight: bool = False
 ) -> None:
     """Insert *commits* as the group's positions. The caller has locked the claims (``claims.lock``).
 
@@ -71,7 +74,11 @@ def insert_all(
     if rows:
         o = dialect.tables.group_offset
         unique = ["group_id", "partition_id", "committed_offset"]
-        new = dialect.insert_or_update(o, unique, ["in_flight_to"]) if marking else dialect.insert_new(o, unique)
+        new = (
+            dialect.insert_or_update(o, unique, ["in_flight_to"])
+            if updating_in_flight
+            else dialect.insert_new(o, unique)
+        )
         conn.execute(new, rows)
 
 
@@ -129,7 +136,7 @@ def positions(conn: Connection, dialect: Dialect, group: Group, partition_ids: S
     return {row.id: row.position for row in rows}
 
 
-class Inheritance(NamedTuple):
+class InheritedPosition(NamedTuple):
     """The group's positions that previous owners left in a partition."""
 
     position: int
@@ -137,14 +144,18 @@ class Inheritance(NamedTuple):
     """Whether older ones exist, which must be deleted at some time."""
 
 
-def inherited(conn: Connection, dialect: Dialect, group: Group, partition_ids: Sequence[int]) -> dict[int, Inheritance]:
+def inherited_positions(
+    conn: Connection, dialect: Dialect, group: Group, partition_ids: Sequence[int]
+) -> dict[int, InheritedPosition]:
     """Return the group's position in each of *partition_ids*, and whether older ones exist."""
     o, p = dialect.tables.group_offset, dialect.tables.partition
     offset = o.c.committed_offset
     newest, oldest = (_of_first(dialect, group, offset, by) for by in (offset.desc(), offset.asc()))
     rows = conn.execute(select(p.c.id, p.c.start_offset, newest, oldest).where(p.c.id.in_(partition_ids)))
     return {
-        id_: Inheritance(start, has_older=False) if last is None else Inheritance(last, has_older=first < last)
+        id_: InheritedPosition(start, has_older=False)
+        if last is None
+        else InheritedPosition(last, has_older=first < last)
         for id_, start, last, first in rows
     }
 

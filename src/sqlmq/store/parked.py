@@ -35,7 +35,7 @@ class Reason(NamedTuple):
 
 
 class ParkedRecord(NamedTuple):
-    """What to store about a message after a failed attempt, or before an attempt."""
+    """The state to store for a message after a failed attempt, or before an attempt."""
 
     partition_id: int
     offset: int

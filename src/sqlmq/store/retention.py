@@ -42,7 +42,7 @@ class PartitionExtent(NamedTuple):
     purged_to: int
     """Everything below this is deleted. Messages from here to *start* must be deleted."""
     measured_to: int | None
-    """Up to where, from *start* on, sizes are added up; None if they are not."""
+    """The end of the measured messages, from *start* on; None if none are."""
     measured_bytes: int | None
 
 

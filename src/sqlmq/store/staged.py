@@ -69,7 +69,7 @@ class DueBatch(NamedTuple):
         return sum(map(len, self.contents.values))
 
 
-class Slot(NamedTuple):
+class StagingSlot(NamedTuple):
     """The due time of messages that are stored now, and which of their partitions exist."""
 
     partitions: dict[int, int]
@@ -160,7 +160,7 @@ def remove_all(conn: Connection, dialect: Dialect, partition_ids: Sequence[int])
     conn.execute(delete(s).where(s.c.partition_id.in_(partition_ids)))
 
 
-def slot(conn: Connection, dialect: Dialect, partition_ids: Collection[int], due: Due) -> Slot | None:
+def slot(conn: Connection, dialect: Dialect, partition_ids: Collection[int], due: Due) -> StagingSlot | None:
     """Return what is needed to store messages for *partition_ids* that are *due* later; None if none exists."""
     p = dialect.tables.partition
     at = dialect.seconds_from_now(due) if isinstance(due, float) else dialect.moment(due)
@@ -178,7 +178,7 @@ def slot(conn: Connection, dialect: Dialect, partition_ids: Collection[int], due
     ).all()
     if not rows:
         return None
-    return Slot(
+    return StagingSlot(
         {row.id: row.topic_partitions for row in rows}, moment_at(rows[0].deliver_at_us), float(rows[0].wait_seconds)
     )
 

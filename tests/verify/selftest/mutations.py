@@ -321,11 +321,11 @@ def _fence_ignored(_chosen: random.Random) -> None:
         _member_id: int,
         finished: Any,
         *,
-        marking: bool = False,
+        updating_in_flight: bool = False,
         **_more: bool,
     ) -> list[Commit]:
         commits = [one for _, one in finished]
-        offsets.insert_all(conn, dialect, group, commits, marking=marking)
+        offsets.insert_all(conn, dialect, group, commits, updating_in_flight=updating_in_flight)
         return commits
 
     original = Coordinator.ensure_assignment

@@ -175,7 +175,7 @@ class TransactionalExecutor:
     def _begin(self, stack: contextlib.ExitStack) -> TransactionScope:
         database = self._context.database
         given = None if self._make_session is None else self._open(stack, self._make_session)
-        stack.enter_context(database.block())
+        stack.enter_context(database.reserve_writer())
         target = stack.enter_context(database.connect()) if given is None else given
         scope = TransactionScope(self._context, self._core.group)
         stack.callback(scope.roll_back)
@@ -193,7 +193,7 @@ class TransactionalExecutor:
         self._context.check_free(session)
         if not self._context.is_known(session):
             ours = self._context.own_identity(self._core.group)
-            with self._context.database.block():
+            with self._context.database.reserve_writer():
                 self._context.check_identity(self._core.group, session, ours)
         return session
 

@@ -152,7 +152,7 @@ def _with_cursor(
     contents: RecordBatch,
     run: Callable[[psycopg.Cursor[Any]], list[int]],
 ) -> list[int]:
-    """Let *run* append *contents* to *parts*, with a cursor that stays with its connection.
+    """Call *run* to append *contents* to *parts*, with a cursor that stays with its connection.
 
     Creating a cursor takes a fifth of the driver's whole time. A kept cursor holds what it sent, so it is kept only if
     that is small.

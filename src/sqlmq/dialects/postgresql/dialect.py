@@ -31,10 +31,10 @@ from sqlalchemy import (
 from sqlalchemy.dialects import postgresql
 
 from sqlmq.dialects.base import (
+    ClaimedPosition,
+    ClaimHolder,
     ConnectionSocket,
     Dialect,
-    HeldPosition,
-    Holder,
     Listening,
     LockedRow,
     PartitionSlice,
@@ -67,7 +67,7 @@ class Postgresql(Dialect):
 
     name: ClassVar[str] = "postgresql"
     can_notify: ClassVar[bool] = True
-    has_line: ClassVar[bool] = True
+    has_socket: ClassVar[bool] = True
     reads_in_parallel: ClassVar[bool] = True
     moments_from_us: ClassVar[int] = POSTGRES_EPOCH_US
 
@@ -102,7 +102,7 @@ class Postgresql(Dialect):
             WHERE %b OR set_config('synchronous_commit', 'off', true) IS NOT NULL
         """
         self._commit_sql = commit_sql.replace("ON CONFLICT", "ON CONFLICT DO NOTHING")
-        self._mark_sql = commit_sql.replace(
+        self._commit_in_flight_sql = commit_sql.replace(
             "ON CONFLICT",
             "ON CONFLICT (group_id, partition_id, committed_offset) DO UPDATE SET in_flight_to = excluded.in_flight_to",
         )
@@ -225,7 +225,7 @@ class Postgresql(Dialect):
     def may_read(self, conn: Connection, table: str, column: str) -> bool:
         return inspection.may_read(conn, self._topic_table.removesuffix("sqlmq_topic") + table, column)
 
-    def claim_holders(self, conn: Connection) -> list[Holder]:
+    def claim_holders(self, conn: Connection) -> list[ClaimHolder]:
         return inspection.claim_holders(conn, self._topic_table.removesuffix("topic") + "claim")
 
     def age_seconds(self, moment: ColumnElement[object]) -> ColumnElement[float]:
@@ -242,19 +242,20 @@ class Postgresql(Dialect):
         columns |= {name: func.coalesce(table.c[name], new.excluded[name]) for name in kept}
         return new.on_conflict_do_update(index_elements=unique, set_=columns)
 
-    def commit_held(
+    def commit_claimed(
         self,
         conn: Connection,
         group_id: int,
         member_id: int,
-        positions: Sequence[HeldPosition],
+        positions: Sequence[ClaimedPosition],
         *,
         durably: bool,
-        marking: bool,
+        updating_in_flight: bool,
     ) -> set[int] | None:
         columns = (list(column) for column in zip(*positions, strict=True))
         parameters = (*columns, group_id, member_id, durably)
-        return set(conn.exec_driver_sql(self._mark_sql if marking else self._commit_sql, parameters).scalars())
+        sql = self._commit_in_flight_sql if updating_in_flight else self._commit_sql
+        return set(conn.exec_driver_sql(sql, parameters).scalars())
 
     def append(self, conn: Connection, parts: Sequence[PartitionSlice], contents: RecordBatch) -> list[int]:
         return self._appending.append(conn, parts, contents)
@@ -292,8 +293,8 @@ class Postgresql(Dialect):
     def listen(self, engine: Engine, awaited: Callable[[object], contextlib.AbstractContextManager[None]]) -> Listening:
         return postgresql_listen.PostgresListening(engine, self._topic_table, awaited)
 
-    def line(self, connection: object) -> ConnectionSocket | None:
-        return socket.line_of(connection)
+    def connection_socket(self, connection: object) -> ConnectionSocket | None:
+        return socket.socket_of(connection)
 
     def translate(self, error: Exception, where: str) -> SqlmqError | None:
         return errors.translate(error, where)

@@ -1,4 +1,4 @@
-"""What Postgres reports: settings, open transactions, the state of our tables, locks on claims, and permissions."""
+"""Inspection of Postgres: settings, open transactions, the state of our tables, locks on claims, and permissions."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import psycopg
 from sqlalchemy import text
 
-from sqlmq.dialects.base import Holder
+from sqlmq.dialects.base import ClaimHolder
 from sqlmq.reports.doctor import DatabaseStatus, IdleSlot, OpenTransaction, TableHealth
 
 if TYPE_CHECKING:
@@ -100,12 +100,12 @@ def may_read(conn: Connection, table: str, column: str) -> bool:
     return bool(conn.scalar(sql, {"table": table, "column": column}))
 
 
-def claim_holders(conn: Connection, claim_table: str) -> list[Holder]:
+def claim_holders(conn: Connection, claim_table: str) -> list[ClaimHolder]:
     """Return the transactions of other sessions that hold row locks on *claim_table*, the oldest first.
 
     Only members of ``pg_monitor`` see what another user's session does. Others see that it exists.
     """
-    return [Holder(*row) for row in conn.execute(_HOLDERS_SQL, {"claim": claim_table})]
+    return [ClaimHolder(*row) for row in conn.execute(_HOLDERS_SQL, {"claim": claim_table})]
 
 
 def _connected_pid(conn: Connection) -> int:

@@ -53,7 +53,7 @@ FUNCTIONS = (
     "sqlmq_raise_deleted(bigint[], bigint[])",
     "sqlmq_raise_isolation()",
 )
-"""All are for appending, and run with the rights of their caller."""
+"""All are for appending, and run with the caller's rights."""
 
 # Locking a row needs the right to update one of its columns: here columns on which nothing depends, or that are measured again.
 _LOCK_TOPICS = "SELECT, UPDATE (created_at)"

@@ -26,7 +26,7 @@ _FIELDS = struct.Struct("=2xB41xI4xI")
 _TCP_INFO_BYTES = 104
 
 
-def line_of(connection: object) -> ConnectionSocket | None:
+def socket_of(connection: object) -> ConnectionSocket | None:
     """Return the socket of psycopg's *connection*; None for other drivers."""
     return PostgresSocket(connection) if isinstance(connection, psycopg.Connection | psycopg.AsyncConnection) else None
 
@@ -41,8 +41,8 @@ class PostgresSocket(ConnectionSocket):
         if _TCP_INFO is None:
             return None
         with contextlib.suppress(OSError, psycopg.Error, struct.error), self._socket() as wire:
-            told = wire.getsockopt(socket.IPPROTO_TCP, _TCP_INFO, _TCP_INFO_BYTES)
-            repeats, sent_ms, received_ms = _FIELDS.unpack_from(told)
+            tcp_info = wire.getsockopt(socket.IPPROTO_TCP, _TCP_INFO, _TCP_INFO_BYTES)
+            repeats, sent_ms, received_ms = _FIELDS.unpack_from(tcp_info)
             # A segment that is sent again and again does not arrive.
             silent_ms: int = received_ms if repeats else min(sent_ms, received_ms)
             return silent_ms / 1000

@@ -227,7 +227,7 @@ def _blocking_positions(conn: Connection, dialect: Dialect, group: Group, select
 def _discard(conn: Connection, dialect: Dialect, group: Group, selection: Selection) -> int:
     blocking = _blocking_positions(conn, dialect, group, selection)
     count = parked.discard(conn, dialect, group, selection)
-    offsets.insert_all(conn, dialect, group, [_behind(one) for one in blocking], marking=True)
+    offsets.insert_all(conn, dialect, group, [_behind(one) for one in blocking], updating_in_flight=True)
     return count
 
 
