@@ -68,8 +68,8 @@ def run(bench: Bench) -> None:
     with MQ(bench.url) as mq:
         name = new_topic(mq)
         producer = mq.producer(name)
-        flusher = Flusher(producer._append)  # noqa: SLF001 - what both send through
-        leader = Batcher(producer.topic, producer._append)  # noqa: SLF001 - what both send through
+        flusher = Flusher(producer.core.append_batch)
+        leader = Batcher(producer.core)
         ways: dict[str, Send] = {"leader": lambda one: leader.call(one, None), "flusher": flusher.call}
         try:
             for callers in CALLERS:

@@ -43,8 +43,9 @@ def run(bench: Bench) -> None:
         producer = mq.producer(name)
 
         def at_once(session: Session) -> None:
-            placed = produce.place(producer._current_topic(), [produce.RoutedMessage(MESSAGE, 0)], producer._rotation)  # noqa: SLF001
-            produce.append(session.connection(), mq._database.dialect, produce.load(placed))  # noqa: SLF001 - in the middle of the transaction
+            core = producer.core
+            placed = produce.place(core.current_topic(), [produce.RoutedMessage(MESSAGE, 0)], core.rotation)
+            produce.append(session.connection(), core.database.dialect, produce.make_batch(placed))
 
         ways: dict[str, Callable[[Session], object]] = {
             "none": lambda _session: None,

@@ -16,7 +16,11 @@ _OPENING = """\
 Every public name, as the code has it: signatures, docstrings, attributes, errors."""
 _MODULES = ("aio", "migrate", "opentelemetry", "prometheus", "testing")
 """Public below ``sqlmq``, under names of their own."""
-_OWN = {"Message": ("arrived", "check_size", "headers_json")}
+_OWN = {
+    "Message": ("arrived", "check_size", "headers_json"),
+    "Producer": ("core",),
+    "Publication": ("move_to", "set_result"),
+}
 """Public among the modules of the library only."""
 _FAILPOINT_FUNCTIONS = ("armed", "raising", "exiting", "stopping")
 """What tests call of ``sqlmq.testing.failpoints``."""

@@ -38,11 +38,10 @@ from sqlmq.errors import (
     UnknownTopicError,
 )
 from sqlmq.hooks.observer import Observer
-from sqlmq.model.message import DelayedMessage, Message, ProducerResult
+from sqlmq.model.message import DelayedMessage, Message, ProducerResult, Publication
 from sqlmq.model.retention import Retention
 from sqlmq.model.retry import Retry
 from sqlmq.mq import MQ
-from sqlmq.producer.outbox import Publication
 from sqlmq.producer.producer import Producer
 from sqlmq.reports.descriptions import (
     BlockedKey,

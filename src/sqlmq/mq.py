@@ -39,6 +39,7 @@ from sqlmq.model.validation import (
     check_topic,
 )
 from sqlmq.operations.admin import topics as admin_topics
+from sqlmq.producer.core import ProducerCore
 from sqlmq.producer.producer import Producer
 
 if TYPE_CHECKING:
@@ -218,11 +219,13 @@ class MQ:
         found = self._access.find_or_create_topic(topic)
         return self._keep(
             Producer(
-                self._database,
-                found,
-                max_message_bytes=self._config.max_message_bytes,
-                wake=self._background.notifier.announce,
-                scheduler=self._background.scheduler,
+                ProducerCore(
+                    self._database,
+                    found,
+                    max_message_bytes=self._config.max_message_bytes,
+                    notifier=self._background.notifier,
+                    scheduler=self._background.scheduler,
+                )
             )
         )
 

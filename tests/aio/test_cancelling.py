@@ -15,7 +15,7 @@ from tests.aio.interrupting import cancelled_everywhere
 from tests.contract.waiting import PATIENCE_SECONDS
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine
+    from collections.abc import Callable, Coroutine, Sequence
     from typing import Any
 
     from tests.aio.conftest import MakeAsyncMQ
@@ -236,14 +236,14 @@ async def test_a_cancelled_produce_that_waits_is_not_sent(mq: AsyncMQ, monkeypat
     producer = await mq.producer("orders")
     may_go, is_on_its_way = asyncio.Event(), asyncio.Event()
     loop = asyncio.get_running_loop()
-    append = producer._sync._batcher._append
+    append = producer._core.append_batch
 
-    def hold(routed: list[Any]) -> list[ProducerResult]:
+    def hold(routed: Sequence[Any]) -> list[ProducerResult]:
         loop.call_soon_threadsafe(is_on_its_way.set)
         asyncio.run_coroutine_threadsafe(may_go.wait(), loop).result(PATIENCE_SECONDS)
         return append(routed)
 
-    monkeypatch.setattr(producer._sync._batcher, "_append", hold)
+    monkeypatch.setattr(producer._core, "append_batch", hold)
     first = producer.submit(Message(b"first"))
     await is_on_its_way.wait()
     second = asyncio.create_task(producer.produce(Message(b"second")))

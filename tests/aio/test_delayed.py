@@ -47,7 +47,7 @@ def shop(mq: AsyncMQ, async_engine: AsyncEngine, engine: Engine, at_end: AtEnd) 
 async def remind(shop: AsyncShop, session: Transacted, note: str) -> DelayedMessage:
     """Insert an order, and delay its event, both in the transaction of *session*."""
     await session.execute(text("INSERT INTO customer_order (note) VALUES (:note)"), {"note": note})
-    return await shop.producer.produce(Message(note.encode(), b"k"), delay_seconds=LONG, session=session)
+    return await shop.producer.schedule(Message(note.encode(), b"k"), delay_seconds=LONG, session=session)
 
 
 @EACH_SHAPE
@@ -79,11 +79,11 @@ async def test_a_delayed_message_is_gone_when_its_transaction_failed(
 
 async def test_all_ways_to_produce_and_to_cancel_take_a_session(shop: AsyncShop) -> None:
     async with AsyncSession(shop.engine) as session, session.begin():
-        placed = await shop.producer.produce_with_partition(Message(b"b"), 2, deliver_at=FUTURE, session=session)
+        placed = await shop.producer.schedule(Message(b"b"), partition=2, deliver_at=FUTURE, session=session)
         messages = [Message(b"c"), Message(b"d"), Message(b"e")]
-        many = await shop.producer.produce_many(messages, delay_seconds=LONG, session=session)
+        many = await shop.producer.schedule_many(messages, delay_seconds=LONG, session=session)
         async with session.begin_nested() as savepoint:
-            await shop.producer.produce(Message(b"lost"), deliver_at=FUTURE, session=session)
+            await shop.producer.schedule(Message(b"lost"), deliver_at=FUTURE, session=session)
             await shop.mq.admin.cancel_delayed(many[0].id, session=session)
             await savepoint.rollback()
         assert await shop.mq.admin.cancel_delayed(many[1].id, 999, session=session) == [many[1].id]
@@ -97,8 +97,8 @@ async def test_all_ways_to_produce_and_to_cancel_take_a_session(shop: AsyncShop)
 
 async def test_who_stores_it_moves_it_after_the_commit(shop: AsyncShop) -> None:
     async with AsyncSession(shop.engine) as session, session.begin():
-        await shop.producer.produce(Message(b"soon", b"k"), delay_seconds=0.1, session=session)
-        await shop.producer.produce(Message(b"at once", b"k"), deliver_at=PAST, session=session)
+        await shop.producer.schedule(Message(b"soon", b"k"), delay_seconds=0.1, session=session)
+        await shop.producer.schedule(Message(b"at once", b"k"), deliver_at=PAST, session=session)
 
     await asyncio.to_thread(until, lambda: shop.events == ["at once", "soon"], "both in the log")
 
@@ -107,8 +107,8 @@ async def test_a_handler_delays_and_cancels_in_the_transaction_of_its_messages(s
     async with await shop.mq.consumer("events", "billing") as consumer:
         await shop.producer.produce(Message(b"order", b"k"))
         async with consumer.transaction(timeout=10) as tx:
-            first = await shop.producer.produce(Message(b"a"), delay_seconds=LONG, session=tx.session)
-            second = await shop.producer.produce(Message(b"b"), delay_seconds=LONG, session=tx.connection)
+            first = await shop.producer.schedule(Message(b"a"), delay_seconds=LONG, session=tx.session)
+            second = await shop.producer.schedule(Message(b"b"), delay_seconds=LONG, session=tx.connection)
             assert await shop.mq.admin.cancel_delayed(first.id, session=tx.session) == [first.id]
             assert len(tx.messages) == 1
 
@@ -120,7 +120,7 @@ async def test_autocommit_is_refused(shop: AsyncShop) -> None:
     async with shop.engine.connect() as connection:
         await connection.execution_options(isolation_level="AUTOCOMMIT")
         with pytest.raises(SessionError, match="AUTOCOMMIT"):
-            await shop.producer.produce(Message(b""), delay_seconds=LONG, session=connection)
+            await shop.producer.schedule(Message(b""), delay_seconds=LONG, session=connection)
         with pytest.raises(SessionError, match="AUTOCOMMIT"):
             await shop.mq.admin.cancel_delayed(1, session=connection)
 
@@ -130,9 +130,9 @@ async def test_autocommit_is_refused(shop: AsyncShop) -> None:
 async def test_sessions_that_block_are_refused(shop: AsyncShop) -> None:
     blocking: Any = shop.sync_engine.connect()
 
-    with pytest.raises(TypeError, match="are for a Producer"):
-        await shop.producer.produce(Message(b""), delay_seconds=LONG, session=blocking)
-    with pytest.raises(TypeError, match="are for a Producer"):
+    with pytest.raises(TypeError, match="go to a Producer"):
+        await shop.producer.schedule(Message(b""), delay_seconds=LONG, session=blocking)
+    with pytest.raises(TypeError, match="go to a Producer"):
         await shop.mq.admin.cancel_delayed(1, session=blocking)
     blocking.close()
 
@@ -145,7 +145,7 @@ async def test_a_topic_that_is_gone_is_told_at_once(shop: AsyncShop) -> None:
     async with AsyncSession(shop.engine) as session:
         for _ in range(2):
             with pytest.raises(UnknownTopicError, match="events"):
-                await shop.producer.produce(Message(b""), delay_seconds=LONG, session=session)
+                await shop.producer.schedule(Message(b""), delay_seconds=LONG, session=session)
         await session.rollback()
 
 
@@ -153,7 +153,7 @@ async def test_a_task_that_is_cancelled_leaves_a_message_stored_or_not_and_nothi
     stored: list[DelayedMessage] = []
 
     async def delay() -> None:
-        stored.append(await shop.producer.produce(Message(b"%d" % len(stored), b"k"), delay_seconds=LONG))
+        stored.append(await shop.producer.schedule(Message(b"%d" % len(stored), b"k"), delay_seconds=LONG))
 
     async for _result in cancelled_everywhere(delay):
         pass

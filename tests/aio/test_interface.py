@@ -240,7 +240,7 @@ async def test_a_partition_of_a_topic_that_was_made_anew_is_submitted_to(mq: Asy
     with pytest.raises(Exception, match="does not exist"):
         await producer.produce(Message(b""))
 
-    assert (await producer.submit(Message(b""), 4)).partition == 4
+    assert (await producer.submit(Message(b""), partition=4)).partition == 4
     await mq.delete_topics("orders")
     await mq.create_topic("orders", 6)
     with pytest.raises(Exception, match="does not exist"):

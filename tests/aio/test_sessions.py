@@ -311,7 +311,7 @@ async def test_the_event_loop_is_not_kept_waiting_for_a_query_of_ours(
     monkeypatch.setattr(shop.mq._sync._database, "read", note)
     async with AsyncSession(shop.engine) as session:
         await shop.sell(session, "a")
-        shop.producer._sync._forget_topic()
+        shop.producer._core.forget_topic()
         await shop.sell(session, "b")
         await session.commit()
 

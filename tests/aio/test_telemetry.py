@@ -59,7 +59,7 @@ def ways(producer: AsyncProducer) -> dict[str, Callable[[], Awaitable[object]]]:
         "timeout": lambda: producer.produce(Message(b""), timeout=30),
         "submit": lambda: producer.submit(Message(b"")),
         "many": lambda: producer.produce_many([Message(b"")] * 2),
-        "delay": lambda: producer.produce(Message(b""), delay_seconds=1000),
+        "delay": lambda: producer.schedule(Message(b""), delay_seconds=1000),
     }
 
 
@@ -120,14 +120,14 @@ async def test_a_handler_that_runs_in_a_thread_has_one_span(mq: AsyncMQ, recordi
     assert inside == [recording.span("process orders").context.span_id]
 
 
-@pytest.mark.parametrize("how", [{}, {"delay_seconds": 0}], ids=["published", "delayed"])
+@pytest.mark.parametrize(("method", "how"), [("produce", {}), ("schedule", {"delay_seconds": 0})])
 async def test_a_trace_goes_through_the_applications_transaction(
-    mq: AsyncMQ, async_engine: AsyncEngine, recording: Recording, how: dict[str, Any]
+    mq: AsyncMQ, async_engine: AsyncEngine, recording: Recording, method: str, how: dict[str, Any]
 ) -> None:
-    producer = await mq.producer("orders")
+    send = getattr(await mq.producer("orders"), method)
     async with AsyncSession(async_engine) as session:
         with recording.tracer.start_as_current_span("request"):
-            await producer.produce(Message(b"1"), session=session, **how)
+            await send(Message(b"1"), session=session, **how)
         await session.commit()
 
     handled: list[Message] = []
@@ -157,11 +157,11 @@ async def test_what_is_withdrawn_has_a_span_that_says_so(mq: AsyncMQ, recording:
     producer = await mq.producer("orders")
     coalescer = producer._sync._batcher
     with coalescer._idle:  # nobody can begin to send
-        coalescer._somebody_leads = True
+        coalescer._has_leader = True
     try:
         with pytest.raises(TimeoutError):
             await producer.produce(Message(b"1"), timeout=0.01)
     finally:
-        coalescer._somebody_leads = False
+        coalescer._has_leader = False
 
     assert (recording.span("send orders").attributes or {})["error.type"] == CancelledError.__qualname__

@@ -56,7 +56,7 @@ async def send(mq: AsyncMQ, engine: Engine, count: int, *, partitions: int = 1) 
     with engine.begin() as connection:
         connection.execute(text("CREATE TABLE IF NOT EXISTS effect (partition_number INTEGER, message_offset INTEGER)"))
     producer = await mq.producer("orders")
-    futures = [producer.submit(Message(b"%d" % i), p) for p in range(partitions) for i in range(count)]
+    futures = [producer.submit(Message(b"%d" % i), partition=p) for p in range(partitions) for i in range(count)]
     return sorted((result.partition, result.offset) for result in await asyncio.gather(*futures))
 
 

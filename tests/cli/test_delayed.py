@@ -110,9 +110,9 @@ def test_what_is_no_time_is_refused(sqlmq: Sqlmq, mq: MQ, options: tuple[str, ..
 def test_what_waits_is_listed(sqlmq: Sqlmq, mq: MQ) -> None:
     mq.create_topic("orders", 1)
     producer = mq.producer("orders")
-    later = producer.produce(Message(b"later"), deliver_at=FUTURE)
-    producer.produce(Message(b"sooner", "k\u00e4y".encode()), delay_seconds=LONG)
-    producer.produce(Message(b"", b"\xff"), delay_seconds=2 * LONG)
+    later = producer.schedule(Message(b"later"), deliver_at=FUTURE)
+    producer.schedule(Message(b"sooner", "k\u00e4y".encode()), delay_seconds=LONG)
+    producer.schedule(Message(b"", b"\xff"), delay_seconds=2 * LONG)
 
     table = sqlmq("delayed", "list", "orders").stdout.splitlines()
     facts = lines(sqlmq("delayed", "list", "orders", "--json").stdout)
@@ -151,7 +151,7 @@ def test_a_topic_that_is_not_there_has_no_list(sqlmq: Sqlmq, mq: MQ) -> None:
 
 
 def test_messages_are_cancelled_by_id(sqlmq: Sqlmq, mq: MQ) -> None:
-    first, second = mq.producer("orders").produce_many([Message(b""), Message(b"")], delay_seconds=LONG)
+    first, second = mq.producer("orders").schedule_many([Message(b""), Message(b"")], delay_seconds=LONG)
 
     result = sqlmq("delayed", "cancel", str(first.id), "777", str(first.id))
 

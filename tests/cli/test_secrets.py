@@ -63,7 +63,7 @@ def test_nothing_of_a_message_and_no_password_is_printed(database: DatabaseUnder
         producer.produce(canary)
         mq.consumer("orders", "billing").run(_fail, retry=Retry(max_attempts=1), idle_seconds=0)
         producer.produce_many([canary] * 3)
-        producer.produce(canary, delay_seconds=3600)
+        producer.schedule(canary, delay_seconds=3600)
 
     # A statement with the canary in it is what a transaction that stays open did last.
     with create_engine(secret_url, poolclass=NullPool).connect() as connection:

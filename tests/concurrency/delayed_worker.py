@@ -116,7 +116,7 @@ def _cancel(mq: MQ, journal: Journal, producer: Producer, name: str, step: Step)
     """Store some that are due, which somebody may be moving, and cancel them."""
     names = [f"{name}.cancelled.{number}" for number in range(4)]
     batch = [Message(one.encode(), one.encode()) for one in names]
-    stored = producer.produce_many(batch, deliver_at=datetime.now(UTC))
+    stored = producer.schedule_many(batch, deliver_at=datetime.now(UTC))
     journal.write(STORED, names)
     if step is Step.CANCELLED:  # or the crash is to undo it
         journal.write(CANCELLING, names)
@@ -130,7 +130,7 @@ def _store(
     crash.at(Step.BEFORE_STORING)
     names = [f"{name}.{number}" for number in range(chosen.randint(1, 5))]
     batch = [Message(one.encode(), chosen.choice([None, b"a", b"b", b"c"])) for one in names]
-    producer.produce_many(batch, delay_seconds=0.0 if is_due else chosen.choice([0.0, 0.05, 0.5]))
+    producer.schedule_many(batch, delay_seconds=0.0 if is_due else chosen.choice([0.0, 0.05, 0.5]))
     journal.write(STORED, names)
     crash.at(Step.STORED)
 

@@ -53,10 +53,10 @@ def test_many_movers_at_once_move_each_message_once_and_in_order(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(staging, "MOVE_MESSAGES", 13)
-    monkeypatch.setattr(staging, "LOOK_MESSAGES", 40)
+    monkeypatch.setattr(staging, "FIND_MESSAGES", 40)
     movers = [make_mq(notify=False) for _ in range(MOVERS)]
     messages = [Message(b"%d" % number, b"%d" % (number % 17)) for number in range(600)]
-    mq.producer("orders").produce_many(messages, delay_seconds=LONG)
+    mq.producer("orders").schedule_many(messages, delay_seconds=LONG)
     staged.make_due()
 
     at_once([lambda mover=mover: look_now(mover) for mover in movers])  # type: ignore[misc]
@@ -78,7 +78,7 @@ def test_what_becomes_due_while_a_mover_waits_has_no_timestamp_from_before(
 
     with engine.connect() as holder, ThreadPoolExecutor(1) as threads:
         partition_id = holder.execute(text("SELECT id FROM sqlmq_partition FOR UPDATE")).scalar_one()
-        (delayed,) = mq.producer("orders").produce_many([Message(b"")], delay_seconds=0.2)
+        (delayed,) = mq.producer("orders").schedule_many([Message(b"")], delay_seconds=0.2)
         moving = threads.submit(mq._database.write, staging.move, partition_id)
         until(lambda: now(holder) > delayed.deliver_at, "the message to be due")
         holder.rollback()
@@ -103,7 +103,7 @@ def test_a_message_is_cancelled_or_moved_and_never_both(
     movers = [make_mq(notify=False) for _ in range(2)]
     cancellers = [make_mq(notify=False) for _ in range(2)]
     chosen = random.Random()
-    delayed = mq.producer("orders").produce_many(
+    delayed = mq.producer("orders").schedule_many(
         [Message(b"%d" % number, b"%d" % number) for number in range(400)], delay_seconds=LONG
     )
     staged.make_due()
@@ -164,7 +164,8 @@ def test_whatever_is_done_each_message_waits_or_is_in_the_log_or_was_cancelled(
         movers = [closing.enter_context(make_mq(notify=False)) for _ in range(3)]
         # Its own mover, which would move what is due now, stays out of it.
         producer = mq.producer("orders")
-        producer._expect = lambda due_at: None  # noqa: ARG005 - the name is part of its type
+        patched = closing.enter_context(pytest.MonkeyPatch.context())
+        patched.setattr(producer.core.scheduler, "schedule", lambda _due_at: None)
         waiting: dict[int, str] = {}
         expected: set[str] = set()
         for place, act in enumerate(acts):
@@ -192,8 +193,8 @@ def test_whatever_is_done_each_message_waits_or_is_in_the_log_or_was_cancelled(
 def _store(kind: str, producer: Producer, names: list[str], engine: Engine) -> dict[int, str]:
     batch = [Message(name.encode(), name.encode()) for name in names]
     stores: dict[str, Callable[[], Any]] = {
-        "now": lambda: producer.produce_many(batch, deliver_at=PAST),
-        "later": lambda: producer.produce_many(batch, deliver_at=FUTURE + timedelta(days=len(names))),
+        "now": lambda: producer.schedule_many(batch, deliver_at=PAST),
+        "later": lambda: producer.schedule_many(batch, deliver_at=FUTURE + timedelta(days=len(names))),
         "session": lambda: _store_in_session(producer, batch, engine),
     }
     return {one.id: name for one, name in zip(stores[kind](), names, strict=True)}
@@ -201,8 +202,8 @@ def _store(kind: str, producer: Producer, names: list[str], engine: Engine) -> d
 
 def _store_in_session(producer: Producer, batch: list[Message], engine: Engine) -> list[Any]:
     with Session(engine) as session:
-        producer.produce_many(batch, delay_seconds=LONG, session=session)
+        producer.schedule_many(batch, delay_seconds=LONG, session=session)
         session.rollback()
-        found = producer.produce_many(batch, delay_seconds=LONG, session=session)
+        found = producer.schedule_many(batch, delay_seconds=LONG, session=session)
         session.commit()
     return list(found)

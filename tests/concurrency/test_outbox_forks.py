@@ -85,14 +85,14 @@ def test_a_forked_child_moves_what_it_has_staged(shop: Shop) -> None:
 @pytest.mark.parametrize("database", ["sqlite", "postgres"], indirect=True)
 def test_a_forked_child_moves_what_it_has_delayed_and_leaves_the_parents_to_the_parent(shop: Shop) -> None:
     # So that the parent's mover runs, and waits.
-    parents = shop.producer.produce(Message(b"parent", b"k"), delay_seconds=3_600)
+    parents = shop.producer.schedule(Message(b"parent", b"k"), delay_seconds=3_600)
 
     def child() -> str:
-        shop.producer.produce(Message(b"child", b"k"), delay_seconds=0.1)
+        shop.producer.schedule(Message(b"child", b"k"), delay_seconds=0.1)
         until(lambda: shop.events == ["child"], "the child's message in the log")
         return "moved"
 
     assert in_fork(child) == "moved"
     assert shop.mq.admin.delayed("events") == [parents]
-    shop.producer.produce(Message(b"parent", b"k"), delay_seconds=0.1)
+    shop.producer.schedule(Message(b"parent", b"k"), delay_seconds=0.1)
     until(lambda: shop.events == ["child", "parent"], "the parent's message in the log")

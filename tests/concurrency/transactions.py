@@ -63,7 +63,9 @@ class Raw:
     def append(self, connection: Connection, values: Sequence[tuple[int, bytes]]) -> list[ProducerResult]:
         """Append *values* to the partitions they come with, and leave the transaction open."""
         routed = [RoutedMessage(Message(value), partition) for partition, value in values]
-        return produce.append(connection, self.dialect, produce.load(produce.place(self.topic, routed, Rotation(0))))
+        return produce.append(
+            connection, self.dialect, produce.make_batch(produce.place(self.topic, routed, Rotation(0)))
+        )
 
     def read(self, connection: Connection, partition: int, start: int = 0) -> list[tuple[int, bytes]]:
         """Everything of *partition* that can be read now, as the consumer reads it."""

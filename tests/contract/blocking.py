@@ -166,9 +166,9 @@ class BlockingAdmin(Blocking):
 class BlockingProducer(Blocking):
     _aio: AsyncProducer
 
-    def submit(self, message: Message, partition: int | None = None) -> Submitted:
+    def submit(self, message: Message, *, partition: int | None = None) -> Submitted:
         async def submit() -> asyncio.Future[ProducerResult]:
-            return self._aio.submit(message, partition)
+            return self._aio.submit(message, partition=partition)
 
         return Submitted(self._loop.run(submit), self._loop)
 

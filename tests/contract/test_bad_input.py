@@ -227,7 +227,7 @@ def test_a_partition_the_topic_does_not_have_is_refused(mq: MQ, partition: int) 
     with pytest.raises(InvalidPartitionError, match="0 to 2"):
         producer.produce_with_partition(Message(b""), partition)
     with pytest.raises(InvalidPartitionError):
-        producer.submit(Message(b""), partition)
+        producer.submit(Message(b""), partition=partition)
 
     assert mq.admin.describe_topic("orders").messages == 0
 
@@ -239,7 +239,7 @@ def test_a_partition_that_is_no_int_is_refused(nowhere: MQ, partition: Any) -> N
     with pytest.raises(TypeError, match="partition"):
         producer.produce_with_partition(Message(b""), partition)
     with pytest.raises(TypeError, match="partition"):
-        producer.submit(Message(b""), partition)
+        producer.submit(Message(b""), partition=partition)
 
 
 def test_no_partition_is_none_of_them(nowhere: MQ) -> None:

@@ -30,7 +30,7 @@ def send(mq: MQ, count: int, *, topic: str = "orders", partitions: int = 1) -> N
     mq.create_topic(topic, partitions)
     producer = mq.producer(topic)
     for partition in range(partitions):
-        futures = [producer.submit(Message(b"%d" % i), partition) for i in range(count)]
+        futures = [producer.submit(Message(b"%d" % i), partition=partition) for i in range(count)]
         for future in futures:
             future.result(PATIENCE_SECONDS)
 

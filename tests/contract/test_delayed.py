@@ -65,7 +65,7 @@ def facts(message: Message) -> tuple[bytes, bytes | None, dict[str, str]]:
 def test_a_delayed_message_is_in_the_log_when_it_is_due_and_not_before(mq: MQ, staged: Staged) -> None:
     producer, consumer = mq.producer("orders"), mq.consumer("orders", "billing")
 
-    producer.produce(Message(b"later"), delay_seconds=LONG)
+    producer.schedule(Message(b"later"), delay_seconds=LONG)
     producer.produce(Message(b"now"))
     look_now(mq)
 
@@ -79,7 +79,7 @@ def test_a_delay_counts_from_now_by_the_databases_clock(mq: MQ, staged: Staged) 
     producer = mq.producer("orders")
 
     before = staged.now()
-    delayed = producer.produce(Message(b"later", b"k"), delay_seconds=90.5)
+    delayed = producer.schedule(Message(b"later", b"k"), delay_seconds=90.5)
     after = staged.now()
 
     # SQLite's clock has a grain of a millisecond.
@@ -92,7 +92,7 @@ def test_a_delay_counts_from_now_by_the_databases_clock(mq: MQ, staged: Staged) 
 def test_a_moment_is_kept_to_the_microsecond(mq: MQ) -> None:
     moment = datetime(2099, 12, 31, 23, 59, 59, 999_999, tzinfo=timezone(timedelta(hours=-3, minutes=-30)))
 
-    delayed = mq.producer("orders").produce(Message(b""), deliver_at=moment)
+    delayed = mq.producer("orders").schedule(Message(b""), deliver_at=moment)
 
     assert delayed.deliver_at == moment
     assert delayed.deliver_at.utcoffset() == timedelta(0)
@@ -113,7 +113,7 @@ def test_a_moment_is_kept_to_the_microsecond(mq: MQ) -> None:
 def test_what_is_due_already_is_delivered_at_once(mq: MQ, staged: Staged, due: dict[str, Any]) -> None:
     producer, consumer = mq.producer("orders"), mq.consumer("orders", "billing")
 
-    producer.produce(Message(b"now"), **due)
+    producer.schedule(Message(b"now"), **due)
 
     assert values(receive(consumer, 1)) == [b"now"]
     assert len(staged) == 0
@@ -122,9 +122,9 @@ def test_what_is_due_already_is_delivered_at_once(mq: MQ, staged: Staged, due: d
 def test_key_value_and_headers_arrive_as_they_were_given(mq: MQ, staged: Staged) -> None:
     producer, consumer = mq.producer("orders"), mq.consumer("orders", "billing")
 
-    producer.produce_many(MESSAGES, delay_seconds=LONG)
+    producer.schedule_many(MESSAGES, delay_seconds=LONG)
     for message in MESSAGES:
-        producer.produce(message, deliver_at=FUTURE)
+        producer.schedule(message, deliver_at=FUTURE)
     staged.make_due()
 
     received = receive(consumer, 2 * len(MESSAGES))
@@ -138,8 +138,8 @@ def test_a_key_decides_the_partition_as_always(mq: MQ, staged: Staged) -> None:
     messages = [Message(b"", b"key %d" % number) for number in range(20)]
 
     at_once_ = [producer.produce(message).partition for message in messages]
-    one_by_one = [producer.produce(message, delay_seconds=LONG).partition for message in messages]
-    together = [delayed.partition for delayed in producer.produce_many(messages, deliver_at=FUTURE)]
+    one_by_one = [producer.schedule(message, delay_seconds=LONG).partition for message in messages]
+    together = [delayed.partition for delayed in producer.schedule_many(messages, deliver_at=FUTURE)]
 
     assert one_by_one == together == at_once_
     consumer = mq.consumer("orders", "billing", start="latest")
@@ -150,7 +150,7 @@ def test_a_key_decides_the_partition_as_always(mq: MQ, staged: Staged) -> None:
 def test_messages_without_a_key_take_turns(mq: MQ) -> None:
     producer = mq.producer("orders")
 
-    partitions = [producer.produce(Message(b""), delay_seconds=LONG).partition for _ in range(6)]
+    partitions = [producer.schedule(Message(b""), delay_seconds=LONG).partition for _ in range(6)]
 
     assert sorted(partitions) == [0, 0, 1, 1, 2, 2]
 
@@ -158,8 +158,8 @@ def test_messages_without_a_key_take_turns(mq: MQ) -> None:
 def test_a_partition_may_be_named(mq: MQ, staged: Staged) -> None:
     producer, consumer = mq.producer("orders"), mq.consumer("orders", "billing")
 
-    producer.produce_with_partition(Message(b"a", b"k"), 2, delay_seconds=LONG)
-    producer.produce_with_partition(Message(b"b", b"k"), 1, deliver_at=FUTURE)
+    producer.schedule(Message(b"a", b"k"), partition=2, delay_seconds=LONG)
+    producer.schedule(Message(b"b", b"k"), partition=1, deliver_at=FUTURE)
     staged.make_due()
 
     assert sorted((message.partition, message.value) for message in receive(consumer, 2)) == [(1, b"b"), (2, b"a")]
@@ -170,7 +170,7 @@ def test_many_messages_are_stored_together_and_keep_their_order(mq: MQ, staged: 
     consumer = mq.consumer("orders", "billing")
     messages = [Message(b"%d" % number, b"k" if number % 3 else None) for number in range(1_201)]
 
-    delayed = mq.producer("orders").produce_many(messages, delay_seconds=LONG)
+    delayed = mq.producer("orders").schedule_many(messages, delay_seconds=LONG)
 
     assert len({one.deliver_at for one in delayed}) == 1
     assert [one.id for one in delayed] == sorted({one.id for one in delayed})
@@ -183,19 +183,19 @@ def test_large_messages_are_stored_in_several_statements(mq: MQ, staged: Staged)
     mq.create_topic("orders", 1)
     messages = [Message(b"%d" % number * 1_000_000) for number in range(10)] * 4
 
-    delayed = mq.producer("orders").produce_many(messages, delay_seconds=LONG)
+    delayed = mq.producer("orders").schedule_many(messages, delay_seconds=LONG)
 
     assert [one.value_bytes for one in delayed] == [1_000_000] * 40
     assert len(staged) == 40
 
 
 def test_no_messages_are_nothing(mq: MQ, staged: Staged) -> None:
-    assert mq.producer("orders").produce_many([], delay_seconds=LONG) == []
+    assert mq.producer("orders").schedule_many([], delay_seconds=LONG) == []
     assert len(staged) == 0
 
 
 def test_it_says_what_it_is_and_gives_no_content_away(mq: MQ) -> None:
-    delayed = mq.producer("orders").produce(Message(b"secret", b"secret"), deliver_at=FUTURE)
+    delayed = mq.producer("orders").schedule(Message(b"secret", b"secret"), deliver_at=FUTURE)
 
     assert re.fullmatch(
         r"DelayedMessage\(id=\d+, topic='orders', partition=\d, deliver_at=.*, value_bytes=6\)", repr(delayed)
@@ -230,6 +230,7 @@ def test_it_says_what_it_is_and_gives_no_content_away(mq: MQ) -> None:
         ({"deliver_at": "2099-01-01T00:00:00Z"}, TypeError, "not str"),
         ({"deliver_at": 4_070_908_800}, TypeError, "not int"),
         ({"deliver_at": FUTURE, "delay_seconds": 1}, ValueError, "not both"),
+        ({}, ValueError, "Give delay_seconds= or deliver_at="),
     ],
     ids=str,
 )
@@ -239,9 +240,9 @@ def test_a_moment_that_is_none_is_refused(
     producer = mq.producer("orders")
 
     for call in (
-        lambda: producer.produce(Message(b""), **due),
-        lambda: producer.produce_with_partition(Message(b""), 0, **due),
-        lambda: producer.produce_many([Message(b"")], **due),
+        lambda: producer.schedule(Message(b""), **due),
+        lambda: producer.schedule(Message(b""), partition=0, **due),
+        lambda: producer.schedule_many([Message(b"")], **due),
     ):
         with pytest.raises(error, match=complaint):
             call()
@@ -253,7 +254,7 @@ def test_a_moment_that_is_none_is_refused(
     "due", [{"delay_seconds": 9.5e9}, {"deliver_at": datetime(9998, 12, 31, 23, 59, tzinfo=UTC)}], ids=str
 )
 def test_the_farthest_moments_there_are_can_be_kept(mq: MQ, due: dict[str, Any]) -> None:
-    delayed = mq.producer("orders").produce(Message(b""), **due)
+    delayed = mq.producer("orders").schedule(Message(b""), **due)
 
     assert mq.admin.delayed("orders") == [delayed]
     assert delayed.deliver_at.year > 2300
@@ -265,18 +266,16 @@ def test_what_could_not_be_sent_can_not_be_delayed(mq: MQ, make_mq: MakeMQ, stag
     not_a_message: Any = b"bytes"
 
     with pytest.raises(MessageTooLargeError):
-        small.produce(Message(b"x" * 11), delay_seconds=1)
+        small.schedule(Message(b"x" * 11), delay_seconds=1)
     with pytest.raises(MessageTooLargeError):
-        small.produce_many([Message(b""), Message(b"x" * 11)], delay_seconds=1)
+        small.schedule_many([Message(b""), Message(b"x" * 11)], delay_seconds=1)
     with pytest.raises(InvalidPartitionError):
-        producer.produce_with_partition(Message(b""), 3, delay_seconds=1)
+        producer.schedule(Message(b""), partition=3, delay_seconds=1)
     with pytest.raises(TypeError, match=r"a sqlmq\.Message, not bytes"):
-        producer.produce(not_a_message, delay_seconds=1)
-    with pytest.raises(ValueError, match="timeout has no meaning"):
-        producer.produce(Message(b""), timeout=1, delay_seconds=1)  # type: ignore[call-overload]
+        producer.schedule(not_a_message, delay_seconds=1)
     producer.close()
     with pytest.raises(ProducerClosedError):
-        producer.produce(Message(b""), delay_seconds=1)
+        producer.schedule(Message(b""), delay_seconds=1)
 
     assert len(staged) == 0
 
@@ -287,13 +286,13 @@ def test_nothing_is_stored_for_a_topic_that_is_gone(mq: MQ, make_mq: MakeMQ, sta
 
     for _ in range(2):
         with pytest.raises(UnknownTopicError):
-            producer.produce(Message(b""), delay_seconds=LONG)
+            producer.schedule(Message(b""), delay_seconds=LONG)
     with pytest.raises(UnknownTopicError):
-        producer.produce_many([Message(b"", b"%d" % number) for number in range(10)], delay_seconds=LONG)
+        producer.schedule_many([Message(b"", b"%d" % number) for number in range(10)], delay_seconds=LONG)
 
     assert len(staged) == 0
     mq.create_topic("orders", 1)
-    delayed = producer.produce(Message(b""), delay_seconds=LONG)
+    delayed = producer.schedule(Message(b""), delay_seconds=LONG)
     assert mq.admin.delayed("orders") == [delayed]
 
 
@@ -304,7 +303,7 @@ def test_messages_are_delivered_in_the_order_in_which_they_are_due(mq: MQ, stage
     mq.create_topic("orders", 1)
     producer, consumer = mq.producer("orders"), mq.consumer("orders", "billing")
     for value, hours in ((b"c", 3), (b"a", 1), (b"d", 3), (b"b", 2)):
-        producer.produce(Message(value, b"k"), deliver_at=FUTURE + timedelta(hours=hours))
+        producer.schedule(Message(value, b"k"), deliver_at=FUTURE + timedelta(hours=hours))
 
     staged.make_due()
 
@@ -314,7 +313,7 @@ def test_messages_are_delivered_in_the_order_in_which_they_are_due(mq: MQ, stage
 def test_a_delayed_message_does_not_hold_back_later_ones_of_its_key(mq: MQ, staged: Staged) -> None:
     producer, consumer = mq.producer("orders"), mq.consumer("orders", "billing")
 
-    producer.produce(Message(b"first", b"k"), delay_seconds=LONG)
+    producer.schedule(Message(b"first", b"k"), delay_seconds=LONG)
     producer.produce(Message(b"second", b"k"))
     assert values(receive(consumer, 1)) == [b"second"]
     staged.make_due()
@@ -328,17 +327,17 @@ def test_a_process_without_consumers_moves_what_it_has_delayed_itself(
 ) -> None:
     producer = mq.producer("orders")
 
-    producer.produce(Message(b"b", b"k"), delay_seconds=0.2)
-    producer.produce(Message(b"a", b"k"), delay_seconds=0.1)
-    producer.produce(Message(b"c", b"k"), deliver_at=datetime.now(UTC) + timedelta(seconds=0.3))
+    producer.schedule(Message(b"b", b"k"), delay_seconds=0.2)
+    producer.schedule(Message(b"a", b"k"), delay_seconds=0.1)
+    producer.schedule(Message(b"c", b"k"), deliver_at=datetime.now(UTC) + timedelta(seconds=0.3))
 
     until(lambda: log(engine, database) == ["a", "b", "c"], "all in the log")
 
 
 def test_who_has_looked_knows_when_the_next_message_is_due(make_mq: MakeMQ) -> None:
     with make_mq() as other:
-        other.producer("orders").produce_many([Message(b"a"), Message(b"b")], delay_seconds=0.4)
-        other.producer("orders").produce(Message(b"c"), delay_seconds=0.5)
+        other.producer("orders").schedule_many([Message(b"a"), Message(b"b")], delay_seconds=0.4)
+        other.producer("orders").schedule(Message(b"c"), delay_seconds=0.5)
     mq = without_polling(make_mq())
 
     consumer = mq.consumer("orders", "billing")
@@ -352,7 +351,7 @@ def test_who_has_consumers_finds_what_others_have_delayed(make_mq: MakeMQ) -> No
     until(lambda: mq._background.scheduler._next_check_at > 0, "the first look")
 
     with make_mq() as other:
-        other.producer("orders").produce(Message(b"a"), delay_seconds=0.1)
+        other.producer("orders").schedule(Message(b"a"), delay_seconds=0.1)
 
     assert values(receive(consumer, 1)) == [b"a"]
 
@@ -370,7 +369,7 @@ def test_a_waiting_consumer_is_woken_by_a_message_that_becomes_due(make_mq: Make
 
     def delay() -> None:
         until(lambda: consumer._core.is_waiting, "the consumer waits")
-        producer.produce(Message(b"a"), delay_seconds=0.1)
+        producer.schedule(Message(b"a"), delay_seconds=0.1)
 
     actions: list[Callable[[], Any]] = [lambda: consumer.consume(timeout=20).value, delay]
     assert at_once(actions)[0] == b"a"
@@ -379,10 +378,10 @@ def test_a_waiting_consumer_is_woken_by_a_message_that_becomes_due(make_mq: Make
 def test_more_than_a_look_sees_is_moved_in_one_go(
     mq: MQ, make_mq: MakeMQ, staged: Staged, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("sqlmq.operations.staging.LOOK_MESSAGES", 10)
+    monkeypatch.setattr("sqlmq.operations.staging.FIND_MESSAGES", 10)
     monkeypatch.setattr("sqlmq.operations.staging.MOVE_MESSAGES", 7)
     producer = mq.producer("orders")
-    producer.produce_many([Message(b"", b"%d" % number) for number in range(100)], delay_seconds=LONG)
+    producer.schedule_many([Message(b"", b"%d" % number) for number in range(100)], delay_seconds=LONG)
     staged.make_due()
 
     look_now(make_mq())
@@ -404,7 +403,7 @@ def test_large_messages_are_moved_a_few_at_a_time_and_in_their_order(
 
     monkeypatch.setattr(staged_rows, "lock_due", take_and_tell)
     values = [f"{number}".ljust(size) for number, size in enumerate([600, 600, 1, 5_000, 10, 10, 990, 1])]
-    mq.producer("orders").produce_many([Message(value.encode(), b"k") for value in values], delay_seconds=LONG)
+    mq.producer("orders").schedule_many([Message(value.encode(), b"k") for value in values], delay_seconds=LONG)
     staged.make_due()
 
     look_now(mq)
@@ -423,12 +422,12 @@ def test_a_locked_partition_does_not_hide_others_behind_its_many_messages(
     database: DatabaseUnderTest,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("sqlmq.operations.staging.LOOK_MESSAGES", 10)
+    monkeypatch.setattr("sqlmq.operations.staging.FIND_MESSAGES", 10)
     monkeypatch.setattr("sqlmq.operations.staging.LOCK_SECONDS", 0.1)
     producer = mq.producer("orders")
     for _ in range(15):
-        producer.produce_with_partition(Message(b"locked"), 0, delay_seconds=LONG)
-    producer.produce_with_partition(Message(b"free"), 1, delay_seconds=LONG)
+        producer.schedule(Message(b"locked"), partition=0, delay_seconds=LONG)
+    producer.schedule(Message(b"free"), partition=1, delay_seconds=LONG)
     prefix = f"{database.schema}." if database.schema else ""
 
     with engine.begin() as connection:
@@ -454,7 +453,7 @@ def test_a_message_whose_cancelling_was_rolled_back_is_moved_later(
         return looks[-1]
 
     monkeypatch.setattr(staging, "move", move_and_tell)
-    delayed = mq.producer("orders").produce(Message(b"a"), delay_seconds=LONG)
+    delayed = mq.producer("orders").schedule(Message(b"a"), delay_seconds=LONG)
     staged.make_due()
     with engine.connect() as connection:
         connection.execute(text(f"DELETE FROM {staged.table} WHERE id = {delayed.id}"))
@@ -471,8 +470,8 @@ def test_a_queue_that_closes_moves_what_is_due_and_leaves_the_rest(
 ) -> None:
     with make_mq() as mq:
         producer = mq.producer("orders")
-        producer.produce(Message(b"waits"), delay_seconds=LONG)
-        producer.produce(Message(b"due"), delay_seconds=0)
+        producer.schedule(Message(b"waits"), delay_seconds=LONG)
+        producer.schedule(Message(b"due"), delay_seconds=0)
 
     assert (log(engine, database), len(staged)) == (["due"], 1)
 
@@ -483,7 +482,7 @@ def test_a_queue_that_closes_does_not_move_without_end(
     monkeypatch.setattr(staging, "MOVE_MESSAGES", 1)
     monkeypatch.setattr(scheduler, "_CLOSE_SECONDS", 0.0)
     with make_mq() as mq:
-        mq.producer("orders").produce_many([Message(b"", b"k")] * 500, delay_seconds=LONG)
+        mq.producer("orders").schedule_many([Message(b"", b"k")] * 500, delay_seconds=LONG)
         staged.make_due()
         mq._background.scheduler.schedule(0.0)
 
@@ -491,8 +490,8 @@ def test_a_queue_that_closes_does_not_move_without_end(
 
 
 def test_deleting_a_topic_deletes_what_waits_for_it(mq: MQ, staged: Staged, caplog: pytest.LogCaptureFixture) -> None:
-    mq.producer("invoices").produce(Message(b"stays"), delay_seconds=LONG)
-    delayed = mq.producer("orders").produce(Message(b"goes"), delay_seconds=LONG)
+    mq.producer("invoices").schedule(Message(b"stays"), delay_seconds=LONG)
+    delayed = mq.producer("orders").schedule(Message(b"goes"), delay_seconds=LONG)
 
     mq.delete_topics("orders")
 
@@ -505,7 +504,7 @@ def test_what_is_due_for_nobody_is_deleted_with_a_word(
     mq: MQ, engine: Engine, staged: Staged, caplog: pytest.LogCaptureFixture
 ) -> None:
     mq.create_topic("orders", 1)
-    mq.producer("orders").produce(Message(b"a"), delay_seconds=LONG)
+    mq.producer("orders").schedule(Message(b"a"), delay_seconds=LONG)
     with engine.begin() as connection:  # as a transaction does that was open while the topic was deleted
         connection.execute(text(f"UPDATE {staged.table} SET partition_id = 999"))
     staged.make_due()
@@ -522,10 +521,10 @@ def test_what_is_due_for_nobody_is_deleted_with_a_word(
 
 def test_what_waits_is_listed_in_the_order_in_which_it_is_due(mq: MQ) -> None:
     producer = mq.producer("orders")
-    mq.producer("invoices").produce(Message(b""), delay_seconds=1)
-    third = producer.produce(Message(b"333"), deliver_at=FUTURE)
-    first = producer.produce(Message(b"1", b""), delay_seconds=LONG)
-    second = producer.produce(Message(b"22", b"\xff"), delay_seconds=2 * LONG)
+    mq.producer("invoices").schedule(Message(b""), delay_seconds=1)
+    third = producer.schedule(Message(b"333"), deliver_at=FUTURE)
+    first = producer.schedule(Message(b"1", b""), delay_seconds=LONG)
+    second = producer.schedule(Message(b"22", b"\xff"), delay_seconds=2 * LONG)
 
     assert mq.admin.delayed("orders") == [first, second, third]
     assert [(one.key, one.value_bytes) for one in mq.admin.delayed("orders")] == [(b"", 1), (b"\xff", 2), (None, 3)]
@@ -547,7 +546,7 @@ def test_a_message_that_was_due_long_ago_can_be_cancelled_until_it_is_moved(
     monkeypatch.setattr(scheduler.Scheduler, "schedule", lambda *_: None)
     producer = mq.producer("orders")
     moments = [datetime(1970, 1, 1, tzinfo=UTC), datetime(1066, 10, 14, tzinfo=UTC), PAST]
-    delayed = [producer.produce(Message(b""), deliver_at=moment) for moment in moments]
+    delayed = [producer.schedule(Message(b""), deliver_at=moment) for moment in moments]
 
     assert mq.admin.delayed("orders") == delayed
     assert mq.admin.cancel_delayed(*[one.id for one in delayed]) == [one.id for one in delayed]
@@ -556,8 +555,8 @@ def test_a_message_that_was_due_long_ago_can_be_cancelled_until_it_is_moved(
 
 def test_a_cancelled_message_is_never_delivered(mq: MQ, staged: Staged) -> None:
     producer, consumer = mq.producer("orders"), mq.consumer("orders", "billing")
-    kept = producer.produce(Message(b"kept", b"k"), delay_seconds=LONG)
-    cancelled = producer.produce(Message(b"cancelled", b"k"), delay_seconds=LONG)
+    kept = producer.schedule(Message(b"kept", b"k"), delay_seconds=LONG)
+    cancelled = producer.schedule(Message(b"cancelled", b"k"), delay_seconds=LONG)
 
     assert mq.admin.cancel_delayed(cancelled.id) == [cancelled.id]
 
@@ -569,7 +568,7 @@ def test_a_cancelled_message_is_never_delivered(mq: MQ, staged: Staged) -> None:
 
 def test_only_what_waits_is_cancelled(mq: MQ, staged: Staged) -> None:
     producer = mq.producer("orders")
-    moved, *waiting = producer.produce_many([Message(b"a")] * 3, delay_seconds=LONG)
+    moved, *waiting = producer.schedule_many([Message(b"a")] * 3, delay_seconds=LONG)
     staged.make_due(moved.id)
     look_now(mq)
 
@@ -580,7 +579,7 @@ def test_only_what_waits_is_cancelled(mq: MQ, staged: Staged) -> None:
 
 
 def test_very_many_messages_are_cancelled_at_once(mq: MQ, staged: Staged) -> None:
-    delayed = mq.producer("orders").produce_many([Message(b"")] * 2_500, delay_seconds=LONG)
+    delayed = mq.producer("orders").schedule_many([Message(b"")] * 2_500, delay_seconds=LONG)
     ids = [one.id for one in reversed(delayed)]
 
     assert mq.admin.cancel_delayed(*ids, *range(10**6, 10**6 + 40_000)) == ids
@@ -588,7 +587,7 @@ def test_very_many_messages_are_cancelled_at_once(mq: MQ, staged: Staged) -> Non
 
 
 def test_messages_are_cancelled_by_their_ids_alone(mq: MQ) -> None:
-    delayed = mq.producer("orders").produce(Message(b""), delay_seconds=LONG)
+    delayed = mq.producer("orders").schedule(Message(b""), delay_seconds=LONG)
     wrong: Any
 
     for wrong in (delayed, str(delayed.id), True, None):
@@ -641,7 +640,7 @@ PARIS = ZoneInfo("Europe/Paris")
     ids=str,
 )
 def test_a_moment_of_any_time_zone_is_the_same_moment(mq: MQ, moment: datetime, expected: datetime) -> None:
-    delayed = mq.producer("orders").produce(Message(b""), deliver_at=moment)
+    delayed = mq.producer("orders").schedule(Message(b""), deliver_at=moment)
 
     assert delayed.deliver_at == expected
     assert [one.deliver_at for one in mq.admin.delayed("orders")] == [expected]
@@ -684,9 +683,9 @@ def test_when_a_message_is_due_is_for_the_databases_clock_to_say(
     producer = mq.producer("orders")
     now = datetime.now(UTC)
 
-    soon = producer.produce(Message(b"soon"), delay_seconds=0.1)
-    past = producer.produce(Message(b"past by that clock"), deliver_at=now + database_clock_ahead / 2)
-    later = producer.produce(Message(b"later"), deliver_at=now + 2 * database_clock_ahead)
+    soon = producer.schedule(Message(b"soon"), delay_seconds=0.1)
+    past = producer.schedule(Message(b"past by that clock"), deliver_at=now + database_clock_ahead / 2)
+    later = producer.schedule(Message(b"later"), deliver_at=now + 2 * database_clock_ahead)
 
     assert abs(soon.deliver_at - now - database_clock_ahead) < timedelta(minutes=10)
     until(lambda: sorted(log(engine, database)) == ["past by that clock", "soon"], "those that are due in the log")
@@ -704,9 +703,9 @@ def test_the_time_zone_of_a_server_changes_nothing(make_mq: MakeMQ, engine: Engi
     mq = make_mq()
     producer, consumer = mq.producer("orders"), mq.consumer("orders", "billing")
 
-    delayed = producer.produce(Message(b"later"), deliver_at=FUTURE)
-    before = producer.produce(Message(b"sooner"), delay_seconds=LONG)
-    producer.produce(Message(b"now"), deliver_at=datetime.now(UTC))
+    delayed = producer.schedule(Message(b"later"), deliver_at=FUTURE)
+    before = producer.schedule(Message(b"sooner"), delay_seconds=LONG)
+    producer.schedule(Message(b"now"), deliver_at=datetime.now(UTC))
 
     assert (delayed.deliver_at, delayed.deliver_at.tzinfo) == (FUTURE, UTC)
     assert mq.admin.delayed("orders")[-2:] == [before, delayed]

@@ -44,7 +44,7 @@ def staged(engine: Engine, database: DatabaseUnderTest) -> Staged:
 def remind(shop: Shop, session: Transacted, note: str) -> DelayedMessage:
     """Insert an order, and delay its event, both in the transaction of *session*."""
     session.execute(text("INSERT INTO customer_order (note) VALUES (:note)"), {"note": note})
-    return shop.producer.produce(Message(note.encode(), b"k"), delay_seconds=LONG, session=session)
+    return shop.producer.schedule(Message(note.encode(), b"k"), delay_seconds=LONG, session=session)
 
 
 # --- Whatever stands for a transaction ---
@@ -84,7 +84,7 @@ def test_a_delayed_message_that_comes_first_begins_the_transaction(
     shop: Shop, transaction: Callable[[Engine], AbstractContextManager[Transacted]]
 ) -> None:
     with transaction(shop.engine) as session:
-        delayed = shop.producer.produce(Message(b"first"), deliver_at=FUTURE, session=session)
+        delayed = shop.producer.schedule(Message(b"first"), deliver_at=FUTURE, session=session)
 
     assert shop.mq.admin.delayed("events") == [delayed]
 
@@ -92,9 +92,9 @@ def test_a_delayed_message_that_comes_first_begins_the_transaction(
 def test_all_ways_to_produce_take_a_session(shop: Shop, staged: Staged) -> None:
     consumer = shop.mq.consumer("events", "billing")
     with Session(shop.engine) as session, session.begin():
-        one = shop.producer.produce(Message(b"a"), delay_seconds=LONG, session=session)
-        placed = shop.producer.produce_with_partition(Message(b"b"), 2, deliver_at=FUTURE, session=session)
-        many = shop.producer.produce_many([Message(b"c"), Message(b"d")], delay_seconds=2 * LONG, session=session)
+        one = shop.producer.schedule(Message(b"a"), delay_seconds=LONG, session=session)
+        placed = shop.producer.schedule(Message(b"b"), partition=2, deliver_at=FUTURE, session=session)
+        many = shop.producer.schedule_many([Message(b"c"), Message(b"d")], delay_seconds=2 * LONG, session=session)
 
     assert placed.partition == 2
     # Without a key, all of a transaction go to one partition.
@@ -107,7 +107,7 @@ def test_all_ways_to_produce_take_a_session(shop: Shop, staged: Staged) -> None:
 def test_messages_for_now_and_for_later_go_in_one_transaction(shop: Shop, staged: Staged) -> None:
     with Session(shop.engine) as session, session.begin():
         publication = shop.sell(session, "now")
-        delayed = shop.producer.produce(Message(b"later", b"k"), delay_seconds=LONG, session=session)
+        delayed = shop.producer.schedule(Message(b"later", b"k"), delay_seconds=LONG, session=session)
 
     assert publication.partition == delayed.partition
     assert (shop.events, shop.mq.admin.delayed("events")) == (["now"], [delayed])
@@ -118,13 +118,13 @@ def test_messages_for_now_and_for_later_go_in_one_transaction(shop: Shop, staged
 
 def test_who_stores_it_moves_it_after_the_commit(shop: Shop) -> None:
     with Session(shop.engine) as session:
-        shop.producer.produce(Message(b"soon", b"k"), delay_seconds=0.1, session=session)
-        shop.producer.produce(Message(b"at once", b"k"), deliver_at=PAST, session=session)
-        shop.producer.produce(Message(b"never"), deliver_at=PAST, session=session)
+        shop.producer.schedule(Message(b"soon", b"k"), delay_seconds=0.1, session=session)
+        shop.producer.schedule(Message(b"at once", b"k"), deliver_at=PAST, session=session)
+        shop.producer.schedule(Message(b"never"), deliver_at=PAST, session=session)
         session.rollback()
         assert shop.events == []
-        shop.producer.produce(Message(b"soon", b"k"), delay_seconds=0.1, session=session)
-        shop.producer.produce(Message(b"at once", b"k"), deliver_at=PAST, session=session)
+        shop.producer.schedule(Message(b"soon", b"k"), delay_seconds=0.1, session=session)
+        shop.producer.schedule(Message(b"at once", b"k"), deliver_at=PAST, session=session)
         session.commit()
 
     until(lambda: shop.events == ["at once", "soon"], "both in the log")
@@ -133,8 +133,8 @@ def test_who_stores_it_moves_it_after_the_commit(shop: Shop) -> None:
 def test_a_forked_or_second_mq_on_the_same_engine_stores_for_itself(shop: Shop, make_mq: MakeMQ) -> None:
     other = make_mq().producer("events")
     with Session(shop.engine) as session, session.begin():
-        shop.producer.produce(Message(b"a", b"k"), delay_seconds=0.1, session=session)
-        other.produce(Message(b"b", b"k"), delay_seconds=0.2, session=session)
+        shop.producer.schedule(Message(b"a", b"k"), delay_seconds=0.1, session=session)
+        other.schedule(Message(b"b", b"k"), delay_seconds=0.2, session=session)
 
     until(lambda: shop.events == ["a", "b"], "both in the log")
 
@@ -185,10 +185,10 @@ def test_any_isolation_level_will_do(shop: Shop, make_mq: MakeMQ, level: str) ->
     with Session(engine) as session:
         session.execute(text("SELECT count(*) FROM customer_order"))  # the transaction has its snapshot
         with make_mq() as other:
-            other.producer("events").produce(Message(b"meanwhile", b"k"), delay_seconds=LONG)
-        delayed = shop.producer.produce(Message(b"a", b"k"), delay_seconds=LONG, session=session)
+            other.producer("events").schedule(Message(b"meanwhile", b"k"), delay_seconds=LONG)
+        delayed = shop.producer.schedule(Message(b"a", b"k"), delay_seconds=LONG, session=session)
         session.commit()
-        second = shop.producer.produce(Message(b"b", b"k"), delay_seconds=0, session=session)
+        second = shop.producer.schedule(Message(b"b", b"k"), delay_seconds=0, session=session)
         session.commit()
 
     until(lambda: shop.events == ["b"], "the second in the log")
@@ -204,7 +204,7 @@ def test_transactions_that_store_for_one_partition_do_not_wait_for_each_other(sh
             sessions = [stack.enter_context(Session(engine)) for _ in range(3)]
             for number, session in enumerate(sessions):
                 session.execute(text("SET LOCAL lock_timeout = '2s'"))
-                shop.producer.produce(Message(b"%d" % number, b"k"), delay_seconds=LONG, session=session)
+                shop.producer.schedule(Message(b"%d" % number, b"k"), delay_seconds=LONG, session=session)
             make_mq().producer("events").produce(Message(b"not held up", b"k"))
             for session in reversed(sessions):
                 session.commit()
@@ -218,13 +218,13 @@ def test_a_handler_delays_in_the_transaction_of_its_messages(shop: Shop, staged:
     shop.producer.produce(Message(b"order", b"k"))
 
     with pytest.raises(ZeroDivisionError), consumer.transaction(timeout=10) as tx:  # noqa: PT012 - leaving it rolls back
-        shop.producer.produce(Message(b"reminder", b"k"), delay_seconds=LONG, session=tx.session)
+        shop.producer.schedule(Message(b"reminder", b"k"), delay_seconds=LONG, session=tx.session)
         raise ZeroDivisionError
     assert len(staged) == 0
     with consumer.transaction(timeout=10) as tx:
         assert values(tx.messages) == [b"order"]
-        first = shop.producer.produce(Message(b"reminder", b"k"), delay_seconds=LONG, session=tx.session)
-        second = shop.producer.produce(Message(b"again", b"k"), delay_seconds=LONG, session=tx.connection)
+        first = shop.producer.schedule(Message(b"reminder", b"k"), delay_seconds=LONG, session=tx.session)
+        second = shop.producer.schedule(Message(b"again", b"k"), delay_seconds=LONG, session=tx.connection)
         assert shop.mq.admin.cancel_delayed(first.id, session=tx.session) == [first.id]
 
     assert shop.mq.admin.delayed("events") == [second]
@@ -240,7 +240,7 @@ def test_a_handler_on_sqlite_that_would_wait_for_itself_is_told_so(shop: Shop) -
 
     with consumer.transaction(timeout=10) as tx:
         for call in (
-            lambda: shop.producer.produce(Message(b"reminder"), delay_seconds=LONG),
+            lambda: shop.producer.schedule(Message(b"reminder"), delay_seconds=LONG),
             lambda: shop.mq.admin.cancel_delayed(1),
         ):
             with pytest.raises(SessionError, match=r"session=tx\.session"):
@@ -252,7 +252,7 @@ def test_a_handler_on_sqlite_that_would_wait_for_itself_is_told_so(shop: Shop) -
 
 
 def test_messages_wait_on_when_the_transaction_that_cancelled_them_is_rolled_back(shop: Shop) -> None:
-    first, second = shop.producer.produce_many([Message(b"a"), Message(b"b")], delay_seconds=LONG)
+    first, second = shop.producer.schedule_many([Message(b"a"), Message(b"b")], delay_seconds=LONG)
 
     with Session(shop.engine) as session:
         assert shop.mq.admin.cancel_delayed(first.id, session=session) == [first.id]
@@ -305,7 +305,7 @@ def test_sessions_that_can_not_carry_a_message_are_refused(shop: Shop, staged: S
             (failed, "can't carry"),
         ):
             with pytest.raises(SessionError, match=complaint):
-                shop.producer.produce(Message(b""), delay_seconds=LONG, session=session)
+                shop.producer.schedule(Message(b""), delay_seconds=LONG, session=session)
             with pytest.raises(SessionError, match=complaint):
                 shop.mq.admin.cancel_delayed(1, session=session)
     elsewhere.dispose()
@@ -316,9 +316,9 @@ def test_sessions_that_can_not_carry_a_message_are_refused(shop: Shop, staged: S
 def test_what_is_no_session_is_refused(shop: Shop) -> None:
     wrong: Any = shop.engine
 
-    with pytest.raises(TypeError, match="session must be a Session"):
-        shop.producer.produce(Message(b""), delay_seconds=LONG, session=wrong)
-    with pytest.raises(TypeError, match="session must be a Session"):
+    with pytest.raises(TypeError, match="session= must be a Session"):
+        shop.producer.schedule(Message(b""), delay_seconds=LONG, session=wrong)
+    with pytest.raises(TypeError, match="session= must be a Session"):
         shop.mq.admin.cancel_delayed(1, session=wrong)
 
 
@@ -327,7 +327,7 @@ def test_a_message_that_comes_while_its_transaction_commits_is_refused(shop: Sho
 
     def delay(connection: Connection) -> None:
         with pytest.raises(SessionError, match="being committed") as raised:
-            shop.producer.produce(Message(b"too late"), delay_seconds=LONG, session=connection)
+            shop.producer.schedule(Message(b"too late"), delay_seconds=LONG, session=connection)
         refused.append(raised.value)
 
     event.listen(shop.engine, "commit", delay)
@@ -343,10 +343,10 @@ def test_a_topic_that_is_gone_is_told_at_once_and_a_new_one_of_its_name_is_found
 
     with Session(shop.engine) as session:
         with pytest.raises(UnknownTopicError, match="events"):
-            shop.producer.produce(Message(b""), delay_seconds=LONG, session=session)
+            shop.producer.schedule(Message(b""), delay_seconds=LONG, session=session)
         session.rollback()
         shop.mq.create_topic("events", 2)
-        delayed = shop.producer.produce(Message(b""), delay_seconds=LONG, session=session)
+        delayed = shop.producer.schedule(Message(b""), delay_seconds=LONG, session=session)
         session.commit()
 
     assert shop.mq.admin.delayed("events") == [delayed]
@@ -358,7 +358,9 @@ def test_an_error_of_the_database_tells_no_content(shop: Shop) -> None:
         connection.execute(text("ALTER TABLE sqlmq_staged RENAME TO hidden"))
 
     with Session(shop.engine) as session, pytest.raises(DBAPIError) as raised:
-        shop.producer.produce(Message(b"a secret", b"a secret", {"a": "a secret"}), delay_seconds=LONG, session=session)
+        shop.producer.schedule(
+            Message(b"a secret", b"a secret", {"a": "a secret"}), delay_seconds=LONG, session=session
+        )
     with shop.engine.begin() as connection:
         connection.execute(text("ALTER TABLE hidden RENAME TO sqlmq_staged"))
 
@@ -370,8 +372,8 @@ def test_an_error_of_the_database_tells_no_content(shop: Shop) -> None:
 def test_a_schema_translate_map_is_for_the_applications_tables(shop: Shop) -> None:
     engine = shop.engine.execution_options(schema_translate_map={None: "tenant"})
     with Session(engine) as session, session.begin():
-        delayed = shop.producer.produce(Message(b"a"), delay_seconds=LONG, session=session)
-        gone = shop.producer.produce(Message(b"b"), delay_seconds=LONG, session=session)
+        delayed = shop.producer.schedule(Message(b"a"), delay_seconds=LONG, session=session)
+        gone = shop.producer.schedule(Message(b"b"), delay_seconds=LONG, session=session)
         assert shop.mq.admin.cancel_delayed(gone.id, session=session) == [gone.id]
 
     assert shop.mq.admin.delayed("events") == [delayed]

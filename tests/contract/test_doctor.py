@@ -119,7 +119,7 @@ def test_messages_that_are_due_and_that_nobody_moves_are_found(
     mq = make_mq()
     mq.create_topic("orders", 1)
     for _ in range(3):
-        mq.producer("orders").produce(Message(b""), delay_seconds=3600)
+        mq.producer("orders").schedule(Message(b""), delay_seconds=3600)
     assert codes(mq.admin.diagnose(DoctorLimits(stuck_seconds=0))) == set(), "they are not due"
     table = "sqlmq_staged" if database.schema is None else f"{database.schema}.sqlmq_staged"
     with engine.begin() as connection:

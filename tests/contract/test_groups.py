@@ -62,7 +62,7 @@ def epochs(engine: Engine, database: DatabaseUnderTest) -> list[int]:
 def fill(mq: MQ, per_partition: int, partitions: int) -> None:
     producer = mq.producer("orders")
     for i, partition in itertools.product(range(per_partition), range(partitions)):
-        producer.submit(Message(b"%d/%d" % (partition, i)), partition).result(PATIENCE_SECONDS)
+        producer.submit(Message(b"%d/%d" % (partition, i)), partition=partition).result(PATIENCE_SECONDS)
 
 
 # --- Shares ---

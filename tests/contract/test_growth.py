@@ -262,10 +262,10 @@ def test_a_delayed_message_goes_where_its_key_has_gone(
     mq.create_topic("orders", 1)
     producer = other.producer("orders")
     for key in (STAYS, LEAVES_TWICE, LEAVES_FIRST, None):
-        producer.produce(Message(b"%r" % key, key), delay_seconds=LONG)
+        producer.schedule(Message(b"%r" % key, key), delay_seconds=LONG)
     mq.admin.add_partitions("orders", 2)
     mq.admin.add_partitions("orders", 4)
-    later = producer.produce(Message(b"later", LEAVES_SECOND), delay_seconds=LONG)
+    later = producer.schedule(Message(b"later", LEAVES_SECOND), delay_seconds=LONG)
 
     staged.make_due()
     look_now(mq)

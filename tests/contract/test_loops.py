@@ -28,7 +28,7 @@ def send(mq: MQ, count: int = COUNT, *, partitions: int = 1) -> None:
     mq.create_topic("orders", partitions)
     for partition in range(partitions):
         for value in numbers(range(count)):
-            mq.producer("orders").submit(Message(value), partition).result(PATIENCE_SECONDS)
+            mq.producer("orders").submit(Message(value), partition=partition).result(PATIENCE_SECONDS)
 
 
 def position(mq: MQ) -> int:
@@ -218,7 +218,7 @@ def test_more_partitions_than_one_look_reads_from_are_all_served(make_mq: MakeMQ
     mq = make_mq(prefetch=20)
     mq.create_topic("orders", 100)
     producer = mq.producer("orders")
-    for future in [producer.submit(Message(b"%d" % i), number) for i in range(3) for number in range(100)]:
+    for future in [producer.submit(Message(b"%d" % i), partition=number) for i in range(3) for number in range(100)]:
         future.result(PATIENCE_SECONDS)
 
     messages = receive(mq.consumer("orders", "billing"), 300)
@@ -232,7 +232,7 @@ def test_a_partition_with_one_message_does_not_wait_for_many_with_many(make_mq: 
     mq.create_topic("orders", 90)
     producer = mq.producer("orders")
     for number in (*range(20), *range(70, 90)):
-        futures = [producer.submit(Message(b"%d" % i), number) for i in range(40)]
+        futures = [producer.submit(Message(b"%d" % i), partition=number) for i in range(40)]
         futures[-1].result(PATIENCE_SECONDS)
     producer.produce_with_partition(Message(b"alone"), 45)
     consumer = mq.consumer("orders", "billing")

@@ -202,7 +202,7 @@ def test_a_named_partition_is_used_whatever_the_key(mq: MQ, key: bytes | None) -
 def test_a_message_can_be_submitted_to_a_named_partition(mq: MQ) -> None:
     mq.create_topic("orders", 4)
 
-    assert mq.producer("orders").submit(Message(b""), 3).result(PATIENCE_SECONDS) == ("orders", 3, 0)
+    assert mq.producer("orders").submit(Message(b""), partition=3).result(PATIENCE_SECONDS) == ("orders", 3, 0)
 
 
 def test_two_topics_have_offsets_of_their_own(mq: MQ) -> None:
@@ -501,7 +501,7 @@ def test_a_message_under_way_at_its_timeout_has_an_unknown_outcome(
     producer = mq.producer("orders")
     producer.produce(Message(b"before"))
 
-    with writers_locked_out(engine, database), pytest.raises(OutcomeUnknownError, match="on its way"):
+    with writers_locked_out(engine, database), pytest.raises(OutcomeUnknownError, match="being sent"):
         producer.produce(Message(b"under way"), timeout=0.3)
     producer.close()
 

@@ -51,8 +51,8 @@ def test_lag_is_told_in_messages_and_seconds_with_owner_and_commit(
     mq: MQ, engine: Engine, database: DatabaseUnderTest
 ) -> None:
     mq.create_topic("orders", 2)
-    mq.producer("orders").submit(Message(b"1"), 0).result(10)
-    mq.producer("orders").submit(Message(b"2"), 0).result(10)
+    mq.producer("orders").submit(Message(b"1"), partition=0).result(10)
+    mq.producer("orders").submit(Message(b"2"), partition=0).result(10)
     consumer = mq.consumer("orders", "billing", name="me")
     receive(consumer, 1)
     consumer.commit()
@@ -242,7 +242,7 @@ def test_tail_gives_the_last_messages_of_all_partitions_first(
     mq.create_topic("orders", 2)
     producer = mq.producer("orders")
     for value, partition in ((b"1", 0), (b"2", 1), (b"3", 0)):
-        producer.submit(Message(value), partition).result(10)
+        producer.submit(Message(value), partition=partition).result(10)
         make_older(engine, database, 1)
 
     assert values(list(mq.admin.tail("orders", last=2, timeout=0))) == [b"2", b"3"]

@@ -115,7 +115,7 @@ def test_each_attempt_at_a_message_that_fails_is_a_span_in_its_trace(mq: MQ, rec
 
 
 def test_a_trace_goes_through_a_delay(mq: MQ, recording: Recording) -> None:
-    mq.producer("orders").produce(Message(b"1"), delay_seconds=0.01)
+    mq.producer("orders").schedule(Message(b"1"), delay_seconds=0.01)
     receive(mq.consumer("orders", "audit"), 1)
 
     drain(mq.consumer("orders", "billing"), lambda _message: None)
@@ -127,15 +127,15 @@ def test_a_trace_goes_through_a_delay(mq: MQ, recording: Recording) -> None:
 
 
 @pytest.mark.sync_only("sessions of asyncio: tests/aio/test_telemetry.py")
-@pytest.mark.parametrize("how", [{}, {"delay_seconds": 0}], ids=["published", "delayed"])
+@pytest.mark.parametrize(("method", "how"), [("produce", {}), ("schedule", {"delay_seconds": 0})])
 def test_a_trace_goes_through_the_applications_transaction(
-    mq: MQ, engine: Engine, recording: Recording, how: dict[str, Any]
+    mq: MQ, engine: Engine, recording: Recording, method: str, how: dict[str, Any]
 ) -> None:
-    producer = mq.producer("orders")
+    send = getattr(mq.producer("orders"), method)
     with Session(engine) as session:
-        producer.produce(Message(b"0"), session=session, **how)
+        send(Message(b"0"), session=session, **how)
         session.rollback()
-        producer.produce(Message(b"1"), session=session, **how)
+        send(Message(b"1"), session=session, **how)
         session.commit()
 
     receive(mq.consumer("orders", "audit"), 1)
@@ -171,7 +171,7 @@ def test_a_batch_is_linked_to_each_of_its_messages(mq: MQ, recording: Recording)
 
 
 def test_the_span_of_what_was_submitted_ends_when_it_is_sent(mq: MQ, recording: Recording) -> None:
-    mq.producer("orders").submit(Message(b"1"), 0).result()
+    mq.producer("orders").submit(Message(b"1"), partition=0).result()
 
     assert (recording.span("send orders").attributes or {})["messaging.message.id"] == "orders/0@0"
 
@@ -180,7 +180,7 @@ def test_a_call_without_messages_has_no_span(mq: MQ, recording: Recording) -> No
     producer = mq.producer("orders")
 
     assert producer.produce_many([]) == []
-    assert producer.produce_many([], delay_seconds=1) == []
+    assert producer.schedule_many([], delay_seconds=1) == []
     assert recording.spans("send orders") == []
 
 
@@ -256,7 +256,7 @@ def sends(mq: MQ) -> list[Callable[[], object]]:
         lambda: producer.produce_with_partition(Message(b"2"), 0),
         lambda: producer.produce_many([Message(b"3")]),
         lambda: producer.submit(Message(b"4")).result(),
-        lambda: producer.produce(Message(b"5"), delay_seconds=0),
+        lambda: producer.schedule(Message(b"5"), delay_seconds=0),
     ]
 
 

@@ -88,7 +88,11 @@ def send(mq: MQ, count: int, *, partitions: int = 1, topic: str = "orders") -> l
     """Put *count* messages into each partition of *topic*; return their places."""
     mq.create_topic(topic, partitions)
     producer = mq.producer(topic)
-    futures = [producer.submit(Message(b"%d" % i), partition) for partition in range(partitions) for i in range(count)]
+    futures = [
+        producer.submit(Message(b"%d" % i), partition=partition)
+        for partition in range(partitions)
+        for i in range(count)
+    ]
     return [(result.partition, result.offset) for result in (f.result(PATIENCE_SECONDS) for f in futures)]
 
 

@@ -38,7 +38,7 @@ def fill(mq: MQ, database: DatabaseUnderTest) -> None:
     produce(mq, *(f"b:{number}" for number in range(2, 10)))
     with mq.consumer("orders", "billing") as consumer:
         finish(consumer, 3)
-    mq.producer("orders").produce(Message(b"later"), delay_seconds=LONG)
+    mq.producer("orders").schedule(Message(b"later"), delay_seconds=LONG)
 
 
 def check(restored: MQ) -> None:

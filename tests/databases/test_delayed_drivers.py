@@ -44,9 +44,9 @@ def staged(engine: Engine, database: DatabaseUnderTest) -> Staged:
 
 def delay(shop: Shop, session: Session | Connection) -> list[DelayedMessage]:
     """Delay each way there is, and cancel one."""
-    delayed = shop.producer.produce_many(MESSAGES, delay_seconds=LONG, session=session)
-    delayed += [shop.producer.produce(message, deliver_at=FUTURE, session=session) for message in MESSAGES]
-    cancelled = shop.producer.produce_with_partition(Message(b"cancelled"), 1, deliver_at=FUTURE, session=session)
+    delayed = shop.producer.schedule_many(MESSAGES, delay_seconds=LONG, session=session)
+    delayed += [shop.producer.schedule(message, deliver_at=FUTURE, session=session) for message in MESSAGES]
+    cancelled = shop.producer.schedule(Message(b"cancelled"), partition=1, deliver_at=FUTURE, session=session)
     assert shop.mq.admin.cancel_delayed(cancelled.id, session=session) == [cancelled.id]
     return delayed
 
@@ -99,7 +99,7 @@ def test_a_topic_that_is_gone_is_told_through_the_applications_driver(shop: Shop
         shop.mq.delete_topics("events") if shop.database.is_postgres else session.rollback()
         shop.mq.delete_topics("events")
         with pytest.raises(UnknownTopicError, match="events"):
-            shop.producer.produce(Message(b""), delay_seconds=LONG, session=session)
+            shop.producer.schedule(Message(b""), delay_seconds=LONG, session=session)
         session.rollback()
     engine.dispose()
 
@@ -114,8 +114,8 @@ def test_the_time_zone_and_the_date_style_of_a_session_change_nothing(shop: Shop
             session.execute(text(f"SET timezone TO '{zone}'"))
             session.execute(text("SET datestyle TO 'SQL, DMY'"))
             session.execute(text("SET intervalstyle TO 'sql_standard'"))
-            at_moment = shop.producer.produce(Message(b""), deliver_at=moment, session=session)
-            relative = shop.producer.produce(Message(b""), delay_seconds=90, session=session)
+            at_moment = shop.producer.schedule(Message(b""), deliver_at=moment, session=session)
+            relative = shop.producer.schedule(Message(b""), delay_seconds=90, session=session)
             session.commit()
 
             assert (at_moment.deliver_at, at_moment.deliver_at.tzinfo) == (moment, UTC)
@@ -141,8 +141,8 @@ def test_the_time_zone_of_the_process_changes_nothing(shop: Shop, own_zone: str)
     moment = datetime(2099, 7, 1, 12, tzinfo=UTC)
     assert moment.astimezone().utcoffset() == moment.astimezone(ZoneInfo(own_zone)).utcoffset()
 
-    at_moment = shop.producer.produce(Message(b""), deliver_at=moment.astimezone())
-    relative = shop.producer.produce(Message(b""), delay_seconds=90)
+    at_moment = shop.producer.schedule(Message(b""), deliver_at=moment.astimezone())
+    relative = shop.producer.schedule(Message(b""), delay_seconds=90)
 
     assert at_moment.deliver_at == moment
     assert abs(relative.deliver_at - datetime.now(UTC) - timedelta(seconds=90)) < timedelta(minutes=10)
@@ -183,7 +183,7 @@ def test_a_message_is_stored_in_two_statements_and_what_is_due_is_found_in_one(s
             sent.append(statement)
 
     event.listen(shop.mq.engine, "before_cursor_execute", note)
-    shop.producer.produce(Message(b""), delay_seconds=LONG)
+    shop.producer.schedule(Message(b""), delay_seconds=LONG)
     stored = len(sent)
     shop.mq._background.scheduler._move_due()
     event.remove(shop.mq.engine, "before_cursor_execute", note)

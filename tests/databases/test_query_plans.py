@@ -101,7 +101,9 @@ class Grown:
 
 def append(grown: Grown, connection: Connection) -> None:
     routed = [RoutedMessage(Message(b""), partition) for partition in range(grown.topic.partitions)]
-    results = produce.append(connection, grown.dialect, produce.load(produce.place(grown.topic, routed, Rotation(0))))
+    results = produce.append(
+        connection, grown.dialect, produce.make_batch(produce.place(grown.topic, routed, Rotation(0)))
+    )
     assert {result.offset for result in results} == {MESSAGES}
 
 
@@ -167,26 +169,26 @@ def hand_back_and_claim(grown: Grown, connection: Connection) -> None:
 def delay(grown: Grown, connection: Connection) -> None:
     routed = [RoutedMessage(Message(b""), partition) for partition in range(grown.topic.partitions)]
     placed = produce.place(grown.topic, routed, Rotation(0))
-    assert len(staging.delay(connection, grown.dialect, placed, 10.0).messages) == 3
+    assert len(staging.stage(connection, grown.dialect, placed, 10.0).messages) == 3
 
 
 def look_for_what_is_due(grown: Grown, connection: Connection) -> None:
-    found = staging.look(connection, grown.dialect)
+    found = staging.find_due(connection, grown.dialect)
     assert len(found.partition_ids) == STAGED // 1_000
     assert found.is_complete
     assert found.next_seconds is not None
     assert 0 < found.next_seconds < 1e6
-    assert staging.look(connection, grown.dialect, found.partition_ids).partition_ids == []
+    assert staging.find_due(connection, grown.dialect, found.partition_ids).partition_ids == []
 
 
 def move(grown: Grown, connection: Connection) -> None:
     grown.dialect.begin(connection)
-    (first, *_) = staging.look(connection, grown.dialect).partition_ids
+    (first, *_) = staging.find_due(connection, grown.dialect).partition_ids
     assert staging.move(connection, grown.dialect, first) == (None, 1, False)
 
 
 def list_what_waits_and_cancel_it(grown: Grown, connection: Connection) -> None:
-    assert staging.waiting(connection, grown.dialect, "orders") == []
+    assert staging.list_delayed(connection, grown.dialect, "orders") == []
     assert len(staging.cancel(connection, grown.dialect, range(1, 6))) == 5
 
 

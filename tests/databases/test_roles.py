@@ -67,8 +67,8 @@ def test_a_producer_appends_in_every_way(filled: MQ, database: DatabaseUnderTest
         producer.produce(Message(b"1"))
         producer.produce_many([Message(b"2"), Message(b"3", headers={"a": "b"})])
         producer.submit(Message(b"4")).result(30)
-        producer.produce(Message(b"5"), delay_seconds=0.01)
-        (kept,) = mq.admin.cancel_delayed(producer.produce(Message(b"6"), delay_seconds=600).id)
+        producer.schedule(Message(b"5"), delay_seconds=0.01)
+        (kept,) = mq.admin.cancel_delayed(producer.schedule(Message(b"6"), delay_seconds=600).id)
         assert kept
         with Session(application) as session, session.begin():
             producer.produce(Message(b"7"), session=session)
@@ -100,7 +100,7 @@ def test_a_consumer_does_all_that_keeps_a_group(database: DatabaseUnderTest, log
                 assert tx.messages
             assert consumer.poll(timeout=10)
             consumer.commit()
-        mq.producer("orders").produce(Message(b"1"), delay_seconds=0.01)
+        mq.producer("orders").schedule(Message(b"1"), delay_seconds=0.01)
         assert mq.admin.lag("orders", "billing")
         mq.admin.reset_group("orders", "billing", "latest")
         mq.admin.apply_retention()
@@ -282,7 +282,7 @@ def test_with_a_schema_every_name_is_qualified(database: DatabaseUnderTest, logi
         producer = mq.producer("orders")
         producer.produce(Message(b"1", key=b"1"))
         producer.produce_many([Message(b"2"), Message(b"bad")])
-        producer.produce(Message(b"3"), delay_seconds=0.01)
+        producer.schedule(Message(b"3"), delay_seconds=0.01)
         with Session(mq.engine) as session, session.begin():
             producer.produce(Message(b"4"), session=session)
 

@@ -143,16 +143,16 @@ def delaying(life: Life) -> None:
     with life.open() as mq, closing(mq.producer(TOPIC)) as producer:
         values = [life.value(number) for number in range(3)]
         life.tell(SENDING, values)
-        producer.produce_many([life.message(number) for number in range(3)], delay_seconds=0.0)
+        producer.schedule_many([life.message(number) for number in range(3)], delay_seconds=0.0)
         life.tell(SENT, values)
         with Session(life.application()) as session:
             life.tell(SENDING, [life.value("session")])
-            producer.produce(life.message("session"), session=session, delay_seconds=0.0)
+            producer.schedule(life.message("session"), session=session, delay_seconds=0.0)
             session.commit()
             life.tell(SENT, [life.value("session")])
         values = [life.value(number) for number in (3, 4)]
         life.tell(CANCELLING, values)
-        producer.produce_many([life.message(number) for number in (3, 4)], delay_seconds=LONG_SECONDS)
+        producer.schedule_many([life.message(number) for number in (3, 4)], delay_seconds=LONG_SECONDS)
         soon = datetime.now(UTC) + timedelta(minutes=1)
         left = [one.id for one in mq.admin.delayed(TOPIC) if one.deliver_at > soon]
         mq.admin.cancel_delayed(*left)

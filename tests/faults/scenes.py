@@ -148,7 +148,7 @@ class Delay(Scene):
         self.value = world.name("delayed").encode()
 
     def call(self) -> None:
-        self.world.producer.produce(Message(self.value, b"k"), delay_seconds=LATER_SECONDS)
+        self.world.producer.schedule(Message(self.value, b"k"), delay_seconds=LATER_SECONDS)
 
     def check(self, sure: int, perhaps: int) -> None:
         found = self.world.staged(self.value)
@@ -164,7 +164,7 @@ class DelayMany(Delay):
 
     def call(self) -> None:
         messages = [Message(self.value, b"k%d" % number) for number in range(self.messages)]
-        self.world.producer.produce_many(messages, delay_seconds=LATER_SECONDS)
+        self.world.producer.schedule_many(messages, delay_seconds=LATER_SECONDS)
 
 
 class CancelDelayed(Scene):
@@ -173,7 +173,7 @@ class CancelDelayed(Scene):
     def __init__(self, world: World) -> None:
         super().__init__(world)
         self.value = world.name("cancelled").encode()
-        self.id = world.producer.produce(Message(self.value), delay_seconds=LATER_SECONDS).id
+        self.id = world.producer.schedule(Message(self.value), delay_seconds=LATER_SECONDS).id
 
     def call(self) -> None:
         self.mq.admin.cancel_delayed(self.id)
@@ -243,7 +243,7 @@ class ManyInSession(InSession):
 class DelayInSession(InSession):
     def use(self, session: Session) -> None:
         message = Message(self.note.encode(), b"k")
-        self.world.producer.produce(message, session=session, delay_seconds=LATER_SECONDS)
+        self.world.producer.schedule(message, session=session, delay_seconds=LATER_SECONDS)
 
     def check_beside(self, found: int) -> None:
         assert self.world.staged(self.note.encode()) == found
@@ -255,7 +255,7 @@ class CancelInSession(InSession):
     def __init__(self, world: World) -> None:
         super().__init__(world)
         self.value = world.name("cancelled").encode()
-        self.id = world.producer.produce(Message(self.value), delay_seconds=LATER_SECONDS).id
+        self.id = world.producer.schedule(Message(self.value), delay_seconds=LATER_SECONDS).id
 
     def use(self, session: Session) -> None:
         self.mq.admin.cancel_delayed(self.id, session=session)

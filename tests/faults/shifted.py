@@ -49,7 +49,7 @@ def main() -> None:
         for line in sys.stdin:
             word, *rest = line.split()
             if word == "delay":
-                producer.produce(Message(rest[0].encode()), delay_seconds=float(rest[1]))
+                producer.schedule(Message(rest[0].encode()), delay_seconds=float(rest[1]))
                 print("delayed", flush=True)
             elif word == "poll":
                 got = consumer.poll(timeout=float(rest[0]))

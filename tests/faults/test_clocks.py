@@ -87,7 +87,7 @@ def test_a_delay_is_as_long_as_was_asked_for_whoever_asks_and_whoever_takes(
     until(lambda: shares(pair) == [1, 1], "each to have its share")
     with ThreadPoolExecutor(2) as threads:
         began = time.monotonic()
-        producer.produce(Message(b"y"), delay_seconds=DELAY_SECONDS)
+        producer.schedule(Message(b"y"), delay_seconds=DELAY_SECONDS)
         answers = [threads.submit(one.ask, "poll", DELAY_SECONDS + LATE_SECONDS + BUSY_SECONDS) for one in pair]
         got = [answer.result(30)[1:] for answer in answers]
 

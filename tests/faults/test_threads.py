@@ -75,7 +75,7 @@ class Traffic:
         """Send three messages, and receive what has come."""
         for send in (self.others.produce, self.producer.produce):
             send(self.message())
-        self.producer.produce(self.message(), delay_seconds=0.01)
+        self.producer.schedule(self.message(), delay_seconds=0.01)
         self.got += [message.value for message in self.consumer.poll(timeout=0.05)]
 
     def message(self) -> Message:

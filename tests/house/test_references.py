@@ -34,7 +34,11 @@ CLASSES["Collector"] = sqlmq.prometheus.Collector
 CLASSES["Telemetry"] = sqlmq.opentelemetry.Telemetry
 MODULES: list[ModuleType] = [sqlmq.aio, sqlmq.migrate, sqlmq.opentelemetry, sqlmq.prometheus, sqlmq.testing]
 # What the library asks of its own objects, though it stands there under a public name.
-INTERNAL = {"Consumer": set(vars(GroupMember)), "Message": {"arrived", "check_size", "headers_json"}}
+INTERNAL = {
+    "Consumer": set(vars(GroupMember)),
+    "Message": {"arrived", "check_size", "headers_json"},
+    "Publication": {"move_to", "set_result"},
+}
 
 
 @cache

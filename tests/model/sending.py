@@ -240,7 +240,7 @@ class Sending(Machine):
         topic = self.pick_topic(pick)
         message = self.message(key)
 
-        stored = self.producers[topic.name].produce(message, delay_seconds=LONG)
+        stored = self.producers[topic.name].schedule(message, delay_seconds=LONG)
 
         topic.delayed[stored.id] = Delayed(message, stored.partition)
         assert {one.id for one in self.mq.admin.delayed(topic.name)} == topic.delayed.keys()

@@ -100,7 +100,7 @@ def move_move_cancel(scene: Scene) -> None:
     """Two movers of what is due, and somebody who takes it back."""
     scene.create()
     producer = scene.stage.own.producer(scene.topic)
-    ids = [producer.produce(Message(value), delay_seconds=LONG_SECONDS).id for value in (b"1", b"2")]
+    ids = [producer.schedule(Message(value), delay_seconds=LONG_SECONDS).id for value in (b"1", b"2")]
     scene.stage.staged.make_due(*ids)
     cancelled: list[int] = []
 
@@ -178,7 +178,7 @@ def delete_outbox_move(scene: Scene) -> None:
     """A topic is deleted while a transaction publishes to it, and a delayed message of it is moved."""
     scene.create(1)
     producer = scene.producer(1)
-    delayed = producer.produce(Message(b"delayed"), delay_seconds=LONG_SECONDS)
+    delayed = producer.schedule(Message(b"delayed"), delay_seconds=LONG_SECONDS)
     scene.stage.staged.make_due(delayed.id)
     ids = scene.partition_ids()
     scene.is_deleted = True

@@ -16,7 +16,7 @@ from sqlmq.producer.batcher import MOST_TOGETHER, Batcher
 from tests.contract.waiting import until
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
 PATIENCE_SECONDS = 10.0
 
@@ -28,6 +28,8 @@ def routed(value: bytes) -> RoutedMessage:
 class Log:
     """An append that waits for permission, and fails as it is told."""
 
+    topic = "orders"
+
     def __init__(self) -> None:
         self.batches: list[list[bytes]] = []
         self.threads: list[threading.Thread] = []
@@ -37,7 +39,7 @@ class Log:
         self.has_begun = threading.Semaphore(0)
         self._offset = 0
 
-    def append(self, messages: list[RoutedMessage]) -> list[ProducerResult]:
+    def append_batch(self, messages: Sequence[RoutedMessage]) -> list[ProducerResult]:
         self.threads.append(threading.current_thread())
         self.batches.append([one.message.value for one in messages])
         self.has_begun.release()
@@ -60,7 +62,7 @@ def log() -> Log:
 
 @pytest.fixture
 def coalescer(log: Log) -> Iterator[Batcher]:
-    made = Batcher("orders", log.append)
+    made = Batcher(log)
     yield made
     log.may_go.set()
     # Where a message is stranded, closing waits for it for ever.

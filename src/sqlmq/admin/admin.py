@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from sqlmq.model.message import DelayedMessage
     from sqlmq.model.positions import ResetTo
     from sqlmq.model.retention import Retention
-    from sqlmq.producer.outbox import SessionLike
+    from sqlmq.producer.session_binding import SessionLike
     from sqlmq.reports.descriptions import (
         Eviction,
         GroupDescription,
@@ -209,7 +209,7 @@ class Admin:
     def delayed(self, topic: str) -> list[DelayedMessage]:
         """Return the messages of a topic that wait until they are due, the earliest first. Raises UnknownTopicError."""
         check_topic(topic)
-        return self._access.read(staging.waiting, topic)
+        return self._access.read(staging.list_delayed, topic)
 
     def cancel_delayed(self, *ids: int, session: SessionLike | None = None) -> list[int]:
         """Cancel delayed messages and return the ids of those that were cancelled.

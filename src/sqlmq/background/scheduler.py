@@ -173,7 +173,7 @@ class Scheduler(BackgroundThread):
 
     def _find_due(self, visited: set[int]) -> DueMessages:
         """Return what is due in other partitions than *visited*, and note when to check again."""
-        due = self._database.read(staging.look, visited)
+        due = self._database.read(staging.find_due, visited)
         now = self._clock.monotonic()
         # Soon, too, if something is due, because another transaction may have a row of it locked.
         check_at = now + _POLL_SECONDS if due.partition_ids else math.inf

@@ -246,6 +246,52 @@ class ProducerResult(NamedTuple):
     offset: int
 
 
+class Publication:
+    """A message that is published when its transaction commits, and never if that is rolled back.
+
+    Made by ``Producer.produce`` with ``session=``.
+    """
+
+    __slots__ = ("_partition", "_result", "_topic")
+
+    def __init__(self, topic: str, partition: int) -> None:
+        self._topic = topic
+        self._partition = partition
+        self._result: ProducerResult | None = None
+
+    @property
+    def topic(self) -> str:
+        """The name of the topic."""
+        return self._topic
+
+    @property
+    def partition(self) -> int:
+        """The number of the partition that the message goes to."""
+        return self._partition
+
+    @property
+    def result(self) -> ProducerResult | None:
+        """The message's place in the log, once the transaction has committed.
+
+        It stays None after a rollback, and in a transaction above READ COMMITTED, where the place is known only after
+        the commit. If COMMIT itself fails, the value means nothing: SQLAlchemy reports that error only to the caller of
+        commit.
+        """
+        return self._result
+
+    def move_to(self, partition: int) -> None:
+        """Change the partition: the topic has more partitions now, and the key decided."""
+        self._partition = partition
+
+    def set_result(self, result: ProducerResult | None) -> None:
+        """Set the place in the log; None if the transaction was rolled back after all."""
+        self._result = result
+
+    def __repr__(self) -> str:
+        where = "not in the log" if self._result is None else f"at offset {self._result.offset}"
+        return f"<Publication to {self._topic}/{self._partition}, {where}>"
+
+
 def has_any(column: Sequence[object]) -> bool:
     """Whether *column* has something in one of its places."""
     return (bool(column) and column[0] is not None) or column.count(None) < len(column)

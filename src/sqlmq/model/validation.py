@@ -203,14 +203,17 @@ def check_timeout(timeout: object) -> float | None:
     return float(checked) if checked <= _ENDLESS_SECONDS else None
 
 
-def check_due(delay_seconds: object, deliver_at: object) -> Due | None:
-    """Return when a message with one of these two arguments is due, or None if both are None."""
+def check_due(delay_seconds: object, deliver_at: object) -> Due:
+    """Return when a message with one of these two arguments is due."""
     if delay_seconds is not None and deliver_at is not None:
         message = "Give delay_seconds= or deliver_at=, not both."
         raise ValueError(message)
     if delay_seconds is not None:
         return seconds("delay_seconds", delay_seconds, most=_MOST_DELAY_SECONDS)
-    return None if deliver_at is None else moment("deliver_at", deliver_at)
+    if deliver_at is None:
+        message = "When is the message due? Give delay_seconds= or deliver_at=."
+        raise ValueError(message)
+    return moment("deliver_at", deliver_at)
 
 
 def check_ids(ids: Iterable[object]) -> list[int]:
@@ -232,13 +235,6 @@ def check_no_timeout(timeout: object) -> None:
     """Raise ValueError for a timeout beside ``session=``."""
     if timeout is not None:
         message = "timeout has no meaning with session=: the message is sent when the transaction commits."
-        raise ValueError(message)
-
-
-def check_no_timeout_for_delayed(timeout: object) -> None:
-    """Raise ValueError for a timeout of a delayed message."""
-    if timeout is not None:
-        message = "timeout has no meaning for a delayed message, which is stored without waiting for others."
         raise ValueError(message)
 
 

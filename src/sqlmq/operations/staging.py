@@ -1,6 +1,6 @@
-"""Staging: messages that are not in the log yet are moved into it when they are due.
+"""Staging: messages that wait outside the log, and are moved into it when they are due.
 
-Delayed ones are due at a moment of their own; those that could not be numbered in their own transaction, right after it.
+A delayed message is due at its own moment. A message that could not be numbered in its transaction is due right after it.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from sqlmq.hooks.failpoints import failpoint
 from sqlmq.model.message import DelayedMessage, RecordBatch
 from sqlmq.model.partitioner import partition_for_key
 from sqlmq.operations.admin import topics as admin_topics
-from sqlmq.store import messages, staged, topics
+from sqlmq.store import staged, topics
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
@@ -29,43 +29,44 @@ if TYPE_CHECKING:
     from sqlmq.store.topics import Topic
 
 MOVE_MESSAGES = 200
-"""How many messages one transaction moves; they pass through this process."""
+"""How many messages one transaction moves at most. They pass through this process."""
 MOVE_BYTES = 16 * 1024 * 1024
-"""At how many bytes of values a transaction takes no more of them."""
+"""At how many bytes of values a transaction stops taking more messages."""
 LOCK_SECONDS = 1.0
-"""How long a mover waits for somebody who has the partition's lock, before it tries another time."""
-LOOK_MESSAGES = 1_000
-"""How many messages that are due one look takes note of."""
+"""How long a transaction waits for the partition's lock before the scheduler tries later."""
+FIND_MESSAGES = 1_000
+"""How many due messages ``find_due`` looks at."""
 
 
 class ScheduledBatch(NamedTuple):
-    """What one transaction has moved, and to which topic; None if that is gone."""
+    """What one transaction has moved."""
 
     topic_id: int | None
+    """The topic of the messages; None if it was deleted."""
     messages: int
     may_leave_more: bool
-    """Whether there may be more to move in that partition."""
+    """Whether the partition may have more messages to move."""
 
 
-class Delayed(NamedTuple):
-    """Delayed messages that were stored, in the order in which they were given."""
+class StagedBatch(NamedTuple):
+    """Delayed messages that were stored, in the order in which the caller gave them."""
 
     messages: list[DelayedMessage]
     wait_seconds: float
-    """In how many seconds they are due, from when they were stored; inf if there are none."""
+    """Seconds from the moment of storing until they are due; inf if there are none."""
 
 
-def look(conn: Connection, dialect: Dialect, passing_over: Collection[int] = ()) -> DueMessages:
-    """Which partitions, *passing_over* some, have staged messages to move, and when there will be others."""
-    return staged.find_due(conn, dialect, LOOK_MESSAGES, passing_over)
+def find_due(conn: Connection, dialect: Dialect, excluded: Collection[int] = ()) -> DueMessages:
+    """Find the partitions, without the *excluded* ids, that have staged messages to move, and when others are due."""
+    return staged.find_due(conn, dialect, FIND_MESSAGES, excluded)
 
 
 def move(conn: Connection, dialect: Dialect, partition_id: int) -> ScheduledBatch:
-    """Append what is due in one partition to its log, in order, and delete it from where it was staged.
+    """Append the due messages of one partition to its log, in order, and delete them from the staging table.
 
-    The partition's row is locked first: several movers take turns, and each message is moved by one of them. What was
-    staged for a topic that was deleted meanwhile is deleted. A key that has left the partition meanwhile, because there
-    are more, takes its messages along.
+    The partition's row is locked first, so several processes take turns and each message is moved once. Messages of a
+    deleted topic are deleted. If a key belongs to another partition now, because the topic has grown, its messages go
+    there.
     """
     dialect.limit_lock_wait(conn, LOCK_SECONDS)
     topic = topics.lock_partition(conn, dialect, partition_id)
@@ -76,7 +77,7 @@ def move(conn: Connection, dialect: Dialect, partition_id: int) -> ScheduledBatc
         order = sorted(range(len(places)), key=places.__getitem__)
         counts = Counter(places)
         parts = [PartitionSlice(topic.name, id_, counts[id_], topic.partitions) for id_ in sorted(counts)]
-        messages.append(conn, dialect, parts, taken.contents.in_order(order))
+        dialect.append(conn, parts, taken.contents.in_order(order))
     failpoint("move.appended")
     staged.remove(conn, dialect, taken.ids)
     failpoint("move.after")
@@ -85,7 +86,7 @@ def move(conn: Connection, dialect: Dialect, partition_id: int) -> ScheduledBatc
 
 
 def _places(topic: Topic, partition_id: int, taken: staged.DueBatch) -> list[int]:
-    """The id of the partition for each message: another than it was staged for, if that was its key's and is no more."""
+    """The id of the partition of each message. A key may belong to another partition than when it was staged."""
     here = topic.partition_ids.index(partition_id)
     places = []
     for key, known in zip(taken.contents.keys, taken.topic_partitions, strict=True):
@@ -97,14 +98,14 @@ def _places(topic: Topic, partition_id: int, taken: staged.DueBatch) -> list[int
     return places
 
 
-def delay(conn: Connection, dialect: Dialect, placed: Sequence[PlacedMessage], due: Due) -> Delayed:
-    """Store messages until they are *due*, all at the same moment; in a transaction of any isolation level.
+def stage(conn: Connection, dialect: Dialect, placed: Sequence[PlacedMessage], due: Due) -> StagedBatch:
+    """Store messages until they are *due*, all at the same moment, in a transaction of any isolation level.
 
-    Takes no lock, or on a database with one writer that alone. Raises UnknownTopicError, and stores nothing, if the
-    topic of one was deleted, and TopicGrownError if it has other than the partitions known.
+    Takes no lock, except that of the writer on a database with one writer. Raises UnknownTopicError if a topic was
+    deleted, TopicGrownError if it has other partitions than its producer knew; then nothing is stored.
     """
     if not placed:
-        return Delayed([], math.inf)
+        return StagedBatch([], math.inf)
     failpoint("stage.before")
     ids = [one.topic.partition_ids[one.number] for one in placed]
     slot = staged.slot(conn, dialect, set(ids), due)
@@ -122,11 +123,11 @@ def delay(conn: Connection, dialect: Dialect, placed: Sequence[PlacedMessage], d
         DelayedMessage(row_id, one.topic.name, one.number, slot.deliver_at, one.message.key, len(one.message.value))
         for row_id, one in zip(row_ids, placed, strict=True)
     ]
-    return Delayed(stored, slot.wait_seconds)
+    return StagedBatch(stored, slot.wait_seconds)
 
 
-def waiting(conn: Connection, dialect: Dialect, topic_name: str) -> list[DelayedMessage]:
-    """The delayed messages of a topic, in the order in which they are due; raises UnknownTopicError."""
+def list_delayed(conn: Connection, dialect: Dialect, topic_name: str) -> list[DelayedMessage]:
+    """The delayed messages of a topic, in the order in which they are due. Raises UnknownTopicError."""
     topic = admin_topics.find_topic(conn, dialect, topic_name)
     numbers = {id_: number for number, id_ in enumerate(topic.partition_ids)}
     return [
@@ -136,7 +137,10 @@ def waiting(conn: Connection, dialect: Dialect, topic_name: str) -> list[Delayed
 
 
 def cancel(conn: Connection, dialect: Dialect, ids: Collection[int]) -> set[int]:
-    """Delete those of the delayed messages *ids* that still wait; return their ids. Waits for a mover that is at them."""
+    """Delete those delayed messages of *ids* that still wait, and return their ids.
+
+    Waits for a transaction that is moving them.
+    """
     cancelled = staged.cancel(conn, dialect, ids)
     failpoint("cancel.after")
     return cancelled

@@ -1,9 +1,9 @@
-"""Calls that wait together go together: many messages, one transaction.
+"""Concurrent calls share a transaction: those that wait while one commits go together in the next.
 
-The first to come leads: it takes what is waiting, its own among it, through one transaction, and then hands the lead to
-the next that waits. Nobody waits for company: a lone caller goes at once, in its own thread. With a thread of its own
-for it a lone caller has half the rate, with a mutex instead of the hand-off the slowest of 64 callers wait forty times
-as long: docs/design/performance.md has the figures.
+The first caller leads: it takes what is waiting, its own message included, through one transaction, then hands the lead
+to the next caller that waits. A lone caller never waits for company: it goes at once, in its own thread. A separate
+thread would halve the rate of a lone caller; a mutex instead of the hand-over would make the slowest of 64 callers wait
+forty times as long (docs/design/performance.md).
 """
 
 from __future__ import annotations
@@ -13,24 +13,35 @@ import threading
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import TimeoutError as FutureTimeoutError
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from sqlmq.errors import DatabaseUnavailableError, OutcomeUnknownError, ProducerClosedError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Sequence
 
     from sqlmq.model.message import ProducerResult
     from sqlmq.operations.produce import RoutedMessage
 
 MOST_TOGETHER = 1_000
-"""Messages in one transaction at the most, so that those in front do not wait for a crowd behind."""
+"""How many messages go in one transaction at most, so that the first do not wait for a crowd behind them."""
+
+
+class Appends(Protocol):
+    """Appends batches to one topic, as ``ProducerCore`` does."""
+
+    @property
+    def topic(self) -> str:
+        """The name of the topic."""
+
+    def append_batch(self, routed: Sequence[RoutedMessage]) -> list[ProducerResult]:
+        """Append *routed* in one transaction. Returns their places in the same order."""
 
 
 class _WaitingCall:
-    """A message that waits with the thread that called, which sleeps until it is sent, or until it has to lead."""
+    """A message whose caller's thread sleeps until the message is sent, or until the thread has to lead."""
 
-    # A bare lock: a future and an event are three conditions, and took 11 of the 29 us that a message of 64 callers takes.
+    # A bare lock. A future and an event have three conditions, which took 11 of the 29 us for a message of 64 callers.
     __slots__ = ("_asleep", "_error", "_result", "leads", "routed")
 
     _result: ProducerResult
@@ -62,18 +73,18 @@ class _WaitingCall:
         self._asleep.release()
 
     def outcome(self) -> ProducerResult:
-        """The result; raises the error, if that is what there is."""
+        """The result. Raises the error if the message failed."""
         error, self._error = self._error, None
         if error is None:
             return self._result
         try:
             raise error
         finally:
-            del error  # or its traceback leads to this frame, and this frame to it
+            del error  # otherwise its traceback and this frame refer to each other
 
 
 class _WaitingFuture:
-    """A message for which nobody waits, or nobody but a future."""
+    """A submitted message: no thread waits for it, only its future."""
 
     __slots__ = ("future", "routed")
 
@@ -82,11 +93,11 @@ class _WaitingFuture:
         self.future: Future[ProducerResult] = Future()
 
     def lead(self) -> bool:
-        """Return False: there is no thread to do it."""
+        """Return False: there is no thread of a caller that could lead."""
         return False
 
     def begin(self) -> bool:
-        """Take it, so that it can't be cancelled any more; False if it was."""
+        """Make the message impossible to cancel. Returns False if it was cancelled before."""
         return self.future.set_running_or_notify_cancel()
 
     def succeed(self, result: ProducerResult) -> None:
@@ -97,21 +108,20 @@ class _WaitingFuture:
 
 
 class Batcher:
-    """Sends messages in as few transactions as there is time for. May be shared by threads."""
+    """Sends the messages of concurrent callers together. May be shared by threads."""
 
-    def __init__(self, topic: str, append: Callable[[list[RoutedMessage]], list[ProducerResult]]) -> None:
-        self._topic = topic
-        self._append = append
+    def __init__(self, appender: Appends) -> None:
+        self._appender = appender
         self._is_closed = False
         self._threads: ThreadPoolExecutor | None
-        self._somebody_leads: bool
+        self._has_leader: bool
         self._start_over()
 
     def call(self, routed: RoutedMessage, timeout: float | None) -> ProducerResult:
         """Send *routed* and wait until its transaction has committed.
 
-        With a *timeout*, another thread does the sending. TimeoutError: it was not sent, and will not be.
-        OutcomeUnknownError: it was on its way.
+        With a *timeout*, another thread sends it. TimeoutError: it was not sent and will not be.
+        OutcomeUnknownError: it was being sent.
         """
         if timeout is not None:
             return self._wait(self.submit(routed), timeout)
@@ -127,20 +137,20 @@ class Batcher:
         return waiting.outcome()
 
     def submit(self, routed: RoutedMessage) -> Future[ProducerResult]:
-        """Send *routed* without waiting; another thread does it."""
+        """Send *routed* in another thread, without waiting."""
         waiting = _WaitingFuture(routed)
         self._enter(waiting)
         return waiting.future
 
     def close(self) -> None:
-        """Take nothing more, and wait until everything that was taken is sent, or has failed.
+        """Refuse new messages, and wait until all earlier ones are sent or have failed.
 
-        Where the database can't be reached, all that waits fails as the first did.
+        If the database can't be reached, all waiting messages fail with the error of the first batch.
         """
         self._leave_fork()
         with self._idle:
             self._is_closed = True
-            self._idle.wait_for(lambda: not self._somebody_leads)
+            self._idle.wait_for(lambda: not self._has_leader)
         if self._threads is not None:
             self._threads.shutdown()
 
@@ -148,31 +158,31 @@ class Batcher:
         self._leave_fork()
         with self._lock:
             if self._is_closed:
-                raise ProducerClosedError(self._topic)
+                raise ProducerClosedError(self._appender.topic)
             self._waiting.append(waiting)
-            if not self._somebody_leads:
-                self._somebody_leads = True
-                self._hand_on()
+            if not self._has_leader:
+                self._has_leader = True
+                self._hand_over()
 
     def _withdraw(self, waiting: _WaitingCall) -> None:
-        """A caller was interrupted: do not send for him, nor wait for him to lead."""
+        """The caller was interrupted: do not send its message, and do not wait for it to lead."""
         with self._lock:
             if waiting in self._waiting:
                 self._waiting.remove(waiting)
                 if waiting.leads:
-                    self._hand_on()
+                    self._hand_over()
 
     def _lead(self) -> None:
-        """Take one batch through, then hand the lead on."""
+        """Send one batch, then hand over the lead."""
         try:
             self._send()
         finally:
             with self._lock:
-                self._hand_on()
+                self._hand_over()
 
-    def _hand_on(self) -> None:
+    def _hand_over(self) -> None:
         if not self._waiting:
-            self._somebody_leads = False
+            self._has_leader = False
             if self._is_closed:
                 self._idle.notify_all()
         elif not self._waiting[0].lead():
@@ -188,20 +198,25 @@ class Batcher:
         if not batch:
             return
         try:
-            results = self._append([waiting.routed for waiting in batch])
-        except Exception as error:  # noqa: BLE001 - raised to everybody who waits
+            results = self._appender.append_batch([waiting.routed for waiting in batch])
+        except Exception as error:  # noqa: BLE001 - every waiting caller gets it
             self._fail(batch, error)
             if self._is_closed and isinstance(error, DatabaseUnavailableError):
                 self._fail(self._take(len(self._waiting)), error)
         except BaseException:
-            self._fail(batch, OutcomeUnknownError("The thread that was sending was interrupted; look in the log."))
+            self._fail(
+                batch,
+                OutcomeUnknownError(
+                    "The thread that sent the message was interrupted: it is in the log or not. Look there before you send again."
+                ),
+            )
             raise
         else:
             for waiting, result in zip(batch, results, strict=True):
                 waiting.succeed(result)
 
     def _take(self, most: int) -> list[_WaitingCall | _WaitingFuture]:
-        """Those that have waited longest, *most* of them, without those that were withdrawn."""
+        """Take those that have waited longest, *most* of them at most, without cancelled ones."""
         with self._lock:
             taken = [self._waiting.popleft() for _ in range(min(len(self._waiting), most))]
         return [waiting for waiting in taken if waiting.begin()]
@@ -223,24 +238,29 @@ class Batcher:
             self._start_over()
 
     def _start_over(self) -> None:
-        """In the beginning, and in a forked child: those who wait in the parent are the parent's to serve."""
+        """Set up the state, also in a forked child: the parent serves the callers that wait in the parent."""
         self._pid = os.getpid()
         self._lock = threading.Lock()
         self._idle = threading.Condition(self._lock)
         self._waiting: deque[_WaitingCall | _WaitingFuture] = deque()
-        self._somebody_leads = False
+        self._has_leader = False
         self._threads = None
 
 
 def result_or_timeout(future: Future[ProducerResult], timeout: float | None) -> ProducerResult:
-    """The result of a submitted message for which somebody has waited *timeout* seconds and waits no longer.
+    """Return the result of a submitted message whose caller has waited *timeout* seconds, or withdraw the message.
 
-    TimeoutError: it was not sent, and will not be. OutcomeUnknownError: it is on its way.
+    TimeoutError: it was not sent and will not be. OutcomeUnknownError: it is being sent.
     """
     if future.cancel():
-        message = f"The message was not sent within {timeout} seconds, and will not be."
+        message = (
+            f"The message was not sent within {timeout} seconds, and will not be. Send it again if it still matters."
+        )
         raise TimeoutError(message) from None
     if future.done():
         return future.result()
-    message = f"The message was still on its way after {timeout} seconds: it may arrive or not. Look in the log."
+    message = (
+        f"The message was still being sent after {timeout} seconds: it may arrive or not. Look in the log before you send "
+        "again."
+    )
     raise OutcomeUnknownError(message) from None

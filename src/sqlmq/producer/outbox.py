@@ -1,121 +1,76 @@
-"""Messages in somebody else's transaction: kept until it commits, and appended as its last act.
+"""Messages in the application's transaction: kept until it commits, and appended as its last act.
 
-What waits is kept beside the Connection, and SQLAlchemy's events of that Connection tell what becomes of it: so a
-Session, an AsyncSession and a Connection are served alike, and whatever else the application does at commit time is done
-by then. Nothing is written, and no lock taken, before the commit; but for delayed messages, which are rows like the
+What waits is kept beside the Connection, whose SQLAlchemy events tell what becomes of the transaction. So a Session, an
+AsyncSession and a Connection are served alike, and whatever else the application does at commit time comes before.
+Nothing is written, and no lock is taken, before the commit. Delayed messages are the exception: they are rows like the
 application's own, stored and cancelled at the call.
 """
 
 from __future__ import annotations
 
-import inspect
 import math
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, NamedTuple
 from weakref import WeakKeyDictionary, ref
 
-from sqlalchemy import Connection, Transaction, TwoPhaseTransaction, event
-from sqlalchemy.exc import DBAPIError, InvalidRequestError, UnboundExecutionError
-from sqlalchemy.orm import Session, scoped_session
+from sqlalchemy import Connection, TwoPhaseTransaction, event
 from sqlalchemy.sql.expression import SavepointClause
 
 from sqlmq.database.retrying import roll_back_in_driver
 from sqlmq.dialects import TopicGrownError
 from sqlmq.errors import SessionError, UnknownTopicError
+from sqlmq.model.message import Publication
 from sqlmq.operations import produce, staging
 from sqlmq.operations.admin import topics
+from sqlmq.producer.session_binding import (
+    TOO_LATE,
+    active_transaction,
+    check_before_commit,
+    check_database,
+    connection_of,
+    hidden_parameters,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Collection, Sequence
 
-    from sqlalchemy import Engine
     from sqlalchemy.engine import RootTransaction
 
     from sqlmq.database.database import Database
     from sqlmq.model.message import DelayedMessage, ProducerResult
     from sqlmq.model.validation import Due
     from sqlmq.operations.produce import KeylessPartitioner, PlacedMessage, RoutedMessage
+    from sqlmq.operations.staging import StagedBatch
+    from sqlmq.producer.core import ProducerCore
+    from sqlmq.producer.session_binding import SessionLike
     from sqlmq.store.topics import Topic
-
-SessionLike: TypeAlias = "Session | scoped_session[Session] | Connection"
-"""Whatever stands for a transaction of the application's."""
-
-
-class Publication:
-    """A message that is published when the transaction it was given to commits, or never.
-
-    Made by ``Producer.produce`` with ``session=``.
-    """
-
-    __slots__ = ("_partition", "_result", "_topic")
-
-    def __init__(self, topic: str, partition: int) -> None:
-        self._topic = topic
-        self._partition = partition
-        self._result: ProducerResult | None = None
-
-    @property
-    def topic(self) -> str:
-        """The name of the topic."""
-        return self._topic
-
-    @property
-    def partition(self) -> int:
-        """The number of the partition it goes to."""
-        return self._partition
-
-    @property
-    def result(self) -> ProducerResult | None:
-        """Its place in the log, once the transaction has committed.
-
-        It stays None for a transaction above READ COMMITTED, which can't know it, and one that was rolled back. It means
-        nothing where COMMIT itself has failed: SQLAlchemy tells of that only him who called for it.
-        """
-        return self._result
-
-    def __repr__(self) -> str:
-        where = "not in the log" if self._result is None else f"at offset {self._result.offset}"
-        return f"<Publication to {self._topic}/{self._partition}, {where}>"
-
-
-class Source(NamedTuple):
-    """The producer's side of a publication."""
-
-    database: Database
-    track_commit: Callable[[RootTransaction, set[int], float], None]
-    """Is told of a transaction that is about to commit, the ids of its topics, and when what it staged is due."""
-    forget_topic: Callable[[], None]
-    """Is called when the topic turns out to be gone."""
-    know_topic: Callable[[Topic], None]
-    """Is told the topic as it is now, when that turns out to be other than was known."""
 
 
 class _Waiting(NamedTuple):
-    source: Source
+    producer: ProducerCore
     placed: PlacedMessage
     publication: Publication
 
 
 class _StickyPartitioner:
-    """Messages without a key go to one partition in a transaction, so that they stay in order."""
+    """Sends all messages without a key of one transaction to one partition, so that they stay in order."""
 
-    def __init__(self, turn: KeylessPartitioner) -> None:
-        self._turn = turn
+    def __init__(self, keyless: KeylessPartitioner) -> None:
+        self._keyless = keyless
         self._number: int | None = None
 
     def next(self, partitions: int) -> int:
         if self._number is None:
-            self._number = self._turn.next(partitions)
+            self._number = self._keyless.next(partitions)
         return self._number
 
 
 class _Outbox:
-    """What waits for the transaction of one Connection. It holds no reference to that, whose closing is the user's."""
+    """What waits for the transaction of one Connection. It holds no reference to that, which the application closes."""
 
     def __init__(self, conn: Connection, transaction: RootTransaction) -> None:
         self._start_over(transaction)
         self._hears_twophase = self._hears_commit = False
-        # Each costs some 10 microseconds, for each Connection that publishes.
+        # Each listener costs about 10 us, for each Connection that publishes.
         event.listen(conn, "before_execute", self._before_execute)
         event.listen(conn, "rollback_savepoint", self._rollback_savepoint)
         self._listen(conn, transaction)
@@ -138,70 +93,53 @@ class _Outbox:
         self.checked: list[Database] = []
         self._waiting: list[_Waiting] = []
         self._published: list[_Waiting] = []
-        # The savepoints of this transaction, those begun since the outbox is there, each with how much waited by then.
-        # Those that were released stay: nobody can roll back to them.
+        # Savepoints of this transaction since the outbox exists, each with the number of messages that waited by then.
+        # Released ones stay in the list: nothing can roll back to them.
         self._savepoints: list[tuple[str, int]] = []
-        self._turns: dict[int, _StickyPartitioner] = {}
-        # Of each database, when the first of the delayed messages is due. Those of savepoints that are rolled back
-        # stay: somebody looks in vain.
-        self._delayed: dict[Database, tuple[Source, float]] = {}
+        self._sticky: dict[int, _StickyPartitioner] = {}
+        # For each database, when its first delayed message is due. Those of a savepoint that is rolled back stay here:
+        # the scheduler then finds nothing due.
+        self._delayed: dict[Database, tuple[ProducerCore, float]] = {}
 
     def begin(self, conn: Connection, transaction: RootTransaction) -> None:
-        """Wait for *transaction* from now on, if it is another one."""
+        """Wait for *transaction* from now on, if it is another one than before."""
         if self._transaction() is not transaction:
-            _check_in_time(transaction)
+            check_before_commit(transaction)
             self._start_over(transaction)
             self._listen(conn, transaction)
         if self._is_committing:
-            raise SessionError(_TOO_LATE)
+            raise SessionError(TOO_LATE)
 
-    def add(
-        self, source: Source, topic: Topic, routed: Sequence[RoutedMessage], turn: KeylessPartitioner
-    ) -> list[Publication]:
+    def add(self, producer: ProducerCore, topic: Topic, routed: Sequence[RoutedMessage]) -> list[Publication]:
         publications = []
-        for placed in self._place(topic, routed, turn):
+        for placed in self._place(producer, topic, routed):
             publication = Publication(topic.name, placed.number)
-            self._waiting.append(_Waiting(source, placed, publication))
+            self._waiting.append(_Waiting(producer, placed, publication))
             publications.append(publication)
         return publications
 
-    def delay(
-        self,
-        conn: Connection,
-        source: Source,
-        topic: Topic,
-        routed: Sequence[RoutedMessage],
-        turn: KeylessPartitioner,
-        due: Due,
+    def schedule(
+        self, conn: Connection, producer: ProducerCore, topic: Topic, routed: Sequence[RoutedMessage], due: Due
     ) -> list[DelayedMessage]:
-        dialect = source.database.dialect
-        placed = self._place(topic, routed, turn)
-        try:
-            try:
-                delayed = staging.delay(conn, dialect, placed, due)
-            except TopicGrownError:
-                found = topics.find_topic(conn, dialect, topic.name)
-                source.know_topic(found)
-                delayed = staging.delay(conn, dialect, [one.on(found) for one in placed], due)
-        except UnknownTopicError:
-            source.forget_topic()
-            raise
-        due_at = source.database.clock.monotonic() + delayed.wait_seconds
-        _, sooner_at = self._delayed.get(source.database, (source, math.inf))
-        self._delayed[source.database] = (source, min(due_at, sooner_at))
-        return delayed.messages
+        staged = _stage(conn, producer, self._place(producer, topic, routed), due)
+        database = producer.database
+        due_at = database.clock.monotonic() + staged.wait_seconds
+        _, earliest = self._delayed.get(database, (producer, math.inf))
+        self._delayed[database] = (producer, min(due_at, earliest))
+        return staged.messages
 
-    def _place(self, topic: Topic, routed: Sequence[RoutedMessage], turn: KeylessPartitioner) -> list[PlacedMessage]:
-        return produce.place(topic, routed, self._turns.setdefault(topic.id, _StickyPartitioner(turn)))
+    def _place(self, producer: ProducerCore, topic: Topic, routed: Sequence[RoutedMessage]) -> list[PlacedMessage]:
+        sticky = self._sticky.setdefault(topic.id, _StickyPartitioner(producer.rotation))
+        return produce.place(topic, routed, sticky)
 
     def _before_execute(self, conn: Connection, element: object, *_: object) -> None:
-        # The event `savepoint` comes before the savepoint has its name.
+        # Not the event `savepoint`: it comes before the savepoint has its name.
         del conn
         if isinstance(element, SavepointClause):
             self._savepoints.append((element.ident, len(self._waiting)))
 
     def _rollback_savepoint(self, conn: Connection, name: str, _context: object) -> None:
-        """What was added since the savepoint began is not to be published; that may be before the outbox was there."""
+        """Drop what was added since the savepoint began; it may have begun before the outbox existed."""
         del conn
         names = [known for known, _ in self._savepoints]
         index = names.index(name) if name in names else 0
@@ -210,228 +148,147 @@ class _Outbox:
         del self._waiting[count:]
 
     def _publish(self, conn: Connection, *_: object) -> None:
+        """Append what waits, just before the application's COMMIT is sent."""
         waiting, self._waiting = self._waiting, []
         transaction = conn.get_transaction()
         if transaction is None or transaction is not self._transaction():
             return
         self._is_committing = True
-        # In one order everywhere, so that two transactions can't wait for each other: by schema, then by partition id.
+        # The same order everywhere (schema, then partition id), so that two transactions can't wait for each other.
         by_schema: dict[str, list[_Waiting]] = {}
         for one in waiting:
-            by_schema.setdefault(one.source.database.schema or "", []).append(one)
+            by_schema.setdefault(one.producer.database.schema or "", []).append(one)
         try:
             for schema in sorted(by_schema):
-                self._publish_group(conn, transaction, by_schema[schema])
+                self._publish_schema(conn, transaction, by_schema[schema])
         except BaseException:
             self._forget(conn)
             roll_back_in_driver(conn)
             raise
         delayed, self._delayed = self._delayed, {}
-        for source, due_at in delayed.values():
-            source.track_commit(transaction, set(), due_at)
+        for producer, due_at in delayed.values():
+            producer.scheduler.track_commit(transaction, set(), due_at)
 
-    def _publish_group(self, conn: Connection, transaction: RootTransaction, group: list[_Waiting]) -> None:
-        dialect = group[0].source.database.dialect
+    def _publish_schema(self, conn: Connection, transaction: RootTransaction, waiting: list[_Waiting]) -> None:
+        """Append what goes to the tables of one schema."""
         try:
             try:
-                results = produce.publish(conn, dialect, produce.load([one.placed for one in group]))
+                results = _append(conn, waiting)
             except TopicGrownError:
-                group = _placed_again(conn, group)
-                results = produce.publish(conn, dialect, produce.load([one.placed for one in group]))
+                waiting = _placed_again(conn, waiting)
+                results = _append(conn, waiting)
         except UnknownTopicError as error:
-            for one in group:
-                if one.publication.topic == error.topic:
-                    one.source.forget_topic()
+            _forget_topic(waiting, error.topic)
             raise
+        self._published += waiting
         if results is not None:
-            for one, result in zip(group, results, strict=True):
-                one.publication._result = result  # noqa: SLF001 - set by nobody else
-        self._published += group
-        for database in {one.source.database for one in group}:
-            mine = [one for one in group if one.source.database is database]
-            due_at = -math.inf if results is None else math.inf
-            mine[0].source.track_commit(transaction, {one.placed.topic.id for one in mine}, due_at)
+            for one, result in zip(waiting, results, strict=True):
+                one.publication.set_result(result)
+        # What was staged instead is due at once, and what is in the log is not due at all.
+        _track_commit(transaction, waiting, due_at=-math.inf if results is None else math.inf)
 
     def _forget(self, conn: Connection, *_: object) -> None:
+        """Drop everything: the transaction was rolled back, or its commit failed."""
         del conn
         for one in self._published:
-            one.publication._result = None  # noqa: SLF001 - set by nobody else
+            one.publication.set_result(None)
         self._waiting.clear()
         self._published.clear()
         self._savepoints.clear()
         self._delayed.clear()
 
 
-def _placed_again(conn: Connection, group: list[_Waiting]) -> list[_Waiting]:
-    """*group*, on the topics as the transaction sees them: one has got more partitions."""
-    dialect = group[0].source.database.dialect
-    found = {name: topics.find_topic(conn, dialect, name) for name in {one.publication.topic for one in group}}
+def _append(conn: Connection, waiting: list[_Waiting]) -> list[ProducerResult] | None:
+    dialect = waiting[0].producer.database.dialect
+    return produce.publish(conn, dialect, produce.make_batch([one.placed for one in waiting]))
+
+
+def _placed_again(conn: Connection, waiting: list[_Waiting]) -> list[_Waiting]:
+    """*waiting*, placed on the topics as the transaction sees them: one has more partitions than its producer knew."""
+    dialect = waiting[0].producer.database.dialect
+    found = {name: topics.find_topic(conn, dialect, name) for name in {one.publication.topic for one in waiting}}
     again = []
-    for one in group:
+    for one in waiting:
         topic = found[one.publication.topic]
-        one.source.know_topic(topic)
+        one.producer.learn_topic(topic)
         placed = one.placed.on(topic)
-        one.publication._partition = placed.number  # noqa: SLF001 - set by nobody else
+        one.publication.move_to(placed.number)
         again.append(one._replace(placed=placed))
     return again
 
 
-_TOO_LATE = "The transaction is being committed, or prepared, and nothing was done in it. Publish before."
-
-_COMMIT, _PREPARE = Transaction.commit.__code__, TwoPhaseTransaction.prepare.__code__
-
-
-def _check_in_time(transaction: RootTransaction) -> None:
-    """Raise SessionError if *transaction*, which has no message yet, is prepared, or is just being committed or prepared.
-
-    Listeners of its end are called then, one of which wants to publish, and ours would come too late. No attribute tells
-    of that, so this looks for the call: 4 microseconds for 60 frames, once for each transaction that publishes.
-    """
-    is_late = isinstance(transaction, TwoPhaseTransaction) and transaction._is_prepared  # noqa: SLF001 - told nowhere else
-    frame = inspect.currentframe()
-    while frame is not None and not is_late:
-        code = frame.f_code
-        # Not `in`: the hash of a code is that of all it holds, and costs twenty times as much.
-        is_late = (code is _COMMIT or code is _PREPARE) and frame.f_locals.get("self") is transaction
-        frame = frame.f_back
-    if is_late:
-        raise SessionError(_TOO_LATE)
+def _forget_topic(waiting: list[_Waiting], topic: str) -> None:
+    for one in waiting:
+        if one.publication.topic == topic:
+            one.producer.forget_topic()
 
 
-# A Connection is used by one thread at a time, so that no two make its outbox.
+def _track_commit(transaction: RootTransaction, waiting: list[_Waiting], due_at: float) -> None:
+    """Let the scheduler of each MQ wake its consumers, or move what was staged, once *transaction* is over."""
+    for database in {one.producer.database for one in waiting}:
+        of_database = [one for one in waiting if one.producer.database is database]
+        topic_ids = {one.placed.topic.id for one in of_database}
+        of_database[0].producer.scheduler.track_commit(transaction, topic_ids, due_at)
+
+
+def _stage(conn: Connection, producer: ProducerCore, placed: list[PlacedMessage], due: Due) -> StagedBatch:
+    """Store *placed*, once more if its topic has more partitions than the producer knew."""
+    dialect = producer.database.dialect
+    try:
+        try:
+            return staging.stage(conn, dialect, placed, due)
+        except TopicGrownError:
+            topic = topics.find_topic(conn, dialect, producer.topic)
+            producer.learn_topic(topic)
+            return staging.stage(conn, dialect, [one.on(topic) for one in placed], due)
+    except UnknownTopicError:
+        producer.forget_topic()
+        raise
+
+
+# A Connection is used by one thread at a time, so two threads never make an outbox for the same one.
 _outboxes: WeakKeyDictionary[Connection, _Outbox] = WeakKeyDictionary()
 
 
 def add(
-    session: SessionLike, source: Source, topic: Topic, routed: Iterable[RoutedMessage], turn: KeylessPartitioner
+    session: SessionLike, producer: ProducerCore, topic: Topic, routed: Sequence[RoutedMessage]
 ) -> list[Publication]:
-    """Have *routed* published when the transaction of *session* commits; it is begun if there is none.
+    """Publish *routed* when the transaction of *session* commits; a transaction is begun if there is none.
 
     Raises SessionError if that transaction can't carry them.
     """
-    _, outbox = _outbox_of(session, source.database)
-    return outbox.add(source, topic, list(routed), turn)
+    _, outbox = _outbox_of(session, producer.database)
+    return outbox.add(producer, topic, routed)
 
 
-def delay(
-    session: SessionLike,
-    source: Source,
-    topic: Topic,
-    routed: Iterable[RoutedMessage],
-    turn: KeylessPartitioner,
-    due: Due,
+def schedule(
+    session: SessionLike, producer: ProducerCore, topic: Topic, routed: Sequence[RoutedMessage], due: Due
 ) -> list[DelayedMessage]:
-    """Store *routed* in the transaction of *session*, now, until they are *due*; else as ``add``.
+    """Store *routed* in the transaction of *session*, now, until they are *due*.
 
-    Raises UnknownTopicError if the topic was deleted, and SQLAlchemy's errors for those of the database.
+    Raises SessionError, UnknownTopicError, and SQLAlchemy's errors for those of the database.
     """
-    conn, outbox = _outbox_of(session, source.database)
-    with _without_parameters():
-        return outbox.delay(conn, source, topic, list(routed), turn, due)
+    conn, outbox = _outbox_of(session, producer.database)
+    with hidden_parameters():
+        return outbox.schedule(conn, producer, topic, routed, due)
 
 
 def cancel(session: SessionLike, database: Database, ids: Collection[int]) -> set[int]:
-    """Delete those of the delayed messages *ids* that still wait, in the transaction of *session*; return their ids."""
+    """Delete those delayed messages of *ids* that still wait, in the transaction of *session*. Returns their ids."""
     conn, _ = _outbox_of(session, database)
     return staging.cancel(conn, database.dialect, ids)
 
 
 def _outbox_of(session: SessionLike, database: Database) -> tuple[Connection, _Outbox]:
-    """The Connection that carries the transaction of *session*, and what waits for that; it is begun if there is none.
-
-    Raises SessionError if nothing could commit with it.
-    """
+    """The Connection that carries the transaction of *session*, and its outbox. Raises SessionError."""
     conn = connection_of(session, database)
-    transaction = conn.get_transaction() or conn.begin()
-    if conn.invalidated or not transaction.is_active:
-        message = "The transaction of this Connection has failed, and nothing was done in it. First roll it back."
-        raise SessionError(message)
+    transaction = active_transaction(conn)
     outbox = _outboxes.get(conn)
     if outbox is None:
-        _check_in_time(transaction)
+        check_before_commit(transaction)
         outbox = _outboxes[conn] = _Outbox(conn, transaction)
     outbox.begin(conn, transaction)
     if database not in outbox.checked:
-        _check(conn, database)
+        check_database(conn, database)
         outbox.checked.append(database)
     return conn, outbox
-
-
-@contextmanager
-def _without_parameters() -> Iterator[None]:
-    """Keep the parameters of statements, which are messages, out of what SQLAlchemy's errors say."""
-    try:
-        yield
-    except DBAPIError as error:
-        error.hide_parameters = True
-        raise
-
-
-def connection_of(session: SessionLike, database: Database) -> Connection:
-    """The Connection that carries the transaction of *session*; raises SessionError if there is none to be had."""
-    if isinstance(session, scoped_session):
-        session = session()
-    if isinstance(session, Session):
-        return _connection_of_session(session, database)
-    given: object = session
-    if not isinstance(given, Connection):
-        complaint = (
-            f"session must be a Session, a scoped_session or a Connection of SQLAlchemy's, not {type(given).__name__}"
-            "; AsyncSession and AsyncConnection are for an AsyncProducer."
-        )
-        raise TypeError(complaint)
-    if given.closed:
-        message = "This Connection is closed, and nothing was done in it. Publish before you close it."
-        raise SessionError(message)
-    return given
-
-
-def _connection_of_session(session: Session, database: Database) -> Connection:
-    try:
-        try:
-            bind: Engine | Connection | None = session.get_bind()
-        except UnboundExecutionError:
-            bind = None
-        if (bind is None or bind.engine is not database.engine) and database.engine in _binds(session):
-            return session.connection(bind_arguments={"bind": database.engine})
-        return session.connection()
-    except InvalidRequestError as error:
-        message = f"This Session can't carry a message, and nothing was done in it: {error}"
-        raise SessionError(message) from error
-
-
-def _binds(session: Session) -> Iterable[object]:
-    """The engines that a session was given for some of its classes or tables; before SQLAlchemy 2.1 a private matter."""
-    binds: Mapping[object, object] = getattr(session, "binds", None) or getattr(session, "_Session__binds", {})
-    return binds.values()
-
-
-def _check(conn: Connection, database: Database) -> None:
-    dialect = database.dialect
-    if database.one_connection:
-        message = (
-            "A database in memory has a single connection, on which the MQ's own transactions would end yours. "
-            "Use a file for the database."
-        )
-        raise SessionError(message)
-    if conn.dialect.name != dialect.name or not _is_same_database(conn, database):
-        message = (
-            f"The session is on another database than the MQ ({database.where}), or finds other tables there, so nothing "
-            "could commit with it. If it has several, give session= the right one's Connection, "
-            "session.connection(bind_arguments=...)."
-        )
-        raise SessionError(message)
-    if dialect.is_autocommit(conn):
-        message = (
-            "The session is in AUTOCOMMIT, where each statement commits by itself, so nothing could commit with it. "
-            "Give it another isolation level, or leave session= out."
-        )
-        raise SessionError(message)
-
-
-def _is_same_database(conn: Connection, database: Database) -> bool:
-    if conn.engine.pool is database.engine.pool:
-        return True
-    return any(
-        database.dialect.identity(conn, fresh=fresh) == database.identity(fresh=fresh) for fresh in (False, True)
-    )

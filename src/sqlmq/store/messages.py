@@ -1,4 +1,4 @@
-"""`sqlmq_message`, the log: messages are appended to the end of a partition and read from a position."""
+"""`sqlmq_message`, the log, read from a position. Appending differs between databases: ``Dialect.append``."""
 
 from __future__ import annotations
 
@@ -12,33 +12,9 @@ if TYPE_CHECKING:
 
     from sqlalchemy import Connection
 
-    from sqlmq.dialects import Dialect, PartitionSlice, Position
-    from sqlmq.model.message import LogRow, RecordBatch
+    from sqlmq.dialects import Dialect, Position
+    from sqlmq.model.message import LogRow
     from sqlmq.store.topics import Topic
-
-
-def append(conn: Connection, dialect: Dialect, parts: Sequence[PartitionSlice], contents: RecordBatch) -> list[int]:
-    """Append *contents*, which are in the order of *parts*, and return the offset of the first message of each part.
-
-    Offsets have no gaps. The partitions' rows, in the ascending order of *parts*, stay locked until the caller's
-    transaction ends, so no message becomes readable before one with a smaller offset. Raises UnknownTopicError if a
-    topic was deleted.
-    """
-    return dialect.append(conn, parts, contents)
-
-
-def append_to_any(
-    conn: Connection, dialect: Dialect, part: PartitionSlice, others: Sequence[int], contents: RecordBatch
-) -> tuple[int, int]:
-    """Append to *part*, or to one of *others* if *part* is locked. Returns the partition's id and the first offset."""
-    return dialect.append_to_any(conn, part, others, contents)
-
-
-def publish(
-    conn: Connection, dialect: Dialect, parts: Sequence[PartitionSlice], contents: RecordBatch
-) -> list[int] | None:
-    """Append like ``append``; above READ COMMITTED, stage the messages instead, without a lock, and return None."""
-    return dialect.publish(conn, parts, contents)
 
 
 def read(

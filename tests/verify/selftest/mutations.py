@@ -24,9 +24,8 @@ from sqlmq.consumer.worker.attempts import AttemptRecorder
 from sqlmq.model.message import FetchedRecords, ProducerResult, RecordBatch
 from sqlmq.model.retry import FailureAction
 from sqlmq.operations import attempts, consume, produce, retention, staging
-from sqlmq.producer.batcher import Batcher
+from sqlmq.producer.core import ProducerCore
 from sqlmq.producer.outbox import _Outbox
-from sqlmq.producer.producer import Producer
 from sqlmq.store import offsets
 from sqlmq.store.offsets import Commit
 
@@ -99,59 +98,59 @@ def _patch(owner: object, name: str, replacement: object) -> None:
 
 @_mutation("acknowledged-uncommitted", "Sometimes a message is acknowledged but its transaction is rolled back.", "A1")
 def _acknowledged_uncommitted(chosen: random.Random) -> None:
-    def append_load(self: Producer, topic: Topic, load: AppendBatch) -> list[ProducerResult]:
-        database = self._database
+    def append(self: ProducerCore, batch: AppendBatch) -> list[ProducerResult]:
+        database = self.database
         with database.connect() as conn:
             database.dialect.begin(conn)
-            results = produce.append(conn, database.dialect, load)
+            results = produce.append(conn, database.dialect, batch)
             if chosen.random() < _OFTEN:
                 conn.rollback()
             else:
                 conn.commit()
-        self._wake(topic.id)
+        self._notifier.announce(batch.runs[0].topic.id)
         return results
 
-    _patch(Producer, "_append_load", append_load)
+    _patch(ProducerCore, "_append", append)
 
 
 @_mutation("numbered-without-lock", "Offsets are looked up before the partition is locked, and assigned twice.", "A5")
 def _numbered_without_lock(_chosen: random.Random) -> None:
-    def append_load(self: Producer, topic: Topic, load: AppendBatch) -> list[ProducerResult]:
-        database = self._database
+    def append(self: ProducerCore, batch: AppendBatch) -> list[ProducerResult]:
+        database, topic = self.database, batch.runs[0].topic
         with database.connect() as conn:
-            bases = [_next_offset(conn, self, topic, run.number) for run in load.runs]
+            bases = [_next_offset(conn, self, topic, run.number) for run in batch.runs]
         time.sleep(0.005)
         with database.connect() as conn:
             database.dialect.begin(conn)
             first = 0
-            for run, base in zip(load.runs, bases, strict=True):
-                _write_rows(conn, self, topic, run.number, base, load.contents.between(first, first + run.messages))
+            for run, base in zip(batch.runs, bases, strict=True):
+                _write_rows(conn, self, topic, run.number, base, batch.contents.between(first, first + run.messages))
                 first += run.messages
             conn.commit()
-        self._wake(topic.id)
-        return produce._results(load, bases)
+        self._notifier.announce(batch.runs[0].topic.id)
+        return produce._results(batch, bases)
 
-    _patch(Producer, "_append_load", append_load)
+    _patch(ProducerCore, "_append", append)
 
 
 @_mutation("number-left-out", "Sometimes an offset is skipped, as by a sequence after a rollback.", "A6")
 def _number_left_out(chosen: random.Random) -> None:
-    original = Producer._append_load
+    original = ProducerCore._append
 
-    def append_load(self: Producer, topic: Topic, load: AppendBatch) -> list[ProducerResult]:
-        if len(load.contents.values) > 1 or chosen.random() >= _OFTEN:
-            return original(self, topic, load)
-        database = self._database
+    def append(self: ProducerCore, batch: AppendBatch) -> list[ProducerResult]:
+        if len(batch.contents.values) > 1 or chosen.random() >= _OFTEN:
+            return original(self, batch)
+        database, topic = self.database, batch.runs[0].topic
         with database.connect() as conn:
             database.dialect.begin(conn)
-            (result,) = produce.append(conn, database.dialect, load)
+            (result,) = produce.append(conn, database.dialect, batch)
             m = database.dialect.tables.message
             place = (m.c.partition_id == topic.partition_ids[result.partition], m.c.msg_offset == result.offset)
             conn.execute(update(m).where(*place).values(msg_offset=result.offset + 1))
             conn.commit()
         return [result._replace(offset=result.offset + 1)]
 
-    _patch(Producer, "_append_load", append_load)
+    _patch(ProducerCore, "_append", append)
 
 
 @_mutation(
@@ -160,25 +159,25 @@ def _number_left_out(chosen: random.Random) -> None:
     "B1",
 )
 def _hole_passed_over(_chosen: random.Random) -> None:
-    original, receive = Producer._append_load, partition.AssignedPartition.receive
+    original, receive = ProducerCore._append, partition.AssignedPartition.receive
 
-    def append_load(self: Producer, topic: Topic, load: AppendBatch) -> list[ProducerResult]:
-        if len(load.runs) > 1 or len(load.contents.values) == 1:
-            return original(self, topic, load)
-        database, number, end = self._database, load.runs[0].number, len(load.contents.values)
+    def append(self: ProducerCore, batch: AppendBatch) -> list[ProducerResult]:
+        if len(batch.runs) > 1 or len(batch.contents.values) == 1:
+            return original(self, batch)
+        database, (topic, number, end) = self.database, batch.runs[0]
         with database.connect() as conn:
             database.dialect.begin(conn)
             _lock(conn, self, topic, number)
             base = _next_offset(conn, self, topic, number)
-            _write_rows(conn, self, topic, number, base + 1, load.contents.between(1, end))
+            _write_rows(conn, self, topic, number, base + 1, batch.contents.between(1, end))
             conn.commit()
-        self._wake(topic.id)
+        self._notifier.announce(batch.runs[0].topic.id)
         time.sleep(0.2)
         with database.connect() as conn:
             database.dialect.begin(conn)
-            _write_rows(conn, self, topic, number, base, load.contents.between(0, 1))
+            _write_rows(conn, self, topic, number, base, batch.contents.between(0, 1))
             conn.commit()
-        return produce._results(load, [base])
+        return produce._results(batch, [base])
 
     def receive_with_holes(self: partition.AssignedPartition, arrival: FetchedRecords) -> None:
         offsets = arrival.offsets()
@@ -188,7 +187,7 @@ def _hole_passed_over(_chosen: random.Random) -> None:
         dense = [row for place, row in enumerate(arrival.rows) if offsets[place] == expected + place]
         receive(self, FetchedRecords(arrival.topic, arrival.partition, dense, moments_from_us=arrival.moments_from_us))
 
-    _patch(Producer, "_append_load", append_load)
+    _patch(ProducerCore, "_append", append)
     _patch(partition.AssignedPartition, "receive", receive_with_holes)
 
 
@@ -206,39 +205,39 @@ def _value_cut(chosen: random.Random) -> None:
 
 @_mutation("sent-again", "Sometimes a message is sent again, as after a lost answer.", "A4")
 def _sent_again(chosen: random.Random) -> None:
-    original = Producer._append_load
+    original = ProducerCore._append
 
-    def append_load(self: Producer, topic: Topic, load: AppendBatch) -> list[ProducerResult]:
+    def append(self: ProducerCore, batch: AppendBatch) -> list[ProducerResult]:
         if chosen.random() < _OFTEN:
-            original(self, topic, load)
-        return original(self, topic, load)
+            original(self, batch)
+        return original(self, batch)
 
-    _patch(Producer, "_append_load", append_load)
+    _patch(ProducerCore, "_append", append)
 
 
 @_mutation("coalesced-backwards", "Calls in one batch are sent in reverse order.", "A7")
 def _coalesced_backwards(_chosen: random.Random) -> None:
-    original = Batcher.__init__
+    original = ProducerCore.append_batch
 
-    def init(self: Batcher, topic: str, append: Callable[[list[RoutedMessage]], list[ProducerResult]]) -> None:
-        original(self, topic, lambda routed: append(routed[::-1])[::-1])
+    def append_batch(self: ProducerCore, routed: Sequence[RoutedMessage]) -> list[ProducerResult]:
+        return original(self, routed[::-1])[::-1]
 
-    _patch(Batcher, "__init__", init)
+    _patch(ProducerCore, "append_batch", append_batch)
 
 
 @_mutation("batch-in-pieces", "A batch is written in two transactions.", "A8")
 def _batch_in_pieces(_chosen: random.Random) -> None:
-    original = Producer._append_many
+    original = ProducerCore._append_contents
 
-    def append_many(self: Producer, contents: RecordBatch) -> list[ProducerResult]:
+    def append_contents(self: ProducerCore, contents: RecordBatch, partition: int | None) -> list[ProducerResult]:
         count = len(contents.values)
         if count == 1:
-            return original(self, contents)
-        first = original(self, contents.between(0, count // 2))
+            return original(self, contents, partition)
+        first = original(self, contents.between(0, count // 2), partition)
         time.sleep(0.02)
-        return first + original(self, contents.between(count // 2, count))
+        return first + original(self, contents.between(count // 2, count), partition)
 
-    _patch(Producer, "_append_many", append_many)
+    _patch(ProducerCore, "_append_contents", append_contents)
 
 
 @_mutation("published-after-rollback", "The messages of a transaction are published although it is rolled back.", "A2")
@@ -249,9 +248,9 @@ def _published_after_rollback(_chosen: random.Random) -> None:
         waiting = list(self._waiting)
         original(self, conn, *more)
         if waiting:
-            database = waiting[0].source.database
-            load = produce.load([one.placed for one in waiting])
-            later = threading.Timer(0.05, lambda: database.write(produce.append, load))
+            database = waiting[0].producer.database
+            batch = produce.make_batch([one.placed for one in waiting])
+            later = threading.Timer(0.05, lambda: database.write(produce.append, batch))
             later.daemon = True
             later.start()
 
@@ -265,12 +264,12 @@ def _savepoint_ignored(_chosen: random.Random) -> None:
 
 @_mutation("delivered-early", "Delayed messages are due at once.", "B11")
 def _delivered_early(_chosen: random.Random) -> None:
-    original = staging.delay
+    original = staging.stage
 
     def delay(conn: Connection, dialect: Any, placed: Any, _due: object) -> Any:
         return original(conn, dialect, placed, 0.0)
 
-    _patch(staging, "delay", delay)
+    _patch(staging, "stage", delay)
 
 
 @_mutation(
@@ -386,22 +385,22 @@ def _moved_by_rollback(chosen: random.Random) -> None:
     _patch(TransactionScope, "roll_back", undo)
 
 
-def _lock(conn: Connection, producer: Producer, topic: Topic, number: int) -> None:
-    p = producer._database.dialect.tables.partition
+def _lock(conn: Connection, producer: ProducerCore, topic: Topic, number: int) -> None:
+    p = producer.database.dialect.tables.partition
     conn.execute(update(p).where(p.c.id == topic.partition_ids[number]).values(start_offset=p.c.start_offset))
 
 
-def _next_offset(conn: Connection, producer: Producer, topic: Topic, number: int) -> int:
-    m = producer._database.dialect.tables.message
+def _next_offset(conn: Connection, producer: ProducerCore, topic: Topic, number: int) -> int:
+    m = producer.database.dialect.tables.message
     newest = select(func.max(m.c.msg_offset)).where(m.c.partition_id == topic.partition_ids[number])
     found: int | None = conn.execute(newest).scalar()
     return 0 if found is None else found + 1
 
 
 def _write_rows(
-    conn: Connection, producer: Producer, topic: Topic, number: int, base: int, contents: RecordBatch
+    conn: Connection, producer: ProducerCore, topic: Topic, number: int, base: int, contents: RecordBatch
 ) -> None:
-    dialect = producer._database.dialect
+    dialect = producer.database.dialect
     new = dialect.insert_or_update(dialect.tables.message, ["partition_id", "msg_offset"], ["key", "value"])
     ids = topic.partition_ids[number]
     conn.execute(

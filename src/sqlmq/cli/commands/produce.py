@@ -19,13 +19,11 @@ from sqlmq.model.validation import check_due
 
 if TYPE_CHECKING:
     import io
-    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
     from datetime import datetime
 
-    from sqlmq.model.message import DelayedMessage
     from sqlmq.producer.producer import Producer
 
-    _Store = Callable[[Sequence[Message]], Iterable[DelayedMessage]]
 
 _AT_MOST = 1_000
 """Messages in one transaction."""
@@ -105,10 +103,12 @@ def produce(
     With --json, prints topic, partition and offset of each message once it is committed; of a delayed one its id,
     topic, partition and deliver_at.
     """
-    try:
-        check_due(delay_seconds, deliver_at)
-    except ValueError as error:
-        raise click.UsageError(str(error)) from error
+    is_delayed = delay_seconds is not None or deliver_at is not None
+    if is_delayed:
+        try:
+            check_due(delay_seconds, deliver_at)
+        except ValueError as error:
+            raise click.UsageError(str(error)) from error
     if key is not None and key_separator is not None:
         raise click.UsageError("--key and --key-separator exclude each other.")
     if key_separator == "":
@@ -126,8 +126,7 @@ def produce(
         if topic not in mq.admin.topics():
             click.echo(f"Topic {topic!r} did not exist and is made, with 3 partitions.", err=True)
         producer = mq.producer(topic)
-        store = _storing(producer, partition, delay_seconds, deliver_at)
-        sender = _Sender(producer, partition, store, as_json=as_json)
+        sender = _Sender(producer, partition, delay_seconds=delay_seconds, deliver_at=deliver_at, as_json=as_json)
         try:
             with Stop() as stop, _progress(files or ("-",)) as advance:
                 for name in files or ("-",):
@@ -136,7 +135,7 @@ def produce(
                         stop.check()
         finally:
             click.echo(
-                f"{count(sender.sent, 'message')} {'delayed for' if store else 'produced to'} {topic!r}.", err=True
+                f"{count(sender.sent, 'message')} {'delayed for' if is_delayed else 'produced to'} {topic!r}.", err=True
             )
 
 
@@ -215,25 +214,36 @@ class _Cut:
 
 
 class _Sender:
-    """Sends batches, or has *store* keep them for later, counts, and prints places if asked to."""
+    """Sends batches, or stores them until they are due; counts messages, and prints places if asked to."""
 
-    def __init__(self, producer: Producer, partition: int | None, store: _Store | None, *, as_json: bool) -> None:
+    def __init__(
+        self,
+        producer: Producer,
+        partition: int | None,
+        *,
+        delay_seconds: float | None,
+        deliver_at: datetime | None,
+        as_json: bool,
+    ) -> None:
         self.sent = 0
         self._producer = producer
         self._partition = partition
-        self._store = store
+        self._delay_seconds = delay_seconds
+        self._deliver_at = deliver_at
         self._as_json = as_json
 
     def send(self, messages: Sequence[Message]) -> None:
-        if self._store is not None:
-            for stored in self._store(messages):
-                self._note([facts_of(stored)])
-        elif self._partition is None:
-            self._note([result._asdict() for result in self._producer.produce_many(messages)])
+        if self._delay_seconds is None and self._deliver_at is None:
+            results = self._producer.produce_many(messages, partition=self._partition)
+            self._note([result._asdict() for result in results])
         else:
-            futures = [self._producer.submit(message, self._partition) for message in messages]
-            for future in futures:
-                self._note([future.result()._asdict()])
+            stored = self._producer.schedule_many(
+                messages,
+                delay_seconds=self._delay_seconds,
+                deliver_at=self._deliver_at,
+                partition=self._partition,
+            )
+            self._note([facts_of(message) for message in stored])
 
     def _note(self, results: Sequence[Mapping[str, object]]) -> None:
         self.sent += len(results)
@@ -247,25 +257,6 @@ class _Sender:
             raise click.ClickException(
                 "nobody reads the results any more; the rest of the lines was not sent."
             ) from None
-
-
-def _storing(
-    producer: Producer, partition: int | None, delay_seconds: float | None, deliver_at: datetime | None
-) -> _Store | None:
-    """What stores messages until they are due; None if they are due at once."""
-    if delay_seconds is not None:
-        if partition is None:
-            return lambda messages: producer.produce_many(messages, delay_seconds=delay_seconds)
-        return lambda messages: (
-            producer.produce_with_partition(message, partition, delay_seconds=delay_seconds) for message in messages
-        )
-    if deliver_at is not None:
-        if partition is None:
-            return lambda messages: producer.produce_many(messages, deliver_at=deliver_at)
-        return lambda messages: (
-            producer.produce_with_partition(message, partition, deliver_at=deliver_at) for message in messages
-        )
-    return None
 
 
 def _parsed(headers: Sequence[str]) -> dict[str, str]:

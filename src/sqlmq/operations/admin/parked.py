@@ -184,7 +184,7 @@ def copy(
             break
         after = Position(rows[-1].partition_id, rows[-1].msg_offset)
         routed = [RoutedMessage(_copied(scope, row, max_message_bytes), None) for row in rows]
-        results += produce.append(conn, dialect, produce.load(produce.place(to, routed, keyless)))
+        results += produce.append(conn, dialect, produce.make_batch(produce.place(to, routed, keyless)))
     if discarding:
         _discard(conn, dialect, scope.group, selection._replace(only_in_log=True))
     return results, scope.topic.id

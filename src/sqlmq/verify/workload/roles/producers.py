@@ -26,9 +26,8 @@ if TYPE_CHECKING:
 
     from sqlalchemy import Connection
 
-    from sqlmq.model.message import Message, ProducerResult
+    from sqlmq.model.message import Message, ProducerResult, Publication
     from sqlmq.mq import MQ
-    from sqlmq.producer.outbox import Publication
     from sqlmq.producer.producer import Producer
     from sqlmq.verify.workload.processes import RoleProcess
     from sqlmq.verify.workload.recorder import RecordedOperation
@@ -154,7 +153,7 @@ class _Sender:
         except SQLAlchemyError:
             return 0
         with self._recorded_send(topic, messages, due=due) as operation:
-            self._producer(topic).produce_many(messages, deliver_at=moment(due))
+            self._producer(topic).schedule_many(messages, deliver_at=moment(due))
             operation.add(placed=placed_entries(messages, [None] * len(messages)))
         return len(messages)
 
