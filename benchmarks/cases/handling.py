@@ -53,9 +53,14 @@ def run(bench: Bench) -> None:
                 "run(handler, transaction=True, batch_size=100)": lambda: handle(
                     mq, small, few, transaction=True, batch_size=100
                 ),
-                "consumer.transaction(1)": lambda: in_transactions(mq, small, few),
+                "consumer.transaction(max_messages=1)": lambda: in_transactions(mq, small, few),
             },
-            {"run / consumer.transaction(1)": ("run(handler, transaction=True)", "consumer.transaction(1)")},
+            {
+                "run / consumer.transaction(max_messages=1)": (
+                    "run(handler, transaction=True)",
+                    "consumer.transaction(max_messages=1)",
+                )
+            },
         )
         latencies(bench, mq)
 
@@ -85,7 +90,7 @@ def in_transactions(mq: MQ, topic: str, count: int) -> float:
     with mq.consumer(topic, new_group()) as consumer:
         began = time.perf_counter()
         while handled < count:
-            with consumer.transaction(1, timeout=30) as tx:
+            with consumer.transaction(max_messages=1, timeout=30) as tx:
                 handled += len(tx.messages)
         seconds = time.perf_counter() - began
     return count / seconds

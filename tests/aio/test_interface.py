@@ -42,6 +42,7 @@ PAIRS = [
 ]
 NOT_AWAITED = {
     "submit": "it waits for nothing, and gives a future",
+    "messages": "it gives an iterator, of which each step is awaited",
     "consume_chan": "it gives an iterator, of which each step is awaited",
     "transaction": "it gives what is awaited by `async with`",
     "stop": "it waits for nothing",

@@ -68,7 +68,7 @@ async def have(tx: AsyncTransaction) -> None:
 async def handle_all(consumer: AsyncConsumer, at_most: int = 100, **options: Any) -> list[bytes]:
     values: list[bytes] = []
     while True:
-        async with consumer.transaction(at_most, timeout=0, **options) as tx:
+        async with consumer.transaction(max_messages=at_most, timeout=0, **options) as tx:
             await have(tx)
             if not tx.messages:
                 return values
@@ -162,7 +162,7 @@ async def test_whatever_stands_for_a_session_is_used(
 
     async with source_of(kind, async_engine) as source:
         with pytest.raises(ZeroDivisionError):
-            async with consumer.transaction(2, timeout=PATIENCE_SECONDS, session=source) as tx:
+            async with consumer.transaction(max_messages=2, timeout=PATIENCE_SECONDS, session=source) as tx:
                 await have(tx)
                 raise ZeroDivisionError
         assert len(await handle_all(consumer, 2, session=source)) == 5
@@ -264,7 +264,7 @@ async def test_wrong_types_are_refused(mq: AsyncMQ, engine: Engine) -> None:
         async with consumer.transaction(timeout=0, session=makes_wrong):
             pass
     with pytest.raises(ValueError, match="max_messages"):
-        consumer.transaction(0)
+        consumer.transaction(max_messages=0)
 
 
 async def test_a_transaction_is_used_once(given: AsyncMQ) -> None:
@@ -366,7 +366,7 @@ async def test_tasks_and_consumers_at_once_have_each_effect_once_and_in_order(gi
 
     async def work(consumer: AsyncConsumer) -> None:
         while len(seen) < len(places):
-            async with consumer.transaction(4, timeout=0.05) as tx:
+            async with consumer.transaction(max_messages=4, timeout=0.05) as tx:
                 await have(tx)
                 seen.extend((message.partition, message.offset) for message in tx)
 
@@ -386,7 +386,7 @@ async def test_cancelled_at_any_point_effects_equal_messages(
     checked_out = CheckedOut(async_engine.sync_engine)
 
     async def handle() -> None:
-        async with consumer.transaction(1, timeout=PATIENCE_SECONDS, session=source) as tx:
+        async with consumer.transaction(max_messages=1, timeout=PATIENCE_SECONDS, session=source) as tx:
             # Interrupted inside a statement of the application's, aiosqlite can keep the file locked, with or without a
             # queue; so on SQLite only our own awaits are interrupted.
             await (to_the_end(have(tx)) if "sqlite" in driver else have(tx))

@@ -76,7 +76,7 @@ def crash_somewhere(place: Place, seed: int) -> None:
     consumer = mq.consumer(TOPIC, GROUP)
     crash = Crash(mq.engine, chosen.randrange(MOST_STEPS))
     while True:
-        with consumer.transaction(chosen.randint(1, 5), timeout=0.2) as tx:
+        with consumer.transaction(max_messages=chosen.randint(1, 5), timeout=0.2) as tx:
             crash.step()
             have_effects(tx)
             crash.step()
@@ -89,7 +89,7 @@ def handle(place: Place, threads: int, messages: int) -> None:
         def run() -> None:
             with mq.consumer(TOPIC, GROUP) as consumer:
                 while sum(one.position for one in mq.admin.describe_group(TOPIC, GROUP).partitions) < messages:
-                    with consumer.transaction(7, timeout=0.1) as tx:
+                    with consumer.transaction(max_messages=7, timeout=0.1) as tx:
                         have_effects(tx)
 
         running = [threading.Thread(target=run) for _ in range(threads)]

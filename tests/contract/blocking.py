@@ -203,8 +203,16 @@ class Submitted:
 class BlockingConsumer(Blocking):
     _aio: AsyncConsumer
 
+    def messages(self) -> Iterator[Message]:
+        return self._each(self._aio.messages())
+
     def consume_chan(self) -> Iterator[Message]:
-        iterator: Any = self._aio.consume_chan()
+        return self._each(self._aio.consume_chan())
+
+    def __iter__(self) -> Iterator[Message]:
+        return self._each(aiter(self._aio))
+
+    def _each(self, iterator: Any) -> Iterator[Message]:
         try:
             while True:
                 try:
@@ -214,9 +222,6 @@ class BlockingConsumer(Blocking):
                 yield message
         finally:
             self._loop.run(iterator.aclose)
-
-    def __iter__(self) -> Iterator[Message]:
-        return self.consume_chan()
 
     def run(self, handler: Callable[..., object], **options: Any) -> RunSummary:
         """Run *handler* as a coroutine: in a thread, where tests may block, or, with a session, on that session."""

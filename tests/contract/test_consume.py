@@ -16,7 +16,7 @@ from sqlmq.errors import ConsumerClosedError
 from tests.contract.waiting import PATIENCE_SECONDS, finish, receive, until, values
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from concurrent.futures import Future
 
     from sqlalchemy import Connection
@@ -255,12 +255,46 @@ def test_a_consumer_is_iterated_message_by_message(mq: MQ) -> None:
     assert received == [b"0", b"1", b"2"]
 
 
-def test_iteration_ends_when_the_consumer_closes(mq: MQ) -> None:
+WAYS_TO_ITERATE: dict[str, Callable[[Consumer], Iterator[Message]]] = {
+    "messages": lambda consumer: consumer.messages(),
+    "consume_chan": lambda consumer: consumer.consume_chan(),
+    "for": iter,
+}
+
+
+@pytest.fixture(params=WAYS_TO_ITERATE)
+def iterate(request: pytest.FixtureRequest) -> Callable[[Consumer], Iterator[Message]]:
+    return WAYS_TO_ITERATE[request.param]
+
+
+def test_iteration_over_a_closed_consumer_is_refused_at_the_call(
+    mq: MQ, iterate: Callable[[Consumer], Iterator[Message]]
+) -> None:
+    consumer = mq.consumer("orders", "billing")
+    consumer.close()
+
+    with pytest.raises(ConsumerClosedError):
+        iterate(consumer)
+
+
+def test_iteration_that_has_not_begun_ends_when_the_consumer_closes(
+    mq: MQ, iterate: Callable[[Consumer], Iterator[Message]]
+) -> None:
+    send(mq, 1)
+    consumer = mq.consumer("orders", "billing")
+    messages = iterate(consumer)
+
+    consumer.close()
+
+    assert list(messages) == []
+
+
+def test_iteration_ends_when_the_consumer_closes(mq: MQ, iterate: Callable[[Consumer], Iterator[Message]]) -> None:
     send(mq, 3)
     consumer = mq.consumer("orders", "billing")
     received = []
 
-    for message in consumer.consume_chan():
+    for message in iterate(consumer):
         received.append(message.value)
         if len(received) == 3:
             consumer.close()

@@ -372,7 +372,7 @@ def test_a_partition_is_not_handed_over_while_a_message_of_it_is_in_hand(mq: MQ)
     first = mq.consumer("orders", "billing")
     with ThreadPoolExecutor(1) as threads:
         # The thread lives on, and its messages are in its hands.
-        held = threads.submit(first.poll, 6, PATIENCE_SECONDS).result(PATIENCE_SECONDS)
+        held = threads.submit(first.poll, 6, timeout=PATIENCE_SECONDS).result(PATIENCE_SECONDS)
         second = mq.consumer("orders", "billing")
         for _ in range(10):
             first.poll(timeout=0)

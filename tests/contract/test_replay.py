@@ -357,7 +357,7 @@ def test_a_transaction_that_is_under_way_ends_before_the_group_is_moved(
     monkeypatch.setattr(claims, "lock_all", lock)
     consumer = mq.consumer("orders", "billing")
     with ThreadPoolExecutor(1) as threads:
-        with consumer.transaction(5, timeout=PATIENCE_SECONDS) as tx:
+        with consumer.transaction(max_messages=5, timeout=PATIENCE_SECONDS) as tx:
             taken = values(tx.messages)
             moving = threads.submit(lambda: reset(other, shift_by=-1, force=True))
             # On SQLite it does not even begin: the block is the file's only writer.

@@ -104,7 +104,7 @@ def handle_all(consumer: Consumer, effects: Effects, *, at_most: int = 100, **op
     """Handle what there is, in transactions of up to *at_most*; return the messages of each."""
     handled: list[list[Message]] = []
     while True:
-        with consumer.transaction(at_most, timeout=0, **options) as tx:
+        with consumer.transaction(max_messages=at_most, timeout=0, **options) as tx:
             effects.have(tx)
             if not tx.messages:
                 return handled
@@ -227,7 +227,7 @@ def test_old_positions_are_deleted(mq: MQ, engine: Engine, database: DatabaseUnd
     consumer = mq.consumer("orders", "billing")
 
     for _ in range(25):
-        with consumer.transaction(100, timeout=PATIENCE_SECONDS) as tx:
+        with consumer.transaction(max_messages=100, timeout=PATIENCE_SECONDS) as tx:
             assert len(tx.messages) == 100
 
     prefix = f"{database.schema}." if database.schema else ""
@@ -246,7 +246,7 @@ def test_a_database_that_can_not_be_reached_leaves_a_session_free_for_another_tr
     consumer = mq.consumer("orders", "billing")
     session = Session(engine)
     source: Any = session if kind == "Session" else sessionmaker(engine)
-    with consumer.transaction(1, timeout=0, session=source) as tx:
+    with consumer.transaction(max_messages=1, timeout=0, session=source) as tx:
         effects.have(tx)
     begin, refusals = mq._database.dialect.begin, iter([True])
 
@@ -415,7 +415,7 @@ def test_many_consumers_at_once_have_each_effect_once_and_in_order(make_mq: Make
         deadline = time.monotonic() + PATIENCE_SECONDS
         while sum(map(len, seen.values())) < len(places):
             assert time.monotonic() < deadline
-            with consumer.transaction(7, timeout=0.05) as tx:
+            with consumer.transaction(max_messages=7, timeout=0.05) as tx:
                 effects.have(tx)
                 with seeing:
                     for message in tx:
@@ -468,7 +468,7 @@ def test_a_partition_whose_handler_fails_does_not_keep_the_others_waiting(mq: MQ
 
     for _ in range(16):
         try:
-            with consumer.transaction(1, timeout=0) as tx:
+            with consumer.transaction(max_messages=1, timeout=0) as tx:
                 (message,) = tx
                 assert message.partition is not None
                 tried.append(message.partition)
@@ -596,9 +596,12 @@ def test_effects_commit_through_what_the_application_gives(mq: MQ, engine: Engin
     made = list(sources(engine))
     (source,) = (source for name, source, _ in made if name == kind)
 
-    with consumer.transaction(2, timeout=PATIENCE_SECONDS, session=source) as tx:
+    with consumer.transaction(max_messages=2, timeout=PATIENCE_SECONDS, session=source) as tx:
         effects.have(tx)
-    with pytest.raises(HandlerError), consumer.transaction(2, timeout=PATIENCE_SECONDS, session=source) as tx:
+    with (
+        pytest.raises(HandlerError),
+        consumer.transaction(max_messages=2, timeout=PATIENCE_SECONDS, session=source) as tx,
+    ):
         effects.have(tx)
         raise HandlerError
 
@@ -629,10 +632,10 @@ def test_a_session_of_the_applications_is_left_open_and_one_that_was_made_is_clo
         return made[-1]
 
     own = ClosingSession(engine)
-    with consumer.transaction(1, timeout=PATIENCE_SECONDS, session=own) as tx:
+    with consumer.transaction(max_messages=1, timeout=PATIENCE_SECONDS, session=own) as tx:
         assert tx.session is own
         assert tx.connection is own.connection()
-    with consumer.transaction(1, timeout=PATIENCE_SECONDS, session=make) as tx:
+    with consumer.transaction(max_messages=1, timeout=PATIENCE_SECONDS, session=make) as tx:
         assert tx.session is made[0]
 
     assert (own.was_closed, own.in_transaction()) == (False, False)
@@ -876,7 +879,10 @@ def test_a_listener_of_the_commit_that_fails_undoes_both(mq: MQ, effects: Effect
     def refuse(_connection: Connection) -> None:
         raise HandlerError
 
-    with pytest.raises(HandlerError), consumer.transaction(1, timeout=PATIENCE_SECONDS, session=source) as tx:
+    with (
+        pytest.raises(HandlerError),
+        consumer.transaction(max_messages=1, timeout=PATIENCE_SECONDS, session=source) as tx,
+    ):
         effects.have(tx)
         event.listen(tx.connection, "commit", refuse)
         on = tx.connection
@@ -900,7 +906,10 @@ def test_a_commit_that_the_database_refuses_undoes_both(mq: MQ, engine: Engine, 
         event.listen(mq.engine, "connect", check_foreign_keys)
         mq.engine.dispose()
 
-    with pytest.raises(SqlmqError), consumer.transaction(1, timeout=PATIENCE_SECONDS, session=source) as tx:
+    with (
+        pytest.raises(SqlmqError),
+        consumer.transaction(max_messages=1, timeout=PATIENCE_SECONDS, session=source) as tx,
+    ):
         effects.have(tx)
         tx.session.execute(text("INSERT INTO child VALUES (42)"))
 
@@ -1190,11 +1199,14 @@ def test_limits_hold_for_the_transaction_and_are_gone_after_it(mq: MQ, engine: E
     with engine.connect() as connection:
         before = settings(connection)
         connection.rollback()
-        with consumer.transaction(1, timeout=PATIENCE_SECONDS, session=connection):
+        with consumer.transaction(max_messages=1, timeout=PATIENCE_SECONDS, session=connection):
             inside = settings(connection)
         after = settings(connection)
         connection.rollback()
-        with pytest.raises(HandlerError), consumer.transaction(1, timeout=PATIENCE_SECONDS, session=connection):
+        with (
+            pytest.raises(HandlerError),
+            consumer.transaction(max_messages=1, timeout=PATIENCE_SECONDS, session=connection),
+        ):
             raise HandlerError
         after_rollback = settings(connection)
 

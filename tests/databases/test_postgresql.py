@@ -399,14 +399,14 @@ def test_a_transaction_goes_on_where_the_truth_is_when_the_answer_to_its_commit_
     consumer = mq.consumer("orders", "billing")
 
     with AnswerLost(mq) as answer:
-        tx = consumer.transaction(1, timeout=10).__enter__()
+        tx = consumer.transaction(max_messages=1, timeout=10).__enter__()
         assert [message.value for message in tx] == [b"first"]
         answer.is_armed = True
         with pytest.raises(OutcomeUnknownError):
             tx.__exit__(None, None, None)
 
     assert answer.lost == 1
-    with consumer.transaction(1, timeout=10) as tx:
+    with consumer.transaction(max_messages=1, timeout=10) as tx:
         assert [message.value for message in tx] == [b"second"]
 
 

@@ -158,7 +158,7 @@ class Traffic:
         while True:
             handled: list[Message] = []
             try:
-                with consumer.transaction(100, timeout=1) as tx:
+                with consumer.transaction(max_messages=100, timeout=1) as tx:
                     handled = list(tx.messages)
             except ConsumerClosedError:
                 return

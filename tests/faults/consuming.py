@@ -240,7 +240,7 @@ class InTransaction(Consuming):
         return None
 
     def call(self) -> None:
-        with self.consumer.transaction(2, timeout=SECONDS, session=self.session()) as tx:
+        with self.consumer.transaction(max_messages=2, timeout=SECONDS, session=self.session()) as tx:
             self.have(tx)
 
     def have(self, tx: Transaction) -> None:
@@ -262,7 +262,7 @@ class InTransaction(Consuming):
 
     def close(self) -> None:
         while True:
-            with self.consumer.transaction(FEED, timeout=0) as tx:
+            with self.consumer.transaction(max_messages=FEED, timeout=0) as tx:
                 self.have(tx)
                 if not tx.messages:
                     break

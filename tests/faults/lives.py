@@ -189,7 +189,7 @@ def transacting(life: Life) -> None:
         consumer = mq.consumer(TOPIC, GROUP)
 
         def handle(error: Exception | None = None) -> None:
-            with consumer.transaction(2, timeout=0.05) as tx:
+            with consumer.transaction(max_messages=2, timeout=0.05) as tx:
                 for message in tx:
                     tx.session.execute(
                         text("INSERT INTO effect (partition_number, message_offset) VALUES (:p, :o)"),

@@ -110,7 +110,7 @@ def hold(life: Life, *, transaction: bool) -> None:
     """Have the message in hand, for ever."""
     with life.open_beside_others() as mq, mq.consumer(TOPIC, GROUP) as consumer, ExitStack() as block:
         if transaction:
-            assert block.enter_context(consumer.transaction(1, timeout=PATIENCE_SECONDS)).messages
+            assert block.enter_context(consumer.transaction(max_messages=1, timeout=PATIENCE_SECONDS)).messages
         else:
             assert consumer.poll(1, timeout=PATIENCE_SECONDS)
         life.tell(HOLDING)
@@ -126,7 +126,7 @@ def inherit(life: Life, holds: Callable[[], bool], *, transaction: bool) -> None
         until(holds, "somebody to inherit from")
         consumer = joined or stack.enter_context(mq.consumer(TOPIC, GROUP))
         if transaction:
-            with consumer.transaction(1, timeout=PATIENCE_SECONDS) as tx:
+            with consumer.transaction(max_messages=1, timeout=PATIENCE_SECONDS) as tx:
                 life.tell(TAKEN, time.monotonic(), len(tx.messages))
         else:
             messages = consumer.poll(1, timeout=PATIENCE_SECONDS)

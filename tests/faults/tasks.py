@@ -104,7 +104,7 @@ class AwaitedTransaction(InTransaction):
 
     async def take(self, at_most: int, seconds: float) -> int:
         consumer: AsyncConsumer = aio(self.consumer)
-        async with consumer.transaction(at_most, timeout=seconds) as tx:
+        async with consumer.transaction(max_messages=at_most, timeout=seconds) as tx:
             for message in tx:
                 await tx.session.execute(INSERT, {"name": self.effect(message.partition, message.offset)})
         return len(tx.messages)

@@ -125,7 +125,7 @@ def test_a_block_whose_commit_is_not_answered_says_so_and_the_next_begins_where_
     with Proxy(make_url(database.url)) as proxy, to_ship.mq.consumer("events", "shipping") as consumer:
         engine = create_engine(proxy.url)
         with Session(engine) if given == "Session" else engine.connect() as session:
-            transaction = consumer.transaction(1, timeout=PATIENCE_SECONDS, session=session)
+            transaction = consumer.transaction(max_messages=1, timeout=PATIENCE_SECONDS, session=session)
             with pytest.raises(OutcomeUnknownError, match="may have"), transaction as tx:  # noqa: PT012 - the end of it raises
                 tx.session.execute(SHIP, notes(tx))
                 proxy.lose_answer_to(COMMIT)
@@ -144,7 +144,7 @@ def test_a_block_for_asyncio_whose_commit_is_not_answered_says_so(
     to_ship: Shop, database: DatabaseUnderTest, given: str, driver: str
 ) -> None:
     async def ship_one(consumer: AsyncConsumer, session: AsyncSession | AsyncConnection, proxy: Proxy) -> None:
-        async with consumer.transaction(1, timeout=PATIENCE_SECONDS, session=session) as tx:
+        async with consumer.transaction(max_messages=1, timeout=PATIENCE_SECONDS, session=session) as tx:
             await tx.session.execute(SHIP, notes(tx))
             proxy.lose_answer_to(b"COMMIT")
 

@@ -59,7 +59,10 @@ def test_over_a_bad_road_everything_arrives_with_asyncio_too(proxy: Proxy) -> No
             await mq.create_topic("orders", 1)
             producer = await mq.producer("orders")
             await producer.produce_many([Message(value) for value in SENT])
-            async with await mq.consumer("orders", "billing") as consumer, consumer.transaction(100, timeout=10) as tx:
+            async with (
+                await mq.consumer("orders", "billing") as consumer,
+                consumer.transaction(max_messages=100, timeout=10) as tx,
+            ):
                 return [message.value for message in tx]
 
     proxy.slow_down(SLICED)

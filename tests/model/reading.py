@@ -241,7 +241,7 @@ class Reading(Machine):
 
     def _take(self, reader: Reader, at_most: int, *, commits: bool) -> list[Message]:
         messages: list[Message] = []
-        with contextlib.suppress(InterruptedError), reader.consumer.transaction(at_most, timeout=0) as tx:
+        with contextlib.suppress(InterruptedError), reader.consumer.transaction(max_messages=at_most, timeout=0) as tx:
             messages = tx.messages
             for message in messages:
                 tx.session.execute(HAVE_EFFECT, {"place": self.effect_of(message)})
@@ -253,7 +253,7 @@ class Reading(Machine):
         messages: list[Message] = []
         consumer = cast("BlockingConsumer", reader.consumer)._aio
         with contextlib.suppress(InterruptedError):
-            async with consumer.transaction(at_most, timeout=0) as tx:
+            async with consumer.transaction(max_messages=at_most, timeout=0) as tx:
                 messages = tx.messages
                 for message in messages:
                     await tx.session.execute(HAVE_EFFECT, {"place": self.effect_of(message)})

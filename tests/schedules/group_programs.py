@@ -107,7 +107,7 @@ def transaction_transaction_produce(scene: Scene) -> None:
     first, second, producer = scene.consumer(0), scene.consumer(1), scene.producer(2)
 
     def take(consumer: Consumer, *, fails: bool = False) -> None:
-        with contextlib.suppress(InterruptedError), consumer.transaction(1, timeout=0) as tx:
+        with contextlib.suppress(InterruptedError), consumer.transaction(max_messages=1, timeout=0) as tx:
             for message in tx:
                 scene.affect(tx.session, message)
             if fails:

@@ -43,14 +43,14 @@ _YIELD_SECONDS = 0.01
 
 
 class AsyncConsumer:
-    """Reads one topic as a member of a group. Made by ``await mq.consumer(topic, group_id)``; may be shared by tasks.
+    """Reads one topic as a member of a group. Made by ``await mq.consumer(topic, group)``; may be shared by tasks.
 
-    As ``Consumer``, with tasks for threads: a message is done when the task that got it asks for the next one, or calls
-    ``commit``. Leaving a loop by an exception, or by ``break``, finishes nothing, nor does the end of the task.
+    As ``Consumer``, with tasks for threads: a message is done when the task that got it asks for the next one or calls
+    ``commit``. A loop that is left by an exception or by ``break`` finishes nothing, and neither does the end of the task.
 
-    So the task that handles a message has to be the one that asks. ``asyncio.timeout`` bounds the wait, or ``timeout=``;
-    what makes a task of a single call, as ``asyncio.create_task(consumer.consume())``, is refused. Cancelled, a call gives
-    back what it may have got.
+    So the task that handles a message must be the one that asks. Bound the wait with ``timeout=`` or ``asyncio.timeout``.
+    A task made of a single call, as ``asyncio.create_task(consumer.consume())``, is refused. A cancelled call gives back
+    what it may have got.
     """
 
     def __init__(self, core: ConsumerCore, threads: Threads, engines: Engines) -> None:
@@ -66,7 +66,7 @@ class AsyncConsumer:
 
     @property
     def closed(self) -> bool:
-        """Whether it was closed."""
+        """Whether the consumer was closed."""
         return self._core.closed
 
     @property
@@ -76,54 +76,59 @@ class AsyncConsumer:
 
     @property
     def name(self) -> str:
-        """How this member is called where members are listed."""
+        """The member's name where members are listed."""
         return self._core.subscription.member_name
 
     @property
     def partitions(self) -> tuple[int, ...]:
-        """The numbers of the partitions it owns at this moment."""
+        """The numbers of the partitions that the consumer owns now."""
         return self._core.coordinator.partition_numbers
 
     async def consume(self, timeout: float | None = None) -> Message:
-        """Return the next message, and finish what this task got before.
+        """Finish what this task got before, and return the next message.
 
-        Waits up to *timeout* seconds, without one for ever; raises TimeoutError when nothing came, ConsumerClosedError
-        when the consumer is or becomes closed. Raises RuntimeError in a task of its own, which would end with the
-        message unfinished.
+        Waits up to *timeout* seconds, or without end for None. Raises TimeoutError if no message came, ConsumerClosedError
+        if the consumer is closed or becomes closed. Raises RuntimeError in a task made of this call alone, which would end
+        with the message unfinished.
         """
         messages = await self._fetcher.poll(1, check_timeout(timeout))
         if not messages:
             raise self._core.no_message_error(timeout)
         return messages[0]
 
-    def consume_chan(self) -> AsyncIterator[Message]:
-        """Give one message after the other, each when the one before is done; ends when the consumer closes.
+    def messages(self) -> AsyncIterator[Message]:
+        """Iterate over the messages until the consumer closes: ``async for message in consumer`` does the same.
 
-        The message at which a loop was left, by an exception or by ``break``, is not done: ``commit`` finishes it all
-        the same, asking for messages brings it again, before what follows it in its partition.
+        A message is done when the loop asks for the next one. If the loop is left by an exception or by ``break``, its last
+        message is not done: ``commit`` finishes it, and the next poll delivers it again, before the messages that follow it
+        in its partition. Raises ConsumerClosedError at the call if the consumer is closed already.
         """
+        self._core.check_usable()
         return _Messages(self._core, self._fetcher)
 
+    def consume_chan(self) -> AsyncIterator[Message]:
+        """Iterate as ``messages`` does. Go's name for it."""
+        return self.messages()
+
     def __aiter__(self) -> AsyncIterator[Message]:
-        return self.consume_chan()
+        return self.messages()
 
-    async def poll(self, max_messages: int = 500, timeout: float | None = None) -> list[Message]:
-        """Return up to *max_messages*, as soon as there is one, and finish what this task got before.
+    async def poll(self, max_messages: int = 500, *, timeout: float | None = None) -> list[Message]:
+        """Finish what this task got before, and return up to *max_messages* as soon as there is one.
 
-        Each partition's messages come in order. Waits up to *timeout* seconds, without one for ever; an empty list
-        says that nothing came. ``timeout=0`` looks once. Raises RuntimeError in a task of its own.
+        Each partition's messages are in order. Waits up to *timeout* seconds, or without end for None; with 0 it polls
+        once. The list is empty if no message came. Raises RuntimeError in a task made of this call alone.
         """
         return await self._fetcher.poll(validation.integer("max_messages", max_messages), check_timeout(timeout))
 
     def transaction(
-        self, max_messages: int = 100, timeout: float | None = None, session: AsyncSessionSource | None = None
+        self, *, max_messages: int = 100, timeout: float | None = None, session: AsyncSessionSource | None = None
     ) -> AsyncTransaction:
-        """Take messages, and do with them what takes effect together with the group's position, or not at all.
+        """Take messages in a transaction of their own: your changes and the group's position commit together, or not at all.
 
-        To be used as ``async with consumer.transaction() as tx:``; ``tx.session`` is an AsyncSession, ``tx.connection``
-        an AsyncConnection. *session* is an async_sessionmaker, an AsyncSession, an async_scoped_session or an
-        AsyncConnection; by default one of an engine for asyncio on the MQ's database. All else is as in
-        ``Consumer.transaction``.
+        Use it as ``async with consumer.transaction() as tx:``; ``tx.session`` is an AsyncSession, ``tx.connection`` an
+        AsyncConnection. *session* is an async_sessionmaker, an AsyncSession, an async_scoped_session or an AsyncConnection;
+        by default an engine for asyncio on the MQ's database makes one. All else is as in ``Consumer.transaction``.
         """
         return AsyncTransaction(
             self._core,
@@ -151,13 +156,13 @@ class AsyncConsumer:
         idle_seconds: float | None = None,
         handle_signals: bool = True,
     ) -> RunSummary:
-        """Call *handler* with each message, until ``stop`` or a signal; then close the consumer, and return what was done.
+        """Call *handler* with each message until ``stop`` or a signal; then close the consumer and return a summary.
 
-        As ``Consumer.run``. A coroutine function is awaited in this event loop, up to *concurrency* of its calls at a time,
-        and gets, with *transaction*, an AsyncSession, made by *session*, an async_sessionmaker, if that is given. Any
-        other handler runs in threads. A handler that exceeds *max_processing_seconds*, or *stop_seconds*, is cancelled.
+        As ``Consumer.run``. A coroutine function is awaited in this event loop, up to *concurrency* calls at a time. With
+        *transaction* it gets an AsyncSession, made by *session*, an async_sessionmaker, if given. Any other handler runs in
+        threads. A handler that exceeds *max_processing_seconds*, or *stop_seconds*, is cancelled.
 
-        Cancelled, it stops as ``stop`` does, and ends when the handlers have ended.
+        A cancelled ``run`` stops as by ``stop``, and ends when the handlers have ended.
         """
         core = self._core
         config = RunConfig(
@@ -179,34 +184,34 @@ class AsyncConsumer:
             return await self._threads.run_apart(pool.work_and_close, name="sqlmq-run", hurry=pool.stop)
 
     def stop(self) -> None:
-        """Have ``run`` begin no other message, and return when those in hand are done. May be called from anywhere.
+        """Make ``run`` return after the messages that are in flight. Any task or thread may call it.
 
-        Called before ``run``, it makes that return at once.
+        A ``run`` that begins later returns at once.
         """
         self._core.stop()
 
     async def commit(self) -> None:
-        """Finish what this task got, and commit everything that is finished, now.
+        """Finish what this task got, and commit everything that is done, now.
 
-        Raises FencedError if another consumer has taken one of the partitions over, UnknownTopicError if the topic was
-        deleted; what was finished of other partitions is committed all the same. Raises RuntimeError in a task of its
-        own, which has got nothing. Cancelled, it has finished and committed, or neither.
+        Raises FencedError if another consumer has taken over one of the partitions, UnknownTopicError if the topic was
+        deleted. The positions in the other partitions are committed all the same. Raises RuntimeError in a task made of
+        this call alone, which has got nothing. A cancelled call has finished and committed, or neither.
         """
         receiver = self._fetcher.receiver()
         await self._threads.run(lambda: self._core.commit(receiver))
 
     async def seek(self, partition: int, to: SeekTo) -> None:
-        """Move the group in *partition*, which this consumer owns, and go on there. See ``Consumer.seek``.
+        """Move the group in *partition*, which this consumer owns. See ``Consumer.seek``.
 
-        A task that is cancelled meanwhile ends when it is moved, or can't be.
+        A cancelled call ends when the group is moved, or can't be.
         """
         await self._threads.run(lambda: self._core.seek(partition, to))
 
     async def close(self) -> None:
-        """Commit what is finished, hand the partitions over and leave the group. A second call has the same result.
+        """Commit what is done, hand the partitions over and leave the group. A second call has the same result.
 
-        Whatever task waits for a message gets ConsumerClosedError. What was handed out and not finished is delivered
-        again, to the next owner. A task that is cancelled meanwhile ends when the consumer is closed.
+        Tasks that wait for a message get ConsumerClosedError. Messages in flight are delivered again, to the next owner. A
+        cancelled call ends when the consumer is closed.
         """
         await self._threads.run_apart(self._core.close)
 
@@ -266,17 +271,17 @@ class AsyncFetcher:
                 await turn.wait(seen)
 
     def receiver(self) -> TaskReceiver:
-        """The task that asks. Raises RuntimeError if it was made of this call alone.
+        """The calling task. Raises RuntimeError if it was made of a single call of ours.
 
         ``asyncio.wait_for`` before Python 3.12, ``create_task``, ``gather`` and ``asyncio.run`` make such tasks. They end
-        when the call returns, so what they got would be taken for abandoned and delivered again, at once and for ever.
+        when the call returns, so their message would count as abandoned and be redelivered, again and again.
         """
         task = _current_task()
         if self._core.ack == "auto" and _is_one_call(task.get_coro()):
             message = (
-                "This call runs as a task of its own, which ends with it: a message it got could not be finished. Await "
-                "it in the task that handles the messages, and bound the wait with timeout= or asyncio.timeout(), not "
-                "with asyncio.wait_for(), create_task() or gather()."
+                "This call runs as a task of its own, which ends with it, so a message that it got could not be finished. "
+                "Await it in the task that handles the messages, and bound the wait with timeout= or asyncio.timeout(), "
+                "not with asyncio.wait_for(), create_task() or gather()."
             )
             raise RuntimeError(message)
         return TaskReceiver(task)
@@ -357,9 +362,8 @@ class TaskReceiver:
 class _Messages:
     """Iterates over a consumer's messages.
 
-    A class, not an asynchronous generator: when a loop is left by ``break`` or by an exception, such a generator learns
-    of it late, in a task of the event loop's, and by then the next call would have finished the message. An object is
-    dropped at once.
+    A class, not an asynchronous generator. When a loop is left by ``break`` or by an exception, such a generator is closed
+    late, in another task, and by then the next call would have finished the message. An object is dropped at once.
     """
 
     def __init__(self, core: ConsumerCore, fetcher: AsyncFetcher) -> None:
@@ -367,14 +371,14 @@ class _Messages:
         self._fetcher = fetcher
         self._loop: asyncio.AbstractEventLoop
         self._task: asyncio.Task[object] | None = None
-        """The one that got the last message; None when it has left the loop."""
+        """The task that got the last message; None when it has left the loop."""
         self._delivered: Iterator[Message] = iter(())
 
     def __aiter__(self) -> Self:
         return self
 
     async def __anext__(self) -> Message:
-        # Told the loop, it takes 0.1 us instead of 0.3, before Python 3.12.
+        # With the loop as argument, current_task takes 0.1 us instead of 0.3 before Python 3.12.
         if self._task is not None and self._task is asyncio.current_task(self._loop):
             message = next(self._delivered, None)
             if message is not None:
@@ -406,7 +410,7 @@ class _Messages:
                 return message
 
     async def aclose(self) -> None:
-        """Leave the message that was given last unfinished."""
+        """Leave the last message unfinished."""
         self._leave()
 
     def __del__(self) -> None:
@@ -419,8 +423,8 @@ class _Messages:
 
 
 def _is_one_call(running: object) -> bool:
-    """Whether a task that runs *running* ends when one of our calls returns."""
-    # anext() with a default is no coroutine: before Python 3.12, a task runs it as it is.
+    """Whether a task that runs *running* ends when a call of ours returns."""
+    # Before Python 3.12 a task runs anext() with a default directly: it has no coroutine around it.
     return getattr(running, "cr_code", None) in _CALLS or type(running).__name__ == "anext_awaitable"
 
 
@@ -435,6 +439,6 @@ _CALLS = {
 def _current_task() -> asyncio.Task[object]:
     task = asyncio.current_task()
     if task is None:
-        message = "A consumer for asyncio is used inside a task."
+        message = "An AsyncConsumer can only be used inside a task."
         raise RuntimeError(message)
     return task

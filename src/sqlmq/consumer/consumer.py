@@ -33,15 +33,15 @@ if TYPE_CHECKING:
 
 
 class Consumer:
-    """Reads one topic as a member of a group. Made by ``mq.consumer(topic, group_id)``; may be shared by threads.
+    """Reads one topic as a member of a group. Made by ``mq.consumer(topic, group)``; may be shared by threads.
 
-    The partitions of the topic are shared out between the group's consumers, each to one at a time, and the group's
-    position in each is kept. A message is done when the thread that got it asks for the next one, or calls ``commit``;
-    what was not done when a consumer went away is delivered again, to whoever has the partition then. Leaving a loop
-    by an exception, or by ``break``, finishes nothing.
+    The group's partitions are assigned to its consumers, each partition to one consumer at a time. The group has a position
+    in each partition. A message is done when the thread that got it asks for the next one or calls ``commit``. What was not
+    done when a consumer ended is delivered again, to the partition's next owner. A loop that is left by an exception, or by
+    ``break``, finishes nothing.
 
-    Threads that share a consumer get different messages, side by side, of one partition too; for messages of a
-    partition to be handled in order, one at a time, give each thread a consumer of its own.
+    Threads that share a consumer get different messages at the same time, also of one partition. If you need the messages
+    of a partition in order, one at a time, give each thread its own consumer.
     """
 
     def __init__(self, core: ConsumerCore) -> None:
@@ -54,7 +54,7 @@ class Consumer:
 
     @property
     def closed(self) -> bool:
-        """Whether it was closed."""
+        """Whether the consumer was closed."""
         return self._core.closed
 
     @property
@@ -64,72 +64,65 @@ class Consumer:
 
     @property
     def name(self) -> str:
-        """How this member is called where members are listed."""
+        """The member's name where members are listed."""
         return self._core.subscription.member_name
 
     @property
     def partitions(self) -> tuple[int, ...]:
-        """The numbers of the partitions it owns at this moment."""
+        """The numbers of the partitions that the consumer owns now."""
         return self._core.coordinator.partition_numbers
 
     def consume(self, timeout: float | None = None) -> Message:
-        """Return the next message, and finish what this thread got before.
+        """Finish what this thread got before, and return the next message.
 
-        Waits up to *timeout* seconds, without one for ever; raises TimeoutError when nothing came, ConsumerClosedError
-        when the consumer is or becomes closed.
+        Waits up to *timeout* seconds, or without end for None. Raises TimeoutError if no message came, ConsumerClosedError
+        if the consumer is closed or becomes closed.
         """
         messages = self._poll(1, check_timeout(timeout))
         if not messages:
             raise self._core.no_message_error(timeout)
         return messages[0]
 
-    def consume_chan(self) -> Iterator[Message]:
-        """Give one message after the other, each when the one before is done; ends when the consumer closes.
+    def messages(self) -> Iterator[Message]:
+        """Iterate over the messages until the consumer closes: ``for message in consumer`` does the same.
 
-        The message at which a loop was left, by an exception or by ``break``, is not done: ``commit`` finishes it all
-        the same, asking for messages brings it again, before what follows it in its partition.
+        A message is done when the loop asks for the next one. If the loop is left by an exception or by ``break``, its last
+        message is not done: ``commit`` finishes it, and the next poll delivers it again, before the messages that follow it
+        in its partition. Raises ConsumerClosedError at the call if the consumer is closed already.
         """
-        core, receiver = self._core, threading.current_thread()
-        while True:
-            try:
-                if core.ack == "on_delivery":
-                    yield self.consume()
-                    continue
-                delivery = self._next_delivery()
-            except ConsumerClosedError:
-                return
-            try:
-                yield from core.iterate_delivery(delivery, math.inf)
-            except GeneratorExit:
-                core.mark_interrupted(receiver)
-                raise
+        self._core.check_usable()
+        return self._iterate()
+
+    def consume_chan(self) -> Iterator[Message]:
+        """Iterate as ``messages`` does. Go's name for it."""
+        return self.messages()
 
     def __iter__(self) -> Iterator[Message]:
-        return self.consume_chan()
+        return self.messages()
 
-    def poll(self, max_messages: int = 500, timeout: float | None = None) -> list[Message]:
-        """Return up to *max_messages*, as soon as there is one, and finish what this thread got before.
+    def poll(self, max_messages: int = 500, *, timeout: float | None = None) -> list[Message]:
+        """Finish what this thread got before, and return up to *max_messages* as soon as there is one.
 
-        Each partition's messages come in order. Waits up to *timeout* seconds, without one for ever; an empty list
-        says that nothing came. ``timeout=0`` looks once.
+        Each partition's messages are in order. Waits up to *timeout* seconds, or without end for None; with 0 it polls
+        once. The list is empty if no message came.
         """
         return self._poll(validation.integer("max_messages", max_messages), check_timeout(timeout))
 
     def transaction(
-        self, max_messages: int = 100, timeout: float | None = None, session: SessionSource | None = None
+        self, *, max_messages: int = 100, timeout: float | None = None, session: SessionSource | None = None
     ) -> Transaction:
-        """Take messages, and do with them what takes effect together with the group's position, or not at all.
+        """Take messages in a transaction of their own: your changes and the group's position commit together, or not at all.
 
-        To be used as ``with consumer.transaction() as tx:``. Up to *max_messages* of one partition, in order, are in
-        ``tx.messages``; what is done with ``tx.session`` or ``tx.connection`` commits with the position when the block
-        is left, and is rolled back with it when the block is left by an exception. Waits for messages up to *timeout*
-        seconds, without one for ever; if none came, ``tx.messages`` is empty. *session* is a sessionmaker, a Session, a
-        scoped_session or a Connection on the same database, in no transaction; by default one of the MQ's engine.
+        Use it as ``with consumer.transaction() as tx:``. ``tx.messages`` holds up to *max_messages* of one partition, in
+        order. What you do with ``tx.session`` or ``tx.connection`` commits with the position at the end of the block. If the
+        block ends with an exception, both are rolled back. Waits for messages up to *timeout* seconds, or without end for
+        None; ``tx.messages`` is empty if none came. *session* is a sessionmaker, a Session, a scoped_session or a Connection
+        on the same database, in no transaction; by default the MQ's engine makes one.
 
-        The partition is this transaction's own as long as it is open, and free as soon as its connection ends. What
-        this consumer has claimed by ``poll`` or ``consume`` is finished and given back first.
+        Only this transaction has the partition while it is open, and the partition is free as soon as the connection ends.
+        What this consumer got by ``poll`` or ``consume`` is finished first, and its partitions are released.
 
-        Raises SessionError, IsolationError for a session above READ COMMITTED, OutcomeUnknownError.
+        Raises SessionError, TransactionEndedError, IsolationError for a session above READ COMMITTED, OutcomeUnknownError.
         """
         return Transaction(
             self._core, validation.integer("max_messages", max_messages), check_timeout(timeout), session
@@ -151,24 +144,24 @@ class Consumer:
         idle_seconds: float | None = None,
         handle_signals: bool = True,
     ) -> RunSummary:
-        """Call *handler* with each message, until ``stop`` or a signal; then close the consumer, and return what was done.
+        """Call *handler* with each message until ``stop`` or a signal; then close the consumer and return a summary.
 
-        A message is done when the handler returns. When it raises, the message is tried again as *retry* says, and then
-        *on_failure* decides: ``park`` (the default for messages with a key), ``dead`` (for those without), ``skip`` or
-        ``stop``; docs/failures.md says what each does to the order. Attempts are counted before the handler runs.
+        A message is done when the handler returns. When the handler raises, the message is tried again as *retry* says. After
+        the last attempt *on_failure* decides: ``park`` (the default for messages with a key), ``dead`` (the default without),
+        ``skip`` or ``stop``; docs/failures.md says what each does to the order. Attempts are counted before the handler runs.
 
-        - *batch_size*: give the handler lists of up to so many messages of a partition, instead of one message.
-        - *transaction*: give it a session too, whose changes commit with the group's position, or not at all. *session*
-          is what makes it, a sessionmaker on the same database; else it is one of the MQ's engine.
-        - *concurrency*: how many partitions are worked on at a time, in a thread each. Those of one stay in order.
-        - *max_parked*: with so many messages of a partition set aside, it is read no further.
-        - *max_processing_seconds*: give a partition back when its handler takes longer; the attempt has failed.
-        - *stop_seconds*: how long handlers may go on after ``stop``. What they have not finished is delivered again.
-        - *idle_seconds*: return when for so long nothing came, and nothing waits for another attempt.
-        - *handle_signals*: in the main thread, stop at SIGTERM and SIGINT; a second one raises KeyboardInterrupt.
+        - *batch_size*: pass the handler lists of up to so many messages of a partition, instead of one message.
+        - *transaction*: pass it a session too, whose changes commit with the group's position, or not at all. *session* is
+          a sessionmaker on the same database; by default the MQ's engine makes the sessions.
+        - *concurrency*: the number of threads, each with one partition at a time. The messages of a partition stay in order.
+        - *max_parked*: when so many messages of a partition are parked, no more of it are fetched.
+        - *max_processing_seconds*: release the partition when the handler takes longer; the attempt has failed.
+        - *stop_seconds*: how long handlers may go on after ``stop``. Messages that they have not finished are redelivered.
+        - *idle_seconds*: return after so long without a message, and without one that waits for another attempt.
+        - *handle_signals*: in the main thread, stop at SIGTERM and SIGINT; a second signal raises KeyboardInterrupt.
 
-        Raises what is wrong with the topic or the database, once the handlers have ended; also what a handler raises that
-        is no Exception, as SystemExit.
+        Once the handlers have ended, raises the error of the topic or the database that ended the run, or what a handler
+        raised that is no Exception, for example SystemExit.
         """
         config = RunConfig(
             batch_size=batch_size,
@@ -188,35 +181,35 @@ class Consumer:
             return pool.work_and_close()
 
     def stop(self) -> None:
-        """Have ``run`` begin no other message, and return when those in hand are done. May be called from anywhere.
+        """Make ``run`` return after the messages that are in flight. Any thread may call it.
 
-        Called before ``run``, it makes that return at once.
+        A ``run`` that begins later returns at once.
         """
         self._core.stop()
 
     def commit(self) -> None:
-        """Finish what this thread got, and commit everything that is finished, now.
+        """Finish what this thread got, and commit everything that is done, now.
 
-        Raises FencedError if another consumer has taken one of the partitions over, UnknownTopicError if the topic was
-        deleted; what was finished of other partitions is committed all the same.
+        Raises FencedError if another consumer has taken over one of the partitions, UnknownTopicError if the topic was
+        deleted. The positions in the other partitions are committed all the same.
         """
         self._core.commit(threading.current_thread())
 
     def seek(self, partition: int, to: SeekTo) -> None:
-        """Move the group in *partition*, which this consumer owns, and go on there.
+        """Move the group in *partition*, which this consumer owns.
 
-        *to* is an offset, ``earliest``, ``latest`` or an aware datetime: the first message since then. What any thread
-        has of the partition is dropped: its commit moves nothing. So is what the group has set aside from there on.
+        *to* is an offset, ``earliest``, ``latest``, or an aware datetime for the first message since then. Messages of the
+        partition that are in flight are dropped: the commit of their threads moves nothing. The group's parked messages from
+        the new position on are forgotten.
 
-        Raises NotOwnedError, FencedError, InvalidOffsetError, RuntimeError under ``run``.
+        Raises NotOwnedError, FencedError, InvalidOffsetError, and RuntimeError during ``run``.
         """
         self._core.seek(partition, to)
 
     def close(self) -> None:
-        """Commit what is finished, hand the partitions over and leave the group. A second call has the same result.
+        """Commit what is done, hand the partitions over and leave the group. A second call has the same result.
 
-        Whatever thread waits for a message gets ConsumerClosedError. What was handed out and not finished is delivered
-        again, to the next owner.
+        Threads that wait for a message get ConsumerClosedError. Messages in flight are delivered again, to the next owner.
         """
         self._core.close()
 
@@ -230,6 +223,22 @@ class Consumer:
 
     def __repr__(self) -> str:
         return repr(self._core)
+
+    def _iterate(self) -> Iterator[Message]:
+        core = self._core
+        while True:
+            try:
+                if core.ack == "on_delivery":
+                    yield self.consume()
+                    continue
+                delivery = self._next_delivery()
+            except ConsumerClosedError:
+                return
+            try:
+                yield from core.iterate_delivery(delivery, math.inf)
+            except GeneratorExit:
+                core.mark_interrupted(threading.current_thread())
+                raise
 
     # The loops of a thread. A task has loops of its own, with the same steps.
 

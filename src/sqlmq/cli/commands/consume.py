@@ -132,7 +132,7 @@ def _run(consumer: Consumer, stop: Stop, writer: formats.Writer, at_most: int | 
         while at_most is None or written < at_most:
             try:
                 with stop.calling(close_soon):
-                    messages = consumer.poll(min(_AT_MOST, (at_most or sys.maxsize) - written), timeout)
+                    messages = consumer.poll(min(_AT_MOST, (at_most or sys.maxsize) - written), timeout=timeout)
             except ConsumerClosedError:
                 break
             if stop.is_requested or not messages:

@@ -13,7 +13,7 @@ import time
 from collections import defaultdict
 from typing import TYPE_CHECKING
 
-from sqlmq.errors import SqlmqError
+from sqlmq.errors import ConsumerClosedError, SqlmqError
 from sqlmq.verify.workload.payloads import delivered_entries
 from sqlmq.verify.workload.recorder import LogEventHandler, recorded
 
@@ -242,11 +242,14 @@ def _loop(process: RoleProcess, consumer: Consumer, member: MemberRecorder) -> N
     """Iterate over the consumer until another thread closes it."""
     closer = threading.Thread(target=_close_at_end, args=(process, consumer), daemon=True)
     closer.start()
-    messages = consumer.consume_chan()
+    messages = consumer.messages()
     while process.is_active:
         got = _poll_and_handle(process, member, lambda: [one for one in [next(messages, None)] if one is not None])  # noqa: B023 - called in this iteration
         if got is None:
-            messages = consumer.consume_chan()  # a generator that has raised is exhausted
+            try:
+                messages = consumer.messages()  # a generator that has raised is exhausted
+            except ConsumerClosedError:
+                break
         elif not got:
             break
         _acknowledge(process, consumer, member, got)

@@ -119,7 +119,9 @@ def transact(process: RoleProcess) -> None:
         while process.is_active:
             began, transaction = time.monotonic_ns(), None
             try:
-                with consumer.transaction(process.random.randint(1, _MAX_MESSAGES), timeout=_TIMEOUT_SECONDS) as tx:
+                with consumer.transaction(
+                    max_messages=process.random.randint(1, _MAX_MESSAGES), timeout=_TIMEOUT_SECONDS
+                ) as tx:
                     if tx.messages:
                         transaction = _TransactionPlan(process, factory, tx.messages, began)
                         transaction.execute(tx, producers)
@@ -138,7 +140,7 @@ async def _transact_async(process: RoleProcess) -> None:
             began, transaction = time.monotonic_ns(), None
             try:
                 async with consumer.transaction(
-                    process.random.randint(1, _MAX_MESSAGES), timeout=_TIMEOUT_SECONDS
+                    max_messages=process.random.randint(1, _MAX_MESSAGES), timeout=_TIMEOUT_SECONDS
                 ) as tx:
                     if tx.messages:
                         transaction = _TransactionPlan(process, factory, tx.messages, began)
