@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 from sqlalchemy import Column, Connection, Engine, Identity, Integer, MetaData, Table, Text, insert, select, text
 
-from sqlmq import MQ, Message
+from sqlmq import MQ, Message, ReceivedMessage
 
 TOPIC = "lost-message"
 GROUP = "reader"
@@ -108,7 +108,7 @@ def at_the_call(mq: MQ) -> list[str]:
     return [first, second]
 
 
-def told(message: Message) -> str:
+def told(message: ReceivedMessage) -> str:
     value = message.value.decode()
     print(f"  consumer        gets {value!r} at offset {message.offset}")
     return value

@@ -22,7 +22,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sqlmq import MQ, Message, Retry
+from sqlmq import MQ, Message, ReceivedMessage, Retry
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -57,7 +57,7 @@ class Billing:
         self._journal = journal
         self._is_fixed = is_fixed
 
-    def handle(self, message: Message) -> None:
+    def handle(self, message: ReceivedMessage) -> None:
         """Bill an order."""
         order = json.loads(message.value)
         if order["item"] == "atlas" and not self._is_fixed:
@@ -81,12 +81,12 @@ class Billing:
     def _failures(self) -> int:
         return sum(what == "failed" for what, _ in read(self._journal))
 
-    def _note(self, what: str, message: Message) -> None:
+    def _note(self, what: str, message: ReceivedMessage) -> None:
         with self._journal.open("a", encoding="utf-8") as file:
             file.write(f"{what} {message.offset}\n")
 
 
-def told(message: Message, what: str) -> None:
+def told(message: ReceivedMessage, what: str) -> None:
     order = json.loads(message.value)
     print(f"    {message.offset}  {order['customer']}  {order['item']:<6} {what}", flush=True)
 

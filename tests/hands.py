@@ -12,7 +12,7 @@ from sqlmq.consumer.worker.pool import Worker, WorkerPool
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from sqlmq import Consumer, Message, Retry
+    from sqlmq import Consumer, ReceivedMessage, Retry
     from sqlmq.model.retry import FailurePolicy
 
 
@@ -20,7 +20,7 @@ class Hands:
     """Handles messages of *consumer* as its ``run`` would, without its threads and waits."""
 
     def __init__(
-        self, consumer: Consumer, handler: Callable[[Message], object], retry: Retry, on_failure: FailurePolicy
+        self, consumer: Consumer, handler: Callable[[ReceivedMessage], object], retry: Retry, on_failure: FailurePolicy
     ) -> None:
         self._consumer = consumer
         config = RunConfig(retry=retry, on_failure=on_failure)

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from benchmarks.harness.suite import Bench
-    from sqlmq import Consumer, GroupDescription, Message
+    from sqlmq import Consumer, GroupDescription, ReceivedMessage
 
 POLL, PARTITIONS = 1_000, 8
 
@@ -75,7 +75,7 @@ def run(bench: Bench) -> None:
 
 
 @contextmanager
-def started(mq: MQ, name: str) -> Iterator[tuple[Consumer, Message]]:
+def started(mq: MQ, name: str) -> Iterator[tuple[Consumer, ReceivedMessage]]:
     """A consumer of a new group, and its first message."""
     with mq.consumer(name, new_group()) as consumer:
         yield consumer, consumer.consume(timeout=30)
@@ -173,7 +173,7 @@ async def poll_in_task(mq: AsyncMQ, name: str, count: int) -> float:
     return (count - 1) / seconds
 
 
-def _some(messages: list[Message], left: int) -> int:
+def _some(messages: list[ReceivedMessage], left: int) -> int:
     """How many *messages* came, which must be some."""
     check(bool(messages), f"{left} messages did not come")
     return len(messages)

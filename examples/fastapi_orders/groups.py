@@ -21,27 +21,27 @@ if TYPE_CHECKING:
 
     from sqlalchemy.ext.asyncio import AsyncEngine
 
-    from sqlmq import Message
+    from sqlmq import ReceivedMessage
 
 
-async def mail(session: AsyncSession, _group: str, message: Message) -> None:
+async def mail(session: AsyncSession, _group: str, message: ReceivedMessage) -> None:
     order = json.loads(message.value)
     await session.merge(Mail(order_id=order["id"], recipient=order["customer"]))
 
 
-async def search(session: AsyncSession, group: str, message: Message) -> None:
+async def search(session: AsyncSession, group: str, message: ReceivedMessage) -> None:
     """Put the order into the group's own index."""
     order = json.loads(message.value)
     for word in {order["customer"], *order["item"].split()}:
         await session.merge(SearchEntry(index=group, word=word.lower(), order_id=order["id"]))
 
 
-async def analytics(session: AsyncSession, _group: str, message: Message) -> None:
+async def analytics(session: AsyncSession, _group: str, message: ReceivedMessage) -> None:
     cents = json.loads(message.value)["cents"]
     await session.merge(Sale(partition=message.partition, offset=message.offset, cents=cents))
 
 
-SINKS: dict[str, Callable[[AsyncSession, str, Message], Awaitable[None]]] = {
+SINKS: dict[str, Callable[[AsyncSession, str, ReceivedMessage], Awaitable[None]]] = {
     "mail": mail,
     "search": search,
     "analytics": analytics,

@@ -38,7 +38,7 @@ from sqlmq.errors import (
     UnknownTopicError,
 )
 from sqlmq.hooks.observer import Observer
-from sqlmq.model.message import DelayedMessage, Message, ProducerResult, Publication
+from sqlmq.model.message import DelayedMessage, Message, ProducerResult, Publication, ReceivedMessage
 from sqlmq.model.retention import Retention
 from sqlmq.model.retry import Retry
 from sqlmq.mq import MQ
@@ -95,6 +95,7 @@ __all__ = [
     "Producer",
     "ProducerResult",
     "Publication",
+    "ReceivedMessage",
     "Retention",
     "RetentionResult",
     "Retry",

@@ -18,7 +18,7 @@ from opentelemetry import metrics, propagate, trace
 from opentelemetry.context import Context
 from opentelemetry.trace import Link, SpanKind, StatusCode
 
-from sqlmq.model.message import Message, ProducerResult
+from sqlmq.model.message import Message, ProducerResult, ReceivedMessage
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -116,13 +116,13 @@ class Telemetry:
         return future
 
     @contextmanager
-    def handle(self, group: str, messages: Sequence[Message]) -> Iterator[None]:
+    def handle(self, group: str, messages: Sequence[ReceivedMessage]) -> Iterator[None]:
         """Wrap the handling of *messages* of one topic by *group* in a span ``process {topic}``.
 
         ``run`` does it by itself. A loop of your own can use ``with telemetry.handle("billing", [message]):``.
         """
         context = propagate.extract(messages[0].headers, Context()) if len(messages) == 1 else Context()
-        attributes = self._common("process", messages[0].topic or "") | {"messaging.consumer.group.name": group}
+        attributes = self._common("process", messages[0].topic) | {"messaging.consumer.group.name": group}
         span = self._tracer.start_span(
             f"process {messages[0].topic}",
             context,
@@ -140,7 +140,7 @@ class Telemetry:
     def _begin_sending(self, topic: str, messages: Sequence[Message]) -> tuple[_Operation, list[Message]]:
         """Start a span and put its context into *messages*, except those that have a context of their own."""
         # A received message that is sent on unchanged has the context of its previous send.
-        given = [_created(message) if message.offset is None else None for message in messages]
+        given = [None if isinstance(message, ReceivedMessage) else _created(message) for message in messages]
         attributes = self._common("send", topic)
         span = self._tracer.start_span(
             f"send {topic}",
@@ -222,7 +222,7 @@ def _with_headers(message: Message, carrier: Mapping[str, str]) -> Message:
     return Message(message.value, message.key, kept | dict(carrier))
 
 
-def _places(messages: Sequence[Message] | Sequence[Destined]) -> Attributes:
+def _places(messages: Sequence[ReceivedMessage] | Sequence[Destined]) -> Attributes:
     """Return the attributes of where *messages* are, as far as it is known, and how many they are."""
     attributes: Attributes = {}
     partitions = {message.partition for message in messages}
@@ -230,11 +230,11 @@ def _places(messages: Sequence[Message] | Sequence[Destined]) -> Attributes:
         attributes["messaging.destination.partition.id"] = str(partitions.pop())
     if len(messages) != 1:
         attributes["messaging.batch.message_count"] = len(messages)
-    elif isinstance(messages[0], Message | ProducerResult) and messages[0].offset is not None:
+    elif isinstance(messages[0], ReceivedMessage | ProducerResult):
         attributes["messaging.message.id"] = _id(messages[0])
         attributes["messaging.sqlmq.message.offset"] = messages[0].offset
     return attributes
 
 
-def _id(message: Message | ProducerResult) -> str:
+def _id(message: ReceivedMessage | ProducerResult) -> str:
     return f"{message.topic}/{message.partition}@{message.offset}"

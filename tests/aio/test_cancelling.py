@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from sqlmq import AsyncConsumer, AsyncMQ, AsyncProducer, Message, ProducerResult
+from sqlmq import AsyncConsumer, AsyncMQ, AsyncProducer, Message, ProducerResult, ReceivedMessage
 from sqlmq.errors import ConsumerClosedError
 from tests.aio.interrupting import cancelled_everywhere
 from tests.contract.waiting import PATIENCE_SECONDS
@@ -124,7 +124,7 @@ async def test_a_cancelled_consumer_skips_nothing(mq: AsyncMQ, method: str) -> N
     await log_of(mq)
 
 
-async def _poll(consumer: AsyncConsumer, seconds: float) -> list[Message]:
+async def _poll(consumer: AsyncConsumer, seconds: float) -> list[ReceivedMessage]:
     return await consumer.poll(timeout=seconds)
 
 

@@ -25,7 +25,6 @@ from sqlmq import (
     Producer,
     Transaction,
 )
-from sqlmq.background.registry import GroupMember
 from sqlmq.errors import InvalidURLError, MQClosedError
 from tests.contract.waiting import PATIENCE_SECONDS
 
@@ -55,7 +54,7 @@ RETURNS = {
     "Producer": "AsyncProducer",
     "Consumer": "AsyncConsumer",
     "Future[ProducerResult]": "asyncio.Future[ProducerResult]",
-    "Iterator[Message]": "AsyncIterator[Message]",
+    "Iterator[ReceivedMessage]": "AsyncIterator[ReceivedMessage]",
     "Transaction": "AsyncTransaction",
     "Parked": "AsyncParked",
     "Admin": "AsyncAdmin",
@@ -65,7 +64,7 @@ RETURNS = {
 }
 SESSIONS = {
     "*, session: 'SessionLike | None' = None": "*, session: 'AsyncSessionLike | None' = None",
-    "session: 'SessionSource | None' = None": "session: 'AsyncSessionSource | None' = None",
+    "*, session: 'SessionSource | None' = None": "*, session: 'AsyncSessionSource | None' = None",
     "*, session: 'Callable[[], Session] | None' = None": (
         "*, session: 'Callable[[], AsyncSession] | Callable[[], Session] | None' = None"
     ),
@@ -73,11 +72,8 @@ SESSIONS = {
 
 
 def members(kind: type) -> dict[str, object]:
-    internal = set(vars(GroupMember)) if kind is Consumer else set()
     return {
-        name: member
-        for name, member in vars(kind).items()
-        if name not in internal and (not name.startswith("_") or name in AWAITED_PROTOCOLS)
+        name: member for name, member in vars(kind).items() if not name.startswith("_") or name in AWAITED_PROTOCOLS
     }
 
 

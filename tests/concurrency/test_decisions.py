@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from sqlmq import MQ, Message
+from sqlmq import MQ, Message, ReceivedMessage
 from sqlmq.model.retry import Retry
 from tests.contract.waiting import until
 
@@ -41,7 +41,7 @@ class Unreliable:
         self.discarded: set[Place] = set()
         self.begun_after_discard: Counter[Place] = Counter()
 
-    def __call__(self, message: Message) -> None:
+    def __call__(self, message: ReceivedMessage) -> None:
         place = (message.partition or 0, message.offset or 0)
         with self._lock:
             if place in self.discarded:

@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from sqlmq import MQ, Message
+from sqlmq import MQ, Message, ReceivedMessage
 from sqlmq.model.retry import Retry
 from tests.contract.waiting import PATIENCE_SECONDS, until
 
@@ -55,12 +55,12 @@ class Shift:
         # Looks again soon, so that what people have decided is found soon.
         self.mq = MQ(database.url, schema=database.schema, poll_max_seconds=0.05, notify=notify)
 
-    def run(self, handler: Callable[[Message], None], **options: Any) -> None:
+    def run(self, handler: Callable[[ReceivedMessage], None], **options: Any) -> None:
         """Handle all there is."""
         self.mq.consumer("orders", "billing").run(handler, **{"idle_seconds": 0.2, **options})
 
     @contextmanager
-    def running(self, handler: Callable[[Message], None], **options: Any) -> Iterator[Consumer]:
+    def running(self, handler: Callable[[ReceivedMessage], None], **options: Any) -> Iterator[Consumer]:
         """Handle what comes, in another thread, until the block is left."""
         consumer = self.mq.consumer("orders", "billing")
         with ThreadPoolExecutor(1) as threads:

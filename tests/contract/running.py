@@ -6,7 +6,7 @@ import threading
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
-from sqlmq import Message, Retry
+from sqlmq import Message, ReceivedMessage, Retry
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -23,10 +23,10 @@ class Recorder:
     def __init__(self, failures: Mapping[bytes, int] | None = None) -> None:
         self._left = Counter(failures or {})
         self._lock = threading.Lock()
-        self.handled: list[Message] = []
+        self.handled: list[ReceivedMessage] = []
         self.tried: Counter[bytes] = Counter()
 
-    def __call__(self, given: Message | list[Message]) -> None:
+    def __call__(self, given: ReceivedMessage | list[ReceivedMessage]) -> None:
         messages = given if isinstance(given, list) else [given]
         with self._lock:
             self.tried.update(message.value for message in messages)

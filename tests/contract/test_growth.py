@@ -10,7 +10,7 @@ import pytest
 from sqlalchemy import text
 from sqlalchemy.orm import Session
 
-from sqlmq import Message, UnknownTopicError
+from sqlmq import Message, ReceivedMessage, UnknownTopicError
 from sqlmq.errors import InvalidPartitionError
 from sqlmq.model.validation import MAX_PARTITIONS
 from sqlmq.operations.admin import topics
@@ -336,11 +336,11 @@ def test_a_partition_does_not_wait_for_others_than_its_own_origin(mq: MQ) -> Non
     until(lambda: b"new of 0" in values(_any(consumer, other)), "what waited")
 
 
-def _first(consumer: Consumer) -> list[Message]:
+def _first(consumer: Consumer) -> list[ReceivedMessage]:
     return receive(consumer, 1)
 
 
-def _any(*consumers: Consumer) -> list[Message]:
+def _any(*consumers: Consumer) -> list[ReceivedMessage]:
     return [message for one in consumers for message in one.poll(timeout=0)]
 
 

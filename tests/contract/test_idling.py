@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from sqlalchemy import event
 
-from sqlmq import Message
+from sqlmq import Message, ReceivedMessage
 from sqlmq.errors import ConsumerClosedError
 from sqlmq.operations import poll
 from tests.contract.waiting import PATIENCE_SECONDS, settle, until, values
@@ -38,7 +38,7 @@ SOON: dict[str, Any] = {"poll_min_seconds": 0.1, "poll_max_seconds": 0.2, "notif
 
 
 @contextmanager
-def waiting(*consumers: Consumer) -> Iterator[list[Future[list[Message]]]]:
+def waiting(*consumers: Consumer) -> Iterator[list[Future[list[ReceivedMessage]]]]:
     """A thread for each of *consumers*, in which it waits for a message, and rests; closed in the end."""
     with ThreadPoolExecutor(len(consumers)) as threads, ExitStack() as closing:
         answers = [threads.submit(_poll, consumer) for consumer in consumers]
@@ -48,7 +48,7 @@ def waiting(*consumers: Consumer) -> Iterator[list[Future[list[Message]]]]:
         yield answers
 
 
-def _poll(consumer: Consumer) -> list[Message]:
+def _poll(consumer: Consumer) -> list[ReceivedMessage]:
     try:
         return consumer.poll(timeout=2 * PATIENCE_SECONDS)
     except ConsumerClosedError:

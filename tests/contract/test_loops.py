@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from sqlmq import Message
+from sqlmq import Message, ReceivedMessage
 from tests.contract.waiting import PATIENCE_SECONDS, receive, until, values
 
 if TYPE_CHECKING:
@@ -45,11 +45,11 @@ def take(consumer: Consumer, count: int) -> list[bytes]:
     return taken
 
 
-def placed(messages: list[Message]) -> list[tuple[int | None, bytes]]:
+def placed(messages: list[ReceivedMessage]) -> list[tuple[int | None, bytes]]:
     return [(message.partition, message.value) for message in messages]
 
 
-def in_another_thread(call: Callable[[], list[Message]]) -> list[Message]:
+def in_another_thread(call: Callable[[], list[ReceivedMessage]]) -> list[ReceivedMessage]:
     with ThreadPoolExecutor(1) as threads:
         return threads.submit(call).result(PATIENCE_SECONDS)
 
@@ -148,7 +148,7 @@ def test_a_loop_ends_in_the_middle_when_another_thread_closes_the_consumer(mq: M
     consumer = mq.consumer("orders", "billing")
     taken: list[bytes] = []
 
-    def close() -> list[Message]:
+    def close() -> list[ReceivedMessage]:
         consumer.close()
         return []
 

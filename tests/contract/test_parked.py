@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from sqlalchemy import text
 
-from sqlmq import Message, UnknownTopicError
+from sqlmq import Message, ReceivedMessage, UnknownTopicError
 from sqlmq.errors import (
     InvalidMessageError,
     InvalidPartitionError,
@@ -54,7 +54,7 @@ def position(mq: MQ) -> int:
     return mq.admin.describe_group("orders", "billing").partitions[0].position
 
 
-def _fail(_message: Message) -> None:
+def _fail(_message: ReceivedMessage) -> None:
     raise ValueError
 
 
@@ -124,7 +124,7 @@ def test_the_list_comes_in_pages(mq: MQ, shift: Shift, parked: Parked) -> None:
 def test_one_message_is_shown_with_its_traceback_and_itself(mq: MQ, shift: Shift, parked: Parked) -> None:
     mq.producer("orders").produce(Message(b"bad\xff", b"a", {"currency": "EUR"}))
 
-    def fail(message: Message) -> None:
+    def fail(message: ReceivedMessage) -> None:
         raise KeyError(message.headers["currency"])
 
     shift.run(fail, retry=ONCE)
@@ -147,7 +147,7 @@ def test_an_error_whose_text_no_database_can_keep_is_kept_as_far_as_it_can(
     monkeypatch.setattr(logging.getLogger("sqlmq.consumer"), "disabled", True)
     produce(mq, "a:bad")
 
-    def fail(_message: Message) -> None:
+    def fail(_message: ReceivedMessage) -> None:
         complaint = "no file \udcff\x00"
         raise ValueError(complaint)
 
@@ -532,7 +532,7 @@ def test_an_attempt_that_is_interrupted_after_the_message_was_retried_takes_noth
 def test_a_copy_has_what_the_message_has_and_says_where_it_comes_from(mq: MQ, shift: Shift, parked: Parked) -> None:
     mq.producer("orders").produce(Message(b"bad\xff", b"a", {"currency": "EUR"}))
 
-    def fail(message: Message) -> None:
+    def fail(message: ReceivedMessage) -> None:
         complaint = f"no {message.offset}"
         raise ValueError(complaint)
 
@@ -573,7 +573,7 @@ def test_copies_keep_the_order_of_the_originals_however_many_they_are(mq: MQ, sh
     count = 2 * admin_parked.COPY_MESSAGES + 1
     mq.producer("orders").produce_many([Message(b"%d" % number, b"a") for number in range(count)])
 
-    def fail(_message: Message) -> None:
+    def fail(_message: ReceivedMessage) -> None:
         raise ValueError
 
     shift.run(fail, retry=ONCE)
@@ -617,7 +617,7 @@ def test_what_is_copied_passes_through_in_pieces_of_few_bytes(
     ids=["value", "key", "headers", "headers in bytes"],
 )
 def test_what_is_larger_than_a_message_may_be_is_not_copied(
-    mq: MQ, shift: Shift, make_mq: MakeMQ, message: Message, part: str
+    mq: MQ, shift: Shift, make_mq: MakeMQ, message: ReceivedMessage, part: str
 ) -> None:
     mq.producer("orders").produce_many([Message(b"small"), message])
     shift.run(_fail, retry=ONCE)

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from sqlalchemy import Engine
 
-    from sqlmq import MQ
+    from sqlmq import MQ, ReceivedMessage
     from tests.conftest import DatabaseUnderTest, MakeMQ
 
 # Each example starts where the one before ended, in the same topic.
@@ -35,7 +35,7 @@ few_examples = settings(
 texts = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\x00"), max_size=30)
 
 
-def round_trip(mq: MQ, *messages: Message) -> list[Message]:
+def round_trip(mq: MQ, *messages: Message) -> list[ReceivedMessage]:
     """Send *messages* to a partition and read them back from where the last round trip ended."""
     mq.create_topic("echo", 1)
     with mq.producer("echo") as producer, mq.consumer("echo", "readers") as consumer:
@@ -116,12 +116,24 @@ def test_an_arrived_message_has_the_databases_time_in_utc(mq: MQ, engine: Engine
     assert before - 0.01 <= timestamp.timestamp() <= after + 0.01
 
 
-def test_a_message_that_was_not_sent_knows_no_place(mq: MQ) -> None:
+def test_sending_a_message_does_not_change_it(mq: MQ) -> None:
     message = Message(b"42")
 
     mq.producer("orders").produce(message)
 
-    assert (message.topic, message.partition, message.offset, message.timestamp) == (None, None, None, None)
+    assert type(message) is Message
+    assert message == Message(b"42")
+
+
+def test_a_received_message_can_be_sent_on(mq: MQ) -> None:
+    (received,) = round_trip(mq, Message(b"42", b"k", {"a": "b"}))
+
+    mq.producer("orders").produce(received)
+
+    (again,) = receive(mq.consumer("orders", "billing"), 1)
+    assert (again.value, again.key, again.headers) == (b"42", b"k", {"a": "b"})
+    assert (received.topic, again.topic) == ("echo", "orders")
+    assert again != received
 
 
 def test_one_message_can_be_sent_again_and_again(mq: MQ) -> None:

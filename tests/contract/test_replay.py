@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from sqlmq import FencedError, Message, UnknownTopicError
+from sqlmq import FencedError, Message, ReceivedMessage, UnknownTopicError
 from sqlmq.consumer.coordinator import Coordinator
 from sqlmq.errors import GroupInUseError, InvalidOffsetError, InvalidPartitionError, NotOwnedError, UnknownGroupError
 from sqlmq.store import claims, offsets, parked
@@ -124,10 +124,7 @@ def test_only_the_partitions_that_are_named_move(mq: MQ) -> None:
 def moments(mq: MQ) -> list[datetime]:
     """When the messages of partition 0 were appended."""
     with mq.consumer("orders", "moments") as consumer:
-        found = [message.timestamp for message in finish(consumer, COUNT)]
-    times = [moment for moment in found if moment is not None]
-    assert len(times) == COUNT
-    return times
+        return [message.timestamp for message in finish(consumer, COUNT)]
 
 
 def first_since(times: list[datetime], moment: datetime) -> int:
@@ -378,7 +375,7 @@ def test_a_run_that_is_moved_in_the_middle_of_a_message_goes_on_at_the_new_posit
     fill(mq)
     handler = Handler(stepwise=True)
 
-    def handle(message: Message, *_session: object) -> None:
+    def handle(message: ReceivedMessage, *_session: object) -> None:
         handler(message)
 
     with shift.running(handle, transaction=transaction):

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from sqlmq import EvictedError, Message, Retention, UnknownTopicError
+from sqlmq import EvictedError, Message, ReceivedMessage, Retention, UnknownTopicError
 from sqlmq.errors import MQClosedError, OffsetGapError
 from sqlmq.operations import retention as operations_retention
 from tests.contract.failing import AT_ONCE, MUCH_LATER, Handler, Shift, produce
@@ -517,7 +517,7 @@ def test_a_run_ends_with_the_error_or_goes_on(shelf: Shelf, mq: MQ) -> None:
     lose(shelf)
     seen: list[int] = []
 
-    def handle(message: Message) -> None:
+    def handle(message: ReceivedMessage) -> None:
         seen.append(message.offset or 0)
 
     with pytest.raises(EvictedError):

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from sqlmq import Message, Retry, UnknownTopicError
+from sqlmq import Message, ReceivedMessage, Retry, UnknownTopicError
 from sqlmq.consumer.core import NO_DEADLINE
 from sqlmq.errors import ConsumerClosedError
 from tests.contract.running import SOON, Recorder, drain, numbered, position, send, set_aside
@@ -72,7 +72,7 @@ def test_partitions_are_worked_on_side_by_side_and_each_in_order(mq: MQ) -> None
     together = threading.Barrier(3)
     seen: list[tuple[int | None, bytes]] = []
 
-    def handler(message: Message) -> None:
+    def handler(message: ReceivedMessage) -> None:
         if message.value == b"0":
             together.wait(PATIENCE_SECONDS)
         seen.append((message.partition, message.value))
@@ -88,7 +88,7 @@ def test_a_batch_is_a_list_of_messages_of_one_partition(mq: MQ) -> None:
     sizes: list[int] = []
     handler = Recorder()
 
-    def batch(messages: list[Message]) -> None:
+    def batch(messages: list[ReceivedMessage]) -> None:
         assert len({message.partition for message in messages}) == 1
         sizes.append(len(messages))
         handler(messages)
@@ -247,7 +247,7 @@ def test_what_was_set_aside_before_a_batch_that_fails_is_handled_once(mq: MQ) ->
     handler = Recorder({b"a0": 2, b"b6": 1})
     due_at: list[float] = []
 
-    def batch(messages: list[Message]) -> None:
+    def batch(messages: list[ReceivedMessage]) -> None:
         if messages[0].value == b"a0":
             due_at.append(time.monotonic() + 2 * LATER.backoff_seconds)
         elif [message.value for message in messages] == [b"b6", b"b7"]:
@@ -267,7 +267,7 @@ def test_the_attempt_of_a_batch_that_failed_counts_in_the_next_run_too(mq: MQ) -
     handler = Recorder({b"poison": POISON})
     first = mq.consumer("orders", "billing")
 
-    def stop_and_fail(messages: list[Message]) -> None:
+    def stop_and_fail(messages: list[ReceivedMessage]) -> None:
         first.stop()
         handler(messages)
 
@@ -290,7 +290,7 @@ def test_a_batch_in_hand_is_handled_once_though_a_heartbeat_was_late_meanwhile(m
 
     with ThreadPoolExecutor(1) as threads:
 
-        def batch(messages: list[Message]) -> None:
+        def batch(messages: list[ReceivedMessage]) -> None:
             handler(messages)
             if handler.tried[b"0"] == 1:
                 # Another worker finds that no heartbeat has arrived for a lease, and that nobody has minded.
@@ -364,7 +364,7 @@ def test_stop_lets_the_message_in_hand_be_finished_and_begins_no_other(mq: MQ) -
     consumer = mq.consumer("orders", "billing")
     handled: list[bytes] = []
 
-    def handler(message: Message) -> None:
+    def handler(message: ReceivedMessage) -> None:
         if message.value == b"1":
             consumer.stop()
         handled.append(message.value)
@@ -391,7 +391,7 @@ def test_a_handler_that_outlasts_stop_timeout_has_not_been_tried(mq: MQ) -> None
     consumer = mq.consumer("orders", "billing")
     is_in, may_go = threading.Event(), threading.Event()
 
-    def handler(message: Message) -> None:
+    def handler(message: ReceivedMessage) -> None:
         if message.value == b"1":
             is_in.set()
             may_go.wait(PATIENCE_SECONDS)
@@ -442,7 +442,7 @@ def test_a_deleted_topic_ends_the_run_with_an_error(make_mq: MakeMQ) -> None:
 def test_sys_exit_in_a_handler_ends_the_run(mq: MQ) -> None:
     send(mq, numbered(2))
 
-    def handler(_message: Message) -> None:
+    def handler(_message: ReceivedMessage) -> None:
         raise SystemExit(3)
 
     with pytest.raises(SystemExit):
@@ -461,7 +461,7 @@ def test_a_handler_that_takes_too_long_has_failed_and_others_go_on(make_mq: Make
     may_go = threading.Event()
     handler = Recorder()
 
-    def stuck(message: Message) -> None:
+    def stuck(message: ReceivedMessage) -> None:
         if message.value == b"1" and not may_go.is_set():
             may_go.wait(PATIENCE_SECONDS)
             raise ArithmeticError
@@ -490,7 +490,7 @@ def test_a_handler_that_outlasts_a_lease_is_warned_of_and_keeps_its_partition(
     consumer = mq.consumer("orders", "billing")
     owners: list[str | None] = []
 
-    def handler(_message: Message) -> None:
+    def handler(_message: ReceivedMessage) -> None:
         if not owners:
             until(lambda: "longer than lease_seconds" in caplog.text, "a warning")
             owners.append(mq.admin.describe_group("orders", "billing").partitions[0].owner)
@@ -541,7 +541,7 @@ def test_a_consumer_that_is_run_is_not_asked_for_messages(mq: MQ) -> None:
     consumer = mq.consumer("orders", "billing")
     errors: list[Exception] = []
 
-    def handler(_message: Message) -> None:
+    def handler(_message: ReceivedMessage) -> None:
         try:
             consumer.poll(timeout=0)
         except RuntimeError as error:

@@ -8,7 +8,7 @@ import pytest
 from sqlalchemy import create_engine, text
 from sqlalchemy.orm import Session, sessionmaker
 
-from sqlmq import Message, Retry
+from sqlmq import Message, ReceivedMessage, Retry
 from sqlmq.errors import SessionError
 from tests.contract.running import Recorder, drain, numbered, position, send, set_aside
 
@@ -32,7 +32,7 @@ class Effects:
             identity = "id INTEGER PRIMARY KEY" if engine.dialect.name == "sqlite" else "id bigserial PRIMARY KEY"
             connection.execute(text(f"CREATE TABLE effect ({identity}, number integer UNIQUE)"))
 
-    def __call__(self, given: Message | list[Message], session: Session) -> None:
+    def __call__(self, given: ReceivedMessage | list[ReceivedMessage], session: Session) -> None:
         for message in given if isinstance(given, list) else [given]:
             session.execute(text("INSERT INTO effect (number) VALUES (:number)"), {"number": int(message.value)})
         self.recorder(given)
@@ -121,7 +121,7 @@ def test_a_message_can_be_published_with_the_effects(mq: MQ, engine: Engine) -> 
     sync = getattr(producer, "_aio", producer)
     handler = Effects(engine, {b"1": 1})
 
-    def publish(message: Message, session: Session) -> None:
+    def publish(message: ReceivedMessage, session: Session) -> None:
         getattr(sync, "_sync", sync).produce(Message(message.value), session=session)
         handler(message, session)
 

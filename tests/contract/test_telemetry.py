@@ -10,7 +10,7 @@ from opentelemetry import baggage, context, metrics, propagate, trace
 from opentelemetry.trace import SpanKind, StatusCode
 from sqlalchemy.orm import Session
 
-from sqlmq import MQ, Message, UnknownTopicError
+from sqlmq import MQ, Message, ReceivedMessage, UnknownTopicError
 from sqlmq.errors import MessageTooLargeError
 from sqlmq.opentelemetry import instrument
 from tests.contract.recording import Recording, follows, linked
@@ -82,7 +82,7 @@ def test_a_trace_goes_through_a_handler_in_a_transaction(mq: MQ, inner: MQ, reco
     producer = inner.producer("invoices")
     mq.producer("orders").produce(Message(b"1"))
 
-    def handler(_message: Message, session: Session) -> None:
+    def handler(_message: ReceivedMessage, session: Session) -> None:
         producer.produce(Message(b"2"), session=session)
 
     drain(mq.consumer("orders", "billing"), handler, transaction=True)
@@ -95,9 +95,9 @@ def test_a_trace_goes_through_a_handler_in_a_transaction(mq: MQ, inner: MQ, reco
 
 def test_each_attempt_at_a_message_that_fails_is_a_span_in_its_trace(mq: MQ, recording: Recording) -> None:
     mq.producer("orders").produce(Message(b"1", b"key"))
-    attempts: list[Message] = []
+    attempts: list[ReceivedMessage] = []
 
-    def handler(message: Message) -> None:
+    def handler(message: ReceivedMessage) -> None:
         attempts.append(message)
         if len(attempts) == 1:
             raise ArithmeticError("the card 4111 is no good")
@@ -287,7 +287,7 @@ def test_without_an_sdk_nothing_is_added(make_mq: MakeMQ) -> None:
     mq = make_mq()
     instrument(mq, tracer_provider=trace.NoOpTracerProvider(), meter_provider=metrics.NoOpMeterProvider())
     mq.producer("orders").produce(Message(b"1"))
-    handled: list[Message] = []
+    handled: list[ReceivedMessage] = []
     drain(mq.consumer("orders", "billing"), handled.append)
 
     assert [dict(message.headers) for message in handled] == [{}]
@@ -328,7 +328,7 @@ def test_metrics_count_messages_and_durations(mq: MQ, recording: Recording) -> N
     producer.produce(Message(b"1"))
     producer.produce_many([Message(b"2"), Message(b"3")])
 
-    def handler(message: Message) -> None:
+    def handler(message: ReceivedMessage) -> None:
         if message.value == b"2":
             raise ArithmeticError
 

@@ -16,7 +16,7 @@ from sqlalchemy import Connection, Engine, Integer, StaticPool, Text, create_eng
 from sqlalchemy.exc import DBAPIError, IntegrityError
 from sqlalchemy.orm import DeclarativeBase, Session, mapped_column, scoped_session, sessionmaker
 
-from sqlmq import MQ, DatabaseUnavailableError, FencedError, Message, SqlmqError, UnknownTopicError
+from sqlmq import MQ, DatabaseUnavailableError, FencedError, Message, ReceivedMessage, SqlmqError, UnknownTopicError
 from sqlmq.errors import (
     ConsumerClosedError,
     DatabaseError,
@@ -100,9 +100,11 @@ def positions(mq: MQ) -> list[int]:
     return [partition.position for partition in mq.admin.describe_group("orders", "billing").partitions]
 
 
-def handle_all(consumer: Consumer, effects: Effects, *, at_most: int = 100, **options: Any) -> list[list[Message]]:
+def handle_all(
+    consumer: Consumer, effects: Effects, *, at_most: int = 100, **options: Any
+) -> list[list[ReceivedMessage]]:
     """Handle what there is, in transactions of up to *at_most*; return the messages of each."""
-    handled: list[list[Message]] = []
+    handled: list[list[ReceivedMessage]] = []
     while True:
         with consumer.transaction(max_messages=at_most, timeout=0, **options) as tx:
             effects.have(tx)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, TypeVar
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-    from sqlmq import Consumer, Message
+    from sqlmq import Consumer, Message, ReceivedMessage
 
 T = TypeVar("T")
 
@@ -27,17 +27,17 @@ def until(condition: Callable[[], bool], what: str, *, seconds: float = PATIENCE
         look_again.wait(0.01)
 
 
-def receive(consumer: Consumer, count: int, *, seconds: float = PATIENCE_SECONDS) -> list[Message]:
+def receive(consumer: Consumer, count: int, *, seconds: float = PATIENCE_SECONDS) -> list[ReceivedMessage]:
     """Ask *consumer* until *count* messages have come. Those of the last answer stay unfinished."""
     deadline = time.monotonic() + seconds
-    messages: list[Message] = []
+    messages: list[ReceivedMessage] = []
     while len(messages) < count:
         assert time.monotonic() < deadline, f"{len(messages)} of {count} messages within {seconds} seconds"
         messages += consumer.poll(count - len(messages), timeout=0.5)
     return messages
 
 
-def finish(consumer: Consumer, count: int) -> list[Message]:
+def finish(consumer: Consumer, count: int) -> list[ReceivedMessage]:
     """Receive *count* messages and commit them."""
     messages = receive(consumer, count)
     consumer.commit()

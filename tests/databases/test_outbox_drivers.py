@@ -17,7 +17,7 @@ from tests.contract.shop import Shop, staged
 from tests.contract.waiting import receive, until
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Sequence
 
     from sqlalchemy import Engine
 
@@ -71,7 +71,7 @@ def publish(shop: Shop, session: Session | Connection) -> list[Publication]:
     return publications
 
 
-def facts(messages: list[Message]) -> list[tuple[bytes, bytes | None, dict[str, str]]]:
+def facts(messages: Sequence[Message]) -> list[tuple[bytes, bytes | None, dict[str, str]]]:
     found = [(message.value, message.key, dict(message.headers)) for message in messages]
     return sorted(found, key=repr)
 

@@ -9,7 +9,7 @@ import time
 from collections import defaultdict
 from typing import TYPE_CHECKING
 
-from sqlmq import MQ, AsyncMQ, Message, OutcomeUnknownError
+from sqlmq import MQ, AsyncMQ, Message, OutcomeUnknownError, ReceivedMessage
 from sqlmq.errors import ConsumerClosedError, DatabaseError
 
 if TYPE_CHECKING:
@@ -140,7 +140,7 @@ class Traffic:
         self.acknowledged.add((place.partition, place.offset))
         self._note(actor)
 
-    def _deliver(self, actor: str, message: Message) -> None:
+    def _deliver(self, actor: str, message: ReceivedMessage) -> None:
         assert message.partition is not None
         assert message.offset is not None
         self.delivered[actor].append((message.partition, message.offset))
@@ -156,7 +156,7 @@ class Traffic:
     def _transact(self) -> None:
         consumer = self._mq.consumer(TOPIC, "transaction")
         while True:
-            handled: list[Message] = []
+            handled: list[ReceivedMessage] = []
             try:
                 with consumer.transaction(max_messages=100, timeout=1) as tx:
                     handled = list(tx.messages)

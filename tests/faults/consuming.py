@@ -9,7 +9,7 @@ import pytest
 from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
 
-from sqlmq import Message, Retry, SqlmqError
+from sqlmq import Message, ReceivedMessage, Retry, SqlmqError
 from tests.contract.waiting import until
 from tests.faults.world import FEED, PARTITIONS, Deadline, Scene, World
 
@@ -32,7 +32,7 @@ class Consuming(Scene):
         super().__init__(world)
         self.group = world.name("group")
         self.consumer: Consumer = self.mq.consumer("feed", self.group, ack=self.ack)
-        self.got: list[Message] = []
+        self.got: list[ReceivedMessage] = []
 
     def check(self, sure: int, perhaps: int) -> None:
         del sure, perhaps
@@ -41,7 +41,7 @@ class Consuming(Scene):
         for number, position in enumerate(self.world.positions("feed", self.group)):
             assert position <= finished[number], f"position {position} of {number}, beyond what was received"
 
-    def check_order(self, got: list[Message]) -> None:
+    def check_order(self, got: list[ReceivedMessage]) -> None:
         for number in range(PARTITIONS):
             offsets = [message.offset for message in got if message.partition == number]
             if self.comes_again:
@@ -338,7 +338,7 @@ class Running(InTransaction):
             **self.options,
         )
 
-    def handle(self, given: Message | list[Message]) -> None:
+    def handle(self, given: ReceivedMessage | list[ReceivedMessage]) -> None:
         for message in given if isinstance(given, list) else [given]:
             self.handled[message.value] += 1
             if self.good <= set(self.handled) and (self.bad == b"never" or self.handled[self.bad] > 1):

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from sqlmq import Message
+    from sqlmq import ReceivedMessage
     from tests.concurrency.workers import Place
 
 
@@ -56,7 +56,7 @@ def hold_in_transaction(place: Place, journal_path: Path, go_on: Path, until: fl
         _try(journal, take)
 
 
-def _tell(journal: Journal, got: list[Message]) -> None:
+def _tell(journal: Journal, got: list[ReceivedMessage]) -> None:
     journal.write(DELIVERED, 0.0, 0.0, [(message.partition, message.offset, "") for message in got])
 
 

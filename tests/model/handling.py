@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from hypothesis import strategies as st
 from hypothesis.stateful import precondition, rule
 
-from sqlmq import Message, Retry
+from sqlmq import Message, ReceivedMessage, Retry
 from tests.hands import Hands
 from tests.model.machine import FOR_EVER_SECONDS, PICK
 from tests.model.reference import MOST_ATTEMPTS, Policy, Workers
@@ -43,7 +43,7 @@ class Handling(Sending):
         turns = iter(fails)
         broken: list[AssertionError] = []
 
-        def handler(message: Message) -> None:
+        def handler(message: ReceivedMessage) -> None:
             is_failing = next(turns)
             try:
                 topic.check_order(workers, (message.partition or 0, message.offset or 0))

@@ -20,7 +20,7 @@ from tests.model.reference import Group, Place, Reader, Topic, place_of
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from sqlmq import PartitionLag, Producer
+    from sqlmq import PartitionLag, Producer, ReceivedMessage
     from tests.conftest import DatabaseUnderTest
 
 DRAIN_SECONDS = 60.0
@@ -177,7 +177,7 @@ class Machine(RuleBasedStateMachine):
             self.check_message(reader, described, message)
         return len(messages)
 
-    def check_message(self, reader: Reader, described: Sequence[PartitionLag], message: Message) -> None:
+    def check_message(self, reader: Reader, described: Sequence[PartitionLag], message: ReceivedMessage) -> None:
         topic = self.topics[reader.topic]
         partition, offset = place = place_of(message)
         start = topic.partitions[partition].start

@@ -17,7 +17,7 @@ from tests.model.machine import FOR_EVER_SECONDS, PICK, Machine
 from tests.model.reference import Group, Reader, place_of
 
 if TYPE_CHECKING:
-    from sqlmq import Consumer, Message
+    from sqlmq import Consumer, ReceivedMessage
     from sqlmq.consumer.partition import Delivery
     from tests.contract.blocking import BlockingConsumer
     from tests.model.reference import Topic
@@ -239,8 +239,8 @@ class Reading(Machine):
             partition, offset = place_of(messages[-1])
             group.commit({partition: offset + 1})
 
-    def _take(self, reader: Reader, at_most: int, *, commits: bool) -> list[Message]:
-        messages: list[Message] = []
+    def _take(self, reader: Reader, at_most: int, *, commits: bool) -> list[ReceivedMessage]:
+        messages: list[ReceivedMessage] = []
         with contextlib.suppress(InterruptedError), reader.consumer.transaction(max_messages=at_most, timeout=0) as tx:
             messages = tx.messages
             for message in messages:
@@ -249,8 +249,8 @@ class Reading(Machine):
                 raise InterruptedError
         return messages
 
-    async def _take_async(self, reader: Reader, at_most: int, *, commits: bool) -> list[Message]:
-        messages: list[Message] = []
+    async def _take_async(self, reader: Reader, at_most: int, *, commits: bool) -> list[ReceivedMessage]:
+        messages: list[ReceivedMessage] = []
         consumer = cast("BlockingConsumer", reader.consumer)._aio
         with contextlib.suppress(InterruptedError):
             async with consumer.transaction(max_messages=at_most, timeout=0) as tx:
@@ -261,7 +261,7 @@ class Reading(Machine):
                     raise InterruptedError
         return messages
 
-    def effect_of(self, message: Message) -> str:
+    def effect_of(self, message: ReceivedMessage) -> str:
         return f"{message.topic} {message.value.decode()}"
 
     def pick_reader(self, pick: int) -> Reader:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
-from sqlmq import Consumer, Message
+from sqlmq import Consumer, Message, ReceivedMessage
 from sqlmq.model.partitioner import partition_for_key
 
 if TYPE_CHECKING:
@@ -130,7 +130,7 @@ class Workers:
         found = self.aside.get(place)
         return place in self.finished or (found is not None and found.state == "dead")
 
-    def take(self, topic: Topic, message: Message, *, fails: bool) -> None:
+    def take(self, topic: Topic, message: ReceivedMessage, *, fails: bool) -> None:
         """It is given to the handler, which *fails* or not."""
         place = place_of(message)
         topic.check(message)
@@ -247,7 +247,7 @@ class Topic:
             for offset in range(partition.start, len(partition.stored)):
                 yield (number, offset), partition.stored[offset].value
 
-    def check(self, message: Message) -> None:
+    def check(self, message: ReceivedMessage) -> None:
         """It is the one that was appended there."""
         stored = self.at(place_of(message))
         assert (message.topic, message.value, message.key) == (self.name, stored.value, stored.key)
@@ -264,7 +264,7 @@ class Topic:
             assert is_gone or reading.has(before), f"{place} came before {before}, which is of the same key"
 
 
-def place_of(message: Message) -> Place:
+def place_of(message: ReceivedMessage) -> Place:
     assert message.partition is not None
     assert message.offset is not None
     return message.partition, message.offset

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from typing import TYPE_CHECKING
 
-from sqlmq import FencedError, Message, Retry
+from sqlmq import FencedError, ReceivedMessage, Retry
 from tests.hands import Hands
 from tests.schedules.scene import place_of
 
@@ -188,10 +188,10 @@ def decide_decide_handle(scene: Scene) -> None:
         scene.put(0, b"%d" % number, key=b"k")
     handled: list[int] = []
 
-    def fails(message: Message) -> None:
+    def fails(message: ReceivedMessage) -> None:
         raise ArithmeticError(message.value)
 
-    def handles(message: Message) -> None:
+    def handles(message: ReceivedMessage) -> None:
         handled.append(place_of(message)[1])
 
     first = scene.mq(2).consumer(scene.topic, "billing")

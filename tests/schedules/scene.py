@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import text
 
-from sqlmq import MQ, Message, UnknownTopicError
+from sqlmq import MQ, Message, ReceivedMessage, UnknownTopicError
 from sqlmq.database import watchdog
 from sqlmq.dialects import dialect_named
 from sqlmq.testing import Clock
@@ -106,7 +106,7 @@ class Reading:
     done_to: dict[int, int] = field(default_factory=dict)
     """By partition: the offset after the last one that anybody of the group was done with."""
     delivered: set[Place] = field(default_factory=set)
-    order: list[Message] = field(default_factory=list)
+    order: list[ReceivedMessage] = field(default_factory=list)
     """Everything anybody was given, one after the other."""
     may_jump: bool = False
     """Whether it is moved on in the log, and passes messages over."""
@@ -132,7 +132,7 @@ class Scene:
         self.is_deleted = False
         """Whether the topic is gone in the end, and nothing is to be drained."""
         self._consumers: list[Consumer] = []
-        self._in_hand: dict[Consumer, list[Message]] = defaultdict(list)
+        self._in_hand: dict[Consumer, list[ReceivedMessage]] = defaultdict(list)
 
     # What a program is made of.
 
@@ -182,7 +182,7 @@ class Scene:
         assert place not in self.sent[topic], f"{place} was given to two messages"
         self.sent[topic][place] = value
 
-    def poll(self, consumer: Consumer, at_most: int = 100) -> list[Message]:
+    def poll(self, consumer: Consumer, at_most: int = 100) -> list[ReceivedMessage]:
         """Have *consumer* look at its group and for messages; note what it got, and what it is done with by asking."""
         self.done(consumer)
         consumer._core.coordinator.recheck_group_soon()
@@ -208,12 +208,12 @@ class Scene:
         for message in self._in_hand.pop(consumer, ()):
             self.note_done(consumer.group, message)
 
-    def note_done(self, group: str, message: Message) -> None:
+    def note_done(self, group: str, message: ReceivedMessage) -> None:
         partition, offset = place_of(message)
         done_to = self.groups[group].done_to
         done_to[partition] = max(offset + 1, done_to.get(partition, 0))
 
-    def note_delivered(self, group: str, messages: Iterable[Message]) -> None:
+    def note_delivered(self, group: str, messages: Iterable[ReceivedMessage]) -> None:
         """Whatever comes first has to be at the group's start, and nothing may be passed over after that."""
         reading = self.groups[group]
         for message in messages:
@@ -226,7 +226,7 @@ class Scene:
             reading.delivered.add((partition, offset))
             reading.order.append(message)
 
-    def affect(self, session: Session, message: Message) -> None:
+    def affect(self, session: Session, message: ReceivedMessage) -> None:
         """Do something in the transaction of *session* that must happen once for each message."""
         session.execute(
             text("INSERT INTO effect VALUES (:topic, :place)"),
@@ -362,7 +362,7 @@ class Scene:
         assert reading.may_jump or not missing, f"{group!r} was not given {missing}"
 
 
-def place_of(message: Message) -> Place:
+def place_of(message: ReceivedMessage) -> Place:
     assert message.partition is not None
     assert message.offset is not None
     return message.partition, message.offset

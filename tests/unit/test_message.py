@@ -12,15 +12,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sqlmq.errors import InvalidMessageError, MessageTooLargeError
-from sqlmq.model.message import Message, ProducerResult
+from sqlmq.model.message import Message, ProducerResult, ReceivedMessage
 
 texts = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\x00"))
 made = st.builds(Message, st.binary(), st.none() | st.binary(), st.dictionaries(texts, texts))
 
 
-def arrived(message: Message, *, offset: int = 7) -> Message:
+def received(message: Message, *, offset: int = 7) -> ReceivedMessage:
     row = (1, offset, message.key, message.value, message.headers_json, 1_500_000)
-    return Message.arrived("orders", 2, [row])[0]
+    return ReceivedMessage.from_rows("orders", 2, [row])[0]
 
 
 def test_a_message_has_what_it_was_made_of() -> None:
@@ -37,17 +37,17 @@ def test_key_and_headers_may_be_left_out() -> None:
 
 @given(made)
 def test_an_arrived_message_has_the_headers_that_were_sent(message: Message) -> None:
-    assert arrived(message).headers == message.headers
+    assert received(message).headers == message.headers
 
 
 def test_headers_may_arrive_as_bytes() -> None:
-    (message,) = Message.arrived("orders", 0, [(1, 0, None, b"", '{"ä":"ö"}'.encode(), 0)])
+    (message,) = ReceivedMessage.from_rows("orders", 0, [(1, 0, None, b"", '{"ä":"ö"}'.encode(), 0)])
 
     assert (message.headers, message.headers_json) == ({"ä": "ö"}, '{"ä":"ö"}')
 
 
 def test_an_arrived_message_tells_its_place_and_moment() -> None:
-    message = arrived(Message(b""))
+    message = received(Message(b""))
 
     assert (message.topic, message.partition, message.offset) == ("orders", 2, 7)
     assert message.timestamp == datetime(1970, 1, 1, 0, 0, 1, 500_000, tzinfo=UTC)
@@ -125,24 +125,50 @@ def test_messages_of_the_same_parts_are_equal(message: Message) -> None:
 
 def test_messages_of_different_parts_or_places_differ() -> None:
     message = Message(b"v", b"k", {"a": "b"})
-    others = [Message(b"w", b"k", {"a": "b"}), Message(b"v", None, {"a": "b"}), Message(b"v", b"k"), arrived(message)]
+    others = [Message(b"w", b"k", {"a": "b"}), Message(b"v", None, {"a": "b"}), Message(b"v", b"k"), received(message)]
 
     assert all(message != other for other in others)
-    assert arrived(message, offset=1) != arrived(message, offset=2)
+    assert received(message, offset=1) != received(message, offset=2)
     assert message != b"v"
 
 
 @given(made)
 def test_messages_survive_pickling_and_copying(message: Message) -> None:
-    for one in (message, arrived(message)):
+    for one in (message, received(message)):
         assert pickle.loads(pickle.dumps(one)) == one  # noqa: S301 - what was pickled just before
         assert copy.deepcopy(one) == one
 
 
-def test_repr_shows_sizes_and_no_contents() -> None:
-    shown = repr(arrived(Message(b"secret", b"secret", {"secret": "secret"})))
+@given(made)
+def test_received_messages_of_the_same_place_are_equal_and_have_the_same_hash(message: Message) -> None:
+    assert received(message) == received(message)
+    assert hash(received(message)) == hash(received(message))
 
-    assert shown == "<Message orders/2@7 key of 6 bytes, value of 6 bytes>"
+
+def test_a_received_message_can_be_made_for_a_test_of_a_handler() -> None:
+    at = datetime(1970, 1, 1, 0, 0, 1, 500_000, tzinfo=UTC)
+
+    made_here = ReceivedMessage(b"v", b"k", {"a": "b"}, topic="orders", partition=2, offset=7, timestamp=at)
+
+    assert made_here == received(Message(b"v", b"k", {"a": "b"}))
+    assert made_here.timestamp == at
+
+
+def test_a_message_that_was_not_received_has_no_place() -> None:
+    for name in ("topic", "partition", "offset", "timestamp"):
+        assert not hasattr(Message(b""), name)
+
+
+@pytest.mark.parametrize("name", ["value", "key", "headers", "topic", "partition", "offset", "timestamp", "other"])
+def test_a_received_message_cannot_be_changed(name: str) -> None:
+    with pytest.raises(AttributeError):
+        setattr(received(Message(b"")), name, b"")
+
+
+def test_repr_shows_sizes_and_no_contents() -> None:
+    shown = repr(received(Message(b"secret", b"secret", {"secret": "secret"})))
+
+    assert shown == "<ReceivedMessage orders/2@7 key of 6 bytes, value of 6 bytes>"
 
 
 def test_each_part_is_measured_by_itself() -> None:

@@ -14,7 +14,7 @@ from sqlmq.errors import DatabaseUnavailableError, FencedError, OutcomeUnknownEr
 if TYPE_CHECKING:
     from sqlalchemy import Connection
 
-    from sqlmq import Message
+    from sqlmq import ReceivedMessage
 
 
 @dataclass
@@ -24,7 +24,7 @@ class Attempted:
     has_begun: bool = False
     is_settling: bool = False
 
-    def next_batch(self) -> list[Message]:
+    def next_batch(self) -> list[ReceivedMessage]:
         return []
 
     def settle(self, conn: Connection) -> None: ...

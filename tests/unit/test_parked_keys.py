@@ -7,10 +7,14 @@ import math
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sqlmq import Message
+from sqlmq import ReceivedMessage
 from sqlmq.consumer.worker.parked_keys import ParkedEntry, ParkedKeys
 
 keys = st.sampled_from([b"a", b"b", None])
+
+
+def received(offset: int, key: bytes | None) -> ReceivedMessage:
+    return ReceivedMessage.from_rows("orders", 0, [(1, offset, key, b"", None, 0)])[0]
 
 
 def aside(*waiting: ParkedEntry) -> ParkedKeys:
@@ -52,7 +56,7 @@ def test_a_lane_that_is_empty_blocks_nothing() -> None:
     stands.pop(only)
 
     assert len(stands) == 0
-    assert stands.split([Message(b"", b"a")], 9, 9) == ([], [Message(b"", b"a")])
+    assert stands.split([received(0, b"a")], 9, 9) == ([], [received(0, b"a")])
 
 
 def test_nothing_is_read_on_past_a_message_that_is_held() -> None:
@@ -73,7 +77,7 @@ def test_the_log_is_split_where_a_key_waits(
     sent: list[bytes | None], blocked: set[bytes], most: int, room: int
 ) -> None:
     stands = aside(*(ParkedEntry(number, key) for number, key in enumerate(sorted(blocked))))
-    messages = [Message(b"%d" % number, key) for number, key in enumerate(sent)]
+    messages = [received(number, key) for number, key in enumerate(sent)]
 
     behind, now = stands.split(messages, most, room)
 

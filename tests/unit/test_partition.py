@@ -11,7 +11,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from sqlmq.consumer.partition import AssignedPartition, Delivery
 from sqlmq.errors import OffsetGapError
-from sqlmq.model.message import FetchedRecords, LogRow, Message
+from sqlmq.model.message import FetchedRecords, LogRow, ReceivedMessage
 
 START = 5
 
@@ -27,8 +27,8 @@ def begun(messages: int = 0) -> AssignedPartition:
     return progress
 
 
-def offsets(messages: list[Message]) -> list[int]:
-    return [message.offset for message in messages if message.offset is not None]
+def offsets(messages: list[ReceivedMessage]) -> list[int]:
+    return [message.offset for message in messages]
 
 
 def test_reading_begins_at_the_groups_position() -> None:

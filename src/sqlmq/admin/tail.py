@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple, Self
 from sqlmq.dialects import Position
 from sqlmq.errors import MQClosedError, UnknownTopicError
 from sqlmq.model import validation
-from sqlmq.model.message import Message
+from sqlmq.model.message import ReceivedMessage
 from sqlmq.model.timing import Deadline
 from sqlmq.model.validation import check_partition, check_partition_number, check_timeout, check_topic
 from sqlmq.operations.admin import topics
@@ -72,12 +72,12 @@ class Tail:
         self._topic = self._access.read(self._begin)
         self._deadline = Deadline.after(request.timeout, self._clock.monotonic())
         self._last = self._read_last() if request.last else []
-        self._ready: deque[Message] = deque()
+        self._ready: deque[ReceivedMessage] = deque()
 
     def __iter__(self) -> Self:
         return self
 
-    def __next__(self) -> Message:
+    def __next__(self) -> ReceivedMessage:
         while not self._ready:
             found = self.step()
             if found is None:
@@ -88,7 +88,7 @@ class Tail:
                 self._ready.extend(found)
         return self._ready.popleft()
 
-    def step(self) -> list[Message] | float | None:
+    def step(self) -> list[ReceivedMessage] | float | None:
         """Read once: return messages, or how many seconds to wait before the next step, or None at the end.
 
         It is the end when nothing has arrived for the timeout, or when the MQ is closed. Raises UnknownTopicError when
@@ -141,21 +141,21 @@ class Tail:
                 self._stand(topic, number, 0)
         self._topic = topic
 
-    def _fetch(self, conn: Connection, dialect: Dialect) -> list[Message]:
+    def _fetch(self, conn: Connection, dialect: Dialect) -> list[ReceivedMessage]:
         positions = [Position(*place) for place in self._positions.items()]
         rows = messages.read(conn, dialect, positions, limit=_READ_MESSAGES, max_bytes=_READ_BYTES)
         parts = []
         for id_, group in groupby(rows, key=lambda row: row[0]):
-            arrived = Message.arrived(
+            arrived = ReceivedMessage.from_rows(
                 self._request.topic, self._numbers[id_], group, moments_from_us=dialect.moments_from_us
             )
-            self._positions[id_] = (arrived[-1].offset or 0) + 1
+            self._positions[id_] = arrived[-1].offset + 1
             parts.append(arrived)
         return list(heapq.merge(*parts, key=_moment))
 
-    def _read_last(self) -> list[Message]:
+    def _read_last(self) -> list[ReceivedMessage]:
         """The newest messages there are, over all partitions: read by partition, and put in order."""
-        kept: list[Message] = []
+        kept: list[ReceivedMessage] = []
         # Up to where the log ended then: it may grow faster than it is read.
         while any(offset < self._ends[id_] for id_, offset in self._positions.items()):
             if not (found := self._access.read(self._fetch)):
@@ -164,5 +164,5 @@ class Tail:
         return kept
 
 
-def _moment(message: Message) -> float:
-    return message.timestamp.timestamp() if message.timestamp else 0.0
+def _moment(message: ReceivedMessage) -> float:
+    return message.timestamp.timestamp()

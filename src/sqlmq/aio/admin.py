@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from sqlmq.aio.threads import Threads
     from sqlmq.database.database import Database
     from sqlmq.model.config import ParkedState
-    from sqlmq.model.message import DelayedMessage, Message
+    from sqlmq.model.message import DelayedMessage, ReceivedMessage
     from sqlmq.model.positions import ResetTo
     from sqlmq.model.retention import Retention
     from sqlmq.reports.descriptions import (
@@ -178,12 +178,12 @@ class AsyncTail:
         self._request = request
         self._threads = threads
         self._tail: Tail | None = None
-        self._ready: deque[Message] = deque()
+        self._ready: deque[ReceivedMessage] = deque()
 
     def __aiter__(self) -> Self:
         return self
 
-    async def __anext__(self) -> Message:
+    async def __anext__(self) -> ReceivedMessage:
         tail = await self._begin()
         while not self._ready:
             found = await self._threads.run(tail.step)

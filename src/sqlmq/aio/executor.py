@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from sqlmq.consumer.worker.config import RunConfig
     from sqlmq.consumer.worker.executor import Execution, Executor, Outcome
     from sqlmq.hooks.observer import Observer
-    from sqlmq.model.message import Message
+    from sqlmq.model.message import ReceivedMessage
 
 
 class AsyncExecutor:
@@ -98,7 +98,7 @@ class AsyncTransactionalExecutor(AsyncExecutor):
             await self._threads.run(execution.committed)
         return None
 
-    async def _transact(self, execution: Execution, batch: list[Message]) -> NotStarted | None:
+    async def _transact(self, execution: Execution, batch: list[ReceivedMessage]) -> NotStarted | None:
         async with AsyncExitStack() as stack:
             try:
                 scope, target, session = await self._begin(stack)
@@ -185,7 +185,7 @@ def async_observed(
     if observer is None:
         return handler
 
-    async def call(given: Message | list[Message], *session: AsyncSession) -> object:
+    async def call(given: ReceivedMessage | list[ReceivedMessage], *session: AsyncSession) -> object:
         with observer.handle(group, given if isinstance(given, list) else [given]):
             return await handler(given, *session)
 

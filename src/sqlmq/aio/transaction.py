@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from sqlmq.consumer.buffer import Receiver
     from sqlmq.consumer.core import ConsumerCore
     from sqlmq.consumer.transaction_scope import TransactionScope
-    from sqlmq.model.message import Message
+    from sqlmq.model.message import ReceivedMessage
     from sqlmq.store.groups import Group
 
 T = TypeVar("T")
@@ -75,7 +75,7 @@ class AsyncTransaction:
         _check_source(source)
 
     @property
-    def messages(self) -> list[Message]:
+    def messages(self) -> list[ReceivedMessage]:
         """The messages, of one partition, in order; none if none came in time."""
         taken = self._begun(self._block).taken
         return [] if taken is None else taken.messages
@@ -90,7 +90,7 @@ class AsyncTransaction:
         """The connection of ``session``, in the same transaction."""
         return self._begun(self._connection)
 
-    def __iter__(self) -> Iterator[Message]:
+    def __iter__(self) -> Iterator[ReceivedMessage]:
         return iter(self.messages)
 
     async def __aenter__(self) -> Self:

@@ -13,19 +13,19 @@ from sqlmq.cli.output import line
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from sqlmq.model.message import Message
+    from sqlmq.model.message import ReceivedMessage
 
-    Writer = Callable[[Message], bytes]
+    Writer = Callable[[ReceivedMessage], bytes]
 
-_FIELDS: dict[str, Callable[[Message], bytes]] = {
-    "t": lambda message: str(message.topic).encode(),
-    "p": lambda message: b"%d" % (message.partition or 0),
-    "o": lambda message: b"%d" % (message.offset or 0),
+_FIELDS: dict[str, Callable[[ReceivedMessage], bytes]] = {
+    "t": lambda message: message.topic.encode(),
+    "p": lambda message: b"%d" % message.partition,
+    "o": lambda message: b"%d" % message.offset,
     "k": lambda message: message.key or b"",
     "v": lambda message: message.value,
     "s": lambda message: message.value,
     "h": lambda message: ",".join(f"{name}={text}" for name, text in message.headers.items()).encode(),
-    "T": lambda message: b"%d" % (message.timestamp.timestamp() * 1000 if message.timestamp else 0),
+    "T": lambda message: b"%d" % (message.timestamp.timestamp() * 1000),
     "K": lambda message: b"%d" % (-1 if message.key is None else len(message.key)),
     "S": lambda message: b"%d" % len(message.value),
     "%": lambda _: b"%",
@@ -39,13 +39,13 @@ def ending_with(end: bytes) -> Writer:
     return lambda message: message.value + end
 
 
-def as_json(message: Message) -> bytes:
+def as_json(message: ReceivedMessage) -> bytes:
     """Write a message as one line of JSON. Bytes that are no UTF-8 stand in base64 under another name."""
     facts = {
         "topic": message.topic,
         "partition": message.partition,
         "offset": message.offset,
-        "timestamp": message.timestamp.isoformat() if message.timestamp else None,
+        "timestamp": message.timestamp.isoformat(),
         **text_or_base64("key", message.key),
         **text_or_base64("value", message.value),
         "headers": dict(message.headers),

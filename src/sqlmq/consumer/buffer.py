@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from sqlmq.consumer.prefetcher import Positions
     from sqlmq.database.database import Database
     from sqlmq.model.config import MQConfig
-    from sqlmq.model.message import FetchedRecords, Message
+    from sqlmq.model.message import FetchedRecords, ReceivedMessage
 
 log = logging.getLogger("sqlmq.consumer")
 
@@ -118,9 +118,9 @@ class FetchBuffer:
         has_messages = now < self._fetch_more_at and self._count_buffered() > 0
         return has_messages and all(receiver.is_alive() for receiver in self._in_flight)
 
-    def deliver(self, receiver: Receiver, at_most: int) -> list[Message]:
+    def deliver(self, receiver: Receiver, at_most: int) -> list[ReceivedMessage]:
         """Deliver up to *at_most* messages to *receiver*, of as many partitions as that takes."""
-        messages: list[Message] = []
+        messages: list[ReceivedMessage] = []
         for assigned in self._partitions_with_messages():
             delivered, delivery = assigned.deliver(at_most - len(messages))
             messages.extend(delivered)

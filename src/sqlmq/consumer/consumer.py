@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from sqlmq.consumer.partition import Delivery
     from sqlmq.consumer.transaction import SessionSource
     from sqlmq.consumer.worker.pool import RunSummary
-    from sqlmq.model.message import Message
+    from sqlmq.model.message import ReceivedMessage
     from sqlmq.model.positions import SeekTo
     from sqlmq.model.retry import FailurePolicy
 
@@ -72,7 +72,7 @@ class Consumer:
         """The numbers of the partitions that the consumer owns now."""
         return self._core.coordinator.partition_numbers
 
-    def consume(self, timeout: float | None = None) -> Message:
+    def consume(self, timeout: float | None = None) -> ReceivedMessage:
         """Finish what this thread got before, and return the next message.
 
         Waits up to *timeout* seconds, or without end for None. Raises TimeoutError if no message came, ConsumerClosedError
@@ -83,7 +83,7 @@ class Consumer:
             raise self._core.no_message_error(timeout)
         return messages[0]
 
-    def messages(self) -> Iterator[Message]:
+    def messages(self) -> Iterator[ReceivedMessage]:
         """Iterate over the messages until the consumer closes: ``for message in consumer`` does the same.
 
         A message is done when the loop asks for the next one. If the loop is left by an exception or by ``break``, its last
@@ -93,14 +93,14 @@ class Consumer:
         self._core.check_usable()
         return self._iterate()
 
-    def consume_chan(self) -> Iterator[Message]:
+    def consume_chan(self) -> Iterator[ReceivedMessage]:
         """Iterate as ``messages`` does. Go's name for it."""
         return self.messages()
 
-    def __iter__(self) -> Iterator[Message]:
+    def __iter__(self) -> Iterator[ReceivedMessage]:
         return self.messages()
 
-    def poll(self, max_messages: int = 500, *, timeout: float | None = None) -> list[Message]:
+    def poll(self, max_messages: int = 500, *, timeout: float | None = None) -> list[ReceivedMessage]:
         """Finish what this thread got before, and return up to *max_messages* as soon as there is one.
 
         Each partition's messages are in order. Waits up to *timeout* seconds, or without end for None; with 0 it polls
@@ -224,7 +224,7 @@ class Consumer:
     def __repr__(self) -> str:
         return repr(self._core)
 
-    def _iterate(self) -> Iterator[Message]:
+    def _iterate(self) -> Iterator[ReceivedMessage]:
         core = self._core
         while True:
             try:
@@ -242,7 +242,7 @@ class Consumer:
 
     # The loops of a thread. A task has loops of its own, with the same steps.
 
-    def _poll(self, at_most: int, timeout: float | None) -> list[Message]:
+    def _poll(self, at_most: int, timeout: float | None) -> list[ReceivedMessage]:
         core, receiver = self._core, threading.current_thread()
         deadline = Deadline.after(timeout, core.clock.monotonic())
         attempt = 0

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from sqlmq.consumer.partition import Delivery
     from sqlmq.database.database import Database
     from sqlmq.model.config import MQConfig
-    from sqlmq.model.message import Message
+    from sqlmq.model.message import ReceivedMessage
     from sqlmq.model.positions import SeekTo
     from sqlmq.operations.poll import PollRequest
     from sqlmq.store.groups import Group
@@ -183,7 +183,7 @@ class ConsumerCore:
             self._check_not_run("Use another consumer to ask for some.")
             self.buffer.acknowledge(receiver, include_interrupted=False)
 
-    def fetch(self, receiver: Receiver, at_most: int, deadline: Deadline) -> list[Message]:
+    def fetch(self, receiver: Receiver, at_most: int, deadline: Deadline) -> list[ReceivedMessage]:
         """Acknowledge what *receiver* got before, and deliver up to *at_most* messages if there are any now.
 
         While the database is unavailable there are none, and after *deadline* its error is raised.
@@ -198,7 +198,7 @@ class ConsumerCore:
             self.acknowledge(receiver)
             return self.deliver_lazily(receiver, at_most) if self.prepare_delivery(at_most, deadline) else None
 
-    def fetch_buffered(self, receiver: Receiver, at_most: int) -> list[Message]:
+    def fetch_buffered(self, receiver: Receiver, at_most: int) -> list[ReceivedMessage]:
         """As ``fetch``, but deliver nothing if that needs the database, or another thread has the lock."""
         if not self.lock.acquire(blocking=False):
             return []
@@ -243,7 +243,7 @@ class ConsumerCore:
         # Asked last: the fetch may have taken longer than the lease.
         return self.coordinator.is_lease_valid()
 
-    def deliver(self, receiver: Receiver, at_most: int) -> list[Message]:
+    def deliver(self, receiver: Receiver, at_most: int) -> list[ReceivedMessage]:
         """Deliver up to *at_most* buffered messages to *receiver*. With the lock held, after ``prepare_delivery``."""
         messages = self.buffer.deliver(receiver, at_most)
         if self.ack == "on_delivery" and messages:
@@ -258,7 +258,7 @@ class ConsumerCore:
         deliveries = self.buffer.deliver_lazily(receiver, at_most, is_shared=self.wakeups.waiters > 0)
         return deliveries[0] if deliveries else None
 
-    def iterate_delivery(self, delivery: Delivery, until: float) -> Iterator[Message]:
+    def iterate_delivery(self, delivery: Delivery, until: float) -> Iterator[ReceivedMessage]:
         """Take the messages of *delivery* until the loop has to poll again, or until the monotonic clock reads *until*."""
         monotonic = self.clock.monotonic
         while self.may_continue(now := monotonic()) and now < until and (message := delivery.take()) is not None:

@@ -11,7 +11,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from sqlmq.model.message import Message, check_dense
+from sqlmq.model.message import ReceivedMessage, check_dense
 
 if TYPE_CHECKING:
     from sqlmq.model.message import FetchedRecords
@@ -28,17 +28,17 @@ class Delivery:
 
     assigned: AssignedPartition
     first: int
-    pending: deque[Message] = field(default_factory=deque)
+    pending: deque[ReceivedMessage] = field(default_factory=deque)
     is_interrupted: bool = False
     """Whether the receiver has left the loop in which it handled them, perhaps by an exception."""
 
-    def take(self) -> Message | None:
+    def take(self) -> ReceivedMessage | None:
         """Return the next pending message, or None. The message before it is done."""
         try:
             message = self.pending.popleft()
         except IndexError:
             return None
-        self.first = message.offset or 0
+        self.first = message.offset
         return message
 
     def take_together(self, count: int) -> bool:
@@ -63,7 +63,7 @@ class _Prefetched:
     __slots__ = ("_messages", "_records", "_rows")
 
     def __init__(self) -> None:
-        self._messages: deque[Message] = deque()
+        self._messages: deque[ReceivedMessage] = deque()
         self._records: deque[FetchedRecords] = deque()
         self._rows = 0
 
@@ -74,7 +74,7 @@ class _Prefetched:
         self._records.append(records)
         self._rows += len(records)
 
-    def take(self, at_most: int) -> list[Message]:
+    def take(self, at_most: int) -> list[ReceivedMessage]:
         while len(self._messages) < at_most and self._records:
             records = self._records.popleft()
             self._rows -= len(records)
@@ -85,7 +85,7 @@ class _Prefetched:
         self._messages.clear()
         return taken
 
-    def put_back(self, message: Message) -> None:
+    def put_back(self, message: ReceivedMessage) -> None:
         self._messages.appendleft(message)
 
     def clear(self) -> None:
@@ -152,7 +152,7 @@ class AssignedPartition:
         check_dense(self.topic, self.partition, records.offsets(), self.read_position)
         self._prefetched.add(records)
 
-    def deliver(self, at_most: int) -> tuple[list[Message], Delivery]:
+    def deliver(self, at_most: int) -> tuple[list[ReceivedMessage], Delivery]:
         """Deliver up to *at_most* messages, in order. The delivery stands for them until it is acknowledged."""
         self.reclaim()
         messages = self._prefetched.take(at_most)

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from sqlmq.consumer.core import ConsumerCore
     from sqlmq.consumer.transaction_scope import TransactionScope
-    from sqlmq.model.message import Message
+    from sqlmq.model.message import ReceivedMessage
     from sqlmq.store.groups import Group
 
     SessionSource: TypeAlias = Session | scoped_session[Session] | Connection | Callable[[], Session]
@@ -57,7 +57,7 @@ class Transaction:
         _check_source(source)
 
     @property
-    def messages(self) -> list[Message]:
+    def messages(self) -> list[ReceivedMessage]:
         """The messages, of one partition, in order; none if none came in time."""
         taken = self._entered.taken
         return [] if taken is None else taken.messages
@@ -72,7 +72,7 @@ class Transaction:
         """The connection of ``session``, in the same transaction."""
         return self._entered.connection
 
-    def __iter__(self) -> Iterator[Message]:
+    def __iter__(self) -> Iterator[ReceivedMessage]:
         return iter(self.messages)
 
     def __enter__(self) -> Self:

@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from concurrent.futures import Future
     from contextlib import AbstractContextManager
 
-    from sqlmq.model.message import Message, ProducerResult
+    from sqlmq.model.message import Message, ProducerResult, ReceivedMessage
 
 
 class Destined(Protocol):
@@ -39,5 +39,5 @@ class Observer(Protocol):
     ) -> Future[ProducerResult]:
         """Call *submit* once, with *message* or another one, and return its future."""
 
-    def handle(self, group: str, messages: Sequence[Message]) -> AbstractContextManager[object]:
+    def handle(self, group: str, messages: Sequence[ReceivedMessage]) -> AbstractContextManager[object]:
         """Return a context for the handler's call with *messages* of one partition. It must pass errors on."""

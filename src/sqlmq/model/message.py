@@ -1,7 +1,7 @@
-"""Messages, as they are given to a producer and as they arrive at a consumer.
+"""Messages: `Message` as an application produces it, `ReceivedMessage` as it comes from the log, and columns of many.
 
-Both are one class. What only the log knows (topic, partition, offset, timestamp) is None until a message arrives.
-Headers and timestamp of an arrived message are decoded when they are asked for: most handlers ask for neither.
+A received message also has what only the log knows: topic, partition, offset and timestamp. Its headers and its timestamp are
+decoded on access, because most handlers use neither.
 """
 
 from __future__ import annotations
@@ -29,51 +29,30 @@ The moment counts microseconds from the dialect's ``moments_from_us``. A bare tu
 
 
 class Message:
-    """A value, with an optional key and headers. It can't be changed once it is made.
+    """A value to produce, with an optional key and headers. Immutable.
 
-    *value* and *key* are bytes, any bytes; messages with the same key go to the same partition and stay in order, and
-    ``b""`` is a key. *headers* map text to text, for what is not the message itself: a content type, a trace.
+    *value* and *key* are any bytes. Messages with the same key go to the same partition and stay in order; ``b""`` is a key.
+    *headers* map text to text, for what is not the message itself, for example a content type or a trace.
 
-    Raises ``TypeError`` for anything but bytes or text where they belong, and InvalidMessageError for headers that a
-    database can't keep: NUL characters and lone surrogates.
+    Raises ``TypeError`` for values of other types, and InvalidMessageError for headers that a database can't store: NUL
+    characters and lone surrogates.
+
+    Messages are equal if their value, key and headers are; received ones if their places and timestamps are, too.
     """
 
-    # A frozen dataclass takes 2.6 microseconds to make, this takes half of one, and a consumer makes a great many.
-    __slots__ = ("_headers", "_headers_json", "_key", "_offset", "_partition", "_timestamp_us", "_topic", "_value")
+    # A frozen dataclass takes 2.6 us to make and this half a microsecond; a consumer makes one for each message.
+    __slots__ = ("_headers", "_headers_json", "_key", "_value")
 
     _value: bytes
     _key: bytes | None
     _headers: Mapping[str, str] | None
     _headers_json: str | bytes | None
-    _topic: str | None
-    _partition: int | None
-    _offset: int | None
-    _timestamp_us: int | None
 
     def __init__(self, value: bytes, key: bytes | None = None, headers: Mapping[str, str] | None = None) -> None:
         self._value = _as_bytes("value", value)
         self._key = None if key is None else _as_bytes("key", key)
         self._headers = MappingProxyType(dict(headers)) if headers else _NO_HEADERS
         self._headers_json = _encode_headers(self._headers) if headers else None
-        self._topic = self._partition = self._offset = self._timestamp_us = None
-
-    @classmethod
-    def arrived(cls, topic: str, partition: int, rows: Iterable[LogRow], *, moments_from_us: int = 0) -> list[Message]:
-        """Make messages of rows of the log, whose moments count from *moments_from_us* microseconds after 1970, UTC."""
-        messages = []
-        # A loop around the assignments, not a call for each message: that would double what a message costs.
-        for _, offset, key, value, headers_json, moment in rows:
-            message = cls.__new__(cls)
-            message._value = value
-            message._key = key
-            message._headers = None
-            message._headers_json = headers_json
-            message._topic = topic
-            message._partition = partition
-            message._offset = offset
-            message._timestamp_us = moment + moments_from_us
-            messages.append(message)
-        return messages
 
     @property
     def value(self) -> bytes:
@@ -82,42 +61,22 @@ class Message:
 
     @property
     def key(self) -> bytes | None:
-        """What decides the partition, and with it the order; None if the message has no key."""
+        """The key, which decides the partition and with it the order; None if the message has none."""
         return self._key
 
     @property
     def headers(self) -> Mapping[str, str]:
-        """The headers, read only; empty if there are none."""
+        """The headers, read-only; empty if there are none."""
         if self._headers is None:
             raw = self._headers_json
             text = raw.decode() if isinstance(raw, bytes) else raw
-            # Half of what json.loads takes, which looks for other encodings, and for space around.
+            # Half the time of json.loads, which detects other encodings and skips white space.
             self._headers = MappingProxyType(_decode(text)[0]) if text else _NO_HEADERS
         return self._headers
 
     @property
-    def topic(self) -> str | None:
-        """The topic it arrived from."""
-        return self._topic
-
-    @property
-    def partition(self) -> int | None:
-        """The number of the partition it arrived from."""
-        return self._partition
-
-    @property
-    def offset(self) -> int | None:
-        """Its place in the partition; the first is 0."""
-        return self._offset
-
-    @property
-    def timestamp(self) -> datetime | None:
-        """When its transaction began to write it, by the database's clock: aware, UTC."""
-        return None if self._timestamp_us is None else moment_at(self._timestamp_us)
-
-    @property
     def headers_json(self) -> str | None:
-        """The headers as the JSON text that is stored; None if there are none."""
+        """The headers as the stored JSON text; None if there are none."""
         raw = self._headers_json
         return raw.decode() if isinstance(raw, bytes) else raw
 
@@ -135,33 +94,117 @@ class Message:
         return self._facts() == other._facts() if isinstance(other, Message) else NotImplemented
 
     def __hash__(self) -> int:
-        return hash((self._topic, self._partition, self._offset, self._key, self._value))
+        return hash((self._key, self._value))
 
     def __reduce__(self) -> tuple[object, ...]:
-        if self._offset is None:
-            return Message, (self._value, self._key, dict(self.headers))
-        row = (0, self._offset, self._key, self._value, self._headers_json, self._timestamp_us)
-        return _arrived, (self._topic, self._partition, row)
+        return Message, (self._value, self._key, dict(self.headers))
 
     def __repr__(self) -> str:
-        """Sizes stand for contents, so that a logged message gives nothing away."""
-        where = "" if self._offset is None else f"{self._topic}/{self._partition}@{self._offset} "
+        """Describe the message by sizes instead of contents, so that a logged message discloses nothing."""
+        return f"<Message {self._sizes()}>"
+
+    def _sizes(self) -> str:
         key = "no key" if self._key is None else f"key of {len(self._key)} bytes"
-        return f"<Message {where}{key}, value of {len(self._value)} bytes>"
+        return f"{key}, value of {len(self._value)} bytes"
 
     def _facts(self) -> tuple[object, ...]:
-        place = (self._topic, self._partition, self._offset, self._timestamp_us)
-        return (self._value, self._key, self.headers, *place)
+        return (self._value, self._key, self.headers)
 
 
-def _arrived(topic: str, partition: int, row: LogRow) -> Message:
-    return Message.arrived(topic, partition, [row])[0]
+class ReceivedMessage(Message):
+    """A message from the log, with its place there: what consumers, handlers and ``tail`` get. Immutable.
+
+    You can produce it again, for example to another topic: its value, key and headers are sent. Two received messages are
+    equal if value, key, headers, place and timestamp are. None is equal to a plain ``Message``, which has no place. Make one
+    yourself in a test of a handler; *timestamp* is aware.
+    """
+
+    __slots__ = ("_offset", "_partition", "_timestamp_us", "_topic")
+
+    _topic: str
+    _partition: int
+    _offset: int
+    _timestamp_us: int
+
+    def __init__(
+        self,
+        value: bytes,
+        key: bytes | None = None,
+        headers: Mapping[str, str] | None = None,
+        *,
+        topic: str,
+        partition: int,
+        offset: int,
+        timestamp: datetime,
+    ) -> None:
+        super().__init__(value, key, headers)
+        self._topic = topic
+        self._partition = partition
+        self._offset = offset
+        self._timestamp_us = microseconds_since_1970(timestamp)
+
+    @classmethod
+    def from_rows(
+        cls, topic: str, partition: int, rows: Iterable[LogRow], *, moments_from_us: int = 0
+    ) -> list[ReceivedMessage]:
+        """Make messages of rows of the log, whose moments count from *moments_from_us* microseconds after 1970, UTC."""
+        messages = []
+        # A loop around the assignments instead of a call for each message, which would double the price of a message.
+        for _, offset, key, value, headers_json, moment in rows:
+            message = cls.__new__(cls)
+            message._value = value
+            message._key = key
+            message._headers = None
+            message._headers_json = headers_json
+            message._topic = topic
+            message._partition = partition
+            message._offset = offset
+            message._timestamp_us = moment + moments_from_us
+            messages.append(message)
+        return messages
+
+    @property
+    def topic(self) -> str:
+        """The name of its topic."""
+        return self._topic
+
+    @property
+    def partition(self) -> int:
+        """The number of its partition."""
+        return self._partition
+
+    @property
+    def offset(self) -> int:
+        """Its offset in the partition; the first message has 0."""
+        return self._offset
+
+    @property
+    def timestamp(self) -> datetime:
+        """When its transaction began to append it, by the database's clock: aware, UTC."""
+        return moment_at(self._timestamp_us)
+
+    def __hash__(self) -> int:
+        return hash((self._topic, self._partition, self._offset))
+
+    def __reduce__(self) -> tuple[object, ...]:
+        row = (0, self._offset, self._key, self._value, self._headers_json, self._timestamp_us)
+        return _received, (self._topic, self._partition, row)
+
+    def __repr__(self) -> str:
+        return f"<ReceivedMessage {self._topic}/{self._partition}@{self._offset} {self._sizes()}>"
+
+    def _facts(self) -> tuple[object, ...]:
+        return (*super()._facts(), self._topic, self._partition, self._offset, self._timestamp_us)
+
+
+def _received(topic: str, partition: int, row: LogRow) -> ReceivedMessage:
+    return ReceivedMessage.from_rows(topic, partition, [row])[0]
 
 
 class FetchedRecords:
-    """Rows of one partition, in order of offset, of which messages can be made.
+    """Rows of one partition, in order of offset, from which messages can be built.
 
-    They are made when somebody gets them: that is his time, in which the database reads on.
+    Messages are built on delivery, while the next batch is being fetched.
     """
 
     __slots__ = ("moments_from_us", "partition", "rows", "topic")
@@ -176,12 +219,12 @@ class FetchedRecords:
         return len(self.rows)
 
     def offsets(self) -> list[int]:
-        """The offsets, a column of them."""
+        """The column of offsets."""
         return [row[1] for row in self.rows]
 
-    def messages(self) -> list[Message]:
-        """The messages, made now."""
-        return Message.arrived(self.topic, self.partition, self.rows, moments_from_us=self.moments_from_us)
+    def messages(self) -> list[ReceivedMessage]:
+        """Build the messages."""
+        return ReceivedMessage.from_rows(self.topic, self.partition, self.rows, moments_from_us=self.moments_from_us)
 
 
 class RecordBatch(NamedTuple):
@@ -199,7 +242,7 @@ class RecordBatch(NamedTuple):
         values = [message._value for message in messages]
         headers = [message._headers_json for message in messages]
         if has_any(headers):
-            # Text is of messages that have arrived, and go out again.
+            # Text comes from received messages that are produced again.
             headers = [raw.encode() if isinstance(raw, str) else raw for raw in headers]
         return cls(keys, values, cast("list[bytes | None]", headers))
 

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from sqlmq.dialects import Dialect
     from sqlmq.model.config import OnEvicted
-    from sqlmq.model.message import Message
+    from sqlmq.model.message import ReceivedMessage
     from sqlmq.store.claims import Claim, FreeClaims
     from sqlmq.store.groups import Group
     from sqlmq.store.topics import Topic
@@ -57,7 +57,7 @@ class TransactionBatch(NamedTuple):
     claim: Claim
     token: str | None
     start: int
-    messages: list[Message]
+    messages: list[ReceivedMessage]
     evicted: EvictedError | None = None
     """What retention deleted of it before it was read."""
 

@@ -7,7 +7,7 @@ from datetime import datetime
 from typing import Literal
 
 from sqlmq.model.config import ParkedState
-from sqlmq.model.message import Message
+from sqlmq.model.message import ReceivedMessage
 from sqlmq.model.positions import Start
 from sqlmq.model.retention import Retention
 
@@ -217,7 +217,7 @@ class ParkedDetails(ParkedMessage):
     """A parked message with its content and its last traceback."""
 
     traceback: str | None
-    message: Message | None
+    message: ReceivedMessage | None
     """The message itself; None if it is no longer in the log."""
 
 

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from sqlalchemy import Connection
 
     from sqlmq.consumer.worker.failures import FailureDecision
-    from sqlmq.model.message import Message
+    from sqlmq.model.message import Message, ReceivedMessage
     from sqlmq.operations.produce import AppendBatch, RoutedMessage
     from sqlmq.store.topics import Topic
     from sqlmq.verify.plan import Plan
@@ -282,7 +282,7 @@ def _delivered_early(_chosen: random.Random) -> None:
 def _committed_before_handled(_chosen: random.Random) -> None:
     original = ConsumerCore.deliver
 
-    def hand_out(self: ConsumerCore, receiver: Any, at_most: int) -> list[Message]:
+    def hand_out(self: ConsumerCore, receiver: Any, at_most: int) -> list[ReceivedMessage]:
         messages = original(self, receiver, at_most)
         self.buffer.acknowledge(receiver, include_interrupted=True)
         self.coordinator.commit_due()
@@ -295,7 +295,7 @@ def _committed_before_handled(_chosen: random.Random) -> None:
 def _handed_out_incompletely(chosen: random.Random) -> None:
     original = FetchBuffer.deliver
 
-    def hand_out(self: FetchBuffer, receiver: Any, at_most: int) -> list[Message]:
+    def hand_out(self: FetchBuffer, receiver: Any, at_most: int) -> list[ReceivedMessage]:
         return [one for one in original(self, receiver, at_most) if chosen.random() >= _SELDOM]
 
     _patch(FetchBuffer, "deliver", hand_out)

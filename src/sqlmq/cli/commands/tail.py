@@ -12,7 +12,7 @@ from sqlmq.cli.output import printable
 from sqlmq.cli.settings import Settings, database_options, example, pass_settings
 
 if TYPE_CHECKING:
-    from sqlmq.model.message import Message
+    from sqlmq.model.message import ReceivedMessage
 
 
 @click.command(
@@ -78,8 +78,8 @@ def tail(
             click.echo(writer(message), nl=False)
 
 
-def _for_people(message: Message) -> bytes:
-    moment = message.timestamp.isoformat(timespec="milliseconds") if message.timestamp else "-"
+def _for_people(message: ReceivedMessage) -> bytes:
+    moment = message.timestamp.isoformat(timespec="milliseconds")
     key = "-" if message.key is None else _text(message.key)
     return f"{moment} {message.partition}@{message.offset} {key} {_text(message.value)}\n".encode()
 

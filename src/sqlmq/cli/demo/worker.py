@@ -55,7 +55,7 @@ def consume(mq: MQ, name: str, topic: str, group: str, log: Log) -> None:
     for message in consumer:
         time.sleep(_WORK_SECONDS)
         key = (message.key or b"").decode()
-        log.note([(message.partition or 0, message.offset or 0, key, int(message.value))])
+        log.note([(message.partition, message.offset, key, int(message.value))])
 
 
 def main(arguments: list[str]) -> None:

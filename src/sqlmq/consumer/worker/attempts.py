@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from sqlmq.consumer.worker.config import RunConfig
     from sqlmq.consumer.worker.dispatcher import Attempt, Dispatcher
     from sqlmq.hooks.log_events import LogFields
-    from sqlmq.model.message import Message
+    from sqlmq.model.message import ReceivedMessage
     from sqlmq.store.offsets import Commit
 
 log = logging.getLogger("sqlmq.consumer")
@@ -260,7 +260,7 @@ class AttemptRecorder:
     # A failed attempt: decide, store, log, apply.
 
     def _record_failure(
-        self, worker: Receiver, attempt: Attempt, message: Message, attempts: int, error: BaseException | None
+        self, worker: Receiver, attempt: Attempt, message: ReceivedMessage, attempts: int, error: BaseException | None
     ) -> None:
         decision = self._decide(attempt, message, attempts, error)
         if not self._store(attempt, decision):
@@ -272,7 +272,7 @@ class AttemptRecorder:
         self._apply(worker, attempt, decision)
 
     def _decide(
-        self, attempt: Attempt, message: Message, attempts: int, error: BaseException | None
+        self, attempt: Attempt, message: ReceivedMessage, attempts: int, error: BaseException | None
     ) -> FailureDecision:
         retry = self._config.retry
         is_last = is_exhausted(retry, attempts) if error is None else is_final(retry, error, attempts)
@@ -287,7 +287,7 @@ class AttemptRecorder:
         if attempt.is_parked:
             position = attempt.position(attempt.assigned.committable())
         else:
-            position = attempt.position((message.offset or 0) if action.blocks_partition else _end(message))
+            position = attempt.position(message.offset if action.blocks_partition else _end(message))
         return FailureDecision(message, error, attempts, action, delay, position)
 
     def _store(self, attempt: Attempt, decision: FailureDecision) -> bool:
@@ -369,6 +369,6 @@ class AttemptRecorder:
         return None if attempt.entry is None else attempt.entry.offset
 
 
-def _end(message: Message) -> int:
+def _end(message: ReceivedMessage) -> int:
     """The offset behind *message*."""
-    return (message.offset or 0) + 1
+    return message.offset + 1

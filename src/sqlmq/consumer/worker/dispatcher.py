@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from sqlmq.consumer.coordinator import claim_of
 from sqlmq.consumer.partition import AssignedPartition, Delivery
 from sqlmq.consumer.worker.parked_keys import ParkedEntry, ParkedKeys
-from sqlmq.model.message import Message
+from sqlmq.model.message import ReceivedMessage
 from sqlmq.model.retry import attempts_of_interrupted
 from sqlmq.operations import attempts, consume
 from sqlmq.operations.attempts import ClaimedPartition
@@ -45,7 +45,7 @@ class Attempt:
     claimed_partition: ClaimedPartition
     parked_keys: ParkedKeys
     delivery: Delivery
-    messages: list[Message]
+    messages: list[ReceivedMessage]
     """The messages to handle, in order."""
     to_park: list[ParkedEntry] = field(default_factory=list)
     """The messages before them, whose keys are parked."""
@@ -53,7 +53,7 @@ class Attempt:
     """What is known about the only message, if it has a record of its own."""
     is_parked: bool = False
     """Whether the only message is parked, below the group's position."""
-    current: list[Message] = field(default_factory=list)
+    current: list[ReceivedMessage] = field(default_factory=list)
     """What the handler got last."""
     taken: int = 0
     """How many of the messages the handler has got."""
@@ -62,7 +62,7 @@ class Attempt:
     has_ended: bool = False
     """Whether its outcome is decided."""
 
-    def next_batch(self, *, together: bool) -> list[Message]:
+    def next_batch(self, *, together: bool) -> list[ReceivedMessage]:
         """Take the next messages for the handler: one, or *together* all; those before are done.
 
         Empty at the end, and if the partition was lost.
@@ -262,9 +262,9 @@ class Dispatcher:
         parked = [self._new_entry(message, parked_keys) for message in to_park]
         return Attempt(assigned, claimed_partition, parked_keys, delivery, messages, parked, entry)
 
-    def _new_entry(self, message: Message, parked_keys: ParkedKeys) -> ParkedEntry:
+    def _new_entry(self, message: ReceivedMessage, parked_keys: ParkedKeys) -> ParkedEntry:
         """What is known about a *message* without a record."""
-        offset = message.offset or 0
+        offset = message.offset
         may_be_attempted = offset < parked_keys.maybe_attempted_to
         attempts = attempts_of_interrupted(self._config.retry) if may_be_attempted else 0
         return ParkedEntry(offset, message.key, attempts)

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from sqlmq.consumer.core import ConsumerCore
     from sqlmq.consumer.worker.config import RunConfig
     from sqlmq.hooks.observer import Observer
-    from sqlmq.model.message import Message
+    from sqlmq.model.message import ReceivedMessage
 
 TRANSIENT = (DatabaseUnavailableError, DatabaseBusyError, OutcomeUnknownError)
 """Errors that may be over at the next attempt."""
@@ -38,7 +38,7 @@ class Execution(Protocol):
     def is_settling(self) -> bool:
         """Whether the handler has returned, and its transaction is being committed."""
 
-    def next_batch(self) -> list[Message]:
+    def next_batch(self) -> list[ReceivedMessage]:
         """The next messages for the handler; empty at the end. The messages before are done."""
 
     def settle(self, conn: Connection) -> None:
@@ -160,7 +160,7 @@ class TransactionalExecutor:
     def abandon(self, worker: Receiver) -> None:
         """Do nothing: a thread can't be ended from outside. Its transaction is rolled back when it tries to commit."""
 
-    def _transact(self, execution: Execution, batch: list[Message]) -> NotStarted | None:
+    def _transact(self, execution: Execution, batch: list[ReceivedMessage]) -> NotStarted | None:
         with contextlib.ExitStack() as stack:
             try:
                 scope = self._begin(stack)
@@ -213,7 +213,7 @@ def observed(handler: Callable[..., object], observer: Observer | None, group: s
     if observer is None:
         return handler
 
-    def call(given: Message | list[Message], *session: Session) -> object:
+    def call(given: ReceivedMessage | list[ReceivedMessage], *session: Session) -> object:
         with observer.handle(group, given if isinstance(given, list) else [given]):
             return handler(given, *session)
 

@@ -7,7 +7,7 @@ import traceback
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from sqlmq.model.message import Message
+from sqlmq.model.message import ReceivedMessage
 from sqlmq.model.retry import FailureAction
 from sqlmq.store.offsets import Commit
 from sqlmq.store.parked import ParkedRecord, Reason
@@ -42,7 +42,7 @@ _PROCESS_ENDED = Reason("ProcessEnded", "The process ended, or lost the partitio
 class FailureDecision:
     """What happens to a message whose attempt has failed."""
 
-    message: Message
+    message: ReceivedMessage
     error: BaseException | None
     """What the handler raised; None if the process ended, or all attempts were used up before."""
     attempts: int
@@ -56,7 +56,7 @@ class FailureDecision:
     @property
     def offset(self) -> int:
         """The message's."""
-        return self.message.offset or 0
+        return self.message.offset
 
     def record(self, *, is_known: bool, has_unknown_outcome: bool) -> ParkedRecord:
         """Its row. *is_known* is whether there is one already, *has_unknown_outcome* whether the process ended."""
@@ -104,7 +104,7 @@ class FailureDecision:
             )
 
 
-def place(message: Message) -> str:
+def place(message: ReceivedMessage) -> str:
     """Where *message* is, as in ``orders/0@1041``."""
     return f"{message.topic}/{message.partition}@{message.offset}"
 

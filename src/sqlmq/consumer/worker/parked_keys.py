@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, TypeAlias
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
-    from sqlmq.model.message import Message
+    from sqlmq.model.message import ReceivedMessage
 
 Lane: TypeAlias = "bytes | int"
 """What has an order of its own: a key, or the offset of a message without a key."""
@@ -99,7 +99,9 @@ class ParkedKeys:
         """Whether later messages of the partition may be handled."""
         return self.blocking is None and self._count < max_parked
 
-    def split(self, messages: Sequence[Message], most: int, room: int) -> tuple[list[Message], list[Message]]:
+    def split(
+        self, messages: Sequence[ReceivedMessage], most: int, room: int
+    ) -> tuple[list[ReceivedMessage], list[ReceivedMessage]]:
         """Split *messages*, from the group's position on, into those to park and up to *most* behind them to handle.
 
         Those to park are the first ones whose keys are parked, up to *room*. Those to handle end before the next parked

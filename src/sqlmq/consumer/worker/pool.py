@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from sqlmq.consumer.worker.config import RunConfig
     from sqlmq.consumer.worker.dispatcher import Attempt
     from sqlmq.consumer.worker.executor import Executor
-    from sqlmq.model.message import Message
+    from sqlmq.model.message import ReceivedMessage
 
 log = logging.getLogger("sqlmq.consumer")
 
@@ -434,7 +434,7 @@ class _WorkerExecution:
         """Whether the handler has returned, and its transaction is being committed."""
         return self._attempt.is_settling
 
-    def next_batch(self) -> list[Message]:
+    def next_batch(self) -> list[ReceivedMessage]:
         """The next messages for the handler; empty at the end. The messages before are done."""
         attempt = self._attempt
         if attempt.current:

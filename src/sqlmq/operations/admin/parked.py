@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sqlmq.dialects import Position
 from sqlmq.errors import InvalidMessageError, MessageTooLargeError, NotParkedError, UnknownTopicError
-from sqlmq.model.message import Message, ProducerResult
+from sqlmq.model.message import Message, ProducerResult, ReceivedMessage
 from sqlmq.model.validation import check_partition
 from sqlmq.operations import produce
 from sqlmq.operations.admin.topics import find_topic
@@ -105,7 +105,7 @@ def details(conn: Connection, dialect: Dialect, topic: str, group: str, partitio
     where = Position(row.partition_id, offset)
     traceback = parked.traceback(conn, dialect, scope.group, where)
     log = messages.read(conn, dialect, [where], limit=1, max_bytes=1)
-    arrived = Message.arrived(topic, partition, log, moments_from_us=dialect.moments_from_us)
+    arrived = ReceivedMessage.from_rows(topic, partition, log, moments_from_us=dialect.moments_from_us)
     message = next((one for one in arrived if one.offset == offset), None)
     return ParkedDetails(**_facts(dialect, scope, row), traceback=traceback, message=message)
 

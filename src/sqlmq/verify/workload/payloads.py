@@ -6,7 +6,7 @@ import hashlib
 from itertools import count
 from typing import TYPE_CHECKING
 
-from sqlmq.model.message import Message
+from sqlmq.model.message import Message, ReceivedMessage
 from sqlmq.verify.history import Delivered, Sent
 
 if TYPE_CHECKING:
@@ -60,16 +60,16 @@ def sent_entries(messages: Sequence[Message], due: int | None = None) -> list[Se
     return [Sent(_id(one), hash_of(one.value), len(one.value), key_of(one.key), due=due) for one in messages]
 
 
-def delivered_entries(messages: Sequence[Message], attempt: int | None = None) -> list[Delivered]:
+def delivered_entries(messages: Sequence[ReceivedMessage], attempt: int | None = None) -> list[Delivered]:
     """Return the history's entries for *messages* that were delivered."""
     return [
         Delivered(
-            one.partition or 0,
-            one.offset or 0,
+            one.partition,
+            one.offset,
             id_of(one.value),
             hash_of(one.value),
             key_of(one.key),
-            None if one.timestamp is None else round(one.timestamp.timestamp() * 1e6),
+            round(one.timestamp.timestamp() * 1e6),
             attempt,
         )
         for one in messages

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from sqlmq.aio.consumer import AsyncConsumer
     from sqlmq.aio.mq import AsyncMQ
     from sqlmq.consumer.consumer import Consumer
-    from sqlmq.model.message import Message
+    from sqlmq.model.message import ReceivedMessage
     from sqlmq.mq import MQ
     from sqlmq.verify.history import Delivered
     from sqlmq.verify.workload.processes import RoleProcess
@@ -72,14 +72,14 @@ class MemberRecorder:
             self._process.recorder.note("assigned", **self.fields, partition=partition)
         self._owned = owned
 
-    def received(self, messages: Sequence[Message]) -> list[Delivered]:
+    def received(self, messages: Sequence[ReceivedMessage]) -> list[Delivered]:
         """Remember the positions behind *messages*, and return the history's entries for them."""
         entries = delivered_entries(messages)
         for one in entries:
             self._next[one.partition] = one.offset + 1
         return entries
 
-    def record_done(self, messages: Sequence[Message]) -> None:
+    def record_done(self, messages: Sequence[ReceivedMessage]) -> None:
         """Record that *messages* were handled."""
         offsets: dict[int, list[int]] = defaultdict(list)
         for one in delivered_entries(messages):
@@ -202,10 +202,10 @@ def handling_seconds(process: RoleProcess, *, in_transaction: bool = False) -> f
 
 
 def _poll_and_handle(
-    process: RoleProcess, member: MemberRecorder, poll: Callable[[], list[Message]]
-) -> list[Message] | None:
+    process: RoleProcess, member: MemberRecorder, poll: Callable[[], list[ReceivedMessage]]
+) -> list[ReceivedMessage] | None:
     """Poll and handle the messages; return None if the poll failed."""
-    messages: list[Message] = []
+    messages: list[ReceivedMessage] = []
     with (
         process.noting_stalls(_TIMEOUT_SECONDS),
         recorded(process.recorder, "poll", **member.fields, owned=member.owned) as operation,
@@ -228,7 +228,7 @@ def _poll(process: RoleProcess, consumer: Consumer, member: MemberRecorder) -> N
 
 
 def _one_by_one(process: RoleProcess, consumer: Consumer, member: MemberRecorder) -> None:
-    def one() -> list[Message]:
+    def one() -> list[ReceivedMessage]:
         try:
             return [consumer.consume(timeout=_TIMEOUT_SECONDS)]
         except TimeoutError:
@@ -265,7 +265,7 @@ def _close_at_end(process: RoleProcess, consumer: Consumer) -> None:
 
 
 def _acknowledge(
-    process: RoleProcess, consumer: Consumer, member: MemberRecorder, messages: list[Message] | None
+    process: RoleProcess, consumer: Consumer, member: MemberRecorder, messages: list[ReceivedMessage] | None
 ) -> None:
     if not messages or (not process.is_active and process.random.random() < _LEAVE_UNFINISHED_SHARE):
         return
@@ -293,7 +293,7 @@ async def _consume_async(process: RoleProcess) -> None:
 
 async def _poll_async(process: RoleProcess, consumer: AsyncConsumer, member: MemberRecorder) -> None:
     while process.is_active:
-        messages: list[Message] = []
+        messages: list[ReceivedMessage] = []
         with (
             process.noting_stalls(_TIMEOUT_SECONDS),
             recorded(process.recorder, "poll", **member.fields, owned=member.owned) as operation,

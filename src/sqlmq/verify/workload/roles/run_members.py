@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncSession
     from sqlalchemy.orm import Session
 
-    from sqlmq.model.message import Message
+    from sqlmq.model.message import ReceivedMessage
     from sqlmq.verify.workload.processes import RoleProcess
 
 MAX_ATTEMPTS = 3
@@ -105,7 +105,7 @@ class _RecordedHandler:
         self._member = member
         self._in_transactions = in_transactions
 
-    def handle(self, given: Message | list[Message], session: Session | None = None) -> None:
+    def handle(self, given: ReceivedMessage | list[ReceivedMessage], session: Session | None = None) -> None:
         """Handle a message or a batch."""
         messages = given if isinstance(given, list) else [given]
         with self._recorded(messages):
@@ -116,7 +116,7 @@ class _RecordedHandler:
             time.sleep(handling_seconds(self._process, in_transaction=self._in_transactions))
             self._maybe_fail(messages)
 
-    async def handle_async(self, message: Message, session: AsyncSession | None = None) -> None:
+    async def handle_async(self, message: ReceivedMessage, session: AsyncSession | None = None) -> None:
         """Handle *message* in an event loop."""
         with self._recorded([message]):
             self._maybe_fail([message])
@@ -127,7 +127,7 @@ class _RecordedHandler:
             self._maybe_fail([message])
 
     @contextlib.contextmanager
-    def _recorded(self, messages: list[Message]) -> Iterator[None]:
+    def _recorded(self, messages: list[ReceivedMessage]) -> Iterator[None]:
         fields = {**self._member.fields, "delivered": delivered_entries(messages)}
         if self._in_transactions:
             fields |= {"transaction": True, "effects": [id_of(message.value) for message in messages]}
@@ -140,13 +140,13 @@ class _RecordedHandler:
             raise
         operation.succeeded()
 
-    def _effects(self, messages: list[Message]) -> list[Insert]:
+    def _effects(self, messages: list[ReceivedMessage]) -> list[Insert]:
         group = self._process.role.group
         return [
             insert_row(self._process.plan.schema, EFFECT, id_of(message.value) or "", group) for message in messages
         ]
 
-    def _maybe_fail(self, messages: list[Message]) -> None:
+    def _maybe_fail(self, messages: list[ReceivedMessage]) -> None:
         always_fails = any(
             zlib.crc32((id_of(one.value) or "").encode()) % _ALWAYS_FAILS_ONE_IN == 0 for one in messages
         )

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from sqlmq.aio.producer import AsyncProducer
     from sqlmq.aio.transaction import AsyncTransaction
     from sqlmq.consumer.transaction import Transaction
-    from sqlmq.model.message import Message
+    from sqlmq.model.message import ReceivedMessage
     from sqlmq.producer.producer import Producer
     from sqlmq.verify.workload.processes import RoleProcess
 
@@ -41,7 +41,9 @@ _MAX_MESSAGES = 20
 class _TransactionPlan:
     """The content of one transaction: effects of its messages, messages to send, and where it is rolled back."""
 
-    def __init__(self, process: RoleProcess, factory: MessageFactory, messages: list[Message], began: int) -> None:
+    def __init__(
+        self, process: RoleProcess, factory: MessageFactory, messages: list[ReceivedMessage], began: int
+    ) -> None:
         random_, plan, group = process.random, process.plan, process.role.group
         self._process = process
         self.effects = [id_of(message.value) or "" for message in messages]
