@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from sqlmq.store.topics import Topic
 
 
-_MOST_CANDIDATES = 16
+_MAX_CANDIDATES = 16
 """From how many partitions to choose at most, where each would do."""
 
 
@@ -121,7 +121,7 @@ def make_keyed_batch(topic: Topic, contents: RecordBatch, keyless: KeylessPartit
         return make_partition_batch(topic, contents, 0)
     keyless_number = keyless.next(partitions) if None in keys else 0
     if not has_any(keys):
-        alternatives = [(keyless_number + i) % partitions for i in range(1, min(partitions, _MOST_CANDIDATES))]
+        alternatives = [(keyless_number + i) % partitions for i in range(1, min(partitions, _MAX_CANDIDATES))]
         return make_partition_batch(topic, contents, keyless_number)._replace(alternatives=alternatives)
     partitioner = topic.partitioner
     numbers = [keyless_number if key is None else partition_for_key(partitioner, key, partitions) for key in keys]
