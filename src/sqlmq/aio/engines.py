@@ -1,4 +1,4 @@
-"""Engines for asyncio, for transactions that are the application's as well as ours."""
+"""Engines for asyncio, for transactions that the application shares with us."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class Engines:
-    """The AsyncEngine that was given, or one of our own for each event loop: their connections are bound to it."""
+    """The given AsyncEngine, or one of our own for each event loop, because connections are bound to their loop."""
 
     def __init__(self, database: Database, given: AsyncEngine | None, *, may_make: bool) -> None:
         self._database = database
@@ -24,7 +24,7 @@ class Engines:
         self._made: WeakKeyDictionary[asyncio.AbstractEventLoop, AsyncEngine] = WeakKeyDictionary()
 
     def get(self) -> AsyncEngine:
-        """The engine for the running loop. Raises SessionError if there is none to be had."""
+        """The engine for the running loop. Raises SessionError if none can be made."""
         if self._given is not None:
             return self._given
         if not self._may_make or self._database.one_connection:
@@ -44,7 +44,7 @@ class Engines:
         return type(engine)(self._database.dialect.for_transactions(engine.sync_engine))
 
     async def dispose(self) -> None:
-        """Close the connections of our own; those of a loop that does not run here are left to it."""
+        """Close the connections of our own engines, except those of loops that do not run here."""
         for loop, engine in list(self._made.items()):
             if loop is asyncio.get_running_loop():
                 await engine.dispose()

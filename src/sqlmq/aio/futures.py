@@ -23,13 +23,13 @@ T = TypeVar("T")
 
 
 class Arrivals(Generic[T]):
-    """Bound to no event loop: there is a row of what is done for each that asks."""
+    """Futures of threads for any event loop: each loop gets a queue of those that are done."""
 
     def __init__(self) -> None:
         self._rows: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, _Row[T]] = weakref.WeakKeyDictionary()
 
     def of(self, future: Future[T]) -> asyncio.Future[T]:
-        """What *future* will bring, for the loop that runs. Cancelling it cancels *future*, if that has not begun."""
+        """Return a future of the running loop for *future*. Cancelling it cancels *future* unless that has begun."""
         loop = asyncio.get_running_loop()
         row = self._rows.get(loop)
         if row is None:
@@ -41,26 +41,26 @@ class Arrivals(Generic[T]):
 
 
 class _Row(Generic[T]):
-    """What is done and not told yet."""
+    """Futures that are done and not yet announced to their loop."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        # Weakly, for it is the key under which this is kept.
+        # Weakly: the loop is the key of the dictionary that holds this object.
         self._loop = weakref.ref(loop)
         self._done: deque[tuple[asyncio.Future[T], Future[T]]] = deque()
         self._is_announced = False
 
     def add(self, arrival: asyncio.Future[T], future: Future[T]) -> None:
-        """Keep *future*, which is done, for the loop; by whatever thread."""
+        """Queue *future*, which is done, for the loop. Any thread may call it."""
         self._done.append((arrival, future))
         loop = self._loop()
         if not self._is_announced and loop is not None:
             self._is_announced = True
-            # A loop that is closed has nobody to tell.
+            # A closed loop has no task that waits.
             with contextlib.suppress(RuntimeError):
                 loop.call_soon_threadsafe(self._tell)
 
     def _tell(self) -> None:
-        # First: what is added after the last look below is announced anew.
+        # First: a future that is queued after the last check below must be announced again.
         self._is_announced = False
         while self._done:
             arrival, future = self._done.popleft()

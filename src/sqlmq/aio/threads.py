@@ -1,9 +1,8 @@
-"""The threads in which blocking work runs, and tasks that see it to its end.
+"""Threads in which blocking work runs, and how a cancelled task waits for their end.
 
-A query that is cut off half-way is how connections get lost, so a task that is cancelled waits for the unit of work
-that has begun, has what it returned undone, and only then ends. It waits by ``asyncio.wait``, again after each
-cancellation: a shield of anyio's holds against cancelled scopes only, not against ``task.cancel()``, which is what
-``asyncio.timeout`` uses.
+A query that is cut off half-way loses its connection. So a cancelled task waits for the unit of work that has begun, undoes
+its result, and only then ends. It waits by ``asyncio.wait``, again after each cancellation: a shield of anyio only helps
+against cancelled scopes, not against ``task.cancel()``, which ``asyncio.timeout`` uses.
 """
 
 from __future__ import annotations
@@ -21,11 +20,11 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 _MOST_THREADS = 16
-"""Fewer than there are connections in the pool of our own engine, so that none waits for a connection."""
+"""Fewer than the connections in our own engine's pool, so that no thread waits for a connection."""
 
 
 class Threads:
-    """Threads for the units of work of one MQ. Bound to no event loop; works in a forked child too."""
+    """The threads of one MQ for units of work. For any event loop, and in a forked child too."""
 
     def __init__(self) -> None:
         self._pid: int
@@ -35,8 +34,8 @@ class Threads:
     async def run(self, work: Callable[[], T], undo: Callable[[T], object] | None = None) -> T:
         """Run *work* in a thread and return its result.
 
-        Cancelled before *work* has begun, it does not begin. After that its end is awaited; then *undo* is called, in a
-        thread too, with the result that nobody gets any more.
+        If the task is cancelled before *work* has begun, *work* does not run. After that, its end is awaited, and then *undo*
+        is called with the result, in a thread too.
         """
         future = self._start(work)
         interruption = await _end(future, may_cancel=True)
@@ -52,9 +51,9 @@ class Threads:
     async def run_apart(
         self, work: Callable[[], T], *, name: str = "sqlmq-close", hurry: Callable[[], object] | None = None
     ) -> T:
-        """Run *work*, which may take its time, in a thread of its own; once called, it runs, cancelled or not.
+        """Run *work*, which may take long, in a thread of its own. A cancellation does not end it.
 
-        *hurry* is called when the task is cancelled, to have *work* end soon.
+        *hurry* is called when the task is cancelled, so that *work* ends soon.
         """
         context = contextvars.copy_context()
         future: Future[T] = Future()
@@ -77,17 +76,17 @@ class Threads:
         try:
             return self._executor.submit(contextvars.copy_context().run, work)
         except RuntimeError:
-            # All is closed, and what is closed refuses without asking the database.
+            # The executor is shut down, so everything is closed and refuses calls without the database.
             return _done(work)
 
     def _start_over(self) -> None:
-        """In the beginning, and in a forked child, which inherits no thread."""
+        """Set the state that belongs to one process: at construction, and in a forked child, which has no threads."""
         self._pid = os.getpid()
         self._executor = ThreadPoolExecutor(_MOST_THREADS, thread_name_prefix="sqlmq-aio")
 
 
 async def to_the_end(work: Coroutine[object, object, T]) -> T:
-    """Await *work* to its end, however often the task is cancelled meanwhile; then that cancellation is raised."""
+    """Await *work* to its end, however often the task is cancelled; then raise the first cancellation."""
     ended = asyncio.ensure_future(work)
     interruption: asyncio.CancelledError | None = None
     while not ended.done():
@@ -105,10 +104,10 @@ async def _end(
 ) -> asyncio.CancelledError | None:
     """Wait until *future* is done, however often the task is cancelled; return the first cancellation.
 
-    That it is raised once is enough: a task counts its cancellations itself, and ``asyncio.timeout`` looks there.
+    One is enough to raise: a task counts its cancellations itself, and ``asyncio.timeout`` reads that count.
     """
     ended = asyncio.wrap_future(future)
-    # Whoever called looks at the future itself; an error that nobody gets is not to be logged as forgotten.
+    # The caller reads the thread's future. Without this, asyncio would log an error of *ended* as never retrieved.
     ended.add_done_callback(lambda ended: ended.cancelled() or ended.exception())
     interruption: asyncio.CancelledError | None = None
     while not ended.done():
@@ -126,7 +125,7 @@ async def _end(
 def _run(future: Future[T], work: Callable[[], T]) -> None:
     try:
         result = work()
-    except BaseException as error:  # noqa: BLE001 - raised to whoever waits
+    except BaseException as error:  # noqa: BLE001 - raised to the caller that waits
         future.set_exception(error)
     else:
         future.set_result(result)

@@ -1,6 +1,6 @@
-"""Messages, the application's effects, and the group's position in one transaction: what a task uses for it.
+"""`consumer.transaction()` for tasks: messages, the application's effects and the group's position in one transaction.
 
-The steps are those of ``block``, run on a driver for asyncio; our own looks at the database are made in threads.
+The steps are those of `transaction_scope`, run on a driver for asyncio. The reads before it are made in threads.
 """
 
 from __future__ import annotations
@@ -35,16 +35,16 @@ T = TypeVar("T")
 AsyncSessionSource: TypeAlias = (
     "AsyncSession | async_scoped_session[AsyncSession] | AsyncConnection | Callable[[], AsyncSession]"
 )
-"""Where the session of a transaction comes from: one that there is, or what makes one, as an async_sessionmaker."""
+"""The session of a transaction, or what makes one, for example an async_sessionmaker."""
 
 log = logging.getLogger("sqlmq.consumer")
 
 
 class AsyncTransaction:
-    """Messages of one partition, and the transaction in which they are done with. Made by ``consumer.transaction()``.
+    """Messages of one partition, and the transaction in which they are handled. Made by ``consumer.transaction()``.
 
-    Used once, as ``async with consumer.transaction() as tx:``, by one task. Iterating over it gives the messages.
-    Cancelled inside the block, it is rolled back; while it commits, the commit is seen to its end.
+    Used once, as ``async with consumer.transaction() as tx:``, by one task. Iteration gives the messages.
+    If the task is cancelled inside the block, it is rolled back; a commit that has begun is awaited to its end.
     """
 
     def __init__(
@@ -76,7 +76,7 @@ class AsyncTransaction:
 
     @property
     def messages(self) -> list[ReceivedMessage]:
-        """The messages, of one partition, in order; none if none came in time."""
+        """The messages of one partition, in order; empty if none came in time."""
         taken = self._begun(self._block).taken
         return [] if taken is None else taken.messages
 
@@ -125,7 +125,7 @@ class AsyncTransaction:
 
     @property
     def _carrier(self) -> AsyncSession | AsyncConnection:
-        """What carries the transaction: what was given, or was opened here."""
+        """The session or connection of the transaction, given or opened here."""
         assert self._target is not None  # noqa: S101 - opened before anything is asked of it
         return self._target
 
@@ -152,7 +152,7 @@ class AsyncTransaction:
         self._context.check_free(_sync(self._target))
 
     async def _attempt(self, deadline: Deadline) -> bool:
-        """Take messages, or begin without any if it is time; return whether the block may begin."""
+        """Take messages, or begin without any after the deadline; return whether the block may begin."""
         is_last = deadline.passed(self._clock.monotonic())
         context = self._context
         try:
@@ -215,7 +215,7 @@ class AsyncTransaction:
                     self._core.wake_topic()
 
     async def _leave(self) -> None:
-        """Roll back what was not committed, and close what was opened here."""
+        """Roll back unless it was committed, and close what was opened here."""
         block, target = self._block, self._target
         if block is not None and target is not None:
             await _run(target, lambda _: block.roll_back())
@@ -238,7 +238,7 @@ def _check_source(source: object) -> None:
 
 
 def _sync(target: AsyncSession | AsyncConnection) -> Session | Connection:
-    """What stands behind *target*; asking it for what it knows takes no await."""
+    """The synchronous session or connection behind *target*, whose state can be read without await."""
     session: Session | None = getattr(target, "sync_session", None)
     if session is not None:
         return session

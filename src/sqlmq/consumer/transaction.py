@@ -1,4 +1,4 @@
-"""Messages, the application's effects, and the group's position in one transaction: what a thread uses for it."""
+"""`consumer.transaction()` for threads: messages, the application's effects and the group's position in one transaction."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ if TYPE_CHECKING:
     from sqlmq.store.groups import Group
 
     SessionSource: TypeAlias = Session | scoped_session[Session] | Connection | Callable[[], Session]
-    """Where the session of a transaction comes from: one that there is, or what makes one, as a sessionmaker."""
+    """The session of a transaction, or what makes one, for example a sessionmaker."""
 
 log = logging.getLogger("sqlmq.consumer")
 
 
 class Transaction:
-    """Messages of one partition, and the transaction in which they are done with. Made by ``consumer.transaction()``.
+    """Messages of one partition, and the transaction in which they are handled. Made by ``consumer.transaction()``.
 
-    Used once, as ``with consumer.transaction() as tx:``, by one thread. Iterating over it gives the messages.
+    Used once, as ``with consumer.transaction() as tx:``, by one thread. Iteration gives the messages.
     """
 
     def __init__(
@@ -58,7 +58,7 @@ class Transaction:
 
     @property
     def messages(self) -> list[ReceivedMessage]:
-        """The messages, of one partition, in order; none if none came in time."""
+        """The messages of one partition, in order; empty if none came in time."""
         taken = self._entered.taken
         return [] if taken is None else taken.messages
 
@@ -98,7 +98,7 @@ class Transaction:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         if self._pid != os.getpid():
-            # For ever: a connection that is dropped is reset, and this one is the parent's.
+            # Kept for ever: a dropped connection is reset, and this one belongs to the parent process.
             _ABANDONED.append(self)
             what = "This transaction"
             raise ForkedError(what)
@@ -124,7 +124,7 @@ class Transaction:
         return self._block
 
     def _open(self, stack: contextlib.ExitStack) -> Session | Connection | None:
-        """What the application gave to work with, checked; a session that is made now is closed by *stack*."""
+        """The application's session or connection, checked. *stack* closes a session that is made here."""
         source = self._source
         if source is None:
             return None
@@ -144,7 +144,7 @@ class Transaction:
         return given
 
     def _attempt(self, given: Session | Connection | None, deadline: Deadline, ending: contextlib.ExitStack) -> bool:
-        """Take messages, or begin without any if it is time; return whether the block may begin."""
+        """Take messages, or begin without any after the deadline; return whether the block may begin."""
         is_last = deadline.passed(self._clock.monotonic())
         try:
             group = self._core.release_for_transaction(threading.current_thread())

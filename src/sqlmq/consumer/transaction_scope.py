@@ -1,7 +1,7 @@
-"""The steps of a transaction that messages, the application's effects, and the group's position have in common.
+"""The steps of a transaction that holds messages, the application's effects and the group's position.
 
 Each is a few statements on a connection that is given, so that they can run in a thread or, through SQLAlchemy's
-``run_sync``, in an event loop. Waiting, trying again and ending are for whoever takes them.
+``run_sync``, in an event loop. The callers wait, retry and end the transaction.
 """
 
 from __future__ import annotations
@@ -39,11 +39,11 @@ if TYPE_CHECKING:
 log = logging.getLogger("sqlmq.consumer")
 
 JOIN_MODE: JoinTransactionMode = "rollback_only"
-"""How a session joins the transaction of a block's connection: its commit only flushes, its rollback rolls all back."""
+"""How a session joins the transaction of its connection: its commit only flushes, its rollback rolls everything back."""
 
 
 class TransactionContext:
-    """What the transactions of one consumer have in common. May be shared by threads."""
+    """What the transactions of one consumer share: the database, and which partitions were rolled back. Thread-safe."""
 
     def __init__(self, database: Database, topic: Topic, options: MQConfig, on_evicted: OnEvicted) -> None:
         self.database = database
@@ -56,21 +56,21 @@ class TransactionContext:
 
     @property
     def last(self) -> Sequence[int]:
-        """The partitions whose turn comes after that of the others, by id: those that were rolled back."""
+        """Ids of the partitions to take last, because a transaction on them was rolled back."""
         with self._lock:
             return tuple(self._rolled_back)
 
     def is_known(self, given: Session | Connection) -> bool:
-        """Whether what is *given* is known to lead to the database of the MQ."""
+        """Whether *given* is known to use the database of the MQ."""
         with self._lock:
             return _engine(given) in self._known
 
     def own_identity(self, group: Group) -> object:
-        """What tells *group* from all groups in other databases."""
+        """What distinguishes *group* from all groups in other databases."""
         return self.database.read(claims.identity, group)
 
     def check_identity(self, group: Group, given: Session | Connection, ours: object) -> None:
-        """Raise SessionError unless what is *given* leads to the group's own tables; remember it if it does."""
+        """Raise SessionError unless what is *given* uses the group's own tables; remember its engine if it does."""
         block = TransactionScope(self, group)
         try:
             block.begin(given)
@@ -88,13 +88,13 @@ class TransactionContext:
             self._known.add(_engine(given))
 
     def check_free(self, given: Session | Connection) -> None:
-        """Raise SessionError unless what is *given* is in no transaction, and on a database of our kind."""
+        """Raise SessionError unless what is *given* is in no transaction and on the same kind of database."""
         _check_free(given)
         if _engine(given).dialect.name != self.database.dialect.name:
             raise SessionError(_OTHER_DATABASE)
 
     def is_worthwhile(self, group: Group) -> bool:
-        """Whether there seems to be something to take; asked first, because a transaction that writes has its price."""
+        """Whether there may be messages to take. Asked first, because a transaction that writes costs more."""
         database = self.database
         seen = database.read(transaction.find_free, self.topic, group)
         if not seen.has_dead_owners:
@@ -128,7 +128,7 @@ class TransactionContext:
         return None
 
     def ended(self, block: TransactionScope) -> bool:
-        """Note how *block* ended; return whether its messages come again, perhaps to somebody who waits."""
+        """Note how *block* ended; return whether its messages are to be delivered again."""
         if block.taken is None:
             return False
         if block.is_done:
@@ -138,7 +138,7 @@ class TransactionContext:
         return not block.is_done
 
     def _committed(self, partition_id: int) -> None:
-        """A transaction was committed: the partition that has waited longest for another try gets its turn again."""
+        """Give the partition that was rolled back longest ago its turn again: a transaction was committed."""
         with self._lock:
             if partition_id in self._rolled_back:
                 self._rolled_back.remove(partition_id)
@@ -146,7 +146,7 @@ class TransactionContext:
                 self._rolled_back.pop(0)
 
     def _rolled_back_once(self, partition_id: int) -> None:
-        """A transaction was rolled back: the other partitions are served before this one is tried again."""
+        """Let the other partitions go first: a transaction on this one was rolled back."""
         with self._lock:
             if partition_id in self._rolled_back:
                 self._rolled_back.remove(partition_id)
@@ -156,8 +156,8 @@ class TransactionContext:
 class TransactionScope:
     """One transaction in its steps: ``begin``, ``take``, ``finish``, ``commit``; ``undo`` at any point.
 
-    A Session that is given owns the transaction, as always. On a Connection, ours or one that is given, we begin it, and
-    the Session bound to it can't commit it: its own ``commit`` only flushes, its ``rollback`` rolls all back.
+    A given Session owns the transaction, as always. On a Connection, given or our own, the scope begins it. The Session bound
+    to that Connection can't commit: its ``commit`` only flushes, its ``rollback`` rolls everything back.
     """
 
     def __init__(self, shared: TransactionContext, group: Group) -> None:
@@ -175,9 +175,9 @@ class TransactionScope:
         self.connection: Connection
 
     def begin(self, given: Session | Connection, bound: Session | None = None) -> None:
-        """Begin a transaction on what is *given*, which is in none, as one that will write.
+        """Begin a transaction on what is *given*, which is in none, as a transaction that will write.
 
-        *bound* is the session for a *given* connection, if it is not to be made here.
+        *bound* is the session for a *given* connection; by default the scope makes it.
         """
         self._given = given
         with self._database.translating():
@@ -203,7 +203,7 @@ class TransactionScope:
             failpoint("begin.after")
 
     def take_messages(self, max_messages: int, last: Sequence[int]) -> bool:
-        """Lock a partition and read from it; return whether there is something."""
+        """Lock a partition and read from it; return whether there are messages. Partitions in *last* come last."""
         options = self._shared.options
         limits = BatchLimits(
             max_messages,
@@ -228,13 +228,13 @@ class TransactionScope:
         return self.taken is not None
 
     def watch(self) -> None:
-        """Take nothing, but notice if somebody ends the transaction before ``finish``."""
+        """Take nothing, but detect in ``finish`` whether the transaction was ended in between."""
         with self._database.translating(), self._database.limit_silence(self.connection):
             lease_seconds = self._shared.options.lease_seconds
             self._guard = transaction.enter(self.connection, self._database.dialect, vanished_seconds=lease_seconds)
 
     def finish(self, settle: Callable[[Connection], None] | None = None) -> None:
-        """Send what the session has kept, and move the group on: everything but COMMIT.
+        """Flush the session and move the group's position: everything but COMMIT.
 
         *settle* does that where nothing was taken here. Raises TransactionEndedError or FencedError if the transaction, or
         the partition, is not what it was.
@@ -275,17 +275,17 @@ class TransactionScope:
         failpoint("commit.after")
 
     def roll_back(self) -> None:
-        """Roll back, unless it was committed, and leave what was given as it was."""
+        """Roll back unless it was committed, and leave the given session or connection as it was."""
         self._awaiting.close()
         if self.is_done or self._given is None:
             return
         try:
             if self._owner is None and self._root is not None:
                 self.session.close()
-            # What was begun, or whatever the application has begun since; also one that is over, by a commit that failed.
+            # The transaction of this scope, one that the application has begun since, or one whose commit failed.
             if self._given.get_transaction() is not None:
                 self._given.rollback()
-        except Exception as error:  # noqa: BLE001 - why the block failed says more, and the server rolls back anyway
+        except Exception as error:  # noqa: BLE001 - the error that ended the block says more, and the server rolls back anyway
             log.debug("Rolling back failed: %s", error, extra=log_fields("rollback failed", error=error))
 
     @property
