@@ -1,4 +1,4 @@
-"""One worker of a run, in steps that a test takes one by one."""
+"""One worker of a run, in steps that a test takes one at a time."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Hands:
         consumer._core.begin_run(self._pool)
 
     def work(self) -> bool:
-        """Look at the group and at what is set aside, and handle one message; return whether there was any."""
+        """Check the group and the parked messages, and handle one message; return whether there was any."""
         worker = Worker("hands")
         worker.thread = threading.current_thread()
         self._pool._dispatcher._refresh_at = 0.0

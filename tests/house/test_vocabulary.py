@@ -76,7 +76,6 @@ KNOWN_NAMES: set[str] = {
     "src/sqlmq/cli/run/supervisor.py: told",
     "src/sqlmq/cli/signals.py: _told",
     "src/sqlmq/cli/signals.py: told",
-    "src/sqlmq/consumer/coordinator.py: _part_with",
     "src/sqlmq/consumer/core.py: is_undisturbed",
     "src/sqlmq/consumer/transaction.py: told",
     "src/sqlmq/database/database.py: is_patient",
@@ -109,7 +108,6 @@ KNOWN_MOODS: set[str] = {
     "src/sqlmq/cli/demo/command.py",
     "src/sqlmq/cli/output.py",
     "src/sqlmq/consumer/consumer.py",
-    "src/sqlmq/consumer/worker/dispatcher.py",
     "src/sqlmq/model/partitioner.py",
     "src/sqlmq/producer/outbox.py",
 }

@@ -21,7 +21,7 @@ partition_counts = st.integers(1, 24)
 
 @st.composite
 def groups(draw: st.DrawFn) -> tuple[list[int], Owners]:
-    """Members, and partitions that belong to any of them or to nobody."""
+    """Members, and partitions that belong to any of them or to none."""
     ids = draw(member_ids)
     owner = st.none() | st.sampled_from(ids)
     return ids, {number: draw(owner) for number in range(draw(partition_counts))}
@@ -121,14 +121,14 @@ def test_a_member_that_leaves_moves_only_its_own_partitions(ids: list[int], part
     assert moves == freed
 
 
-def test_nothing_is_handed_back_while_nobody_waits() -> None:
+def test_nothing_is_released_while_no_member_wants_partitions() -> None:
     members = [MemberSnapshot(1, False, LONG_AGO_SECONDS), MemberSnapshot(2, False, LONG_AGO_SECONDS)]
     claims = [ClaimSnapshot(number, 1, 0.0) for number in range(4)]
 
     assert assign(1, members, claims, LEASE_SECONDS).release == ()
 
 
-def test_what_is_above_the_share_is_handed_back_to_one_that_waits() -> None:
+def test_what_is_above_the_share_is_released_for_a_member_that_wants_it() -> None:
     members = [MemberSnapshot(1, False, LONG_AGO_SECONDS), MemberSnapshot(2, True, LONG_AGO_SECONDS)]
     claims = [ClaimSnapshot(number, 1, 0.0) for number in range(4)]
 
@@ -172,7 +172,7 @@ def test_a_member_that_misses_a_partition_tries_for_none_while_none_is_free(grou
 
 
 @given(group=groups(), seed=st.integers(), wants_partitions=st.booleans())
-def test_in_a_settled_group_nobody_has_anything_to_do(
+def test_in_a_settled_group_no_member_has_anything_to_do(
     group: tuple[list[int], Owners], seed: int, *, wants_partitions: bool
 ) -> None:
     ids, owners = group
@@ -186,7 +186,7 @@ def test_in_a_settled_group_nobody_has_anything_to_do(
 
 
 @given(group=groups())
-def test_a_group_is_not_settled_while_somebody_has_something_to_do(group: tuple[list[int], Owners]) -> None:
+def test_a_group_is_not_settled_while_a_member_has_something_to_do(group: tuple[list[int], Owners]) -> None:
     ids, owners = group
     shares = fair_shares(dict(zip(ids, counts(ids, owners), strict=True)), len(owners))
     members = [MemberSnapshot(id_, counts([id_], owners)[0] < shares[id_], LONG_AGO_SECONDS) for id_ in ids]

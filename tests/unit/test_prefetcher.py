@@ -1,4 +1,4 @@
-"""What is read ahead is received once and in order; the thread reads on by itself only for somebody who waits."""
+"""A fetch is received once and in order. The thread begins the next one by itself only for a caller that waits."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ AT_MOST = 10
 
 
 class Log:
-    """Has as many messages as are asked for, once it is told so."""
+    """Answers each fetch with as many messages as the test says."""
 
     def __init__(self) -> None:
         self.asked: queue.SimpleQueue[Positions] = queue.SimpleQueue()
@@ -35,10 +35,10 @@ class Log:
         if isinstance(answer, Exception):
             raise answer
         found = {
-            progress.partition_id: FetchedRecords(
+            partition.partition_id: FetchedRecords(
                 "orders", 0, [(1, position + i, None, b"", None, 0) for i in range(answer)]
             )
-            for progress, position in positions[:1]
+            for partition, position in positions[:1]
         }
         return FetchResult(positions, found, at_most)
 
@@ -49,7 +49,7 @@ def log() -> Log:
 
 
 @pytest.fixture
-def ahead(log: Log) -> Iterator[Prefetcher]:
+def prefetcher(log: Log) -> Iterator[Prefetcher]:
     made = Prefetcher(log.read)
     yield made
     made.close(PATIENCE_SECONDS)
@@ -65,87 +65,91 @@ def offsets(read: FetchResult) -> list[int]:
 
 
 def places(positions: Positions) -> list[tuple[int, int]]:
-    return [(progress.partition_id, position) for progress, position in positions]
+    return [(partition.partition_id, position) for partition, position in positions]
 
 
-def awaited(ahead: Prefetcher, log: Log, answer: int | Exception) -> FetchResult:
+def awaited(prefetcher: Prefetcher, log: Log, answer: int | Exception) -> FetchResult:
     """Receive what is under way, which finds *answer* when it is waited for already."""
     with ThreadPoolExecutor(1) as threads:
-        received = threads.submit(ahead.receive)
-        until(lambda: ahead._is_awaited, "somebody to wait")
+        received = threads.submit(prefetcher.receive)
+        until(lambda: prefetcher._is_awaited, "a caller to wait")
         log.answers.put(answer)
         return received.result(PATIENCE_SECONDS)
 
 
-def test_what_was_begun_is_received(ahead: Prefetcher, log: Log, positions: Positions) -> None:
-    ahead.begin(positions, AT_MOST, None)
-    assert ahead.positions_under_way
-    assert not ahead.is_ready
+def test_what_was_begun_is_received(prefetcher: Prefetcher, log: Log, positions: Positions) -> None:
+    prefetcher.begin(positions, AT_MOST, None)
+    assert prefetcher.positions_under_way
+    assert not prefetcher.is_ready
     log.answers.put(2)
-    until(lambda: ahead.is_ready, "it to be read")
+    until(lambda: prefetcher.is_ready, "it to be read")
 
-    assert offsets(ahead.receive()) == [5, 6]
-    assert not ahead.positions_under_way
+    assert offsets(prefetcher.receive()) == [5, 6]
+    assert not prefetcher.positions_under_way
 
 
-def test_the_thread_reads_on_for_somebody_who_waits(ahead: Prefetcher, log: Log, positions: Positions) -> None:
-    ahead.begin(positions, AT_MOST, NextFetch(()))
-    first = awaited(ahead, log, AT_MOST)
+def test_the_thread_reads_on_for_a_caller_that_waits(prefetcher: Prefetcher, log: Log, positions: Positions) -> None:
+    prefetcher.begin(positions, AT_MOST, NextFetch(()))
+    first = awaited(prefetcher, log, AT_MOST)
     log.asked.get(timeout=PATIENCE_SECONDS)
 
     assert places(log.asked.get(timeout=PATIENCE_SECONDS)) == [(1, 5 + AT_MOST), (2, 5)]
-    assert ahead.positions_under_way
-    assert offsets(first) + offsets(awaited(ahead, log, 3)) == list(range(5, 5 + AT_MOST + 3))
-    assert not ahead.positions_under_way
+    assert prefetcher.positions_under_way
+    assert offsets(first) + offsets(awaited(prefetcher, log, 3)) == list(range(5, 5 + AT_MOST + 3))
+    assert not prefetcher.positions_under_way
 
 
-def test_it_reads_on_where_it_is_told(ahead: Prefetcher, log: Log, positions: Positions) -> None:
+def test_it_reads_on_in_other_partitions_if_there_are_any(
+    prefetcher: Prefetcher, log: Log, positions: Positions
+) -> None:
     elsewhere = [(AssignedPartition("orders", 7, 8, 1, 30), 30)]
-    ahead.begin(positions, AT_MOST, NextFetch(elsewhere))
-    awaited(ahead, log, AT_MOST)
+    prefetcher.begin(positions, AT_MOST, NextFetch(elsewhere))
+    awaited(prefetcher, log, AT_MOST)
 
-    assert ahead.positions_under_way == elsewhere
-    assert offsets(awaited(ahead, log, 2)) == [30, 31]
+    assert prefetcher.positions_under_way == elsewhere
+    assert offsets(awaited(prefetcher, log, 2)) == [30, 31]
 
 
 @pytest.mark.parametrize(("answer", "may_go_on"), [(AT_MOST, False), (AT_MOST // 2 - 1, True)])
 def test_it_does_not_if_it_may_not_or_there_is_hardly_more(
-    ahead: Prefetcher, log: Log, positions: Positions, answer: int, may_go_on: bool
+    prefetcher: Prefetcher, log: Log, positions: Positions, answer: int, may_go_on: bool
 ) -> None:
-    ahead.begin(positions, AT_MOST, NextFetch(()) if may_go_on else None)
-    awaited(ahead, log, answer)
+    prefetcher.begin(positions, AT_MOST, NextFetch(()) if may_go_on else None)
+    awaited(prefetcher, log, answer)
 
-    assert not ahead.positions_under_way
+    assert not prefetcher.positions_under_way
 
 
-def test_it_does_not_if_nobody_waits(ahead: Prefetcher, log: Log, positions: Positions) -> None:
-    ahead.begin(positions, AT_MOST, NextFetch(()))
+def test_it_does_not_if_no_caller_waits(prefetcher: Prefetcher, log: Log, positions: Positions) -> None:
+    prefetcher.begin(positions, AT_MOST, NextFetch(()))
     log.answers.put(AT_MOST)
-    until(lambda: ahead.is_ready, "it to be read")
-    ahead.receive()
+    until(lambda: prefetcher.is_ready, "it to be read")
+    prefetcher.receive()
 
-    assert not ahead.positions_under_way
+    assert not prefetcher.positions_under_way
 
 
-def test_an_error_is_received_and_ends_it(ahead: Prefetcher, log: Log, positions: Positions) -> None:
-    ahead.begin(positions, AT_MOST, NextFetch(()))
+def test_an_error_is_received_and_ends_it(prefetcher: Prefetcher, log: Log, positions: Positions) -> None:
+    prefetcher.begin(positions, AT_MOST, NextFetch(()))
 
     with pytest.raises(LookupError):
-        awaited(ahead, log, LookupError())
+        awaited(prefetcher, log, LookupError())
 
-    assert not ahead.positions_under_way
-    ahead.begin(positions, AT_MOST, NextFetch(()))
-    assert len(offsets(awaited(ahead, log, 1))) == 1
+    assert not prefetcher.positions_under_way
+    prefetcher.begin(positions, AT_MOST, NextFetch(()))
+    assert len(offsets(awaited(prefetcher, log, 1))) == 1
 
 
-def test_closing_waits_for_what_the_thread_reads_by_itself(ahead: Prefetcher, log: Log, positions: Positions) -> None:
-    ahead.begin(positions, AT_MOST, NextFetch(()))
-    awaited(ahead, log, AT_MOST)
+def test_closing_waits_for_what_the_thread_reads_by_itself(
+    prefetcher: Prefetcher, log: Log, positions: Positions
+) -> None:
+    prefetcher.begin(positions, AT_MOST, NextFetch(()))
+    awaited(prefetcher, log, AT_MOST)
     for _ in range(2):
         log.asked.get(timeout=PATIENCE_SECONDS)
-    closing = threading.Thread(target=ahead.close, args=(PATIENCE_SECONDS,))
+    closing = threading.Thread(target=prefetcher.close, args=(PATIENCE_SECONDS,))
     closing.start()
-    until(lambda: ahead.next_fetch is None, "closing to begin")
+    until(lambda: prefetcher.next_fetch is None, "closing to begin")
     assert closing.is_alive()
     log.answers.put(AT_MOST)
     closing.join(PATIENCE_SECONDS)

@@ -84,7 +84,7 @@ def test_what_can_not_be_is_refused(options: dict[str, Any], kind: type[Exceptio
 
 
 @given(policies, st.booleans())
-def test_a_message_without_a_key_holds_nobody_back_unless_the_partition_is_to_stop(policy: Any, is_final: bool) -> None:
+def test_a_message_without_a_key_blocks_nothing_unless_the_policy_is_stop(policy: Any, is_final: bool) -> None:
     chosen = decide(policy, has_key=False, is_final=is_final, is_parked=False, has_room=True)
 
     assert (chosen in (FailureAction.BLOCK, FailureAction.STOP)) is (policy == "stop")
@@ -103,7 +103,7 @@ def test_a_final_failure_is_never_tried_again_and_another_one_is(policy: Any, ha
 
 
 @given(policies, st.booleans(), st.booleans())
-def test_what_stands_aside_never_holds_a_partition(policy: Any, has_key: bool, is_final: bool) -> None:
+def test_a_parked_message_never_blocks_its_partition(policy: Any, has_key: bool, is_final: bool) -> None:
     assert decide(policy, has_key=has_key, is_final=is_final, is_parked=True, has_room=True) not in (
         FailureAction.BLOCK,
         FailureAction.STOP,
@@ -141,10 +141,8 @@ def test_a_message_blocks_its_partition_only_where_it_could_be_parked(
 
 
 @given(st.integers(1, 100), st.integers(0, 100), st.floats(0, 1_000))
-def test_a_stride_is_within_its_bounds_and_grows_no_faster_than_twofold(
-    stride: int, handled: int, seconds: float
-) -> None:
-    assert 1 <= next_batch_hint(stride, handled, seconds) <= min(2 * stride, 100)
+def test_a_batch_hint_is_within_its_bounds_and_at_most_doubles(batch_hint: int, handled: int, seconds: float) -> None:
+    assert 1 <= next_batch_hint(batch_hint, handled, seconds) <= min(2 * batch_hint, 100)
 
 
 def test_a_slow_handler_is_counted_message_by_message() -> None:
@@ -152,8 +150,8 @@ def test_a_slow_handler_is_counted_message_by_message() -> None:
 
 
 def test_a_fast_handler_is_counted_by_the_hundred() -> None:
-    stride = 1
+    batch_hint = 1
     for _ in range(10):
-        stride = next_batch_hint(stride, stride, stride * 0.00001)
+        batch_hint = next_batch_hint(batch_hint, batch_hint, batch_hint * 0.00001)
 
-    assert stride == 100
+    assert batch_hint == 100

@@ -138,12 +138,12 @@ class Coordinator:
 
     def release_all(self) -> None:
         """Commit what is acknowledged and release all partitions, but stay a member."""
-        self._part_with(membership.release, self.assigned)
+        self._release_by(membership.release, self.assigned)
 
     def release_partition(self, assigned: AssignedPartition) -> None:
         """Release one partition, whatever is in flight of it."""
         if self.assigned.get(assigned.partition_id) is assigned:
-            self._part_with(membership.release, [assigned.partition_id])
+            self._release_by(membership.release, [assigned.partition_id])
             self.recheck_group_soon()
 
     def release_if_not_polled(self, polled_at: float) -> None:
@@ -165,7 +165,7 @@ class Coordinator:
 
     def leave(self) -> None:
         """Commit what is acknowledged, release all partitions and leave the group."""
-        self._part_with(membership.leave_for_successor if self.expects_successor else membership.leave, self.assigned)
+        self._release_by(membership.leave_for_successor if self.expects_successor else membership.leave, self.assigned)
 
     # Positions.
 
@@ -412,7 +412,7 @@ class Coordinator:
         for assigned, (_, window) in zip(overgrown, windows, strict=True):
             assigned.note_pruned(window.end)
 
-    def _part_with(self, operation: membership.ReleaseOperation, partition_ids: Collection[int]) -> None:
+    def _release_by(self, operation: membership.ReleaseOperation, partition_ids: Collection[int]) -> None:
         """Drop partitions, then commit and release them in the database by *operation*."""
         commits = _final_commits_of(self.assigned[id_] for id_ in partition_ids)
         released = self._drop(partition_ids)

@@ -112,7 +112,7 @@ class Dispatcher:
         self._full: set[int] = set()
 
     def next_attempt(self, worker: Receiver, batch_hint: int) -> Attempt | None:
-        """Give *worker* a parked message that is due, or up to *batch_hint* messages of a partition's log; None if neither.
+        """The next attempt for *worker*: a parked message that is due, else up to *batch_hint* messages of a log; or None.
 
         Reads the parked messages of newly assigned partitions, and from time to time those of all idle ones.
         """
