@@ -26,7 +26,8 @@ COMMANDS = {
     "demo": "show a queue at work, on SQLite in a temporary directory",
     "test": "run the tests, a second time what fails; with pytest's options, just as they say",
     "check": "run ruff, mypy and import-linter",
-    "soak": "send and read under more and more faults for --minutes, and judge it; on SQLite, or at --url",
+    "soak": "produce and consume under more and more faults for --minutes, and judge it; on SQLite, or at --url",
+    "selftest": "test the judge of `sqlmq verify` with wrong histories; with --mutations, with a broken library",
     "bench": "run the benchmarks",
     "references": "write docs/reference anew, from the code",
 }
@@ -38,7 +39,7 @@ CHECKS = (
 )
 
 
-# Faults, producers, and consumers of each group, one mix after the other.
+# Faults, producers, and members of each group. A soak runs one mix after the other.
 MIXES = (
     ("none", "2", "1"),
     ("kill", "2", "2"),
@@ -122,16 +123,16 @@ def check() -> int:
 
 
 def soak(arguments: list[str]) -> int:
-    """Run `sqlmq verify run` with each mix; return 0 if all were valid. Histories and reports stay in `soak/`."""
+    """Run `sqlmq verify run` with each mix; return 0 if all are valid. Histories and reports stay in `soak/`."""
     parser = argparse.ArgumentParser(prog="dev.py soak")
-    parser.add_argument("--minutes", type=float, default=10.0, help="how long all of it takes, about (default: 10)")
-    parser.add_argument("--url", help="the database; by default SQLite files beside the histories")
-    parser.add_argument("--rate", default="300", help="messages sent in a second, at most (default: 300)")
-    parser.add_argument("--every", default="1", help="seconds from one fault to the next, about (default: 1)")
+    parser.add_argument("--minutes", type=float, default=10.0, help="about how long all of it takes (default: 10)")
+    parser.add_argument("--url", help="the database (default: SQLite files beside the histories)")
+    parser.add_argument("--rate", default="300", help="the most messages that are sent in a second (default: 300)")
+    parser.add_argument("--every", default="1", help="average seconds from one fault to the next (default: 1)")
     options = parser.parse_args(arguments)
     os.environ.pop("SQLMQ_URL", None)
     if options.url:
-        # Everybody can see a command line, and a URL has a password.
+        # All users can see command lines, and a URL contains a password.
         os.environ["SQLMQ_URL"] = options.url
     directory = ROOT / "soak" / time.strftime("%Y%m%d-%H%M%S")
     seconds = max(1.0, options.minutes * 60 / len(MIXES))
@@ -149,7 +150,7 @@ def soak(arguments: list[str]) -> int:
 
 def main(arguments: list[str]) -> int:
     """Prepare `.venv`, run the command, return its exit code."""
-    if sys.version_info < (3, 11):  # noqa: UP036 - whoever has an older one is told so, rather than shown a traceback
+    if sys.version_info < (3, 11):  # noqa: UP036 - an older Python gets this message instead of a traceback
         sys.exit("dev.py: Python 3.11 or newer is needed, this is " + sys.version.split()[0])
     if not arguments or arguments[0] in {"-h", "--help"}:
         print(__doc__, *(f"    {name:<10}  {explanation}" for name, explanation in COMMANDS.items()), sep="\n")
@@ -167,6 +168,8 @@ def main(arguments: list[str]) -> int:
         return run(PYTHON, "-m", "pytest", *(passed_on or ["--second-chance"]))
     if command == "soak":
         return soak(passed_on)
+    if command == "selftest":
+        return run(PYTHON, "-m", "tests.verify.selftest", *passed_on)
     if command == "bench":
         install_peers()
         return run(PYTHON, "-m", "benchmarks", *passed_on)

@@ -1,7 +1,7 @@
 """What do notices gain a consumer of another process, and what do they cost its producer?
 
 Latency: a message each 2.3 seconds to a consumer that is idle, from before `produce` to after `consume`. Throughput: one
-thread that produces as fast as it can, with nobody else there, and with a consumer of another process that reads along.
+thread that produces as fast as it can, without other consumers, and with a consumer of another process that reads along.
 Each with notices and without, in turns.
 """
 

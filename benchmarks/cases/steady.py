@@ -1,8 +1,8 @@
 """What does an old snapshot do: while another session holds one, are the last transactions as fast as the first?
 
-A queue that rewrites or deletes rows slows down as the dead versions pile up that nobody may remove. On Postgres 300,000
+A queue that rewrites or deletes rows slows down as dead versions pile up that cannot be removed. On Postgres 300,000
 transactions of the library's, five of six of them appends, the others commits of a position; beside them, in the same parts of
-the run, a log whose offsets are counted in a row, and pgmq. Nobody waits for the disk here (synchronous_commit is off for
+the run, a log whose offsets are counted in a row, and pgmq. No commit waits for the disk here (synchronous_commit is off for
 all): what fsync takes would hide what the dead versions take.
 """
 

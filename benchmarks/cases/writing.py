@@ -1,6 +1,6 @@
 """Eight processes that produce at once: what do dense offsets, in commit order, cost against no lock at all?
 
-By hand, the offset comes from a sequence, and nobody waits for anybody; but then a reader may see offset n + 1 before n,
+By hand, the offset comes from a sequence, and no producer waits for another; but then a reader may see offset n + 1 before n,
 and never n. With the lock and the newest offset, by hand too, is what a log can have that has neither gaps nor
 overtaking. 100 messages a call into eight partitions, and one message a call into one partition.
 """

@@ -90,7 +90,7 @@ class BenchDatabase:
 
     @contextmanager
     def apart(self) -> Iterator[BenchDatabase]:
-        """A database of its own with the queue's tables: nobody else's rows in them, and dropped rather than emptied."""
+        """Open a separate database with the queue's tables, without other rows; it is dropped afterwards."""
         with self.scratch() as target:
             yield database_at(self.kind, target)
 

@@ -1,4 +1,4 @@
-"""Another session that holds an old snapshot: what it keeps alive, nobody may clear away."""
+"""Another session that holds an old snapshot, so the rows that it sees cannot be vacuumed."""
 
 from __future__ import annotations
 

@@ -44,7 +44,7 @@ def messages(count: int, *, with_headers: bool = False, with_keys: bool = True) 
 
 
 def new_topic(mq: MQ, partitions: int = 1) -> str:
-    """A new topic. Nobody deletes it: the whole database goes in the end."""
+    """Create a topic. It is never deleted, because the whole database is dropped in the end."""
     name = f"bench-{uuid.uuid4().hex[:8]}"
     mq.create_topic(name, partitions)
     return name

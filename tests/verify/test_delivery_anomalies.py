@@ -102,7 +102,7 @@ def test_a_position_may_pass_what_is_set_aside(state: str) -> None:
     assert story.found() == {}
 
 
-def test_a_position_may_pass_what_somebody_has_discarded() -> None:
+def test_a_position_may_pass_what_was_discarded() -> None:
     story = three()
     story.group(mode="run")
     story.call("decide", 5, 6, "o", group="g", topic="t", action="discard", partition=0, offsets=[0])
@@ -185,7 +185,7 @@ def test_threads_that_ask_at_once_may_write_down_in_any_order() -> None:
     assert story.found() == {}
 
 
-def test_a_message_may_come_later_if_somebody_had_asked_who_was_killed() -> None:
+def test_a_message_may_come_later_if_a_member_that_was_killed_had_polled_before() -> None:
     story = three()
     story.poll([], 3, None, p="c")
     story.poll(handed(1), 3.5, 4, p="c")
@@ -195,7 +195,7 @@ def test_a_message_may_come_later_if_somebody_had_asked_who_was_killed() -> None
     assert story.found() == {}
 
 
-def test_a_message_must_not_come_later_because_somebody_asked_after_that_who_was_killed() -> None:
+def test_a_message_must_not_come_later_because_a_member_that_was_killed_polled_afterwards() -> None:
     story = three()
     story.poll(handed(1), 3.5, 4, p="c")
     story.poll([], 4.2, None, p="c")
@@ -260,7 +260,7 @@ def test_a_message_may_come_again_if_who_had_it_was(what: str) -> None:
     assert disturbed(what).found() == {}
 
 
-def test_a_message_must_not_come_again_because_somebody_else_was_killed() -> None:
+def test_a_message_must_not_come_again_because_another_member_was_killed() -> None:
     story = three()
     story.poll(handed(0), 3, 4, p="c")
     killed(story, "x", 4.5)
@@ -309,7 +309,7 @@ def test_a_position_must_not_be_lower_at_the_end() -> None:
     assert story.found() == {"B5": {"regression"}}
 
 
-def test_a_position_may_go_back_if_somebody_moves_the_group() -> None:
+def test_a_position_may_go_back_if_the_group_is_moved() -> None:
     story = three()
     story.poll(handed(0), 2, 2.5)
     story.done([0], 2.6)
@@ -384,7 +384,7 @@ def test_a_transaction_that_was_cut_off_and_is_late_does_no_harm() -> None:
 
 
 @pytest.mark.parametrize("start", [0, 1])
-def test_after_a_transaction_of_which_nobody_knows_the_next_may_begin_at_either_place(start: int) -> None:
+def test_after_a_transaction_with_unknown_outcome_the_next_may_begin_at_either_place(start: int) -> None:
     story = blocks()
     story.block(handed(0), 3, None)
     killed(story, "c", 4)
@@ -451,7 +451,7 @@ def test_a_committed_message_must_have_its_effect() -> None:
     assert effect_story().found() == {"B7": {"lost-effect"}}
 
 
-def test_a_message_before_the_position_must_have_its_effect_though_nobody_knows_of_its_transaction() -> None:
+def test_a_message_before_the_position_must_have_its_effect_though_the_outcome_of_its_transaction_is_unknown() -> None:
     assert effect_story(end=None).found() == {"B7": {"lost-effect"}}
 
 
@@ -462,7 +462,7 @@ def test_a_message_behind_the_position_must_not_have_its_effect() -> None:
     assert story.found() == {"B7": {"early-effect"}}
 
 
-def test_a_transaction_of_which_nobody_knows_may_have_had_neither() -> None:
+def test_a_transaction_with_unknown_outcome_may_have_had_neither() -> None:
     assert effect_story(end=None, position=0).found() == {}
 
 

@@ -129,7 +129,7 @@ def test_nothing_must_be_left_in_the_database(left: int, is_wrong: bool) -> None
     assert story.found() == ({"L8": {"residue"}} if is_wrong else {})
 
 
-def test_bounds_that_nobody_gave_are_not_judged() -> None:
+def test_bounds_that_are_not_given_are_not_judged() -> None:
     story = waiting(100_000)
     story.lines[0]["bounds"] = {}
 

@@ -126,7 +126,7 @@ def test_without_the_message_of_its_savepoint_a_transaction_is_whole() -> None:
     assert story.found() == {}
 
 
-def test_a_message_that_nobody_sent_is_unexpected() -> None:
+def test_a_message_that_no_client_sent_is_unexpected() -> None:
     story = Story()
     story.log(["a"])
 
@@ -283,7 +283,7 @@ def test_sends_that_overlap_may_be_in_any_order(outcome: str) -> None:
     assert story.found() == {}
 
 
-def test_a_send_of_which_nobody_knows_may_have_taken_place_long_after() -> None:
+def test_a_send_with_unknown_outcome_may_have_taken_place_long_after() -> None:
     story = Story()
     story.send(["a"], 1, 2, p="p", outcome="info")
     story.send(["b"], 3, 4, p="q")
@@ -438,11 +438,11 @@ def test_a_poll_that_began_before_the_acknowledgement_may_be_empty() -> None:
     assert empty_poll(start=1.5).found() == {}
 
 
-def test_a_poll_of_a_partition_that_is_somebody_elses_may_be_empty() -> None:
+def test_a_poll_of_a_partition_of_another_member_may_be_empty() -> None:
     assert empty_poll(owned=[1]).found() == {}
 
 
-def test_a_poll_may_be_empty_when_the_message_is_in_somebodys_hands() -> None:
+def test_a_poll_may_be_empty_when_the_message_is_in_flight() -> None:
     story = empty_poll(start=5, end=6)
     story.poll([got("a", 0)], 3, 4)
 
@@ -458,7 +458,7 @@ def test_a_poll_of_a_process_that_was_paused_may_be_empty() -> None:
 
 
 @pytest.mark.parametrize("others", [0, 1])
-def test_an_empty_transaction_is_stale_only_if_nobody_else_was_at_work(others: int) -> None:
+def test_an_empty_transaction_is_stale_only_if_no_other_transaction_was_active(others: int) -> None:
     story = Story()
     story.group(mode="transaction")
     story.send(["a"], 1, 2)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from sqlmq.verify.plan import FAULTS, Plan, fault_schedule
 
-SECRET = "pa55word"  # noqa: S105 - of nobody
+SECRET = "pa55word"  # noqa: S105 - not a real one
 PLAN = Plan.of(f"postgres://user:{SECRET}@host/name?sslmode=require", None, "abc", Path("out"), seconds=120.0)
 
 

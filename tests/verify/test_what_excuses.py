@@ -39,7 +39,7 @@ def test_a_group_that_was_moved_in_one_partition_is_judged_in_the_others() -> No
 
 
 @pytest.mark.parametrize(("outcome", "codes"), [("ok", set[str]()), ("fail", {"B3", "B4"})])
-def test_messages_about_which_somebody_decided_come_again(outcome: str, codes: set[str]) -> None:
+def test_messages_with_a_decision_come_again(outcome: str, codes: set[str]) -> None:
     story = three()
     story.poll(handed(1), 3, 4)
     story.call("decide", 4.1, 4.2, "o", outcome, group="g", topic="t", action="retry", partition=0, offsets=[0, 1])

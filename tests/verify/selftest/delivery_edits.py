@@ -10,7 +10,7 @@ from tests.verify.selftest.draft import NotPossibleError, listed, messages, numb
 if TYPE_CHECKING:
     from sqlmq.verify.history import Json
     from tests.verify.selftest.draft import Draft
-    from tests.verify.selftest.simulator import Line
+    from tests.verify.selftest.simulated_queue import Line
 
 _LEASE = {"group": "billing", "topic": "orders"}
 _BLOCKS = {"group": "totals", "topic": "orders"}
@@ -18,7 +18,7 @@ _RUN = {"group": "mails", "topic": "orders"}
 
 
 def empty_poll(draft: Draft) -> None:
-    """A poll got nothing, though an acknowledged message was there for it."""
+    """A poll returned nothing although an acknowledged message was available."""
     acknowledged_at = {
         one["m"]: number(ok, "t") for _, ok in draft.pairs("send") for one in messages(ok, "placed") if "offset" in one
     }
@@ -35,12 +35,12 @@ def empty_poll(draft: Draft) -> None:
 
 
 def never_deliver(draft: Draft) -> None:
-    """A message in the middle never came to a group whose position is behind it."""
+    """A message in the middle was never delivered to a group whose position has passed it."""
     _hide(draft, *_somewhere(draft))
 
 
 def never_finish(draft: Draft) -> None:
-    """A message came to a group and was never done, and the position is behind it."""
+    """A message was delivered and never completed, but the position has passed it."""
     partition, offset = _somewhere(draft)
     for line in draft.lines("note", "done", **_LEASE, partition=partition):
         line["offsets"] = [one for one in listed(line, "offsets") if one != offset]
@@ -70,7 +70,7 @@ def swap_polls(draft: Draft) -> None:
 
 
 def deliver_again(draft: Draft) -> None:
-    """A message came again, and nothing had happened."""
+    """A message was redelivered without a reason."""
     invoke, ok = draft.pick([pair for pair in draft.pairs("poll", **_LEASE) if listed(pair[1], "delivered")])
     later = number(ok, "t") + 1_000_000_000
     of = draft.add(later, str(invoke["p"]), "invoke", "poll", **_LEASE)
@@ -85,7 +85,7 @@ def move_back(draft: Draft) -> None:
 
 
 def commit_as_zombie(draft: Draft) -> None:
-    """Somebody whose partition another one has by now commits it."""
+    """A member commits a partition that another member has taken over."""
     got: dict[Json, list[tuple[int, int, str, int]]] = {}
     for invoke, ok in draft.pairs("poll", **_LEASE):
         for one in messages(ok, "delivered"):
@@ -103,7 +103,7 @@ def commit_as_zombie(draft: Draft) -> None:
 
 
 def commit_twice(draft: Draft) -> None:
-    """Two transactions that were given the same messages were committed."""
+    """Two transactions that received the same messages were committed."""
     invoke, ok = draft.pick([pair for pair in draft.pairs("txn", **_BLOCKS) if listed(pair[0], "delivered")])
     later = number(ok, "t") + 1
     of = draft.add(later, "totals-9.0", "invoke", "txn", **_BLOCKS, delivered=listed(invoke, "delivered"))
@@ -144,7 +144,7 @@ def bury_alive(draft: Draft) -> None:
 
 
 def try_too_often(draft: Draft) -> None:
-    """A handler raised more often at a message than it may."""
+    """A handler failed more often at a message than allowed."""
     invoke, ok = draft.pick(list(draft.pairs("handle", **_RUN)))
     for turn in range(4):
         moment = number(ok, "t") + 1_000_000 * (turn + 1)
@@ -172,7 +172,7 @@ def go_on_after_abort(draft: Draft) -> None:
 
 
 def stop_reading(draft: Draft) -> None:
-    """Nobody read for a while, though there were messages and nothing had happened."""
+    """No member read for a while, although there were messages and no fault."""
     polls = draft.lines("invoke", "poll", **_LEASE)
     since = number(polls[len(polls) // 2], "t")
     for line in draft.history.lines:
@@ -207,7 +207,7 @@ def _somewhere(draft: Draft) -> tuple[Json, Json]:
 
 
 def _hide(draft: Draft, partition: Json, offset: Json) -> None:
-    """Let a message never have come to the group."""
+    """Remove all deliveries of a message to the group."""
     for _, ok in draft.pairs("poll", **_LEASE):
         place = (partition, offset)
         ok["delivered"] = [one for one in messages(ok, "delivered") if (one["partition"], one["offset"]) != place]
@@ -216,7 +216,7 @@ def _hide(draft: Draft, partition: Json, offset: Json) -> None:
 
 
 def _parked(draft: Draft, state: str) -> Line:
-    """A row that says that the group has set aside a message that its handler has finished."""
+    """Return a row for a parked message whose handler has succeeded."""
     invoke, _ = draft.pick(list(draft.pairs("handle", **_RUN)))
     one = messages(invoke, "delivered")[0]
     place: Line = {"partition": one["partition"], "offset": one["offset"]}

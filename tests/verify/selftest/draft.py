@@ -1,4 +1,4 @@
-"""A history that is being changed: its lines and rows, looked up by what an edit needs."""
+"""A history that is being edited: finds the lines and rows that an edit needs."""
 
 from __future__ import annotations
 
@@ -9,30 +9,30 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from sqlmq.verify.history import Json
-    from tests.verify.selftest.simulator import History, Line
+    from tests.verify.selftest.simulated_queue import History, Line
 
 T = TypeVar("T")
 
 
 class NotPossibleError(Exception):
-    """A history has nothing that could be changed so."""
+    """The history has nothing that this edit could change."""
 
 
 class Draft:
-    """A history that is being changed, by random choices."""
+    """A history that is being edited, with random choices."""
 
     def __init__(self, history: History, chosen: random.Random) -> None:
         self.history = history
         self.chosen = chosen
 
     def pick(self, choices: Sequence[T]) -> T:
-        """One of *choices*, at random."""
+        """Return a random one of *choices*. Raises NotPossibleError if there is none."""
         if not choices:
             raise NotPossibleError
         return self.chosen.choice(choices)
 
     def lines(self, kind: str, f: str, **facts: object) -> list[Line]:
-        """The lines of a sort, in order of time."""
+        """Return the lines of this kind in order of time."""
         return [
             line
             for line in self.history.lines
@@ -40,7 +40,7 @@ class Draft:
         ]
 
     def rows(self, row: str, **facts: object) -> list[Line]:
-        """The rows of a sort."""
+        """Return the rows of this kind."""
         return [
             one
             for one in self.history.rows
@@ -48,45 +48,45 @@ class Draft:
         ]
 
     def completion(self, invoke: Line) -> Line | None:
-        """What completes an invocation."""
+        """Return the completion of *invoke*, or None."""
         completions = (one for one in self.history.lines if one.get("of") == invoke["i"] and one["p"] == invoke["p"])
         return next(completions, None)
 
     def pairs(self, f: str, **facts: object) -> Iterator[tuple[Line, Line]]:
-        """Invocations that were ``ok``, with their completions."""
+        """Yield successful invocations with their completions."""
         by_number = {(line["p"], line.get("of")): line for line in self.history.lines if line["type"] == "ok"}
         for invoke in self.lines("invoke", f, **facts):
             if (ok := by_number.get((invoke["p"], invoke["i"]))) is not None:
                 yield invoke, ok
 
     def remove(self, line: Line) -> None:
-        """Take a line or a row away."""
+        """Remove a line or a row."""
         for lines in (self.history.lines, self.history.rows):
             lines[:] = [one for one in lines if one is not line]
 
     def add(self, t: int, process: str, kind: str, f: str, **fields: Json) -> int:
-        """Add a line; return its number."""
+        """Add a line and return its number."""
         number = 1_000_000 + len(self.history.lines)
         self.history.lines.append({"i": number, "t": t, "p": process, "type": kind, "f": f, **fields})
         return number
 
     def row_of(self, m: object) -> Line:
-        """Where a message is in the log."""
+        """Return the log row of a message."""
         return self.pick(self.rows("message", m=m))
 
     def last_row(self, topic: str, is_fit: Callable[[Line], bool] = lambda _: True) -> Line:
-        """The last row of one of the topic's partitions, if it fits."""
+        """Return the last row of a random partition of the topic that *is_fit*."""
         last: dict[Json, Line] = {}
         for row in self.rows("message", topic=topic):
             last[row["partition"]] = row
         return self.pick([row for row in last.values() if is_fit(row)])
 
     def end(self, row: Line) -> Line:
-        """The row that says where the partition of *row* begins and ends."""
+        """Return the row with start and end of the partition of *row*."""
         return self.pick(self.rows("partition", topic=row["topic"], partition=row["partition"]))
 
     def acknowledged(self, f: str, **facts: object) -> list[str]:
-        """Ids of messages that were sent by operations that were ``ok``, and have not been rolled back with a savepoint."""
+        """Return the ids of messages of successful operations that were not rolled back with a savepoint."""
         found: list[str] = []
         for invoke, _ in self.pairs(f, **facts):
             undone = listed(invoke, "undone")

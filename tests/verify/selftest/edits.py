@@ -1,4 +1,4 @@
-"""Correct histories of which one thing is changed, each so that a promise is broken: cases that need no database."""
+"""Edits that break one promise of a correct history each: cases that need no database."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ if TYPE_CHECKING:
 
 
 class Edit(NamedTuple):
-    """A change by which a correct history becomes a wrong one."""
+    """An edit that makes a correct history wrong."""
 
     name: str
     code: str
-    """The anomaly that has to be found."""
+    """The anomaly that the judge must find."""
     change: Callable[[Draft], None]
     with_faults: bool = True
-    """In a history in which clients are killed and paused; some changes would be explained by that."""
+    """Whether to edit a history with kills and pauses. They would excuse the result of some edits."""
 
 
 EDITS = (
@@ -75,7 +75,7 @@ _SENDS = 150
 
 
 def edited(edit: Edit, seed: int) -> Draft:
-    """Change a correct history as *edit* says; where there is nothing to change, another one."""
+    """Apply *edit* to a correct history; if it has nothing to change, to another one."""
     for number in range(seed * 100, seed * 100 + 100):
         simulation = Simulation(number, sends=_SENDS, faults=edit.with_faults)
         draft = Draft(simulation.run(), random.Random(number))
@@ -84,12 +84,12 @@ def edited(edit: Edit, seed: int) -> Draft:
         except NotPossibleError:
             continue
         return draft
-    message = f"No history has anything that {edit.name} could change."
+    message = f"No history has anything that the edit {edit.name} could change."
     raise NotPossibleError(message)
 
 
 def cases() -> Iterator[Case]:
-    """A case that nothing is wrong with, and one for each edit."""
+    """Yield a correct case, and one for each edit."""
     yield Case("correct", "nothing", frozenset(), _correct)
     for edit in EDITS:
         meaning = (edit.change.__doc__ or "").strip().rstrip(".")

@@ -11,7 +11,7 @@ from tests.verify.selftest.draft import NotPossibleError, listed, messages, numb
 if TYPE_CHECKING:
     from sqlmq.verify.history import Json
     from tests.verify.selftest.draft import Draft
-    from tests.verify.selftest.simulator import Line
+    from tests.verify.selftest.simulated_queue import Line
 
 _CONTENT = ("m", "h", "key", "at")
 
@@ -38,9 +38,9 @@ def undo_committed(draft: Draft) -> None:
 
 
 def add_unknown(draft: Draft) -> None:
-    """A message that nobody sent is at the end of the log."""
+    """A message that no client sent is at the end of the log."""
     last = draft.last_row("copies")
-    draft.history.rows.append(last | {"offset": number(last, "offset") + 1, "m": "r1:nobody:1"})
+    draft.history.rows.append(last | {"offset": number(last, "offset") + 1, "m": "r1:unknown:1"})
     draft.end(last)["end"] = number(last, "offset") + 2
 
 
@@ -107,7 +107,7 @@ def reorder_batch(draft: Draft) -> None:
 
 
 def interrupt_batch(draft: Draft) -> None:
-    """A message of somebody else is among those of a batch."""
+    """A message of another sender is among those of a batch."""
     candidates = []
     for rows in _batches(draft):
         after = number(rows[-1], "offset") + 1
@@ -117,7 +117,7 @@ def interrupt_batch(draft: Draft) -> None:
 
 
 def tear(draft: Draft) -> None:
-    """Of a transaction of which nobody knows, one message is in the log, and another is not."""
+    """Of a transaction with an unknown outcome, one message is in the log, and another is not."""
     acknowledged = [pair for pair in draft.pairs("txn") if len(messages(pair[0])) - len(listed(pair[0], "undone")) > 1]
     invoke, ok = draft.pick([pair for pair in acknowledged if not listed(pair[0], "delivered")])
     ok["type"], ok["err"] = "info", "OutcomeUnknownError"
@@ -143,13 +143,13 @@ def cross(draft: Draft) -> None:
 
 
 def read_own(draft: Draft) -> None:
-    """A transaction was given a message that it sends itself."""
+    """A transaction received a message that it sends itself."""
     invoke = draft.pick([one for one, _ in draft.pairs("txn") if listed(one, "delivered") and messages(one)])
     messages(invoke, "delivered")[0]["m"] = messages(invoke)[0]["m"]
 
 
 def age_snapshot(draft: Draft) -> None:
-    """Somebody looked at the ends, and did not see what had been acknowledged."""
+    """A snapshot of the ends does not include what had been acknowledged."""
     snapshots = [ok for _, ok in draft.pairs("snapshot", topic="orders")]
     if len(snapshots) < 5:
         raise NotPossibleError

@@ -1,4 +1,4 @@
-"""Short runs of the library as it is, and with one thing broken in it, for the judge to tell apart."""
+"""Short runs of the library, unchanged and with one mutation each, which the judge must distinguish."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ if TYPE_CHECKING:
     from tests.verify.selftest.mutations import Mutation
 
 UNBROKEN = "unbroken"
-"""The name of the run in which nothing is broken."""
+"""The name of the run without a mutation."""
 
 
 def cases(url: str | None) -> list[Case]:
-    """One in which nothing is broken, and one for each mutation; at *url*, or in a file of their own."""
+    """Return a case without a mutation and one for each mutation, at *url* or in SQLite files."""
     return [
-        Case(UNBROKEN, "Nothing: this is the library as it is, under faults.", frozenset(), partial(_run, url, None)),
+        Case(UNBROKEN, "Nothing: the unchanged library, under faults.", frozenset(), partial(_run, url, None)),
         *(
             Case(one.name, one.breaks, frozenset(one.expected.split()), partial(_run, url, one))
             for one in MUTATIONS.values()

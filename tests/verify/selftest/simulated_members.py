@@ -1,4 +1,4 @@
-"""The members of the groups of a simulated queue: by lease, in transactions, and with a handler that may fail."""
+"""Members of groups of the simulated queue: by lease, in transactions, and with a handler that may fail."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Generator
 
-    from tests.verify.selftest.simulator import GroupState, Simulation, Steps
+    from tests.verify.selftest.simulated_queue import GroupState, SimulatedQueue, Steps
 
 LEASE_SECONDS = 2.0
 _MAX_ATTEMPTS = 3
 
 
-def lease_member(queue: Simulation, name: str, group: str, topic: str) -> Steps:
-    """Polls, handles, and has its positions committed with the next poll, or when it says so."""
+def lease_member(queue: SimulatedQueue, name: str, group: str, topic: str) -> Steps:
+    """Poll, handle and commit, by the next poll or explicitly."""
     for life in itertools.count():
         process = f"{name}.{life}"
         while True:
@@ -26,7 +26,7 @@ def lease_member(queue: Simulation, name: str, group: str, topic: str) -> Steps:
         yield queue.random.uniform(0.1, 0.5)
 
 
-def _lease_round(queue: Simulation, process: str, group: str, topic: str) -> Generator[float, None, bool]:
+def _lease_round(queue: SimulatedQueue, process: str, group: str, topic: str) -> Generator[float, None, bool]:
     """Claim, poll, handle and commit; return whether the process was killed."""
     _claim(queue, process, group, topic)
     held = {number: state.epoch for number, state in _owned(queue, process, group, topic)}
@@ -65,7 +65,7 @@ def _lease_round(queue: Simulation, process: str, group: str, topic: str) -> Gen
 
 
 def _commit(
-    queue: Simulation, process: str, group: str, topic: str, taken: list[tuple[int, int]], held: dict[int, int]
+    queue: SimulatedQueue, process: str, group: str, topic: str, taken: list[tuple[int, int]], held: dict[int, int]
 ) -> Steps:
     is_explicit = queue.chance(0.3)
     of = queue.write(process, "invoke", "commit", group=group, topic=topic) if is_explicit else 0
@@ -86,7 +86,7 @@ def _commit(
         queue.write(process, "ok", "commit", of=of, positions=written)
 
 
-def _claim(queue: Simulation, process: str, group: str, topic: str) -> None:
+def _claim(queue: SimulatedQueue, process: str, group: str, topic: str) -> None:
     """Take what is free, up to a fair share, and what has been free for long."""
     mine = len(list(_owned(queue, process, group, topic)))
     for number in range(queue.partitions):
@@ -97,19 +97,19 @@ def _claim(queue: Simulation, process: str, group: str, topic: str) -> None:
             queue.write(process, "note", "assigned", **facts)
 
 
-def _owned(queue: Simulation, process: str, group: str, topic: str) -> list[tuple[int, GroupState]]:
+def _owned(queue: SimulatedQueue, process: str, group: str, topic: str) -> list[tuple[int, GroupState]]:
     states = [(number, queue.states[group, topic, number]) for number in range(queue.partitions)]
     return [(number, state) for number, state in states if state.owner == process]
 
 
-def _lose(queue: Simulation, process: str, group: str, topic: str) -> bool:
+def _lose(queue: SimulatedQueue, process: str, group: str, topic: str) -> bool:
     """What *process* owns is free when its lease is over."""
     for _, state in _owned(queue, process, group, topic):
         state.owner, state.free_at = None, queue.now + LEASE_SECONDS / 2
     return True
 
 
-def transaction_member(queue: Simulation, name: str, group: str, topic: str) -> Steps:
+def transaction_member(queue: SimulatedQueue, name: str, group: str, topic: str) -> Steps:
     """Takes messages of one partition, with a lock, writes effects and copies, and commits all of it with the position."""
     for life in itertools.count():
         process = f"{name}.{life}"
@@ -121,7 +121,7 @@ def transaction_member(queue: Simulation, name: str, group: str, topic: str) -> 
         yield queue.random.uniform(0.1, 0.5)
 
 
-def _transaction(queue: Simulation, process: str, group: str, topic: str) -> Generator[float, None, bool]:
+def _transaction(queue: SimulatedQueue, process: str, group: str, topic: str) -> Generator[float, None, bool]:
     began = 1_000_000_000_000 + int(queue.now * 1e9)
     yield 0.002
     states = [(number, queue.states[group, topic, number]) for number in range(queue.partitions)]
@@ -157,7 +157,7 @@ def _transaction(queue: Simulation, process: str, group: str, topic: str) -> Gen
     return False
 
 
-def run_member(queue: Simulation, name: str, group: str, topic: str) -> Steps:
+def run_member(queue: SimulatedQueue, name: str, group: str, topic: str) -> Steps:
     """Calls a handler with one message after the other; what fails is set aside, with what follows it in its key."""
     for life in itertools.count():
         process = f"{name}.{life}"
@@ -177,7 +177,7 @@ def run_member(queue: Simulation, name: str, group: str, topic: str) -> Steps:
         yield queue.random.uniform(0.1, 0.5)
 
 
-def _next(queue: Simulation, state: GroupState, topic: str, number: int) -> int | None:
+def _next(queue: SimulatedQueue, state: GroupState, topic: str, number: int) -> int | None:
     """The offset to handle next: perhaps the first of a key that was set aside, else the next whose key is not."""
     log = queue.log[topic, number]
     waiting = sorted(offset for offset, (what, _) in state.parked.items() if what == "waiting")
@@ -194,7 +194,7 @@ def _next(queue: Simulation, state: GroupState, topic: str, number: int) -> int 
 
 
 def _handled(
-    queue: Simulation, process: str, group: str, topic: str, number: int, offset: int
+    queue: SimulatedQueue, process: str, group: str, topic: str, number: int, offset: int
 ) -> Generator[float, None, bool]:
     """Handle one message, and write down what came of it; return whether the process was killed."""
     state = queue.states[group, topic, number]
