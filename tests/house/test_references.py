@@ -168,7 +168,7 @@ def test_every_attribute_has_its_row(cls: type) -> None:
 
 
 def test_an_attribute_is_explained_by_what_stands_below_it_in_the_code() -> None:
-    row = "| `end_offset` | `int` | The offset the next message will get. |"
+    row = "| `end_offset` | `int` | The offset of the next message to be appended. |"
 
     assert row in section("### PartitionDescription")
 
