@@ -60,7 +60,7 @@ def event_calls() -> Iterator[tuple[str, str]]:
             if not isinstance(node, ast.Call) or not node.args or not isinstance(node.args[0], ast.Constant):
                 continue
             name = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
-            if name in {"log_fields", "_lost"} and isinstance(node.args[0].value, str):
+            if name in {"log_fields", "_loss_fields"} and isinstance(node.args[0].value, str):
                 yield logger, node.args[0].value
 
 

@@ -78,37 +78,26 @@ KNOWN_NAMES: set[str] = {
     "src/sqlmq/cli/signals.py: told",
     "src/sqlmq/consumer/core.py: is_undisturbed",
     "src/sqlmq/consumer/transaction.py: told",
-    "src/sqlmq/database/database.py: is_patient",
-    "src/sqlmq/operations/poll.py: survey",
     "src/sqlmq/prometheus.py: told",
-    "src/sqlmq/store/offsets.py: in_hand",
     "src/sqlmq/verify/history.py: Placed",
 }
 KNOWN_CLASSES: set[str] = {
     "_Sender",
 }
 KNOWN_PERSONS: set[str] = {
-    "docs/reference/api.md",
     "docs/reference/cli.md",
-    "src/sqlmq/aio/threads.py",
     "src/sqlmq/cli/__init__.py",
     "src/sqlmq/cli/commands/lag.py",
     "src/sqlmq/cli/run/supervisor.py",
-    "src/sqlmq/consumer/consumer.py",
-    "src/sqlmq/consumer/transaction_scope.py",
-    "src/sqlmq/model/message.py",
 }
 KNOWN_MOODS: set[str] = {
     "src/sqlmq/admin/parked.py",
     "src/sqlmq/aio/admin.py",
-    "src/sqlmq/aio/consumer.py",
     "src/sqlmq/cli/commands/doctor.py",
     "src/sqlmq/cli/commands/parked.py",
     "src/sqlmq/cli/commands/topics.py",
     "src/sqlmq/cli/demo/command.py",
     "src/sqlmq/cli/output.py",
-    "src/sqlmq/consumer/consumer.py",
-    "src/sqlmq/model/partitioner.py",
     "src/sqlmq/producer/outbox.py",
 }
 

@@ -193,8 +193,9 @@ def test_a_delay_is_a_number_of_seconds_from_now_to_three_centuries(seconds: flo
     assert due == seconds
 
 
-def test_a_message_that_is_not_delayed_is_due_at_no_moment() -> None:
-    assert check_due(None, None) is None
+def test_a_scheduled_message_needs_a_delay_or_a_moment() -> None:
+    with pytest.raises(ValueError, match=r"delay_seconds= or deliver_at="):
+        check_due(None, None)
 
 
 @given(st.lists(st.integers()))

@@ -34,11 +34,11 @@ def examine(access: DatabaseAccess, limits: DoctorLimits | None) -> list[Problem
     ahead, behind = seen.now - datetime.now(UTC), seen.now - began
     off = min(behind, timedelta()) + max(ahead, timedelta())
     groups = itertools.chain.from_iterable(doctor.of_group(group, limits) for group in seen.groups)
-    database = doctor.of_database(seen.vitals, -off.total_seconds(), limits)
+    database = doctor.of_database(seen.database_status, -off.total_seconds(), limits)
     delayed = itertools.chain.from_iterable(doctor.of_delayed(overdue, limits) for overdue in seen.overdue)
     # A standby refuses to listen.
-    do_arrive = seen.vitals.read_only is not None or _notices_arrive(access)
-    notices = doctor.of_notices(seen.vitals, do_arrive=do_arrive)
+    do_arrive = seen.database_status.read_only is not None or _notices_arrive(access)
+    notices = doctor.of_notices(seen.database_status, do_arrive=do_arrive)
     return doctor.worst_first(itertools.chain(database, groups, delayed, notices, doctor.of_unseen(seen.unseen)))
 
 

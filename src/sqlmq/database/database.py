@@ -199,7 +199,7 @@ class Database:
 
     def connect(self) -> contextlib.AbstractContextManager[Connection]:
         """Open a connection for a block of the application, in no transaction yet."""
-        return self._connect(self._transactions, is_patient=True)
+        return self._connect(self._transactions, is_slow=True)
 
     def limit_silence(
         self, conn: Connection, seconds: float | None = None, *, committing: bool = False
@@ -279,7 +279,7 @@ class Database:
     def _write_once(self, mode: _Mode, operation: Operation[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         with (
             self._exclusive(writing=True, priority=mode.has_priority),
-            self._connect(self._transactions, is_patient=mode.is_slow, committing=not mode.is_idempotent) as conn,
+            self._connect(self._transactions, is_slow=mode.is_slow, committing=not mode.is_idempotent) as conn,
         ):
             with self.translating():
                 failpoint("begin.before")
@@ -332,13 +332,13 @@ class Database:
             raise DatabaseUnavailableError(message)
 
     @contextlib.contextmanager
-    def _connect(self, engine: Engine, *, is_patient: bool = False, committing: bool = False) -> Iterator[Connection]:
-        """Open a connection. Unless *is_patient*, limit how long the database may be silent in the block."""
+    def _connect(self, engine: Engine, *, is_slow: bool = False, committing: bool = False) -> Iterator[Connection]:
+        """Open a connection. Unless *is_slow*, limit how long the database may be silent in the block."""
         with self._drain_gate:
             with self.translating():
                 connection = engine.connect()
             try:
-                with contextlib.nullcontext() if is_patient else self.limit_silence(connection, committing=committing):
+                with contextlib.nullcontext() if is_slow else self.limit_silence(connection, committing=committing):
                     yield connection
             except SqlmqError as error:
                 if self._is_unusable_after(error):

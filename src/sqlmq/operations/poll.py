@@ -55,5 +55,5 @@ def has_changes(request: PollRequest, seen: GroupSnapshot, *, is_settled: bool) 
     # Without this check, each of a thousand members would be compared with all others.
     if is_settled and request.claims and request.claims == seen.owned.get(request.member_id):
         return False
-    survey = membership.group_view(seen, request.member_id, request.lease_seconds)
-    return survey is None or survey.has_work_for(request.claims)
+    view = membership.group_view(seen, request.member_id, request.lease_seconds)
+    return view is None or view.has_work_for(request.claims)

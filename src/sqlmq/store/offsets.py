@@ -99,7 +99,7 @@ def positions_in_flight(
     rows = conn.execute(
         select(p.c.id, func.coalesce(position, p.c.start_offset), in_flight_to).where(p.c.id.in_(partition_ids))
     )
-    return {id_: Commit(id_, offset, in_hand) for id_, offset, in_hand in rows}
+    return {id_: Commit(id_, offset, in_flight) for id_, offset, in_flight in rows}
 
 
 class Window(NamedTuple):

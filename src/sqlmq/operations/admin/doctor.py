@@ -36,7 +36,7 @@ _PARTS = [
 class Examination(NamedTuple):
     """The state of the database and its groups."""
 
-    vitals: DatabaseStatus
+    database_status: DatabaseStatus
     now: datetime
     """By the database's clock."""
     groups: list[GroupHealth]
