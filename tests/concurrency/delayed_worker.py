@@ -16,8 +16,10 @@ from enum import IntEnum, auto
 from typing import TYPE_CHECKING, Any
 
 from sqlmq import Message
+from sqlmq.dialects.postgresql.dialect import Postgresql
+from sqlmq.dialects.sqlite.dialect import Sqlite
 from sqlmq.operations import staging
-from sqlmq.store import messages, staged
+from sqlmq.store import staged
 from tests.concurrency.workers import Journal, in_child
 
 if TYPE_CHECKING:
@@ -166,7 +168,8 @@ def _crash_inside(crash: Crash) -> None:
 
     staged.lock_due = take_or_crash  # type: ignore[assignment]
     staging.move = move_or_crash  # type: ignore[assignment]
-    after(messages, "append", Step.APPENDED)
+    for dialect in (Postgresql, Sqlite):
+        after(dialect, "append", Step.APPENDED)
     after(staged, "add", Step.STORED_NOT_COMMITTED)
     after(staged, "cancel", Step.CANCELLED_NOT_COMMITTED)
 
