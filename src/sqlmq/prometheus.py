@@ -122,7 +122,7 @@ def _tell_lag(families: dict[str, Metric], lag: PartitionLag) -> None:
 
 
 def _families() -> dict[str, Metric]:
-    return {name: Metric(name, told, kind) for name, (kind, told, _) in _METRICS.items()}
+    return {name: Metric(name, description, kind) for name, (kind, description, _) in _METRICS.items()}
 
 
 def _add(families: dict[str, Metric], name: str, labels: dict[str, str], value: float) -> None:

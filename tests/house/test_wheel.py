@@ -109,7 +109,7 @@ def test_the_installed_library_has_the_revisions_for_every_database(environment:
 
     text = run([environment / "python", "-W", "error", "-c", script], tmp_path)
 
-    assert "CREATE OR REPLACE FUNCTION sqlmq_append" in text
+    assert "CREATE FUNCTION sqlmq_append" in text
     assert text.count("CREATE TABLE sqlmq_message") == 2
 
 

@@ -181,7 +181,7 @@ class AsyncConsumer:
         pool = WorkerPool(core, config, executor)
         await self._threads.run(partial(core.begin_run, pool))
         with pool.taking_signals():
-            return await self._threads.run_apart(pool.work_and_close, name="sqlmq-run", hurry=pool.stop)
+            return await self._threads.run_apart(pool.work_and_close, name="sqlmq-run", shorten=pool.stop)
 
     def stop(self) -> None:
         """Make ``run`` return after the messages that are in flight. Any task or thread may call it.

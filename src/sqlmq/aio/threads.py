@@ -49,7 +49,7 @@ class Threads:
         raise interruption from error
 
     async def run_apart(
-        self, work: Callable[[], T], *, name: str = "sqlmq-close", hurry: Callable[[], object] | None = None
+        self, work: Callable[[], T], *, name: str = "sqlmq-close", shorten: Callable[[], object] | None = None
     ) -> T:
         """Run *work*, which may take long, in a thread of its own. A cancellation does not end it.
 
@@ -59,7 +59,7 @@ class Threads:
         future: Future[T] = Future()
         thread = threading.Thread(target=_run, args=(future, lambda: context.run(work)), name=name)
         thread.start()
-        interruption = await _end(future, may_cancel=False, hurry=hurry)
+        interruption = await _end(future, may_cancel=False, shorten=shorten)
         thread.join()
         if interruption is not None:
             raise interruption
@@ -100,7 +100,7 @@ async def to_the_end(work: Coroutine[object, object, T]) -> T:
 
 
 async def _end(
-    future: Future[T], *, may_cancel: bool, hurry: Callable[[], object] | None = None
+    future: Future[T], *, may_cancel: bool, shorten: Callable[[], object] | None = None
 ) -> asyncio.CancelledError | None:
     """Wait until *future* is done, however often the task is cancelled; return the first cancellation.
 
@@ -115,8 +115,8 @@ async def _end(
             await asyncio.wait([ended])
         except asyncio.CancelledError as error:
             interruption = interruption or error
-            if hurry is not None:
-                hurry()
+            if shorten is not None:
+                shorten()
             if may_cancel and future.cancel():
                 break
     return interruption

@@ -164,8 +164,8 @@ class AsyncTransaction:
             if is_last:
                 raise
             topic = self._core.topic
-            told = log_fields("retry", topic=topic, error=error)
-            log.warning("A transaction on %r could not begin and is tried again: %s", topic, error, extra=told)
+            fields = log_fields("retry", topic=topic, error=error)
+            log.warning("A transaction on %r could not begin and is tried again: %s", topic, error, extra=fields)
             if self._source is None:
                 await to_the_end(self._leave())  # the next attempt opens another connection
             return False

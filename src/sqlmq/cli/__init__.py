@@ -52,7 +52,7 @@ class Commands(click.Group):
             result = super().invoke(ctx)
             sys.stdout.flush()
         except BrokenPipeError:
-            # Whoever read the output has what he wanted, as in `sqlmq topics list | head -1`.
+            # The reader closed the pipe because it has enough, as in `sqlmq topics list | head -1`.
             forget_stdout()
             ctx.exit(0)
         except KeyboardInterrupt as interrupt:

@@ -105,7 +105,7 @@ def _cell(value: object) -> str:
 
 
 def forget_stdout() -> None:
-    """Let nobody notice, not even the interpreter at its end, that there is no one to read what is still buffered."""
+    """Discard buffered output after the reader has gone, so that the interpreter reports no error at its end."""
     with suppress(OSError, ValueError):
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, sys.stdout.fileno())

@@ -381,8 +381,8 @@ class ConsumerCore:
         """Acknowledge what *receiver* got before; return whether the buffer has messages and no check is due."""
         self.acknowledge(receiver)
         self._polled_at = now = self.clock.monotonic()
-        is_undisturbed = self.coordinator.needs_no_check(now) and not self.coordinator.is_commit_due(2)
-        return is_undisturbed and self.buffer.is_ready(now)
+        is_settled = self.coordinator.needs_no_check(now) and not self.coordinator.is_commit_due(2)
+        return is_settled and self.buffer.is_ready(now)
 
     def _log_unfinished(self) -> None:
         for name in self.buffer.requeue_of_dead_receivers():

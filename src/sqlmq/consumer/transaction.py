@@ -159,8 +159,8 @@ class Transaction:
             if is_last:
                 raise
             topic = self._core.topic
-            told = log_fields("retry", topic=topic, error=error)
-            log.warning("A transaction on %r could not begin and is tried again: %s", topic, error, extra=told)
+            fields = log_fields("retry", topic=topic, error=error)
+            log.warning("A transaction on %r could not begin and is tried again: %s", topic, error, extra=fields)
             return False
 
     def _begin(

@@ -60,7 +60,7 @@ def insert_all(
 ) -> None:
     """Insert *commits* as the group's positions. The caller has locked the claims (``claims.lock``).
 
-    An existing row is a commit whose answer was lost or, if *marking*, one whose in-flight offset changes.
+    An existing row is a commit whose answer was lost or, if *updating_in_flight*, one whose in-flight offset changes.
     """
     rows = [
         {

@@ -69,7 +69,7 @@ def doctor(
     *,
     as_json: bool,
 ) -> None:
-    """Say what is wrong with the database and the groups in it, and what to do.
+    """List the problems of the database and its groups, and what to do.
 
     Looks, and changes nothing: the version of the tables, settings, poolers, whether notices arrive, old transactions, replication
     slots, rows that wait to be cleared away, clocks, groups without members, dead letters, delayed messages that are overdue; on SQLite the library, the file and where it lies.

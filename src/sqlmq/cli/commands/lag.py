@@ -1,4 +1,4 @@
-"""``sqlmq lag``: how far groups are behind, and an exit code for whoever watches that."""
+"""``sqlmq lag``: how far groups are behind, and an exit code for alerts."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _TOO_FAR_BEHIND = 3
     epilog=example(
         "sqlmq lag",
         "sqlmq lag orders --group billing --partitions --watch 2",
-        "sqlmq lag --max-seconds 60 || echo somebody is behind",
+        "sqlmq lag --max-seconds 60 || echo a group is behind",
     )
 )
 @click.argument("topic", required=False)

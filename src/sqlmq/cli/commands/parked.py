@@ -227,7 +227,7 @@ def keys(
 @database_options
 @pass_settings
 def retry(settings: Settings, topic: str, group: str, *, which: _Which, as_json: bool) -> None:
-    """Have parked messages of TOPIC tried again at once, with all their attempts.
+    """Retry parked messages of TOPIC at once, with all their attempts.
 
     Those of a key come in their order, and before any later one of it. A consumer that runs the group finds them
     within some seconds.
@@ -251,7 +251,7 @@ def retry(settings: Settings, topic: str, group: str, *, which: _Which, as_json:
 @database_options
 @pass_settings
 def discard(settings: Settings, topic: str, group: str, *, which: _Which, yes: bool, as_json: bool) -> None:
-    """Be done with parked messages of TOPIC, as if they had been handled. They stay in the log.
+    """Discard parked messages of TOPIC, as if they had been handled. They stay in the log.
 
     The next one of their key is tried, and a partition that stopped for one goes on behind it.
     """

@@ -126,7 +126,7 @@ def produce(
         if topic not in mq.admin.topics():
             click.echo(f"Topic {topic!r} did not exist and is made, with 3 partitions.", err=True)
         producer = mq.producer(topic)
-        sender = _Sender(producer, partition, delay_seconds=delay_seconds, deliver_at=deliver_at, as_json=as_json)
+        sender = _LineSender(producer, partition, delay_seconds=delay_seconds, deliver_at=deliver_at, as_json=as_json)
         try:
             with Stop() as stop, _progress(files or ("-",)) as advance:
                 for name in files or ("-",):
@@ -213,7 +213,7 @@ class _Cut:
         return message
 
 
-class _Sender:
+class _LineSender:
     """Sends batches, or stores them until they are due; counts messages, and prints places if asked to."""
 
     def __init__(

@@ -23,7 +23,7 @@ _SIZE = re.compile(r"(\d+(?:\.\d*)?|\.\d+)\s*(k|m|g|t)?i?b?", re.ASCII)
 _UNIT_BYTES = {None: 1, "k": 2**10, "m": 2**20, "g": 2**30, "t": 2**40}
 
 
-class Terms(TypedDict):
+class RetentionOptions(TypedDict):
     """The options of ``retention_options``, as a command gets them."""
 
     retention: float | None
@@ -90,7 +90,7 @@ def retention_options(command: Callable[..., Any]) -> Callable[..., Any]:
     return command
 
 
-def read_retention(terms: Terms) -> Retention:
+def read_retention(terms: RetentionOptions) -> Retention:
     """What the options *terms* say."""
     expiry = {} if terms["group_expiry"] is None else {"group_expiry_seconds": terms["group_expiry"]}
     try:

@@ -16,7 +16,7 @@ from sqlmq.model.partitioner import PARTITIONERS
 from sqlmq.model.retention import Retention
 
 if TYPE_CHECKING:
-    from sqlmq.cli.commands.retention import Terms
+    from sqlmq.cli.commands.retention import RetentionOptions
 
 
 @click.group(epilog=example("sqlmq topics create orders --partitions 6", "sqlmq topics list"))
@@ -46,7 +46,7 @@ def create(
     partitioner: str | None,
     *,
     as_json: bool,
-    **terms: Unpack[Terms],
+    **terms: Unpack[RetentionOptions],
 ) -> None:
     """Make the topic NAME. One that is there already stays as it is, and is no error.
 
@@ -158,7 +158,7 @@ def describe(settings: Settings, name: str, *, as_json: bool) -> None:
 @database_options
 @pass_settings
 def add_partitions(settings: Settings, name: str, partitions: int, *, as_json: bool) -> None:
-    """Give the topic NAME more partitions, while it is used. One that has as many already is no error.
+    """Add partitions to the topic NAME while it is used. If it has as many already, nothing changes.
 
     A key stays in its partition or goes to a new one, and its order is kept: a group reads a new partition once it is
     done with what was in the one that its keys come from. Programs need not be started again.
@@ -187,9 +187,9 @@ def add_partitions(settings: Settings, name: str, partitions: int, *, as_json: b
 @database_options
 @pass_settings
 def set_retention(
-    settings: Settings, name: str, *, keep_everything: bool, as_json: bool, **terms: Unpack[Terms]
+    settings: Settings, name: str, *, keep_everything: bool, as_json: bool, **terms: Unpack[RetentionOptions]
 ) -> None:
-    """Say what the topic NAME keeps, instead of all that was said before. An option not given is as by default.
+    """Replace the retention of the topic NAME. An option that is not given gets its default.
 
     Programs that have a consumer delete what exceeds it, about once a minute; `sqlmq maintain` does it where there is none.
     """

@@ -15,7 +15,7 @@ from sqlmq.cli.output import count
 from sqlmq.cli.run import handler_loading, log_format
 from sqlmq.cli.run.supervisor import Supervisor
 from sqlmq.cli.settings import Settings, database_options, example, lease_option, pass_settings
-from sqlmq.cli.signals import Interrupted, Stop
+from sqlmq.cli.signals import SignalReceived, Stop
 from sqlmq.consumer.worker.executor import is_awaited
 from sqlmq.errors import InvalidGroupError, InvalidTopicError
 from sqlmq.hooks.log_events import log_fields
@@ -204,12 +204,14 @@ def run(
     with Stop() as stop:
         with stop.raising():
             function = handler_loading.load(handler)
-        told = log_fields("run started", topic=topic, group=group)
-        log.info("%s handles topic %r for group %r: %s.", handler, topic, group, _how(terms), extra=told)
+        fields = log_fields("run started", topic=topic, group=group)
+        log.info("%s handles topic %r for group %r: %s.", handler, topic, group, _how(terms), extra=fields)
         work = _run_in_loop if is_awaited(function) else _run_in_threads
         summary = work(settings, stop, function, reading)
     log.info(
-        "Ended: %s.", _told(summary), extra=log_fields("run ended", topic=topic, group=group, messages=summary.handled)
+        "Ended: %s.",
+        _summary_text(summary),
+        extra=log_fields("run ended", topic=topic, group=group, messages=summary.handled),
     )
 
 
@@ -272,11 +274,11 @@ def _told_when_hurried() -> Iterator[None]:
     """Turn what a run raises at a second signal into what a command is ended by."""
     try:
         yield
-    except Interrupted:
+    except SignalReceived:
         raise
     except KeyboardInterrupt as interrupt:
         log.warning("Ended at once; what was being handled is delivered again.", extra=log_fields("run cut off"))
-        raise Interrupted(*interrupt.args or (signal.SIGINT,)) from interrupt
+        raise SignalReceived(*interrupt.args or (signal.SIGINT,)) from interrupt
 
 
 def _terms(options: dict[str, Any]) -> dict[str, Any]:
@@ -316,7 +318,7 @@ def _how(options: dict[str, Any]) -> str:
     )
 
 
-def _told(summary: RunSummary) -> str:
+def _summary_text(summary: RunSummary) -> str:
     """What was done, in words."""
     return (
         f"{count(summary.handled, 'message')} handled, {count(summary.failures, 'attempt')} failed, {summary.parked:,} set "
