@@ -70,7 +70,6 @@ KNOWN_NAMES: set[str] = set()
 KNOWN_CLASSES: set[str] = set()
 KNOWN_PERSONS: set[str] = set()
 KNOWN_MOODS: set[str] = {
-    "src/sqlmq/consumer/transaction_scope.py",
     "src/sqlmq/producer/outbox.py",
 }
 

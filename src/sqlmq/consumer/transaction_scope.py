@@ -138,7 +138,7 @@ class TransactionContext:
         return not block.is_done
 
     def _committed(self, partition_id: int) -> None:
-        """Give the partition that was rolled back longest ago its turn again: a transaction was committed."""
+        """Restore the turn of the partition that was rolled back longest ago: a transaction was committed."""
         with self._lock:
             if partition_id in self._rolled_back:
                 self._rolled_back.remove(partition_id)
@@ -146,7 +146,7 @@ class TransactionContext:
                 self._rolled_back.pop(0)
 
     def _rolled_back_once(self, partition_id: int) -> None:
-        """Let the other partitions go first: a transaction on this one was rolled back."""
+        """Move the partition behind the others: a transaction on it was rolled back."""
         with self._lock:
             if partition_id in self._rolled_back:
                 self._rolled_back.remove(partition_id)
