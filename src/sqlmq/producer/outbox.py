@@ -224,7 +224,7 @@ def _forget_topic(waiting: list[_Waiting], topic: str) -> None:
 
 
 def _track_commit(transaction: RootTransaction, waiting: list[_Waiting], due_at: float) -> None:
-    """Let the scheduler of each MQ wake its consumers, or move what was staged, once *transaction* is over."""
+    """Notify the scheduler of each MQ, once *transaction* is over, to wake consumers or to move staged messages."""
     for database in {one.producer.database for one in waiting}:
         of_database = [one for one in waiting if one.producer.database is database]
         topic_ids = {one.placed.topic.id for one in of_database}
