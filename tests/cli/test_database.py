@@ -136,7 +136,7 @@ def test_the_printed_sql_is_for_the_database_that_the_url_names() -> None:
 
 def test_the_printed_sql_can_start_at_a_revision() -> None:
     everything = CliRunner().invoke(main, ["db", "sql", "--dialect", "sqlite"])
-    rest = CliRunner().invoke(main, ["db", "sql", "--dialect", "sqlite", "--from", REVISION])
+    rest = CliRunner().invoke(main, ["db", "sql", "--dialect", "sqlite", "--start", REVISION])
 
     assert "CREATE TABLE sqlmq_topic" in everything.stdout
     assert rest.exit_code == 0

@@ -19,7 +19,7 @@ def test_where_nothing_is_wrong_that_is_said(sqlmq: Sqlmq) -> None:
 
 def test_a_problem_is_told_with_what_to_do_and_an_exit_code(sqlmq: Sqlmq) -> None:
     sqlmq("produce", "orders", stdin="1\n2\n")
-    sqlmq("consume", "orders", "--group", "billing", "--max", "1")
+    sqlmq("consume", "orders", "--group", "billing", "--limit", "1")
 
     told = sqlmq("doctor", *OURS, "--stuck-seconds", "0")
     facts = sqlmq("doctor", *OURS, "--stuck-seconds", "0", "--json")
@@ -35,7 +35,7 @@ def test_a_problem_is_told_with_what_to_do_and_an_exit_code(sqlmq: Sqlmq) -> Non
 def test_only_what_is_asked_for_is_told(sqlmq: Sqlmq) -> None:
     sqlmq("topics", "create", "orders", "--retention-messages", "1")
     sqlmq("produce", "orders", stdin="1\n2\n")
-    sqlmq("consume", "orders", "--group", "billing", "--max", "1")
+    sqlmq("consume", "orders", "--group", "billing", "--limit", "1")
 
     def codes(*options: str) -> list[str]:
         told = sqlmq("doctor", "--json", "--stuck-seconds", "0", *options)

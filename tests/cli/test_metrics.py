@@ -19,7 +19,7 @@ pytestmark = pytest.mark.parametrize("database", ["sqlite", "postgres-schema"], 
 
 def test_metrics_are_printed_once(sqlmq: Sqlmq) -> None:
     sqlmq("produce", "orders", stdin="1\n2\n")
-    sqlmq("consume", "orders", "--group", "billing", "--max", "1")
+    sqlmq("consume", "orders", "--group", "billing", "--limit", "1")
 
     lines = sqlmq("metrics", "--once").stdout.splitlines()
 

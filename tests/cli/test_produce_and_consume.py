@@ -37,7 +37,7 @@ def test_what_lines_hold_comes_back_byte_for_byte(sqlmq: Sqlmq) -> None:
     produced = sqlmq("produce", "orders", stdin=data)
 
     assert produced.stderr.endswith("2,503 messages produced to 'orders'.\n")
-    assert sqlmq("consume", "orders", "--group", "readers", "--max", "2503").stdout_bytes == data
+    assert sqlmq("consume", "orders", "--group", "readers", "--limit", "2503").stdout_bytes == data
 
 
 def test_the_last_line_needs_no_newline(sqlmq: Sqlmq) -> None:
@@ -206,7 +206,7 @@ def test_a_group_goes_on_where_it_was(sqlmq: Sqlmq) -> None:
     sqlmq(*ONE_PARTITION)
     sqlmq("produce", "orders", stdin="1\n2\n3\n")
 
-    first = consume(sqlmq, "--max", "2")
+    first = consume(sqlmq, "--limit", "2")
     second = consume(sqlmq)
 
     assert (first.stdout, second.stdout) == ("1\n2\n", "3\n")
@@ -217,7 +217,7 @@ def test_a_new_group_may_begin_at_the_end(sqlmq: Sqlmq) -> None:
     sqlmq(*ONE_PARTITION)
     sqlmq("produce", "orders", stdin="old\n")
 
-    before = consume(sqlmq, "--from", "latest")
+    before = consume(sqlmq, "--start", "latest")
     sqlmq("produce", "orders", stdin="new\n")
     after = consume(sqlmq)
 
@@ -236,11 +236,11 @@ def test_a_new_group_begins_with_the_first_message_since_a_moment(sqlmq: Sqlmq) 
     sqlmq("produce", "orders", stdin="before\n")
     moment = datetime.now(UTC) + timedelta(days=1)
 
-    since = sqlmq("consume", "orders", "--group", "late", "--from", moment.isoformat(), "--timeout", "0")
-    refused = sqlmq("consume", "orders", "--group", "other", "--from", "yesterday", "--timeout", "0")
+    since = sqlmq("consume", "orders", "--group", "late", "--start", moment.isoformat(), "--timeout", "0")
+    refused = sqlmq("consume", "orders", "--group", "other", "--start", "yesterday", "--timeout", "0")
 
     assert (since.exit_code, since.stdout) == (0, "")
     assert refused.exit_code == 2
     assert "no moment by ISO 8601" in refused.stderr
-    whole = sqlmq("consume", "orders", "--group", "whole", "--from", "2000-01-01T00:00:00Z", "--timeout", "0")
+    whole = sqlmq("consume", "orders", "--group", "whole", "--start", "2000-01-01T00:00:00Z", "--timeout", "0")
     assert whole.stdout == "before\n"

@@ -92,7 +92,7 @@ def test_a_round_for_an_unknown_topic_fails(sqlmq: Sqlmq) -> None:
 
 def test_rounds_go_on_until_a_signal(sqlmq: Sqlmq, sqlmq_process: SqlmqProcess) -> None:
     sqlmq("topics", "create", "orders", "--partitions", "1", "--retention-messages", "1")
-    maintaining = sqlmq_process("maintain", "--every", "0.05", "--json")
+    maintaining = sqlmq_process("maintain", "--interval", "0.05", "--json")
     assert maintaining.stdout is not None
 
     starts = []
@@ -109,7 +109,7 @@ def test_rounds_go_on_until_a_signal(sqlmq: Sqlmq, sqlmq_process: SqlmqProcess) 
 def test_what_groups_have_lost_is_listed_and_stops_a_reader_unless_told_to_go_on(sqlmq: Sqlmq) -> None:
     sqlmq("topics", "create", "orders", "--partitions", "1")
     sqlmq("produce", "orders", stdin="1\n2\n3\n4\n")
-    sqlmq("consume", "orders", "--group", "billing", "--max", "1")
+    sqlmq("consume", "orders", "--group", "billing", "--limit", "1")
     sqlmq("topics", "set-retention", "orders", "--retention-messages", "1", "--no-protect")
     sqlmq("maintain", "--once")
 
@@ -117,7 +117,7 @@ def test_what_groups_have_lost_is_listed_and_stops_a_reader_unless_told_to_go_on
     shown = sqlmq("topics", "evictions", "orders").stdout
     stopped = sqlmq("consume", "orders", "--group", "billing", "--timeout", "5")
     went_on = sqlmq(
-        "consume", "orders", "--group", "billing", "--timeout", "5", "--max", "1", "--on-evicted", "earliest"
+        "consume", "orders", "--group", "billing", "--timeout", "5", "--limit", "1", "--on-evicted", "earliest"
     )
 
     assert {**row, "evicted_at": ""} == {

@@ -25,8 +25,8 @@ def behind(sqlmq: Sqlmq) -> None:
     """Two groups on a topic of one partition with three messages: one is two behind, one has read all."""
     sqlmq("topics", "create", "orders", "--partitions", "1")
     sqlmq("produce", "orders", stdin="1\n2\n3\n")
-    sqlmq("consume", "orders", "--group", "billing", "--max", "1")
-    sqlmq("consume", "orders", "--group", "audit", "--max", "3")
+    sqlmq("consume", "orders", "--group", "billing", "--limit", "1")
+    sqlmq("consume", "orders", "--group", "audit", "--limit", "3")
 
 
 @pytest.mark.usefixtures("behind")
@@ -77,9 +77,9 @@ def test_what_is_watched_is_shown_again_until_ctrl_c(sqlmq_process: SqlmqProcess
 def test_tail_shows_the_last_messages_without_a_group(sqlmq: Sqlmq, make_mq: MakeMQ) -> None:
     make_mq().producer("orders").produce(Message(b"\x1b[2J\xff", b"key"))
 
-    for_people = sqlmq("tail", "orders", "-n", "2", "--timeout", "0")
-    as_json = sqlmq("tail", "orders", "--offset", "1", "--max", "1", "--json")
-    formatted = sqlmq("tail", "orders", "-n", "9", "--timeout", "0", "--format", "%o=%v,")
+    for_people = sqlmq("tail", "orders", "--last", "2", "--timeout", "0")
+    as_json = sqlmq("tail", "orders", "--offset", "1", "--limit", "1", "--json")
+    formatted = sqlmq("tail", "orders", "--last", "9", "--timeout", "0", "--format", "%o=%v,")
 
     assert [line.split(" ", 1)[1] for line in for_people.stdout.splitlines()] == ["0@2 - 3", "0@3 key \\x1b[2J\\xff"]
     assert json.loads(as_json.stdout)["value"] == "2"
@@ -90,7 +90,7 @@ def test_tail_shows_the_last_messages_without_a_group(sqlmq: Sqlmq, make_mq: Mak
 @pytest.mark.parametrize("database", ["sqlite"], indirect=True)
 def test_tail_shows_what_comes_while_it_watches(sqlmq: Sqlmq, sqlmq_process: SqlmqProcess, make_mq: MakeMQ) -> None:
     sqlmq("produce", "orders", stdin="before\n")
-    process = sqlmq_process("tail", "orders", "-n", "1", "--format", "%v\\n")
+    process = sqlmq_process("tail", "orders", "--last", "1", "--format", "%v\\n")
     assert process.stdout is not None
 
     before = process.stdout.readline()
@@ -103,7 +103,8 @@ def test_tail_shows_what_comes_while_it_watches(sqlmq: Sqlmq, sqlmq_process: Sql
 
 
 @pytest.mark.parametrize(
-    "arguments", [("--json", "--format", "%v"), ("-n", "1", "--offset", "1"), ("--partition", "9"), ("-n", "1001")]
+    "arguments",
+    [("--json", "--format", "%v"), ("--last", "1", "--offset", "1"), ("--partition", "9"), ("--last", "1001")],
 )
 @pytest.mark.parametrize("database", ["sqlite"], indirect=True)
 @pytest.mark.usefixtures("behind")

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from sqlmq import Message
-from sqlmq.cli.signals import SignalReceived, Stop
+from sqlmq.cli.signals import SignalInterrupt, Stop
 from tests.contract.waiting import until
 
 if TYPE_CHECKING:
@@ -152,7 +152,7 @@ def test_a_signal_that_interrupts_nothing_is_seen_all_the_same() -> None:
     with Stop() as stop:
         sender = threading.Thread(target=send)
         sender.start()
-        with pytest.raises(SignalReceived):
+        with pytest.raises(SignalInterrupt):
             stop.wait(reading=end)
     is_over.set()
     sender.join()

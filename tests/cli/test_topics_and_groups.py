@@ -55,7 +55,7 @@ def test_lists_are_tables_for_people_with_nothing_cut_off(sqlmq: Sqlmq) -> None:
     name = "a" * 50
     group = "g" * 100
     sqlmq("produce", name, stdin="1\n2\n")
-    sqlmq("consume", name, "--group", group, "--max", "1")
+    sqlmq("consume", name, "--group", group, "--limit", "1")
 
     topics = sqlmq("topics", "list").stdout.splitlines()
     groups = sqlmq("groups", "list").stdout.splitlines()
@@ -76,7 +76,7 @@ def test_nothing_to_list_is_said_on_stderr_only(sqlmq: Sqlmq) -> None:
 def test_describe_shows_partitions_and_groups(sqlmq: Sqlmq) -> None:
     sqlmq("topics", "create", "orders", "--partitions", "1")
     sqlmq("produce", "orders", stdin="1\n2\n3\n")
-    sqlmq("consume", "orders", "--group", "billing", "--max", "1")
+    sqlmq("consume", "orders", "--group", "billing", "--limit", "1")
 
     described = json.loads(sqlmq("topics", "describe", "orders", "--json").stdout)
     for_people = sqlmq("topics", "describe", "orders").stdout

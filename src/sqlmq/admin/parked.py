@@ -117,7 +117,7 @@ class Parked:
         state: ParkedState | None = None,
         everything: bool = False,
     ) -> int:
-        """Discard messages without handling them; return how many. They stay in the log.
+        """Remove messages from the parked ones without handling them; return how many. They stay in the log.
 
         The next message of their key becomes due, and a partition that waits for one continues behind it.
         """

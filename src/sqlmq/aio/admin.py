@@ -266,7 +266,7 @@ class AsyncParked:
         state: ParkedState | None = None,
         everything: bool = False,
     ) -> int:
-        """Discard messages without handling them; return how many. See ``Parked.discard``."""
+        """Remove messages from the parked ones without handling them; return how many. See ``Parked.discard``."""
         return await self._threads.run(
             lambda: self._sync.discard(partition, offset, key=key, state=state, everything=everything)
         )

@@ -23,15 +23,15 @@ import click
 
 # Under other names, so that `sqlmq.cli.commands.consume` is the module and not the command in it.
 from sqlmq.cli.commands.consume import consume as consume_command
-from sqlmq.cli.commands.database import database as database_command
+from sqlmq.cli.commands.db import database as database_command
 from sqlmq.cli.commands.delayed import delayed as delayed_command
 from sqlmq.cli.commands.doctor import doctor as doctor_command
 from sqlmq.cli.commands.groups import groups as groups_command
 from sqlmq.cli.commands.lag import lag as lag_command
+from sqlmq.cli.commands.maintain import maintain as maintain_command
 from sqlmq.cli.commands.metrics import metrics as metrics_command
 from sqlmq.cli.commands.parked import parked as parked_command
 from sqlmq.cli.commands.produce import produce as produce_command
-from sqlmq.cli.commands.retention import maintain as maintain_command
 from sqlmq.cli.commands.tail import tail as tail_command
 from sqlmq.cli.commands.top import top as top_command
 from sqlmq.cli.commands.topics import topics as topics_command
@@ -52,7 +52,7 @@ class Commands(click.Group):
             result = super().invoke(ctx)
             sys.stdout.flush()
         except BrokenPipeError:
-            # The reader closed the pipe because it has enough, as in `sqlmq topics list | head -1`.
+            # The reader of the output has read enough, as in `sqlmq topics list | head -1`.
             forget_stdout()
             ctx.exit(0)
         except KeyboardInterrupt as interrupt:

@@ -105,8 +105,17 @@ def _cell(value: object) -> str:
 
 
 def forget_stdout() -> None:
-    """Discard buffered output after the reader has gone, so that the interpreter reports no error at its end."""
+    """Discard what is still buffered for stdout, so that the interpreter does not fail at its end: stdout has no reader."""
     with suppress(OSError, ValueError):
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, sys.stdout.fileno())
         os.close(nowhere)
+
+
+def confirm(question: str, *, yes: bool) -> None:
+    """Ask *question*, unless *yes*. End the command if the answer is no, or if there is no terminal."""
+    if yes:
+        return
+    if not sys.stdin.isatty():
+        raise click.UsageError("This deletes data, and there is no terminal to ask on. Confirm with --yes.")
+    click.confirm(question, abort=True, err=True)

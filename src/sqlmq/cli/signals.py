@@ -25,7 +25,7 @@ _SIGNALS = 64
 """So many are read at once, a byte each."""
 
 
-class SignalReceived(KeyboardInterrupt):
+class SignalInterrupt(KeyboardInterrupt):
     """A signal asked the command to end; it exits with 128 and the signal's number."""
 
     def __init__(self, signal_number: int) -> None:
@@ -40,7 +40,7 @@ class Stop:
         self.signal_number: int | None = None
         self._action: Callable[[], None] | None = None
         self._before: signals.Handlers = {}
-        self._wakeup: socket.socket
+        self._wakeup_socket: socket.socket
         self._leaving = ExitStack()
 
     @property
@@ -49,28 +49,28 @@ class Stop:
         return self.signal_number is not None
 
     def check(self) -> None:
-        """Raise SignalReceived if a signal has come."""
+        """Raise SignalInterrupt if a signal has come."""
         if self.signal_number is not None:
-            raise SignalReceived(self.signal_number)
+            raise SignalInterrupt(self.signal_number)
 
     def wait(self, seconds: float | None = None, *, reading: int | None = None, writing: int | None = None) -> None:
         """Wait *seconds*, or until a descriptor can be read or written (but not on Windows); no argument: for a signal.
 
-        Raises SignalReceived if a signal comes meanwhile, or has come before. One that comes while this thread lets go of the
+        Raises SignalInterrupt if a signal comes meanwhile, or has come before. One that comes while this thread lets go of the
         GIL, about to block, would not interrupt it as it does when it blocks already; so what it wrote is waited for.
         """
         if os.name == "nt" and (reading is not None or writing is not None):
             self.check()
             return
-        wakeup = self._wakeup.fileno()
+        wakeup = self._wakeup_socket.fileno()
         reads = [wakeup] if reading is None else [wakeup, reading]
         writes = [] if writing is None else [writing]
-        is_signalled = True
-        while is_signalled:
+        is_woken = True
+        while is_woken:
             self.check()
-            is_signalled = wakeup in select.select(reads, writes, [], seconds)[0]
-            if is_signalled:
-                self._wakeup.recv(_SIGNALS)
+            is_woken = wakeup in select.select(reads, writes, [], seconds)[0]
+            if is_woken:
+                self._wakeup_socket.recv(_SIGNALS)
 
     @contextmanager
     def calling(self, action: Callable[[], None]) -> Iterator[None]:
@@ -85,13 +85,13 @@ class Stop:
 
     @contextmanager
     def raising(self) -> Iterator[None]:
-        """Raise SignalReceived when a signal comes inside this block, or has come before it."""
+        """Raise SignalInterrupt when a signal comes inside this block, or has come before it."""
         with self.calling(self._raise):
             yield
 
     def __enter__(self) -> Self:
         with ExitStack() as leaving:
-            self._wakeup, tells = map(leaving.enter_context, socket.socketpair())
+            self._wakeup_socket, tells = map(leaving.enter_context, socket.socketpair())
             tells.setblocking(False)
             if threading.current_thread() is threading.main_thread():
                 leaving.callback(signal.set_wakeup_fd, signal.set_wakeup_fd(tells.fileno(), warn_on_full_buffer=False))
@@ -112,4 +112,4 @@ class Stop:
 
     def _raise(self) -> NoReturn:
         assert self.signal_number is not None  # noqa: S101 - only called when a signal has come
-        raise SignalReceived(self.signal_number)
+        raise SignalInterrupt(self.signal_number)

@@ -1,9 +1,7 @@
-"""``sqlmq delayed``: messages that wait, listed and cancelled; and how a delay and a moment are typed."""
+"""``sqlmq delayed``: delayed messages listed and cancelled."""
 
 from __future__ import annotations
 
-import re
-from datetime import datetime
 from typing import TYPE_CHECKING
 
 import click
@@ -14,44 +12,6 @@ from sqlmq.cli.settings import Settings, database_options, example, pass_setting
 
 if TYPE_CHECKING:
     from sqlmq.model.message import DelayedMessage
-    from sqlmq.model.positions import Start
-
-_UNIT_SECONDS = {"": 1, "s": 1, "m": 60, "h": 3_600, "d": 86_400, "w": 7 * 86_400}
-_DELAY = re.compile(r"(\d+(?:\.\d*)?|\.\d+)\s*([a-z]*)", re.ASCII)
-
-
-def read_delay(_ctx: click.Context, _option: click.Parameter, typed: str | None) -> float | None:
-    """The seconds of a time that was typed as ``90``, ``10m`` or ``1.5h``."""
-    if typed is None:
-        return None
-    found = _DELAY.fullmatch(typed.strip().lower())
-    if found is None or found[2] not in _UNIT_SECONDS:
-        raise click.BadParameter(f"{typed!r} is no time. Write seconds, or a number with s, m, h, d or w, as in 1.5h.")
-    return float(found[1]) * _UNIT_SECONDS[found[2]]
-
-
-def read_moment(_ctx: click.Context, _option: click.Parameter, typed: str | None) -> datetime | None:
-    """The moment that was typed by ISO 8601."""
-    if typed is None:
-        return None
-    try:
-        moment = datetime.fromisoformat(typed.strip())
-    except ValueError:
-        raise click.BadParameter(f"{typed!r} is no moment by ISO 8601. Write 2030-01-31T08:00:00+01:00.") from None
-    if moment.utcoffset() is None:
-        raise click.BadParameter(f"{typed!r} has no offset from UTC. Write one behind it, as +01:00, or Z for UTC.")
-    return moment
-
-
-def read_start(context: click.Context, option: click.Parameter, typed: str) -> Start:
-    """Where a new group begins, typed as ``earliest``, ``latest`` or a moment by ISO 8601."""
-    if typed == "earliest":
-        return "earliest"
-    if typed == "latest":
-        return "latest"
-    moment = read_moment(context, option, typed)
-    assert moment is not None  # noqa: S101 - something was typed
-    return moment
 
 
 def facts_of(message: DelayedMessage) -> dict[str, object]:

@@ -31,7 +31,7 @@ _DEFAULTS = DoctorLimits()
     multiple=True,
     type=click.Choice(sorted(PROBLEM_KINDS)),
     metavar="CODE",
-    help="Only this; may be given again.",
+    help="Only this problem; may be repeated.",
 )
 @click.option(
     "--ignore",
@@ -39,7 +39,7 @@ _DEFAULTS = DoctorLimits()
     multiple=True,
     type=click.Choice(sorted(PROBLEM_KINDS)),
     metavar="CODE",
-    help="Not this; may be given again.",
+    help="Leave this problem out; may be repeated.",
 )
 @click.option(
     "--max-transaction-seconds",
@@ -55,7 +55,7 @@ _DEFAULTS = DoctorLimits()
     default=_DEFAULTS.stuck_seconds,
     show_default=True,
     metavar="SECONDS",
-    help="How long a message may wait while nobody owns its partition, or nobody moves it when it is due.",
+    help="How long a message may wait in a partition without an owner, or a due message for its move into the log.",
 )
 @json_option
 @database_options
@@ -69,12 +69,14 @@ def doctor(
     *,
     as_json: bool,
 ) -> None:
-    """List the problems of the database and its groups, and what to do.
+    """Report what is wrong with the database and its groups, and what to do.
 
-    Looks, and changes nothing: the version of the tables, settings, poolers, whether notices arrive, old transactions, replication
-    slots, rows that wait to be cleared away, clocks, groups without members, dead letters, delayed messages that are overdue; on SQLite the library, the file and where it lies.
+    Changes nothing. Checks the version of the tables, settings, poolers, whether notifications arrive, old transactions,
+    replication slots, dead rows, clocks, groups without members, dead letters and overdue delayed messages; on SQLite the
+    library, the file and its file system.
 
-    The exit code is 0 if nothing is wrong, 1 if the database does not answer, and else that of the worst problem, from 10 on.
+    The exit code is 0 if nothing is wrong, 1 if the database does not answer, and otherwise that of the worst problem, from
+    10 on.
     """
     limits = DoctorLimits(transaction_seconds=max_transaction_seconds, stuck_seconds=stuck_seconds)
     with settings.open() as mq:

@@ -56,7 +56,7 @@ def list_groups(settings: Settings, topic: str | None, *, as_json: bool) -> None
 @click.argument("group")
 @click.option("--topic", metavar="NAME", help="Topic that the group reads; all that it reads if not given.")
 @click.option(
-    "--stuck-after",
+    "--stuck-seconds",
     type=click.FloatRange(min=0, min_open=True),
     default=30.0,
     show_default=True,
@@ -66,7 +66,7 @@ def list_groups(settings: Settings, topic: str | None, *, as_json: bool) -> None
 @json_option
 @database_options
 @pass_settings
-def describe(settings: Settings, group: str, topic: str | None, stuck_after: float, *, as_json: bool) -> None:
+def describe(settings: Settings, group: str, topic: str | None, stuck_seconds: float, *, as_json: bool) -> None:
     """Show where the group GROUP is in each partition, how far behind, which member reads it, and why it waits.
 
     `position` is the offset it reads next, `end` the offset that the next message gets, `lag` the difference, `seconds`
@@ -84,7 +84,7 @@ def describe(settings: Settings, group: str, topic: str | None, stuck_after: flo
                 )
         else:
             found = [mq.admin.describe_group(topic, group)]
-        problems = [problem for one in found for problem in _problems(mq, one, stuck_after)]
+        problems = [problem for one in found for problem in _problems(mq, one, stuck_seconds)]
     rows: list[dict[str, Any]] = [
         {
             "topic": one.topic,

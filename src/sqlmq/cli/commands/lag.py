@@ -1,4 +1,4 @@
-"""``sqlmq lag``: how far groups are behind, and an exit code for alerts."""
+"""``sqlmq lag``: how far groups are behind, with an exit code for monitoring."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ _TOO_FAR_BEHIND = 3
 )
 @click.argument("topic", required=False)
 @click.option("-g", "--group", metavar="NAME", help="Only this group.")
-@click.option("--partitions", "by_partition", is_flag=True, help="A line for each partition, not for each group.")
+@click.option("--partitions", "by_partition", is_flag=True, help="A line for each partition instead of each group.")
 @click.option(
     "--watch",
     type=click.FloatRange(min=0, min_open=True),
     metavar="SECONDS",
-    help="Show it again every so many seconds, until Ctrl-C.",
+    help="Show it again every SECONDS, until Ctrl-C.",
 )
 @click.option(
     "--max-lag", type=click.IntRange(min=0), metavar="N", help="Exit with 3 if a group is more than N messages behind."
@@ -60,13 +60,13 @@ def lag(
 ) -> None:
     """Show how far groups are behind: those of TOPIC, or all.
 
-    `messages` is how many the group has not committed, `seconds` how old the oldest of them is. `waiting` counts what it
-    has set aside, `dead` its dead letters; what it has passed over so is no part of its lag.
+    `messages` is the number of messages that the group has not committed, `seconds` the age of the oldest of them.
+    `waiting` counts parked messages, `dead` dead letters; neither is part of the lag.
 
-    With --max-lag or --max-seconds, for monitoring: the exit code is 3 if any group is beyond, and stderr names it.
+    With --max-lag or --max-seconds the exit code is 3 if any group exceeds it, and stderr names the group.
     """
     if watch is not None and (max_lag is not None or max_seconds is not None):
-        raise click.UsageError("--watch does not end; --max-lag and --max-seconds are for a single look.")
+        raise click.UsageError("--watch does not end, so it excludes --max-lag and --max-seconds.")
     empty = "There are no groups yet. A group is made by its first consumer: `sqlmq consume TOPIC --group NAME`."
     found: list[PartitionLag] = []
     with settings.open() as mq:
@@ -88,7 +88,7 @@ def lag(
 
 
 def group_facts(lags: Sequence[PartitionLag]) -> list[dict[str, Any]]:
-    """What is told of each group, over its partitions."""
+    """Return the lag of each group, over its partitions."""
     facts = []
     for (topic, group), parts in groupby(lags, key=lambda one: (one.topic, one.group)):
         of_group = list(parts)
@@ -108,7 +108,7 @@ def group_facts(lags: Sequence[PartitionLag]) -> list[dict[str, Any]]:
 
 
 def partition_facts(one: PartitionLag) -> dict[str, Any]:
-    """What is told of a group in one partition."""
+    """Return the lag of a group in one partition."""
     return {
         "topic": one.topic,
         "group": one.group,

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, TypedDict
 
 import click
 
-from sqlmq.cli.commands.database import confirm
 from sqlmq.cli.formats import text_or_base64
-from sqlmq.cli.output import count, json_option, line, printable, say, show
+from sqlmq.cli.options import yes_option
+from sqlmq.cli.output import confirm, count, json_option, line, printable, say, show
 from sqlmq.cli.settings import Settings, database_options, example, pass_settings
 
 if TYPE_CHECKING:
@@ -28,9 +28,6 @@ _key_option = click.option("-k", "--key", metavar="KEY", help="Only those with t
 _state_option = click.option("--state", type=_STATES, help="Only those in this state.")
 _limit_option = click.option(
     "-n", "--limit", type=click.IntRange(min=1), default=100, show_default=True, help="Print so many at the most."
-)
-_yes_option = click.option(
-    "--yes", is_flag=True, help="Do it without asking. Needed where there is no terminal to ask on."
 )
 
 
@@ -227,7 +224,7 @@ def keys(
 @database_options
 @pass_settings
 def retry(settings: Settings, topic: str, group: str, *, which: _Which, as_json: bool) -> None:
-    """Retry parked messages of TOPIC at once, with all their attempts.
+    """Retry parked messages of TOPIC now, with all their attempts.
 
     Those of a key come in their order, and before any later one of it. A consumer that runs the group finds them
     within some seconds.
@@ -246,12 +243,12 @@ def retry(settings: Settings, topic: str, group: str, *, which: _Which, as_json:
 @click.argument("topic")
 @_group_option
 @_which_options
-@_yes_option
+@yes_option
 @json_option
 @database_options
 @pass_settings
 def discard(settings: Settings, topic: str, group: str, *, which: _Which, yes: bool, as_json: bool) -> None:
-    """Discard parked messages of TOPIC, as if they had been handled. They stay in the log.
+    """Discard parked messages of TOPIC without handling them. They stay in the log.
 
     The next one of their key is tried, and a partition that stopped for one goes on behind it.
     """
@@ -272,7 +269,7 @@ def discard(settings: Settings, topic: str, group: str, *, which: _Which, yes: b
 @_group_option
 @_which_options
 @click.option("--discard", is_flag=True, help="Discard the originals, in the same transaction: move them.")
-@_yes_option
+@yes_option
 @json_option
 @database_options
 @pass_settings

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, BinaryIO, cast
 
 import click
 
-from sqlmq.cli.commands.delayed import facts_of, read_delay, read_moment
+from sqlmq.cli.commands.delayed import facts_of
+from sqlmq.cli.options import read_delay, read_moment
 from sqlmq.cli.output import count, descriptor_of, forget_stdout, json_option, line
 from sqlmq.cli.settings import Settings, database_options, example, pass_settings
 from sqlmq.cli.signals import Stop
@@ -126,7 +127,7 @@ def produce(
         if topic not in mq.admin.topics():
             click.echo(f"Topic {topic!r} did not exist and is made, with 3 partitions.", err=True)
         producer = mq.producer(topic)
-        sender = _LineSender(producer, partition, delay_seconds=delay_seconds, deliver_at=deliver_at, as_json=as_json)
+        sender = _InputSender(producer, partition, delay_seconds=delay_seconds, deliver_at=deliver_at, as_json=as_json)
         try:
             with Stop() as stop, _progress(files or ("-",)) as advance:
                 for name in files or ("-",):
@@ -213,7 +214,7 @@ class _Cut:
         return message
 
 
-class _LineSender:
+class _InputSender:
     """Sends batches, or stores them until they are due; counts messages, and prints places if asked to."""
 
     def __init__(

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from sqlmq.cli.commands.delayed import read_delay, read_moment
+from sqlmq.cli.options import read_delay, read_moment
 from sqlmq.cli.output import json_option, show
 from sqlmq.cli.settings import Settings, database_options, example, pass_settings
 

@@ -1,4 +1,4 @@
-"""``sqlmq tail``: a topic watched while messages come, without a group."""
+"""``sqlmq tail``: a topic watched without a group."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from sqlmq.cli import formats
+from sqlmq.cli.options import reader_options
 from sqlmq.cli.output import printable
 from sqlmq.cli.settings import Settings, database_options, example, pass_settings
 
@@ -18,36 +19,31 @@ if TYPE_CHECKING:
 @click.command(
     epilog=example(
         "sqlmq tail orders",
-        "sqlmq tail orders -n 10 --partition 0",
-        "sqlmq tail orders --partition 0 --offset 1041 --max 1",
+        "sqlmq tail orders --last 10 --partition 0",
+        "sqlmq tail orders --partition 0 --offset 1041 --limit 1",
         "sqlmq tail orders --json | jq .value",
     )
 )
 @click.argument("topic")
 @click.option(
-    "-n", "--last", type=click.IntRange(min=0, max=1_000), default=0, help="Begin with the last N of those there are."
+    "--last",
+    type=click.IntRange(min=0, max=1_000),
+    default=0,
+    metavar="N",
+    help="Begin with the last N messages that are there.",
 )
 @click.option(
-    "--offset", type=click.IntRange(min=0), metavar="OFFSET", help="Begin at this offset, in each partition, instead."
+    "--offset", type=click.IntRange(min=0), metavar="OFFSET", help="Begin at this offset in each partition instead."
 )
 @click.option(
-    "-p", "--partition", "partitions", type=click.IntRange(min=0), multiple=True, help="Only this one; several times."
+    "-p",
+    "--partition",
+    "partitions",
+    type=click.IntRange(min=0),
+    multiple=True,
+    help="Only this partition; may be repeated.",
 )
-@click.option("--max", "at_most", type=click.IntRange(min=1), metavar="N", help="End after N messages.")
-@click.option(
-    "--timeout",
-    type=click.FloatRange(min=0),
-    metavar="SECONDS",
-    help="End when nothing has come for so long; 0 looks once. For ever if not given.",
-)
-@click.option(
-    "-f",
-    "--format",
-    "pattern",
-    metavar="FORMAT",
-    help="Write each message so; the letters are those of `sqlmq consume`.",
-)
-@click.option("--json", "as_json", is_flag=True, help="Write each message as a JSON object on a line.")
+@reader_options
 @database_options
 @pass_settings
 def tail(
@@ -56,16 +52,16 @@ def tail(
     last: int,
     offset: int | None,
     partitions: tuple[int, ...],
-    at_most: int | None,
+    limit: int | None,
     timeout: float | None,
     pattern: str | None,
     *,
     as_json: bool,
 ) -> None:
-    """Watch TOPIC: write the messages that come from now on, until Ctrl-C.
+    """Watch TOPIC: write the messages that arrive from now on, until Ctrl-C.
 
-    Belongs to no group and leaves no trace: nothing is committed, and no consumer gets less. A line is time,
-    partition@offset, key and value, with what a terminal would not show written as escapes.
+    Joins no group, commits nothing, and takes no message from any consumer. A line has time, partition@offset, key and
+    value; control characters are escaped.
     """
     if pattern is not None and as_json:
         raise click.UsageError("--format and --json exclude each other.")
@@ -74,7 +70,7 @@ def tail(
     writer = formats.as_json if as_json else _for_people if pattern is None else formats.formatted(pattern)
     with settings.open() as mq:
         messages = mq.admin.tail(topic, last=last, offset=offset, partitions=partitions or None, timeout=timeout)
-        for message in islice(messages, at_most):
+        for message in islice(messages, limit):
             click.echo(writer(message), nl=False)
 
 

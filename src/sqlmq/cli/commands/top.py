@@ -1,4 +1,4 @@
-"""``sqlmq top``: all topics and groups on one screen, with what goes in and out."""
+"""``sqlmq top``: all topics and groups on one screen, with their rates."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Self
 import click
 
 from sqlmq.cli.commands.lag import group_facts
+from sqlmq.cli.options import watch_options
 from sqlmq.cli.output import json_option, line, put, table
 from sqlmq.cli.settings import Settings, database_options, example, pass_settings
 from sqlmq.errors import UnknownTopicError
@@ -31,24 +32,16 @@ class _Positions(NamedTuple):
 
 
 @click.command(epilog=example("sqlmq top", "sqlmq top --interval 5", "sqlmq top --once --json | jq .groups"))
-@click.option(
-    "--interval",
-    type=click.FloatRange(min=0, min_open=True),
-    default=2.0,
-    show_default=True,
-    metavar="SECONDS",
-    help="How often to look.",
-)
-@click.option("--once", is_flag=True, help="Show one frame and end; it knows no `out per second`.")
+@watch_options(2.0)
 @json_option
 @database_options
 @pass_settings
 def top(settings: Settings, interval: float, *, once: bool, as_json: bool) -> None:
-    """Show all topics and groups, again and again, until Ctrl-C.
+    """Show all topics and groups, repeatedly, until Ctrl-C.
 
-    `in per second` is what was published over the last minute, `out per second` what the group has committed since the
-    frame before. `messages` and `seconds` are its lag, `unowned` the partitions without a live owner. Who is furthest
-    behind stands first. With --json, each frame is an object on a line.
+    `in per second` is the rate of new messages over the last minute, `out per second` the rate of commits since the frame
+    before; the first frame has none. `messages` and `seconds` are the lag, `unowned` the partitions without a live owner.
+    The group that is furthest behind comes first. With --json, each frame is an object on a line.
     """
     with settings.open() as mq:
         before: _Positions | None = None
@@ -92,7 +85,7 @@ class _Screen:
     """Where frames are shown: in place on a terminal, one below the other elsewhere, as lines of JSON."""
 
     def __init__(self, *, as_json: bool, moving: bool) -> None:
-        # 50 ms that a program which asks for JSON need not wait.
+        # The import takes 50 ms, which --json does not need.
         from rich.console import Console
         from rich.live import Live
 

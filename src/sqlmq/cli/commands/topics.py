@@ -7,16 +7,16 @@ from typing import TYPE_CHECKING, Unpack
 
 import click
 
-from sqlmq.cli.commands.database import confirm
-from sqlmq.cli.commands.retention import read_retention, retention_facts, retention_options, retention_sentence
-from sqlmq.cli.output import count, json_option, line, say, show
+from sqlmq.cli.options import yes_option
+from sqlmq.cli.output import confirm, count, json_option, line, say, show
+from sqlmq.cli.retention_options import read_retention, retention_facts, retention_options, retention_sentence
 from sqlmq.cli.settings import Settings, database_options, example, pass_settings
 from sqlmq.errors import UnknownTopicError
 from sqlmq.model.partitioner import PARTITIONERS
 from sqlmq.model.retention import Retention
 
 if TYPE_CHECKING:
-    from sqlmq.cli.commands.retention import RetentionOptions
+    from sqlmq.cli.retention_options import RetentionArguments
 
 
 @click.group(epilog=example("sqlmq topics create orders --partitions 6", "sqlmq topics list"))
@@ -29,7 +29,7 @@ def topics() -> None:
     epilog=example("sqlmq topics create orders --partitions 6", "sqlmq topics create clicks --retention 7d")
 )
 @click.argument("name")
-@click.option("--partitions", type=int, default=3, show_default=True, help="How many; they are numbered from 0.")
+@click.option("--partitions", type=int, help="The number of partitions; 3 by default.")
 @click.option(
     "--partitioner",
     type=click.Choice(sorted(PARTITIONERS)),
@@ -42,11 +42,11 @@ def topics() -> None:
 def create(
     settings: Settings,
     name: str,
-    partitions: int,
+    partitions: int | None,
     partitioner: str | None,
     *,
     as_json: bool,
-    **terms: Unpack[RetentionOptions],
+    **terms: Unpack[RetentionArguments],
 ) -> None:
     """Make the topic NAME. One that is there already stays as it is, and is no error.
 
@@ -158,7 +158,7 @@ def describe(settings: Settings, name: str, *, as_json: bool) -> None:
 @database_options
 @pass_settings
 def add_partitions(settings: Settings, name: str, partitions: int, *, as_json: bool) -> None:
-    """Add partitions to the topic NAME while it is used. If it has as many already, nothing changes.
+    """Grow the topic NAME to more partitions while it is used. It is no error if it has that many already.
 
     A key stays in its partition or goes to a new one, and its order is kept: a group reads a new partition once it is
     done with what was in the one that its keys come from. Programs need not be started again.
@@ -187,9 +187,9 @@ def add_partitions(settings: Settings, name: str, partitions: int, *, as_json: b
 @database_options
 @pass_settings
 def set_retention(
-    settings: Settings, name: str, *, keep_everything: bool, as_json: bool, **terms: Unpack[RetentionOptions]
+    settings: Settings, name: str, *, keep_everything: bool, as_json: bool, **terms: Unpack[RetentionArguments]
 ) -> None:
-    """Replace the retention of the topic NAME. An option that is not given gets its default.
+    """Replace what the topic NAME keeps. An option that is not given gets its default.
 
     Programs that have a consumer delete what exceeds it, about once a minute; `sqlmq maintain` does it where there is none.
     """
@@ -234,7 +234,7 @@ def evictions(settings: Settings, name: str, *, as_json: bool) -> None:
 
 @topics.command(epilog=example("sqlmq topics delete orders", "sqlmq topics delete orders invoices --yes"))
 @click.argument("names", nargs=-1, required=True, metavar="NAME...")
-@click.option("--yes", is_flag=True, help="Do it without asking. Needed where there is no terminal to ask on.")
+@yes_option
 @json_option
 @database_options
 @pass_settings

@@ -88,7 +88,7 @@ class _Demo:
         self._killed: str | None = None
 
     def run(self) -> None:
-        """Run the demo; raise click.ClickException if it fails."""
+        """Run the demonstration. Raises click.ClickException if it fails."""
         tell = self._view.tell
         self._mq.create_topic(self._topic, PARTITIONS)
         tell(

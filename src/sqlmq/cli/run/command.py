@@ -1,4 +1,4 @@
-"""``sqlmq run``: an application's handler, called with the messages of a topic until the process is told to stop."""
+"""``sqlmq run``: an application's handler, called with the messages of a topic until a signal stops the process."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple, get_args
 
 import click
 
-from sqlmq.cli.commands.delayed import read_start
+from sqlmq.cli.options import on_evicted_option, start_option
 from sqlmq.cli.output import count
 from sqlmq.cli.run import handler_loading, log_format
 from sqlmq.cli.run.supervisor import Supervisor
 from sqlmq.cli.settings import Settings, database_options, example, lease_option, pass_settings
-from sqlmq.cli.signals import SignalReceived, Stop
+from sqlmq.cli.signals import SignalInterrupt, Stop
 from sqlmq.consumer.worker.executor import is_awaited
 from sqlmq.errors import InvalidGroupError, InvalidTopicError
 from sqlmq.hooks.log_events import log_fields
@@ -54,21 +54,8 @@ def _check_attempts(_ctx: click.Context, _param: click.Parameter, value: str) ->
 @click.argument("handler", callback=handler_loading.check_name, metavar="MODULE:HANDLER")
 @click.option("-t", "--topic", required=True, metavar="NAME", help="Topic to read; it is made if it does not exist.")
 @click.option("-g", "--group", required=True, metavar="NAME", help="Group to read as.")
-@click.option(
-    "--start",
-    callback=read_start,
-    default="earliest",
-    show_default=True,
-    metavar="earliest|latest|MOMENT",
-    help="Where a new group begins; a MOMENT by ISO 8601. One that is there goes on where it was.",
-)
-@click.option(
-    "--on-evicted",
-    type=click.Choice(["raise", "earliest"]),
-    default="raise",
-    show_default=True,
-    help="Where retention has deleted what the group had not read: end with an error, or go on with the earliest.",
-)
+@start_option
+@on_evicted_option
 @click.option(
     "--processes",
     type=click.IntRange(min=1),
@@ -200,22 +187,22 @@ def run(
         environment = os.environ | settings.environment()
         supervisor = Supervisor(processes, _arguments(ctx), environment, stop_seconds=terms["stop_seconds"])
         ctx.exit(supervisor.run())
-    reading = _Reading(topic, group, start, on_evicted, lease_seconds, instrument, _terms(terms))
+    arguments = _RunArguments(topic, group, start, on_evicted, lease_seconds, instrument, _terms(terms))
     with Stop() as stop:
         with stop.raising():
             function = handler_loading.load(handler)
         fields = log_fields("run started", topic=topic, group=group)
         log.info("%s handles topic %r for group %r: %s.", handler, topic, group, _how(terms), extra=fields)
         work = _run_in_loop if is_awaited(function) else _run_in_threads
-        summary = work(settings, stop, function, reading)
+        summary = work(settings, stop, function, arguments)
     log.info(
         "Ended: %s.",
-        _summary_text(summary),
+        _counts(summary),
         extra=log_fields("run ended", topic=topic, group=group, messages=summary.handled),
     )
 
 
-class _Reading(NamedTuple):
+class _RunArguments(NamedTuple):
     """What is read, and how."""
 
     topic: str
@@ -229,7 +216,7 @@ class _Reading(NamedTuple):
 
 
 def _instrument() -> Callable[[MQ | AsyncMQ], object]:
-    """What has OpenTelemetry told of an MQ."""
+    """Connects an MQ to OpenTelemetry."""
     try:
         from sqlmq.opentelemetry import instrument
     except ModuleNotFoundError as error:
@@ -238,47 +225,51 @@ def _instrument() -> Callable[[MQ | AsyncMQ], object]:
     return instrument
 
 
-def _run_in_threads(settings: Settings, stop: Stop, handler: Callable[..., object], reading: _Reading) -> RunSummary:
-    with settings.open(lease_seconds=reading.lease_seconds) as mq:
-        if reading.instrument is not None:
-            reading.instrument(mq)
-        consumer = mq.consumer(reading.topic, reading.group, start=reading.start, on_evicted=reading.on_evicted)
+def _run_in_threads(
+    settings: Settings, stop: Stop, handler: Callable[..., object], arguments: _RunArguments
+) -> RunSummary:
+    with settings.open(lease_seconds=arguments.lease_seconds) as mq:
+        if arguments.instrument is not None:
+            arguments.instrument(mq)
+        consumer = mq.consumer(arguments.topic, arguments.group, start=arguments.start, on_evicted=arguments.on_evicted)
         stop.check()
-        with _told_when_hurried():
-            return consumer.run(handler, **reading.terms)
+        with _logged_when_interrupted():
+            return consumer.run(handler, **arguments.terms)
 
 
-def _run_in_loop(settings: Settings, stop: Stop, handler: Callable[..., object], reading: _Reading) -> RunSummary:
+def _run_in_loop(
+    settings: Settings, stop: Stop, handler: Callable[..., object], arguments: _RunArguments
+) -> RunSummary:
     # What no other command needs.
     import asyncio
 
     from sqlmq.aio import AsyncMQ
 
     async def run_to_the_end() -> RunSummary:
-        url, schema, lease_seconds = settings.database_url(), settings.schema, reading.lease_seconds
+        url, schema, lease_seconds = settings.database_url(), settings.schema, arguments.lease_seconds
         async with AsyncMQ(url, schema=schema, lease_seconds=lease_seconds) as mq:
-            if reading.instrument is not None:
-                reading.instrument(mq)
+            if arguments.instrument is not None:
+                arguments.instrument(mq)
             consumer = await mq.consumer(
-                reading.topic, reading.group, start=reading.start, on_evicted=reading.on_evicted
+                arguments.topic, arguments.group, start=arguments.start, on_evicted=arguments.on_evicted
             )
             stop.check()
-            return await consumer.run(handler, **reading.terms)
+            return await consumer.run(handler, **arguments.terms)
 
-    with _told_when_hurried():
+    with _logged_when_interrupted():
         return asyncio.run(run_to_the_end())
 
 
 @contextmanager
-def _told_when_hurried() -> Iterator[None]:
+def _logged_when_interrupted() -> Iterator[None]:
     """Turn what a run raises at a second signal into what a command is ended by."""
     try:
         yield
-    except SignalReceived:
+    except SignalInterrupt:
         raise
     except KeyboardInterrupt as interrupt:
         log.warning("Ended at once; what was being handled is delivered again.", extra=log_fields("run cut off"))
-        raise SignalReceived(*interrupt.args or (signal.SIGINT,)) from interrupt
+        raise SignalInterrupt(*interrupt.args or (signal.SIGINT,)) from interrupt
 
 
 def _terms(options: dict[str, Any]) -> dict[str, Any]:
@@ -318,7 +309,7 @@ def _how(options: dict[str, Any]) -> str:
     )
 
 
-def _summary_text(summary: RunSummary) -> str:
+def _counts(summary: RunSummary) -> str:
     """What was done, in words."""
     return (
         f"{count(summary.handled, 'message')} handled, {count(summary.failures, 'attempt')} failed, {summary.parked:,} set "

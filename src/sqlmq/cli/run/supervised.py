@@ -1,6 +1,6 @@
 """``python -m sqlmq.cli.supervised SECONDS ...``: the command ``sqlmq ...``, ended with the process that started it.
 
-That process holds the other end of stdin. When it is gone, whatever ended it, the command is told to stop, as by SIGTERM,
+That process holds the other end of stdin. When it is gone, whatever ended it, the command stops, as by SIGTERM,
 and ended if it has not stopped SECONDS later.
 """
 

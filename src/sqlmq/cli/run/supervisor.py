@@ -14,7 +14,7 @@ import sys
 import time
 from typing import TYPE_CHECKING
 
-from sqlmq.cli.signals import SignalReceived
+from sqlmq.cli.signals import SignalInterrupt
 from sqlmq.hooks.log_events import log_fields
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ USAGE_ERROR = 2
 _LOOK_SECONDS = 0.05
 _BACKOFF_SECONDS, _MAX_BACKOFF_SECONDS = 0.5, 30.0
 _HEALTHY_SECONDS = 60.0
-"""A process that ran for this long before it died is restarted as if for the first time."""
+"""A process that ran for so long before it died is restarted like one that died for the first time."""
 
 
 class Child:
@@ -86,7 +86,7 @@ class Child:
                 "Process %d, pid %d, %s. It is started again in %.1f seconds.",
                 self.number,
                 pid,
-                _exit_text(status),
+                _exit_reason(status),
                 pause,
                 extra=log_fields("process ended", process=pid, seconds=pause),
             )
@@ -96,7 +96,7 @@ class Child:
                 "Process %d, pid %d, %s.",
                 self.number,
                 pid,
-                _exit_text(status),
+                _exit_reason(status),
                 extra=log_fields("process ended", process=pid),
             )
         return status
@@ -142,7 +142,7 @@ class Supervisor:
         self._passed_on = 0
 
     def run(self) -> int:
-        """Return the exit code: 0, or that of what went wrong. Raises SignalReceived for a second signal."""
+        """Return the exit code: 0, or that of what went wrong. Raises SignalInterrupt for a second signal."""
         before = {number: signal.signal(number, self._arrive) for number in (signal.SIGINT, signal.SIGTERM)}
         try:
             return self._keep() or self._end()
@@ -184,14 +184,14 @@ class Supervisor:
                 return 1
             time.sleep(_LOOK_SECONDS)
         if len(self._signals) > 1:
-            raise SignalReceived(self._signals[-1])
+            raise SignalInterrupt(self._signals[-1])
         return worst
 
     def _arrive(self, number: int, _frame: FrameType | None) -> None:
         self._signals.append(number)
 
 
-def _exit_text(status: int) -> str:
+def _exit_reason(status: int) -> str:
     if status < 0:
         return f"was ended by {signal.Signals(-status).name}"
     return f"has ended with exit code {status}"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,7 +11,8 @@ from sqlalchemy import make_url
 from sqlalchemy.exc import ArgumentError
 
 from sqlmq import migrate
-from sqlmq.cli.output import json_option, line, say
+from sqlmq.cli.options import yes_option
+from sqlmq.cli.output import confirm, json_option, line, say
 from sqlmq.cli.settings import Settings, database_options, example, pass_settings
 from sqlmq.database.database import Database
 from sqlmq.dialects.postgresql.roles import grants
@@ -60,7 +60,7 @@ def upgrade(settings: Settings, revision: str, *, as_json: bool) -> None:
 
 @database.command(epilog=example("sqlmq db downgrade --to 0001", "sqlmq db downgrade --yes"))
 @click.option("--to", "revision", default="base", show_default=True, help="Revision to go back to; base removes all.")
-@click.option("--yes", is_flag=True, help="Do it without asking. Needed where there is no terminal to ask on.")
+@yes_option
 @json_option
 @database_options
 @pass_settings
@@ -122,10 +122,10 @@ def check(ctx: click.Context, settings: Settings, *, as_json: bool) -> None:
 
 @database.command(
     epilog=example(
-        "sqlmq db sql --dialect postgresql --schema queue > sqlmq.sql", "sqlmq db sql --dialect postgresql --from 0001"
+        "sqlmq db sql --dialect postgresql --schema queue > sqlmq.sql", "sqlmq db sql --dialect postgresql --start 0001"
     )
 )
-@click.option("--from", "start", default="base", show_default=True, help="Revision the tables are at; base for none.")
+@click.option("--start", default="base", show_default=True, help="Revision the tables are at; base for none.")
 @click.option("--to", "revision", default=REVISION, show_default=True, help="Revision to bring them to.")
 @click.option(
     "--dialect",
@@ -151,15 +151,6 @@ def sql(settings: Settings, start: str, revision: str, dialect: str | None) -> N
             name, schema=settings.schema if name == "postgresql" else None, start=start, revision=revision
         )
     click.echo(text, nl=False)
-
-
-def confirm(question: str, *, yes: bool) -> None:
-    """Ask *question* unless *yes*; end the command if the answer is no, or if there is nobody to ask."""
-    if yes:
-        return
-    if not sys.stdin.isatty():
-        raise click.UsageError("This deletes data, and there is no terminal to ask on. Say --yes if you mean it.")
-    click.confirm(question, abort=True, err=True)
 
 
 def _found(opened: Database) -> str | None:
