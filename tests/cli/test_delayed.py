@@ -84,12 +84,12 @@ def test_messages_for_later_arrive_as_others_do(sqlmq: Sqlmq, mq: MQ, staged: St
 @pytest.mark.parametrize(
     ("options", "complaint"),
     [
-        (("--delay", "soon"), "'soon' is no time"),
-        (("--delay", "1y"), "'1y' is no time"),
-        (("--delay", "-1"), "'-1' is no time"),
-        (("--delay", "1e400"), "'1e400' is no time"),
+        (("--delay", "soon"), "'soon' is not a duration"),
+        (("--delay", "1y"), "'1y' is not a duration"),
+        (("--delay", "-1"), "'-1' is not a duration"),
+        (("--delay", "1e400"), "'1e400' is not a duration"),
         (("--delay", "99999w"), "must be 0 to 9,500,000,000"),
-        (("--deliver-at", "tomorrow"), "is no moment by ISO 8601"),
+        (("--deliver-at", "tomorrow"), "is not a time in ISO 8601"),
         (("--deliver-at", "2100-01-01T00:00:00"), "has no offset from UTC"),
         (("--deliver-at", "9999-12-31T00:00:00Z"), "before the year 9999"),
         (("--delay", "1", "--deliver-at", "2100-01-01T00:00:00Z"), "not both"),

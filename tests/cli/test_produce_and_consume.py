@@ -241,6 +241,6 @@ def test_a_new_group_begins_with_the_first_message_since_a_moment(sqlmq: Sqlmq) 
 
     assert (since.exit_code, since.stdout) == (0, "")
     assert refused.exit_code == 2
-    assert "no moment by ISO 8601" in refused.stderr
+    assert "not a time in ISO 8601" in refused.stderr
     whole = sqlmq("consume", "orders", "--group", "whole", "--start", "2000-01-01T00:00:00Z", "--timeout", "0")
     assert whole.stdout == "before\n"
