@@ -34,6 +34,8 @@ import asyncio, logging, os, pathlib, time
 from opentelemetry import trace
 from sqlalchemy import text
 
+from sqlmq import Message
+
 HERE = pathlib.Path(__file__).parent
 logging.getLogger("sqlmq").addHandler(logging.FileHandler(HERE / "log"))
 number = 7
@@ -51,7 +53,7 @@ async def note_soon(message):
 
 def note_trace(message):
     trace_id = trace.get_current_span().get_span_context().trace_id
-    note(type(message)(f"{trace_id:032x}".encode()))
+    note(Message(f"{trace_id:032x}".encode()))
 
 
 async def note_trace_soon(message):
@@ -67,7 +69,7 @@ class Handlers:
 def note_all(messages):
     for message in messages:
         note(message)
-    note(type(messages[0])(b"together"))
+    note(Message(b"together"))
 
 
 def note_in_transaction(message, session):
