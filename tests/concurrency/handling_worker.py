@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from typing import TYPE_CHECKING, Any
 
@@ -76,6 +77,18 @@ def value(kind: bytes, key: str, number: int) -> bytes:
     return b"%s %s %d" % (kind, key.encode(), number)
 
 
+class StopNoted(logging.Handler):
+    """Creates the file *stopping* once the run has taken a signal, and begins no other message."""
+
+    def __init__(self, stopping: Path) -> None:
+        super().__init__()
+        self._stopping = stopping
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if getattr(record, "sqlmq_event", None) == "run stopping":
+            self._stopping.touch()
+
+
 def make_tables(connection: Connection) -> None:
     identity = "id INTEGER PRIMARY KEY" if connection.dialect.name == "sqlite" else "id bigserial PRIMARY KEY"
     connection.execute(text(f"CREATE TABLE effect ({identity}, message_key text, number integer)"))
@@ -84,6 +97,9 @@ def make_tables(connection: Connection) -> None:
 def run(place: Place, journal: Path, crash_at: int, **options: Any) -> None:
     """Run the handler until nothing comes any more, or it has crashed."""
     crash = Crash(crash_at)
+    log = logging.getLogger("sqlmq.consumer")
+    log.setLevel(logging.INFO)
+    log.addHandler(StopNoted(journal.parent / "stopping"))
     with place.open() as mq:
         crash.watch(mq.engine)
         consumer = mq.consumer(TOPIC, GROUP)

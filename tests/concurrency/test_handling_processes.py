@@ -164,6 +164,8 @@ def test_a_signal_lets_the_message_in_hand_be_finished(
     until(lambda: lines(journal) == [("tried", 0)], "the slow message to be in hand")
 
     os.kill(process.pid or 0, signal.SIGTERM)
+    # The process takes the signal in its own time; until then it may begin the next message.
+    until((tmp_path / "stopping").exists, "the run to stop")
     (tmp_path / "go").touch()
     process.join(PATIENCE_SECONDS)
 
