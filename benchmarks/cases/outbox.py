@@ -43,7 +43,7 @@ def run(bench: Bench) -> None:
         producer = mq.producer(name)
 
         def at_once(session: Session) -> None:
-            core = producer.core
+            core = producer._core  # noqa: SLF001 - what is measured is below the face
             placed = produce.place(core.current_topic(), [produce.RoutedMessage(MESSAGE, 0)], core.rotation)
             produce.append(session.connection(), core.database.dialect, produce.make_batch(placed))
 

@@ -18,7 +18,6 @@ _MODULES = ("aio", "migrate", "opentelemetry", "prometheus", "testing")
 """Public below ``sqlmq``, under names of their own."""
 _OWN = {
     "Message": ("arrived", "check_size", "headers_json"),
-    "Producer": ("core",),
     "Publication": ("move_to", "set_result"),
 }
 """Public among the modules of the library only."""

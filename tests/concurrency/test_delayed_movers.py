@@ -165,7 +165,7 @@ def test_whatever_is_done_each_message_waits_or_is_in_the_log_or_was_cancelled(
         # Its own mover, which would move what is due now, stays out of it.
         producer = mq.producer("orders")
         patched = closing.enter_context(pytest.MonkeyPatch.context())
-        patched.setattr(producer.core.scheduler, "schedule", lambda _due_at: None)
+        patched.setattr(producer._core.scheduler, "schedule", lambda _due_at: None)
         waiting: dict[int, str] = {}
         expected: set[str] = set()
         for place, act in enumerate(acts):

@@ -135,7 +135,7 @@ class AsyncMQ:
             lambda: self._sync.consumer(topic, group, start=start, ack=ack, name=name, on_evicted=on_evicted),
             lambda made: made.close(),
         )
-        return AsyncConsumer(made._core, self._threads, self._engines)
+        return AsyncConsumer(made._core, self._threads, self._engines)  # noqa: SLF001 - both faces have one core
 
     def observe(self, observer: Observer | None) -> None:
         """Call *observer* around every send and every handler from now on; None removes it. See ``MQ.observe``."""

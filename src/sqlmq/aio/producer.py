@@ -36,7 +36,7 @@ class AsyncProducer:
 
     def __init__(self, sync: Producer, threads: Threads) -> None:
         self._sync = sync
-        self._core = sync.core
+        self._core = sync._core  # noqa: SLF001 - both faces have one core
         self._threads = threads
         self._arrivals: Arrivals[ProducerResult] = Arrivals()
 

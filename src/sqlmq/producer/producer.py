@@ -30,19 +30,19 @@ class Producer:
     """
 
     def __init__(self, core: ProducerCore) -> None:
-        self.core = core
+        self._core = core
         self._batcher = Batcher(core)
         self._closing = CloseOnce()
 
     @property
     def topic(self) -> str:
         """The name of the topic."""
-        return self.core.topic
+        return self._core.topic
 
     @property
     def closed(self) -> bool:
         """Whether the producer was closed."""
-        return self.core.closed
+        return self._core.closed
 
     @overload
     def produce(
@@ -76,13 +76,13 @@ class Producer:
         """
         if session is not None:
             check_no_timeout(timeout)
-            return self.core.publish(session, [message], partition)[0]
-        routed = self.core.route(message, partition)
+            return self._core.publish(session, [message], partition)[0]
+        routed = self._core.route(message, partition)
         seconds = check_timeout(timeout)
-        observer = self.core.database.observer
+        observer = self._core.database.observer
         if observer is None:
             return self._batcher.call(routed, seconds)
-        return observer.send(self.core.topic, [message], partial(self._call, partition, seconds))[0]
+        return observer.send(self._core.topic, [message], partial(self._call, partition, seconds))[0]
 
     @overload
     def produce_with_partition(
@@ -107,11 +107,11 @@ class Producer:
 
         Messages submitted by one thread keep their order in each partition. ``close`` waits for all of them.
         """
-        routed = self.core.route(message, partition)
-        observer = self.core.database.observer
+        routed = self._core.route(message, partition)
+        observer = self._core.database.observer
         if observer is None:
             return self._batcher.submit(routed)
-        return observer.submit(self.core.topic, message, partial(self._submit, partition))
+        return observer.submit(self._core.topic, message, partial(self._submit, partition))
 
     @overload
     def produce_many(
@@ -131,8 +131,8 @@ class Producer:
         no other producer appends at the moment. *partition* and *session* work as in ``produce``.
         """
         if session is not None:
-            return self.core.publish(session, messages, partition)
-        return self.core.append_many(messages, partition)
+            return self._core.publish(session, messages, partition)
+        return self._core.append_many(messages, partition)
 
     def schedule(
         self,
@@ -150,7 +150,7 @@ class Producer:
         a *session* the message is stored in its transaction, so a rollback removes it. Errors are those of ``produce``.
         """
         due = check_due(delay_seconds, deliver_at)
-        return self.core.schedule(session, [message], partition, due)[0]
+        return self._core.schedule(session, [message], partition, due)[0]
 
     def schedule_many(
         self,
@@ -166,7 +166,7 @@ class Producer:
         All are due at the same moment, and keep their order in each partition. Else as ``schedule``.
         """
         due = check_due(delay_seconds, deliver_at)
-        return self.core.schedule(session, messages, partition, due)
+        return self._core.schedule(session, messages, partition, due)
 
     def close(self) -> None:
         """Wait for submitted messages, then refuse new ones. A second call has the same result.
@@ -184,17 +184,17 @@ class Producer:
         self.close()
 
     def __repr__(self) -> str:
-        return f"<Producer of {self.core.topic!r}{' (closed)' if self.core.closed else ''}>"
+        return f"<Producer of {self._core.topic!r}{' (closed)' if self._core.closed else ''}>"
 
     def _close(self) -> None:
-        self.core.close()
+        self._core.close()
         self._batcher.close()
 
     # The last parameter of these two is the message, because an observer may give another one than it was given.
 
     def _call(self, partition: int | None, seconds: float | None, messages: Sequence[Message]) -> list[ProducerResult]:
         (message,) = messages
-        return [self._batcher.call(RoutedMessage(self.core.check_message(message), partition), seconds)]
+        return [self._batcher.call(RoutedMessage(self._core.check_message(message), partition), seconds)]
 
     def _submit(self, partition: int | None, message: Message) -> Future[ProducerResult]:
-        return self._batcher.submit(RoutedMessage(self.core.check_message(message), partition))
+        return self._batcher.submit(RoutedMessage(self._core.check_message(message), partition))
