@@ -16,7 +16,6 @@ from sqlmq.model.partitioner import Rotation
 from sqlmq.operations import produce
 from sqlmq.operations.admin import topics
 from sqlmq.operations.produce import RoutedMessage
-from sqlmq.store import messages
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -70,7 +69,7 @@ class Raw:
     def read(self, connection: Connection, partition: int, start: int = 0) -> list[tuple[int, bytes]]:
         """Everything of *partition* that can be read now, as the consumer reads it."""
         position = Position(self.topic.partition_ids[partition], start)
-        rows = messages.read(connection, self.dialect, [position], limit=100_000, max_bytes=1 << 30)
+        rows = self.dialect.read(connection, [position], 100_000, 1 << 30)
         # A snapshot ends with its transaction.
         connection.rollback()
         return [(offset, value) for _, offset, _, value, _, _ in rows]

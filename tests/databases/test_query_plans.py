@@ -19,7 +19,7 @@ from sqlmq.model.partitioner import Rotation
 from sqlmq.operations import consume, membership, poll, produce, retention, staging, transaction
 from sqlmq.operations.admin import monitoring, reset, topics
 from sqlmq.operations.produce import RoutedMessage
-from sqlmq.store import claims, groups, messages, offsets, staged
+from sqlmq.store import claims, groups, offsets, staged
 from sqlmq.store import retention as store_retention
 from sqlmq.store.offsets import Commit
 
@@ -109,12 +109,12 @@ def append(grown: Grown, connection: Connection) -> None:
 
 def read_the_middle_of_the_log(grown: Grown, connection: Connection) -> None:
     wanted = [Position(id_, MESSAGES // 2) for id_ in grown.topic.partition_ids]
-    assert len(messages.read(connection, grown.dialect, wanted, limit=300, max_bytes=1 << 20)) == 300
+    assert len(grown.dialect.read(connection, wanted, 300, 1 << 20)) == 300
 
 
 def look_at_the_end_of_the_log(grown: Grown, connection: Connection) -> None:
     wanted = [Position(id_, MESSAGES) for id_ in grown.topic.partition_ids]
-    assert messages.read(connection, grown.dialect, wanted, limit=300, max_bytes=1 << 20) == []
+    assert grown.dialect.read(connection, wanted, 300, 1 << 20) == []
 
 
 def find_positions(grown: Grown, connection: Connection) -> None:

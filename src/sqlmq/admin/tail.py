@@ -143,7 +143,7 @@ class Tail:
 
     def _fetch(self, conn: Connection, dialect: Dialect) -> list[ReceivedMessage]:
         positions = [Position(*place) for place in self._positions.items()]
-        rows = messages.read(conn, dialect, positions, limit=_READ_MESSAGES, max_bytes=_READ_BYTES)
+        rows = dialect.read(conn, positions, limit=_READ_MESSAGES, max_bytes=_READ_BYTES)
         parts = []
         for id_, group in groupby(rows, key=lambda row: row[0]):
             arrived = ReceivedMessage.from_rows(

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Protocol
 from sqlmq.dialects import Position
 from sqlmq.hooks.failpoints import failpoint
 from sqlmq.model.message import FetchedRecords
-from sqlmq.store import claims, messages, offsets
+from sqlmq.store import claims, offsets
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -44,7 +44,7 @@ def fetch(
     """Read messages from *positions* in several partitions at once; return them by partition id. Takes no lock."""
     by_id = {assigned.partition_id: assigned for assigned, _ in positions}
     wanted = [Position(assigned.partition_id, position) for assigned, position in positions]
-    rows = messages.read(conn, dialect, wanted, limit=limit, max_bytes=max_bytes)
+    rows = dialect.read(conn, wanted, limit=limit, max_bytes=max_bytes)
     found: dict[int, FetchedRecords] = {}
     for partition_id, run in _runs(rows):
         topic, number = by_id[partition_id].topic, by_id[partition_id].partition

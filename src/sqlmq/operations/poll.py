@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from sqlmq.model import assignment
 from sqlmq.operations import membership
-from sqlmq.store import claims, messages
+from sqlmq.store import claims
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -38,7 +38,8 @@ class PollResult(NamedTuple):
 
 def poll(conn: Connection, dialect: Dialect, requests: Sequence[PollRequest], *, at_groups: bool) -> list[PollResult]:
     """Poll for all *requests* at once: for messages and, if *at_groups*, for changes of their groups. Takes no lock."""
-    ready = messages.ready(conn, dialect, {position for one in requests for position in one.positions})
+    positions = {position for one in requests for position in one.positions}
+    ready = dialect.ready(conn, positions) if positions else set()
     seen = claims.snapshots(conn, dialect, {one.group_id for one in requests}) if at_groups else {}
     settled = {id_ for id_, group in seen.items() if assignment.is_settled(group.members, group.claims)}
     return [

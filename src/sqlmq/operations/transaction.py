@@ -17,7 +17,7 @@ from sqlmq.model.message import FetchedRecords, check_dense
 from sqlmq.operations import retention
 from sqlmq.operations.consume import PRUNE_EVERY
 from sqlmq.operations.retention import ReadPlace
-from sqlmq.store import claims, messages, offsets, topics
+from sqlmq.store import claims, offsets, topics
 from sqlmq.store.offsets import Commit
 
 if TYPE_CHECKING:
@@ -165,5 +165,5 @@ def leave(conn: Connection, dialect: Dialect, guard: Guard) -> None:
 
 def _read(conn: Connection, dialect: Dialect, topic: Topic, place: ReadPlace, limits: BatchLimits) -> FetchedRecords:
     at = Position(place.partition_id, place.offset)
-    rows = messages.read(conn, dialect, [at], limit=limits.max_messages, max_bytes=limits.max_bytes)
+    rows = dialect.read(conn, [at], limit=limits.max_messages, max_bytes=limits.max_bytes)
     return FetchedRecords(topic.name, place.partition, rows, moments_from_us=dialect.moments_from_us)

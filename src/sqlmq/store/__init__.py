@@ -1,7 +1,7 @@
 """The SQL, a module for each table.
 
 topics     `sqlmq_topic` and `sqlmq_partition`
-messages   `sqlmq_message`: append, read, bounds
+messages   `sqlmq_message`: bounds, and messages by time
 offsets    `sqlmq_group_offset`: positions inserted, pruned, read
 groups     `sqlmq_group` and `sqlmq_member`
 claims     `sqlmq_claim`: who owns a partition; the fence

@@ -1,4 +1,4 @@
-"""`sqlmq_message`, the log, read from a position. Appending differs between databases: ``Dialect.append``."""
+"""`sqlmq_message`, the log: its bounds, and messages by time. Appends and reads differ between databases: see ``Dialect``."""
 
 from __future__ import annotations
 
@@ -7,29 +7,13 @@ from typing import TYPE_CHECKING
 from sqlalchemy import case, func, select
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping, Sequence
+    from collections.abc import Mapping
     from datetime import datetime
 
     from sqlalchemy import Connection
 
-    from sqlmq.dialects import Dialect, Position
-    from sqlmq.model.message import LogRow
+    from sqlmq.dialects import Dialect
     from sqlmq.store.topics import Topic
-
-
-def read(
-    conn: Connection, dialect: Dialect, positions: Sequence[Position], *, limit: int, max_bytes: int
-) -> list[LogRow]:
-    """Read messages from *positions* on, with an equal share of *limit* and *max_bytes* for each partition.
-
-    The rows of a partition are adjacent and in order of offset. Takes no lock and waits for none.
-    """
-    return dialect.read(conn, positions, limit, max_bytes)
-
-
-def ready(conn: Connection, dialect: Dialect, positions: Collection[Position]) -> set[Position]:
-    """Return those of *positions* that have a message at or after them: one look into an index for each."""
-    return dialect.ready(conn, positions) if positions else set()
 
 
 def bounds(conn: Connection, dialect: Dialect, topic: Topic) -> dict[int, tuple[int, int]]:

@@ -18,7 +18,7 @@ from sqlmq.operations import produce
 from sqlmq.operations.admin.topics import find_topic
 from sqlmq.operations.produce import RoutedMessage
 from sqlmq.reports.descriptions import BlockedKey, ParkedDetails, ParkedMessage
-from sqlmq.store import claims, groups, messages, offsets, parked, topics
+from sqlmq.store import claims, groups, offsets, parked, topics
 from sqlmq.store.offsets import Commit
 from sqlmq.store.parked import Selection
 
@@ -104,7 +104,7 @@ def details(conn: Connection, dialect: Dialect, topic: str, group: str, partitio
         raise NotParkedError(topic, group, partition, offset)
     where = Position(row.partition_id, offset)
     traceback = parked.traceback(conn, dialect, scope.group, where)
-    log = messages.read(conn, dialect, [where], limit=1, max_bytes=1)
+    log = dialect.read(conn, [where], limit=1, max_bytes=1)
     arrived = ReceivedMessage.from_rows(topic, partition, log, moments_from_us=dialect.moments_from_us)
     message = next((one for one in arrived if one.offset == offset), None)
     return ParkedDetails(**_facts(dialect, scope, row), traceback=traceback, message=message)
