@@ -11,8 +11,13 @@
     store         the SQL, a module for each table
     dialects      every difference between databases
     model         values and decisions, without SQL, clock or threads
+    reports       what people look at: descriptions, diagnoses
+    schema        the tables
+    hooks         where tests and telemetry attach
     errors        every error that the library raises on purpose
     testing       failpoints, and a clock that tests control
+    verify        the promises put to the test, by runs under faults
+    prometheus    lag, rates and problems as metrics; opentelemetry: spans
 
 Imports point down only. ``sqlmq.migrate`` makes the tables, ``sqlmq.cli`` is the command. docs/architecture.md walks a
 message through all of it.

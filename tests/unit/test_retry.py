@@ -13,10 +13,10 @@ from sqlmq.model.retry import (
     FailureAction,
     attempts_of_interrupted,
     decide,
-    delay_seconds,
     is_exhausted,
     is_final,
     next_batch_hint,
+    retry_delay_seconds,
 )
 
 POLICIES = (None, "park", "dead", "skip", "stop")
@@ -27,17 +27,17 @@ policies = st.sampled_from(POLICIES)
 def test_a_delay_never_exceeds_the_maximum(attempts: int, random: float) -> None:
     retry = Retry(backoff_seconds=0.5, max_delay_seconds=60.0)
 
-    assert 0 < delay_seconds(retry, attempts, random) <= 60.0
+    assert 0 < retry_delay_seconds(retry, attempts, random) <= 60.0
 
 
 def test_delays_double() -> None:
     retry = Retry(backoff_seconds=1.0, max_delay_seconds=10.0)
 
-    assert [delay_seconds(retry, attempts, 0.0) for attempts in range(1, 7)] == [1.0, 2.0, 4.0, 8.0, 10.0, 10.0]
+    assert [retry_delay_seconds(retry, attempts, 0.0) for attempts in range(1, 7)] == [1.0, 2.0, 4.0, 8.0, 10.0, 10.0]
 
 
 def test_jitter_takes_up_to_its_share_off() -> None:
-    assert delay_seconds(Retry(backoff_seconds=8.0, jitter=0.5), 1, 0.999999) == pytest.approx(4.0, rel=1e-4)
+    assert retry_delay_seconds(Retry(backoff_seconds=8.0, jitter=0.5), 1, 0.999999) == pytest.approx(4.0, rel=1e-4)
 
 
 @pytest.mark.parametrize(("attempts", "expected"), [(1, False), (2, False), (3, True), (4, True)])

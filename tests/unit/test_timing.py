@@ -7,7 +7,15 @@ import math
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sqlmq.model.timing import Deadline, PollWait, backoff, heartbeat_interval, lease_valid_until, pause, watch_interval
+from sqlmq.model.timing import (
+    Deadline,
+    PollWait,
+    heartbeat_interval,
+    lease_valid_until,
+    pause,
+    poll_backoff,
+    watch_interval,
+)
 
 moments = st.floats(0, 1e9)
 seconds = st.floats(0, 1e6)
@@ -45,14 +53,14 @@ def test_nothing_is_left_exactly_when_a_deadline_has_passed(timeout: float, bega
 
 
 def test_the_first_wait_is_the_least_and_each_further_one_twice_as_long() -> None:
-    assert [backoff(attempt, least=1, most=10, random=0) for attempt in range(6)] == [1, 2, 4, 8, 10, 10]
+    assert [poll_backoff(attempt, least=1, most=10, random=0) for attempt in range(6)] == [1, 2, 4, 8, 10, 10]
 
 
 @given(attempt=st.integers(0, 10**9), least=st.floats(0.001, 1), most=st.floats(1, 100), random=fractions)
 def test_a_wait_is_never_longer_than_the_most_nor_shorter_than_three_quarters_of_the_least(
     attempt: int, least: float, most: float, random: float
 ) -> None:
-    assert least * 0.75 <= backoff(attempt, least=least, most=most, random=random) <= most
+    assert least * 0.75 <= poll_backoff(attempt, least=least, most=most, random=random) <= most
 
 
 @given(st.floats(0.01, 1e6))
@@ -103,7 +111,7 @@ def test_only_a_wait_at_the_end_of_the_backoff_goes_on_while_others_look(
 
     assert may.is_delegated is (attempt >= last)
     assert not may_not.is_delegated
-    assert may.until == may_not.until == now + backoff(attempt, least=0.005, most=1.0, random=random)
+    assert may.until == may_not.until == now + poll_backoff(attempt, least=0.005, most=1.0, random=random)
 
 
 @given(quiet=seconds, longer=seconds)

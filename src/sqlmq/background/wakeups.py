@@ -39,9 +39,9 @@ class Wakeups:
         self.waited_at = -math.inf
         """When the last wait ended, by the monotonic clock."""
         self.self_polling = 0
-        """How many wait at this moment for which no shared poll can look."""
+        """The number of waits that must poll by themselves, because the shared poller cannot poll for them."""
         self.delegated = 0
-        """How many wait at this moment that need not poll as long as the shared poller does."""
+        """The number of waits that need no poll of their own while the shared poller works."""
         self.polled_at = -math.inf
         """When the last shared poll began that found nothing for this member, by the monotonic clock."""
 

@@ -1,13 +1,15 @@
 """The command ``sqlmq``: everything people type.
 
-    commands    one command, one file
-    run         `sqlmq run`: an application's handler, called with messages, in one process or several
-    demo        `sqlmq demo`: the main job, shown in some seconds
-    settings    the options that every command has, and the queue they name
-    output      tables for people, JSON lines for programs: the only place that decides which
-    formats     how a consumed message is written
-    watching    a view that is refreshed again and again
-    signals     Ctrl-C and SIGTERM, handled where nothing is half done
+    commands           one command, one file
+    run                `sqlmq run`: an application's handler, called with messages, in one process or several
+    demo               `sqlmq demo`: the main job, shown in some seconds
+    settings           the options that every command has, and the queue they name
+    options            options that several commands share; times and sizes, parsed
+    retention_options  the options of what a topic keeps
+    output             tables for people, JSON lines for programs: the only place that decides which
+    formats            how a consumed message is written
+    watching           a view that is refreshed again and again
+    signals            Ctrl-C and SIGTERM, handled where nothing is half done
 
 A module here reads options, calls the library, and prints. What a command can do, the library can do without it.
 """

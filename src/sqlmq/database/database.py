@@ -375,7 +375,7 @@ class Database:
         return isinstance(cause, Exception) and self.dialect.is_transient(cause)
 
     def _is_unusable_after(self, error: SqlmqError) -> bool:
-        """Whether the connection is lost; or leads, after a failover, to a standby, where a new one may not."""
+        """Whether the connection must be replaced: it is lost, or it leads to a standby since a failover."""
         cause = error.__cause__
         is_lost = isinstance(cause, Exception) and self.dialect.is_disconnect(cause)
         return is_lost or isinstance(error, ReadOnlyDatabaseError | OutcomeUnknownError)

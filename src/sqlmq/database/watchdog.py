@@ -253,7 +253,7 @@ class Watchdog:
 
 def gone(where: str) -> str:
     """Return the message of an error: there was little time, as during a close, and the database did not respond."""
-    return f"{where}: no answer came in the time there was, and no more is asked for."
+    return f"{where}: the database did not respond in time, so nothing more is sent to it."
 
 
 class WaitBudget:

@@ -12,10 +12,10 @@ FailurePolicy = Literal["park", "dead", "skip", "stop"]
 """What happens to a message whose handler fails, and to those behind it; docs/failures.md has the table."""
 
 _COUNTED_TOGETHER_SECONDS = 0.02
-"""How long the messages should take that are counted together: a crash makes each of them look attempted."""
+"""How long a batch of messages that share one count should take. A crash makes all of them look attempted."""
 _MAX_COUNTED_TOGETHER = 100
 _MAX_DOUBLINGS = 64
-"""Above any ``max_delay_seconds``, and far below what a float can hold."""
+"""Enough doublings to exceed any ``max_delay_seconds``, and too few to overflow a float."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +65,7 @@ def is_final(retry: Retry, error: BaseException, attempts: int) -> bool:
     return not may_retry or is_exhausted(retry, attempts)
 
 
-def delay_seconds(retry: Retry, attempts: int, random: float) -> float:
+def retry_delay_seconds(retry: Retry, attempts: int, random: float) -> float:
     """How long to wait after attempt number *attempts*, counted from 1. *random* is in [0, 1)."""
     doubled = retry.backoff_seconds * 2.0 ** min(max(attempts - 1, 0), _MAX_DOUBLINGS)
     return min(doubled, retry.max_delay_seconds) * (1.0 - retry.jitter * random)

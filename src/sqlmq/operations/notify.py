@@ -24,7 +24,9 @@ def notify(
     but: Collection[int],
     others: Collection[str] = (),
 ) -> set[int]:
-    """Notify of the topics *sure*, and of those *unsure* with live members besides *but*; return the latter.
+    """Send notifications for the topics *sure*, and for those topics *unsure* that have live members besides *but*.
+
+    Returns the latter topics.
 
     *others* are further payloads. Takes no lock of ours. NOTIFY takes one of its own at commit, so no other work shares
     the transaction.

@@ -70,7 +70,7 @@ class AppendBatch(NamedTuple):
     order: Sequence[int]
     """For each message, its index in the order in which the caller gave them."""
     alternatives: Sequence[int] = ()
-    """Numbers of other partitions that would do as well as the one of the only run."""
+    """Numbers of other partitions that can take a keyless batch instead of the chosen one."""
 
 
 class KeylessPartitioner(Protocol):

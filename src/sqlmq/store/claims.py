@@ -1,6 +1,6 @@
 """`sqlmq_claim`: which member owns a partition in a group, and the fence that keeps all others out.
 
-A claim has an owner and an epoch, which rises whenever the owner changes. Its row is locked in two ways. A member locks
+A claim has an owner and an epoch, which rises whenever a member takes the partition or is fenced. Its row is locked in two ways. A member locks
 its own claims (``lock``) before it writes for them. ``consumer.transaction()`` locks a claim that no member owns
 (``lock_free_claim``): the partition belongs to that transaction until it ends, and the claim is not changed. The two
 exclude each other, because members skip locked claims, and ``lock_free_claim`` looks only for claims without an owner.

@@ -1,7 +1,7 @@
-"""``python -m sqlmq.cli.supervised SECONDS ...``: the command ``sqlmq ...``, ended with the process that started it.
+"""``python -m sqlmq.cli.run.supervised SECONDS ...``: the command ``sqlmq ...``, ended with the process that started it.
 
-That process holds the other end of stdin. When it is gone, whatever ended it, the command stops, as by SIGTERM,
-and ended if it has not stopped SECONDS later.
+That process holds the other end of stdin. When it is gone, whatever ended it, the command stops as by SIGTERM.
+If it still runs SECONDS later, it is ended.
 """
 
 from __future__ import annotations

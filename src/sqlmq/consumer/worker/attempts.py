@@ -15,7 +15,7 @@ from sqlmq.consumer.worker.failures import FailureDecision, first_line, place
 from sqlmq.consumer.worker.parked_keys import ParkedEntry
 from sqlmq.errors import FencedError
 from sqlmq.hooks.failpoints import failpoint
-from sqlmq.model.retry import FailureAction, decide, delay_seconds, is_exhausted, is_final
+from sqlmq.model.retry import FailureAction, decide, is_exhausted, is_final, retry_delay_seconds
 from sqlmq.operations import attempts as operations
 from sqlmq.store.parked import ParkedRecord
 
@@ -283,7 +283,7 @@ class AttemptRecorder:
             is_parked=attempt.is_parked,
             has_room=len(attempt.parked_keys) < self._config.max_parked,
         )
-        delay = 0.0 if is_last else delay_seconds(retry, attempts, self._clock.random.random())
+        delay = 0.0 if is_last else retry_delay_seconds(retry, attempts, self._clock.random.random())
         if attempt.is_parked:
             position = attempt.position(attempt.assigned.committable())
         else:

@@ -1,4 +1,6 @@
-"""Append on Postgres: by a function of ours, in one round trip; or by COPY, for many messages.
+"""Append on Postgres: by a SQL function, in one round trip; or by COPY, for many messages.
+
+The functions are in ``migrations/sql/postgresql/append.sql``: lock, newest offset, insert.
 
 Through psycopg, arrays are sent in binary form, packed here, because psycopg takes twice the time for it. In an
 application's session, whose driver can be another, they are sent through SQLAlchemy, as lists.
