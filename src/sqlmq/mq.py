@@ -1,4 +1,4 @@
-"""The MQ: one database, its topics, and the producers and consumers made from it."""
+"""The MQ: one database, its topics, producers and consumers."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ class BackgroundServices:
         self.registry.start_with_waits(*([self.poller, self.listener] if can_notify else [self.poller]))
 
     def close(self) -> None:
-        """End all threads; first those whose last work needs the others."""
+        """End all threads. A thread ends before the threads that it needs for its last work."""
         self.retention.close()
         self.scheduler.close()
         self.listener.close()
@@ -89,18 +89,19 @@ class MQ:
     """A message queue in a SQL database. Thread-safe.
 
     *database* is a URL (``sqlite:///file.db``, ``postgresql://user:password@host/name``), a SQLAlchemy URL, or an
-    Engine, which is used as it is and never disposed. *schema* is where the tables are on Postgres, if not in the
-    connection's default schema. The first call that needs the database connects; on SQLite it also creates the tables.
+    Engine, which is used as it is and never disposed. *schema* is the schema of the tables on Postgres; by
+    default, the connection's default schema. The first call that needs the database connects; on SQLite it also creates
+    the tables.
 
-    - *create_topics*: create a missing topic for a producer or consumer; without it they raise UnknownTopicError.
-    - *default_partitions*: the number of partitions of a topic that is created without one.
-    - *max_message_bytes*: the largest value, key or headers a producer takes, and ``parked`` copies.
+    - *create_topics*: create a missing topic for a producer or consumer; if off, they raise UnknownTopicError.
+    - *default_partitions*: the number of partitions of a topic that is created without a number.
+    - *max_message_bytes*: the largest value, key or headers that a producer accepts and that ``parked`` copies.
     - *lease_seconds*: how long a consumer keeps its partitions after its last heartbeat.
-    - *max_poll_seconds*: after how long without a call for messages a consumer releases its partitions.
+    - *max_poll_seconds*: how long a consumer keeps its partitions after its last call for messages.
     - *commit_interval_seconds*: how long the offsets of finished messages may wait to be committed together.
-    - *durable_commits*: on Postgres, wait for the disk then; without it, a crash of the server may redeliver messages.
+    - *durable_commits*: on Postgres, these commits wait for the disk; if off, a server crash may redeliver messages.
     - *prefetch*, *prefetch_bytes*: how much a consumer reads ahead.
-    - *poll_min_seconds*, *poll_max_seconds*: how soon an idle consumer polls again, at first and after many polls.
+    - *poll_min_seconds*, *poll_max_seconds*: the first and the longest pause of an idle consumer between two polls.
     - *response_timeout_seconds*: on Postgres, how long a response may take before the connection is given up.
     - *notify*: on Postgres, wake waiting consumers of other processes by NOTIFY, and listen for theirs.
     - *clock*: time, waits and random numbers, for tests; the system's by default.
@@ -159,7 +160,7 @@ class MQ:
 
     @property
     def engine(self) -> Engine:
-        """The SQLAlchemy engine: the Engine given, or our own."""
+        """The SQLAlchemy engine: the given Engine, or the one made from the URL."""
         return self._database.engine
 
     @property
@@ -169,7 +170,7 @@ class MQ:
 
     @property
     def admin(self) -> Admin:
-        """What operators do: topics and groups described and changed, lag, retention, parked and delayed messages."""
+        """The operations of an operator: topics, groups, lag, retention, parked and delayed messages."""
         return self._admin
 
     def create_topic(
@@ -182,10 +183,10 @@ class MQ:
     ) -> bool:
         """Create a topic with *partitions*, numbered from 0, and return whether it is new.
 
-        Without *partitions* it gets the MQ's ``default_partitions``. An existing topic stays as it is; that is no error.
+        Without *partitions* it gets the MQ's ``default_partitions``. An existing topic stays unchanged; that is no error.
         *partitioner* decides which partition a key goes to: ``murmur2`` (the default; as Kafka's Java client), ``fnv1a``
-        or ``crc32``. It is stored with the topic and can't change: another name than the topic has raises
-        TopicConflictError. *retention* is what the topic keeps; everything by default, see ``admin.set_retention``.
+        or ``crc32``. It is stored with the topic and can't change: another partitioner for an existing topic raises
+        TopicConflictError. *retention* limits what the topic keeps: by default everything, see ``admin.set_retention``.
         """
         if partitions is None:
             partitions = self._config.default_partitions
@@ -200,7 +201,7 @@ class MQ:
     def delete_topics(self, *topics: str) -> list[str]:
         """Delete *topics* with their messages and groups, and return the names of those that existed.
 
-        A topic that does not exist, or a name that no topic can have, is no error. Producers and consumers of a deleted
+        A topic that does not exist, or an invalid name, is no error. Producers and consumers of a deleted
         topic get UnknownTopicError. One transaction removes the topics; then their messages are deleted, some thousands
         in each transaction.
         """
@@ -245,10 +246,10 @@ class MQ:
         begins: ``earliest``, ``latest`` (after the newest message), or an aware datetime (the first message since then).
         An existing group continues at its position.
 
-        ``ack="auto"`` finishes a message when the next one is asked for: at least once. ``ack="on_delivery"`` commits it
-        before it is delivered: at most once. *name* is how the member is listed; host and process by default.
+        ``ack="auto"`` finishes a message when the application asks for the next one: at least once. ``ack="on_delivery"``
+        commits it before it is delivered: at most once. *name* is the name of the member in lists; host and process by default.
         *on_evicted* decides what happens when retention has deleted messages that the group had not read: ``raise``
-        EvictedError, or continue at the ``earliest`` one left and log a warning that names them.
+        EvictedError, or continue at the ``earliest`` remaining message and log a warning that names the deleted ones.
         """
         check_group(group)
         start = check_start(start)
@@ -276,7 +277,7 @@ class MQ:
         """Close every producer and consumer of this MQ, then the connections, unless the Engine was given.
 
         Their errors are raised together in one ExceptionGroup. A second call has the same result. If the database does
-        not respond, closing ends after five seconds all the same.
+        not respond, closing ends after five seconds.
         """
         self._database.check_outside_block("close its MQ")
         self._closing.run(self._close)
@@ -326,7 +327,7 @@ def open_database(database: str | URL | Engine, schema: str | None, config: MQCo
 
 
 def open_mq(database: Database, config: MQConfig) -> MQ:
-    """Return an MQ on *database*: for AsyncMQ, which has both already."""
+    """Return an MQ on an open *database*. AsyncMQ uses it."""
     mq = MQ.__new__(MQ)
     mq._open(database, config)  # noqa: SLF001 - of this module
     return mq

@@ -130,9 +130,9 @@ async def test_autocommit_is_refused(shop: AsyncShop) -> None:
 async def test_sessions_that_block_are_refused(shop: AsyncShop) -> None:
     blocking: Any = shop.sync_engine.connect()
 
-    with pytest.raises(TypeError, match="go to a Producer"):
+    with pytest.raises(TypeError, match="use a Producer"):
         await shop.producer.schedule(Message(b""), delay_seconds=LONG, session=blocking)
-    with pytest.raises(TypeError, match="go to a Producer"):
+    with pytest.raises(TypeError, match="use a Producer"):
         await shop.mq.admin.cancel_delayed(1, session=blocking)
     blocking.close()
 

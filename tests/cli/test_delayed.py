@@ -137,7 +137,7 @@ def test_an_empty_list_says_so(sqlmq: Sqlmq, mq: MQ) -> None:
     result = sqlmq("delayed", "list", "orders")
 
     assert (result.exit_code, result.stdout) == (0, "")
-    assert result.stderr.endswith("No message waits for topic 'orders'.\n")
+    assert result.stderr.endswith("Topic 'orders' has no delayed messages.\n")
     assert sqlmq("delayed", "list", "orders", "--json").stdout == ""
 
 
@@ -156,7 +156,9 @@ def test_messages_are_cancelled_by_id(sqlmq: Sqlmq, mq: MQ) -> None:
     result = sqlmq("delayed", "cancel", str(first.id), "777", str(first.id))
 
     assert result.exit_code == 0
-    assert result.stdout == (f"Cancelled message {first.id}.\nMessage 777 does not wait: delivered, or never there.\n")
+    assert result.stdout == (
+        f"Cancelled message {first.id}.\nMessage 777 is not delayed: it was delivered, or never existed.\n"
+    )
     assert mq.admin.delayed("orders") == [second]
     assert lines(sqlmq("delayed", "cancel", str(second.id), str(first.id), "--json").stdout) == [
         {"id": second.id, "cancelled": True},

@@ -62,4 +62,4 @@ def test_an_address_that_is_taken_is_an_error(sqlmq: Sqlmq) -> None:
         refused = sqlmq("metrics", "--port", str(taken.getsockname()[1]))
 
     assert refused.exit_code == 1
-    assert "Nobody can listen at 127.0.0.1" in refused.stderr
+    assert "Cannot listen on 127.0.0.1" in refused.stderr

@@ -269,18 +269,18 @@ def test_the_log_says_what_is_read_and_how(sqlmq: Sqlmq) -> None:
     result = run(sqlmq, "shop_handlers:note", "--concurrency", "2", "--max-attempts", "unlimited")
 
     assert "shop_handlers:note handles topic 'orders' for group 'billing'" in result.stderr
-    assert "2 partitions side by side, unlimited attempts" in result.stderr
+    assert "2 partitions in parallel, unlimited attempts" in result.stderr
 
 
 @pytest.mark.usefixtures("shop")
 @pytest.mark.parametrize(
     ("handler", "said"),
     [
-        ("no_such:handle", "There is no module 'no_such'"),
+        ("no_such:handle", "Module 'no_such' was not found"),
         ("shop_handlers:missing", "Module 'shop_handlers' has no 'missing'"),
-        ("shop_handlers:number", "shop_handlers:number is not a function but int"),
-        ("shop_handlers", "is not of the form MODULE:HANDLER"),
-        ("shop_handlers:", "is not of the form MODULE:HANDLER"),
+        ("shop_handlers:number", "shop_handlers:number must be a function, not int"),
+        ("shop_handlers", "does not have the form MODULE:HANDLER"),
+        ("shop_handlers:", "does not have the form MODULE:HANDLER"),
     ],
 )
 def test_a_handler_that_is_not_there_is_a_usage_error(sqlmq: Sqlmq, handler: str, said: str) -> None:
@@ -464,7 +464,7 @@ def test_a_message_that_kills_its_process_becomes_a_dead_letter_and_the_others_a
     assert dead_letters(engine, database) == [(1, 2, "ProcessEnded")]
     assert handled(shop).count("poison") == 2
     assert {"a", "b", "c"} < set(handled(shop))
-    assert errors.count(b"has ended with exit code 9. It is started again in") == 2
+    assert errors.count(b"ended with exit code 9. It restarts in") == 2
 
 
 @sends_signals

@@ -180,7 +180,7 @@ def test_a_producer_whose_results_nobody_reads_says_that_it_stopped(sqlmq_proces
 
     assert process.stderr is not None
     assert process.returncode == 1
-    assert b"nobody reads the results" in process.stderr.read()
+    assert b"the reader of the results has closed the pipe" in process.stderr.read()
 
 
 def test_two_consumers_of_a_group_share_the_messages(sqlmq_process: SqlmqProcess, sqlmq: Sqlmq) -> None:

@@ -1,4 +1,4 @@
-"""A topic watched without a group: nothing is written, and nobody is told."""
+"""Tail: read a topic as messages arrive, without a group and without writes."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ if TYPE_CHECKING:
     from sqlmq.store.topics import Topic
 
 MOST_LAST = 1_000
-"""From how far back the messages before now can be asked for, since they are put in order before the first is given."""
+"""The largest *last*: these messages are sorted in memory before the first one is returned."""
 
 _READ_MESSAGES, _READ_BYTES = 500, 4 * 1024 * 1024
-"""How much one look reads, and keeps in memory, at the most."""
+"""The most that one fetch reads and keeps in memory."""
 
 
 class TailRequest(NamedTuple):
-    """What to watch, checked."""
+    """The checked arguments of a tail."""
 
     topic: str
     last: int
@@ -45,7 +45,7 @@ class TailRequest(NamedTuple):
 def check_tail(
     topic: str, last: int, offset: int | None, partitions: Iterable[int] | None, timeout: float | None
 ) -> TailRequest:
-    """What to watch; raises InvalidTopicError, TypeError or ValueError for what can't be."""
+    """Return the checked arguments. Raises InvalidTopicError, TypeError or ValueError."""
     validation.integer("last", last, least=0, most=MOST_LAST)
     if offset is not None:
         validation.check_offset(offset)
@@ -91,8 +91,8 @@ class Tail:
     def step(self) -> list[ReceivedMessage] | float | None:
         """Read once: return messages, or how many seconds to wait before the next step, or None at the end.
 
-        It is the end when nothing has arrived for the timeout, or when the MQ is closed. Raises UnknownTopicError when
-        the topic was deleted.
+        The end is reached when no message has arrived within the timeout, or when the MQ is closed. Raises
+        UnknownTopicError if the topic was deleted.
         """
         if self._last:
             last, self._last = self._last, []
@@ -115,7 +115,7 @@ class Tail:
         return pause
 
     def _begin(self, conn: Connection, dialect: Dialect) -> Topic:
-        """Find the topic, and stand at the end of each partition, or as far before it as is wanted."""
+        """Find the topic and set the start of each partition: its end, the requested offset, or *last* before the end."""
         topic = topics.find_topic(conn, dialect, self._request.topic)
         for number in sorted(self._request.partitions or ()):
             check_partition(topic.name, number, topic.partitions)
@@ -132,7 +132,7 @@ class Tail:
             self._numbers[id_] = number
 
     def _recheck_topic(self, conn: Connection, dialect: Dialect) -> None:
-        """See that the topic is still there, and which partitions it has; new ones are read from their beginning."""
+        """Check that the topic still exists, and add new partitions from their first message."""
         topic = topics.find_topic(conn, dialect, self._request.topic)
         if topic.id != self._topic.id:
             raise UnknownTopicError(topic.name)
@@ -154,9 +154,9 @@ class Tail:
         return list(heapq.merge(*parts, key=_moment))
 
     def _read_last(self) -> list[ReceivedMessage]:
-        """The newest messages there are, over all partitions: read by partition, and put in order."""
+        """Return the newest messages of all partitions, in order of time."""
         kept: list[ReceivedMessage] = []
-        # Up to where the log ended then: it may grow faster than it is read.
+        # Up to the ends found at the start: the log may grow faster than it is read.
         while any(offset < self._ends[id_] for id_, offset in self._positions.items()):
             if not (found := self._access.read(self._fetch)):
                 break

@@ -1,4 +1,4 @@
-"""What an operator does, for asyncio."""
+"""The operations of an operator, for asyncio."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 
 class AsyncAdmin:
-    """Everything an operator does, for asyncio. Made by ``mq.admin`` of an AsyncMQ; may be shared by tasks. See ``Admin``.
+    """The operations of an operator, for asyncio: ``mq.admin`` of an AsyncMQ. Tasks may share it. See ``Admin``.
 
     A task that is cancelled while it awaits one of these methods ends when the transaction has ended.
     """
@@ -75,7 +75,7 @@ class AsyncAdmin:
         return await self._threads.run(lambda: self._sync.members(topic, group))
 
     async def lag(self, topic: str | None = None, group: str | None = None) -> list[PartitionLag]:
-        """Return how far groups are behind in each partition, in messages and seconds. See ``Admin.lag``."""
+        """Return the lag of groups in each partition, in messages and seconds. See ``Admin.lag``."""
         return await self._threads.run(lambda: self._sync.lag(topic, group))
 
     async def preview_reset(
@@ -108,26 +108,26 @@ class AsyncAdmin:
         )
 
     def parked(self, topic: str, group: str) -> AsyncParked:
-        """Return the parked messages of *group* in *topic*: to list, retry, discard, copy and move. See ``Admin.parked``."""
+        """Return the parked messages of *group* in *topic*, to list, retry, discard, copy or move. See ``Admin.parked``."""
         return AsyncParked(self._sync.parked(topic, group), self._threads)
 
     async def set_retention(self, topic: str, retention: Retention) -> None:
-        """Set what *topic* keeps, beginning with the next round of retention. Raises UnknownTopicError."""
+        """Set the retention of *topic*, from the next round on. Raises UnknownTopicError."""
         await self._threads.run(lambda: self._sync.set_retention(topic, retention))
 
     async def apply_retention(self, topic: str | None = None) -> list[RetentionResult]:
-        """Delete now what exceeds the retention of *topic*, or of all topics. See ``Admin.apply_retention``.
+        """Delete the messages that exceed the retention of *topic*, or of all topics. See ``Admin.apply_retention``.
 
         A task that is cancelled meanwhile ends when the round is over.
         """
         return await self._threads.run(lambda: self._sync.apply_retention(topic))
 
     async def evictions(self, topic: str) -> list[Eviction]:
-        """Return what the groups of a topic lost to retention, unread or parked, the newest last. Raises UnknownTopicError."""
+        """Return the unread and parked messages that groups lost to retention, the newest last. Raises UnknownTopicError."""
         return await self._threads.run(lambda: self._sync.evictions(topic))
 
     async def delayed(self, topic: str) -> list[DelayedMessage]:
-        """Return the messages of a topic that wait until they are due, the earliest first. Raises UnknownTopicError."""
+        """Return the delayed messages of a topic, the earliest first. Raises UnknownTopicError."""
         return await self._threads.run(lambda: self._sync.delayed(topic))
 
     async def cancel_delayed(self, *ids: int, session: AsyncSessionLike | None = None) -> list[int]:
@@ -139,7 +139,7 @@ class AsyncAdmin:
             return await self._threads.run(lambda: self._sync.cancel_delayed(*ids))
         carrier = carrier_of(session)
         if not self._database.knows_identity:
-            # Its query runs on a connection of ours, which would block the event loop.
+            # Its query runs on a connection of the MQ, which would block the event loop.
             await self._threads.run(lambda: self._database.identity(fresh=False))
         return await carrier.run_sync(lambda sync: self._sync.cancel_delayed(*ids, session=sync))
 
@@ -154,16 +154,17 @@ class AsyncAdmin:
     ) -> AsyncTail:
         """Watch a topic without a group: ``async for message in mq.admin.tail(topic)``. See ``Admin.tail``.
 
-        Arguments are checked at the call; the topic is looked up at the first step, and *from now on* begins there.
+        The call checks the arguments. The first step looks the topic up; without *last* and *offset* it starts at the
+        end that the topic has then.
         """
         return AsyncTail(self._sync, check_tail(topic, last, offset, partitions, timeout), self._threads)
 
     async def diagnose_group(self, topic: str, group: str, *, stuck_seconds: float = 30.0) -> list[Problem]:
-        """Return why messages of a group wait, and what to do. See ``Admin.diagnose_group``."""
+        """Return the reasons why messages of a group wait, and the remedies. See ``Admin.diagnose_group``."""
         return await self._threads.run(lambda: self._sync.diagnose_group(topic, group, stuck_seconds=stuck_seconds))
 
     async def diagnose(self, limits: DoctorLimits | None = None) -> list[Problem]:
-        """Return what is wrong with the database and its groups, the worst first. See ``Admin.diagnose``."""
+        """Return the problems of the database and its groups, the worst first. See ``Admin.diagnose``."""
         return await self._threads.run(lambda: self._sync.diagnose(limits))
 
     def __repr__(self) -> str:
@@ -205,7 +206,7 @@ class AsyncTail:
 
 
 class AsyncParked:
-    """The messages that one group has parked in one topic. Made by ``mq.admin.parked(topic, group)``. See ``Parked``."""
+    """The parked messages of one group in one topic. Made by ``mq.admin.parked(topic, group)``. See ``Parked``."""
 
     def __init__(self, sync: Parked, threads: Threads) -> None:
         self._sync = sync
@@ -252,7 +253,7 @@ class AsyncParked:
         state: ParkedState | None = None,
         everything: bool = False,
     ) -> int:
-        """Make messages due now, as if they had never been tried; return how many. See ``Parked.retry``."""
+        """Make messages due now, with no attempts counted; return how many. See ``Parked.retry``."""
         return await self._threads.run(
             lambda: self._sync.retry(partition, offset, key=key, state=state, everything=everything)
         )
@@ -266,7 +267,7 @@ class AsyncParked:
         state: ParkedState | None = None,
         everything: bool = False,
     ) -> int:
-        """Remove messages from the parked ones without handling them; return how many. See ``Parked.discard``."""
+        """Remove parked messages without handling them; return how many. See ``Parked.discard``."""
         return await self._threads.run(
             lambda: self._sync.discard(partition, offset, key=key, state=state, everything=everything)
         )

@@ -30,12 +30,12 @@ if TYPE_CHECKING:
 
 
 class AsyncMQ:
-    """A message queue in a SQL database, for asyncio. Shared by tasks, also those of several event loops.
+    """A message queue in a SQL database, for asyncio. Tasks may share it, also tasks of several event loops.
 
     *database* and the options are those of ``MQ``. A URL may also name a driver for asyncio, and *database* may be an
-    AsyncEngine: it is never altered or disposed, and no connection is taken from it. Our own transactions run in threads,
-    on an engine of our own for the same URL. That engine does not have the ``connect_args`` and events of an AsyncEngine:
-    give an Engine where they matter.
+    AsyncEngine: it is never altered or disposed, and no connection is taken from it. The MQ runs its own transactions in
+    threads, on its own engine for the same URL. That engine does not have the ``connect_args`` and events of the
+    AsyncEngine. If you need them, pass an Engine.
     """
 
     def __init__(
@@ -82,7 +82,7 @@ class AsyncMQ:
 
     @property
     def engine(self) -> Engine:
-        """The SQLAlchemy engine of our own transactions: the Engine given, or our own."""
+        """The SQLAlchemy engine of the MQ's own transactions: the given Engine, or the one made from the URL."""
         return self._sync.engine
 
     @property
@@ -92,7 +92,7 @@ class AsyncMQ:
 
     @property
     def admin(self) -> AsyncAdmin:
-        """What operators do: topics and groups described and changed, lag, retention, parked and delayed messages."""
+        """The operations of an operator: topics, groups, lag, retention, parked and delayed messages."""
         return self._admin
 
     async def create_topic(
@@ -111,7 +111,7 @@ class AsyncMQ:
     async def delete_topics(self, *topics: str) -> list[str]:
         """Delete *topics* with their messages and groups, and return the names of those that existed.
 
-        See ``MQ.delete_topics``. A task that is cancelled meanwhile ends when they are deleted.
+        See ``MQ.delete_topics``. A task that is cancelled meanwhile ends after the deletion.
         """
         return await self._threads.run(lambda: self._sync.delete_topics(*topics))
 
@@ -171,8 +171,8 @@ class AsyncMQ:
 
 
 def _blocking(database: str | URL | Engine | AsyncEngine) -> str | URL | Engine:
-    """Return what an MQ is opened on, for what an AsyncMQ is opened on."""
+    """Return *database* for an MQ: with the blocking driver instead of the one for asyncio."""
     if isinstance(database, str | URL):
         return blocking(read_url(database), is_made=False)
-    # Not isinstance: only a program that has an AsyncEngine should import SQLAlchemy's asyncio part.
+    # Not isinstance, which would import SQLAlchemy's asyncio part in programs without an AsyncEngine.
     return database if not hasattr(database, "sync_engine") else blocking(database.sync_engine.url, is_made=True)

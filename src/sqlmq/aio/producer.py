@@ -24,14 +24,14 @@ if TYPE_CHECKING:
     from sqlmq.producer.producer import Producer
 
 AsyncSessionLike: TypeAlias = "AsyncSession | async_scoped_session[AsyncSession] | AsyncConnection"
-"""What carries a transaction of the application."""
+"""The objects that carry a transaction of the application."""
 
 
 class AsyncProducer:
-    """Appends messages to one topic. Made by ``await mq.producer(topic)``; may be shared by tasks.
+    """Appends messages to one topic. Made by ``await mq.producer(topic)``. Tasks may share it.
 
-    As with ``Producer``, calls that arrive during a commit go together in the next transaction, so thousands of tasks
-    share few transactions.
+    As with ``Producer``, calls that arrive during a commit share the next transaction, so thousands of tasks need few
+    transactions.
     """
 
     def __init__(self, sync: Producer, threads: Threads) -> None:
@@ -67,14 +67,14 @@ class AsyncProducer:
         timeout: float | None = None,
         session: AsyncSessionLike | None = None,
     ) -> ProducerResult | Publication:
-        """Append *message* and return its place, once that is committed.
+        """Append *message* and return its place after the commit.
 
-        *partition* is the number of a partition, whatever the key. *timeout*, in seconds, bounds the wait: TimeoutError
+        *partition* is the number of a partition; it overrides the key. *timeout*, in seconds, bounds the wait: TimeoutError
         means that the message was not sent, OutcomeUnknownError that it was being sent. Cancelling the task withdraws a
-        message that still waits for its turn; one that is being sent may be in the log or not. Errors are those of
+        message that still waits for its turn; a message that is being sent may be in the log or not. Errors are those of
         ``Producer.produce``.
 
-        With a *session* (an AsyncSession, async_scoped_session or AsyncConnection on the same database, whatever its
+        With a *session* (an AsyncSession, async_scoped_session or AsyncConnection on the same database, with any
         driver) the message is part of its transaction, as in ``Producer.produce``.
         """
         if session is not None:
@@ -102,10 +102,10 @@ class AsyncProducer:
         return await self.produce(message, partition=check_partition_number(partition), timeout=timeout)
 
     def submit(self, message: Message, *, partition: int | None = None) -> asyncio.Future[ProducerResult]:
-        """Append *message* without waiting. The future gets its place, or the error.
+        """Append *message* without waiting, and return a future of its place.
 
         Cancelling the future withdraws the message, if it still waits. Messages submitted by one task keep their order
-        in each partition. ``close`` waits for all of them. Call it where the event loop runs.
+        in each partition. ``close`` waits for all of them. Raises RuntimeError without a running event loop.
         """
         asyncio.get_running_loop()  # raises before anything is sent: without a loop, no future could get the result
         if partition is None or self._core.knows_topic:
@@ -145,7 +145,7 @@ class AsyncProducer:
     ) -> DelayedMessage:
         """Store *message* now and append it when it is due.
 
-        It is due *delay_seconds* from now by the database's clock, or at *deliver_at*, an aware datetime; give one of
+        It is due *delay_seconds* from now by the database's clock, or at *deliver_at*, an aware datetime. Give one of
         them. Until then, ``mq.admin.cancel_delayed`` cancels it by its ``id``. With a *session* the message is stored in its
         transaction. If the task is cancelled, the message may be stored or not.
         """
@@ -163,7 +163,7 @@ class AsyncProducer:
     ) -> list[DelayedMessage]:
         """Store *messages* in one transaction, all or none, and append them when they are due.
 
-        All are due at the same moment, and keep their order in each partition. Else as ``schedule``.
+        All are due at the same time, and keep their order in each partition. Otherwise as ``schedule``.
         """
         due = check_due(delay_seconds, deliver_at)
         return await self._schedule(session, list(messages), partition, due)
@@ -172,7 +172,7 @@ class AsyncProducer:
         """Wait for submitted messages, then refuse new ones. A second call has the same result.
 
         Waits at most five seconds for a database that does not answer. A task that is cancelled meanwhile ends after
-        that.
+        the close.
         """
         await self._threads.run_apart(self._sync.close)
 
@@ -204,7 +204,7 @@ class AsyncProducer:
         return await carrier.run_sync(self._core.schedule, messages, partition, due)
 
     async def _prepare_for_sessions(self) -> None:
-        # Otherwise the steps in `run_sync` would ask on a connection of the MQ's own, and block the event loop.
+        # Otherwise the steps in `run_sync` would query on a connection of the MQ, and block the event loop.
         if not self._core.is_ready_for_sessions:
             await self._threads.run(self._core.prepare_for_sessions)
 
@@ -226,15 +226,15 @@ class AsyncProducer:
 
 
 def carrier_of(session: AsyncSessionLike) -> AsyncSession | AsyncConnection:
-    """The session or connection of asyncio that *session* stands for. Raises TypeError for any other object."""
-    # Imported here, because SQLAlchemy's asyncio needs greenlet, which programs without such a session need not install.
+    """Return *session*, or the present session of an async_scoped_session. Raises TypeError for any other object."""
+    # Imported here: SQLAlchemy's asyncio needs greenlet, which programs without such a session may lack.
     from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession, async_scoped_session
 
     given: object = session() if isinstance(session, async_scoped_session) else session
     if not isinstance(given, AsyncSession | AsyncConnection):
         complaint = (
             "session= must be an AsyncSession, an async_scoped_session or an AsyncConnection of SQLAlchemy, not "
-            f"{type(given).__name__}. Session and Connection go to a Producer."
+            f"{type(given).__name__}. For a Session or Connection, use a Producer."
         )
         raise TypeError(complaint)
     return given

@@ -1,17 +1,17 @@
-"""The command ``sqlmq``: everything people type.
+"""The command ``sqlmq``.
 
     commands           one command, one file
     run                `sqlmq run`: an application's handler, called with messages, in one process or several
-    demo               `sqlmq demo`: the main job, shown in some seconds
+    demo               `sqlmq demo`: a demonstration in ten seconds
     settings           the options that every command has, and the queue they name
-    options            options that several commands share; times and sizes, parsed
-    retention_options  the options of what a topic keeps
-    output             tables for people, JSON lines for programs: the only place that decides which
-    formats            how a consumed message is written
-    watching           a view that is refreshed again and again
-    signals            Ctrl-C and SIGTERM, handled where nothing is half done
+    options            options that several commands share, and the parsing of durations, times and sizes
+    retention_options  the options of commands that set a retention
+    output             prints tables for people and JSON lines for programs
+    formats            formats of a consumed message
+    watching           views that refresh
+    signals            SIGINT and SIGTERM, handled only at safe places
 
-A module here reads options, calls the library, and prints. What a command can do, the library can do without it.
+A module here reads options, calls the library, and prints. The library can do everything that a command does.
 """
 
 from __future__ import annotations
@@ -46,15 +46,15 @@ from sqlmq.errors import SqlmqError
 
 
 class Commands(click.Group):
-    """Turns what went wrong into one clear line and an exit code."""
+    """Turns errors into one line on stderr and an exit code."""
 
     def invoke(self, ctx: click.Context) -> Any:  # noqa: ANN401 - click's own signature
-        """Run the command; whatever the library raises on purpose ends it with exit code 1."""
+        """Run the command. A SqlmqError ends it with exit code 1."""
         try:
             result = super().invoke(ctx)
             sys.stdout.flush()
         except BrokenPipeError:
-            # The reader of the output has read enough, as in `sqlmq topics list | head -1`.
+            # The reader closed the pipe, as in `sqlmq topics list | head -1`.
             forget_stdout()
             ctx.exit(0)
         except KeyboardInterrupt as interrupt:
@@ -74,13 +74,13 @@ _EXIT_CODES = """
 
 \b
 Exit codes:
-  0    it is done
-  1    it failed; one line on stderr says why (-v shows the traceback)
+  0    success
+  1    an error; one line on stderr names it (-v shows the traceback)
   2    the command line is wrong
   3    `sqlmq db check`: the tables are missing, too old or too new; `sqlmq lag`: too far behind
-  10+  `sqlmq doctor`: that of the worst problem it has found
-  0-3  `sqlmq verify`: what the judge says; 64, if there is nothing it can read
-  130  ended by Ctrl-C, after tidying up (143: by SIGTERM); `sqlmq run`: at once, by a second one"""
+  10+  `sqlmq doctor`: the code of the worst problem
+  0-3  `sqlmq verify`: the verdict; 64 if the input cannot be read
+  130  ended by Ctrl-C, in good order (143: by SIGTERM); `sqlmq run`: ended at once by a second signal"""
 
 
 @click.group(
@@ -98,10 +98,10 @@ Exit codes:
 def main() -> None:
     """A message queue that lives in the SQL database you already have.
 
-    Topics have partitions, partitions have messages with offsets, and groups of consumers share the partitions and
-    remember how far they have come. `sqlmq demo` shows all of it in some seconds.
+    Topics have partitions, and partitions have messages with offsets. The consumers of a group share the partitions and
+    commit their positions. `sqlmq demo` shows all of this in ten seconds.
 
-    Options that every command has may stand before or after it.
+    The options that all commands have may stand before or after the command.
     """
 
 

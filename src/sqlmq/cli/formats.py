@@ -1,4 +1,4 @@
-"""How a consumed message is written: as its bytes, as JSON, or as a format says."""
+"""Formats of a consumed message: its bytes, JSON, or a pattern."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def ending_with(end: bytes) -> Writer:
 
 
 def as_json(message: ReceivedMessage) -> bytes:
-    """Write a message as one line of JSON. Bytes that are no UTF-8 stand in base64 under another name."""
+    """Write a message as one line of JSON. Bytes that are not UTF-8 are written in base64 under another name."""
     facts = {
         "topic": message.topic,
         "partition": message.partition,
@@ -54,24 +54,26 @@ def as_json(message: ReceivedMessage) -> bytes:
 
 
 def formatted(pattern: str) -> Writer:
-    """Write a message as *pattern* says, which is kcat's: ``%t %p@%o %k=%v``. Raises click.BadParameter."""
+    """Write a message by *pattern*, as in kcat: ``%t %p@%o %k=%v``. Raises click.BadParameter."""
     parts: list[Writer] = []
     for token in _TOKEN.finditer(pattern):
         if (field := token["field"]) is not None:
             if field not in _FIELDS:
                 raise click.BadParameter(
-                    f"%{field} means nothing; there are %{', %'.join(_FIELDS)}.", param_hint="--format"
+                    f"%{field} is not a field. The fields are %{', %'.join(_FIELDS)}.", param_hint="--format"
                 )
             parts.append(_FIELDS[field])
         elif (escape := token["escape"]) is not None:
             if escape not in _ESCAPES:
                 known = r"\n, \t, \r, \0, \\ and \xFF"
-                raise click.BadParameter(f"\\{escape} means nothing; there are {known}.", param_hint="--format")
+                raise click.BadParameter(
+                    f"\\{escape} is not an escape. The escapes are {known}.", param_hint="--format"
+                )
             parts.append(_constant(_ESCAPES[escape]))
         elif (digits := token["hex"]) is not None:
             parts.append(_constant(bytes.fromhex(digits)))
         else:
-            # Bytes of the command line that were no text come through as they were.
+            # Bytes of the command line that are not valid text are kept unchanged.
             parts.append(_constant(token["text"].encode(errors="surrogateescape")))
     return lambda message: b"".join(part(message) for part in parts)
 
@@ -81,7 +83,7 @@ def _constant(text: bytes) -> Writer:
 
 
 def text_or_base64(name: str, data: bytes | None) -> dict[str, str | None]:
-    """*data* as a field called *name*, for JSON; what is no UTF-8, in base64 as ``name_base64``."""
+    """Return *data* as the JSON field *name*, or in base64 as ``name_base64`` if it is not UTF-8."""
     if data is None:
         return {name: None}
     try:

@@ -1,4 +1,4 @@
-"""What commands print: tables for people, JSON lines for programs. Decided here and nowhere else."""
+"""Output of commands: tables for people, JSON lines for programs."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ json_option = click.option(
 """Adds ``--json``, which the command gets as *as_json*."""
 
 _WIDE = 10_000
-"""Columns, where there is no terminal whose width a table must fit."""
+"""The width in columns if stdout is not a terminal."""
 
 
 def line(facts: Mapping[str, object]) -> str:
-    """*facts* as one line of JSON, without its newline."""
+    """Return *facts* as one line of JSON, without the newline."""
     return json.dumps(facts, ensure_ascii=False, separators=(",", ":"))
 
 
 def show(rows: Iterable[Mapping[str, object]], columns: Sequence[str], *, as_json: bool, empty: str = "") -> None:
-    """Print *rows*: all they hold as JSON, or their *columns* as a table, or *empty* on stderr if there are none.
+    """Print *rows*: all their fields as JSON, or their *columns* as a table, or *empty* on stderr if there are none.
 
-    Numbers stand to the right, lists are joined by commas, None is a dash.
+    Numbers are aligned right, lists are joined by commas, None is a dash.
     """
     rows = list(rows)
     if as_json:
@@ -45,17 +45,17 @@ def show(rows: Iterable[Mapping[str, object]], columns: Sequence[str], *, as_jso
 
 
 def say(sentence: str, facts: Mapping[str, object], *, as_json: bool) -> None:
-    """Print a result that is no list: a sentence for people, its *facts* for programs."""
+    """Print a single result: a *sentence* for people, or its *facts* as JSON."""
     click.echo(line(facts) if as_json else sentence)
 
 
 def count(number: int, noun: str) -> str:
-    """*number* with its noun, in the plural where that is due: ``1 message``, ``2,000 messages``."""
+    """Return *number* with its noun, in the plural if needed: ``1 message``, ``2,000 messages``."""
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
 def descriptor_of(stream: IO[bytes] | IO[str]) -> int | None:
-    """The file descriptor under *stream*, if it is no object in this process that stands in for a file."""
+    """Return the file descriptor of *stream*; None if it is an object in memory, as in tests."""
     try:
         return stream.fileno()
     except OSError:
@@ -63,13 +63,13 @@ def descriptor_of(stream: IO[bytes] | IO[str]) -> int | None:
 
 
 def printable(text: str) -> str:
-    """*text* without characters that would move the cursor or colour the screen."""
+    """Return *text* with escapes for characters that would move the cursor or colour the screen."""
     return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
 
 
 def table(rows: Sequence[Mapping[str, object]], columns: Sequence[str]) -> Table:
-    """*rows* as a table of rich's, as ``show`` prints it."""
-    # 50 ms that a program which asks for JSON need not wait.
+    """Return *rows* as the table of rich that ``show`` prints."""
+    # Imported here: it takes 50 ms, which programs that ask for JSON save.
     from rich import box
     from rich.table import Table
     from rich.text import Text
@@ -105,7 +105,7 @@ def _cell(value: object) -> str:
 
 
 def forget_stdout() -> None:
-    """Discard what is still buffered for stdout, so that the interpreter does not fail at its end: stdout has no reader."""
+    """Discard the buffered output: stdout has no reader, and the interpreter would fail when it flushes at the end."""
     with suppress(OSError, ValueError):
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, sys.stdout.fileno())

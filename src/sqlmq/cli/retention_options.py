@@ -1,4 +1,4 @@
-"""What a topic keeps: as options of a command, and as output."""
+"""Options and output for the retention of a topic."""
 
 from __future__ import annotations
 
@@ -39,31 +39,31 @@ def retention_options(command: Callable[..., Any]) -> Callable[..., Any]:
                 "--retention-bytes",
                 metavar="SIZE",
                 callback=read_size,
-                help="Delete the oldest of a partition while its keys and values are more than this, as 500MB.",
+                help="Delete the oldest messages of a partition while its keys and values exceed this, as 500MB.",
             ),
             click.option(
                 "--retention-messages",
                 type=click.IntRange(min=1),
                 metavar="N",
-                help="Delete the oldest of a partition while there are more than N.",
+                help="Delete the oldest messages of a partition while it has more than N.",
             ),
             click.option(
                 "--protect/--no-protect",
                 default=True,
                 show_default=True,
-                help="Keep, beyond the limits, what a group has not committed or has set aside.",
+                help="Keep messages that a group has not committed, or has parked, beyond the limits.",
             ),
             click.option(
                 "--max-retention",
                 metavar="TIME",
                 callback=read_delay,
-                help="Keep what is protected for no longer than this; as long as it takes if not given.",
+                help="Keep protected messages for at most this time. Default: without limit.",
             ),
             click.option(
                 "--group-expiry",
                 metavar="TIME",
                 callback=read_delay,
-                help="A group that for so long had no member and committed nothing protects nothing; 7d if not given.",
+                help="Stop protecting for a group without members and commits for this long. Default: 7d.",
             ),
         )
     ):

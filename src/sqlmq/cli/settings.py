@@ -1,7 +1,7 @@
-"""The options that every command has, and the queue that they name.
+"""The options that every command has, the queue that they name, and the examples at the end of every command's help.
 
-They may stand anywhere on the command line: ``sqlmq --url U topics list`` is ``sqlmq topics list --url U``. What stands
-further right wins, and the command line wins over the environment. And the examples that every command's help ends with.
+The options may stand anywhere on the command line: ``sqlmq --url U topics list`` is ``sqlmq topics list --url U``. The
+rightmost one wins, and the command line wins over the environment.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 DEFAULT_URL = "sqlite:///sqlmq.db"
-"""Good for trying things: a file where one stands."""
+"""A file in the current directory, for first tries."""
 
 AnyCommand = TypeVar("AnyCommand", bound="Callable[..., Any]")
 
 
 @dataclass(slots=True)
 class Settings:
-    """What the shared options said, wherever they stood."""
+    """The values of the shared options, from any place on the command line."""
 
     url: str | None = None
     schema: str | None = None
@@ -37,18 +37,21 @@ class Settings:
     log_handler: logging.Handler | None = None
 
     def database_url(self) -> str:
-        """The database to use; says so on stderr if nobody named one."""
+        """Return the URL of the database. If none was given, use the default and name it on stderr."""
         if self.url is None:
             click.echo(f"Using {DEFAULT_URL}; name another database with --url or SQLMQ_URL.", err=True)
             self.url = DEFAULT_URL
         return self.url
 
     def environment(self) -> dict[str, str]:
-        """What tells another process the same, and nobody else: everybody can see a command line, and a URL has a password."""
+        """Return the settings as environment variables for a child process.
+
+        A URL may have a password, and all users of the machine can read command lines.
+        """
         return {"SQLMQ_URL": self.database_url()} | ({"SQLMQ_SCHEMA": self.schema} if self.schema else {})
 
     def log_in_short(self, *, is_wanted: bool) -> None:
-        """Log the library's lines to stderr in the short form of commands that soon end, or not."""
+        """Start or stop logging to stderr in the short format of commands that end soon."""
         logger = logging.getLogger("sqlmq")
         if self.log_handler is not None:
             logger.removeHandler(self.log_handler)
@@ -56,7 +59,7 @@ class Settings:
                 logger.addHandler(self.log_handler)
 
     def open(self, **options: Any) -> MQ:  # noqa: ANN401 - passed on to MQ as they are
-        """The queue, with MQ's keyword arguments *options*. To be closed by the caller."""
+        """Open the MQ with the keyword arguments *options*. The caller closes it."""
         url = self.database_url()
         try:
             return MQ(url, schema=self.schema, **options)
@@ -70,7 +73,7 @@ pass_settings = click.make_pass_decorator(Settings, ensure=True)
 
 
 def database_options(command: AnyCommand) -> AnyCommand:
-    """Add ``--url``, ``--schema`` and ``--verbose``; what they say is in the Settings of the context."""
+    """Add ``--url``, ``--schema`` and ``--verbose``. Their values are in the Settings of the context."""
     for option in (
         click.option(
             "-v",
@@ -79,7 +82,7 @@ def database_options(command: AnyCommand) -> AnyCommand:
             count=True,
             expose_value=False,
             callback=_keep_verbosity,
-            help="Log to stderr what happens, and show tracebacks; twice for more.",
+            help="Log events to stderr, and show tracebacks; twice for more.",
         ),
         click.option(
             "--schema",
@@ -88,7 +91,7 @@ def database_options(command: AnyCommand) -> AnyCommand:
             metavar="NAME",
             expose_value=False,
             callback=_keep,
-            help="Schema the tables are in, on Postgres; the connection's default if not given.",
+            help="Schema of the tables, on Postgres. Default: the connection's default schema.",
         ),
         click.option(
             "--url",
@@ -97,7 +100,7 @@ def database_options(command: AnyCommand) -> AnyCommand:
             metavar="URL",
             expose_value=False,
             callback=_keep,
-            help=f"Database, as postgresql://user@host/name or sqlite:///file.db; {DEFAULT_URL} if not given.",
+            help=f"Database, as postgresql://user@host/name or sqlite:///file.db. Default: {DEFAULT_URL}.",
         ),
     ):
         command = option(command)
@@ -112,7 +115,7 @@ lease_option = click.option(
     envvar="SQLMQ_LEASE_SECONDS",
     show_envvar=True,
     metavar="SECONDS",
-    help="How long a member that has died keeps its partitions.",
+    help="How long a member keeps its partitions after its last heartbeat.",
 )
 """Adds ``--lease-seconds`` to commands that are members of groups."""
 
@@ -147,7 +150,7 @@ def _keep_verbosity(ctx: click.Context, _option: click.Parameter, value: int) ->
 
 
 class _ToStderr(logging.Handler):
-    """Writes to whatever stderr is at that moment; the same thing several times in a row only once."""
+    """Writes to the present stderr. Repeated messages are written once."""
 
     _last = ""
 

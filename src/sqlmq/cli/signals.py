@@ -1,7 +1,7 @@
-"""Ctrl-C and SIGTERM, let in only where nothing is half done.
+"""SIGINT (Ctrl-C) and SIGTERM, handled only at safe places.
 
-An exception in the middle of a transaction would leave open what came of it. So a signal is noted at once, and acts at
-the next place that said how. A second one ends the process there and then, for those who can't wait.
+After an exception in the middle of a transaction, its outcome would be unknown. So the signal handler only records the
+signal, and the command acts on it at the next safe place. A second signal ends the process at once.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ if TYPE_CHECKING:
 
 
 _SIGNALS = 64
-"""So many are read at once, a byte each."""
+"""How many signals are read at once: each is one byte."""
 
 
 class SignalInterrupt(KeyboardInterrupt):
-    """A signal asked the command to end; it exits with 128 and the signal's number."""
+    """A signal asked the command to end. The exit code is 128 plus the number of the signal."""
 
     def __init__(self, signal_number: int) -> None:
         self.signal_number = signal_number
@@ -34,7 +34,7 @@ class SignalInterrupt(KeyboardInterrupt):
 
 
 class Stop:
-    """Takes SIGINT and SIGTERM for as long as its ``with`` block runs."""
+    """Handles SIGINT and SIGTERM inside its ``with`` block."""
 
     def __init__(self) -> None:
         self.signal_number: int | None = None
@@ -45,19 +45,20 @@ class Stop:
 
     @property
     def is_requested(self) -> bool:
-        """Whether a signal has come."""
+        """Whether a signal has arrived."""
         return self.signal_number is not None
 
     def check(self) -> None:
-        """Raise SignalInterrupt if a signal has come."""
+        """Raise SignalInterrupt if a signal has arrived."""
         if self.signal_number is not None:
             raise SignalInterrupt(self.signal_number)
 
     def wait(self, seconds: float | None = None, *, reading: int | None = None, writing: int | None = None) -> None:
-        """Wait *seconds*, or until a descriptor can be read or written (but not on Windows); no argument: for a signal.
+        """Wait *seconds*, or until a descriptor can be read or written (not on Windows). Without arguments, wait for a signal.
 
-        Raises SignalInterrupt if a signal comes meanwhile, or has come before. One that comes while this thread lets go of the
-        GIL, about to block, would not interrupt it as it does when it blocks already; so what it wrote is waited for.
+        Raises SignalInterrupt if a signal arrives meanwhile, or has arrived before. A signal between the check and the
+        start of ``select`` would not interrupt it. So ``select`` also waits for the byte that Python writes to the wakeup
+        socket for each signal.
         """
         if os.name == "nt" and (reading is not None or writing is not None):
             self.check()
@@ -74,7 +75,7 @@ class Stop:
 
     @contextmanager
     def calling(self, action: Callable[[], None]) -> Iterator[None]:
-        """Call *action* when a signal comes inside this block, or has come before it."""
+        """Call *action* when a signal arrives inside this block, or at once if one has arrived before."""
         self._action = action
         try:
             if self.is_requested:
@@ -85,7 +86,7 @@ class Stop:
 
     @contextmanager
     def raising(self) -> Iterator[None]:
-        """Raise SignalInterrupt when a signal comes inside this block, or has come before it."""
+        """Raise SignalInterrupt when a signal arrives inside this block, or at once if one has arrived before."""
         with self.calling(self._raise):
             yield
 
@@ -111,5 +112,5 @@ class Stop:
             self._action()
 
     def _raise(self) -> NoReturn:
-        assert self.signal_number is not None  # noqa: S101 - only called when a signal has come
+        assert self.signal_number is not None  # noqa: S101 - called only after a signal has arrived
         raise SignalInterrupt(self.signal_number)

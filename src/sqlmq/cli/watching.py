@@ -1,4 +1,4 @@
-"""A view that is shown again and again: in place on a terminal, one after the other elsewhere."""
+"""Views that refresh: in place on a terminal, one after the other elsewhere."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def repeat(show: Callable[[], None], seconds: float | None) -> None:
-    """Call *show*, which prints something, every *seconds* until a signal ends it; once if that is None."""
+    """Call *show*, which prints the view, every *seconds* until a signal arrives; only once if *seconds* is None."""
     while True:
         if seconds is not None and sys.stdout.isatty():
             click.clear()

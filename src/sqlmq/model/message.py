@@ -22,9 +22,9 @@ _decode = json.JSONDecoder().raw_decode
 _NO_HEADERS: Mapping[str, str] = MappingProxyType({})
 
 LogRow: TypeAlias = tuple[int, int, bytes | None, bytes, str | bytes | None, int]
-"""A row of the log as the driver gives it: partition id, offset, key, value, headers as JSON, and when it was written.
+"""A row of the log from the driver: partition id, offset, key, value, headers as JSON, and the time it was written.
 
-The moment counts microseconds from the dialect's ``moments_from_us``. A bare tuple, for there are very many.
+The time counts microseconds from the dialect's ``moments_from_us``. A plain tuple, which is the fastest to make.
 """
 
 
@@ -37,7 +37,7 @@ class Message:
     Raises ``TypeError`` for values of other types, and InvalidMessageError for headers that a database can't store: NUL
     characters and lone surrogates.
 
-    Messages are equal if their value, key and headers are; received ones if their places and timestamps are, too.
+    Messages are equal if value, key and headers are equal. For received messages, place and timestamp must be equal too.
     """
 
     # A frozen dataclass takes 2.6 us to make and this half a microsecond; a consumer makes one for each message.
@@ -56,12 +56,12 @@ class Message:
 
     @property
     def value(self) -> bytes:
-        """The message itself."""
+        """The content of the message."""
         return self._value
 
     @property
     def key(self) -> bytes | None:
-        """The key, which decides the partition and with it the order; None if the message has none."""
+        """The key, which decides the partition and so the order; None if the message has none."""
         return self._key
 
     @property
@@ -115,8 +115,8 @@ class ReceivedMessage(Message):
     """A message from the log, with its place there: what consumers, handlers and ``tail`` get. Immutable.
 
     You can produce it again, for example to another topic: its value, key and headers are sent. Two received messages are
-    equal if value, key, headers, place and timestamp are. None is equal to a plain ``Message``, which has no place. Make one
-    yourself in a test of a handler; *timestamp* is aware.
+    equal if value, key, headers, place and timestamp are. A received message never equals a plain ``Message``, which has no
+    place. You can make one in a test of a handler; *timestamp* is aware.
     """
 
     __slots__ = ("_offset", "_partition", "_timestamp_us", "_topic")
@@ -147,9 +147,9 @@ class ReceivedMessage(Message):
     def from_rows(
         cls, topic: str, partition: int, rows: Iterable[LogRow], *, moments_from_us: int = 0
     ) -> list[ReceivedMessage]:
-        """Make messages of rows of the log, whose moments count from *moments_from_us* microseconds after 1970, UTC."""
+        """Build messages from rows of the log. Their times count from *moments_from_us* microseconds after 1970, UTC."""
         messages = []
-        # A loop around the assignments instead of a call for each message, which would double the price of a message.
+        # Assignments in a loop: a call for each message would double the time for a message.
         for _, offset, key, value, headers_json, moment in rows:
             message = cls.__new__(cls)
             message._value = value
@@ -165,22 +165,22 @@ class ReceivedMessage(Message):
 
     @property
     def topic(self) -> str:
-        """The name of its topic."""
+        """The name of the message's topic."""
         return self._topic
 
     @property
     def partition(self) -> int:
-        """The number of its partition."""
+        """The number of the message's partition."""
         return self._partition
 
     @property
     def offset(self) -> int:
-        """Its offset in the partition; the first message has 0."""
+        """The message's offset in the partition; the first message has 0."""
         return self._offset
 
     @property
     def timestamp(self) -> datetime:
-        """When its transaction began to append it, by the database's clock: aware, UTC."""
+        """The time at which its transaction began to append it, by the database's clock: aware, UTC."""
         return moment_at(self._timestamp_us)
 
     def __hash__(self) -> int:
@@ -228,7 +228,7 @@ class FetchedRecords:
 
 
 class RecordBatch(NamedTuple):
-    """What the log keeps of messages, a column of each: passes over columns are cheap, steps for each message are not."""
+    """Messages as columns of keys, values and headers. Operations on columns are cheaper than steps for each message."""
 
     keys: Sequence[bytes | None]
     values: Sequence[bytes]
@@ -237,7 +237,7 @@ class RecordBatch(NamedTuple):
 
     @classmethod
     def of(cls, messages: Sequence[Message]) -> RecordBatch:
-        """What *messages* hold, in their order."""
+        """Return the columns of *messages*, in their order."""
         keys = [message._key for message in messages]
         values = [message._value for message in messages]
         headers = [message._headers_json for message in messages]
@@ -256,33 +256,33 @@ class RecordBatch(NamedTuple):
         return True
 
     def in_order(self, places: Sequence[int]) -> RecordBatch:
-        """The messages at *places*, in that order."""
+        """Return the messages at the indexes *places*, in that order."""
         keys, values, headers = self
         return RecordBatch([keys[i] for i in places], [values[i] for i in places], [headers[i] for i in places])
 
     def between(self, first: int, end: int) -> RecordBatch:
-        """The messages from place *first* on, up to *end*."""
+        """Return the messages from index *first* up to, but without, *end*."""
         return RecordBatch(self.keys[first:end], self.values[first:end], self.headers[first:end])
 
 
 @dataclass(frozen=True, slots=True)
 class DelayedMessage:
-    """A message that waits until it is due; then it gets its offset, and has this id no more."""
+    """A message that waits until it is due. Then it gets an offset, and its id ends."""
 
     id: int
-    """Names it for ``mq.admin.cancel_delayed``."""
+    """The id for ``mq.admin.cancel_delayed``."""
     topic: str
     partition: int
     """The partition it will go to."""
     deliver_at: datetime
-    """From when on it is due, by the database's clock: aware, UTC."""
+    """The time at which it is due, by the database's clock: aware, UTC."""
     key: bytes | None = field(repr=False)
     value_bytes: int
     """The size of its value."""
 
 
 class ProducerResult(NamedTuple):
-    """Where a message stands in the log, once its transaction has committed."""
+    """The place of a message in the log, valid after its transaction has committed."""
 
     topic: str
     partition: int
@@ -290,7 +290,7 @@ class ProducerResult(NamedTuple):
 
 
 class Publication:
-    """A message that is published when its transaction commits, and never if that is rolled back.
+    """A message that is published when its transaction commits, and never if the transaction is rolled back.
 
     Made by ``Producer.produce`` with ``session=``.
     """
@@ -314,7 +314,7 @@ class Publication:
 
     @property
     def result(self) -> ProducerResult | None:
-        """The message's place in the log, once the transaction has committed.
+        """The message's place in the log, after the transaction has committed.
 
         It stays None after a rollback, and in a transaction above READ COMMITTED, where the place is known only after
         the commit. If COMMIT itself fails, the value means nothing: SQLAlchemy reports that error only to the caller of
@@ -323,11 +323,11 @@ class Publication:
         return self._result
 
     def move_to(self, partition: int) -> None:
-        """Change the partition: the topic has more partitions now, and the key decided."""
+        """Change the partition: the topic has grown, and the key decides again."""
         self._partition = partition
 
     def set_result(self, result: ProducerResult | None) -> None:
-        """Set the place in the log; None if the transaction was rolled back after all."""
+        """Set the place in the log; None if the transaction was rolled back."""
         self._result = result
 
     def __repr__(self) -> str:
@@ -336,12 +336,12 @@ class Publication:
 
 
 def has_any(column: Sequence[object]) -> bool:
-    """Whether *column* has something in one of its places."""
+    """Whether *column* has an element that is not None."""
     return (bool(column) and column[0] is not None) or column.count(None) < len(column)
 
 
 def sizes_of(column: Sequence[bytes | None]) -> list[int]:
-    """How long the fields of *column* are; 0 where there is none."""
+    """Return the sizes of the fields of *column*; 0 for None."""
     try:
         return list(map(len, cast("Sequence[bytes]", column)))
     except TypeError:
@@ -349,7 +349,7 @@ def sizes_of(column: Sequence[bytes | None]) -> list[int]:
 
 
 def check_dense(topic: str, partition: int, found: Sequence[int], start: int) -> None:
-    """Raise OffsetGapError unless the offsets *found* are those from *start* on, one after the other."""
+    """Raise OffsetGapError unless the offsets *found* are consecutive from *start*."""
     expected = list(range(start, start + len(found)))
     if found != expected:
         gap = next(place for place in range(len(found)) if found[place] != expected[place])
@@ -357,12 +357,12 @@ def check_dense(topic: str, partition: int, found: Sequence[int], start: int) ->
 
 
 def microseconds_since_1970(at: datetime) -> int:
-    """*at*, an aware moment, as the number of microseconds since 1970-01-01 UTC."""
+    """Return the microseconds from 1970-01-01 UTC to *at*, an aware datetime."""
     return (at - _EPOCH) // timedelta(microseconds=1)
 
 
 def moment_at(microseconds: int) -> datetime:
-    """The moment *microseconds* after 1970-01-01 UTC: aware, UTC."""
+    """Return the time *microseconds* after 1970-01-01 UTC: aware, UTC."""
     return _EPOCH + timedelta(microseconds=microseconds)
 
 
@@ -388,5 +388,5 @@ def _encode_headers(headers: Mapping[str, object]) -> bytes:
     try:
         return json.dumps(dict(headers), ensure_ascii=False, separators=(",", ":")).encode()
     except UnicodeEncodeError:
-        message = "The headers have a lone surrogate, which is no character and can't be stored. Repair the text first."
+        message = "The headers have a lone surrogate, which can't be stored. Repair the text first."
         raise InvalidMessageError(message) from None

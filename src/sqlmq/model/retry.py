@@ -1,4 +1,4 @@
-"""What to do with a message whose handler fails: whether and when to try again, and what happens after that. Pure."""
+"""Decisions about a message whose handler fails: whether and when to retry, and what happens afterwards. Pure."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Literal, get_args
 from sqlmq.model import validation
 
 FailurePolicy = Literal["park", "dead", "skip", "stop"]
-"""What happens to a message whose handler fails, and to those behind it; docs/failures.md has the table."""
+"""The policy for a message whose handler fails, and for the messages after it; docs/failures.md has the table."""
 
 _COUNTED_TOGETHER_SECONDS = 0.02
 """How long a batch of messages that share one count should take. A crash makes all of them look attempted."""
@@ -20,13 +20,13 @@ _MAX_DOUBLINGS = 64
 
 @dataclass(frozen=True, slots=True)
 class Retry:
-    """How often a message is attempted, and when.
+    """The number and the times of the attempts of a message.
 
     The first retry starts *backoff_seconds* after the failed attempt. Each later delay is twice as long, up to
     *max_delay_seconds*. *jitter* is the share of a delay that is random, so that messages that failed together are not
     retried together. An exception of a class in *give_up_on*, or of none in *retry_on*, is not retried.
 
-    *max_attempts* counts all attempts, also those that a crash of the process ended. None is no limit.
+    *max_attempts* counts all attempts, also attempts that ended with a crash of the process. None is no limit.
     """
 
     max_attempts: int | None = 5
@@ -50,12 +50,12 @@ class Retry:
 
 
 def attempts_of_interrupted(retry: Retry) -> int:
-    """How many attempts to count for a message that may have been attempted: 1, unless that would give it up untried."""
+    """Return the attempts to count for a message that may have been attempted: 1, unless that would end its retries untried."""
     return 0 if retry.max_attempts == 1 else 1
 
 
 def is_exhausted(retry: Retry, attempts: int) -> bool:
-    """Whether *attempts* attempts are all there are."""
+    """Whether no attempt is left after *attempts*."""
     return retry.max_attempts is not None and attempts >= retry.max_attempts
 
 
@@ -66,28 +66,28 @@ def is_final(retry: Retry, error: BaseException, attempts: int) -> bool:
 
 
 def retry_delay_seconds(retry: Retry, attempts: int, random: float) -> float:
-    """How long to wait after attempt number *attempts*, counted from 1. *random* is in [0, 1)."""
+    """Return the delay after attempt number *attempts*, counted from 1. *random* is in [0, 1)."""
     doubled = retry.backoff_seconds * 2.0 ** min(max(attempts - 1, 0), _MAX_DOUBLINGS)
     return min(doubled, retry.max_delay_seconds) * (1.0 - retry.jitter * random)
 
 
 class FailureAction(Enum):
-    """What happens to a message whose attempt has failed."""
+    """The action for a message whose attempt has failed."""
 
     PARK = auto()
-    """Retry it later, and the later messages of its key after it. Other keys go on."""
+    """Retry it later, and the later messages of its key after it. Other keys continue."""
     BLOCK = auto()
     """Retry it later. Its partition waits."""
     DEAD = auto()
-    """Keep it as a dead letter. Its partition goes on."""
+    """Keep it as a dead letter. Its partition continues."""
     SKIP = auto()
-    """Forget it. Its partition goes on."""
+    """Drop it. Its partition continues."""
     STOP = auto()
     """Its partition waits until an operator retries or discards it."""
 
     @property
     def is_retry(self) -> bool:
-        """Whether the message is attempted again by itself."""
+        """Whether the message is retried automatically."""
         return self in (FailureAction.PARK, FailureAction.BLOCK)
 
     @property
@@ -99,10 +99,10 @@ class FailureAction(Enum):
 def decide(
     policy: FailurePolicy | None, *, has_key: bool, is_final: bool, is_parked: bool, has_room: bool
 ) -> FailureAction:
-    """Decide by *policy*; None is ``park`` for messages with a key and ``dead`` for those without.
+    """Decide by *policy*. None means ``park`` for messages with a key, and ``dead`` for messages without.
 
-    A message that *is_parked* already is below the group's position, so it can't block or stop its partition. One that is
-    not parked blocks it if the partition *has_room* for no other parked message.
+    A message that *is_parked* already is below the group's position, so it can't block or stop its partition. A message
+    that is not parked blocks its partition unless the partition *has_room* for another parked message.
     """
     if is_final:
         if policy == "skip":
@@ -110,13 +110,13 @@ def decide(
         return FailureAction.STOP if policy == "stop" and not is_parked else FailureAction.DEAD
     if is_parked:
         return FailureAction.PARK
-    # Without a key, no later message depends on its order, so only `stop` keeps it in its place.
+    # Without a key, the order of later messages does not matter, so only `stop` keeps the message in its place.
     may_park = policy in (None, "park") if has_key else policy != "stop"
     return FailureAction.PARK if may_park and has_room else FailureAction.BLOCK
 
 
 def next_batch_hint(batch_hint: int, handled: int, seconds: float) -> int:
-    """How many messages to count together next, after *handled* of *batch_hint* took *seconds*: about 20 ms of them."""
+    """Return how many messages take about 20 ms, after *handled* of *batch_hint* messages took *seconds*."""
     fitting = int(handled * _COUNTED_TOGETHER_SECONDS / max(seconds, 1e-6)) if handled else 1
     return max(1, min(fitting, 2 * batch_hint, _MAX_COUNTED_TOGETHER))
 

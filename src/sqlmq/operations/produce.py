@@ -1,7 +1,7 @@
-"""Producing: from messages to their places in the log.
+"""The steps of a produce: from messages to their places in the log.
 
-Messages are routed (a partition was asked for, or not), then placed (each has its partition), then made into a batch,
-whose columns and partitions are in the order in which the database locks and appends.
+A routed message may have a requested partition. A placed message has its partition. Placed messages become a batch, whose
+columns and partitions are in the order in which the database locks and appends.
 """
 
 from __future__ import annotations
@@ -27,27 +27,27 @@ if TYPE_CHECKING:
 
 
 _MAX_CANDIDATES = 16
-"""From how many partitions to choose at most, where each would do."""
+"""From how many partitions at most a batch without keys chooses."""
 
 
 class RoutedMessage(NamedTuple):
-    """A message, and the partition it was given; with None, its key or the rotation decides."""
+    """A message and its requested partition. With None, its key or the rotation decides."""
 
     message: Message
     partition: int | None
 
 
 class PlacedMessage(NamedTuple):
-    """A message, and the number of its partition."""
+    """A message and the number of its partition."""
 
     topic: Topic
     number: int
     message: Message
     by_key: bool
-    """Whether the key has decided the partition."""
+    """Whether the key decided the partition."""
 
     def on(self, topic: Topic) -> PlacedMessage:
-        """The message on *topic*, which is the same topic with other partitions."""
+        """Place the message again on *topic*: the same topic after it has grown."""
         key = self.message.key
         if self.by_key and key is not None:
             return self._replace(topic=topic, number=partition_for_key(topic.partitioner, key, topic.partitions))
@@ -77,7 +77,7 @@ class KeylessPartitioner(Protocol):
     """Chooses the partition of messages without a key."""
 
     def next(self, partitions: int) -> int:
-        """The number of one of *partitions*."""
+        """Return the number of a partition, from 0 to *partitions* - 1."""
 
 
 def place(topic: Topic, routed: Sequence[RoutedMessage], keyless: KeylessPartitioner) -> list[PlacedMessage]:
@@ -144,9 +144,9 @@ def make_partition_batch(topic: Topic, contents: RecordBatch, number: int) -> Ap
 def append(conn: Connection, dialect: Dialect, batch: AppendBatch) -> list[ProducerResult]:
     """Number the messages and add them to the log. Results are in the order in which the caller gave the messages.
 
-    The rows of the partitions are locked in order of id until the transaction ends, whatever the number of statements
-    and topics, so two producers can't wait for each other. Where other partitions would do as well, the batch goes to
-    one that no other producer has locked. Raises UnknownTopicError and TopicGrownError; then nothing is appended.
+    The rows of the partitions are locked in order of id until the transaction ends, for any number of statements and
+    topics, so two producers can't wait for each other. If the batch has alternatives, it goes to a partition that no
+    other producer has locked. Raises UnknownTopicError and TopicGrownError; then nothing is appended.
     """
     failpoint("append.before")
     if batch.alternatives:
@@ -185,7 +185,7 @@ def _slices(batch: AppendBatch) -> list[PartitionSlice]:
 
 
 def _results(batch: AppendBatch, bases: Sequence[int]) -> list[ProducerResult]:
-    """The place of each message; *bases* are the first offsets of the runs."""
+    """Return the place of each message. *bases* are the first offsets of the runs."""
     results: list[ProducerResult] = []
     for (topic, number, count), base in zip(batch.runs, bases, strict=True):
         fields = zip(repeat(topic.name), repeat(number), range(base, base + count))

@@ -1,6 +1,6 @@
-"""Staging: messages that wait outside the log, and are moved into it when they are due.
+"""Staging: messages wait outside the log and are moved into it when they are due.
 
-A delayed message is due at its own moment. A message that could not be numbered in its transaction is due right after it.
+A delayed message has its own due time. A message that could not get an offset in its transaction is due after the commit.
 """
 
 from __future__ import annotations
@@ -29,17 +29,17 @@ if TYPE_CHECKING:
     from sqlmq.store.topics import Topic
 
 MOVE_MESSAGES = 200
-"""How many messages one transaction moves at most. They pass through this process."""
+"""The most messages that one transaction moves. They pass through this process."""
 MOVE_BYTES = 16 * 1024 * 1024
-"""At how many bytes of values a transaction stops taking more messages."""
+"""After this many bytes of values a transaction takes no more messages."""
 LOCK_SECONDS = 1.0
-"""How long a transaction waits for the partition's lock before the scheduler tries later."""
+"""How long a transaction waits for the partition's lock. After that the scheduler tries again later."""
 FIND_MESSAGES = 1_000
-"""How many due messages ``find_due`` looks at."""
+"""How many due messages ``find_due`` reads at most."""
 
 
 class ScheduledBatch(NamedTuple):
-    """What one transaction has moved."""
+    """The result of one transaction that moves messages."""
 
     topic_id: int | None
     """The topic of the messages; None if it was deleted."""
@@ -53,7 +53,7 @@ class StagedBatch(NamedTuple):
 
     messages: list[DelayedMessage]
     wait_seconds: float
-    """Seconds from the moment of storing until they are due; inf if there are none."""
+    """Seconds from storing until they are due; inf if there are none."""
 
 
 def find_due(conn: Connection, dialect: Dialect, excluded: Collection[int] = ()) -> DueMessages:
@@ -86,7 +86,7 @@ def move(conn: Connection, dialect: Dialect, partition_id: int) -> ScheduledBatc
 
 
 def _places(topic: Topic, partition_id: int, taken: staged.DueBatch) -> list[int]:
-    """The id of the partition of each message. A key may belong to another partition than when it was staged."""
+    """Return the partition id of each message. A key may have moved to another partition since it was staged."""
     here = topic.partition_ids.index(partition_id)
     places = []
     for key, known in zip(taken.contents.keys, taken.topic_partitions, strict=True):
@@ -99,10 +99,10 @@ def _places(topic: Topic, partition_id: int, taken: staged.DueBatch) -> list[int
 
 
 def stage(conn: Connection, dialect: Dialect, placed: Sequence[PlacedMessage], due: Due) -> StagedBatch:
-    """Store messages until they are *due*, all at the same moment, in a transaction of any isolation level.
+    """Store messages until they are *due*, all at the same time, in a transaction of any isolation level.
 
-    Takes no lock, except that of the writer on a database with one writer. Raises UnknownTopicError if a topic was
-    deleted, TopicGrownError if it has other partitions than its producer knew; then nothing is stored.
+    Takes no lock, except the write lock of a database with one writer. Raises UnknownTopicError if a topic was deleted,
+    and TopicGrownError if it has grown since its producer read it; then nothing is stored.
     """
     if not placed:
         return StagedBatch([], math.inf)
@@ -127,7 +127,7 @@ def stage(conn: Connection, dialect: Dialect, placed: Sequence[PlacedMessage], d
 
 
 def list_delayed(conn: Connection, dialect: Dialect, topic_name: str) -> list[DelayedMessage]:
-    """The delayed messages of a topic, in the order in which they are due. Raises UnknownTopicError."""
+    """Return the delayed messages of a topic, the earliest first. Raises UnknownTopicError."""
     topic = admin_topics.find_topic(conn, dialect, topic_name)
     numbers = {id_: number for number, id_ in enumerate(topic.partition_ids)}
     return [

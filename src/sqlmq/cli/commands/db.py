@@ -1,4 +1,4 @@
-"""``sqlmq db``: the tables made, brought up to date, checked, removed, or printed as SQL."""
+"""``sqlmq db``: create, migrate, check and remove the tables, or print the SQL."""
 
 from __future__ import annotations
 
@@ -28,23 +28,23 @@ if TYPE_CHECKING:
 @click.group("db", epilog=example("sqlmq db upgrade --url postgresql://owner@host/app"))
 @database_options
 def database() -> None:
-    """Make the tables and keep them up to date.
+    """Create the tables and keep them up to date.
 
-    On SQLite that happens by itself. On Postgres it is a step of its own, so that you decide when, and by which role.
+    On SQLite this happens automatically. On Postgres you run it yourself, so you decide when, and with which role.
     """
 
 
 @database.command(
     epilog=example("sqlmq db upgrade", "sqlmq --url postgresql://owner@host/app db upgrade --schema queue")
 )
-@click.option("--to", "revision", default=REVISION, show_default=True, help="Revision to bring the tables to.")
+@click.option("--to", "revision", default=REVISION, show_default=True, help="Revision to upgrade to.")
 @json_option
 @database_options
 @pass_settings
 def upgrade(settings: Settings, revision: str, *, as_json: bool) -> None:
-    """Make the tables, or bring them up to date, in one transaction.
+    """Create the tables, or bring them up to date, in one transaction.
 
-    May be run any number of times, by several deployments at once too.
+    You can run it again at any time, also from several deployments at once.
     """
 
     def change(connection: Connection) -> tuple[str | None, str | None]:
@@ -59,14 +59,16 @@ def upgrade(settings: Settings, revision: str, *, as_json: bool) -> None:
 
 
 @database.command(epilog=example("sqlmq db downgrade --to 0001", "sqlmq db downgrade --yes"))
-@click.option("--to", "revision", default="base", show_default=True, help="Revision to go back to; base removes all.")
+@click.option(
+    "--to", "revision", default="base", show_default=True, help="Revision to go back to; base removes all tables."
+)
 @yes_option
 @json_option
 @database_options
 @pass_settings
 def downgrade(settings: Settings, revision: str, *, yes: bool, as_json: bool) -> None:
-    """Take the tables back to an earlier revision, or remove them, with the messages in them."""
-    confirm(f"Go back to {revision}? What the newer tables hold is lost.", yes=yes)
+    """Downgrade the tables to an earlier revision, or remove them with all messages."""
+    confirm(f"Downgrade to {revision}? The data in tables and columns that this removes is lost.", yes=yes)
 
     def change(connection: Connection) -> tuple[str | None, str | None]:
         before = migrate.current(connection, schema=settings.schema)
@@ -85,7 +87,7 @@ def downgrade(settings: Settings, revision: str, *, yes: bool, as_json: bool) ->
 @database_options
 @pass_settings
 def current(settings: Settings, *, as_json: bool) -> None:
-    """Print the revision the tables are at, and the one this version of sqlmq needs."""
+    """Print the revision of the tables, and the revision that this version of sqlmq needs."""
     with _open(settings) as opened:
         found = _found(opened)
     say(f"found {found or 'no tables'}, needed {REVISION}", {"found": found, "needed": REVISION}, as_json=as_json)
@@ -97,15 +99,15 @@ def current(settings: Settings, *, as_json: bool) -> None:
 @pass_settings
 @click.pass_context
 def check(ctx: click.Context, settings: Settings, *, as_json: bool) -> None:
-    """Check that the tables are the ones this version of sqlmq works with; exit with 3 if not.
+    """Check that the tables have the revision that this version of sqlmq needs; exit with 3 if not.
 
-    For a deployment's last step, or the first of an application's start. Changes nothing.
+    Use it as the last step of a deployment, or the first step of an application's start. It changes nothing.
     """
     problem: str | None = None
     with _open(settings) as opened:
         found = _found(opened)
         if found is None and not _exists(opened):
-            problem = "There is no such file yet. It is made, with the tables, on first use or by `sqlmq db upgrade`."
+            problem = "The file does not exist yet. The first use or `sqlmq db upgrade` creates it with the tables."
         else:
             try:
                 opened.read_unprepared(migrate.check, schema=opened.schema)
@@ -114,7 +116,7 @@ def check(ctx: click.Context, settings: Settings, *, as_json: bool) -> None:
     if as_json:
         click.echo(line({"ok": problem is None, "found": found, "needed": REVISION, "problem": problem}))
     elif problem is None:
-        click.echo(f"The tables are at revision {found}, as they should be.")
+        click.echo(f"The tables are at revision {found}, which this version needs.")
     else:
         click.echo(problem, err=True)
     ctx.exit(0 if problem is None else 3)
@@ -125,27 +127,29 @@ def check(ctx: click.Context, settings: Settings, *, as_json: bool) -> None:
         "sqlmq db sql --dialect postgresql --schema queue > sqlmq.sql", "sqlmq db sql --dialect postgresql --start 0001"
     )
 )
-@click.option("--start", default="base", show_default=True, help="Revision the tables are at; base for none.")
-@click.option("--to", "revision", default=REVISION, show_default=True, help="Revision to bring them to.")
+@click.option(
+    "--start", default="base", show_default=True, help="Present revision of the tables; base if there are none."
+)
+@click.option("--to", "revision", default=REVISION, show_default=True, help="Revision to upgrade to.")
 @click.option(
     "--dialect",
     type=click.Choice(["postgresql", "sqlite"]),
-    help="Database the statements are for; that of the URL if not given.",
+    help="Database that runs the statements. Default: the database of the URL.",
 )
 @database_options
 @pass_settings
 def sql(settings: Settings, start: str, revision: str, dialect: str | None) -> None:
     """Print the statements that `db upgrade` would run, without a database.
 
-    For those who let nobody but their own tools change a schema.
+    Use it if only your own tools may change a schema.
     """
     try:
         name = dialect or make_url(settings.database_url()).get_backend_name()
     except ArgumentError:
-        raise click.UsageError("--url is no database URL; --dialect alone will do.") from None
+        raise click.UsageError("--url is not a database URL. Give --dialect instead.") from None
     name = "postgresql" if name == "postgres" else name
     if name not in ("postgresql", "sqlite"):
-        raise click.UsageError(f"There are statements for postgresql and sqlite, not for {name}.")
+        raise click.UsageError(f"sqlmq has statements for postgresql and sqlite, not for {name}.")
     with _unknown_revisions_explained():
         text = migrate.sql(
             name, schema=settings.schema if name == "postgresql" else None, start=start, revision=revision
@@ -154,7 +158,7 @@ def sql(settings: Settings, start: str, revision: str, dialect: str | None) -> N
 
 
 def _found(opened: Database) -> str | None:
-    """The revision the tables are at; asking does not make a file."""
+    """The revision of the tables. Does not create a missing file."""
     if not _exists(opened):
         return None
     return opened.read_unprepared(migrate.current, schema=opened.schema)
@@ -172,10 +176,14 @@ def _exists(opened: Database) -> bool:
         "sqlmq db roles --consumer billing --schema queue | psql",
     )
 )
-@click.option("--monitor", multiple=True, metavar="ROLE", help="Sees lag, members, sizes and losses; no message.")
-@click.option("--producer", multiple=True, metavar="ROLE", help="Appends to topics that are there; reads no message.")
-@click.option("--consumer", multiple=True, metavar="ROLE", help="Reads in groups, and decides about dead letters.")
-@click.option("--admin", multiple=True, metavar="ROLE", help="Makes and deletes topics, moves groups.")
+@click.option(
+    "--monitor", multiple=True, metavar="ROLE", help="May see lag, members, sizes and losses, but no message."
+)
+@click.option("--producer", multiple=True, metavar="ROLE", help="May append to existing topics, but read no message.")
+@click.option(
+    "--consumer", multiple=True, metavar="ROLE", help="May read in groups, and retry or discard dead letters."
+)
+@click.option("--admin", multiple=True, metavar="ROLE", help="May create and delete topics, and reset groups.")
 @database_options
 @pass_settings
 def roles(
@@ -187,8 +195,8 @@ def roles(
 ) -> None:
     """Print the SQL that gives Postgres roles the rights they need, and no others.
 
-    To be run by the owner of the tables, again after each upgrade. The roles have to be there (CREATE ROLE ... LOGIN). Connects to
-    no database.
+    Run the SQL as the owner of the tables, again after each upgrade. The roles must exist (CREATE ROLE ... LOGIN). The
+    command does not connect to a database.
     """
     named = {"monitor": monitor, "producer": producer, "consumer": consumer, "admin": admin}
     if not any(named.values()):
@@ -215,4 +223,4 @@ def _unknown_revisions_explained() -> Iterator[None]:
     try:
         yield
     except CommandError as error:
-        raise click.ClickException(f"{error}. `sqlmq db current` prints the revisions there are.") from None
+        raise click.ClickException(f"{error}. `sqlmq db current` prints the present and the newest revision.") from None

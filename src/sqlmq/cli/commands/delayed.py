@@ -1,4 +1,4 @@
-"""``sqlmq delayed``: delayed messages listed and cancelled."""
+"""``sqlmq delayed``: list and cancel delayed messages."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def facts_of(message: DelayedMessage) -> dict[str, object]:
-    """What to tell programs of a message when it is stored."""
+    """The JSON fields of a delayed message after it was stored."""
     return {
         "id": message.id,
         "topic": message.topic,
@@ -36,10 +36,10 @@ def delayed() -> None:
 @database_options
 @pass_settings
 def list_delayed(settings: Settings, topic: str, *, as_json: bool) -> None:
-    """List the messages that wait to be delivered to TOPIC, those that are due first at the top.
+    """List the delayed messages of TOPIC, the earliest first.
 
-    One that is due but still listed is about to be moved to the topic, or no program that could do that is running.
-    With --json, a key that is no UTF-8 stands in base64 as `key_base64`.
+    A message that is due and still listed will soon be moved to the topic, unless no program with a consumer is running.
+    With --json, a key that is not UTF-8 is written in base64 as `key_base64`.
     """
     with settings.open() as mq:
         found = mq.admin.delayed(topic)
@@ -53,7 +53,7 @@ def list_delayed(settings: Settings, topic: str, *, as_json: bool) -> None:
         for row, one in zip(rows, found, strict=True)
     ]
     columns = ["id", "partition", "deliver_at", "key", "value_bytes"]
-    show(shown, columns, as_json=False, empty=f"No message waits for topic {topic!r}.")
+    show(shown, columns, as_json=False, empty=f"Topic {topic!r} has no delayed messages.")
 
 
 @delayed.command(epilog=example("sqlmq delayed cancel 17", "sqlmq delayed cancel 17 18 19 --json"))
@@ -64,13 +64,15 @@ def list_delayed(settings: Settings, topic: str, *, as_json: bool) -> None:
 def cancel(settings: Settings, ids: tuple[int, ...], *, as_json: bool) -> None:
     """Cancel the delayed messages with these IDs, as `produce --json` and `delayed list` show them.
 
-    One that is in its topic already, or never was there, can't be cancelled, and is no error.
+    A message that was delivered already, or never existed, can't be cancelled; that is no error.
     """
     with settings.open() as mq:
         cancelled = mq.admin.cancel_delayed(*ids)
     for id_ in dict.fromkeys(ids):
         is_cancelled = id_ in cancelled
         sentence = (
-            f"Cancelled message {id_}." if is_cancelled else f"Message {id_} does not wait: delivered, or never there."
+            f"Cancelled message {id_}."
+            if is_cancelled
+            else f"Message {id_} is not delayed: it was delivered, or never existed."
         )
         say(sentence, {"id": id_, "cancelled": is_cancelled}, as_json=as_json)

@@ -1,4 +1,4 @@
-"""``sqlmq groups``: how far each group has come, and who reads what; ``reset`` is apart."""
+"""``sqlmq groups``: positions, lag and members of groups. ``reset`` has its own module."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 @click.group(epilog=example("sqlmq groups list", "sqlmq groups describe billing --topic orders"))
 @database_options
 def groups() -> None:
-    """Show how far groups have come, and who reads what; move them."""
+    """Show positions, lag and members of groups, and reset positions."""
 
 
 groups.add_command(reset)
@@ -48,40 +48,38 @@ def list_groups(settings: Settings, topic: str | None, *, as_json: bool) -> None
         ]
     rows = [{"topic": one.topic, "group": one.name, "members": list(one.members), "lag": one.lag} for one in found]
     shown = rows if as_json else [row | {"members": len(one.members)} for row, one in zip(rows, found, strict=True)]
-    empty = "There are no groups yet. A group is made by its first consumer: `sqlmq consume TOPIC --group NAME`."
+    empty = "There are no groups yet. The first consumer creates its group: `sqlmq consume TOPIC --group NAME`."
     show(shown, ["topic", "group", "members", "lag"], as_json=as_json, empty=empty)
 
 
 @groups.command(epilog=example("sqlmq groups describe billing --topic orders", "sqlmq groups describe billing --json"))
 @click.argument("group")
-@click.option("--topic", metavar="NAME", help="Topic that the group reads; all that it reads if not given.")
+@click.option("--topic", metavar="NAME", help="Topic that the group reads. Default: all its topics.")
 @click.option(
     "--stuck-seconds",
     type=click.FloatRange(min=0, min_open=True),
     default=30.0,
     show_default=True,
     metavar="SECONDS",
-    help="A partition stands still if nothing was committed for so long, while a message waits.",
+    help="A partition is stuck if a message waits and nothing was committed for this long.",
 )
 @json_option
 @database_options
 @pass_settings
 def describe(settings: Settings, group: str, topic: str | None, stuck_seconds: float, *, as_json: bool) -> None:
-    """Show where the group GROUP is in each partition, how far behind, which member reads it, and why it waits.
+    """Show position, lag and owner of each partition of the group GROUP, and why messages wait.
 
-    `position` is the offset it reads next, `end` the offset that the next message gets, `lag` the difference, `seconds`
-    the age of the oldest message in between. `waiting` counts what is set aside, `dead` the dead letters. A partition
-    without an owner is read by nobody at this moment.
+    `position` is the offset that the group reads next, `end` the offset that the next message gets, `lag` the
+    difference, `seconds` the age of the oldest message between them. `waiting` counts the parked messages that wait for
+    a retry, `dead` the dead letters. No member reads a partition without an owner.
 
-    Below the table stands why messages wait, where that can be told, and after -> what to do about it.
+    Below the table the command explains why messages wait, where it knows, and after -> what to do.
     """
     with settings.open() as mq:
         if topic is None:
             found = [one for name in mq.admin.topics() if (one := _described(mq, name, group))]
             if not found:
-                raise click.ClickException(
-                    f"No topic has a group {group!r}. `sqlmq groups list` shows those there are."
-                )
+                raise click.ClickException(f"No topic has a group {group!r}. `sqlmq groups list` lists all groups.")
         else:
             found = [mq.admin.describe_group(topic, group)]
         problems = [problem for one in found for problem in _problems(mq, one, stuck_seconds)]
@@ -123,10 +121,10 @@ def describe(settings: Settings, group: str, topic: str | None, stuck_seconds: f
 @database_options
 @pass_settings
 def members(settings: Settings, group: str, topic: str, *, as_json: bool) -> None:
-    """List the members of the group GROUP, with their partitions, and how long ago each was heard of.
+    """List the members of the group GROUP, with their partitions and the age of the last heartbeat.
 
-    Also those that have died and whom nobody has removed yet: `live` is false. Consumers that only use transaction()
-    are no members.
+    A member that died is listed, with `live` false, until another member removes it. Consumers that only use
+    transaction() are not members.
     """
     with settings.open() as mq:
         found = mq.admin.members(topic, group)
@@ -143,7 +141,7 @@ def members(settings: Settings, group: str, topic: str, *, as_json: bool) -> Non
         for one in found
     ]
     columns = ["member", "live", "heartbeat_seconds", "lease_seconds", "wants_partitions", "partitions", "joined_at"]
-    show(rows, columns, as_json=as_json, empty=f"The group {group!r} has no members at this moment.")
+    show(rows, columns, as_json=as_json, empty=f"Group {group!r} has no members now.")
 
 
 def _groups(mq: MQ, topic: str, *, must_exist: bool) -> list[str]:
@@ -156,14 +154,14 @@ def _groups(mq: MQ, topic: str, *, must_exist: bool) -> list[str]:
 
 
 def _problems(mq: MQ, group: GroupDescription, stuck_seconds: float) -> list[Problem]:
-    """Why messages of *group* wait; nothing if it, or its topic, is not there any more."""
+    """Return why messages of *group* wait; nothing if the group or its topic was deleted."""
     with suppress(UnknownTopicError, UnknownGroupError):
         return mq.admin.diagnose_group(group.topic, group.name, stuck_seconds=stuck_seconds)
     return []
 
 
 def _described(mq: MQ, topic: str, group: str) -> GroupDescription | None:
-    """The group, or None if it, or its topic, is not there (any more)."""
+    """Return the group, or None if the group or its topic does not exist."""
     with suppress(UnknownTopicError, UnknownGroupError):
         return mq.admin.describe_group(topic, group)
     return None

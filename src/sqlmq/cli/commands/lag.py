@@ -67,7 +67,7 @@ def lag(
     """
     if watch is not None and (max_lag is not None or max_seconds is not None):
         raise click.UsageError("--watch does not end, so it excludes --max-lag and --max-seconds.")
-    empty = "There are no groups yet. A group is made by its first consumer: `sqlmq consume TOPIC --group NAME`."
+    empty = "There are no groups yet. The first consumer creates its group: `sqlmq consume TOPIC --group NAME`."
     found: list[PartitionLag] = []
     with settings.open() as mq:
 

@@ -1,4 +1,4 @@
-"""``sqlmq metrics``: what the database holds, served to Prometheus."""
+"""``sqlmq metrics``: serve metrics of the database to Prometheus."""
 
 from __future__ import annotations
 
@@ -22,24 +22,24 @@ if TYPE_CHECKING:
         "sqlmq metrics --once | grep lag_seconds",
     )
 )
-@click.option("--host", default="127.0.0.1", show_default=True, metavar="ADDRESS", help="Where to listen.")
-@click.option("--port", type=click.IntRange(0, 65535), default=9464, show_default=True, help="Where to listen.")
-@click.option("-t", "--topic", "topics", multiple=True, metavar="NAME", help="Only this topic; may be given again.")
-@click.option("--once", is_flag=True, help="Print the metrics, and end.")
+@click.option("--host", default="127.0.0.1", show_default=True, metavar="ADDRESS", help="Address to listen on.")
+@click.option("--port", type=click.IntRange(0, 65535), default=9464, show_default=True, help="Port to listen on.")
+@click.option("-t", "--topic", "topics", multiple=True, metavar="NAME", help="Only this topic; may be repeated.")
+@click.option("--once", is_flag=True, help="Print the metrics once, then end.")
 @database_options
 @pass_settings
 def metrics(settings: Settings, host: str, port: int, topics: tuple[str, ...], *, once: bool) -> None:
     """Serve the state of the queue to Prometheus at /metrics, until Ctrl-C or SIGTERM.
 
-    Ends, positions, lag, owners, what is set aside, what was lost: all is read from the database when Prometheus asks, so one of
-    these is enough for a database. There is no password and no TLS: who can reach the port sees names of topics and groups, and
-    numbers.
+    The metrics are end offsets, positions, lag, owners, parked and evicted messages. Each scrape reads them from the
+    database, so one server is enough for a database. There is no password and no TLS: every client that can reach the
+    port can read the names of topics and groups, and the numbers.
 
     With --once the exit code is 1 if the database did not answer.
     """
     with settings.open() as mq:
         if once:
-            mq.admin.topics()  # raises what is wrong, where the metrics would only say that something is
+            mq.admin.topics()  # raises the error, which the metrics would only count
             _print(_registry(mq, topics))
             return
         _serve(_registry(mq, topics), host, port)
@@ -71,7 +71,7 @@ def _serve(registry: CollectorRegistry, host: str, port: int) -> None:
         try:
             server, thread = start_http_server(port, host, registry)
         except OSError as error:
-            message = f"Nobody can listen at {host}:{port}: {error.strerror or error}."
+            message = f"Cannot listen on {host}:{port}: {error.strerror or error}."
             raise click.ClickException(message) from error
         click.echo(f"http://{host}:{server.server_port}/metrics", err=True)
         try:

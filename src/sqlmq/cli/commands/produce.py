@@ -1,4 +1,4 @@
-"""``sqlmq produce``: messages in, a line each."""
+"""``sqlmq produce``: send lines or files as messages."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ _READ_BYTES = 256 * 1024
     "-K",
     "--key-separator",
     metavar="TEXT",
-    help="In each line, what stands before the first TEXT is the key. A line without TEXT is an error.",
+    help="The key is the part of each line before the first TEXT. A line without TEXT is an error.",
 )
 @click.option("-p", "--partition", type=click.IntRange(min=0), help="Send to this partition, whatever the key.")
 @click.option("-H", "--header", "headers", multiple=True, metavar="NAME=TEXT", help="Add a header; may be repeated.")
@@ -55,16 +55,16 @@ _READ_BYTES = 256 * 1024
     "delay_seconds",
     metavar="TIME",
     callback=read_delay,
-    help="Deliver the messages so much later: seconds, or a number with s, m, h, d or w behind it, as 90, 10m, 1.5h.",
+    help="Deliver the messages this much later: seconds, or a number with s, m, h, d or w, as in 90, 10m, 1.5h.",
 )
 @click.option(
     "--deliver-at",
     metavar="MOMENT",
     callback=read_moment,
-    help="Deliver the messages at this moment, ISO 8601 with its offset from UTC: 2030-01-31T08:00:00+01:00.",
+    help="Deliver the messages at this time, in ISO 8601 with an offset from UTC: 2030-01-31T08:00:00+01:00.",
 )
 @click.option("-0", "--null-delimited", is_flag=True, help="Messages end with a NUL byte, not with a newline.")
-@click.option("--whole-files", is_flag=True, help="Each FILE is one message, whatever is in it.")
+@click.option("--whole-files", is_flag=True, help="Send each FILE as one message.")
 @click.option(
     "--max-message-bytes",
     type=click.IntRange(min=1),
@@ -94,15 +94,15 @@ def produce(
     """Send each line of stdin, or of the FILEs, as a message to TOPIC.
 
     A message is every byte of its line except the newline; an empty line is an empty message. `-` is stdin. Lines are
-    sent as they arrive, those that arrive together in one transaction. A topic that does not exist is made, with 3
-    partitions. If a line can't be sent the command ends there: every line before it was sent, it and those behind it
+    sent as they arrive; lines that arrive together are sent in one transaction. A missing topic is created with 3
+    partitions. If a line can't be sent, the command ends: the lines before it were sent, that line and the later ones
     were not.
 
-    With --delay or --deliver-at they are stored, and go to the topic when they are due, by way of any program that has a
-    consumer then. `sqlmq delayed` lists them until then, and cancels.
+    With --delay or --deliver-at the messages are stored. Any program with a consumer moves them to the topic when they
+    are due. Until then, `sqlmq delayed` lists and cancels them.
 
-    With --json, prints topic, partition and offset of each message once it is committed; of a delayed one its id,
-    topic, partition and deliver_at.
+    With --json, the command prints topic, partition and offset of each message after the commit. For a delayed message
+    it prints id, topic, partition and deliver_at.
     """
     is_delayed = delay_seconds is not None or deliver_at is not None
     if is_delayed:
@@ -115,7 +115,7 @@ def produce(
     if key_separator == "":
         raise click.UsageError("--key-separator can't be empty.")
     if whole_files and (key_separator is not None or null_delimited):
-        raise click.UsageError("--whole-files knows no lines: leave --key-separator and --null-delimited out.")
+        raise click.UsageError("--whole-files does not read lines. Remove --key-separator and --null-delimited.")
     cut = _Cut(
         key=None if key is None else _bytes(key),
         separator=None if key_separator is None else _bytes(key_separator),
@@ -125,7 +125,7 @@ def produce(
     )
     with settings.open(max_message_bytes=max_message_bytes) as mq:
         if topic not in mq.admin.topics():
-            click.echo(f"Topic {topic!r} did not exist and is made, with 3 partitions.", err=True)
+            click.echo(f"Topic {topic!r} did not exist and was created, with 3 partitions.", err=True)
         producer = mq.producer(topic)
         sender = _InputSender(producer, partition, delay_seconds=delay_seconds, deliver_at=deliver_at, as_json=as_json)
         try:
@@ -141,7 +141,7 @@ def produce(
 
 
 class _Cut:
-    """Makes messages of what is read."""
+    """Cuts the input into messages."""
 
     def __init__(
         self,
@@ -159,7 +159,10 @@ class _Cut:
         self._max_message_bytes = max_message_bytes
 
     def batches(self, name: str, stop: Stop, advance: Callable[[int], None]) -> Iterator[list[Message]]:
-        """The messages in the file *name*, as they arrive, some at a time; what is wrong is raised behind the rest."""
+        """Yield the messages in the file *name* as they arrive, in batches.
+
+        An error in a line is raised after the messages before it.
+        """
         number = 0
         with ExitStack() as closing:
             stream = sys.stdin.buffer if name == "-" else closing.enter_context(Path(name).open("rb"))
@@ -178,8 +181,8 @@ class _Cut:
                     yield messages
 
     def _read(self, stream: BinaryIO, stop: Stop, advance: Callable[[int], None]) -> Iterator[list[bytes]]:
-        """Lines, as many as have arrived, waiting only for the first."""
-        # One read of what is there, where `read` would wait until the buffer is full.
+        """Yield the lines that have arrived; wait only for the first."""
+        # `read` would wait until the buffer is full; `read1` returns the bytes that have arrived.
         read = cast("io.BufferedReader", stream).read1
         descriptor = descriptor_of(stream)
         longest = 2 * self._max_message_bytes + len(self._separator or b"")
@@ -199,7 +202,7 @@ class _Cut:
                 if lines:
                     yield lines
             if len(rest) > longest:
-                break  # the message that is made of it will be refused; the rest of it need not be read
+                break  # this message is too large and will be refused, so its other bytes need not be read
         if rest or self._delimiter is None:
             yield [rest]
 
@@ -208,14 +211,16 @@ class _Cut:
         if self._separator is not None:
             key, found, value = text.partition(self._separator)
             if not found:
-                raise ValueError(f"there is no {self._separator.decode(errors='replace')!r} that would end the key.")
+                raise ValueError(
+                    f"the separator {self._separator.decode(errors='replace')!r} after the key is missing."
+                )
         message = Message(value, key, self._headers)
         message.check_size(self._max_message_bytes)
         return message
 
 
 class _InputSender:
-    """Sends batches, or stores them until they are due; counts messages, and prints places if asked to."""
+    """Sends batches, or stores them until they are due. Counts the messages and, with ``--json``, prints the results."""
 
     def __init__(
         self,
@@ -253,10 +258,10 @@ class _InputSender:
         try:
             click.echo("\n".join(map(line, results)))
         except BrokenPipeError:
-            # Elsewhere a reader who has gone has had enough; here the rest of the messages would be lost quietly.
+            # Other commands end silently when their reader closes the pipe. Here the remaining messages would be lost silently.
             forget_stdout()
             raise click.ClickException(
-                "nobody reads the results any more; the rest of the lines was not sent."
+                "the reader of the results has closed the pipe; the remaining lines were not sent."
             ) from None
 
 
@@ -271,13 +276,13 @@ def _parsed(headers: Sequence[str]) -> dict[str, str]:
 
 
 def _bytes(text: str) -> bytes:
-    """What was typed, byte for byte, also where that was no text."""
+    """The bytes that the user typed, also those that are not valid text."""
     return text.encode(errors="surrogateescape")
 
 
 @contextmanager
 def _progress(files: Sequence[str]) -> Iterator[Callable[[int], None]]:
-    """A progress bar over the bytes of *files*, on a terminal where nobody types the messages."""
+    """Show a progress bar over the bytes of *files* on a terminal, unless the messages are typed there."""
     is_typed = "-" in files and sys.stdin.isatty()
     if is_typed or not sys.stderr.isatty():
         yield lambda _: None

@@ -1,4 +1,4 @@
-"""``sqlmq groups reset``: a group moved by hand, after a look at what that changes."""
+"""``sqlmq groups reset``: show what a reset changes, and reset a group."""
 
 from __future__ import annotations
 
@@ -27,23 +27,23 @@ if TYPE_CHECKING:
 )
 @click.argument("group")
 @click.option("--topic", required=True, metavar="NAME", help="Topic that the group reads.")
-@click.option("--to-earliest", is_flag=True, help="To the oldest message there is.")
-@click.option("--to-latest", is_flag=True, help="Behind the newest message there is: skip them all.")
+@click.option("--to-earliest", is_flag=True, help="To the oldest message.")
+@click.option("--to-latest", is_flag=True, help="After the newest message: skip all messages.")
 @click.option("--to-offset", type=click.IntRange(min=0), metavar="OFFSET", help="To this offset, in each partition.")
 @click.option(
     "--to-datetime",
     callback=read_moment,
     metavar="MOMENT",
-    help="To the first message since then, ISO 8601 with its offset from UTC: 2030-01-31T08:00:00+01:00.",
+    help="To the first message since this time, in ISO 8601 with an offset from UTC: 2030-01-31T08:00:00+01:00.",
 )
 @click.option(
     "--by-duration",
     callback=read_delay,
     metavar="TIME",
-    help="To the first message of this last time: seconds, or a number with s, m, h, d or w, as in 1.5h.",
+    help="To the first message not older than this: seconds, or a number with s, m, h, d or w, as in 1.5h.",
 )
 @click.option(
-    "--shift-by", type=int, metavar="N", help="On by N messages, or back: -N. Not beyond the ends of the log."
+    "--shift-by", type=int, metavar="N", help="Forward by N messages, or back with -N. Stops at the ends of the log."
 )
 @click.option(
     "--from-file",
@@ -58,13 +58,13 @@ if TYPE_CHECKING:
     type=click.IntRange(min=0),
     multiple=True,
     metavar="N",
-    help="Only in this partition; may be given several times.",
+    help="Only in this partition; may be repeated.",
 )
-@click.option("--execute", is_flag=True, help="Do it. Without, only show what would change.")
+@click.option("--execute", is_flag=True, help="Reset the group. Without it, only show what would change.")
 @click.option(
     "--force",
     is_flag=True,
-    help="Also while members are alive: they lose their partitions, and go on at the new positions.",
+    help="Reset also while members are alive: they lose their partitions and continue at the new positions.",
 )
 @json_option
 @database_options
@@ -81,12 +81,12 @@ def reset(
     as_json: bool,
     **goals: object,
 ) -> None:
-    """Move the group GROUP of a topic, back to read messages again or on to skip them.
+    """Move the group GROUP of a topic back, to read messages again, or forward, to skip them.
 
-    Shows for each partition where the group is, where it goes, and how many messages that it has set aside it forgets:
-    those from the new position on, dead letters too, which come again. Changes nothing unless told to --execute.
+    The command shows the present and the new position of each partition, and how many parked messages are `forgotten`:
+    those at or after the new position, also dead letters. They are delivered again. Without --execute nothing changes.
 
-    One of the options from --to-earliest to --from-file has to be given.
+    Give exactly one of the options from --to-earliest to --from-file.
     """
     to, shift_by = _goal(goals)
     with settings.open() as mq:
@@ -114,15 +114,15 @@ def reset(
     ]
     show(rows, ["partition", "from", "to", "end", "forgotten"], as_json=as_json)
     if not execute and not as_json:
-        click.echo("Nothing has changed. Do it with --execute.", err=True)
+        click.echo("Nothing was changed. To reset the group, add --execute.", err=True)
 
 
 def _goal(goals: dict[str, object]) -> tuple[Any, int | None]:
-    """Where to, as ``Admin.reset_group`` takes it, but for an offset of all partitions, and a file; and the shift."""
+    """Return the arguments *to* and *shift_by* of ``Admin.reset_group``; *to* may also be an offset, or a file."""
     given = {name: value for name, value in goals.items() if value is not None and value is not False}
     if len(given) != 1:
         options = ", ".join(f"--{name.replace('_', '-')}" for name in goals)
-        raise click.UsageError(f"Say where to, by one of {options}.")
+        raise click.UsageError(f"Give exactly one of {options}.")
     ((name, value),) = given.items()
     if name == "shift_by" and isinstance(value, int):
         return None, value
@@ -132,7 +132,7 @@ def _goal(goals: dict[str, object]) -> tuple[Any, int | None]:
 
 
 def _positions(file: TextIOBase, topic: str, only: Sequence[int]) -> dict[int, int]:
-    """The offsets by partition in *file*, those of *topic*, and *only* of these partitions if any are named."""
+    """Return the offsets in *file* by partition: those of *topic*, and, if *only* is not empty, of those partitions."""
     found: dict[int, int] = {}
     for number, text in enumerate(file, 1):
         try:
@@ -145,7 +145,9 @@ def _positions(file: TextIOBase, topic: str, only: Sequence[int]) -> dict[int, i
         if row is None or row[0] not in (None, topic) or (only and row[1] not in only):
             continue
         if row[1] in found:
-            raise click.ClickException(f"Line {number} is the second about partition {row[1]}. Which group is meant?")
+            raise click.ClickException(
+                f"Line {number} is the second one for partition {row[1]}. Keep the lines of one group."
+            )
         found[row[1]] = row[2]
     if not found:
         raise click.ClickException(f"The file has no position for topic {topic!r}, or not for these partitions.")
@@ -153,7 +155,7 @@ def _positions(file: TextIOBase, topic: str, only: Sequence[int]) -> dict[int, i
 
 
 def _row(text: str) -> tuple[str | None, int, int] | None:
-    """Topic, partition and offset of a line; the topic is None if it names none. None for an empty line."""
+    """Return topic, partition and offset of a line; the topic is None if the line has none. None for an empty line."""
     text = text.strip()
     if not text:
         return None

@@ -1,4 +1,4 @@
-"""``sqlmq topics``: made, listed, described, deleted; what they keep, and what groups have lost by that."""
+"""``sqlmq topics``: create, list, describe, grow and delete topics; their retention and evictions."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ if TYPE_CHECKING:
 @click.group(epilog=example("sqlmq topics create orders --partitions 6", "sqlmq topics list"))
 @database_options
 def topics() -> None:
-    """Make, list, describe and delete topics, and say what they keep."""
+    """Create, list, describe, grow and delete topics, and set their retention."""
 
 
 @topics.command(
     epilog=example("sqlmq topics create orders --partitions 6", "sqlmq topics create clicks --retention 7d")
 )
 @click.argument("name")
-@click.option("--partitions", type=int, help="The number of partitions; 3 by default.")
+@click.option("--partitions", type=int, help="The number of partitions. Default: 3.")
 @click.option(
     "--partitioner",
     type=click.Choice(sorted(PARTITIONERS)),
-    help="What decides which partition a key goes to; murmur2 (as Kafka's Java client) if not given.",
+    help="The hash that maps a key to its partition. Default: murmur2, as in Kafka's Java client.",
 )
 @retention_options
 @json_option
@@ -48,9 +48,9 @@ def create(
     as_json: bool,
     **terms: Unpack[RetentionArguments],
 ) -> None:
-    """Make the topic NAME. One that is there already stays as it is, and is no error.
+    """Create the topic NAME. An existing topic stays as it is; that is no error.
 
-    More partitions let more consumers of a group work side by side. Order is kept within a partition. Without a limit,
+    More partitions let more consumers of a group work in parallel. Order is kept within a partition. Without a limit,
     messages stay until the topic is deleted.
     """
     retention = read_retention(terms)
@@ -77,7 +77,7 @@ def list_topics(settings: Settings, *, as_json: bool) -> None:
     rows = []
     with settings.open() as mq:
         for name in mq.admin.topics():
-            # One that is deleted in between is simply not in the list.
+            # A topic that is deleted meanwhile is not listed.
             with suppress(UnknownTopicError):
                 topic = mq.admin.describe_topic(name)
                 rows.append(
@@ -88,7 +88,7 @@ def list_topics(settings: Settings, *, as_json: bool) -> None:
                         "groups": list(topic.groups),
                     }
                 )
-    empty = "There are no topics yet. Make one with `sqlmq topics create NAME`."
+    empty = "There are no topics yet. Create one with `sqlmq topics create NAME`."
     show(rows, ["topic", "partitions", "messages", "groups"], as_json=as_json, empty=empty)
 
 
@@ -100,8 +100,8 @@ def list_topics(settings: Settings, *, as_json: bool) -> None:
 def describe(settings: Settings, name: str, *, as_json: bool) -> None:
     """Show the partitions of the topic NAME and the lag of its groups.
 
-    `start` is the oldest offset kept, `end` the offset that the next message gets, `per second` what has come over the
-    last minute, `estimated bytes` about what the messages take, by the 100 newest. With --json it is one object.
+    `start` is the oldest offset, `end` the offset that the next message gets, `per second` the rate over the last
+    minute, `estimated bytes` the size of the messages, estimated from the 100 newest. With --json it prints one object.
     """
     with settings.open() as mq:
         topic = mq.admin.describe_topic(name)
@@ -152,7 +152,7 @@ def describe(settings: Settings, name: str, *, as_json: bool) -> None:
 )
 @click.argument("name")
 @click.option(
-    "--partitions", type=int, required=True, help="How many it is to have in all: a multiple of what it has now."
+    "--partitions", type=int, required=True, help="The new number of partitions: a multiple of the present number."
 )
 @json_option
 @database_options
@@ -160,8 +160,8 @@ def describe(settings: Settings, name: str, *, as_json: bool) -> None:
 def add_partitions(settings: Settings, name: str, partitions: int, *, as_json: bool) -> None:
     """Grow the topic NAME to more partitions while it is used. It is no error if it has that many already.
 
-    A key stays in its partition or goes to a new one, and its order is kept: a group reads a new partition once it is
-    done with what was in the one that its keys come from. Programs need not be started again.
+    A key stays in its partition or moves to a new one, and its messages stay in order: a group reads a new partition
+    after it has finished the older messages of the partition that the keys come from. Programs need no restart.
     """
     with settings.open() as mq:
         added = mq.admin.add_partitions(name, partitions)
@@ -182,16 +182,17 @@ def add_partitions(settings: Settings, name: str, partitions: int, *, as_json: b
 )
 @click.argument("name")
 @retention_options
-@click.option("--keep-everything", is_flag=True, help="Have no limits any more.")
+@click.option("--keep-everything", is_flag=True, help="Remove all limits.")
 @json_option
 @database_options
 @pass_settings
 def set_retention(
     settings: Settings, name: str, *, keep_everything: bool, as_json: bool, **terms: Unpack[RetentionArguments]
 ) -> None:
-    """Replace what the topic NAME keeps. An option that is not given gets its default.
+    """Replace the retention of the topic NAME. An option that is not given gets its default.
 
-    Programs that have a consumer delete what exceeds it, about once a minute; `sqlmq maintain` does it where there is none.
+    Programs with a consumer delete the messages that exceed it, about once a minute. Without a consumer, run
+    `sqlmq maintain`.
     """
     retention = read_retention(terms)
     if retention.is_limited == keep_everything:
@@ -212,7 +213,8 @@ def set_retention(
 def evictions(settings: Settings, name: str, *, as_json: bool) -> None:
     """List the messages of the topic NAME that groups have lost to retention, the newest loss last.
 
-    `unread` are those that the group had not committed, `parked` those that it had set aside. `to` is the last one.
+    `kind` is `unread` for messages that the group had not committed, and `parked` for parked ones. `from` and `to` are the
+    first and the last offset.
     """
     with settings.open() as mq:
         found = mq.admin.evictions(name)
@@ -239,7 +241,7 @@ def evictions(settings: Settings, name: str, *, as_json: bool) -> None:
 @database_options
 @pass_settings
 def delete(settings: Settings, names: tuple[str, ...], *, yes: bool, as_json: bool) -> None:
-    """Delete the topics NAME..., with their messages and groups. One that does not exist is no error."""
+    """Delete the topics NAME..., with their messages and groups. A topic that does not exist is no error."""
     confirm(f"Delete {', '.join(names)}, with all messages and groups?", yes=yes)
     with settings.open() as mq:
         deleted = mq.delete_topics(*names)

@@ -1,7 +1,7 @@
-"""`sqlmq demo`: the main job, shown in some seconds.
+"""`sqlmq demo`: a demonstration in ten seconds.
 
-command  the command: starts processes, kills one, counts
-worker   what these processes run
-journal  what they write down
-view     what is shown of it
+command  the command: starts processes, kills one, compares the journals
+worker   the program of these processes
+journal  the files in which they record messages
+view     the table and the lines on the screen
 """

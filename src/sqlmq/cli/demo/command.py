@@ -1,4 +1,4 @@
-"""``sqlmq demo``: producers and consumers in processes of their own, one of them killed, and the books checked."""
+"""``sqlmq demo``: run producers and consumers, kill a consumer, and check that nothing was lost."""
 
 from __future__ import annotations
 
@@ -37,19 +37,19 @@ VICTIMS = "billing"
 _TOTAL = len(PRODUCERS) * MESSAGES_PER_PRODUCER
 _LOOK_SECONDS = 0.1
 _PATIENCE_SECONDS = 60.0
-"""For one step, on a machine however slow."""
+"""The longest time for one step, also on a slow machine."""
 
 
 @click.command(epilog=example("sqlmq demo", "sqlmq demo --url postgresql://user@host/name"))
-@click.option("--keep", is_flag=True, help="Keep the topic, the file it is in, and what the processes noted down.")
+@click.option("--keep", is_flag=True, help="Keep the topic, its database file and the journals of the processes.")
 @database_options
 @pass_settings
 def demo(settings: Settings, *, keep: bool) -> None:
-    """See it at work: two groups read one topic, a consumer is killed, nothing is lost.
+    """Run a demonstration: two groups read one topic, a consumer is killed, nothing is lost.
 
-    Takes about ten seconds, on SQLite in a temporary directory, or in the database that --url names (not the one of the
-    environment) under a topic name of its own. Everything runs in processes of its own, and at the end what every
-    producer sent is compared with what every consumer handled. Exits with 1 if anything is missing or out of order.
+    It takes about ten seconds. It uses SQLite in a temporary directory, or the database of --url (not SQLMQ_URL) with a
+    new topic. Every producer and consumer is a process. At the end the demo compares the messages that were sent with
+    those that were handled, and exits with 1 if a message is missing or out of order.
     """
     directory = Path(tempfile.mkdtemp(prefix="sqlmq-demo-"))
     if not settings.is_url_on_command_line:
@@ -57,7 +57,9 @@ def demo(settings: Settings, *, keep: bool) -> None:
     try:
         with Stop() as stop, stop.raising(), settings.open() as mq:
             if isinstance(mq.engine.pool, StaticPool):
-                raise click.UsageError("The demo runs in several processes, and a database in memory has only one.")
+                raise click.UsageError(
+                    "The demo runs in several processes, which cannot share a database in memory. Use a file."
+                )
             topic = f"demo-{uuid4().hex[:8]}" if settings.is_url_on_command_line else "orders"
             try:
                 _Demo(mq, settings, directory, topic).run()
@@ -67,16 +69,16 @@ def demo(settings: Settings, *, keep: bool) -> None:
     finally:
         if keep:
             where = f"--url {settings.url}" if not settings.is_url_on_command_line else "the same --url"
-            click.echo(f"\nKept {directory}. Look around with `sqlmq topics list` and {where}.")
+            click.echo(f"\nKept {directory}. Inspect the queue with `sqlmq topics list` and {where}.")
         else:
             shutil.rmtree(directory, ignore_errors=True)
 
 
 class _Demo:
-    """The story, a method for each part."""
+    """The demonstration, with a method for each part."""
 
     def __init__(self, mq: MQ, settings: Settings, directory: Path, topic: str) -> None:
-        # 60 ms that no other command needs.
+        # Imported here: it takes 60 ms, which other commands save.
         from sqlmq.cli.demo.view import View
 
         self._mq = mq
@@ -114,14 +116,14 @@ class _Demo:
             shares = (f"{name} reads {_listed(_owned(described, name))}" for name in GROUPS[described.name])
             self._view.tell(f"Group {described.name!r}: {'; '.join(shares)}.")
         self._view.tell(
-            "Each group gets every message; its consumers share the partitions. A partition has one owner in",
-            "a group: that consumer's claim on it holds as long as its heartbeats come.",
+            "Each group gets every message; its consumers share the partitions. In a group, each partition has one",
+            "owner, which keeps it while its heartbeats arrive.",
         )
 
     def _start_producers(self) -> None:
         for name in PRODUCERS:
             self._start("produce", name)
-        self._view.tell(f"{len(PRODUCERS)} producers begin to send {_TOTAL:,} messages.")
+        self._view.tell(f"{len(PRODUCERS)} producers start to send {_TOTAL:,} messages.")
 
     def _kill_one(self) -> None:
         self._until("a third is handled", lambda: self._position(VICTIMS) >= _TOTAL // 3)
@@ -130,9 +132,8 @@ class _Demo:
         self._processes[self._killed].kill()
         self._processes[self._killed].wait()
         self._view.tell(
-            f"Killed {self._killed} with SIGKILL, in the middle of {_listed(_owned(group, self._killed))}. It can tell "
-            "nobody:",
-            f"its claims hold until its lease of {LEASE_SECONDS:g} s has run out. The others go on meanwhile.",
+            f"Killed {self._killed} with SIGKILL. It still owns {_listed(_owned(group, self._killed))},",
+            f"until its lease of {LEASE_SECONDS:g} s expires. The other consumers continue meanwhile.",
         )
 
     def _see_takeover(self) -> None:
@@ -147,13 +148,13 @@ class _Demo:
             if (moved := [number for number in _owned(after, name) if number in gone])
         )
         self._view.tell(
-            f"{time.monotonic() - killed_at:.1f} s after the kill the others have claimed what it had: {moves}.",
-            "They go on at the last committed offset: what it had handled and not committed comes again.",
+            f"{time.monotonic() - killed_at:.1f} s after the kill the others have taken over its partitions: {moves}.",
+            "They continue at the last committed offset, so messages handled but not committed are delivered again.",
         )
 
     def _drain(self) -> None:
         self._until("all is sent", lambda: all(self._processes[name].poll() == 0 for name in PRODUCERS))
-        self._view.tell("The producers are done. The groups read on until their lag is 0.")
+        self._view.tell("The producers have finished. The groups read until their lag is 0.")
         self._until("the lag is 0", lambda: all(group.lag == 0 for group in self._groups()))
         self._view.show(self._groups(), self._killed, is_final=True)
 
@@ -168,7 +169,7 @@ class _Demo:
         produced = [entry for name in PRODUCERS for entry in journal.read(self._directory / name)]
         in_topic = self._mq.admin.describe_topic(self._topic).messages
         click.echo(
-            f"\nWhat the processes noted down:\n  producers: {count(len(produced), 'message')} acknowledged, {in_topic:,} "
+            f"\nThe journals of the processes:\n  producers: {count(len(produced), 'message')} acknowledged, {in_topic:,} "
             "in the topic"
         )
         verdicts = []
@@ -184,7 +185,7 @@ class _Demo:
             if verdict.again_after_kill:
                 click.echo(
                     f"{'':13}{count(verdict.again_after_kill, 'message')} came twice because {self._killed} had handled "
-                    "and not yet committed them"
+                    "but not committed them"
                 )
             if verdict.again_otherwise:
                 click.echo(
@@ -192,36 +193,34 @@ class _Demo:
                     "keep its lease"
                 )
         if in_topic != len(produced) or len(produced) != _TOTAL or not all(verdict.is_good for verdict in verdicts):
-            raise click.ClickException("This is not as it should be: see the counts above, and run it with --keep.")
+            raise click.ClickException("The counts above show an error. Run the demo with --keep to inspect it.")
         click.echo(
-            f"\nNothing was lost: each group handled all {_TOTAL:,} messages, every key in its order, though a consumer "
+            f"\nNothing was lost: each group handled all {_TOTAL:,} messages, every key in order, although a consumer "
             f"was\nkilled. ({self._view.seconds:.0f} seconds, {len(self._processes)} processes.)\n\n"
             "Next:  echo hello | sqlmq produce greetings\n"
             "       sqlmq consume greetings --group readers --timeout 1"
         )
 
-    # What the parts are made of.
-
     def _start(self, role: str, name: str, *more: str) -> None:
-        # The environment, not the command line, has the URL: everybody can see a command line, and it has a password.
+        # The URL may have a password, and all users of the machine can read command lines, so it goes into the environment.
         environment = os.environ | {"SQLMQ_URL": self._settings.database_url()}
         environment.pop("SQLMQ_SCHEMA", None)
         if self._settings.schema is not None:
             environment["SQLMQ_SCHEMA"] = self._settings.schema
         with (self._directory / f"{name}.stderr").open("wb") as errors:
-            self._processes[name] = subprocess.Popen(  # noqa: S603 - this very Python, and names made up above
+            self._processes[name] = subprocess.Popen(  # noqa: S603 - the same Python, and names from this module
                 [sys.executable, "-m", "sqlmq.cli.demo.worker", role, str(self._directory), name, self._topic, *more],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.DEVNULL,
                 stderr=errors,
                 env=environment,
-                # Ctrl-C is for this process, which ends the others.
+                # Ctrl-C reaches only this process, which ends the others.
                 start_new_session=True,
             )
 
     @contextmanager
     def _all_ended(self) -> Iterator[None]:
-        """End every process that is left, however the block ends."""
+        """End all remaining processes after the block, also after an error."""
         with ExitStack() as ending:
             ending.callback(self._end_all)
             yield
@@ -235,12 +234,12 @@ class _Demo:
             process.wait()
 
     def _until(self, what: str, is_reached: Callable[[], bool]) -> None:
-        """Wait until *is_reached*, with the state in sight; fail if a process dies or it takes too long."""
+        """Wait until *is_reached*, and show the state. Fail if a process dies or the wait takes too long."""
         deadline = time.monotonic() + _PATIENCE_SECONDS
         while not is_reached():
             self._check_processes()
             if time.monotonic() > deadline:
-                raise click.ClickException(f"Waited {_PATIENCE_SECONDS:g} s, in vain, until {what}.")
+                raise click.ClickException(f"Timed out after {_PATIENCE_SECONDS:g} s, before {what}.")
             if PRODUCERS[0] in self._processes:
                 self._view.show(self._groups(), self._killed)
             time.sleep(_LOOK_SECONDS)
@@ -279,5 +278,5 @@ def _owned(group: GroupDescription, name: str) -> list[int]:
 
 
 def _listed(numbers: list[int]) -> str:
-    """Partition numbers in words."""
+    """Return partition numbers in words."""
     return f"partition{'' if len(numbers) == 1 else 's'} {', '.join(map(str, numbers)) or 'none'}"

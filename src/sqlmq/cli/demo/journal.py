@@ -1,8 +1,8 @@
-"""What the demo's processes note down, and what must be true of it.
+"""The journals of the demo's processes, and the check that compares them.
 
-Each process appends a line to a file of its own for every message: a producer when it is acknowledged, a consumer when
-it has handled it. A line is one ``write``, so that it is whole even if the process is killed right after. The
-monotonic clock is the same for all processes of a machine, and puts the lines of several files in order.
+Each process appends a line to its own file for every message: a producer after the acknowledgement, a consumer after
+handling. A line is one ``write``, so it is complete even if the process is killed right after. All processes of a
+machine share the monotonic clock, which orders the lines of several files.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ Place = tuple[int, int]
 
 
 class Entry(NamedTuple):
-    """One message, as one process saw it."""
+    """A message that a process recorded."""
 
     at_ns: int
     partition: int
@@ -33,7 +33,7 @@ class Entry(NamedTuple):
 
     @property
     def place(self) -> Place:
-        """Where the message stands in the topic."""
+        """The place of the message in the topic."""
         return self.partition, self.offset
 
 
@@ -56,7 +56,7 @@ class Log:
 
 
 def read(path: Path) -> list[Entry]:
-    """What a process has noted; nothing if it never got so far."""
+    """Return the entries of a process; an empty list if it has written none."""
     if not path.exists():
         return []
     entries = []
@@ -68,7 +68,7 @@ def read(path: Path) -> list[Entry]:
 
 @dataclass(frozen=True, slots=True)
 class JournalCheck:
-    """Whether a group got everything, in order, and what came twice."""
+    """The counts of lost, unknown, misordered and repeated messages of a group."""
 
     group: str
     handled: int
@@ -76,24 +76,24 @@ class JournalCheck:
     lost: int
     """Acknowledged to a producer and never handled."""
     unknown: int
-    """Handled, though no producer knows of them."""
+    """Handled, but not recorded by a producer."""
     out_of_order: int
     """Messages of a key whose first delivery came before that of an earlier one."""
     again_after_kill: int
-    """Delivered again because the consumer that was killed had not committed them."""
+    """Delivered again because the killed consumer had not committed them."""
     again_otherwise: int
-    """Delivered again for any other reason: a consumer that was too slow to keep its lease, say."""
+    """Delivered again for another reason, for example because a slow consumer lost its lease."""
 
     @property
     def is_good(self) -> bool:
-        """Whether nothing was lost, made up, or out of order."""
+        """Whether nothing was lost, unknown or out of order."""
         return not (self.lost or self.unknown or self.out_of_order)
 
 
 def judge(
     group: str, produced: Iterable[Entry], handled: Mapping[str, list[Entry]], killed: str | None
 ) -> JournalCheck:
-    """Compare what was acknowledged with what the members of *group* handled; *killed* is the name of one of them."""
+    """Compare acknowledged messages with those that the members of *group* handled. *killed* is the killed member."""
     places = {entry.place for entry in produced}
     everything = sorted(entry for entries in handled.values() for entry in entries)
     first: dict[Place, Entry] = {}
@@ -114,7 +114,7 @@ def judge(
 
 
 def _out_of_order(entries: Iterable[Entry]) -> int:
-    """How many of *entries*, which are in order of time, come after a later one of their key."""
+    """Count the *entries*, in order of time, that come after a later message of their key."""
     newest: dict[str, int] = {}
     wrong = 0
     for entry in entries:

@@ -1,4 +1,4 @@
-"""What is shown of the demo: a table that changes on a terminal, lines of text elsewhere."""
+"""The view of the demo: a live table on a terminal, lines of text elsewhere."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ if TYPE_CHECKING:
     from sqlmq.reports.descriptions import GroupDescription
 
 _LINE_SECONDS = 1.0
-"""How often the state is printed where it can't be redrawn."""
+"""How often the state is printed if stdout is not a terminal."""
 
 
 class View:
-    """Tells the story and shows the state."""
+    """Prints the events and shows the state."""
 
     def __init__(self) -> None:
         self._began = time.monotonic()
@@ -33,11 +33,11 @@ class View:
 
     @property
     def seconds(self) -> float:
-        """Since the demo began."""
+        """The time since the start of the demo."""
         return time.monotonic() - self._began
 
     def tell(self, *sentences: str) -> None:
-        """Print what happens, and why, with the time."""
+        """Print *sentences*, the first one with the time."""
         for number, sentence in enumerate(sentences):
             stamp = f"{self.seconds:5.1f} s  " if number == 0 else " " * 9
             if self._live is None:
@@ -47,7 +47,7 @@ class View:
 
     @contextmanager
     def moving(self) -> Iterator[None]:
-        """Keep the state in sight inside this block."""
+        """Show the live table inside this block, on a terminal."""
         if not self._console.is_terminal:
             yield
             return
@@ -59,7 +59,7 @@ class View:
                 self._live = None
 
     def show(self, groups: Sequence[GroupDescription], killed: str | None, *, is_final: bool = False) -> None:
-        """Show how far *groups* are, who owns which partition, and what is *killed*."""
+        """Show the positions, lag and owners of *groups*; the owner *killed* is marked."""
         if self._live is not None:
             self._live.update(_table(groups, killed))
         elif time.monotonic() >= self._next_line_at or is_final:
@@ -82,7 +82,7 @@ def _table(groups: Sequence[GroupDescription], killed: str | None) -> Group:
         for group in groups:
             one = group.partitions[number]
             if one.owner is None:
-                owner = Text("nobody", style="yellow")
+                owner = Text("none", style="yellow")
             elif one.owner == killed:
                 owner = Text(f"{one.owner} (killed)", style="red")
             else:

@@ -1,6 +1,6 @@
-"""One process of the demo: ``python -m sqlmq.cli.demo_worker produce NAME TOPIC ...`` or ``consume NAME TOPIC GROUP ...``.
+"""A process of the demo: ``python -m sqlmq.cli.demo.worker produce DIR NAME TOPIC`` or ``consume DIR NAME TOPIC GROUP``.
 
-It ends by itself when its work is done or its stdin is closed, so that none is left over however the demo ends.
+It ends when its work is done, or when its stdin is closed. So no process remains, even if the demo is killed.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ from sqlmq.model.message import Message
 from sqlmq.mq import MQ
 
 LEASE_SECONDS = 2.0
-"""Short, so that the demo is: 10 seconds is the default."""
+"""Short, so that the demo is short. The default is 10 seconds."""
 MESSAGES_PER_PRODUCER = 2_000
 KEYS_PER_PRODUCER = 10
 _BATCH = 20
 _PAUSE_SECONDS = 0.04
 _WORK_SECONDS = 0.001
-"""Handling a message takes some time in real life."""
+"""The simulated time to handle a message."""
 
 
 def produce(mq: MQ, name: str, topic: str, log: Log) -> None:
-    """Send orders of several customers, and note each that is acknowledged."""
+    """Send orders of several customers, and record each acknowledged message."""
     producer = mq.producer(topic)
     for first in range(0, MESSAGES_PER_PRODUCER, _BATCH):
         sent = []
@@ -43,12 +43,12 @@ def produce(mq: MQ, name: str, topic: str, log: Log) -> None:
 
 
 def consume(mq: MQ, name: str, topic: str, group: str, log: Log) -> None:
-    """Handle orders until stdin ends, and note each that is handled."""
+    """Handle orders until stdin is closed, and record each handled message."""
     consumer = mq.consumer(topic, group, name=name)
 
     def close_when_told() -> None:
         sys.stdin.buffer.read()
-        with suppress(SqlmqError):  # the MQ reports it
+        with suppress(SqlmqError):  # closing the MQ raises it again
             consumer.close()
 
     threading.Thread(target=close_when_told, name="demo-stdin", daemon=True).start()
@@ -59,7 +59,7 @@ def consume(mq: MQ, name: str, topic: str, group: str, log: Log) -> None:
 
 
 def main(arguments: list[str]) -> None:
-    """Do what *arguments* say, in the database that the environment names."""
+    """Produce or consume, as *arguments* say, in the database of the environment."""
     role, directory, name, topic, *groups = arguments
     url, schema = os.environ["SQLMQ_URL"], os.environ.get("SQLMQ_SCHEMA")
     with Log(Path(directory) / name) as log, MQ(url, schema=schema, lease_seconds=LEASE_SECONDS) as mq:

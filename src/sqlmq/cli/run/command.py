@@ -1,4 +1,4 @@
-"""``sqlmq run``: an application's handler, called with the messages of a topic until a signal stops the process."""
+"""``sqlmq run``: call an application's handler with the messages of a topic until a signal arrives."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def _check_attempts(_ctx: click.Context, _param: click.Parameter, value: str) ->
     )
 )
 @click.argument("handler", callback=handler_loading.check_name, metavar="MODULE:HANDLER")
-@click.option("-t", "--topic", required=True, metavar="NAME", help="Topic to read; it is made if it does not exist.")
+@click.option("-t", "--topic", required=True, metavar="NAME", help="Topic to read; created if missing.")
 @click.option("-g", "--group", required=True, metavar="NAME", help="Group to read as.")
 @start_option
 @on_evicted_option
@@ -62,7 +62,7 @@ def _check_attempts(_ctx: click.Context, _param: click.Parameter, value: str) ->
     default=1,
     show_default=True,
     metavar="N",
-    help="Run N processes, each a member of the group. One that dies is started again.",
+    help="Run N processes, each a member of the group. A process that dies is restarted.",
 )
 @click.option(
     "--concurrency",
@@ -70,15 +70,15 @@ def _check_attempts(_ctx: click.Context, _param: click.Parameter, value: str) ->
     default=1,
     show_default=True,
     metavar="N",
-    help="Work on up to N partitions at a time in each process: in threads, or in the event loop.",
+    help="Handle up to N partitions at a time in each process: in threads, or in the event loop.",
 )
 @click.option(
-    "--batch-size", type=click.IntRange(min=1), metavar="N", help="Give the handler lists of up to N messages."
+    "--batch-size", type=click.IntRange(min=1), metavar="N", help="Pass lists of up to N messages to the handler."
 )
 @click.option(
     "--transaction",
     is_flag=True,
-    help="Give the handler a session too, whose changes commit with the group's position or not at all.",
+    help="Also pass a session to the handler. Its changes commit with the group's position, or not at all.",
 )
 @click.option(
     "--max-attempts",
@@ -86,7 +86,7 @@ def _check_attempts(_ctx: click.Context, _param: click.Parameter, value: str) ->
     default="5",
     show_default=True,
     metavar="N",
-    help="How often a message is tried, or unlimited.",
+    help="The number of attempts of a message, or unlimited.",
 )
 @click.option(
     "--backoff-seconds",
@@ -94,7 +94,7 @@ def _check_attempts(_ctx: click.Context, _param: click.Parameter, value: str) ->
     default=1.0,
     show_default=True,
     metavar="SECONDS",
-    help="How long the first retry waits; each later one twice as long.",
+    help="The delay of the first retry. Each later delay is twice as long.",
 )
 @click.option(
     "--max-delay-seconds",
@@ -102,12 +102,12 @@ def _check_attempts(_ctx: click.Context, _param: click.Parameter, value: str) ->
     default=300.0,
     show_default=True,
     metavar="SECONDS",
-    help="How long any retry waits.",
+    help="The longest delay of a retry.",
 )
 @click.option(
     "--on-failure",
     type=click.Choice(get_args(FailurePolicy)),
-    help="What becomes of a message that fails; park, for those without a key dead, if not given.",
+    help="The policy for a failed message. Default: park; dead for messages without a key.",
 )
 @click.option(
     "--max-parked",
@@ -115,13 +115,13 @@ def _check_attempts(_ctx: click.Context, _param: click.Parameter, value: str) ->
     default=1_000,
     show_default=True,
     metavar="N",
-    help="Read a partition no further while N of its messages are set aside.",
+    help="Stop reading a partition while N of its messages are parked.",
 )
 @click.option(
     "--max-processing-seconds",
     type=click.FloatRange(min=0, min_open=True),
     metavar="SECONDS",
-    help="Give a partition back when its handler takes longer; the attempt has failed.",
+    help="Release a partition if its handler takes longer; the attempt counts as failed.",
 )
 @click.option(
     "--stop-seconds",
@@ -129,21 +129,21 @@ def _check_attempts(_ctx: click.Context, _param: click.Parameter, value: str) ->
     default=25.0,
     show_default=True,
     metavar="SECONDS",
-    help="How long handlers may go on after the first signal.",
+    help="How long handlers may continue after the first signal.",
 )
-@click.option("--idle-seconds", type=_SECONDS, metavar="SECONDS", help="End when nothing has come for so long.")
+@click.option("--idle-seconds", type=_SECONDS, metavar="SECONDS", help="End when no message has arrived for this long.")
 @lease_option
 @click.option(
     "--log-level",
     type=click.Choice(log_format.LEVELS),
     default="info",
     show_default=True,
-    help="What to log to stderr, of sqlmq and of the handler's modules.",
+    help="The level of log messages on stderr, from sqlmq and from the handler's modules.",
 )
 @click.option(
     "--opentelemetry",
     is_flag=True,
-    help="Tell OpenTelemetry of each call of the handler; its environment says how and where.",
+    help="Trace each call of the handler with OpenTelemetry, configured by its environment variables.",
 )
 @database_options
 @pass_settings
@@ -162,16 +162,16 @@ def run(
     lease_seconds: float,
     log_level: str,
     opentelemetry: bool,
-    **terms: Any,  # noqa: ANN401 - the options of how to handle, each checked above
+    **terms: Any,  # noqa: ANN401 - the options of Consumer.run, each checked above
 ) -> None:
     """Call a handler with each message of a topic, until SIGTERM or Ctrl-C.
 
-    MODULE:HANDLER is a function, or a coroutine function, in a module that can be imported, also from the current
-    directory. A message is done when it returns. When it raises, the message is tried again; in the end it is set
-    aside as a dead letter, and the others go on.
+    MODULE:HANDLER is a function or coroutine function in an importable module; the current directory is searched too. A
+    message is finished when the handler returns. If the handler raises, the message is retried. After the last attempt
+    it becomes a dead letter, and the other messages continue.
 
-    The first signal ends it in good order: what is in the handler's hands is finished, positions are committed, the
-    exit code is 0. A second one ends it at once.
+    After the first signal the messages in flight are finished, positions are committed, and the exit code is 0. A second
+    signal ends the command at once.
     """
     try:
         check_topic(topic)
@@ -182,7 +182,7 @@ def run(
     log_format.begin(ctx, settings, log_level)
     if processes > 1:
         with settings.open() as mq:
-            # What is wrong with the database is to be said once, and now.
+            # An error of the database is reported once, before the processes start.
             mq.admin.topics()
         environment = os.environ | settings.environment()
         supervisor = Supervisor(processes, _arguments(ctx), environment, stop_seconds=terms["stop_seconds"])
@@ -203,7 +203,7 @@ def run(
 
 
 class _RunArguments(NamedTuple):
-    """What is read, and how."""
+    """The topic, the group and the options of a run."""
 
     topic: str
     group: str
@@ -216,7 +216,7 @@ class _RunArguments(NamedTuple):
 
 
 def _instrument() -> Callable[[MQ | AsyncMQ], object]:
-    """Connects an MQ to OpenTelemetry."""
+    """Return the function that connects an MQ to OpenTelemetry."""
     try:
         from sqlmq.opentelemetry import instrument
     except ModuleNotFoundError as error:
@@ -240,7 +240,7 @@ def _run_in_threads(
 def _run_in_loop(
     settings: Settings, stop: Stop, handler: Callable[..., object], arguments: _RunArguments
 ) -> RunSummary:
-    # What no other command needs.
+    # Imported here: no other command needs them.
     import asyncio
 
     from sqlmq.aio import AsyncMQ
@@ -262,18 +262,18 @@ def _run_in_loop(
 
 @contextmanager
 def _logged_when_interrupted() -> Iterator[None]:
-    """Turn what a run raises at a second signal into what a command is ended by."""
+    """Log a second signal, and raise SignalInterrupt for it."""
     try:
         yield
     except SignalInterrupt:
         raise
     except KeyboardInterrupt as interrupt:
-        log.warning("Ended at once; what was being handled is delivered again.", extra=log_fields("run cut off"))
+        log.warning("Ended at once; messages in flight are delivered again.", extra=log_fields("run cut off"))
         raise SignalInterrupt(*interrupt.args or (signal.SIGINT,)) from interrupt
 
 
 def _terms(options: dict[str, Any]) -> dict[str, Any]:
-    """The keyword arguments of ``Consumer.run``."""
+    """Return the keyword arguments of ``Consumer.run``."""
     given = dict(options)
     attempts = given.pop("max_attempts")
     given["retry"] = Retry(
@@ -283,7 +283,7 @@ def _terms(options: dict[str, Any]) -> dict[str, Any]:
 
 
 def _arguments(ctx: click.Context) -> list[str]:
-    """The command line of one of several processes."""
+    """Return the arguments of one of several processes."""
     words = ["run"]
     for param in ctx.command.params:
         value = ctx.params.get(param.name or "")
@@ -297,12 +297,12 @@ def _arguments(ctx: click.Context) -> list[str]:
 
 
 def _how(options: dict[str, Any]) -> str:
-    """How messages are handled, in words."""
+    """Return in words how messages are handled."""
     size, attempts = options["batch_size"], options["max_attempts"]
     return ", ".join(
         [
             "one at a time" if size is None else f"lists of up to {size:,}",
-            f"{count(options['concurrency'], 'partition')} side by side",
+            f"{count(options['concurrency'], 'partition')} in parallel",
             *(["in a transaction each"] if options["transaction"] else []),
             f"{attempts} attempts" if attempts != "1" else "1 attempt",
         ]
@@ -310,8 +310,8 @@ def _how(options: dict[str, Any]) -> str:
 
 
 def _counts(summary: RunSummary) -> str:
-    """What was done, in words."""
+    """Return the counts of a run in words."""
     return (
-        f"{count(summary.handled, 'message')} handled, {count(summary.failures, 'attempt')} failed, {summary.parked:,} set "
-        f"aside, {count(summary.dead, 'dead letter')}, {summary.skipped:,} skipped"
+        f"{count(summary.handled, 'message')} handled, {count(summary.failures, 'attempt')} failed, {summary.parked:,} "
+        f"parked, {count(summary.dead, 'dead letter')}, {summary.skipped:,} skipped"
     )

@@ -1,4 +1,4 @@
-"""A handler by its name, ``MODULE:NAME``, as it stands on the command line."""
+"""Import of the handler ``MODULE:NAME`` of the command line."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ if TYPE_CHECKING:
 
 
 def check_name(_ctx: click.Context, _param: click.Parameter, value: str) -> str:
-    """Return *value* if it could name a handler; the module is imported when all else on the command line is right."""
+    """Return *value* if it has the form of a handler's name. ``load`` imports the module, after all options are checked."""
     module, _, path = value.partition(":")
     if not all(part.isidentifier() for part in (*module.split("."), *path.split("."))):
-        message = f"{value!r} is not of the form MODULE:HANDLER, as in app.billing:handle."
+        message = f"{value!r} does not have the form MODULE:HANDLER, as in app.billing:handle."
         raise click.BadParameter(message)
     return value
 
@@ -33,7 +33,7 @@ def load(where: str) -> Callable[..., object]:
         module: object = importlib.import_module(module_name)
     except Exception as error:
         if isinstance(error, ModuleNotFoundError) and _is_in(error.name, module_name):
-            message = f"There is no module {error.name!r}, neither installed nor in {here}."
+            message = f"Module {error.name!r} was not found. It is neither installed nor in {here}."
         else:
             traceback.print_exc()
             message = f"Importing {module_name!r} failed, see above."
@@ -44,7 +44,7 @@ def load(where: str) -> Callable[..., object]:
         message = f"Module {module_name!r} has no {path!r}."
         raise click.UsageError(message) from error
     if not callable(handler):
-        message = f"{where} is not a function but {type(handler).__name__}."
+        message = f"{where} must be a function, not {type(handler).__name__}."
         raise click.UsageError(message)
     return handler
 

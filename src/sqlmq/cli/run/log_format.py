@@ -1,4 +1,4 @@
-"""The log of programs that run for long: a line on stderr for each event, with time, level and process."""
+"""The log format of long-running commands: a line on stderr for each event, with time, level and process."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _FORMAT = "%(asctime)s %(levelname)-7s [%(process)d] %(name)s: %(message)s"
 
 
 def begin(ctx: click.Context, settings: Settings, level: str) -> None:
-    """Log to stderr what happens from *level* on, here and in the handler's own modules, until the command ends."""
+    """Log to stderr from *level* up, from sqlmq and from the handler's modules, until the command ends."""
     handler = logging.StreamHandler()
     handler.setFormatter(logging.Formatter(_FORMAT))
     root, own = logging.getLogger(), logging.getLogger("sqlmq")

@@ -1,7 +1,7 @@
-"""``python -m sqlmq.cli.run.supervised SECONDS ...``: the command ``sqlmq ...``, ended with the process that started it.
+"""``python -m sqlmq.cli.run.supervised SECONDS ...``: run ``sqlmq ...``, and stop it when its parent process ends.
 
-That process holds the other end of stdin. When it is gone, whatever ended it, the command stops as by SIGTERM.
-If it still runs SECONDS later, it is ended.
+The parent holds the other end of stdin. When the parent ends, for any reason, this process sends itself SIGTERM. If the
+command has not stopped SECONDS later, the process exits.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from sqlmq.cli import main
 
 
 def end_with_parent(seconds: float) -> None:
-    """Wait until stdin ends, then end this process."""
+    """Wait until stdin is closed, then end this process."""
     while os.read(0, 1024):
         pass
     timer = threading.Timer(seconds, os._exit, [1])
@@ -24,7 +24,7 @@ def end_with_parent(seconds: float) -> None:
     if os.name == "nt":
         signal.raise_signal(signal.SIGTERM)
     else:
-        # To the main thread, or what that waits in would not be interrupted.
+        # To the main thread: otherwise its blocking call would not be interrupted.
         signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGTERM)
 
 

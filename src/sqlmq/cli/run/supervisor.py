@@ -1,7 +1,7 @@
-"""Several processes of one command: started, started again when they die, and ended, all of them, however this one ends.
+"""Several processes of one command: starts them, restarts them when they die, and ends all of them.
 
-A child is a process of its own from the start (nothing is forked), whose stdin is a pipe from here. When that closes,
-because this process is gone, the child ends itself: that is all it takes, on any system, for none to be left behind.
+The stdin of a child is a pipe from this process. If this process ends for any reason, the pipe closes and the child ends
+itself. This works on every system, so no child remains. Children are started, not forked.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ if TYPE_CHECKING:
 log = logging.getLogger("sqlmq.cli")
 
 GRACE_SECONDS = 5.0
-"""How much longer than its handlers a child may take to end."""
+"""How much longer a child may take to end than its handlers."""
 USAGE_ERROR = 2
 
 _LOOK_SECONDS = 0.05
 _BACKOFF_SECONDS, _MAX_BACKOFF_SECONDS = 0.5, 30.0
 _HEALTHY_SECONDS = 60.0
-"""A process that ran for so long before it died is restarted like one that died for the first time."""
+"""After this much running time, the next restart has the first delay again."""
 
 
 class Child:
-    """One of the processes, in all its lives."""
+    """One of the processes, across its restarts."""
 
     def __init__(self, number: int, command: Sequence[str], environment: dict[str, str]) -> None:
         self.number = number
@@ -46,35 +46,35 @@ class Child:
         self._process: subprocess.Popen[bytes] | None = None
         self._passed_on: set[int] = set()
         self.is_done = False
-        """Whether it has ended in good order."""
+        """Whether the process has ended and will not be restarted."""
 
     def start_if_due(self, now: float) -> None:
-        """Start it unless it runs, is done, or has just died."""
+        """Start the process unless it runs, is done, or has died too recently."""
         if self._process is not None or self.is_done or now < self._start_at:
             return
         self._started_at = now
-        self._process = subprocess.Popen(  # noqa: S603 - this very Python, and this command's own options
+        self._process = subprocess.Popen(  # noqa: S603 - the same Python, and the options of this command
             self._command,
             stdin=subprocess.PIPE,
             env=self._environment,
-            # Ctrl-C is for this process, which passes it on.
+            # Ctrl-C reaches only the supervisor, which passes it on.
             start_new_session=True,
         )
         log.info(
-            "Process %d is started, with pid %d.",
+            "Process %d started with pid %d.",
             self.number,
             self._process.pid,
             extra=log_fields("process started", process=self._process.pid),
         )
 
     def look(self, now: float, *, may_start_again: bool) -> int | None:
-        """See whether it has ended; return its exit status if it has, None if it runs or will."""
+        """Return the exit status if the process has ended; None if it runs or has not started yet."""
         if self._process is None or (status := self._process.poll()) is None:
             return None
         pid = self._process.pid
         self._forget()
         if status == 0 or self._passed_on.intersection((-status, status - 128)):
-            # So ends, by the signal itself or with its number, who has not begun yet.
+            # A process that gets the signal during its start ends by the signal, or with 128 plus its number.
             self.is_done = True
             return 0
         if may_start_again and status != USAGE_ERROR:
@@ -83,7 +83,7 @@ class Child:
             self._deaths += 1
             self._start_at = now + pause
             log.error(
-                "Process %d, pid %d, %s. It is started again in %.1f seconds.",
+                "Process %d, pid %d, %s. It restarts in %.1f seconds.",
                 self.number,
                 pid,
                 _exit_reason(status),
@@ -103,11 +103,11 @@ class Child:
 
     @property
     def is_running(self) -> bool:
-        """Whether there is a process."""
+        """Whether the process is running."""
         return self._process is not None
 
     def pass_on(self, number: int) -> None:
-        """Send it the signal *number*, or what comes closest."""
+        """Send the signal *number* to the process. On Windows, close its stdin instead."""
         if self._process is None:
             return
         self._passed_on.add(number)
@@ -117,7 +117,7 @@ class Child:
             self._process.stdin.close()
 
     def kill(self) -> None:
-        """End it at once, if it runs."""
+        """Kill the process, if it runs."""
         if self._process is not None:
             self._process.kill()
             self._process.wait()
@@ -130,7 +130,7 @@ class Child:
 
 
 class Supervisor:
-    """Keeps *count* processes of ``sqlmq ARGUMENTS`` running until a signal comes, or all have ended in good order."""
+    """Keeps *count* processes of ``sqlmq ARGUMENTS`` running until a signal arrives, or all have ended with exit code 0."""
 
     def __init__(
         self, count: int, arguments: Sequence[str], environment: dict[str, str], *, stop_seconds: float
@@ -142,7 +142,7 @@ class Supervisor:
         self._passed_on = 0
 
     def run(self) -> int:
-        """Return the exit code: 0, or that of what went wrong. Raises SignalInterrupt for a second signal."""
+        """Run the processes and return the exit code. Raises SignalInterrupt for a second signal."""
         before = {number: signal.signal(number, self._arrive) for number in (signal.SIGINT, signal.SIGTERM)}
         try:
             return self._keep() or self._end()
@@ -158,7 +158,7 @@ class Supervisor:
             for child in self._children:
                 child.start_if_due(now)
                 if child.look(now, may_start_again=True) == USAGE_ERROR:
-                    # The others are about to say the same.
+                    # The other processes have the same arguments and would fail too.
                     self._signals.append(signal.SIGTERM)
                     self._end()
                     return USAGE_ERROR
@@ -166,7 +166,7 @@ class Supervisor:
         return 0
 
     def _end(self) -> int:
-        """Pass on what signals come, wait until all have ended, and kill what does not; return 0 if all went well."""
+        """Pass signals on and wait until all processes have ended, or the time is over. Return 0 if all ended with 0."""
         deadline = time.monotonic() + self._end_seconds
         worst = 0
         while any(child.is_running for child in self._children):
@@ -180,7 +180,9 @@ class Supervisor:
                 worst = worst or int(bool(status))
             if now >= deadline:
                 fields = log_fields("processes killed", seconds=self._end_seconds)
-                log.error("Not all have ended within %.0f seconds; they are killed.", self._end_seconds, extra=fields)
+                log.error(
+                    "Some processes have not ended within %.0f seconds and are killed.", self._end_seconds, extra=fields
+                )
                 return 1
             time.sleep(_LOOK_SECONDS)
         if len(self._signals) > 1:
@@ -193,5 +195,5 @@ class Supervisor:
 
 def _exit_reason(status: int) -> str:
     if status < 0:
-        return f"was ended by {signal.Signals(-status).name}"
-    return f"has ended with exit code {status}"
+        return f"was killed by {signal.Signals(-status).name}"
+    return f"ended with exit code {status}"
