@@ -271,3 +271,26 @@ async def test_a_task_that_waits_is_told_of_the_close(make_mq: MakeAsyncMQ) -> N
 
     errors = await asyncio.gather(*tasks, return_exceptions=True)
     assert {type(error) for error in errors} == {ConsumerClosedError}
+
+
+async def test_a_cancelled_tail_skips_nothing(mq: AsyncMQ) -> None:
+    await mq.create_topic("orders", 1)
+    producer = await mq.producer("orders")
+    watched = mq.admin.tail("orders", offset=0)
+    seen: list[bytes] = []
+    sent: list[bytes] = []
+
+    async def send_and_see() -> None:
+        sent.append(b"%d" % len(sent))
+        await producer.produce(Message(sent[-1]))
+        seen.append((await anext(watched)).value)
+
+    async for _result in cancelled_everywhere(send_and_see):
+        pass
+
+    await producer.produce(Message(b"end"))
+    async with asyncio.timeout(PATIENCE_SECONDS):
+        while b"end" not in seen:
+            seen.append((await anext(watched)).value)
+    end = (await mq.admin.describe_topic("orders")).partitions[0].end_offset
+    assert len(seen) == len(set(seen)) == end

@@ -276,6 +276,16 @@ def test_tail_ends_with_the_mq(make_mq: MakeMQ) -> None:
     assert seen == []
 
 
+def test_a_tail_that_has_ended_stays_at_its_end(mq: MQ) -> None:
+    mq.create_topic("orders", 1)
+    watched = mq.admin.tail("orders", timeout=0)
+    assert list(watched) == []
+
+    mq.producer("orders").produce(Message(b"late"))
+
+    assert list(watched) == []
+
+
 def test_tail_of_a_topic_that_is_deleted_says_so(mq: MQ) -> None:
     mq.create_topic("orders", 1)
     watched = mq.admin.tail("orders", timeout=20)
@@ -285,6 +295,7 @@ def test_tail_of_a_topic_that_is_deleted_says_so(mq: MQ) -> None:
 
     with pytest.raises(UnknownTopicError):
         next(watched)
+    assert list(watched) == []
 
 
 @pytest.mark.parametrize(

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import pytest
 
+from sqlmq.aio.executor import AsyncExecutor
 from sqlmq.consumer.worker.dispatcher import killed_by_message
 from sqlmq.consumer.worker.executor import Aborted, Failed, NotCommitted, Outcome, outcome_of
 from sqlmq.errors import DatabaseUnavailableError, FencedError, OutcomeUnknownError
@@ -54,6 +56,17 @@ def test_an_error_is_the_handlers_unless_something_else_ended_the_attempt(
     error: BaseException, moment: Attempted, expected: type[Outcome]
 ) -> None:
     assert isinstance(outcome_of(error, moment), expected)
+
+
+def test_an_attempt_is_aborted_when_its_event_loop_is_closed() -> None:
+    async def handle(_: object) -> None: ...
+
+    async def make() -> AsyncExecutor:
+        return AsyncExecutor(handle, in_batches=False)
+
+    executor = asyncio.run(make())
+
+    assert isinstance(executor.execute(Attempted()), Aborted)
 
 
 @pytest.mark.parametrize(("in_flight_to", "expected"), [(0, False), (5, False), (6, True), (7, False)])

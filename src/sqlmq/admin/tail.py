@@ -73,13 +73,14 @@ class Tail:
         self._deadline = Deadline.after(request.timeout, self._clock.monotonic())
         self._last = self._read_last() if request.last else []
         self._ready: deque[ReceivedMessage] = deque()
+        self._has_ended = False
 
     def __iter__(self) -> Self:
         return self
 
     def __next__(self) -> ReceivedMessage:
         while not self._ready:
-            found = self.step()
+            found = None if self._has_ended else self.step()
             if found is None:
                 raise StopIteration
             if isinstance(found, float):
@@ -92,8 +93,16 @@ class Tail:
         """Read once: return messages, or how many seconds to wait before the next step, or None at the end.
 
         The end is reached when no message has arrived within the timeout, or when the MQ is closed. Raises
-        UnknownTopicError if the topic was deleted.
+        UnknownTopicError if the topic was deleted. After the end, or an error, there is nothing
+        more.
         """
+        # As a generator does it: an iterator that has raised must not go on.
+        self._has_ended = True
+        found = self._step()
+        self._has_ended = found is None
+        return found
+
+    def _step(self) -> list[ReceivedMessage] | float | None:
         if self._last:
             last, self._last = self._last, []
             return last

@@ -180,21 +180,35 @@ class AsyncTail:
         self._threads = threads
         self._tail: Tail | None = None
         self._ready: deque[ReceivedMessage] = deque()
+        self._has_ended = False
 
     def __aiter__(self) -> Self:
         return self
 
     async def __anext__(self) -> ReceivedMessage:
-        tail = await self._begin()
         while not self._ready:
-            found = await self._threads.run(tail.step)
-            if found is None:
+            if self._has_ended:
                 raise StopAsyncIteration
+            found = await self._step()
             if isinstance(found, float):
                 await asyncio.sleep(found)
             else:
-                self._ready.extend(found)
+                self._keep(found)
         return self._ready.popleft()
+
+    async def _step(self) -> list[ReceivedMessage] | float | None:
+        try:
+            tail = await self._begin()
+            # A step that was read for a cancelled task has moved the position, so the next one gets its messages.
+            return await self._threads.run(tail.step, self._keep)
+        except Exception:
+            self._has_ended = True
+            raise
+
+    def _keep(self, found: list[ReceivedMessage] | float | None) -> None:
+        if isinstance(found, list):
+            self._ready.extend(found)
+        self._has_ended = found is None
 
     async def _begin(self) -> Tail:
         if self._tail is None:

@@ -51,7 +51,12 @@ class AsyncExecutor:
 
     def execute(self, execution: Execution) -> Outcome:
         """Await the handler with each batch, in one task for all of them."""
-        future = asyncio.run_coroutine_threadsafe(self._handle_all(execution), self._loop)
+        handling = self._handle_all(execution)
+        try:
+            future = asyncio.run_coroutine_threadsafe(handling, self._loop)
+        except RuntimeError as error:  # the event loop is closed
+            handling.close()
+            return outcome_of(error, execution)
         self._futures[threading.current_thread().name] = future
         try:
             return future.result() or Succeeded()

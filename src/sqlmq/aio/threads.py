@@ -53,7 +53,7 @@ class Threads:
     ) -> T:
         """Run *work*, which may take long, in a thread of its own. A cancellation does not end it.
 
-        *hurry* is called when the task is cancelled, so that *work* ends soon.
+        *shorten* is called when the task is cancelled, so that *work* ends soon.
         """
         context = contextvars.copy_context()
         future: Future[T] = Future()

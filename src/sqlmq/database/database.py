@@ -213,12 +213,12 @@ class Database:
         return self.watchdog.waiting_for(conn.connection.driver_connection, seconds, committing=committing)
 
     def check_may_write(self) -> None:
-        """Raise TransactionError if this thread, inside a block, would wait for itself."""
+        """Raise SessionError if this thread, inside a block, would wait for itself."""
         if (self.one_connection or self.dialect.one_writer) and self._is_in_block():
             raise SessionError(_IN_BLOCK)
 
     def check_outside_block(self, what: str) -> None:
-        """Raise TransactionError if this thread is inside a block, which must end before *what* can happen."""
+        """Raise SessionError if this thread is inside a block, which must end before *what* can happen."""
         if self._is_in_block():
             message = f"This thread is inside a block of consumer.transaction(); leave it before you {what}."
             raise SessionError(message)

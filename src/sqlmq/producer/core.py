@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from sqlmq.database.watchdog import WaitBudget
 from sqlmq.dialects import TopicGrownError
 from sqlmq.errors import InvalidPartitionError, ProducerClosedError, UnknownTopicError
-from sqlmq.model.message import Message, RecordBatch
+from sqlmq.model.message import Message, ReceivedMessage, RecordBatch
 from sqlmq.model.partitioner import Rotation
 from sqlmq.model.validation import check_partition
 from sqlmq.operations import produce, staging
@@ -78,7 +78,7 @@ class ProducerCore:
         """Return what *messages* hold, if they can be sent now; raises as ``check_message`` does."""
         self.check_open()
         # Passes over columns: a call for each message would cost a third of sending it.
-        if set(map(type, messages)) <= {Message}:
+        if set(map(type, messages)) <= {Message, ReceivedMessage}:
             contents = RecordBatch.of(messages)
             if contents.is_within(self._max_message_bytes):
                 return contents

@@ -51,8 +51,9 @@ def consume(mq: MQ, name: str, topic: str, group: str, log: Log) -> None:
         with suppress(SqlmqError):  # closing the MQ raises it again
             consumer.close()
 
+    messages = consumer.messages()  # before it may be closed, after which that is an error
     threading.Thread(target=close_when_told, name="demo-stdin", daemon=True).start()
-    for message in consumer:
+    for message in messages:
         time.sleep(_WORK_SECONDS)
         key = (message.key or b"").decode()
         log.note([(message.partition, message.offset, key, int(message.value))])

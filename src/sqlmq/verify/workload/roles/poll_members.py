@@ -241,8 +241,8 @@ def _one_by_one(process: RoleProcess, consumer: Consumer, member: MemberRecorder
 def _loop(process: RoleProcess, consumer: Consumer, member: MemberRecorder) -> None:
     """Iterate over the consumer until another thread closes it."""
     closer = threading.Thread(target=_close_at_end, args=(process, consumer), daemon=True)
+    messages = consumer.messages()  # before the closer may close it
     closer.start()
-    messages = consumer.messages()
     while process.is_active:
         got = _poll_and_handle(process, member, lambda: [one for one in [next(messages, None)] if one is not None])  # noqa: B023 - called in this iteration
         if got is None:
