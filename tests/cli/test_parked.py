@@ -154,7 +154,7 @@ def test_what_is_retried_waits_again(sqlmq: Sqlmq, mq: MQ) -> None:
     retried = sqlmq("parked", "retry", *OF_BILLING, "--key", "a")
     again = sqlmq("parked", "retry", *OF_BILLING, "--partition", "0", "--offset", "1", "--json")
 
-    assert retried.stdout == "2 messages to be tried again.\n"
+    assert retried.stdout == "2 messages will be retried.\n"
     assert rows(again) == [{"retried": 1}]
     assert len(mq.admin.parked("orders", "billing").list("waiting")) == 3
 

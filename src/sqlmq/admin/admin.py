@@ -1,4 +1,4 @@
-"""What an operator does with topics and groups: looks at them, changes them, repairs them."""
+"""The operations of an operator on topics and groups."""
 
 from __future__ import annotations
 
@@ -42,10 +42,10 @@ if TYPE_CHECKING:
 
 
 class Admin:
-    """Everything an operator does. Made by ``mq.admin``; may be shared by threads.
+    """The operations of an operator: ``mq.admin``. Threads may share it.
 
-    What only looks takes no lock and reads in one transaction. Each change is one transaction, all or nothing, unless it
-    says otherwise. Every method raises MQClosedError once the MQ is closed.
+    A method that only reads takes no lock and reads in one transaction. A method that changes something does so in one
+    transaction, unless its description says otherwise. Every method raises MQClosedError after the MQ was closed.
     """
 
     def __init__(
@@ -116,7 +116,7 @@ class Admin:
         return self._access.read(monitoring.members, topic, group)
 
     def lag(self, topic: str | None = None, group: str | None = None) -> list[PartitionLag]:
-        """Return how far groups are behind in each partition, in messages and seconds.
+        """Return the lag of groups in each partition, in messages and seconds.
 
         Covers one topic, one group, or all, in order of topic, group and partition. It is one statement with a few index
         look-ups for each partition of each group; it never counts the log, only parked messages. Raises
@@ -170,7 +170,7 @@ class Admin:
         return done.changes
 
     def parked(self, topic: str, group: str) -> Parked:
-        """Return the parked messages of *group* in *topic*: to list, retry, discard, copy and move.
+        """Return the parked messages of *group* in *topic*, to list, retry, discard, copy or move.
 
         Makes no query itself; the methods of the result raise UnknownTopicError or UnknownGroupError.
         """
@@ -181,15 +181,15 @@ class Admin:
     # --- Retention ---
 
     def set_retention(self, topic: str, retention: Retention) -> None:
-        """Set what *topic* keeps, beginning with the next round of retention. Raises UnknownTopicError."""
+        """Set the retention of *topic*, from the next round on. Raises UnknownTopicError."""
         check_topic(topic)
         check_retention(retention)
         self._access.write(admin_topics.set_retention, topic, retention)
 
     def apply_retention(self, topic: str | None = None) -> list[RetentionResult]:
-        """Delete now what exceeds the retention of *topic*, or of all topics; return what was deleted of which partition.
+        """Delete the messages that exceed the retention of *topic*, or of all topics; return the counts by partition.
 
-        Every MQ that has opened a consumer does this by itself, about once a minute. Any number of programs may call it
+        Every MQ that has opened a consumer does this automatically, about once a minute. Any number of programs may call it
         at once. It deletes up to a million messages of a partition. Partitions that fail are left to the next round, and
         their errors are raised together in one ExceptionGroup. Raises UnknownTopicError.
         """
@@ -200,14 +200,14 @@ class Admin:
         return self._retention_service.run_once(topic)
 
     def evictions(self, topic: str) -> list[Eviction]:
-        """Return what the groups of a topic lost to retention, unread or parked, the newest last. Raises UnknownTopicError."""
+        """Return the unread and parked messages that groups lost to retention, the newest last. Raises UnknownTopicError."""
         check_topic(topic)
         return self._access.read(admin_topics.evictions, topic)
 
     # --- Delayed messages ---
 
     def delayed(self, topic: str) -> list[DelayedMessage]:
-        """Return the messages of a topic that wait until they are due, the earliest first. Raises UnknownTopicError."""
+        """Return the delayed messages of a topic, the earliest first. Raises UnknownTopicError."""
         check_topic(topic)
         return self._access.read(staging.list_delayed, topic)
 
@@ -227,7 +227,7 @@ class Admin:
             cancelled = outbox.cancel(session, self._database, wanted)
         return [id_ for id_ in wanted if id_ in cancelled]
 
-    # --- What is going on, and what is wrong ---
+    # --- Tail and diagnosis ---
 
     def tail(
         self,
@@ -249,7 +249,7 @@ class Admin:
         return Tail(self._access, check_tail(topic, last, offset, partitions, timeout))
 
     def diagnose_group(self, topic: str, group: str, *, stuck_seconds: float = 30.0) -> list[Problem]:
-        """Return why messages of a group wait, where the tables show it, and what to do.
+        """Return the reasons why messages of a group wait, if the tables show them, and the remedies.
 
         A partition counts as stuck if nothing was committed for *stuck_seconds* and its oldest message has waited as
         long. Transactions that hold claims are found on Postgres only. Raises UnknownTopicError or UnknownGroupError.
@@ -260,10 +260,10 @@ class Admin:
         return self._access.read(monitoring.diagnose, topic, group, seconds)
 
     def diagnose(self, limits: DoctorLimits | None = None) -> list[Problem]:
-        """Return what is wrong with the database and its groups, the worst first, and what to do. Changes nothing.
+        """Return the problems of the database and its groups with their remedies, the worst first. Changes nothing.
 
         *limits* are the values above which something is a problem. Missing tables, or tables of another version, are a
-        problem too. What the role may not read is reported with the severity ``info``.
+        problem too. Tables that the role may not read are reported with the severity ``info``.
         """
         return health.examine(self._access, limits)
 

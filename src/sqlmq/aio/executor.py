@@ -47,7 +47,7 @@ class AsyncExecutor:
         self._in_batches = in_batches
         self._loop = asyncio.get_running_loop()
         self._futures: dict[str, Future[NotStarted | None]] = {}
-        """What each worker waits for, by the name of its thread."""
+        """The future that each worker waits for, by the name of its thread."""
 
     def execute(self, execution: Execution) -> Outcome:
         """Await the handler with each batch, in one task for all of them."""

@@ -59,7 +59,7 @@ class Assignment:
 
 @dataclass(frozen=True, slots=True)
 class Reconciliation:
-    """What differs between the partitions a member holds and the group's rows, and what the member does about it."""
+    """The differences between the partitions that a member holds and the group's rows, by the action that each needs."""
 
     lost: tuple[int, ...]
     """Ids of held partitions whose claim is not the member's any more. It drops them."""

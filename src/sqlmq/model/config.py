@@ -12,8 +12,8 @@ ParkedState: TypeAlias = Literal["waiting", "held", "stopped", "dead"]
 decision; a dead letter."""
 
 OnEvicted: TypeAlias = Literal["raise", "earliest"]
-"""What a consumer does when retention deleted messages that its group had not read: raise, or continue with the oldest
-message there is."""
+"""The reaction of a consumer after retention deleted messages that its group had not read: raise, or continue with the
+oldest message."""
 
 
 @dataclass(frozen=True, slots=True)

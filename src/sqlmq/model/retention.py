@@ -19,7 +19,7 @@ _MOST = 2**62
 
 @dataclass(frozen=True, slots=True)
 class Retention:
-    """What a topic keeps. Without a limit, everything; with several, what exceeds any of them is deleted.
+    """The retention of a topic. Without limits, it keeps everything. Messages that exceed any of the limits are deleted.
 
     Limits apply to each partition. Raises ``TypeError`` or ``ValueError``.
     """

@@ -1,4 +1,4 @@
-"""``sqlmq doctor``: what is wrong, and what to do about it."""
+"""``sqlmq doctor``: report problems and their remedies."""
 
 from __future__ import annotations
 
@@ -69,13 +69,13 @@ def doctor(
     *,
     as_json: bool,
 ) -> None:
-    """Report what is wrong with the database and its groups, and what to do.
+    """Report the problems of the database and its groups, with remedies.
 
     Changes nothing. Checks the version of the tables, settings, poolers, whether notifications arrive, old transactions,
     replication slots, dead rows, clocks, groups without members, dead letters and overdue delayed messages; on SQLite the
     library, the file and its file system.
 
-    The exit code is 0 if nothing is wrong, 1 if the database does not answer, and otherwise that of the worst problem, from
+    The exit code is 0 if nothing is wrong, 1 if the database does not answer, and otherwise the code of the worst problem, from
     10 on.
     """
     limits = DoctorLimits(transaction_seconds=max_transaction_seconds, stuck_seconds=stuck_seconds)

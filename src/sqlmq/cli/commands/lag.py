@@ -1,4 +1,4 @@
-"""``sqlmq lag``: how far groups are behind, with an exit code for monitoring."""
+"""``sqlmq lag``: show the lag of groups, with an exit code for monitoring."""
 
 from __future__ import annotations
 
@@ -28,7 +28,9 @@ _TOO_FAR_BEHIND = 3
 )
 @click.argument("topic", required=False)
 @click.option("-g", "--group", metavar="NAME", help="Only this group.")
-@click.option("--partitions", "by_partition", is_flag=True, help="A line for each partition instead of each group.")
+@click.option(
+    "--partitions", "by_partition", is_flag=True, help="Print a line for each partition instead of each group."
+)
 @click.option(
     "--watch",
     type=click.FloatRange(min=0, min_open=True),
@@ -42,7 +44,7 @@ _TOO_FAR_BEHIND = 3
     "--max-seconds",
     type=click.FloatRange(min=0),
     metavar="SECONDS",
-    help="Exit with 3 if a group has not committed a message that is older than that.",
+    help="Exit with 3 if a group has an uncommitted message that is older than this.",
 )
 @json_option
 @database_options
@@ -58,7 +60,7 @@ def lag(
     by_partition: bool,
     as_json: bool,
 ) -> None:
-    """Show how far groups are behind: those of TOPIC, or all.
+    """Show the lag of groups: of TOPIC, or of all topics.
 
     `messages` is the number of messages that the group has not committed, `seconds` the age of the oldest of them.
     `waiting` counts parked messages, `dead` dead letters; neither is part of the lag.

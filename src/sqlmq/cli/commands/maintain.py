@@ -1,4 +1,4 @@
-"""``sqlmq maintain``: retention applied where no consumer runs."""
+"""``sqlmq maintain``: apply retention where no consumer runs."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 @database_options
 @pass_settings
 def maintain(settings: Settings, topic: str | None, interval: float, *, once: bool, as_json: bool) -> None:
-    """Delete what exceeds the retention of topics, until Ctrl-C; show what was deleted from which partition.
+    """Delete the messages that exceed the retention of topics, until Ctrl-C; show the counts by partition.
 
     Every program with a consumer does the same about once a minute. Use this command where no such program runs for long;
     it may also run beside them. Messages that groups lost unread are reported on stderr.

@@ -1,4 +1,4 @@
-"""``sqlmq parked``: what groups have set aside, and what is to become of it."""
+"""``sqlmq parked``: list, retry, discard and copy parked messages."""
 
 from __future__ import annotations
 
@@ -22,22 +22,24 @@ if TYPE_CHECKING:
 
 _STATES = click.Choice(["waiting", "held", "stopped", "dead"])
 
-_group_option = click.option("-g", "--group", required=True, metavar="NAME", help="Group that has set them aside.")
-_partition_option = click.option("-p", "--partition", type=click.IntRange(min=0), help="Only those of this partition.")
-_key_option = click.option("-k", "--key", metavar="KEY", help="Only those with this key.")
-_state_option = click.option("--state", type=_STATES, help="Only those in this state.")
+_group_option = click.option("-g", "--group", required=True, metavar="NAME", help="Group that parked the messages.")
+_partition_option = click.option(
+    "-p", "--partition", type=click.IntRange(min=0), help="Only messages of this partition."
+)
+_key_option = click.option("-k", "--key", metavar="KEY", help="Only messages with this key.")
+_state_option = click.option("--state", type=_STATES, help="Only messages in this state.")
 _limit_option = click.option(
-    "-n", "--limit", type=click.IntRange(min=1), default=100, show_default=True, help="Print so many at the most."
+    "-n", "--limit", type=click.IntRange(min=1), default=100, show_default=True, help="The largest number of lines."
 )
 
 
 def _place(ctx: click.Context, param: click.Parameter, value: str | None) -> tuple[int, int] | None:
-    """A partition and an offset, as in ``2@1041``."""
+    """Parse a partition and an offset, such as ``2@1041``."""
     if value is None:
         return None
     partition, _, offset = value.partition("@")
     if not (partition.isdecimal() and offset.isdecimal()):
-        message = f"{value!r} is no partition and offset, as in 2@1041."
+        message = f"{value!r} is not a partition and an offset, as in 2@1041."
         raise click.BadParameter(message, ctx, param)
     return int(partition), int(offset)
 
@@ -46,12 +48,12 @@ _after_option = click.option(
     "--after",
     callback=_place,
     metavar="PARTITION@OFFSET",
-    help="Go on behind this one, the last of the page before.",
+    help="Continue after this message, the last of the page before.",
 )
 
 
 class _Which(TypedDict):
-    """Which messages are meant, as the library takes it."""
+    """The arguments of the library that choose messages."""
 
     partition: int | None
     offset: int | None
@@ -61,7 +63,7 @@ class _Which(TypedDict):
 
 
 def _which_options(command: Callable[..., None]) -> Callable[..., None]:
-    """Add the options that say which messages are meant; the command gets them together, as *which*."""
+    """Add the options that choose messages. The command gets them together, as *which*."""
 
     @functools.wraps(command)
     def collect(
@@ -75,19 +77,19 @@ def _which_options(command: Callable[..., None]) -> Callable[..., None]:
     ) -> None:
         is_narrowed = any(narrowing is not None for narrowing in (partition, offset, key, state))
         if everything and is_narrowed:
-            raise click.UsageError("--all leaves nothing to choose: say it alone, or say which messages.")
+            raise click.UsageError("--all excludes --partition, --offset, --key and --state.")
         if not everything and not is_narrowed:
-            raise click.UsageError("Say which messages: --partition and --offset, --key, --state; or --all.")
+            raise click.UsageError("Choose messages with --partition and --offset, --key, --state; or give --all.")
         if offset is not None and partition is None:
-            raise click.UsageError("--offset means nothing without its --partition.")
+            raise click.UsageError("--offset needs --partition.")
         which = _Which(partition=partition, offset=offset, key=_bytes(key), state=state, everything=everything)
         command(*arguments, which=which, **options)
 
     for option in (
-        click.option("--all", "everything", is_flag=True, help="All that the group has set aside."),
+        click.option("--all", "everything", is_flag=True, help="All parked messages of the group."),
         _state_option,
         _key_option,
-        click.option("--offset", type=click.IntRange(min=0), help="Only the one at this offset of --partition."),
+        click.option("--offset", type=click.IntRange(min=0), help="Only the message at this offset of --partition."),
         _partition_option,
     ):
         collect = option(collect)
@@ -97,11 +99,11 @@ def _which_options(command: Callable[..., None]) -> Callable[..., None]:
 @click.group(epilog=example("sqlmq parked list orders --group billing", "sqlmq parked retry orders -g billing --key 7"))
 @database_options
 def parked() -> None:
-    """Look at what groups have set aside, retry it, discard it, copy it elsewhere.
+    """List, retry, discard and copy parked messages.
 
-    Messages whose handler has failed. `waiting`: aside, tried again when due, and with it the later ones of its key.
-    `held`: tried again in its place, and the partition waits. `stopped`: the partition waits for you to decide.
-    `dead`: a dead letter, which nobody tries again unless you say so.
+    A message is parked after its handler has failed. `waiting`: it is retried when due, and the later messages of its
+    key after it. `held`: it is retried in its place, and the partition waits. `stopped`: the partition waits for your
+    decision. `dead`: a dead letter, which is handled again only after `sqlmq parked retry`.
     """
 
 
@@ -134,9 +136,9 @@ def list_parked(
     *,
     as_json: bool,
 ) -> None:
-    """List the messages of TOPIC that a group has set aside, in order of partition and offset, without their values.
+    """List the parked messages of a group in TOPIC, in order of partition and offset, without their values.
 
-    With --json, a key that is no UTF-8 stands in base64 as `key_base64`, and moments are in UTC.
+    With --json, a key that is not UTF-8 is written in base64 as `key_base64`, and times are in UTC.
     """
     with settings.open() as mq:
         found = mq.admin.parked(topic, group).list(
@@ -145,7 +147,7 @@ def list_parked(
     rows = [_facts(one) for one in found]
     shown = rows if as_json else [row | {"key": _key(one.key)} for row, one in zip(rows, found, strict=True)]
     columns = ["partition", "offset", "key", "state", "attempts", "due_at", "error_type", "error"]
-    show(shown, columns, as_json=as_json, empty=f"Group {group!r} has set aside nothing of that kind.")
+    show(shown, columns, as_json=as_json, empty=f"Group {group!r} has no such parked messages.")
     if len(found) == limit and not as_json:
         click.echo(f"There may be more: --after {found[-1].partition}@{found[-1].offset}", err=True)
 
@@ -159,9 +161,9 @@ def list_parked(
 @database_options
 @pass_settings
 def show_parked(settings: Settings, topic: str, partition: int, offset: int, group: str, *, as_json: bool) -> None:
-    """Show one parked message of TOPIC: what is known about it, its last traceback, its headers and its value.
+    """Show one parked message of TOPIC with its state, last traceback, headers and value.
 
-    A value that is no text is shown in base64; so is one with --json, as `value_base64`.
+    A value that is not UTF-8 is shown in base64; with --json, as `value_base64`.
     """
     with settings.open() as mq:
         details = mq.admin.parked(topic, group).get(partition, offset)
@@ -197,16 +199,16 @@ def show_parked(settings: Settings, topic: str, partition: int, offset: int, gro
 def keys(
     settings: Settings, topic: str, group: str, limit: int, after: tuple[int, int] | None, *, as_json: bool
 ) -> None:
-    """List the keys of TOPIC whose messages wait for one that has failed, with how many wait and since when.
+    """List the keys of TOPIC whose messages wait for a failed message, with their number and the start of the wait.
 
-    State, attempts and due time are those of the first message, which the others wait for.
+    State, attempts and due time are those of the first message, for which the others wait.
     """
     with settings.open() as mq:
         found = mq.admin.parked(topic, group).blocked_keys(limit=limit, after=after)
     rows = [_blocked(one) for one in found]
     shown = rows if as_json else [row | {"key": _key(one.key)} for row, one in zip(rows, found, strict=True)]
     columns = ["partition", "key", "messages", "first_offset", "state", "attempts", "due_at", "blocked_since"]
-    show(shown, columns, as_json=as_json, empty=f"Group {group!r} has no key that waits.")
+    show(shown, columns, as_json=as_json, empty=f"Group {group!r} has no keys that wait.")
     if len(found) == limit and not as_json:
         click.echo(f"There may be more: --after {found[-1].partition}@{found[-1].first_offset}", err=True)
 
@@ -224,14 +226,14 @@ def keys(
 @database_options
 @pass_settings
 def retry(settings: Settings, topic: str, group: str, *, which: _Which, as_json: bool) -> None:
-    """Retry parked messages of TOPIC now, with all their attempts.
+    """Retry parked messages of TOPIC now, with no attempts counted.
 
-    Those of a key come in their order, and before any later one of it. A consumer that runs the group finds them
-    within some seconds.
+    Messages of a key are handled in order, before any later message of the key. A running consumer of the group finds
+    them within some seconds.
     """
     with settings.open() as mq:
         retried = mq.admin.parked(topic, group).retry(**which)
-    say(f"{count(retried, 'message')} to be tried again.", {"retried": retried}, as_json=as_json)
+    say(f"{count(retried, 'message')} will be retried.", {"retried": retried}, as_json=as_json)
 
 
 @parked.command(
@@ -250,9 +252,9 @@ def retry(settings: Settings, topic: str, group: str, *, which: _Which, as_json:
 def discard(settings: Settings, topic: str, group: str, *, which: _Which, yes: bool, as_json: bool) -> None:
     """Discard parked messages of TOPIC without handling them. They stay in the log.
 
-    The next one of their key is tried, and a partition that stopped for one goes on behind it.
+    Then the next message of the key is handled, and a partition that was stopped continues after the message.
     """
-    confirm(f"Have group {group!r} never handle these messages of {topic!r}?", yes=yes)
+    confirm(f"Discard these messages of {topic!r}? Group {group!r} will never handle them.", yes=yes)
     with settings.open() as mq:
         discarded = mq.admin.parked(topic, group).discard(**which)
     say(f"{count(discarded, 'message')} discarded.", {"discarded": discarded}, as_json=as_json)
@@ -268,7 +270,7 @@ def discard(settings: Settings, topic: str, group: str, *, which: _Which, yes: b
 @click.argument("to_topic")
 @_group_option
 @_which_options
-@click.option("--discard", is_flag=True, help="Discard the originals, in the same transaction: move them.")
+@click.option("--discard", is_flag=True, help="Discard the originals in the same transaction.")
 @yes_option
 @json_option
 @database_options
@@ -286,13 +288,13 @@ def copy(
 ) -> None:
     """Send copies of parked messages of TOPIC to TO_TOPIC, all or none.
 
-    A copy has key, value and headers of the original, and headers that say where it comes from: `sqlmq-topic`,
-    `sqlmq-partition`, `sqlmq-offset`, `sqlmq-group`, `sqlmq-error`. A topic that does not exist is made.
+    A copy has the key, value and headers of the original, and headers with its origin: `sqlmq-topic`,
+    `sqlmq-partition`, `sqlmq-offset`, `sqlmq-group`, `sqlmq-error`. A missing topic is created.
 
-    With --json, prints topic, partition and offset of each copy.
+    With --json, the command prints topic, partition and offset of each copy.
     """
     if discard:
-        confirm(f"Have group {group!r} never handle these messages of {topic!r}, once they are copied?", yes=yes)
+        confirm(f"Move these messages of {topic!r}? Group {group!r} will never handle them.", yes=yes)
     with settings.open() as mq:
         parked_messages = mq.admin.parked(topic, group)
         results = (parked_messages.move_to if discard else parked_messages.copy_to)(to_topic, **which)
@@ -303,7 +305,7 @@ def copy(
 
 
 def _bytes(text: str | None) -> bytes | None:
-    # Bytes of the command line that were no text come through as they were.
+    # Bytes of the command line that are not valid text are kept unchanged.
     return None if text is None else text.encode(errors="surrogateescape")
 
 
@@ -362,5 +364,5 @@ def _value(value: bytes) -> str:
 
 
 def _lines(text: str) -> str:
-    """*text* that can't move the cursor but for ending lines."""
+    """Return *text* with escapes for control characters, except the ends of lines."""
     return "\n".join(map(printable, text.expandtabs().split("\n"))).rstrip("\n")

@@ -1,4 +1,4 @@
-"""``sqlmq tail``: a topic watched without a group."""
+"""``sqlmq tail``: watch a topic without a group."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     type=click.IntRange(min=0, max=1_000),
     default=0,
     metavar="N",
-    help="Begin with the last N messages that are there.",
+    help="Begin with the last N messages.",
 )
 @click.option(
     "--offset", type=click.IntRange(min=0), metavar="OFFSET", help="Begin at this offset in each partition instead."

@@ -25,7 +25,7 @@ _GROUP = ["topic", "group", "members", "messages", "seconds", "out_per_second", 
 
 
 class _Positions(NamedTuple):
-    """How far each group was, over all partitions, at a moment of the monotonic clock."""
+    """The total position of each group at a time of the monotonic clock."""
 
     at: float
     of_groups: Mapping[tuple[str, str], int]
@@ -57,7 +57,7 @@ def top(settings: Settings, interval: float, *, once: bool, as_json: bool) -> No
 def _look(mq: MQ, before: _Positions | None) -> tuple[dict[str, Any], _Positions]:
     topics = []
     for name in mq.admin.topics():
-        # One that is deleted in between is simply not shown.
+        # A topic that is deleted meanwhile is not shown.
         with suppress(UnknownTopicError):
             topic = mq.admin.describe_topic(name)
             rate = round(topic.messages_per_second, 1)
@@ -82,7 +82,7 @@ def _rate(
 
 
 class _Screen:
-    """Where frames are shown: in place on a terminal, one below the other elsewhere, as lines of JSON."""
+    """Shows frames: in place on a terminal, one below the other elsewhere, or as lines of JSON."""
 
     def __init__(self, *, as_json: bool, moving: bool) -> None:
         # The import takes 50 ms, which --json does not need.
@@ -95,7 +95,7 @@ class _Screen:
             self._live = Live(console=Console(file=sys.stdout, highlight=False), screen=True, auto_refresh=False)
 
     def show(self, frame: Mapping[str, Any]) -> None:
-        """Show what was seen at one moment."""
+        """Show one frame."""
         if self._as_json:
             click.echo(line(frame))
             sys.stdout.flush()
