@@ -438,7 +438,7 @@ def test_a_schema_of_any_name_is_used_as_it_is(database: DatabaseUnderTest, engi
 @sqlite_only
 @pytest.mark.parametrize("schema", ["mq", "", INJECTIONS[0]], ids=ascii)
 def test_a_schema_on_sqlite_is_refused(database: DatabaseUnderTest, schema: str) -> None:
-    with pytest.raises(InvalidURLError, match="SQLite has none"):
+    with pytest.raises(InvalidURLError, match="SQLite has no schemas"):
         MQ(database.url, schema=schema)
 
 
