@@ -210,7 +210,7 @@ def test_a_primary_that_comes_back_as_a_standby_at_its_address_is_left_for_the_n
         (pair.primary.directory / "data" / "standby.signal").touch()
         pair.primary.start()
         # The connections of the pool lead to the old one again, before there is a new one.
-        with pytest.raises(Exception, match=r"recovery|read-only|session|standby|COMMIT was on its way"):
+        with pytest.raises(Exception, match=r"recovery|read-only|session|standby|connection was lost during COMMIT"):
             producer.produce(Message(b"to nobody"))
         promoted = pair.promote()
 
