@@ -155,9 +155,9 @@ from datetime import UTC, datetime
 from sqlmq import MQ, Message
 with MQ(sys.argv[1]) as mq:
     producer = mq.producer("events")
-    producer.produce(Message(b"due"), delay_seconds=0)
-    producer.produce(Message(b"due, too"), deliver_at=datetime.now(UTC))
-    producer.produce(Message(b"waits"), delay_seconds=600)
+    producer.schedule(Message(b"due"), delay_seconds=0)
+    producer.schedule(Message(b"due, too"), deliver_at=datetime.now(UTC))
+    producer.schedule(Message(b"waits"), delay_seconds=600)
 """
 
 

@@ -137,7 +137,7 @@ def test_the_doctor_says_of_a_standby_that_nothing_can_be_written(pair: Pair) ->
     as_standby = problems()
     pair.promote()
 
-    assert as_standby["read-only"] == "Nothing can be written here: the server is a standby."
+    assert as_standby["read-only"] == "This database can't be written to: the server is a standby."
     # A standby refuses to listen, so nothing is said of notices.
     assert as_standby.keys() <= {"read-only", "not-durable"}
     assert "read-only" not in problems()
