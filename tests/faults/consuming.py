@@ -10,6 +10,7 @@ from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
 
 from sqlmq import Message, ReceivedMessage, Retry, SqlmqError
+from tests.contract.blocking import acknowledge
 from tests.contract.waiting import until
 from tests.faults.world import FEED, PARTITIONS, Deadline, Scene, World
 
@@ -168,7 +169,7 @@ class Close(Consuming):
     def __init__(self, world: World) -> None:
         super().__init__(world)
         until(self._has_drained, "all messages", seconds=SECONDS)
-        self.consumer._core.acknowledge(_me())
+        acknowledge(self.consumer)
         self.error: SqlmqError | None = None
         self.is_interrupted = False
 
@@ -508,12 +509,6 @@ class MoveParked(Deciding):
         assert (self.state, copies) in (
             ((None, 1),) if sure else ((None, 1), ("dead", 0)) if perhaps else (("dead", 0),)
         )
-
-
-def _me() -> Any:
-    import threading
-
-    return threading.current_thread()
 
 
 CONSUMING: tuple[type[Scene], ...] = (
