@@ -182,7 +182,7 @@ class AsyncProducer:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        await self._threads.run_apart(partial(self._sync.__exit__, kind, error, traceback))
+        await self.close()
 
     def __repr__(self) -> str:
         return f"<Async{repr(self._sync)[1:]}"
