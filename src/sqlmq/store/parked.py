@@ -6,11 +6,9 @@ waits), ``stopped`` (in its place, not retried, its partition waits), ``dead`` (
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sqlalchemy import Text, and_, bindparam, case, cast, delete, func, null, or_, select, tuple_, update
-
-from sqlmq.model.config import ParkedState
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -19,9 +17,8 @@ if TYPE_CHECKING:
     from sqlalchemy import Row as SqlRow
 
     from sqlmq.dialects import Dialect, Position
+    from sqlmq.model.config import ParkedState
     from sqlmq.store.groups import Group
-
-State: TypeAlias = ParkedState
 
 _KEY = ("group_id", "partition_id", "msg_offset")
 
@@ -40,7 +37,7 @@ class ParkedRecord(NamedTuple):
     partition_id: int
     offset: int
     key: bytes | None
-    state: State | None
+    state: ParkedState | None
     """None deletes the row."""
     attempts: int
     delay_seconds: float = 0.0
@@ -59,7 +56,7 @@ class ParkedRow(NamedTuple):
     partition_id: int
     offset: int
     key: bytes | None
-    state: State
+    state: ParkedState
     attempts: int
     due_seconds: float
     """How long until it is due; 0 or less if it is due."""

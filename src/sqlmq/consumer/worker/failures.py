@@ -13,7 +13,7 @@ from sqlmq.store.offsets import Commit
 from sqlmq.store.parked import ParkedRecord, Reason
 
 if TYPE_CHECKING:
-    from sqlmq.store.parked import State
+    from sqlmq.model.config import ParkedState
 
 log = logging.getLogger("sqlmq.consumer")
 
@@ -21,7 +21,7 @@ _ERROR_CHARACTERS = 2_000
 _TRACEBACK_CHARACTERS = 20_000
 _LOG_CHARACTERS = 200
 
-_STATES: dict[FailureAction, State | None] = {
+_STATES: dict[FailureAction, ParkedState | None] = {
     FailureAction.PARK: "waiting",
     FailureAction.BLOCK: "held",
     FailureAction.DEAD: "dead",
