@@ -13,7 +13,7 @@ from sqlmq.model.timing import (
     heartbeat_interval,
     lease_valid_until,
     pause,
-    poll_backoff,
+    poll_pause,
     watch_interval,
 )
 
@@ -53,14 +53,14 @@ def test_nothing_is_left_exactly_when_a_deadline_has_passed(timeout: float, bega
 
 
 def test_the_first_wait_is_the_least_and_each_further_one_twice_as_long() -> None:
-    assert [poll_backoff(attempt, least=1, most=10, random=0) for attempt in range(6)] == [1, 2, 4, 8, 10, 10]
+    assert [poll_pause(attempt, least=1, most=10, random=0) for attempt in range(6)] == [1, 2, 4, 8, 10, 10]
 
 
 @given(attempt=st.integers(0, 10**9), least=st.floats(0.001, 1), most=st.floats(1, 100), random=fractions)
 def test_a_wait_is_never_longer_than_the_most_nor_shorter_than_three_quarters_of_the_least(
     attempt: int, least: float, most: float, random: float
 ) -> None:
-    assert least * 0.75 <= poll_backoff(attempt, least=least, most=most, random=random) <= most
+    assert least * 0.75 <= poll_pause(attempt, least=least, most=most, random=random) <= most
 
 
 @given(st.floats(0.01, 1e6))
@@ -111,7 +111,7 @@ def test_only_a_wait_at_the_end_of_the_backoff_goes_on_while_others_look(
 
     assert may.is_delegated is (attempt >= last)
     assert not may_not.is_delegated
-    assert may.until == may_not.until == now + poll_backoff(attempt, least=0.005, most=1.0, random=random)
+    assert may.until == may_not.until == now + poll_pause(attempt, least=0.005, most=1.0, random=random)
 
 
 @given(quiet=seconds, longer=seconds)

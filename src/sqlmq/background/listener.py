@@ -15,7 +15,7 @@ from sqlmq.background.notifier import Probe
 from sqlmq.background.thread import BackgroundThread
 from sqlmq.errors import DatabaseError, SqlmqError
 from sqlmq.hooks.log_events import log_fields
-from sqlmq.model.timing import poll_backoff
+from sqlmq.model.timing import poll_pause
 from sqlmq.operations import notify
 
 if TYPE_CHECKING:
@@ -123,7 +123,7 @@ class Listener(BackgroundThread):
                 self._registry.wake(topic_id)
 
     def _pause(self, attempt: int) -> float:
-        return poll_backoff(
+        return poll_pause(
             attempt, least=_RECONNECT_SECONDS, most=_RECONNECT_MOST_SECONDS, random=self._clock.random.random()
         )
 

@@ -16,7 +16,7 @@ from sqlmq.background.registry import FEW_MEMBERS
 from sqlmq.background.thread import BackgroundThread
 from sqlmq.errors import SqlmqError
 from sqlmq.hooks.log_events import log_fields
-from sqlmq.model.timing import poll_backoff, watch_interval
+from sqlmq.model.timing import poll_pause, watch_interval
 from sqlmq.operations import poll
 
 if TYPE_CHECKING:
@@ -127,7 +127,7 @@ class SharedPoller(BackgroundThread):
 
     def _next_poll_at(self) -> float:
         seconds = self._poll_max_seconds
-        return self._clock.monotonic() + poll_backoff(
+        return self._clock.monotonic() + poll_pause(
             0, least=seconds, most=seconds, random=self._clock.random.random()
         )
 

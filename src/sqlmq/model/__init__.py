@@ -8,5 +8,5 @@ assignment   which partitions each member of a group takes and releases
 positions    where a group starts, or is moved to
 retry        how often a failed message is tried, when, and what happens after the last attempt
 retention    what a topic keeps, what groups protect, what they lose
-timing       deadlines, backoff, heartbeats, leases
+timing       deadlines; the times between polls and between heartbeats; leases
 """

@@ -62,10 +62,10 @@ def pause(
     If it *may_delegate*, shared polls prolong it once the backoff has reached its maximum. The wait ends when three
     shared polls in a row are missing.
     """
-    is_at_the_end = poll_backoff(attempt, least=least, most=most, random=0.0) >= most
+    is_at_the_end = poll_pause(attempt, least=least, most=most, random=0.0) >= most
     return PollWait(
         began=now,
-        until=now + poll_backoff(attempt, least=least, most=most, random=random),
+        until=now + poll_pause(attempt, least=least, most=most, random=random),
         deadline=deadline.at,
         may_delegate=may_delegate,
         rest_seconds=_REST_LOOKS * most if may_delegate and is_at_the_end else 0.0,
@@ -80,7 +80,7 @@ def watch_interval(quiet_seconds: float) -> float:
     return min(max(quiet_seconds / 100, _WATCH_LEAST_SECONDS), _WATCH_MOST_SECONDS)
 
 
-def poll_backoff(attempt: int, *, least: float, most: float, random: float) -> float:
+def poll_pause(attempt: int, *, least: float, most: float, random: float) -> float:
     """Return the pause before poll number *attempt* (from 0): it doubles from *least* to *most*.
 
     *random*, in [0, 1), shortens it by up to a quarter, so that many idle consumers do not poll at the same time.
