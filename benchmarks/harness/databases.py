@@ -18,7 +18,7 @@ import psycopg
 from sqlalchemy import create_engine, make_url
 
 from sqlmq.migrate import upgrade
-from tests.postgres_server import provide
+from tests.support.postgres_server import provide
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

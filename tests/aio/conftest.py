@@ -9,12 +9,11 @@ from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any, Protocol
 
 import pytest
-from sqlalchemy import event, make_url
-from sqlalchemy.ext.asyncio import create_async_engine
 
 from sqlmq import AsyncMQ
 from tests.conftest import CheckedOut, database_of_kind
-from tests.contract.waiting import PATIENCE_SECONDS
+from tests.support.engines import async_engine_with_savepoints
+from tests.support.waiting import PATIENCE_SECONDS
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator
@@ -86,18 +85,6 @@ def async_engine(database: DatabaseUnderTest, driver: str, at_end: AtEnd) -> Asy
         await engine.dispose()
 
     at_end.append(dispose)
-    return engine
-
-
-def async_engine_with_savepoints(database: DatabaseUnderTest, driver: str, **options: Any) -> AsyncEngine:
-    """An engine on which savepoints work, also on SQLite.
-
-    https://docs.sqlalchemy.org/en/20/dialects/sqlite.html#pysqlite-serializable
-    """
-    engine = create_async_engine(make_url(database.url).set(drivername=driver), **options)
-    if not database.is_postgres:
-        event.listen(engine.sync_engine, "connect", lambda conn, _: setattr(conn, "isolation_level", None))
-        event.listen(engine.sync_engine, "begin", lambda conn: conn.exec_driver_sql("BEGIN"))
     return engine
 
 

@@ -12,7 +12,7 @@ import pytest
 from sqlmq import AsyncConsumer, AsyncMQ, AsyncProducer, Message, ProducerResult, ReceivedMessage
 from sqlmq.errors import ConsumerClosedError
 from tests.aio.interrupting import cancelled_everywhere
-from tests.contract.waiting import PATIENCE_SECONDS
+from tests.support.waiting import PATIENCE_SECONDS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Sequence

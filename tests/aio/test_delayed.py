@@ -14,8 +14,8 @@ from sqlmq.errors import SessionError
 from tests.aio.interrupting import cancelled_everywhere
 from tests.aio.test_sessions import EACH_SHAPE, POSTGRES, AsyncShop, Transacted, open_shop
 from tests.conftest import database_of_kind
-from tests.contract.delaying import FUTURE, LONG, PAST
-from tests.contract.waiting import until
+from tests.support.delayed import FUTURE, LONG, PAST
+from tests.support.waiting import until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -26,7 +26,7 @@ from sqlmq import (
     Transaction,
 )
 from sqlmq.errors import InvalidURLError, MQClosedError
-from tests.contract.waiting import PATIENCE_SECONDS
+from tests.support.waiting import PATIENCE_SECONDS
 
 if TYPE_CHECKING:
     from tests.conftest import DatabaseUnderTest

@@ -10,8 +10,8 @@ import pytest
 from sqlalchemy import text
 
 from sqlmq import AsyncMQ, Message, Retry
-from tests.contract.running import IDLE_SECONDS, SOON
-from tests.contract.waiting import PATIENCE_SECONDS
+from tests.support.handlers import IDLE_SECONDS, SOON
+from tests.support.waiting import PATIENCE_SECONDS
 
 if TYPE_CHECKING:
     from sqlalchemy import Engine

@@ -24,11 +24,11 @@ from sqlalchemy.orm import Session
 
 from sqlmq import AsyncMQ, Message, ProducerResult, Publication, UnknownTopicError
 from sqlmq.errors import SessionError
-from tests.aio.conftest import async_engine_with_savepoints
 from tests.aio.interrupting import cancelled_everywhere
 from tests.conftest import database_of_kind
-from tests.contract.shop import Base, Order, read_log, savepoint_trees, staged
-from tests.contract.waiting import PATIENCE_SECONDS, until
+from tests.support.engines import async_engine_with_savepoints
+from tests.support.shop import Base, Order, read_log, savepoint_trees, staged
+from tests.support.waiting import PATIENCE_SECONDS, until
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator, Sequence

@@ -16,7 +16,7 @@ import pytest
 from sqlalchemy import event
 
 from sqlmq import AsyncConsumer, AsyncMQ, Consumer, Message
-from tests.contract.waiting import PATIENCE_SECONDS, until
+from tests.support.waiting import PATIENCE_SECONDS, until
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable

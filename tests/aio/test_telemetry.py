@@ -12,9 +12,9 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from sqlmq import AsyncMQ, Message
 from tests.conftest import database_of_kind
-from tests.contract.recording import Recording, follows
-from tests.contract.running import IDLE_SECONDS, SOON
-from tests.contract.waiting import until
+from tests.support.handlers import IDLE_SECONDS, SOON
+from tests.support.telemetry import Recording, follows
+from tests.support.waiting import until
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator

@@ -17,8 +17,8 @@ from sqlmq.aio.threads import to_the_end
 from sqlmq.errors import ConsumerClosedError, IsolationError, SessionError, TransactionEndedError
 from tests.aio.interrupting import cancelled_everywhere
 from tests.conftest import CheckedOut, database_of_kind
-from tests.contract.shop import read_log
-from tests.contract.waiting import PATIENCE_SECONDS
+from tests.support.shop import read_log
+from tests.support.waiting import PATIENCE_SECONDS
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from tests.cli.conftest import Sqlmq
     from tests.conftest import DatabaseUnderTest
-    from tests.postgres_databases import PostgresDatabases
+    from tests.support.postgres_databases import PostgresDatabases
 
 
 @pytest.fixture

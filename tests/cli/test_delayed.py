@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from sqlmq import Message
-from tests.contract.delaying import FUTURE, LONG, Staged
-from tests.contract.waiting import receive, values
+from tests.support.delayed import FUTURE, LONG, Staged
+from tests.support.waiting import receive, values
 
 if TYPE_CHECKING:
     from sqlalchemy import Engine

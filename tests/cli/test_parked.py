@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from sqlmq import Message
-from tests.contract.failing import MUCH_LATER, ONCE, Handler, Shift, produce
-from tests.contract.waiting import until
+from tests.support.failing import MUCH_LATER, ONCE, Handler, Shift, produce
+from tests.support.waiting import until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from sqlmq import Message
-from tests.contract.waiting import finish
+from tests.support.waiting import finish
 
 if TYPE_CHECKING:
     from pathlib import Path

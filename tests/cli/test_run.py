@@ -14,7 +14,7 @@ import pytest
 from sqlalchemy import text
 
 from sqlmq import Message
-from tests.contract.waiting import PATIENCE_SECONDS, until
+from tests.support.waiting import PATIENCE_SECONDS, until
 
 if TYPE_CHECKING:
     import subprocess

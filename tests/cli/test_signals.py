@@ -13,7 +13,7 @@ import pytest
 
 from sqlmq import Message
 from sqlmq.cli.signals import SignalInterrupt, Stop
-from tests.contract.waiting import until
+from tests.support.waiting import until
 
 if TYPE_CHECKING:
     import subprocess

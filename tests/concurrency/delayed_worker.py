@@ -20,13 +20,14 @@ from sqlmq.dialects.postgresql.dialect import Postgresql
 from sqlmq.dialects.sqlite.dialect import Sqlite
 from sqlmq.operations import staging
 from sqlmq.store import staged
-from tests.concurrency.workers import Journal, in_child
+from tests.support.journal import Journal
+from tests.support.processes import in_child
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from sqlmq import MQ, Producer
-    from tests.concurrency.workers import Place
+    from tests.support.processes import Place
 
 TOPIC = "reminders"
 PARTITIONS = 3

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 from sqlalchemy import Engine, event, text
 
 from sqlmq import Message, Retry
-from tests.concurrency.workers import GROUP, TOPIC, Journal, Place, end_at_once
-from tests.contract.waiting import until
+from tests.support.journal import Journal
+from tests.support.processes import GROUP, TOPIC, Place, end_at_once
+from tests.support.waiting import until
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -17,14 +17,14 @@ from sqlalchemy.orm import Session
 
 from sqlmq import Message
 from sqlmq.operations import produce
-from tests.concurrency.workers import in_child
+from tests.support.processes import in_child
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from sqlalchemy import Connection, Engine
 
-    from tests.concurrency.workers import Place
+    from tests.support.processes import Place
 
 APPLICATION = "sqlmq-crash"
 TOPICS = ("events", "audit")

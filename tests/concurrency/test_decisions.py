@@ -11,7 +11,7 @@ import pytest
 
 from sqlmq import MQ, Message, ReceivedMessage
 from sqlmq.model.retry import Retry
-from tests.contract.waiting import until
+from tests.support.waiting import until
 
 if TYPE_CHECKING:
     from tests.conftest import DatabaseUnderTest, MakeMQ

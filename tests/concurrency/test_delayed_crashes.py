@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING
 import pytest
 from sqlalchemy import text
 
-from tests.concurrency import delayed_worker, workers
+from tests.concurrency import delayed_worker
 from tests.concurrency.delayed_worker import CANCELLED, CANCELLING, PARTITIONS, STORED, TOPIC, Step
-from tests.concurrency.workers import Place
-from tests.contract.delaying import Staged
-from tests.contract.shop import read_log
-from tests.contract.waiting import until
+from tests.support.delayed import Staged
+from tests.support.processes import Place, start
+from tests.support.shop import read_log
+from tests.support.waiting import until
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -50,13 +50,9 @@ def test_whatever_step_a_process_is_killed_at_each_delayed_message_is_in_the_log
     place = Place(database.url, database.schema)
     journals = [tmp_path / f"worker-{number}.jsonl" for number in range(WORKERS)]
     processes = [
-        workers.context().Process(  # type: ignore[attr-defined]
-            target=delayed_worker.store_move_and_crash, args=(place, path, number, CRASHES // WORKERS, seed + number)
-        )
+        start(delayed_worker.store_move_and_crash, place, path, number, CRASHES // WORKERS, seed + number)
         for number, path in enumerate(journals)
     ]
-    for process in processes:
-        process.start()
     for process in processes:
         process.join(60 + CRASHES * CRASH_SECONDS)
     assert [process.exitcode for process in processes] == [0] * WORKERS, f"seed {seed}"

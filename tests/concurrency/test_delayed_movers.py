@@ -17,9 +17,9 @@ from sqlalchemy.orm import Session
 
 from sqlmq import Message
 from sqlmq.operations import staging
-from tests.contract.delaying import FUTURE, LONG, PAST, Staged, look_now, now
-from tests.contract.shop import read_log
-from tests.contract.waiting import PATIENCE_SECONDS, at_once, until
+from tests.support.delayed import FUTURE, LONG, PAST, Staged, look_now, now
+from tests.support.shop import read_log
+from tests.support.waiting import PATIENCE_SECONDS, at_once, until
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -10,19 +10,16 @@ import pytest
 from sqlalchemy import Engine, text
 
 from sqlmq import Message, Retry
-from tests.concurrency import handling_worker, workers
+from tests.concurrency import handling_worker
 from tests.concurrency.handling_worker import CRASHED, KILLER, make_tables, value
-from tests.concurrency.workers import GROUP, TOPIC, Place
-from tests.contract.running import Recorder, drain
+from tests.support.handlers import Recorder, drain
+from tests.support.processes import GROUP, TOPIC, Place, in_process
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
     from pathlib import Path
 
     from sqlmq import MQ
     from tests.conftest import DatabaseUnderTest
-
-PATIENCE_SECONDS = 60.0
 
 pytestmark = [
     pytest.mark.once,
@@ -41,15 +38,6 @@ def place(database: DatabaseUnderTest, engine: Engine) -> Place:
     with engine.begin() as connection:
         make_tables(connection)
     return place
-
-
-def in_process(work: Callable[..., None], *arguments: object, **options: Any) -> int | None:
-    process = workers.context().Process(target=work, args=arguments, kwargs=options)  # type: ignore[attr-defined]
-    process.start()
-    process.join(PATIENCE_SECONDS)
-    process.kill()
-    exit_code: int | None = process.exitcode
-    return exit_code
 
 
 @BOTH

@@ -5,18 +5,19 @@ from __future__ import annotations
 import json
 import os
 import signal
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from sqlalchemy import Engine, text
 
 from sqlmq import Message
-from tests.concurrency import handling_worker, workers
+from tests.concurrency import handling_worker
 from tests.concurrency.handling_worker import SLOW, make_tables, value
-from tests.concurrency.workers import GROUP, TOPIC, Place
-from tests.contract.running import Recorder, drain
-from tests.contract.waiting import until
+from tests.support import processes
+from tests.support.handlers import Recorder, drain
+from tests.support.processes import GROUP, TOPIC, Place
+from tests.support.waiting import until
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -46,21 +47,15 @@ def place(database: DatabaseUnderTest, engine: Engine) -> Place:
 @pytest.fixture
 def start(place: Place) -> Iterator[Callable[..., BaseProcess]]:
     """Start a process that runs the handler; it is killed at the end if it still runs."""
-    started: list[BaseProcess] = []
+    with ExitStack() as ending:
 
-    def run(journal: Path, **options: Any) -> BaseProcess:
-        arguments = {"idle_seconds": None, "handle_signals": True, **options}
-        process: BaseProcess = workers.context().Process(  # type: ignore[attr-defined]
-            target=handling_worker.run, args=(place, journal, 0), kwargs=arguments, daemon=True
-        )
-        process.start()
-        started.append(process)
-        return process
+        def run(journal: Path, **options: Any) -> BaseProcess:
+            options = {"idle_seconds": None, "handle_signals": True, **options}
+            process = processes.start(handling_worker.run, place, journal, 0, **options)
+            ending.callback(processes.end, process)
+            return process
 
-    yield run
-    for process in started:
-        process.kill()
-        process.join(PATIENCE_SECONDS)
+        yield run
 
 
 def lines(journal: Path) -> list[tuple[str, int]]:

@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING
 import pytest
 from sqlalchemy import text
 
-from tests.concurrency import outbox_worker, workers
+from tests.concurrency import outbox_worker
 from tests.concurrency.outbox_worker import TOPICS, Step
-from tests.concurrency.workers import Place
-from tests.contract.shop import Shop, staged
-from tests.contract.waiting import until
+from tests.support.processes import Place, start
+from tests.support.shop import Shop, staged
+from tests.support.waiting import until
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -49,13 +49,9 @@ def test_whatever_step_an_application_crashes_at_there_is_an_event_for_each_orde
     place = Place(database.url, database.schema)
     results = [tmp_path / f"worker-{number}.json" for number in range(WORKERS)]
     processes = [
-        workers.context().Process(  # type: ignore[attr-defined]
-            target=outbox_worker.sell_and_crash, args=(place, path, number, CRASHES // WORKERS, seed + number)
-        )
+        start(outbox_worker.sell_and_crash, place, path, number, CRASHES // WORKERS, seed + number)
         for number, path in enumerate(results)
     ]
-    for process in processes:
-        process.start()
     for process in processes:
         process.join(60 + CRASHES * CRASH_SECONDS)
     assert [process.exitcode for process in processes] == [0] * WORKERS, f"seed {seed}"

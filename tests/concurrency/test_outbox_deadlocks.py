@@ -13,8 +13,8 @@ from sqlalchemy import create_engine
 from sqlalchemy.orm import Session
 
 from sqlmq import Message
-from tests.contract.shop import read_log, staged
-from tests.contract.waiting import at_once, until
+from tests.support.shop import read_log, staged
+from tests.support.waiting import at_once, until
 
 if TYPE_CHECKING:
     from sqlmq import MQ

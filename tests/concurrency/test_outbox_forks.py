@@ -10,9 +10,9 @@ from sqlalchemy import NullPool, create_engine
 from sqlalchemy.orm import Session
 
 from sqlmq import Message
-from tests.contract.shop import Shop, staged
-from tests.contract.test_lifecycle import forks, in_fork
-from tests.contract.waiting import until
+from tests.support.processes import forks, in_fork
+from tests.support.shop import Shop, staged
+from tests.support.waiting import until
 
 if TYPE_CHECKING:
     from typing import Any

@@ -15,11 +15,11 @@ import pytest
 from sqlalchemy import make_url
 
 from tests.concurrency import workers
-from tests.concurrency.workers import GROUP, PARTITIONS, TOPIC, Place, Story
+from tests.support.journal import Story
+from tests.support.processes import GROUP, PARTITIONS, TOPIC, Place, Processes
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-    from multiprocessing.process import BaseProcess
+    from collections.abc import Iterator
     from pathlib import Path
 
     from sqlmq import MQ
@@ -33,55 +33,6 @@ LEASE_SECONDS = 2.0
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(os.name == "nt", reason="kill -9 does not exist there")]
 SQLITE = pytest.mark.parametrize("database", ["sqlite"], indirect=True)
 BOTH = pytest.mark.parametrize("database", ["sqlite", "postgres"], indirect=True)
-
-
-class Processes:
-    """Starts workers, kills some, and reads all their journals."""
-
-    def __init__(self, place: Place, directory: Path) -> None:
-        self._place = place
-        self._directory = directory
-        self._context = workers.context()
-        self._journals: dict[str, Path] = {}
-        self.running: dict[str, BaseProcess] = {}
-        self.killed: set[str] = set()
-
-    def start(self, kind: str, work: Callable[..., None], *arguments: object) -> str:
-        name = f"{kind}-{len(self._journals)}"
-        self._journals[name] = self._directory / f"{name}.journal"
-        process = self._context.Process(  # type: ignore[attr-defined]
-            target=work, args=(self._place, self._journals[name], *arguments), name=name, daemon=True
-        )
-        process.start()
-        self.running[name] = process
-        return name
-
-    def kill(self, name: str) -> None:
-        process = self.running.pop(name)
-        process.kill()
-        process.join(PATIENCE_SECONDS)
-        self.killed.add(name)
-
-    def has_begun(self, name: str) -> bool:
-        path = self._journals[name]
-        return path.exists() and path.stat().st_size > 0
-
-    def wait(self, deadline: float) -> None:
-        for process in self.running.values():
-            process.join(max(0.0, deadline - time.monotonic()))
-        assert {name: process.exitcode for name, process in self.running.items() if process.exitcode != 0} == {}
-
-    def stories(self, kind: str) -> list[Story]:
-        return [
-            Story.read(path, was_killed=name in self.killed)
-            for name, path in self._journals.items()
-            if name.startswith(kind)
-        ]
-
-    def close(self) -> None:
-        for process in self.running.values():
-            process.kill()
-            process.join(PATIENCE_SECONDS)
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from sqlmq import EvictedError, Retention
-from tests.contract.retaining import DAY, Shelf
+from tests.support.retention import DAY, Shelf
 
 if TYPE_CHECKING:
     from sqlmq import MQ

@@ -7,16 +7,18 @@ import os
 import random
 import signal
 import time
+from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 import pytest
 from sqlalchemy import Engine, text
 
 from sqlmq import Message
-from tests.concurrency import transacting, workers
+from tests.concurrency import transacting
 from tests.concurrency.transacting import CRASHED, ENDED, ENTERED, REFUSED, have_effects, make_tables
-from tests.concurrency.workers import GROUP, TOPIC, Place
-from tests.contract.waiting import until
+from tests.support import processes
+from tests.support.processes import GROUP, TOPIC, Place
+from tests.support.waiting import until
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -51,21 +53,14 @@ def place(database: DatabaseUnderTest, engine: Engine) -> Place:
 @pytest.fixture
 def start(place: Place) -> Iterator[Callable[..., BaseProcess]]:
     """Start a process that does some work at the place; it is killed at the end if it still runs."""
-    context = workers.context()
-    started: list[BaseProcess] = []
+    with ExitStack() as ending:
 
-    def run(work: Callable[..., None], *arguments: object) -> BaseProcess:
-        process: BaseProcess = context.Process(  # type: ignore[attr-defined]
-            target=work, args=(place, *arguments), daemon=True
-        )
-        process.start()
-        started.append(process)
-        return process
+        def run(work: Callable[..., None], *arguments: object) -> BaseProcess:
+            process = processes.start(work, place, *arguments)
+            ending.callback(processes.end, process)
+            return process
 
-    yield run
-    for process in started:
-        process.kill()
-        process.join(PATIENCE_SECONDS)
+        yield run
 
 
 def fill(mq: MQ, count: int) -> None:
@@ -135,11 +130,11 @@ def test_threads_and_processes_at_once_have_each_effect_once_and_in_order(
     with place.open() as mq:
         fill(mq, 300)
 
-        processes = [start(transacting.handle, 2, 300) for _ in range(3)]
-        for process in processes:
+        working = [start(transacting.handle, 2, 300) for _ in range(3)]
+        for process in working:
             process.join(PATIENCE_SECONDS)
 
-        assert [process.exitcode for process in processes] == [0, 0, 0]
+        assert [process.exitcode for process in working] == [0, 0, 0]
         assert_that_effects_equal_messages(mq, engine)
 
 

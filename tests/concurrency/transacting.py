@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 from sqlalchemy import event, text
 
 from sqlmq import SqlmqError, Transaction
-from tests.concurrency.workers import GROUP, TOPIC, Journal, Place
+from tests.support.journal import Journal
+from tests.support.processes import GROUP, TOPIC, Place
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -1,107 +1,25 @@
-"""Producers and consumers for processes that may be killed at any moment, and the journals they leave behind.
-
-A journal is a file of one process, one JSON array per line, each line written in a single call: what was written before
-`kill -9` is there afterwards. Times are of the monotonic clock, which all processes of a machine share.
-"""
+"""Producers and consumers for processes that may be killed at any moment; each leaves a journal."""
 
 from __future__ import annotations
 
-import json
 import logging
-import multiprocessing
 import os
 import random
 import signal
 import threading
 import time
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 from sqlmq import MQ, FencedError, Message
+from tests.support.journal import COMMITTED, DELIVERED, FAILED, PRODUCED, TROUBLE, Journal, Trouble
+from tests.support.processes import GROUP, TOPIC
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-    from multiprocessing.context import BaseContext
     from pathlib import Path
 
-TOPIC, GROUP = "orders", "billing"
-PARTITIONS = 6
+    from tests.support.processes import Place
+
 POLL_MESSAGES = 20
-
-PRODUCED, DELIVERED, COMMITTED, TROUBLE, FAILED = "produced", "delivered", "committed", "trouble", "failed"
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where the queue is, and how its consumers behave."""
-
-    url: str
-    schema: str | None = None
-    lease_seconds: float = 2.0
-
-    def open(self, **options: Any) -> MQ:
-        return MQ(self.url, schema=self.schema, lease_seconds=self.lease_seconds, poll_max_seconds=0.2, **options)
-
-
-class Journal:
-    """Appends lines to a file of this process's own. May be shared by its threads."""
-
-    def __init__(self, path: Path) -> None:
-        self._file = os.open(path, os.O_APPEND | os.O_CREAT | os.O_WRONLY)
-
-    def write(self, *facts: object) -> None:
-        os.write(self._file, json.dumps(facts).encode() + b"\n")
-
-
-class Trouble(logging.Handler):
-    """Journals what the library warns of: that a consumer lost partitions, or could not reach the database."""
-
-    def __init__(self, journal: Journal) -> None:
-        super().__init__(logging.WARNING)
-        self._journal = journal
-        self.count = 0
-
-    def emit(self, record: logging.LogRecord) -> None:
-        self.count += 1
-        self._journal.write(TROUBLE, record.getMessage())
-
-
-def context() -> BaseContext:
-    """How processes are started: from one that has imported everything and opened nothing, where there is one."""
-    if "forkserver" not in multiprocessing.get_all_start_methods():
-        return multiprocessing.get_context("spawn")
-    forkserver = multiprocessing.get_context("forkserver")
-    forkserver.set_forkserver_preload([__name__, "sqlmq.dialects.postgresql.dialect", "sqlmq.dialects.sqlite.dialect"])
-    return forkserver
-
-
-def end_at_once(exit_code: int) -> NoReturn:
-    """End this process as a crash does: nothing is closed, flushed or sent."""
-    os._exit(exit_code)
-
-
-def fork(work: Callable[[], None]) -> int:
-    """Do *work* in a forked child; return its process id."""
-    pid = os.fork()
-    if pid == 0:
-        try:
-            work()
-        except BaseException as error:  # noqa: BLE001 - told, and judged by the exit code
-            print(f"{type(error).__name__}: {error}", flush=True)
-            os._exit(100)
-        os._exit(0)
-    return pid
-
-
-def ended(pid: int) -> int:
-    """Wait for a child, and return its exit code."""
-    _, status = os.waitpid(pid, 0)
-    return os.waitstatus_to_exitcode(status)
-
-
-def in_child(work: Callable[[], None]) -> int:
-    """Do *work* in a forked child; return its exit code."""
-    return ended(fork(work))
 
 
 def produce(place: Place, journal_path: Path, until: float, pause_seconds: float) -> None:
@@ -213,36 +131,3 @@ def produce_and_consume(place: Place, journal_path: Path, threads: int, messages
 
 EVERY_PRODUCER = 8
 """How many threads produce in `produce_and_consume`, over all processes: 4 processes with 2 of 4 threads each."""
-
-
-@dataclass
-class Story:
-    """One process's journal, read back."""
-
-    name: str
-    was_killed: bool = False
-    produced: list[tuple[int, int, str]] = field(default_factory=list)
-    polls: list[tuple[float, float, list[tuple[int, int, str]]]] = field(default_factory=list)
-    commits: list[tuple[float, dict[int, int]]] = field(default_factory=list)
-    troubles: list[str] = field(default_factory=list)
-    failures: list[str] = field(default_factory=list)
-
-    @classmethod
-    def read(cls, path: Path, *, was_killed: bool = False) -> Story:
-        story = cls(path.stem, was_killed)
-        text = path.read_text(encoding="utf-8") if path.exists() else ""
-        # The last line of a killed process can be torn.
-        lines = text[: text.rfind("\n") + 1].splitlines() if was_killed else text.splitlines()
-        for line in lines:
-            kind, *facts = json.loads(line)
-            if kind == PRODUCED:
-                story.produced.append((facts[0], facts[1], facts[2]))
-            elif kind == DELIVERED:
-                story.polls.append((facts[0], facts[1], [(one[0], one[1], one[2]) for one in facts[2]]))
-            elif kind == COMMITTED:
-                story.commits.append((facts[0], {partition: offset for partition, offset in facts[1]}))  # noqa: C416
-            elif kind == TROUBLE:
-                story.troubles.append(facts[0])
-            else:
-                story.failures.append(facts[0])
-        return story

@@ -9,7 +9,7 @@ import pytest
 
 from sqlmq import MQ, AsyncMQ
 from tests.conftest import close_and_count, parameter_of
-from tests.contract.blocking import Loop, blocking
+from tests.support.blocking import Loop, blocking
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

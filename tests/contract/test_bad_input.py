@@ -28,7 +28,7 @@ from sqlmq.errors import (
     SchemaTooOldError,
 )
 from sqlmq.schema import VERSION_TABLE
-from tests.contract.waiting import PATIENCE_SECONDS, receive
+from tests.support.waiting import PATIENCE_SECONDS, receive
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from sqlalchemy import Connection, Engine
 
     from tests.conftest import DatabaseUnderTest, MakeMQ
-    from tests.postgres_databases import PostgresDatabases
+    from tests.support.postgres_databases import PostgresDatabases
 
 sqlite_only = pytest.mark.parametrize("database", ["sqlite"], indirect=True)
 postgres_only = pytest.mark.parametrize("database", ["postgres", "postgres-schema"], indirect=True)

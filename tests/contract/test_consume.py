@@ -13,7 +13,7 @@ from sqlalchemy import text
 
 from sqlmq import Message, ReceivedMessage
 from sqlmq.errors import ConsumerClosedError
-from tests.contract.waiting import PATIENCE_SECONDS, finish, receive, until, values
+from tests.support.waiting import PATIENCE_SECONDS, finish, receive, until, values
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -22,9 +22,9 @@ from sqlmq.errors import (
 )
 from sqlmq.operations import staging
 from sqlmq.store import staged as staged_rows
-from tests.contract.delaying import FUTURE, LONG, PAST, Staged, look_now, without_polling
-from tests.contract.shop import read_log
-from tests.contract.waiting import PATIENCE_SECONDS, at_once, receive, until, values
+from tests.support.delayed import FUTURE, LONG, PAST, Staged, look_now, without_polling
+from tests.support.shop import read_log
+from tests.support.waiting import PATIENCE_SECONDS, at_once, receive, until, values
 
 if TYPE_CHECKING:
     from collections.abc import Callable

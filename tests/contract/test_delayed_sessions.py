@@ -13,10 +13,11 @@ from sqlalchemy.orm import Session
 
 from sqlmq import MQ, DelayedMessage, Message, UnknownTopicError
 from sqlmq.errors import SessionError
-from tests.contract.delaying import FUTURE, LONG, PAST, Staged
-from tests.contract.shop import Order, Shop, savepoint_trees, with_savepoints
 from tests.contract.test_outbox import BOTH, EACH_SHAPE, POSTGRES, Transacted
-from tests.contract.waiting import receive, until, values
+from tests.support.delayed import FUTURE, LONG, PAST, Staged
+from tests.support.engines import with_savepoints
+from tests.support.shop import Order, Shop, savepoint_trees
+from tests.support.waiting import receive, until, values
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

@@ -9,7 +9,7 @@ from sqlalchemy import Engine, create_engine, make_url, text
 
 from sqlmq import MQ, DoctorLimits, Message, Problem, Retention, Retry
 from sqlmq.reports.problem import PROBLEM_KINDS
-from tests.pgbouncer import PgBouncer, find_pgbouncer
+from tests.support.pgbouncer import PgBouncer, find_pgbouncer
 
 if TYPE_CHECKING:
     from tests.conftest import DatabaseUnderTest, MakeMQ

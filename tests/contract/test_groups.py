@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from sqlalchemy import text
 
 from sqlmq import FencedError, Message
-from tests.contract.blocking import acknowledge
-from tests.contract.waiting import PATIENCE_SECONDS, finish, receive, settle, until, values
+from tests.support.blocking import acknowledge
+from tests.support.waiting import PATIENCE_SECONDS, finish, receive, settle, until, values
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

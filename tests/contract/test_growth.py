@@ -14,10 +14,10 @@ from sqlmq import Message, ReceivedMessage, UnknownTopicError
 from sqlmq.errors import InvalidPartitionError
 from sqlmq.model.validation import MAX_PARTITIONS
 from sqlmq.operations.admin import topics
-from tests.contract.delaying import LONG, Staged, look_now, without_polling
-from tests.contract.failing import MUCH_LATER, ONCE, Handler, Shift, produce
-from tests.contract.shop import read_log
-from tests.contract.waiting import PATIENCE_SECONDS, at_once, finish, receive, settle, until, values
+from tests.support.delayed import LONG, Staged, look_now, without_polling
+from tests.support.failing import MUCH_LATER, ONCE, Handler, Shift, produce
+from tests.support.shop import read_log
+from tests.support.waiting import PATIENCE_SECONDS, at_once, finish, receive, settle, until, values
 
 if TYPE_CHECKING:
     from collections.abc import Callable

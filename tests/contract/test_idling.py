@@ -14,7 +14,7 @@ from sqlalchemy import event
 from sqlmq import Message, ReceivedMessage
 from sqlmq.errors import ConsumerClosedError
 from sqlmq.operations import poll
-from tests.contract.waiting import PATIENCE_SECONDS, settle, until, values
+from tests.support.waiting import PATIENCE_SECONDS, settle, until, values
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

@@ -17,9 +17,9 @@ from sqlalchemy.orm import Session
 
 from sqlmq import MQ, Message, UnknownTopicError
 from sqlmq.background.scheduler import Scheduler
-from tests.concurrency import workers
-from tests.contract.shop import Shop, staged
-from tests.contract.waiting import PATIENCE_SECONDS, at_once, receive, until, values
+from tests.support.processes import end_at_once, in_process
+from tests.support.shop import Shop, staged
+from tests.support.waiting import PATIENCE_SECONDS, at_once, receive, until, values
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -168,18 +168,13 @@ def publish_and_die(url: str, schema: str | None, level: Any) -> None:
         for number in range(3):
             producer.produce(Message(b"%d" % number, b"k"), session=session)
         session.commit()
-        workers.end_at_once(7)
+        end_at_once(7)
 
 
 @POSTGRES
 @LEVELS
 def test_another_process_moves_what_a_killed_one_has_staged(shop: Shop, level: str) -> None:
-    process = workers.context().Process(  # type: ignore[attr-defined]
-        target=publish_and_die, args=(shop.database.url, shop.database.schema, level)
-    )
-    process.start()
-    process.join(PATIENCE_SECONDS)
-    assert process.exitcode == 7
+    assert in_process(publish_and_die, shop.database.url, shop.database.schema, level) == 7
     assert staged(shop.engine, shop.database.schema) == 3
 
     consumer = shop.mq.consumer("events", "billing")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import multiprocessing
 import threading
 from concurrent.futures import ThreadPoolExecutor, wait
 from typing import TYPE_CHECKING
@@ -13,20 +12,15 @@ from sqlalchemy import create_engine, event, make_url, text
 
 from sqlmq import MQ, Message, SqlmqError
 from sqlmq.errors import ConsumerClosedError, ForkedError, MQClosedError, ProducerClosedError
-from tests.contract.waiting import PATIENCE_SECONDS, at_once, finish, receive, until, values
+from tests.support.processes import forks, in_fork
+from tests.support.waiting import PATIENCE_SECONDS, at_once, finish, receive, until, values
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-    from multiprocessing.connection import Connection as Pipe
-
     from sqlalchemy import Engine
 
     from tests.conftest import DatabaseUnderTest, MakeMQ
 
 postgres_only = pytest.mark.parametrize("database", ["postgres", "postgres-schema"], indirect=True)
-# A fork with threads running is just what these tests are about.
-forks = pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
-
 sync_only = pytest.mark.sync_only(reason="the thread of the event loop that makes the calls is not in a forked child")
 
 
@@ -396,33 +390,6 @@ def test_an_engine_with_a_single_connection_is_enough(database: DatabaseUnderTes
 
 
 # --- Fork ---
-
-
-def in_fork(action: Callable[[], str]) -> str:
-    """Run *action* in a forked child; return what it returned, or the name of what it raised."""
-    context = multiprocessing.get_context("fork")
-    ours, theirs = context.Pipe()
-
-    def child(pipe: Pipe) -> None:
-        try:
-            pipe.send(action())
-        except BaseException as error:  # noqa: BLE001 - whatever it is, the parent wants to know
-            pipe.send(type(error).__name__)
-
-    process = context.Process(target=child, args=(theirs,))
-    process.start()
-    try:
-        assert ours.poll(PATIENCE_SECONDS), "the child does not answer"
-        answer: str = ours.recv()
-        process.join(PATIENCE_SECONDS)
-        assert process.exitcode == 0, f"the child ended with {process.exitcode}"
-    finally:
-        process.kill()
-        process.join()
-        process.close()
-        ours.close()
-        theirs.close()
-    return answer
 
 
 @forks

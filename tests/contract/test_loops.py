@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from sqlmq import Message, ReceivedMessage
-from tests.contract.waiting import PATIENCE_SECONDS, receive, until, values
+from tests.support.waiting import PATIENCE_SECONDS, receive, until, values
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -18,8 +18,9 @@ from sqlmq import MQ, Message, UnknownTopicError
 from sqlmq.errors import MessageTooLargeError, ProducerClosedError, SessionError
 from sqlmq.migrate import upgrade
 from sqlmq.producer import outbox
-from tests.contract.shop import Order, Shop, read_log, savepoint_trees, with_savepoints
-from tests.contract.waiting import PATIENCE_SECONDS, at_once, receive, until
+from tests.support.engines import with_savepoints
+from tests.support.shop import Order, Shop, read_log, savepoint_trees
+from tests.support.waiting import PATIENCE_SECONDS, at_once, receive, until
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
     from sqlalchemy import Engine
 
     from tests.conftest import DatabaseUnderTest, MakeMQ
-    from tests.postgres_databases import PostgresDatabases
+    from tests.support.postgres_databases import PostgresDatabases
 
 pytestmark = pytest.mark.sync_only(reason="its sessions block; tests/aio/test_sessions.py has those of asyncio")
 

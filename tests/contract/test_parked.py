@@ -20,8 +20,8 @@ from sqlmq.errors import (
 )
 from sqlmq.operations.admin import parked as admin_parked
 from sqlmq.store import parked as store_parked
-from tests.contract.failing import AT_ONCE, MUCH_LATER, ONCE, Handler, Shift, produce
-from tests.contract.waiting import receive, until, values
+from tests.support.failing import AT_ONCE, MUCH_LATER, ONCE, Handler, Shift, produce
+from tests.support.waiting import receive, until, values
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

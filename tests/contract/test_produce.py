@@ -17,7 +17,7 @@ from sqlalchemy import text
 from sqlmq import Message, OutcomeUnknownError, ProducerResult
 from sqlmq.errors import ProducerClosedError
 from sqlmq.model.partitioner import partition_for_key
-from tests.contract.waiting import PATIENCE_SECONDS, at_once, receive, values
+from tests.support.waiting import PATIENCE_SECONDS, at_once, receive, values
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

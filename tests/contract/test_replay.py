@@ -14,9 +14,9 @@ from sqlmq.consumer.coordinator import Coordinator
 from sqlmq.errors import GroupInUseError, InvalidOffsetError, InvalidPartitionError, NotOwnedError, UnknownGroupError
 from sqlmq.store import claims, offsets, parked
 from sqlmq.store import messages as log
-from tests.contract.failing import MUCH_LATER, ONCE, Handler, Shift, produce
-from tests.contract.running import set_aside
-from tests.contract.waiting import PATIENCE_SECONDS, finish, receive, until, values
+from tests.support.failing import MUCH_LATER, ONCE, Handler, Shift, produce
+from tests.support.handlers import set_aside
+from tests.support.waiting import PATIENCE_SECONDS, finish, receive, until, values
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

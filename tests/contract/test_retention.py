@@ -12,9 +12,9 @@ import pytest
 from sqlmq import EvictedError, Message, ReceivedMessage, Retention, UnknownTopicError
 from sqlmq.errors import MQClosedError, OffsetGapError
 from sqlmq.operations import retention as operations_retention
-from tests.contract.failing import AT_ONCE, MUCH_LATER, Handler, Shift, produce
-from tests.contract.retaining import DAY, Shelf, take
-from tests.contract.waiting import at_once, until
+from tests.support.failing import AT_ONCE, MUCH_LATER, Handler, Shift, produce
+from tests.support.retention import DAY, Shelf, take
+from tests.support.waiting import at_once, until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -12,7 +12,7 @@ from sqlalchemy import text
 
 from sqlmq.consumer.worker.pool import WorkerPool
 from sqlmq.store.offsets import Commit
-from tests.contract.waiting import PATIENCE_SECONDS, until
+from tests.support.waiting import PATIENCE_SECONDS, until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

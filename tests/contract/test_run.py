@@ -12,8 +12,8 @@ import pytest
 from sqlmq import Message, ReceivedMessage, Retry, UnknownTopicError
 from sqlmq.consumer.core import NO_DEADLINE
 from sqlmq.errors import ConsumerClosedError
-from tests.contract.running import SOON, Recorder, drain, numbered, position, send, set_aside
-from tests.contract.waiting import PATIENCE_SECONDS, until
+from tests.support.handlers import SOON, Recorder, drain, numbered, position, send, set_aside
+from tests.support.waiting import PATIENCE_SECONDS, until
 
 if TYPE_CHECKING:
     from sqlmq import MQ

@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from sqlmq import Message, Retry
-from tests.contract.running import Recorder, send
+from tests.support.handlers import Recorder, send
 
 if TYPE_CHECKING:
     from sqlmq import MQ

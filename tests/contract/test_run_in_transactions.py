@@ -10,7 +10,7 @@ from sqlalchemy.orm import Session, sessionmaker
 
 from sqlmq import Message, ReceivedMessage, Retry
 from sqlmq.errors import SessionError
-from tests.contract.running import Recorder, drain, numbered, position, send, set_aside
+from tests.support.handlers import Recorder, drain, numbered, position, send, set_aside
 
 if TYPE_CHECKING:
     from pathlib import Path

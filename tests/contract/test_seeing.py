@@ -11,8 +11,8 @@ from sqlalchemy import text
 
 from sqlmq import Message, UnknownTopicError
 from sqlmq.errors import InvalidPartitionError, UnknownGroupError
-from tests.contract.failing import AT_ONCE, MUCH_LATER, ONCE, Handler, Shift, produce
-from tests.contract.waiting import finish, receive, until, values
+from tests.support.failing import AT_ONCE, MUCH_LATER, ONCE, Handler, Shift, produce
+from tests.support.waiting import finish, receive, until, values
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

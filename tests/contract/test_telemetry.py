@@ -13,9 +13,9 @@ from sqlalchemy.orm import Session
 from sqlmq import MQ, Message, ReceivedMessage, UnknownTopicError
 from sqlmq.errors import MessageTooLargeError
 from sqlmq.opentelemetry import instrument
-from tests.contract.recording import Recording, follows, linked
-from tests.contract.running import drain
-from tests.contract.waiting import finish, receive
+from tests.support.handlers import drain
+from tests.support.telemetry import Recording, follows, linked
+from tests.support.waiting import finish, receive
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

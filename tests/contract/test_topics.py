@@ -10,7 +10,7 @@ from sqlalchemy import text
 from sqlmq import Message, UnknownTopicError
 from sqlmq.errors import TopicConflictError, UnknownGroupError
 from sqlmq.model.partitioner import partition_for_key
-from tests.contract.waiting import at_once, finish, receive, values
+from tests.support.waiting import at_once, finish, receive, values
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection

@@ -25,7 +25,7 @@ from sqlmq.errors import (
     SessionError,
     TransactionEndedError,
 )
-from tests.contract.waiting import PATIENCE_SECONDS, at_once, until, values
+from tests.support.waiting import PATIENCE_SECONDS, at_once, until, values
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
     from sqlmq import Consumer, Transaction
     from tests.conftest import DatabaseUnderTest, MakeMQ
-    from tests.postgres_databases import PostgresDatabases
+    from tests.support.postgres_databases import PostgresDatabases
 
 pytestmark = pytest.mark.sync_only(reason="its sessions block; tests/aio/test_transaction.py has those of asyncio")
 

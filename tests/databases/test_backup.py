@@ -11,15 +11,15 @@ import pytest
 from sqlalchemy import URL, make_url
 
 from sqlmq import MQ, Message
-from tests.contract.failing import ONCE, Handler, Shift, produce
-from tests.contract.waiting import finish, receive, values
-from tests.postgres_server import installations
+from tests.support.failing import ONCE, Handler, Shift, produce
+from tests.support.postgres_server import installations
+from tests.support.waiting import finish, receive, values
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from tests.conftest import DatabaseUnderTest, MakeMQ
-    from tests.postgres_databases import PostgresDatabases
+    from tests.support.postgres_databases import PostgresDatabases
 
 SECONDS = 60
 LONG = 3_600.0

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from sqlalchemy import text
 
 from sqlmq import Message
-from tests.contract.waiting import PATIENCE_SECONDS
+from tests.support.waiting import PATIENCE_SECONDS
 
 if TYPE_CHECKING:
     from sqlalchemy import Engine

@@ -15,8 +15,8 @@ from sqlmq.operations.admin.parked import ParkedFilter
 from sqlmq.store import groups, offsets, parked, topics
 from sqlmq.store.offsets import Commit
 from sqlmq.store.parked import ParkedRecord
-from tests.contract.failing import ONCE, Handler, Shift, produce
-from tests.contract.waiting import PATIENCE_SECONDS, finish, until
+from tests.support.failing import ONCE, Handler, Shift, produce
+from tests.support.waiting import PATIENCE_SECONDS, finish, until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -16,10 +16,10 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Session
 
 from sqlmq import MQ, DelayedMessage, Message, UnknownTopicError
-from tests.contract.delaying import FUTURE, LONG, Staged
-from tests.contract.shop import Shop
-from tests.contract.waiting import receive
 from tests.databases.test_outbox_drivers import ASYNC, MESSAGES, SYNC, facts, run, url
+from tests.support.delayed import FUTURE, LONG, Staged
+from tests.support.shop import Shop
+from tests.support.waiting import receive
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

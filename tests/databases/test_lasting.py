@@ -15,7 +15,7 @@ from sqlalchemy import NullPool, create_engine
 from benchmarks.cases.lasting import BATCH, FILLED, HELD, RELEASED, Time, last
 from benchmarks.harness.databases import POSTGRES, SQLITE, BenchDatabase
 from sqlmq.migrate import upgrade
-from tests.postgres_server import PostgresServer, installations
+from tests.support.postgres_server import PostgresServer, installations
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

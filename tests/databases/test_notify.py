@@ -23,8 +23,8 @@ from sqlmq.background import listener
 from sqlmq.dialects.postgresql.listen import PostgresListening
 from sqlmq.errors import ConsumerClosedError
 from tests.conftest import close_and_count
-from tests.contract.test_lifecycle import forks, in_fork
-from tests.contract.waiting import until, values
+from tests.support.processes import forks, in_fork
+from tests.support.waiting import until, values
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -13,8 +13,8 @@ from sqlalchemy.orm import Session
 
 from sqlmq import Message, UnknownTopicError
 from sqlmq.errors import SessionError
-from tests.contract.shop import Shop, staged
-from tests.contract.waiting import receive, until
+from tests.support.shop import Shop, staged
+from tests.support.waiting import receive, until
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence

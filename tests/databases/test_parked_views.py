@@ -9,8 +9,8 @@ import pytest
 from sqlalchemy import Connection, text
 
 from sqlmq import Message
-from tests.contract.failing import AT_ONCE, MUCH_LATER, ONCE, Handler, Shift, produce
-from tests.contract.waiting import until
+from tests.support.failing import AT_ONCE, MUCH_LATER, ONCE, Handler, Shift, produce
+from tests.support.waiting import until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

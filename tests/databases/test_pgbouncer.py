@@ -11,7 +11,7 @@ from sqlalchemy import Connection, NullPool, create_engine, text
 
 from sqlmq import MQ, Message
 from sqlmq.errors import DatabaseError
-from tests.contract.waiting import until
+from tests.support.waiting import until
 
 if TYPE_CHECKING:
     from tests.conftest import DatabaseUnderTest, MakeMQ

@@ -10,7 +10,7 @@ from sqlalchemy import QueuePool, create_engine
 
 from sqlmq import MQ, Message
 from sqlmq.database.append_connection import AppendConnection
-from tests.contract.waiting import until
+from tests.support.waiting import until
 
 if TYPE_CHECKING:
     from tests.conftest import DatabaseUnderTest, MakeMQ

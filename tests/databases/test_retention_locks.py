@@ -14,7 +14,7 @@ from sqlmq.dialects import dialect_named
 from sqlmq.operations import retention as operations_retention
 from sqlmq.store import retention as store_retention
 from sqlmq.store import topics
-from tests.contract.waiting import until
+from tests.support.waiting import until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

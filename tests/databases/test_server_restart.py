@@ -12,8 +12,8 @@ from sqlalchemy import create_engine
 
 from sqlmq import MQ, DatabaseUnavailableError, Message, OutcomeUnknownError, Retry
 from sqlmq.migrate import upgrade
-from tests.contract.waiting import until
-from tests.postgres_server import PostgresServer, installations
+from tests.support.postgres_server import PostgresServer, installations
+from tests.support.waiting import until
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -20,7 +20,7 @@ from sqlmq.dialects.sqlite import cursors, dialect
 from sqlmq.errors import InvalidURLError
 from sqlmq.schema import REVISION, tables
 from tests.contract.test_idling import RARELY, look_for_all
-from tests.contract.waiting import settle, until, values
+from tests.support.waiting import settle, until, values
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

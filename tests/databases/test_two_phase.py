@@ -12,8 +12,8 @@ from sqlalchemy.orm import Session
 
 from sqlmq import Message, UnknownTopicError
 from sqlmq.errors import SessionError
-from tests.contract.shop import Shop, staged
-from tests.contract.waiting import until
+from tests.support.shop import Shop, staged
+from tests.support.waiting import until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

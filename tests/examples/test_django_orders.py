@@ -7,13 +7,13 @@ import pytest
 from sqlalchemy import create_engine, text
 
 from sqlmq import MQ
-from tests.contract.waiting import finish
 from tests.examples.programs import post_form, run, serving
+from tests.support.waiting import finish
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from tests.postgres_databases import PostgresDatabases
+    from tests.support.postgres_databases import PostgresDatabases
 
 # The service, which takes seconds to start, serves all tests of this module: they run in one worker.
 pytestmark = pytest.mark.xdist_group("django_orders")

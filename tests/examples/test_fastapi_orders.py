@@ -11,15 +11,15 @@ from sqlalchemy.orm import Session
 
 from examples.fastapi_orders.tables import TOPIC, Mail, Order, Sale, SearchEntry
 from sqlmq import MQ
-from tests.contract.waiting import until
 from tests.examples.programs import ROOT, post_json, run, running, serving
+from tests.support.waiting import until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from sqlalchemy.orm import InstrumentedAttribute
 
-    from tests.postgres_databases import PostgresDatabases
+    from tests.support.postgres_databases import PostgresDatabases
 
 # The service, which takes seconds to start, serves all tests of this module: they run in one worker.
 pytestmark = pytest.mark.xdist_group("fastapi_orders")

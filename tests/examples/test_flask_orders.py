@@ -10,8 +10,8 @@ from werkzeug.serving import make_server
 
 from examples.flask_orders.service import create_app
 from examples.flask_orders.tables import TOPIC, Order, Shipment
-from tests.contract.waiting import until
 from tests.examples.programs import post_form, running
+from tests.support.waiting import until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -6,13 +6,13 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.concurrency.test_processes import Processes
+from tests.support.processes import Processes
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from tests.concurrency.workers import Place
+    from tests.support.processes import Place
 
 
 @pytest.fixture

@@ -10,9 +10,9 @@ from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
 
 from sqlmq import Message, ReceivedMessage, Retry, SqlmqError
-from tests.contract.blocking import acknowledge
-from tests.contract.waiting import until
 from tests.faults.world import FEED, PARTITIONS, Deadline, Scene, World
+from tests.support.blocking import acknowledge
+from tests.support.waiting import until
 
 if TYPE_CHECKING:
     from sqlmq import Consumer, Transaction

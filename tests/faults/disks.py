@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.postgres_server import unprivileged_account
+from tests.support.postgres_server import unprivileged_account
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -12,14 +12,15 @@ from sqlalchemy import text
 from sqlalchemy.exc import SQLAlchemyError
 
 from sqlmq import SqlmqError
-from tests.concurrency.workers import COMMITTED, DELIVERED, FAILED, GROUP, TOPIC, TROUBLE, Journal
+from tests.support.journal import COMMITTED, DELIVERED, FAILED, TROUBLE, Journal
+from tests.support.processes import GROUP, TOPIC
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
     from sqlmq import ReceivedMessage
-    from tests.concurrency.workers import Place
+    from tests.support.processes import Place
 
 
 def go_to(network: Path) -> None:

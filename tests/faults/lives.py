@@ -16,8 +16,9 @@ from sqlalchemy import NullPool, create_engine, text
 from sqlalchemy.orm import Session
 
 from sqlmq import MQ, Message, Retention, Retry
-from tests.concurrency.workers import GROUP, TOPIC, Journal, Place
-from tests.contract.waiting import until
+from tests.support.journal import Journal
+from tests.support.processes import GROUP, TOPIC, Place
+from tests.support.waiting import until
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -18,16 +18,16 @@ from typing import TYPE_CHECKING
 from sqlmq.database.engines import open_engine
 from sqlmq.hooks import failpoints
 from sqlmq.hooks.failpoints import EXIT_CODE, POINTS
-from tests.concurrency import workers
-from tests.concurrency.workers import in_child
-from tests.contract.waiting import until
 from tests.faults.lives import LIVES, Life
+from tests.support import processes
+from tests.support.processes import in_child
+from tests.support.waiting import until
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from tests.concurrency.workers import Place
+    from tests.support.processes import Place
 
 PATIENCE_SECONDS = 300.0
 
@@ -103,9 +103,9 @@ def reach_everywhere(place: Place, directory: Path) -> None:
 
 def in_nursery(work: Callable[..., None], *arguments: object) -> int | None:
     """Run *work* in a process that may fork, and return its exit code; None if it did not end. No child survives it."""
-    process = workers.context().Process(target=_lead, args=(work, *arguments))  # type: ignore[attr-defined]
-    process.start()
+    process = processes.start(_lead, work, *arguments)
     process.join(PATIENCE_SECONDS)
+    assert process.pid is not None
     with suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
     exit_code: int | None = process.exitcode

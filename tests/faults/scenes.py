@@ -10,8 +10,8 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
 
 from sqlmq import Message, Retention
-from tests.contract.waiting import PATIENCE_SECONDS
 from tests.faults.world import FEED, PARTITIONS, Scene, World, between
+from tests.support.waiting import PATIENCE_SECONDS
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -13,9 +13,9 @@ from sqlalchemy import text
 
 from sqlmq import SqlmqError
 from sqlmq.hooks import failpoints
-from tests.concurrency.workers import GROUP, TOPIC, ended, fork, in_child
-from tests.contract.waiting import PATIENCE_SECONDS, until
 from tests.faults.nursery import Nursery
+from tests.support.processes import GROUP, TOPIC, ended, fork, in_child
+from tests.support.waiting import PATIENCE_SECONDS, until
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     from sqlalchemy.orm import Session
 
     from sqlmq import Message
-    from tests.concurrency.workers import Place
     from tests.faults.lives import Life
+    from tests.support.processes import Place
 
 ACCEPTED, REFUSED = "accepted", "refused"
 READY, HOLDING, KILLED, TAKEN = "ready", "holding", "killed", "taken"

@@ -10,10 +10,10 @@ from sqlalchemy import event, make_url
 from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 
 from sqlmq import AsyncConsumer, AsyncProducer, Message
-from tests.contract.blocking import Loop
 from tests.faults.consuming import DONE, INSERT, SECONDS, InTransaction
 from tests.faults.scenes import InSession
 from tests.faults.world import FEED, Scene, World
+from tests.support.blocking import Loop
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Coroutine, Generator

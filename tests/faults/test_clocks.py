@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from sqlmq import Message
-from tests.contract.waiting import until
+from tests.support.waiting import until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -13,8 +13,6 @@ import pytest
 from sqlalchemy import Engine, text
 
 from sqlmq.hooks.failpoints import POINTS
-from tests.concurrency.workers import GROUP, TOPIC, Place
-from tests.contract.shop import read_log
 from tests.faults import lives, nursery
 from tests.faults.lives import (
     CANCELLED,
@@ -36,6 +34,8 @@ from tests.faults.lives import (
     UNDONE,
     Line,
 )
+from tests.support.processes import GROUP, TOPIC, Place
+from tests.support.shop import read_log
 
 if TYPE_CHECKING:
     from collections.abc import Callable

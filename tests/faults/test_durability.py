@@ -16,9 +16,9 @@ from sqlalchemy.pool import NullPool
 from sqlmq import MQ, Message
 from sqlmq.errors import DatabaseError
 from sqlmq.migrate import upgrade
-from tests.contract.waiting import until
 from tests.faults.disks import give_to_server, small_disk_at
-from tests.postgres_server import DURABLE_SETTINGS, PostgresServer, installations
+from tests.support.postgres_server import DURABLE_SETTINGS, PostgresServer, installations
+from tests.support.waiting import until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -16,8 +16,8 @@ from sqlalchemy import make_url
 
 from sqlmq import MQ, DatabaseUnavailableError, Message, SqlmqError
 from sqlmq.errors import DatabaseDamagedError, DatabaseError, DatabaseFullError, ReadOnlyDatabaseError
-from tests.contract.waiting import receive, values
 from tests.faults.disks import small_disk_at
+from tests.support.waiting import receive, values
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -14,8 +14,8 @@ from sqlalchemy.pool import NullPool
 
 from sqlmq import MQ, DatabaseBusyError, DatabaseUnavailableError, Message
 from sqlmq.errors import DatabaseError, DatabaseFullError
-from tests.contract.waiting import receive, values
 from tests.faults.disks import give_to_server, small_disk_at
+from tests.support.waiting import receive, values
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -12,9 +12,9 @@ from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 from sqlalchemy.orm import Session
 
 from sqlmq import MQ, AsyncMQ, Message, OutcomeUnknownError
-from tests.contract.shop import Shop, staged
-from tests.contract.waiting import PATIENCE_SECONDS, until
 from tests.faults.proxy import COMMIT, Proxy
+from tests.support.shop import Shop, staged
+from tests.support.waiting import PATIENCE_SECONDS, until
 
 if TYPE_CHECKING:
     from sqlalchemy import Engine

@@ -12,9 +12,9 @@ import pytest
 from sqlalchemy import make_url
 
 from sqlmq import MQ, AsyncMQ, Message
-from tests.contract.waiting import receive, until, values
-from tests.databases.traffic import Traffic
 from tests.faults.proxy import Proxy, Road
+from tests.support.traffic import Traffic
+from tests.support.waiting import receive, until, values
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -19,10 +19,10 @@ from sqlalchemy.pool import NullPool
 from sqlmq import MQ, Message, OutcomeUnknownError
 from sqlmq.errors import ReadOnlyDatabaseError
 from sqlmq.migrate import upgrade
-from tests.contract.waiting import until
-from tests.databases.test_failover import Pair
-from tests.databases.traffic import PATIENCE_SECONDS, Traffic
-from tests.postgres_server import PostgresServer, installations
+from tests.support.postgres_pair import PostgresPair
+from tests.support.postgres_server import PostgresServer, installations
+from tests.support.traffic import PATIENCE_SECONDS, Traffic
+from tests.support.waiting import until
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -196,13 +196,13 @@ def test_an_mq_is_closed_in_time_while_the_server_hangs(server: PostgresServer, 
 
 
 @pytest.fixture
-def pair() -> Iterator[Pair]:
-    pair = Pair()
+def pair() -> Iterator[PostgresPair]:
+    pair = PostgresPair()
     yield pair
     pair.remove()
 
 
-def test_a_primary_that_comes_back_as_a_standby_at_its_address_is_left_for_the_new_one(pair: Pair) -> None:
+def test_a_primary_that_comes_back_as_a_standby_at_its_address_is_left_for_the_new_one(pair: PostgresPair) -> None:
     with MQ(pair.url) as mq:
         producer = mq.producer("orders")
         producer.produce(Message(b"before"))
@@ -221,7 +221,7 @@ def test_a_primary_that_comes_back_as_a_standby_at_its_address_is_left_for_the_n
         assert mq.admin.describe_topic("orders").partitions[place.partition].end_offset == place.offset + 1
 
 
-def test_a_standby_alone_is_refused_for_what_it_is(pair: Pair) -> None:
+def test_a_standby_alone_is_refused_for_what_it_is(pair: PostgresPair) -> None:
     with MQ(pair.primary.url) as mq:
         mq.create_topic("orders")
     with MQ(pair.standby.url) as mq:

@@ -16,8 +16,8 @@ from sqlmq import MQ, AsyncMQ, DatabaseUnavailableError, Message, OutcomeUnknown
 from sqlmq.background import listener
 from sqlmq.errors import DatabaseError
 from sqlmq.producer.batcher import MOST_TOGETHER
-from tests.contract.waiting import until
 from tests.faults.proxy import Proxy, Road
+from tests.support.waiting import until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -11,10 +11,9 @@ import pytest
 from sqlalchemy import text
 
 from sqlmq import Message
-from tests.concurrency.test_processes import Processes
-from tests.concurrency.workers import GROUP, TOPIC, Place
-from tests.contract.waiting import until
 from tests.faults import holder
+from tests.support.processes import GROUP, TOPIC, Place, Processes
+from tests.support.waiting import until
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -11,11 +11,11 @@ import pytest
 from sqlalchemy import Engine, text
 
 from sqlmq import Message
-from tests.concurrency.workers import GROUP, TOPIC, Place
 from tests.faults import successions
 from tests.faults.lives import POLL_SECONDS, Line, make_tables
 from tests.faults.nursery import in_nursery
 from tests.faults.successions import ACCEPTED, KILLED, REFUSED, SUCCESSOR, TAKEN, ZOMBIE
+from tests.support.processes import GROUP, TOPIC, Place
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -10,15 +10,15 @@ from typing import TYPE_CHECKING
 import pytest
 
 from sqlmq import Message
-from tests.concurrency.workers import GROUP, TOPIC, Place
-from tests.contract.waiting import receive, until
 from tests.faults import holder
+from tests.support.processes import GROUP, TOPIC, Place
+from tests.support.waiting import receive, until
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from tests.concurrency.test_processes import Processes
     from tests.conftest import DatabaseUnderTest
+    from tests.support.processes import Processes
 
 LEASE_SECONDS, POLL_SECONDS, MARGIN_SECONDS = 2.0, 0.2, 1.0
 BUSY_SECONDS = 1.5

@@ -13,10 +13,10 @@ import pytest
 from sqlmq import MQ, Message
 from sqlmq.background import listener, poller, retention
 from sqlmq.errors import ConsumerClosedError
-from tests.contract.waiting import until
 from tests.faults.cases import ALL
 from tests.faults.wire import BACKGROUND, POSTGRES_FAULTS, SQLITE_FAULTS, WIRE, wired
 from tests.faults.world import PARTITIONS, World
+from tests.support.waiting import until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -16,14 +16,13 @@ from sqlmq.database import retrying
 from sqlmq.dialects.sqlite import dialect
 from tests.concurrency.test_processes import (
     PATIENCE_SECONDS,
-    Processes,
     assert_that_everything_acknowledged_is_in,
     assert_that_the_file_is_sound,
     read_log,
 )
-from tests.concurrency.workers import TOPIC, Place
-from tests.contract.waiting import until
 from tests.faults import writers
+from tests.support.processes import TOPIC, Place, Processes
+from tests.support.waiting import until
 
 if TYPE_CHECKING:
     from pathlib import Path

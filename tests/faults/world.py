@@ -12,16 +12,16 @@ from sqlalchemy import Engine, create_engine, event, text
 
 from sqlmq import MQ, AsyncMQ, Message
 from sqlmq.database.append_connection import AppendConnection
-from tests.contract.blocking import blocking
-from tests.contract.waiting import until
 from tests.faults.wire import BACKGROUND
+from tests.support.blocking import blocking
+from tests.support.waiting import until
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from sqlmq.database.append_connection import AutocommitConnection
     from tests.conftest import DatabaseUnderTest
-    from tests.contract.blocking import Loop
+    from tests.support.blocking import Loop
 
 PARTITIONS = 2
 FEED = 6

@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING
 from sqlalchemy import make_url
 
 from sqlmq import Message
-from tests.concurrency.workers import FAILED, PRODUCED, TOPIC, TROUBLE, Journal
+from tests.support.journal import FAILED, PRODUCED, TROUBLE, Journal
+from tests.support.processes import TOPIC
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from tests.concurrency.workers import Place
+    from tests.support.processes import Place
 
 WAITED = "waited"
 LARGE = b"x" * 10_000

@@ -181,9 +181,9 @@ def test_no_test_sleeps() -> None:
         ROOT / "tests" / name
         for name in (
             "faults/proxy.py",
-            "pgbouncer.py",
-            "postgres_databases.py",
-            "postgres_server.py",
+            "support/pgbouncer.py",
+            "support/postgres_databases.py",
+            "support/postgres_server.py",
             "test_postgres_server.py",
             # Slow steps of the library, made slow on purpose.
             "verify/selftest/mutations.py",

@@ -12,7 +12,7 @@ import pytest
 
 from sqlmq import Message
 from sqlmq.hooks import log_events
-from tests.contract.failing import ONCE, Handler, Shift, produce
+from tests.support.failing import ONCE, Handler, Shift, produce
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -29,7 +29,7 @@ from tests.conftest import DatabaseUnderTest
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from tests.postgres_databases import PostgresDatabases
+    from tests.support.postgres_databases import PostgresDatabases
 
 ROOT = Path(__file__).parent.parent.parent
 DIRECTORY = ROOT / "migrations"

@@ -8,10 +8,10 @@ from hypothesis import strategies as st
 from hypothesis.stateful import precondition, rule
 
 from sqlmq import Message, ReceivedMessage, Retry
-from tests.hands import Hands
 from tests.model.machine import FOR_EVER_SECONDS, PICK
 from tests.model.reference import MOST_ATTEMPTS, Policy, Workers
 from tests.model.sending import Sending
+from tests.support.stepped_worker import SteppedWorker
 
 if TYPE_CHECKING:
     from typing import Any
@@ -60,7 +60,7 @@ class Handling(Sending):
             jitter=0.0,
         )
         consumer = self.mq.consumer(topic.name, WORKERS)
-        hands = Hands(consumer, handler, retry, workers.policy)
+        hands = SteppedWorker(consumer, handler, retry, workers.policy)
         for _ in fails:
             hands.work()
         consumer.close()

@@ -11,11 +11,10 @@ from sqlalchemy import select, text
 
 from sqlmq import MQ, AsyncMQ, Message
 from sqlmq.dialects import dialect_named
-from tests.aio.conftest import async_engine_with_savepoints
-from tests.contract.blocking import Loop, blocking
-from tests.contract.delaying import Staged
-from tests.contract.shop import with_savepoints
 from tests.model.reference import Group, Place, Reader, Topic, place_of
+from tests.support.blocking import Loop, blocking
+from tests.support.delayed import Staged
+from tests.support.engines import async_engine_with_savepoints, with_savepoints
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence

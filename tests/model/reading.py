@@ -19,8 +19,8 @@ from tests.model.reference import Group, Reader, place_of
 if TYPE_CHECKING:
     from sqlmq import Consumer, ReceivedMessage
     from sqlmq.consumer.partition import Delivery
-    from tests.contract.blocking import BlockingConsumer
     from tests.model.reference import Topic
+    from tests.support.blocking import BlockingConsumer
 
 GROUPS = ("billing", "audit")
 HAVE_EFFECT = text("INSERT INTO effect VALUES (:place)")

@@ -13,16 +13,16 @@ from sqlalchemy.orm import Session
 
 from sqlmq import FencedError, Message, Retention, UnknownTopicError
 from sqlmq.errors import InvalidPartitionError, MessageTooLargeError
-from tests.contract.delaying import LONG, look_now
-from tests.contract.shop import savepoint_trees
 from tests.model.machine import KEYS, PICK, Machine
 from tests.model.reference import Delayed, Partition, Topic
+from tests.support.delayed import LONG, look_now
+from tests.support.shop import savepoint_trees
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from sqlmq import ProducerResult
-    from tests.contract.blocking import BlockingProducer
+    from tests.support.blocking import BlockingProducer
 
     Kept: TypeAlias = dict[str, list[Message]]
     """What a transaction publishes, by topic, as long as it is not rolled back."""

@@ -6,8 +6,8 @@ import contextlib
 from typing import TYPE_CHECKING
 
 from sqlmq import FencedError, ReceivedMessage, Retry
-from tests.hands import Hands
 from tests.schedules.scene import place_of
+from tests.support.stepped_worker import SteppedWorker
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -195,11 +195,11 @@ def decide_decide_handle(scene: Scene) -> None:
         handled.append(place_of(message)[1])
 
     first = scene.mq(2).consumer(scene.topic, "billing")
-    Hands(first, fails, ONCE, "dead").work()
+    SteppedWorker(first, fails, ONCE, "dead").work()
     first.close()
     parked = [scene.mq(number).admin.parked(scene.topic, "billing") for number in range(2)]
     owner = scene.mq(2).consumer(scene.topic, "billing")
-    hands = Hands(owner, handles, ONCE, "dead")
+    hands = SteppedWorker(owner, handles, ONCE, "dead")
     retried, discarded = [0], [0]
 
     def retry() -> None:
@@ -215,7 +215,7 @@ def decide_decide_handle(scene: Scene) -> None:
 
     def each_once() -> None:
         with scene.stage.own.consumer(scene.topic, "billing") as last:
-            left = Hands(last, handles, ONCE, "dead")
+            left = SteppedWorker(last, handles, ONCE, "dead")
             while left.work():
                 pass
         assert [offset for offset in handled if offset] == [1, 2]

@@ -16,10 +16,10 @@ from sqlmq import MQ, Message, ReceivedMessage, UnknownTopicError
 from sqlmq.database import watchdog
 from sqlmq.dialects import dialect_named
 from sqlmq.testing import Clock
-from tests.contract.delaying import Staged
 from tests.schedules.conductor import Conductor
 from tests.schedules.drivers import EyeOnPostgres, EyeOnSqlite, conduct
 from tests.schedules.exploring import name_of
+from tests.support.delayed import Staged
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence

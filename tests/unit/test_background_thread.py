@@ -8,8 +8,8 @@ import pytest
 
 from sqlmq.background.thread import BackgroundThread
 from sqlmq.hooks.clock import SYSTEM
-from tests.contract.test_lifecycle import forks, in_fork
-from tests.contract.waiting import PATIENCE_SECONDS, until
+from tests.support.processes import forks, in_fork
+from tests.support.waiting import PATIENCE_SECONDS, until
 
 
 class Waiter(BackgroundThread):

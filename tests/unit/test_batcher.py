@@ -13,7 +13,7 @@ from sqlmq.errors import DatabaseUnavailableError, OutcomeUnknownError
 from sqlmq.model.message import Message, ProducerResult
 from sqlmq.operations.produce import RoutedMessage
 from sqlmq.producer.batcher import MOST_TOGETHER, Batcher
-from tests.contract.waiting import until
+from tests.support.waiting import until
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence

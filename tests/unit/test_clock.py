@@ -13,8 +13,8 @@ import pytest
 from sqlmq import MQ, Message
 from sqlmq.hooks.clock import SYSTEM, check_clock
 from sqlmq.testing import Clock
-from tests.contract.waiting import PATIENCE_SECONDS, until
-from tests.manual_clock import ManualClock
+from tests.support.clock import ManualClock
+from tests.support.waiting import PATIENCE_SECONDS, until
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -16,7 +16,7 @@ import pytest
 from sqlmq import MQ
 from sqlmq.hooks import failpoints
 from sqlmq.hooks.failpoints import EXIT_CODE, POINTS, FailpointError, Gate, armed, failpoint, raising
-from tests.contract.waiting import PATIENCE_SECONDS
+from tests.support.waiting import PATIENCE_SECONDS
 
 ROOT = Path(__file__).parent.parent.parent
 POINT = "commit.before"

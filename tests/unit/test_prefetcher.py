@@ -12,7 +12,7 @@ import pytest
 from sqlmq.consumer.partition import AssignedPartition
 from sqlmq.consumer.prefetcher import FetchResult, NextFetch, Prefetcher
 from sqlmq.model.message import FetchedRecords
-from tests.contract.waiting import PATIENCE_SECONDS, until
+from tests.support.waiting import PATIENCE_SECONDS, until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

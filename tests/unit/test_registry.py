@@ -9,7 +9,7 @@ import pytest
 from sqlmq.background.registry import FEW_MEMBERS, MemberRegistry
 from sqlmq.background.wakeups import Wakeups
 from sqlmq.model.config import MQConfig
-from tests.contract.test_lifecycle import forks, in_fork
+from tests.support.processes import forks, in_fork
 
 if TYPE_CHECKING:
     from sqlmq.operations.poll import PollRequest

@@ -13,7 +13,7 @@ from sqlmq.background.registry import MemberRegistry
 from sqlmq.background.wakeups import Wakeups
 from sqlmq.model.config import MQConfig
 from sqlmq.model.timing import Deadline, PollWait
-from tests.contract.waiting import PATIENCE_SECONDS, until
+from tests.support.waiting import PATIENCE_SECONDS, until
 
 FOREVER = Deadline(math.inf)
 

@@ -11,7 +11,7 @@ from sqlmq import DatabaseUnavailableError
 from sqlmq.database import watchdog
 from sqlmq.database.watchdog import WaitBudget, Watchdog
 from sqlmq.dialects import ConnectionSocket
-from tests.contract.waiting import until
+from tests.support.waiting import until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

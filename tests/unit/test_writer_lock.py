@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 
 from sqlmq.database.writer_lock import WriterLock
-from tests.contract.waiting import PATIENCE_SECONDS, until
+from tests.support.waiting import PATIENCE_SECONDS, until
 
 
 class Counted:

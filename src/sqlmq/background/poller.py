@@ -127,9 +127,7 @@ class SharedPoller(BackgroundThread):
 
     def _next_poll_at(self) -> float:
         seconds = self._poll_max_seconds
-        return self._clock.monotonic() + poll_pause(
-            0, least=seconds, most=seconds, random=self._clock.random.random()
-        )
+        return self._clock.monotonic() + poll_pause(0, least=seconds, most=seconds, random=self._clock.random.random())
 
     def _pause(self, next_poll_at: float) -> float:
         """Return for how many seconds there is nothing to do."""

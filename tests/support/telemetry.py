@@ -11,7 +11,7 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 from sqlmq.opentelemetry import Telemetry, instrument
-from tests.contract.waiting import until
+from tests.support.waiting import until
 
 if TYPE_CHECKING:
     from opentelemetry.sdk.trace import ReadableSpan

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from sqlmq import MQ, Message, ReceivedMessage
 from sqlmq.model.retry import Retry
-from tests.contract.waiting import PATIENCE_SECONDS, until
+from tests.support.waiting import PATIENCE_SECONDS, until
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

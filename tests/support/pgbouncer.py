@@ -15,13 +15,13 @@ from typing import TYPE_CHECKING
 
 import psycopg
 
-from tests.postgres_server import GUARD, free_port, unprivileged_account
+from tests.support.postgres_server import GUARD, free_port, unprivileged_account
 
 if TYPE_CHECKING:
     from sqlalchemy import URL
 
 START_TIMEOUT = 20.0
-PAGE = Path(__file__).parent.parent / "docs" / "pgbouncer.md"
+PAGE = Path(__file__).parent.parent.parent / "docs" / "pgbouncer.md"
 
 
 def find_pgbouncer() -> str | None:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from sqlmq.model.retry import FailurePolicy
 
 
-class Hands:
+class SteppedWorker:
     """Handles messages of *consumer* as its ``run`` would, without its threads and waits."""
 
     def __init__(
@@ -29,7 +29,7 @@ class Hands:
 
     def work(self) -> bool:
         """Check the group and the parked messages, and handle one message; return whether there was any."""
-        worker = Worker("hands")
+        worker = Worker("stepped-worker")
         worker.thread = threading.current_thread()
         self._pool._dispatcher._refresh_at = 0.0
         self._consumer._core.coordinator.recheck_group_soon()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from hypothesis import strategies as st
-from sqlalchemy import Connection, Engine, create_engine, event, select, text
+from sqlalchemy import Connection, Engine, select, text
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, scoped_session
 
 from sqlmq import Message
@@ -82,18 +82,6 @@ def staged(engine: Engine, schema: str | None) -> int:
     with engine.connect() as connection:
         count: int = connection.execute(text(f"SELECT count(*) FROM {prefix}sqlmq_staged")).scalar_one()
     return count
-
-
-def with_savepoints(url: str) -> Engine:
-    """An engine on which savepoints work: on SQLite, Python's driver has to be kept from beginning transactions.
-
-    https://docs.sqlalchemy.org/en/20/dialects/sqlite.html#pysqlite-serializable
-    """
-    engine = create_engine(url)
-    if engine.dialect.name == "sqlite":
-        event.listen(engine, "connect", lambda connection, _record: setattr(connection, "isolation_level", None))
-        event.listen(engine, "begin", lambda connection: connection.exec_driver_sql("BEGIN"))
-    return engine
 
 
 # Each sells something (None), or is a savepoint: whether it is kept, and what happens in it.
