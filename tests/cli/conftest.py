@@ -26,6 +26,12 @@ class Sqlmq(Protocol):
     def __call__(self, *arguments: str, stdin: bytes | str | None = None) -> Result: ...
 
 
+class Refusal(Protocol):
+    """Asserts that `sqlmq` refuses these arguments as a usage error, without a database; returns what it writes."""
+
+    def __call__(self, *arguments: str) -> str: ...
+
+
 class SqlmqProcess(Protocol):
     """Starts `sqlmq` with arguments as a process with three pipes, in a directory; it is killed at the end of the test."""
 
@@ -48,6 +54,19 @@ def settings(database: DatabaseUnderTest) -> dict[str, str]:
 def sqlmq(settings: dict[str, str]) -> Sqlmq:
     def run(*arguments: str, stdin: bytes | str | None = None) -> Result:
         return CliRunner().invoke(main, arguments, input=stdin, env=settings, prog_name="sqlmq")
+
+    return run
+
+
+@pytest.fixture
+def refusal(tmp_path: Path) -> Refusal:
+    """Run `sqlmq` on a database that can't be opened; what asks for one fails with exit code 1 and its path."""
+    url = f"sqlite:///{tmp_path / 'missing' / 'queue.db'}"
+
+    def run(*arguments: str) -> str:
+        result = CliRunner().invoke(main, arguments, input="never\n", env={"SQLMQ_URL": url}, prog_name="sqlmq")
+        assert result.exit_code == 2, f"{arguments} ended with {result.exit_code}: {result.output}"
+        return result.stderr
 
     return run
 

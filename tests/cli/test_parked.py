@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from click.testing import Result
 
     from sqlmq import MQ
-    from tests.cli.conftest import Sqlmq
+    from tests.cli.conftest import Refusal, Sqlmq
     from tests.conftest import DatabaseUnderTest
 
 OF_BILLING = ("orders", "--group", "billing")
@@ -187,17 +187,15 @@ def test_messages_are_copied_and_moved(sqlmq: Sqlmq, mq: MQ) -> None:
     assert mq.admin.parked("orders", "billing").list() == []
 
 
-@pytest.mark.parametrize("command", [("retry", "orders"), ("discard", "orders"), ("copy", "orders", "failed")])
-@pytest.mark.parametrize("which", [(), ("--all", "--key", "a"), ("--offset", "0")])
-def test_a_change_has_to_say_what_it_is_about(sqlmq: Sqlmq, command: tuple[str, ...], which: tuple[str, ...]) -> None:
-    result = sqlmq("parked", *command, "--group", "billing", *which)
-
-    assert result.exit_code == 2
+def test_a_change_has_to_say_what_it_is_about(refusal: Refusal) -> None:
+    for command in (("retry", "orders"), ("discard", "orders"), ("copy", "orders", "failed")):
+        for which in ((), ("--all", "--key", "a"), ("--offset", "0")):
+            assert "Error: " in refusal("parked", *command, "--group", "billing", *which)
 
 
-@pytest.mark.parametrize(
-    "arguments",
-    [
+@pytest.mark.usefixtures("letters")
+def test_what_is_not_there_is_an_error(sqlmq: Sqlmq) -> None:
+    for arguments in (
         ("list", "nothing", "--group", "billing"),
         ("list", "orders", "--group", "nobody"),
         ("keys", "orders", "--group", "nobody"),
@@ -206,11 +204,8 @@ def test_a_change_has_to_say_what_it_is_about(sqlmq: Sqlmq, command: tuple[str, 
         ("copy", "orders", "failed", "--group", "nobody", "--all"),
         ("show", "orders", "0", "99", "--group", "billing"),
         ("list", "orders", "--group", "billing", "--partition", "9"),
-    ],
-)
-@pytest.mark.usefixtures("letters")
-def test_what_is_not_there_is_an_error(sqlmq: Sqlmq, arguments: tuple[str, ...]) -> None:
-    result = sqlmq("parked", *arguments)
+    ):
+        result = sqlmq("parked", *arguments)
 
-    assert result.exit_code == 1
-    assert result.stderr.startswith("Error: ")
+        assert result.exit_code == 1, arguments
+        assert result.stderr.startswith("Error: ")

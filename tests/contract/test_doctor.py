@@ -244,19 +244,18 @@ def test_a_table_without_autovacuum_and_with_rows_to_be_cleared_away_is_found(
 
 @POSTGRES
 @pytest.mark.new_database
-@pytest.mark.parametrize(
-    ("value", "is_found"),
-    [("0", True), ("no", True), ("f", True), ("n", True), ("OFF", True), ("false", True), ("1", False), ("yes", False)],
-)
-def test_autovacuum_is_off_however_that_is_written(
-    mq: MQ, engine: Engine, database: DatabaseUnderTest, value: str, *, is_found: bool
-) -> None:
+def test_autovacuum_is_off_however_that_is_written(mq: MQ, engine: Engine, database: DatabaseUnderTest) -> None:
     table = "sqlmq_message" if database.schema is None else f"{database.schema}.sqlmq_message"
+    off, on = ("0", "no", "f", "n", "OFF", "false"), ("1", "yes")
+    found = {}
     mq.admin.topics()
-    with engine.begin() as connection:
-        connection.execute(text(f"ALTER TABLE {table} SET (autovacuum_enabled = {value})"))
 
-    assert ("no-autovacuum" in codes(mq.admin.diagnose())) == is_found
+    for value in (*off, *on):
+        with engine.begin() as connection:
+            connection.execute(text(f"ALTER TABLE {table} SET (autovacuum_enabled = {value})"))
+        found[value] = "no-autovacuum" in codes(mq.admin.diagnose())
+
+    assert found == dict.fromkeys(off, True) | dict.fromkeys(on, False)
 
 
 @POSTGRES
@@ -364,23 +363,15 @@ def test_a_write_ahead_file_that_has_grown_is_found(mq: MQ) -> None:
 
 
 @SQLITE
-@pytest.mark.parametrize(
-    ("version", "is_found"),
-    [
-        ((3, 40, 1), True),
-        ((3, 51, 2), True),
-        ((3, 51, 3), False),
-        ((3, 50, 7), False),
-        ((3, 44, 6), False),
-        ((3, 44, 5), True),
-    ],
-)
-def test_a_library_that_may_damage_the_file_is_found(
-    mq: MQ, monkeypatch: pytest.MonkeyPatch, version: tuple[int, ...], is_found: bool
-) -> None:
-    monkeypatch.setattr("sqlite3.sqlite_version_info", version)
+def test_a_library_that_may_damage_the_file_is_found(mq: MQ, monkeypatch: pytest.MonkeyPatch) -> None:
+    may_damage, is_mended = ((3, 40, 1), (3, 51, 2), (3, 44, 5)), ((3, 51, 3), (3, 50, 7), (3, 44, 6))
+    found = {}
 
-    assert ("sqlite-version" in {problem.code for problem in mq.admin.diagnose()}) == is_found
+    for version in (*may_damage, *is_mended):
+        monkeypatch.setattr("sqlite3.sqlite_version_info", version)
+        found[version] = "sqlite-version" in {problem.code for problem in mq.admin.diagnose()}
+
+    assert found == dict.fromkeys(may_damage, True) | dict.fromkeys(is_mended, False)
 
 
 @SQLITE

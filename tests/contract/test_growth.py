@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 from sqlalchemy import text
@@ -79,32 +79,22 @@ def test_one_that_has_as_many_stays_as_it_is(mq: MQ) -> None:
     assert partitions(mq) == 4
 
 
-@pytest.mark.parametrize(
-    ("before", "wanted", "said"),
-    [
-        (4, 2, "It grows to a multiple, such as 8, 12, 16, so"),
-        (4, 6, "Topic 'orders' has 4 partitions and can't have 6"),
-        (MAX_PARTITIONS, MAX_PARTITIONS - 1, "is the maximum"),
-        (1, MAX_PARTITIONS + 1, "A topic has 1 to"),
-        (1, 0, "A topic has 1 to"),
-    ],
-)
-def test_what_is_no_multiple_is_refused(mq: MQ, before: int, wanted: int, said: str) -> None:
-    mq.create_topic("orders", before)
+def test_what_is_no_multiple_is_refused(mq: MQ) -> None:
+    mq.create_topic("orders", 4)
+    mq.create_topic("largest", MAX_PARTITIONS)
 
-    with pytest.raises(InvalidPartitionError, match=said) as caught:
-        mq.admin.add_partitions("orders", wanted)
+    for topic, wanted, said in (
+        ("orders", 2, "It grows to a multiple, such as 8, 12, 16, so"),
+        ("orders", 6, "Topic 'orders' has 4 partitions and can't have 6"),
+        ("orders", MAX_PARTITIONS + 1, "A topic has 1 to"),
+        ("orders", 0, "A topic has 1 to"),
+        ("largest", MAX_PARTITIONS - 1, "is the maximum"),
+    ):
+        with pytest.raises(InvalidPartitionError, match=said) as caught:
+            mq.admin.add_partitions(topic, wanted)
+        assert caught.value.partition == wanted
 
-    assert caught.value.partition == wanted
-    assert partitions(mq) == before
-
-
-@pytest.mark.parametrize("wanted", ["4", 4.0, None, True])
-def test_what_is_no_number_is_refused(mq: MQ, wanted: Any) -> None:
-    mq.create_topic("orders", 2)
-
-    with pytest.raises(TypeError):
-        mq.admin.add_partitions("orders", wanted)
+    assert partitions(mq) == 4
 
 
 def test_an_unknown_topic_can_not_grow(mq: MQ) -> None:

@@ -177,40 +177,22 @@ def test_a_group_goes_back_by_a_time(filled: MQ) -> None:
 # --- What is refused ---
 
 
-@pytest.mark.parametrize("offset", [COUNT + 1, 2**40])
-def test_an_offset_the_log_does_not_have_is_refused(filled: MQ, offset: int) -> None:
+def test_an_offset_the_log_does_not_have_is_refused(filled: MQ) -> None:
     for move in (filled.admin.preview_reset, filled.admin.reset_group):
-        with pytest.raises(InvalidOffsetError, match=f"the offsets 0 to {COUNT}") as raised:
-            move("orders", "billing", {0: offset})
+        for offset in (COUNT + 1, 2**40):
+            with pytest.raises(InvalidOffsetError, match=f"the offsets 0 to {COUNT}") as raised:
+                move("orders", "billing", {0: offset})
 
-        assert (raised.value.partition, raised.value.offset, raised.value.end_offset) == (0, offset, COUNT)
+            assert (raised.value.partition, raised.value.offset, raised.value.end_offset) == (0, offset, COUNT)
     assert positions(filled) == [COUNT]
 
 
-@pytest.mark.parametrize(
-    ("to", "options", "error"),
-    [
-        (None, {}, ValueError),
-        ("earliest", {"shift_by": 1}, ValueError),
-        ("newest", {}, ValueError),
-        (7, {}, TypeError),
-        (None, {"shift_by": 1.5}, TypeError),
-        (None, {"shift_by": True}, TypeError),
-        (timedelta(seconds=-1), {}, ValueError),
-        (datetime(2026, 1, 1), {}, ValueError),  # noqa: DTZ001 - that it has no time zone is what is refused
-        ({}, {}, ValueError),
-        ({0: -1}, {}, ValueError),
-        ({0: "3"}, {}, TypeError),
-        ({0: 3}, {"partitions": [0]}, ValueError),
-        ({1: 0}, {}, InvalidPartitionError),
-        ("latest", {"partitions": [1]}, InvalidPartitionError),
-        ("latest", {"partitions": ["0"]}, TypeError),
-    ],
-)
-def test_what_makes_no_sense_is_refused(filled: MQ, to: Any, options: dict[str, Any], error: type[Exception]) -> None:
+def test_a_partition_that_the_topic_does_not_have_is_refused(filled: MQ) -> None:
     for move in (filled.admin.preview_reset, filled.admin.reset_group):
-        with pytest.raises(error):
-            move("orders", "billing", to, **options)
+        with pytest.raises(InvalidPartitionError):
+            move("orders", "billing", {1: 0})
+        with pytest.raises(InvalidPartitionError):
+            move("orders", "billing", "latest", partitions=[1])
 
     assert positions(filled) == [COUNT]
 
@@ -683,8 +665,3 @@ def test_where_a_group_started_is_shown_and_means_nothing_for_an_old_one(filled:
 
     assert filled.admin.describe_group("orders", "audit").start == start
     assert positions(filled, "audit") == [0 if start == "earliest" else COUNT]
-
-
-def test_a_start_without_a_time_zone_is_refused(mq: MQ) -> None:
-    with pytest.raises(ValueError, match="timezone-aware"):
-        mq.consumer("orders", "audit", start=datetime(2026, 1, 1))  # noqa: DTZ001 - that is what is refused

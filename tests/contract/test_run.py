@@ -505,37 +505,6 @@ def test_a_handler_that_outlasts_a_lease_is_warned_of_and_keeps_its_partition(
 # --- What can't be ---
 
 
-@pytest.mark.parametrize(
-    ("options", "complaint"),
-    [
-        ({"batch_size": 0}, "batch_size must be 1 or more"),
-        ({"concurrency": 0}, "concurrency must be 1 or more"),
-        ({"max_parked": 0}, "max_parked must be 1 or more"),
-        ({"on_failure": "explode"}, "on_failure must be 'park', 'dead', 'skip' or 'stop'"),
-        ({"max_processing_seconds": 0}, "max_processing_seconds must be more than 0"),
-        ({"stop_seconds": -1}, "stop_seconds must be 0 or more"),
-        ({"idle_seconds": float("nan")}, "idle_seconds must be 0 or more"),
-        ({"session": lambda: None}, "session= is for transaction=True"),
-    ],
-)
-def test_options_that_can_not_be_are_refused(mq: MQ, options: dict[str, Any], complaint: str) -> None:
-    with pytest.raises(ValueError, match=complaint):
-        mq.consumer("orders", "billing").run(Recorder(), **options)
-
-
-@pytest.mark.parametrize(
-    ("options", "complaint"),
-    [
-        ({"retry": 3}, "retry must be a sqlmq.Retry, not int"),
-        ({"batch_size": "many"}, "batch_size must be int, not str"),
-        ({"transaction": True, "session": 1}, "session= of run"),
-    ],
-)
-def test_options_of_another_type_are_refused(mq: MQ, options: dict[str, Any], complaint: str) -> None:
-    with pytest.raises(TypeError, match=complaint):
-        mq.consumer("orders", "billing").run(Recorder(), **options)
-
-
 def test_a_consumer_that_is_run_is_not_asked_for_messages(mq: MQ) -> None:
     send(mq, numbered(1))
     consumer = mq.consumer("orders", "billing")
@@ -550,8 +519,3 @@ def test_a_consumer_that_is_run_is_not_asked_for_messages(mq: MQ) -> None:
     drain(consumer, handler)
 
     assert "is run" in str(errors[0])
-
-
-def test_at_most_once_can_not_be_run(mq: MQ) -> None:
-    with pytest.raises(ValueError, match="ack='auto'"):
-        mq.consumer("orders", "billing", ack="on_delivery").run(Recorder())

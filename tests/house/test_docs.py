@@ -159,14 +159,20 @@ def test_the_code_of_a_page_runs_on_postgres(page: Path, database: DatabaseUnder
         close_what_is_open(namespace)
 
 
-@pytest.mark.parametrize("page", PAGES, ids=name)
-def test_every_block_says_what_it_is(page: Path) -> None:
+def is_known(block: Block) -> bool:
+    """Return whether the words of *block* are ones that its language has; SQL that is not run is not known."""
     known = {"python": {"postgres"}, "sql": {"postgres", "fails"}, "sh": {"sqlite", "postgres"}}
+    words = {word for word in block.words if not re.fullmatch(r"[0-9A-Z]{5}", word)}
+    return words <= known.get(block.language, set()) and (block.language != "sql" or block.is_for_postgres)
 
-    for block in blocks(page):
-        words = [word for word in block.words if not re.fullmatch(r"[0-9A-Z]{5}", word)]
-        assert set(words) <= known.get(block.language, set()), f"line {block.line}: {block.language} {block.words}"
-        assert block.language != "sql" or block.is_for_postgres, f"line {block.line}: SQL that is not run"
+
+def test_every_block_says_what_it_is() -> None:
+    assert [
+        f"{name(page)}:{block.line}: {block.language} {block.words}"
+        for page in PAGES
+        for block in blocks(page)
+        if not is_known(block)
+    ] == []
 
 
 # --- Commands exist ---
@@ -201,13 +207,16 @@ def check_command(words: list[str]) -> None:
             options |= {name: option for option in command.params for name in option.opts}
 
 
-@pytest.mark.parametrize("page", [*PAGES, ROOT / "docs" / "reference" / "cli.md"], ids=name)
-def test_every_command_of_a_page_exists(page: Path) -> None:
-    for command in commands_in(page):
-        try:
-            check_command(shlex.split(command, comments=True)[1:])
-        except AssertionError as error:
-            pytest.fail(f"{command}: {error}")
+def test_every_command_of_a_page_exists() -> None:
+    wrong = []
+    for page in [*PAGES, ROOT / "docs" / "reference" / "cli.md"]:
+        for command in commands_in(page):
+            try:
+                check_command(shlex.split(command, comments=True)[1:])
+            except AssertionError as error:
+                wrong.append(f"{name(page)}: {command}: {error}")
+
+    assert wrong == []
 
 
 # --- Links lead somewhere ---
@@ -219,22 +228,34 @@ def anchors(page: Path) -> set[str]:
     return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
 
 
-@pytest.mark.parametrize("page", LINKING_PAGES, ids=name)
-def test_every_link_inside_the_project_leads_somewhere(page: Path) -> None:
+def links(page: Path) -> list[str]:
+    """The targets of the links of *page* that lead to files of the project."""
     text = re.sub(r"^```.*?^```$", "", page.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
-
-    for target in re.findall(r"\]\(([^)\s]+)\)", text):
-        if "://" in target:
-            continue
-        path, _, anchor = target.partition("#")
-        goal = page.parent / path if path else page
-        assert goal.exists(), f"{target} is not there"
-        assert not anchor or anchor in anchors(goal), f"{target} has no such heading"
+    return [target for target in re.findall(r"\]\(([^)\s]+)\)", text) if "://" not in target]
 
 
-@pytest.mark.parametrize("page", [page for page in PAGES if page.parent.name == "docs"], ids=name)
-def test_every_page_is_reached_from_the_index(page: Path) -> None:
-    assert page.name == "index.md" or f"({page.name})" in (ROOT / "docs" / "index.md").read_text(encoding="utf-8")
+def leads_somewhere(page: Path, target: str) -> bool:
+    path, _, anchor = target.partition("#")
+    goal = page.parent / path if path else page
+    return goal.exists() and (not anchor or anchor in anchors(goal))
+
+
+def test_every_link_inside_the_project_leads_somewhere() -> None:
+    broken = [
+        f"{name(page)}: {target}"
+        for page in LINKING_PAGES
+        for target in links(page)
+        if not leads_somewhere(page, target)
+    ]
+
+    assert broken == []
+
+
+def test_every_page_is_reached_from_the_index() -> None:
+    index = (ROOT / "docs" / "index.md").read_text(encoding="utf-8")
+    pages = [page.name for page in PAGES if page.parent.name == "docs" and page.name != "index.md"]
+
+    assert [page for page in pages if f"({page})" not in index] == []
 
 
 # --- Nothing is left out ---
@@ -254,17 +275,7 @@ def test_the_readme_opens_with_the_two_commands() -> None:
     ]
 
 
-@pytest.mark.parametrize(
-    ("aio", "sync"),
-    [
-        (AsyncMQ, MQ),
-        (AsyncAdmin, Admin),
-        (AsyncProducer, Producer),
-        (AsyncConsumer, Consumer),
-        (AsyncParked, Parked),
-    ],
-)
-def test_the_methods_for_asyncio_take_what_the_others_take(aio: type, sync: type) -> None:
+def test_the_methods_for_asyncio_take_what_the_others_take() -> None:
     def parameters(cls: type) -> dict[str, list[tuple[str, object]]]:
         return {
             name: [(one.name, one.default) for one in inspect.signature(member).parameters.values()]
@@ -272,7 +283,15 @@ def test_the_methods_for_asyncio_take_what_the_others_take(aio: type, sync: type
             if not name.startswith("_") and inspect.isfunction(member)
         }
 
-    assert parameters(aio) == parameters(sync)
+    pairs = [
+        (AsyncMQ, MQ),
+        (AsyncAdmin, Admin),
+        (AsyncProducer, Producer),
+        (AsyncConsumer, Consumer),
+        (AsyncParked, Parked),
+    ]
+
+    assert [parameters(aio) for aio, _ in pairs] == [parameters(sync) for _, sync in pairs]
 
 
 def test_the_functions_on_the_architectures_walks_exist() -> None:
