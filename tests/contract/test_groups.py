@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from sqlalchemy import text
+from sqlalchemy import func, select, text, update
 
 from sqlmq import FencedError, Message
 from tests.support.blocking import acknowledge
@@ -427,6 +427,25 @@ def test_the_share_of_a_member_that_never_asks_is_taken_by_others_after_a_lease(
     settle(asking)
 
     assert (silent.partitions, asking.partitions) == ((), (0, 1, 2, 3))
+
+
+def test_of_the_partitions_that_no_member_takes_the_one_that_was_free_longest_is_taken_first(mq: MQ) -> None:
+    mq.create_topic("orders", 4)
+    _silent, asking = mq.consumer("orders", "billing"), mq.consumer("orders", "billing")
+    asking.poll(timeout=0)
+    assert asking.partitions == (0, 1)
+
+    dialect = mq._database.dialect
+    claim, member = dialect.tables.claim, dialect.tables.member
+    long_ago = dialect.seconds_from_now(-60)
+    with mq.engine.begin() as connection:
+        connection.execute(update(member).values(joined_at=long_ago))
+        last = select(func.max(claim.c.partition_id)).scalar_subquery()
+        connection.execute(update(claim).where(claim.c.partition_id == last).values(changed_at=long_ago))
+    asking._core.coordinator.recheck_group_soon()
+    asking.poll(timeout=0)
+
+    assert asking.partitions == (0, 1, 3)
 
 
 def test_a_member_that_begins_to_ask_gets_its_share_back(make_mq: MakeMQ) -> None:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sqlalchemy import (
+    BigInteger,
     and_,
     bindparam,
     case,
@@ -89,14 +90,18 @@ def claim_free(
 ) -> list[Claim]:
     """Claim up to *at_most* of *partition_ids* that are open and have no live owner; return them with new epochs.
 
-    Skips claims that another transaction has locked. The claims' rows stay locked until the transaction ends.
+    Takes those first that have been free longest, in whole seconds. Skips claims that another transaction has locked.
+    The claims' rows stay locked until the transaction ends.
     """
-    c = dialect.tables.claim
+    c, m = dialect.tables.claim, dialect.tables.member
+    # The join only orders. Postgres checks a row again that has changed since it was read, but with the member that it
+    # was joined to before. Only a subquery sees the new one.
     is_free = or_(c.c.member_id.is_(None), ~has_live_owner(dialect))
     free = conn.execute(
         select(c.c.partition_id, c.c.epoch)
+        .select_from(c.outerjoin(m, m.c.id == c.c.member_id))
         .where(c.c.group_id == group.id, c.c.partition_id.in_(partition_ids), is_free, is_open(dialect))
-        .order_by(c.c.partition_id)
+        .order_by(cast(_free_seconds(dialect), BigInteger).desc(), c.c.partition_id)
         .limit(at_most)
         .with_for_update(key_share=True, skip_locked=True, of=c)
     ).all()
@@ -183,12 +188,7 @@ def snapshots(conn: Connection, dialect: Dialect, group_ids: Collection[int]) ->
     Excludes free claims on partitions that are not open yet.
     """
     c, m = dialect.tables.claim, dialect.tables.member
-    live = and_(m.c.id.is_not(None), is_live(dialect))
-    free_seconds = case(
-        (live, literal(0.0)),
-        (m.c.id.is_not(None), dialect.age_seconds(m.c.heartbeat_at) - m.c.lease_seconds),
-        else_=dialect.age_seconds(c.c.changed_at),
-    )
+    live = _has_live_member(dialect)
     is_left = and_(c.c.member_id.is_not(None), m.c.id.is_(None))
     members = select(
         m.c.group_id,
@@ -199,7 +199,7 @@ def snapshots(conn: Connection, dialect: Dialect, group_ids: Collection[int]) ->
         null().label("epoch"),
     ).where(m.c.group_id.in_(group_ids), is_live(dialect))
     claims = (
-        select(c.c.group_id, case((live, c.c.member_id)), is_left, free_seconds, c.c.partition_id, c.c.epoch)
+        select(c.c.group_id, case((live, c.c.member_id)), is_left, _free_seconds(dialect), c.c.partition_id, c.c.epoch)
         .select_from(c.outerjoin(m, m.c.id == c.c.member_id))
         .where(c.c.group_id.in_(group_ids), or_(c.c.member_id.is_not(None), is_open(dialect)))
     )
@@ -385,10 +385,24 @@ def is_open(dialect: Dialect) -> ColumnElement[bool]:
     return closed.is_(None)
 
 
+def _free_seconds(dialect: Dialect) -> ColumnElement[float]:
+    """How long a claim has had no live owner, for claims joined to their members; 0 while it has one."""
+    c, m = dialect.tables.claim, dialect.tables.member
+    return case(
+        (_has_live_member(dialect), literal(0.0)),
+        (m.c.id.is_not(None), dialect.age_seconds(m.c.heartbeat_at) - m.c.lease_seconds),
+        else_=dialect.age_seconds(c.c.changed_at),
+    )
+
+
+def _has_live_member(dialect: Dialect) -> ColumnElement[bool]:
+    return and_(dialect.tables.member.c.id.is_not(None), is_live(dialect))
+
+
 def has_live_owner(dialect: Dialect) -> ColumnElement[bool]:
     """Whether a claim, in the enclosing statement, belongs to a member whose lease is valid."""
     c, m = dialect.tables.claim, dialect.tables.member
-    return select(m.c.id).where(m.c.id == c.c.member_id, is_live(dialect)).exists()
+    return select(m.c.id).where(m.c.id == c.c.member_id, is_live(dialect)).correlate(c).exists()
 
 
 def _set_owner(
