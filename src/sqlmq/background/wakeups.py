@@ -1,4 +1,7 @@
-"""Waiting for messages, in a thread or an event loop, without missing a wake-up that comes in between."""
+"""Waiting for messages, in a thread or an event loop, without missing a wake-up that comes in between.
+
+``registry`` calls ``wake``, for the notifier, the listener and the poller.
+"""
 
 from __future__ import annotations
 

@@ -68,7 +68,7 @@ class Coordinator:
         self.partition_numbers: tuple[int, ...] = ()
         """The numbers of the assigned partitions, in order. Any thread may read it, at any time."""
         self.expects_successor = False
-        """Whether another member is about to join in this one's place."""
+        """Whether another member is about to join in this one's place. The worker pool sets it after SIGTERM."""
         self.group: Group
         self.member_id: int
         self._committed_at = self._clock.monotonic()
@@ -101,8 +101,8 @@ class Coordinator:
     def ensure_assignment(self) -> bool:
         """Bring the assignment into line with the group's rows. Return whether other members should check the group too.
 
-        Reads the rows only when a check is due: every second, more often while partitions are missing, and first of all
-        if the lease has ended because no heartbeat arrived.
+        Reads the rows only when a check is due: every second or tenth of a shorter lease, more often while partitions are
+        missing, and first of all if the lease has ended because no heartbeat arrived.
         """
         now = self._clock.monotonic()
         if now >= self._lease_valid_until:

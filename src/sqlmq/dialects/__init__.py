@@ -1,13 +1,13 @@
 """Every difference between databases: a package for each, behind one interface.
 
-Outside of it, only the schema, the command line and ``verify`` name a database.
+Outside of it, these name a database: ``schema`` (defaults of columns), ``migrations`` (views and functions),
+``cli/commands/db``, ``verify/databases`` and ``verify/workload/sandbox``, and ``KINDS`` in ``tests/conftest.py``.
 
     base        `Dialect`: what a database must be able to do
     postgresql  Postgres, by psycopg 3
     sqlite      SQLite, by the standard library's driver
 
-A new database is one package here, one line in the registry below, column defaults in ``schema``, views in
-``migrations/sql``, and a run of the contract suite.
+A new database is one package here, one line in the registry below, its part in these, and a run of the contract suite.
 """
 
 from __future__ import annotations

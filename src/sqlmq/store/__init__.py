@@ -1,4 +1,6 @@
-"""The SQL, a module for each table.
+"""The SQL, a module for each table. Only the SQL that appends and reads messages is in ``dialects``.
+
+It is the same for all databases, so each must have RETURNING, NULLS FIRST and DELETE with a CTE.
 
 topics     `sqlmq_topic` and `sqlmq_partition`
 messages   `sqlmq_message`: bounds, and messages by time

@@ -94,7 +94,7 @@ def _check_attempts(_ctx: click.Context, _param: click.Parameter, value: str) ->
     default=1.0,
     show_default=True,
     metavar="SECONDS",
-    help="The delay of the first retry. Each later delay is twice as long.",
+    help="The delay of the first retry. Later delays grow, up to --max-delay-seconds.",
 )
 @click.option(
     "--max-delay-seconds",

@@ -1,4 +1,4 @@
-"""The options of one ``run``."""
+"""The options of one ``run``. Besides this module, the two consumers and the command ``run`` list them."""
 
 from __future__ import annotations
 

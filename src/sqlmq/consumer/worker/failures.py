@@ -1,4 +1,4 @@
-"""What happens to a message whose attempt has failed: the decision, its row, and its log record."""
+"""What was decided about a message whose attempt has failed, as a row and a log record. ``model.retry`` decides."""
 
 from __future__ import annotations
 
