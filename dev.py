@@ -24,7 +24,7 @@ STAMP = VENV / "sqlmq-installed"
 
 COMMANDS = {
     "demo": "show a queue at work, on SQLite in a temporary directory",
-    "test": "run the tests, a second time what fails; with pytest's options, just as they say",
+    "test": "run the quick lane of the tests; all of them with --all; those in PATH ...; with pytest's options",
     "check": "run ruff, mypy and import-linter",
     "soak": "produce and consume under more and more faults for --minutes, and judge it; on SQLite, or at --url",
     "selftest": "test the judge of `sqlmq verify` with wrong histories; with --mutations, with a broken library",
@@ -38,6 +38,8 @@ CHECKS = (
     ("lint-imports",),
 )
 
+QUICK_LANE = "each test without faults, on SQLite and Postgres, synchronous and asyncio; about 5 minutes on two cores."
+ALL_LANE = "the whole matrix, crashes, faults, schedules, examples; about 20 minutes on two cores."
 
 # Faults, producers, and members of each group. A soak runs one mix after the other.
 MIXES = (
@@ -122,6 +124,18 @@ def check() -> int:
     return 1 if failed else 0
 
 
+def test(arguments: list[str]) -> int:
+    """Run a lane of the tests, or the paths in *arguments*; say which tests that are. Pytest prints the last line."""
+    rest = [argument for argument in arguments if argument != "--all"]
+    if rest != arguments:
+        print(f"dev.py: all tests: {ALL_LANE}")
+        return run(PYTHON, "-m", "pytest", "--lane", "all", *rest)
+    if any(Path(argument.partition("::")[0]).exists() for argument in rest):
+        return run(PYTHON, "-m", "pytest", *rest)
+    print(f"dev.py: the quick lane: {QUICK_LANE}\ndev.py: the rest:       python3 dev.py test --all: {ALL_LANE}")
+    return run(PYTHON, "-m", "pytest", "--lane", "quick", *rest)
+
+
 def soak(arguments: list[str]) -> int:
     """Run `sqlmq verify run` with each mix; return 0 if all are valid. Histories and reports stay in `soak/`."""
     parser = argparse.ArgumentParser(prog="dev.py soak")
@@ -165,7 +179,7 @@ def main(arguments: list[str]) -> int:
     if command == "demo":
         return run(SCRIPTS / "sqlmq", "demo", *passed_on)
     if command == "test":
-        return run(PYTHON, "-m", "pytest", *(passed_on or ["--second-chance"]))
+        return test(passed_on)
     if command == "soak":
         return soak(passed_on)
     if command == "selftest":

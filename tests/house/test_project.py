@@ -59,7 +59,7 @@ def test_the_ci_script_ends_with_the_tests_so_that_their_summary_is_its_last_lin
     lines = (ROOT / ".ci" / "run").read_text(encoding="utf-8").strip().splitlines()
 
     assert "set -euo pipefail" in lines
-    assert lines[-1] == '"$python" dev.py test'
+    assert lines[-1] == '"$python" dev.py test --all'
 
 
 def test_the_development_script_explains_itself_without_an_environment() -> None:
