@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from sqlmq import MQ
     from tests.conftest import DatabaseUnderTest, MakeMQ
 
-pytestmark = pytest.mark.once
 
 End = Literal["commit", "rollback"]
 Schedule = tuple[int, ...]

@@ -16,7 +16,6 @@ from tests.support.waiting import until
 if TYPE_CHECKING:
     from tests.conftest import DatabaseUnderTest, MakeMQ
 
-pytestmark = pytest.mark.once
 PARTITIONS = 2
 KEYS = 8
 MESSAGES = 160

@@ -32,7 +32,6 @@ CRASH_SECONDS = 1.0
 """Far more than one takes."""
 
 pytestmark = [
-    pytest.mark.once,
     pytest.mark.slow,
     pytest.mark.faults,
     pytest.mark.skipif(not hasattr(os, "fork"), reason="a crash is that of a forked child"),

@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from tests.conftest import DatabaseUnderTest
 
 pytestmark = [
-    pytest.mark.once,
     pytest.mark.slow,
     pytest.mark.faults,
     pytest.mark.skipif(not hasattr(os, "fork"), reason="a crash is that of a forked child"),

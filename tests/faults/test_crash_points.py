@@ -52,7 +52,6 @@ BY_CHANCE = {"notify.before", "notify.after"}
 """Reached in the background, which a short life may not leave any time."""
 
 pytestmark = [
-    pytest.mark.once,
     pytest.mark.faults,
     pytest.mark.skipif(not hasattr(os, "fork"), reason="a crash is that of a forked child"),
 ]

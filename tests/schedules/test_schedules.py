@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from tests.conftest import DatabaseUnderTest
     from tests.schedules.scene import Scene
 
-pytestmark = pytest.mark.once
 ORDINARY = "47"
 LIMIT = os.environ.get("SQLMQ_SCHEDULES", ORDINARY)
 """How many schedules of each program and database; or ``all`` of them."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from collections import Counter
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -12,6 +14,7 @@ from tests.lanes import choose
 if TYPE_CHECKING:
     from tests.lanes import Combination
 
+ROOT = Path(__file__).resolve().parents[2]
 CONTRACT = [("sqlite", "sync"), ("sqlite", "asyncio"), ("postgres-schema", "sync"), ("postgres", "asyncio")]
 
 
@@ -53,3 +56,35 @@ def test_pgbouncer_is_used_only_by_a_test_that_runs_with_nothing_else() -> None:
     for offset in range(6):
         assert ("pgbouncer", "sync") not in choose([*CONTRACT, ("pgbouncer", "sync")], offset)
     assert choose([("pgbouncer", "")], 3) == [("pgbouncer", "")]
+
+
+SUITE = """
+import pytest
+
+@pytest.mark.slow
+def test_slow(): pass
+
+def test_without_a_database(): pass
+
+@pytest.mark.parametrize("way", ["sync", "asyncio"])
+@pytest.mark.parametrize("database", ["sqlite", "postgres", "postgres-schema"])
+@pytest.mark.parametrize("size", [1, 2])
+def test_contract(size, database, way): pass
+"""
+
+
+@pytest.mark.parametrize(("lane", "runs"), [("quick", 1 + 2 * 2), ("all", 2 + 2 * 6)])
+def test_a_lane_runs_each_test_with_each_of_its_other_parameters(
+    pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch, lane: str, runs: int
+) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    pytester.makeconftest('pytest_plugins = ["tests.lanes"]')
+    pytester.makeini("[pytest]\nmarkers = slow: slow")
+    pytester.makepyfile(SUITE)
+
+    result = pytester.run(sys.executable, "-m", "pytest", "-v", "-p", "no:xdist", "--lane", lane)
+
+    passed = [line.split()[0] for line in result.outlines if " PASSED" in line]
+    assert len(passed) == runs
+    assert {name.partition("[")[2][:2] for name in passed if "contract" in name} == {"1-", "2-"}
+    assert any("test_slow" in name for name in passed) is (lane == "all")

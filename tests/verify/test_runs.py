@@ -37,7 +37,6 @@ def told(verdict: Verdict) -> str:
 
 
 @BOTH
-@pytest.mark.once
 @pytest.mark.faults
 @pytest.mark.timeout(180 + 3 * SECONDS)
 def test_a_run_under_faults_breaks_no_promise(database: DatabaseUnderTest, tmp_path: Path) -> None:
