@@ -146,7 +146,7 @@ BILLING = ("--topic", "orders", "--group", "billing")
 
 
 def run(sqlmq: Sqlmq, handler: str, *options: str) -> Result:
-    return sqlmq("run", handler, *BILLING, "--idle-seconds", "1", *options)
+    return sqlmq("run", handler, *BILLING, "--idle-seconds", "0", *options)
 
 
 def start(sqlmq_process: SqlmqProcess, shop: Path, handler: str, *options: str) -> subprocess.Popen[bytes]:

@@ -96,7 +96,7 @@ def test_the_list_can_be_narrowed_down(mq: MQ, shift: Shift) -> None:
     for number in range(2):
         mq.producer("many").produce_with_partition(Message(b"bad", b"a"), number)
     mq.producer("many").produce_with_partition(Message(b"bad", b"b"), 1)
-    shift.mq.consumer("many", "billing").run(Handler(b"bad"), retry=ONCE, idle_seconds=0.2)
+    shift.mq.consumer("many", "billing").run(Handler(b"bad"), retry=ONCE, idle_seconds=0)
 
     of_many = mq.admin.parked("many", "billing")
 
@@ -560,7 +560,7 @@ def test_a_copy_of_a_copy_says_where_the_first_came_from(mq: MQ, shift: Shift, p
     shift.run(Handler(b"bad"), retry=ONCE)
     mq.create_topic("letters", 1)
     parked.copy_to("letters", everything=True)
-    shift.mq.consumer("letters", "clerks").run(Handler(b"bad"), retry=ONCE, idle_seconds=0.2)
+    shift.mq.consumer("letters", "clerks").run(Handler(b"bad"), retry=ONCE, idle_seconds=0)
 
     mq.admin.parked("letters", "clerks").copy_to("archive", everything=True)
 

@@ -521,9 +521,9 @@ def test_a_run_ends_with_the_error_or_goes_on(shelf: Shelf, mq: MQ) -> None:
         seen.append(message.offset or 0)
 
     with pytest.raises(EvictedError):
-        mq.consumer("orders", "billing").run(handle, idle_seconds=0.1, handle_signals=False)
+        mq.consumer("orders", "billing").run(handle, idle_seconds=0, handle_signals=False)
     assert seen == []
-    mq.consumer("orders", "billing", on_evicted="earliest").run(handle, idle_seconds=0.1, handle_signals=False)
+    mq.consumer("orders", "billing", on_evicted="earliest").run(handle, idle_seconds=0, handle_signals=False)
 
     assert seen == [6, 7, 8, 9]
 

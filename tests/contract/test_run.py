@@ -11,6 +11,7 @@ import pytest
 
 from sqlmq import Message, ReceivedMessage, Retry, UnknownTopicError
 from sqlmq.consumer.core import NO_DEADLINE
+from sqlmq.consumer.worker.pool import Worker, WorkerPool
 from sqlmq.errors import ConsumerClosedError
 from tests.support.handlers import SOON, Recorder, drain, numbered, position, send, set_aside
 from tests.support.waiting import PATIENCE_SECONDS, until
@@ -106,6 +107,31 @@ def test_without_any_patience_what_is_there_is_handled(mq: MQ) -> None:
     drain(mq.consumer("orders", "billing"), handler, idle_seconds=0)
 
     assert len(handler.handled) == 3
+
+
+def test_a_run_does_not_end_before_a_fetch_has_found_nothing(make_mq: MakeMQ, monkeypatch: pytest.MonkeyPatch) -> None:
+    mq = make_mq(lease_seconds=0.4)
+    send(mq, numbered(4))
+    handler, checked = Recorder(), threading.Event()
+    fetch, is_idle = WorkerPool._fetch, WorkerPool._is_idle
+
+    def fetch_late(pool: WorkerPool, worker: Worker) -> object:
+        checked.clear()
+        # As one that takes longer than idle_seconds: the run is checked for its end meanwhile.
+        assert not handler.handled or checked.wait(PATIENCE_SECONDS)
+        return fetch(pool, worker)
+
+    def check(pool: WorkerPool) -> bool:
+        found = is_idle(pool)
+        checked.set()
+        return found
+
+    monkeypatch.setattr(WorkerPool, "_fetch", fetch_late)
+    monkeypatch.setattr(WorkerPool, "_is_idle", check)
+
+    summary = drain(mq.consumer("orders", "billing"), handler, retry=Retry(max_attempts=1), idle_seconds=0)
+
+    assert summary.handled == 4
 
 
 # --- When a handler fails ---

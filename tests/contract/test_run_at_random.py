@@ -6,7 +6,6 @@ import itertools
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
-import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -32,7 +31,6 @@ options = st.fixed_dictionaries(
 topics = itertools.count()
 
 
-@pytest.mark.slow
 @settings(
     max_examples=EXAMPLES,
     deadline=None,
@@ -49,7 +47,7 @@ def check(mq: MQ, sent: list[tuple[bytes | None, int]], how: dict[str, Any]) -> 
     summary = consumer.run(
         handler,
         retry=Retry(max_attempts=MAX_ATTEMPTS, backoff_seconds=0.001),
-        idle_seconds=0.1,
+        idle_seconds=0,
         handle_signals=False,
         **how,
     )

@@ -57,7 +57,7 @@ class Shift:
 
     def run(self, handler: Callable[[ReceivedMessage], None], **options: Any) -> None:
         """Handle all there is."""
-        self.mq.consumer("orders", "billing").run(handler, **{"idle_seconds": 0.2, **options})
+        self.mq.consumer("orders", "billing").run(handler, **{"idle_seconds": 0, **options})
 
     @contextmanager
     def running(self, handler: Callable[[ReceivedMessage], None], **options: Any) -> Iterator[Consumer]:

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 SOON = Retry(max_attempts=3, backoff_seconds=0.001)
 IDLE_SECONDS = 0.3
+"""For runs that wait for more than what is there already."""
 
 
 class Recorder:
@@ -55,8 +56,8 @@ def numbered(count: int, *, keys: int = 0) -> list[Message]:
 
 
 def drain(consumer: Consumer, handler: Any, **options: Any) -> RunSummary:
-    """Run *handler* until nothing has come for a moment."""
-    return consumer.run(handler, **{"retry": SOON, "idle_seconds": IDLE_SECONDS, "handle_signals": False, **options})
+    """Run *handler* until all that is there is handled, and tried again where it failed."""
+    return consumer.run(handler, **{"retry": SOON, "idle_seconds": 0, "handle_signals": False, **options})
 
 
 def set_aside(mq: MQ) -> list[tuple[int, str, int]]:

@@ -157,7 +157,8 @@ class Consumer:
         - *max_parked*: when so many messages of a partition are parked, no more of it are fetched.
         - *max_processing_seconds*: release the partition when the handler takes longer; the attempt has failed.
         - *stop_seconds*: how long handlers may go on after ``stop``. Messages that they have not finished are redelivered.
-        - *idle_seconds*: return after so long without a message, and without one that waits for another attempt.
+        - *idle_seconds*: return after so long without a message, and without one that waits for another attempt. With 0,
+          what is there is handled.
         - *handle_signals*: in the main thread, stop at SIGTERM and SIGINT; a second signal raises KeyboardInterrupt.
 
         Once the handlers have ended, raises the error of the topic or the database that ended the run, or what a handler

@@ -107,8 +107,8 @@ class WorkerPool:
         self._signals = 0
         self._signalled_at = 0.0
         self._last_signal: signal.Signals | None = None
-        self._busy_at = math.inf
-        """When a worker last had an attempt, by the monotonic clock; infinite until one has looked for the first time."""
+        self._idle_since = math.inf
+        """When a worker first found nothing since the last attempt, by the monotonic clock; infinite until one has."""
         self.is_stopping = False
 
     @property
@@ -199,7 +199,8 @@ class WorkerPool:
                 if attempt is not None:
                     worker.attempt = attempt
                     return attempt
-                self._busy_at = min(self._busy_at, self.clock.monotonic())
+                if wakeups.count == seen:
+                    self._note_idle()
                 with self._lock:
                     next_check_at = self._dispatcher.next_check_at()
                 # What is due and was not found, as while the database is unavailable, is polled for with pauses.
@@ -222,6 +223,13 @@ class WorkerPool:
                 self._core.log_retry(error)
                 return None
 
+    def _note_idle(self) -> None:
+        """Note that a fetch has found nothing, and have the run checked for its end."""
+        if self.config.idle_seconds is not None and math.isinf(self._idle_since):
+            with self._changed:
+                self._idle_since = self.clock.monotonic()
+                self._changed.notify_all()
+
     def _attempt(self, worker: Worker, attempt: Attempt) -> None:
         recorder = self.recorder
         try:
@@ -235,9 +243,10 @@ class WorkerPool:
             recorder.abandon(worker, attempt, is_uncertain=attempt.is_settling)
             self._pause()
         finally:
-            self._busy_at = self.clock.monotonic()
-            worker.attempt, worker.began, worker.has_warned = None, math.inf, False
+            # Whether messages are left is not known before the next fetch, however long that takes.
+            self._idle_since = math.inf
             self._core.wakeups.wake()  # the worker that fetches: this partition is idle again
+            worker.attempt, worker.began, worker.has_warned = None, math.inf, False
 
     def _begin(self, worker: Worker, attempt: Attempt) -> bool:
         try:
@@ -304,7 +313,9 @@ class WorkerPool:
             if self._is_idle():
                 return
             self._check_stuck_workers(self.clock.monotonic())
-            self._wait_for_stop(self._until_idle(pause))
+            with self._changed:
+                if not self.is_stopping:
+                    self._changed.wait(self._until_idle(pause))
 
     def _wait_for_stop(self, seconds: float) -> None:
         with self._changed:
@@ -316,13 +327,13 @@ class WorkerPool:
     def _until_idle(self, pause: float) -> float:
         """How long to wait: up to *pause*, and not beyond the moment at which the run may be idle."""
         idle_seconds = self.config.idle_seconds
-        if idle_seconds is None or math.isinf(self._busy_at):
+        if idle_seconds is None or math.isinf(self._idle_since):
             return pause
-        return max(0.001, min(pause, self._busy_at + idle_seconds - self.clock.monotonic()))
+        return max(0.001, min(pause, self._idle_since + idle_seconds - self.clock.monotonic()))
 
     def _is_idle(self) -> bool:
         idle_seconds = self.config.idle_seconds
-        if idle_seconds is None or self.clock.monotonic() - self._busy_at < idle_seconds:
+        if idle_seconds is None or self.clock.monotonic() - self._idle_since < idle_seconds:
             return False
         with self._lock:
             return len(self._dispatcher) == 0 and all(worker.attempt is None for worker in self._workers)
