@@ -26,7 +26,7 @@ KINDS = ("sqlite", "postgres", "postgres-schema", "pgbouncer")
 SCHEMA = "mq_schema"
 SERVER = pytest.StashKey[TestPostgres]()
 
-pytest_plugins = ["tests.lanes", "pytester"]
+pytest_plugins = ["tests.lanes", "tests.support.fixtures", "pytester"]
 
 
 # --- One Postgres for the run ---

@@ -27,7 +27,8 @@ from sqlmq.errors import SessionError
 from tests.aio.interrupting import cancelled_everywhere
 from tests.conftest import database_of_kind
 from tests.support.engines import async_engine_with_savepoints
-from tests.support.shop import Base, Order, read_log, savepoint_trees, staged
+from tests.support.queue_state import QueueState
+from tests.support.shop import Base, Order, savepoint_trees
 from tests.support.waiting import PATIENCE_SECONDS, until
 
 if TYPE_CHECKING:
@@ -80,7 +81,7 @@ class AsyncShop:
         return [value for values in self.log().values() for value in values]
 
     def log(self, topic: str = "events") -> dict[int, list[str]]:
-        return read_log(self.sync_engine, topic, None)
+        return QueueState(self.sync_engine, None).texts(topic)
 
 
 async def open_shop(mq: AsyncMQ, async_engine: AsyncEngine, engine: Engine) -> AsyncShop:
@@ -402,7 +403,7 @@ async def test_above_read_committed_messages_are_staged_and_moved(shop: AsyncSho
     assert publication.result is None
     until(lambda: shop.events == ["b", "c"], "the staged messages in the log")
     assert shop.orders == ["b", "c"]
-    assert staged(shop.sync_engine, None) == 0
+    assert QueueState(shop.sync_engine, None).staged() == 0
 
 
 # --- What is refused ---

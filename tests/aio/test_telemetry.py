@@ -37,13 +37,6 @@ def database(driver: str, request: pytest.FixtureRequest, tmp_path: Path) -> Ite
 
 
 @pytest.fixture
-def recording() -> Iterator[Recording]:
-    recording = Recording()
-    yield recording
-    recording.close()
-
-
-@pytest.fixture
 def mq(make_mq: MakeAsyncMQ, recording: Recording, at_end: AtEnd) -> AsyncMQ:
     """An MQ that is recorded."""
     mq = make_mq()

@@ -17,7 +17,7 @@ from sqlmq.aio.threads import to_the_end
 from sqlmq.errors import ConsumerClosedError, IsolationError, SessionError, TransactionEndedError
 from tests.aio.interrupting import cancelled_everywhere
 from tests.conftest import CheckedOut, database_of_kind
-from tests.support.shop import read_log
+from tests.support.queue_state import QueueState
 from tests.support.waiting import PATIENCE_SECONDS
 
 if TYPE_CHECKING:
@@ -217,7 +217,7 @@ async def test_what_is_read_and_written_is_there_together_or_not(given: AsyncMQ,
             await out.produce(Message(b"for " + message.value, b"k"), session=tx.session)
         await out.produce(Message(b"end", b"k"), session=tx.connection)
 
-    assert list(read_log(engine, "invoices", None).values()) == [["for 0", "for 1", "for 2", "end"]]
+    assert list(QueueState(engine, None).texts("invoices").values()) == [["for 0", "for 1", "for 2", "end"]]
     assert await positions(given) == [3]
 
 

@@ -4,23 +4,13 @@ import json
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
-import pytest
-
 from sqlmq import Message
 from tests.support.delayed import FUTURE, LONG, Staged
 from tests.support.waiting import receive, values
 
 if TYPE_CHECKING:
-    from sqlalchemy import Engine
-
     from sqlmq import MQ
     from tests.cli.conftest import Refusal, Sqlmq
-    from tests.conftest import DatabaseUnderTest
-
-
-@pytest.fixture
-def staged(engine: Engine, database: DatabaseUnderTest) -> Staged:
-    return Staged(engine, database)
 
 
 def lines(text: str) -> list[dict[str, Any]]:

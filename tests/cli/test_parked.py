@@ -11,23 +11,12 @@ from tests.support.failing import MUCH_LATER, ONCE, Handler, Shift, produce
 from tests.support.waiting import until
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from click.testing import Result
 
     from sqlmq import MQ
     from tests.cli.conftest import Refusal, Sqlmq
-    from tests.conftest import DatabaseUnderTest
 
 OF_BILLING = ("orders", "--group", "billing")
-
-
-@pytest.fixture
-def shift(database: DatabaseUnderTest, mq: MQ) -> Iterator[Shift]:
-    mq.create_topic("orders", 1)
-    shift = Shift(database)
-    yield shift
-    shift.mq.close()
 
 
 def rows(result: Result) -> list[dict[str, Any]]:

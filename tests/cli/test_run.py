@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from sqlmq import MQ
     from tests.cli.conftest import Refusal, Sqlmq, SqlmqProcess
-    from tests.conftest import DatabaseUnderTest
+    from tests.support.queue_state import QueueState
 
 sends_signals = pytest.mark.skipif(os.name == "nt", reason="signals are sent as Unix does")
 
@@ -170,13 +170,7 @@ def until_told(shop: Path, number: signal.Signals) -> None:
     until(lambda: number.name in (shop / "log").read_text(), "the signal to arrive")
 
 
-def dead_letters(engine: Engine, database: DatabaseUnderTest) -> list[tuple[int, int, str]]:
-    prefix = f"{database.schema}." if database.schema else ""
-    query = (
-        f"SELECT msg_offset, attempts, error_type FROM {prefix}sqlmq_parked WHERE state = 'dead' ORDER BY msg_offset"
-    )
-    with engine.connect() as connection:
-        return [(row[0], row[1], row[2]) for row in connection.execute(text(query))]
+DEAD_LETTERS = "SELECT msg_offset, attempts, error_type FROM sqlmq_parked WHERE state = 'dead' ORDER BY msg_offset"
 
 
 # --- The handler ---
@@ -240,14 +234,14 @@ def test_without_opentelemetry_the_command_says_what_to_install(sqlmq: Sqlmq, mo
 
 @pytest.mark.usefixtures("shop")
 def test_a_message_that_fails_becomes_a_dead_letter_and_the_log_says_so_with_place_and_time(
-    sqlmq: Sqlmq, mq: MQ, engine: Engine, database: DatabaseUnderTest
+    sqlmq: Sqlmq, mq: MQ, queue_state: QueueState
 ) -> None:
     fill(mq, "a")
 
     result = run(sqlmq, "shop_handlers:complain", "--max-attempts", "2", "--backoff-seconds", "0")
 
     assert result.exit_code == 0, result.output
-    assert dead_letters(engine, database) == [(0, 2, "ValueError")]
+    assert queue_state.rows(DEAD_LETTERS) == [(0, 2, "ValueError")]
     time_and_level = r"^\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3} "
     assert re.search(
         time_and_level + r"ERROR .*orders/0@0 failed, and it is a dead letter", result.stderr, re.MULTILINE
@@ -436,7 +430,7 @@ def test_several_processes_share_the_partitions_and_end_together(
 
 @sends_signals
 def test_a_message_that_kills_its_process_becomes_a_dead_letter_and_the_others_are_handled(
-    sqlmq_process: SqlmqProcess, mq: MQ, shop: Path, engine: Engine, database: DatabaseUnderTest
+    sqlmq_process: SqlmqProcess, mq: MQ, shop: Path, queue_state: QueueState
 ) -> None:
     fill(mq, "a", "poison", "b", "c")
 
@@ -453,12 +447,12 @@ def test_a_message_that_kills_its_process_becomes_a_dead_letter_and_the_others_a
         "--backoff-seconds",
         "0",
     )
-    until(lambda: handled(shop).count("c") > 0 and len(dead_letters(engine, database)) == 1, "all to be dealt with")
+    until(lambda: handled(shop).count("c") > 0 and len(queue_state.rows(DEAD_LETTERS)) == 1, "all to be dealt with")
     process.terminate()
     _, errors = process.communicate(timeout=PATIENCE_SECONDS)
 
     assert process.returncode == 0, errors
-    assert dead_letters(engine, database) == [(1, 2, "ProcessEnded")]
+    assert queue_state.rows(DEAD_LETTERS) == [(1, 2, "ProcessEnded")]
     assert handled(shop).count("poison") == 2
     assert {"a", "b", "c"} < set(handled(shop))
     assert errors.count(b"ended with exit code 9. It restarts in") == 2

@@ -11,6 +11,7 @@ from sqlalchemy import Engine, event, text
 from sqlmq import Message, Retry
 from tests.support.journal import Journal
 from tests.support.processes import GROUP, TOPIC, Place, end_at_once
+from tests.support.queue_state import QueueState
 from tests.support.waiting import until
 
 if TYPE_CHECKING:
@@ -111,7 +112,6 @@ def run(place: Place, journal: Path, crash_at: int, **options: Any) -> None:
 
 
 def bury(place: Place) -> None:
-    """Let the lease of whoever is there be over."""
-    with place.open() as mq, mq.engine.begin() as connection:
-        old = "0" if connection.dialect.name == "sqlite" else "to_timestamp(0)"
-        connection.execute(text(f"UPDATE sqlmq_member SET heartbeat_at = {old}"))
+    """End the lease of the consumer that died."""
+    with place.open() as mq:
+        QueueState(mq.engine, mq.schema).expire_leases()

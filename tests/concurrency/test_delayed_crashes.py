@@ -15,7 +15,7 @@ from tests.concurrency import delayed_worker
 from tests.concurrency.delayed_worker import CANCELLED, CANCELLING, PARTITIONS, STORED, TOPIC, Step
 from tests.support.delayed import Staged
 from tests.support.processes import Place, start
-from tests.support.shop import read_log
+from tests.support.queue_state import QueueState
 from tests.support.waiting import until
 
 if TYPE_CHECKING:
@@ -66,7 +66,7 @@ def test_whatever_step_a_process_is_killed_at_each_delayed_message_is_in_the_log
         for kind in (STORED, CANCELLING, CANCELLED)
     }
     crashes = Counter(line[1] for line in lines if line[0] == "crashed")
-    log = Counter(value for values in read_log(engine, TOPIC, database.schema).values() for value in values)
+    log = Counter(value for values in QueueState(engine, database.schema).texts(TOPIC).values() for value in values)
     print(
         f"{database.kind}: {sum(crashes.values())} crashes, seed {seed}, {len(told[STORED])} stored, "
         f"{len(told[CANCELLED])} of {len(told[CANCELLING])} cancelled, {len(log)} in the log: {dict(crashes)}"

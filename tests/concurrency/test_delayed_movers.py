@@ -18,7 +18,7 @@ from sqlalchemy.orm import Session
 from sqlmq import Message
 from sqlmq.operations import staging
 from tests.support.delayed import FUTURE, LONG, PAST, Staged, look_now, now
-from tests.support.shop import read_log
+from tests.support.queue_state import QueueState
 from tests.support.waiting import PATIENCE_SECONDS, at_once, until
 
 if TYPE_CHECKING:
@@ -33,13 +33,8 @@ MOVERS = 4
 BOTH = pytest.mark.parametrize("database", ["sqlite", "postgres"], indirect=True)
 
 
-@pytest.fixture
-def staged(engine: Engine, database: DatabaseUnderTest) -> Staged:
-    return Staged(engine, database)
-
-
 def log(engine: Engine, database: DatabaseUnderTest) -> list[str]:
-    found = read_log(engine, "orders", database.schema)
+    found = QueueState(engine, database.schema).texts("orders")
     return [value for values in found.values() for value in values]
 
 
@@ -63,7 +58,7 @@ def test_many_movers_at_once_move_each_message_once_and_in_order(
 
     # One that waits for the other's lock gives up in time, and looks again later; here, in the next call.
     look_now(movers[0])
-    found = read_log(engine, "orders", database.schema)
+    found = QueueState(engine, database.schema).texts("orders")
     assert Counter(log(engine, database)) == Counter(str(number) for number in range(600))
     assert all(values == sorted(values, key=int) for values in found.values())
     assert len(staged) == 0

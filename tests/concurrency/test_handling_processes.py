@@ -17,6 +17,7 @@ from tests.concurrency.handling_worker import SLOW, make_tables, value
 from tests.support import processes
 from tests.support.handlers import Recorder, drain
 from tests.support.processes import GROUP, TOPIC, Place
+from tests.support.queue_state import QueueState
 from tests.support.waiting import until
 
 if TYPE_CHECKING:
@@ -139,14 +140,14 @@ def test_a_process_that_is_stopped_for_two_leases_is_taken_over_and_changes_noth
 
 
 def state(engine: Engine) -> list[Any]:
-    """Positions, what is set aside, and effects: everything a handler's process can change."""
-    queries = (
-        "SELECT max(committed_offset) FROM sqlmq_group_offset",
-        "SELECT msg_offset, state, attempts FROM sqlmq_parked ORDER BY 1",
-        "SELECT message_key, number FROM effect ORDER BY 1, 2",
-    )
-    with engine.connect() as connection:
-        return [[tuple(row) for row in connection.execute(text(query))] for query in queries]
+    """Positions, parked messages and effects: everything a handler's process can change."""
+    found = QueueState(engine, None)
+    effects = found.rows("SELECT message_key, number FROM effect ORDER BY 1, 2")
+    return [
+        found.positions(TOPIC, GROUP),
+        found.rows("SELECT msg_offset, state, attempts FROM sqlmq_parked ORDER BY 1"),
+        effects,
+    ]
 
 
 @BOTH

@@ -14,7 +14,8 @@ from sqlalchemy import text
 from tests.concurrency import outbox_worker
 from tests.concurrency.outbox_worker import TOPICS, Step
 from tests.support.processes import Place, start
-from tests.support.shop import Shop, staged
+from tests.support.queue_state import QueueState
+from tests.support.shop import Shop
 from tests.support.waiting import until
 
 if TYPE_CHECKING:
@@ -58,7 +59,7 @@ def test_whatever_step_an_application_crashes_at_there_is_an_event_for_each_orde
     # What was on its way has arrived, and what was staged is moved, here.
     until(lambda: not is_anybody_there(shop), "the server has noticed the last crash")
     mq.consumer("events", "billing")
-    until(lambda: staged(engine, database.schema) == 0, "everything in the log")
+    until(lambda: QueueState(engine, database.schema).staged() == 0, "everything in the log")
     told = [json.loads(path.read_text(encoding="utf-8")) for path in results]
     counts = {step.name: sum(one["counts"][step.name] for one in told) for step in Step}
     acknowledged = [line for path in results for line in path.with_suffix(".acknowledged").read_text().split()]

@@ -13,7 +13,7 @@ from sqlalchemy import create_engine
 from sqlalchemy.orm import Session
 
 from sqlmq import Message
-from tests.support.shop import read_log, staged
+from tests.support.queue_state import QueueState
 from tests.support.waiting import at_once, until
 
 if TYPE_CHECKING:
@@ -71,11 +71,11 @@ def test_random_transactions_to_many_topics_never_deadlock_and_lose_or_repeat_no
 
     published = sum(at_once([lambda thread=thread: run(thread) for thread in range(THREADS)]), Counter())  # type: ignore[misc]
     mq.consumer(TOPICS[0], "movers")
-    until(lambda: staged(engine, database.schema) == 0, "everything in the log")
+    until(lambda: QueueState(engine, database.schema).staged() == 0, "everything in the log")
 
     found: Counter[tuple[str, str]] = Counter()
     for topic in TOPICS:
-        for values in read_log(engine, topic, database.schema).values():
+        for values in QueueState(engine, database.schema).texts(topic).values():
             found.update((topic, value) for value in values)
     engine.dispose()
     print(f"{database.kind}: {published.total()} messages in {CHAOS_SECONDS:.0f} s, seed {seed}")

@@ -11,23 +11,16 @@ from sqlalchemy.orm import Session
 
 from sqlmq import Message
 from tests.support.processes import forks, in_fork
-from tests.support.shop import Shop, staged
+from tests.support.queue_state import QueueState
 from tests.support.waiting import until
 
 if TYPE_CHECKING:
     from typing import Any
 
-    from sqlalchemy import Engine
+    from tests.support.shop import Shop
 
-    from sqlmq import MQ
-    from tests.conftest import DatabaseUnderTest
 
 pytestmark = [forks, pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork")]
-
-
-@pytest.fixture
-def shop(mq: MQ, engine: Engine, database: DatabaseUnderTest) -> Shop:
-    return Shop(mq, engine, database)
 
 
 def sell_in_child(shop: Shop, note: str, level: Any = None) -> str:
@@ -67,17 +60,17 @@ def test_a_forked_child_moves_what_it_has_staged(shop: Shop) -> None:
         # So that the parent's mover runs.
         shop.sell(session, "before")
         session.commit()
-        until(lambda: staged(shop.engine, None) == 0, "the parent's message in the log")
+        until(lambda: shop.state.staged() == 0, "the parent's message in the log")
 
         def child() -> str:
             sell_in_child(shop, "child", "SERIALIZABLE")
             shop.mq._background.scheduler.close()
-            return f"staged {staged(shop.mq.engine, None)}"
+            return f"staged {QueueState(shop.mq.engine, None).staged()}"
 
         assert in_fork(child) == "staged 0"
         shop.sell(session, "after")
         session.commit()
-        until(lambda: staged(shop.engine, None) == 0, "the parent's message in the log")
+        until(lambda: shop.state.staged() == 0, "the parent's message in the log")
 
     assert shop.events == shop.orders == ["before", "child", "after"]
 

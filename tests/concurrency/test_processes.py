@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import random
-import sqlite3
 import threading
 import time
 from collections import defaultdict
@@ -12,11 +11,12 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import pytest
-from sqlalchemy import make_url
 
 from tests.concurrency import workers
-from tests.support.journal import Story
+from tests.support.journal import Story, check_acknowledged
 from tests.support.processes import GROUP, PARTITIONS, TOPIC, Place, Processes
+from tests.support.queue_state import check_sqlite_file
+from tests.support.waiting import read_texts
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -53,33 +53,6 @@ def processes(place: Place, tmp_path: Path) -> Iterator[Processes]:
 Log = dict[int, list[str]]
 
 
-def read_log(mq: MQ) -> Log:
-    """Every partition's values, read by a new group, which reads everything and checks that no offset is missing."""
-    log: Log = defaultdict(list)
-    with mq.consumer(TOPIC, "checker") as consumer:
-        expected = mq.admin.describe_topic(TOPIC).messages
-        deadline = time.monotonic() + PATIENCE_SECONDS
-        while sum(map(len, log.values())) < expected:
-            assert time.monotonic() < deadline
-            for message in consumer.poll(timeout=1):
-                assert message.partition is not None
-                assert message.offset == len(log[message.partition])
-                log[message.partition].append(message.value.decode())
-    return log
-
-
-def assert_that_everything_acknowledged_is_in(log: Log, producers: list[Story]) -> None:
-    acknowledged = [place for story in producers for place in story.produced]
-    assert acknowledged
-    assert [(p, o, value) for p, o, value in acknowledged if o >= len(log[p]) or log[p][o] != value] == []
-
-
-def assert_that_the_file_is_sound(url: str) -> None:
-    connection = sqlite3.connect(make_url(url).database or "")
-    assert connection.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
-    connection.close()
-
-
 @SQLITE
 def test_processes_and_threads_share_a_sqlite_file_without_one_locked_database(
     place: Place, processes: Processes
@@ -93,9 +66,9 @@ def test_processes_and_threads_share_a_sqlite_file_without_one_locked_database(
     assert [failure for story in stories for failure in story.failures] == []
     assert [trouble for story in stories for trouble in story.troubles if "locked" in trouble] == []
     with place.open() as mq:
-        log = read_log(mq)
+        log = read_texts(mq, TOPIC)
         assert mq.admin.describe_group(TOPIC, GROUP).lag == 0
-    assert_that_everything_acknowledged_is_in(log, stories)
+    check_acknowledged(log, stories)
     delivered = [fact for story in stories for _, _, facts in story.polls for fact in facts]
     everything = [(p, o, value) for p, values in log.items() for o, value in enumerate(values)]
     assert sorted(delivered) == sorted(everything)
@@ -125,9 +98,9 @@ def test_a_sqlite_file_survives_the_killing_of_its_writers(
 
     stories = processes.stories("writer")
     assert [failure for story in stories for failure in story.failures] == []
-    assert_that_the_file_is_sound(database.url)
+    check_sqlite_file(database.url)
     with place.open() as mq:
-        assert_that_everything_acknowledged_is_in(read_log(mq), stories)
+        check_acknowledged(read_texts(mq, TOPIC), stories)
 
 
 @BOTH
@@ -153,13 +126,13 @@ def test_consumers_that_are_killed_lose_nothing_and_repeat_only_what_was_not_com
     end_calmly(processes, place)
     with place.open() as mq:
         last = drain(mq)
-        log = read_log(mq)
+        log = read_texts(mq, TOPIC)
     if not database.is_postgres:
-        assert_that_the_file_is_sound(database.url)
+        check_sqlite_file(database.url)
     stories = [*processes.stories("consumer"), last]
     producers = processes.stories("producer")
     assert [failure for story in (*stories, *producers) for failure in story.failures] == []
-    assert_that_everything_acknowledged_is_in(log, producers)
+    check_acknowledged(log, producers)
     History(stories).check(log)
     assert len(processes.killed) >= CHAOS_SECONDS / 2
 

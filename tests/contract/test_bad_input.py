@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 
     from tests.conftest import DatabaseUnderTest, MakeMQ
     from tests.support.postgres_databases import PostgresDatabases
+    from tests.support.queue_state import QueueState
 
 sqlite_only = pytest.mark.parametrize("database", ["sqlite"], indirect=True)
 postgres_only = pytest.mark.parametrize("database", ["postgres", "postgres-schema"], indirect=True)
@@ -518,30 +519,26 @@ def test_a_queue_goes_on_once_the_tables_are_there(postgres_databases: PostgresD
         postgres_databases.drop(name)
 
 
-def set_revision(engine: Engine, database: DatabaseUnderTest, revision: str) -> None:
-    prefix = f"{database.schema}." if database.schema else ""
-    with engine.begin() as connection:
-        connection.execute(text(f"UPDATE {prefix}{VERSION_TABLE} SET version_num = :revision"), {"revision": revision})
+def set_revision(state: QueueState, revision: str) -> None:
+    state.execute(f"UPDATE {VERSION_TABLE} SET version_num = :revision", revision=revision)
 
 
 @postgres_only
 def test_older_tables_on_postgres_are_named_with_the_command_that_brings_them_up(
-    database: DatabaseUnderTest, engine: Engine, make_mq: MakeMQ
+    make_mq: MakeMQ, queue_state: QueueState
 ) -> None:
-    set_revision(engine, database, "0000")
+    set_revision(queue_state, "0000")
 
     with pytest.raises(SchemaTooOldError, match=r"revision 0000.*sqlmq db upgrade"):
         make_mq().admin.topics()
 
 
-def test_newer_tables_are_refused_and_left_alone(database: DatabaseUnderTest, engine: Engine, make_mq: MakeMQ) -> None:
+def test_newer_tables_are_refused_and_left_alone(make_mq: MakeMQ, queue_state: QueueState) -> None:
     make_mq().admin.topics()
-    set_revision(engine, database, "9999")
+    set_revision(queue_state, "9999")
 
     with pytest.raises(SchemaTooNewError, match=r"revision 9999.*sqlmq db current"):
         make_mq().create_topic("orders")
 
-    prefix = f"{database.schema}." if database.schema else ""
-    with engine.connect() as connection:
-        assert connection.execute(text(f"SELECT version_num FROM {prefix}{VERSION_TABLE}")).scalar_one() == "9999"
-        assert connection.execute(text(f"SELECT count(*) FROM {prefix}sqlmq_topic")).scalar_one() == 0
+    assert queue_state.column(f"SELECT version_num FROM {VERSION_TABLE}") == ["9999"]
+    assert queue_state.count("SELECT count(*) FROM sqlmq_topic") == 0

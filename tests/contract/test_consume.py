@@ -9,7 +9,6 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, Literal
 
 import pytest
-from sqlalchemy import text
 
 from sqlmq import Message, ReceivedMessage
 from sqlmq.errors import ConsumerClosedError
@@ -19,10 +18,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from concurrent.futures import Future
 
-    from sqlalchemy import Connection
-
     from sqlmq import MQ, Consumer
-    from tests.conftest import DatabaseUnderTest, MakeMQ
+    from tests.conftest import MakeMQ
+    from tests.support.queue_state import QueueState
 
 
 def send(mq: MQ, count: int, *, topic: str = "orders", partitions: int = 1) -> None:
@@ -207,9 +205,7 @@ def test_a_large_backlog_comes_whole_and_in_order(mq: MQ) -> None:
     assert values(messages) == [b"%d" % i for i in range(10_000)]
 
 
-def test_old_positions_are_removed(
-    make_mq: MakeMQ, database: DatabaseUnderTest, connection: Connection, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_old_positions_are_removed(make_mq: MakeMQ, monkeypatch: pytest.MonkeyPatch, queue_state: QueueState) -> None:
     monkeypatch.setattr("sqlmq.operations.consume.PRUNE_EVERY", 10)
     mq = make_mq()
     send(mq, 50)
@@ -218,23 +214,19 @@ def test_old_positions_are_removed(
     for _ in range(50):
         finish(consumer, 1)
 
-    prefix = f"{database.schema}." if database.schema else ""
-    count = connection.execute(text(f"SELECT count(*) FROM {prefix}sqlmq_group_offset")).scalar_one()
+    count = queue_state.count("SELECT count(*) FROM sqlmq_group_offset")
     assert count <= 11
     assert position(mq) == 50
 
 
-def test_what_owners_before_have_left_is_removed(
-    make_mq: MakeMQ, database: DatabaseUnderTest, connection: Connection
-) -> None:
+def test_what_owners_before_have_left_is_removed(make_mq: MakeMQ, queue_state: QueueState) -> None:
     mq = make_mq()
     send(mq, 12, partitions=3)
     for _ in range(4):
         with mq.consumer("orders", "billing") as consumer:
             finish(consumer, 9)
 
-    prefix = f"{database.schema}." if database.schema else ""
-    count = connection.execute(text(f"SELECT count(*) FROM {prefix}sqlmq_group_offset")).scalar_one()
+    count = queue_state.count("SELECT count(*) FROM sqlmq_group_offset")
     assert count <= 2 * 3
     assert position(mq) == 36
 
@@ -488,9 +480,7 @@ def test_what_was_finished_is_committed_without_being_asked(make_mq: MakeMQ) -> 
 
 
 @pytest.mark.pgbouncer
-def test_commits_are_batched_and_flushed_by_close(
-    make_mq: MakeMQ, database: DatabaseUnderTest, connection: Connection
-) -> None:
+def test_commits_are_batched_and_flushed_by_close(make_mq: MakeMQ, queue_state: QueueState) -> None:
     mq = make_mq(commit_interval_seconds=60)
     send(mq, 20)
     consumer = mq.consumer("orders", "billing")
@@ -500,8 +490,7 @@ def test_commits_are_batched_and_flushed_by_close(
     before = position(mq)
     consumer.close()
 
-    prefix = f"{database.schema}." if database.schema else ""
-    commits = connection.execute(text(f"SELECT count(*) FROM {prefix}sqlmq_group_offset")).scalar_one()
+    commits = queue_state.count("SELECT count(*) FROM sqlmq_group_offset")
     assert (before, position(mq), commits) == (0, 19, 1)
 
 

@@ -23,7 +23,7 @@ from sqlmq.errors import (
 from sqlmq.operations import staging
 from sqlmq.store import staged as staged_rows
 from tests.support.delayed import FUTURE, LONG, PAST, Staged, look_now, without_polling
-from tests.support.shop import read_log
+from tests.support.queue_state import QueueState
 from tests.support.waiting import PATIENCE_SECONDS, at_once, receive, until, values
 
 if TYPE_CHECKING:
@@ -44,13 +44,8 @@ MESSAGES = [
 ]
 
 
-@pytest.fixture
-def staged(engine: Engine, database: DatabaseUnderTest) -> Staged:
-    return Staged(engine, database)
-
-
 def log(engine: Engine, database: DatabaseUnderTest, topic: str = "orders") -> list[str]:
-    found = read_log(engine, topic, database.schema)
+    found = QueueState(engine, database.schema).texts(topic)
     return [value for values in found.values() for value in values]
 
 

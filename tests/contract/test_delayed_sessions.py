@@ -11,7 +11,7 @@ from sqlalchemy import Connection, create_engine, event, text
 from sqlalchemy.exc import DBAPIError, IntegrityError
 from sqlalchemy.orm import Session
 
-from sqlmq import MQ, DelayedMessage, Message, UnknownTopicError
+from sqlmq import DelayedMessage, Message, UnknownTopicError
 from sqlmq.errors import SessionError
 from tests.contract.test_outbox import BOTH, EACH_SHAPE, POSTGRES, Transacted
 from tests.support.delayed import FUTURE, LONG, PAST, Staged
@@ -30,16 +30,6 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.sync_only(reason="its sessions block; tests/aio/test_delayed.py has those of asyncio")
 
 EITHER = pytest.mark.parametrize("database", ["postgres", "postgres-schema"], indirect=True)
-
-
-@pytest.fixture
-def shop(mq: MQ, engine: Engine, database: DatabaseUnderTest) -> Shop:
-    return Shop(mq, engine, database)
-
-
-@pytest.fixture
-def staged(engine: Engine, database: DatabaseUnderTest) -> Staged:
-    return Staged(engine, database)
 
 
 def remind(shop: Shop, session: Transacted, note: str) -> DelayedMessage:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from sqlalchemy import func, select, text, update
+from sqlalchemy import func, select, update
 
 from sqlmq import FencedError, Message
 from tests.support.blocking import acknowledge
@@ -20,10 +20,9 @@ from tests.support.waiting import PATIENCE_SECONDS, finish, receive, settle, unt
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from sqlalchemy import Engine
-
     from sqlmq import MQ, Consumer
-    from tests.conftest import DatabaseUnderTest, MakeMQ
+    from tests.conftest import MakeMQ
+    from tests.support.queue_state import QueueState
 
 
 def members(mq: MQ, count: int, partitions: int) -> list[Consumer]:
@@ -50,13 +49,6 @@ def owners(mq: MQ) -> list[str | None]:
 
 def positions(mq: MQ) -> list[int]:
     return [partition.position for partition in mq.admin.describe_group("orders", "billing").partitions]
-
-
-def epochs(engine: Engine, database: DatabaseUnderTest) -> list[int]:
-    prefix = f"{database.schema}." if database.schema else ""
-    with engine.connect() as connection:
-        found = connection.execute(text(f"SELECT epoch FROM {prefix}sqlmq_claim ORDER BY partition_id"))
-        return list(found.scalars())
 
 
 def fill(mq: MQ, per_partition: int, partitions: int) -> None:
@@ -173,16 +165,16 @@ def test_a_member_that_leaves_moves_nothing_but_its_own_partitions(mq: MQ) -> No
     assert all(old < set(consumer.partitions) for old, consumer in zip(before, staying, strict=True))
 
 
-def test_nothing_moves_while_the_members_stay_the_same(mq: MQ, engine: Engine, database: DatabaseUnderTest) -> None:
+def test_nothing_moves_while_the_members_stay_the_same(mq: MQ, queue_state: QueueState) -> None:
     consumers = members(mq, 2, 5)
-    before = epochs(engine, database)
+    before = queue_state.epochs()
 
     for _ in range(20):
         for consumer in consumers:
             consumer._core.coordinator.recheck_group_soon()
             consumer.poll(timeout=0)
 
-    assert epochs(engine, database) == before
+    assert queue_state.epochs() == before
 
 
 # --- Handing over ---
@@ -384,14 +376,14 @@ def test_a_partition_is_not_handed_over_while_a_message_of_it_is_in_hand(mq: MQ)
     assert positions(mq) == [3, 3]
 
 
-def test_epochs_rise_with_every_new_owner(mq: MQ, engine: Engine, database: DatabaseUnderTest) -> None:
+def test_epochs_rise_with_every_new_owner(mq: MQ, queue_state: QueueState) -> None:
     mq.create_topic("orders", 2)
     seen = []
 
     for _ in range(3):
         with mq.consumer("orders", "billing") as consumer:
             settle(consumer)
-            seen.append(epochs(engine, database))
+            seen.append(queue_state.epochs())
 
     assert seen[0] < seen[1] < seen[2]
     assert all(new > old for before, after in itertools.pairwise(seen) for old, new in zip(before, after, strict=True))

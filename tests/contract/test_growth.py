@@ -16,7 +16,7 @@ from sqlmq.model.validation import MAX_PARTITIONS
 from sqlmq.operations.admin import topics
 from tests.support.delayed import LONG, Staged, look_now, without_polling
 from tests.support.failing import MUCH_LATER, ONCE, Handler, Shift, produce
-from tests.support.shop import read_log
+from tests.support.queue_state import QueueState
 from tests.support.waiting import PATIENCE_SECONDS, at_once, finish, receive, settle, until, values
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ POSTGRES = pytest.mark.parametrize("database", ["postgres", "postgres-schema"], 
 @pytest.fixture
 def log(engine: Engine, database: DatabaseUnderTest) -> Callable[[], dict[int, list[str]]]:
     """What is in the log of `orders`, by partition."""
-    return lambda: read_log(engine, "orders", database.schema)
+    return lambda: QueueState(engine, database.schema).texts("orders")
 
 
 def send(producer: Producer, key: bytes | None, *texts: str) -> None:
@@ -112,9 +112,7 @@ def test_many_at_once_make_each_partition_once(make_mq: MakeMQ) -> None:
     assert partitions(queues[0]) == 8
 
 
-def test_a_topic_that_has_grown_leaves_no_row_when_it_is_deleted(
-    mq: MQ, engine: Engine, database: DatabaseUnderTest
-) -> None:
+def test_a_topic_that_has_grown_leaves_no_row_when_it_is_deleted(mq: MQ, queue_state: QueueState) -> None:
     mq.create_topic("orders", 1)
     send(mq.producer("orders"), STAYS, "a")
     mq.admin.add_partitions("orders", 2)
@@ -123,10 +121,8 @@ def test_a_topic_that_has_grown_leaves_no_row_when_it_is_deleted(
     mq.delete_topics("orders")
     mq.create_topic("orders", 2)
 
-    prefix = f"{database.schema}." if database.schema else ""
-    with engine.connect() as connection:
-        assert connection.execute(text(f"SELECT count(*) FROM {prefix}sqlmq_partition_parent")).scalar_one() == 0
-        assert connection.execute(text(f"SELECT count(*) FROM {prefix}sqlmq_partition")).scalar_one() == 2
+    assert queue_state.count("SELECT count(*) FROM sqlmq_partition_parent") == 0
+    assert queue_state.count("SELECT count(*) FROM sqlmq_partition") == 2
 
 
 # --- Producers ---
@@ -205,8 +201,8 @@ def test_a_transaction_of_the_applications_goes_to_the_new_partitions(
         session.commit()
 
     look_now(mq)
-    assert [len(read_log(engine, "orders", database.schema)[0])] == [count]
-    found = read_log(engine, "bills", database.schema)
+    assert [len(QueueState(engine, database.schema).texts("orders")[0])] == [count]
+    found = QueueState(engine, database.schema).texts("bills")
     assert {number: len(bodies) for number, bodies in found.items()} == {0: 1, 3: count}
     assert {one.partition for one in published} == {0, 3}
     assert bills.produce(Message(b"c", LEAVES_TWICE)).partition == 3
@@ -229,7 +225,7 @@ def test_a_transaction_that_began_before_is_moved_to_the_new_partitions(
         session.commit()
 
     look_now(mq)
-    assert read_log(engine, "orders", database.schema) == {0: ["0"], 3: ["knows", "1"]}
+    assert QueueState(engine, database.schema).texts("orders") == {0: ["0"], 3: ["knows", "1"]}
 
 
 @POSTGRES

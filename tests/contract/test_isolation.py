@@ -18,7 +18,6 @@ from sqlalchemy.orm import Session
 from sqlmq import MQ, Message, UnknownTopicError
 from sqlmq.background.scheduler import Scheduler
 from tests.support.processes import end_at_once, in_process
-from tests.support.shop import Shop, staged
 from tests.support.waiting import PATIENCE_SECONDS, at_once, receive, until, values
 
 if TYPE_CHECKING:
@@ -26,7 +25,8 @@ if TYPE_CHECKING:
 
     from sqlalchemy import Engine
 
-    from tests.conftest import DatabaseUnderTest, MakeMQ
+    from tests.conftest import MakeMQ
+    from tests.support.shop import Shop
 
 pytestmark = pytest.mark.sync_only(reason="its sessions block; tests/aio/test_sessions.py has those of asyncio")
 
@@ -35,17 +35,12 @@ POSTGRES = pytest.mark.parametrize("database", ["postgres"], indirect=True)
 LEVELS = pytest.mark.parametrize("level", ["REPEATABLE READ", "SERIALIZABLE"])
 
 
-@pytest.fixture
-def shop(mq: MQ, engine: Engine, database: DatabaseUnderTest) -> Shop:
-    return Shop(mq, engine, database)
-
-
 def at(shop: Shop, level: str) -> Engine:
     return shop.engine.execution_options(isolation_level=level)
 
 
 def is_moved(shop: Shop) -> bool:
-    return staged(shop.engine, shop.database.schema) == 0
+    return shop.state.staged() == 0
 
 
 def stage(shop: Shop, *messages: str, topic: str = "events", partition: int | None = 0) -> None:
@@ -175,7 +170,7 @@ def publish_and_die(url: str, schema: str | None, level: Any) -> None:
 @LEVELS
 def test_another_process_moves_what_a_killed_one_has_staged(shop: Shop, level: str) -> None:
     assert in_process(publish_and_die, shop.database.url, shop.database.schema, level) == 7
-    assert staged(shop.engine, shop.database.schema) == 3
+    assert shop.state.staged() == 3
 
     consumer = shop.mq.consumer("events", "billing")
 

@@ -24,20 +24,13 @@ from tests.support.failing import AT_ONCE, MUCH_LATER, ONCE, Handler, Shift, pro
 from tests.support.waiting import receive, until, values
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
     from sqlalchemy import Connection
 
     from sqlmq import MQ, Parked
     from tests.conftest import DatabaseUnderTest, MakeMQ
-
-
-@pytest.fixture
-def shift(database: DatabaseUnderTest, mq: MQ) -> Iterator[Shift]:
-    mq.create_topic("orders", 1)
-    shift = Shift(database)
-    yield shift
-    shift.mq.close()
+    from tests.support.queue_state import QueueState
 
 
 @pytest.fixture
@@ -157,13 +150,11 @@ def test_an_error_whose_text_no_database_can_keep_is_kept_as_far_as_it_can(
 
 
 def test_a_message_that_is_in_the_log_no_more_is_shown_without_itself(
-    mq: MQ, shift: Shift, parked: Parked, connection: Connection, database: DatabaseUnderTest
+    mq: MQ, shift: Shift, parked: Parked, queue_state: QueueState
 ) -> None:
     produce(mq, "a:bad")
     shift.run(Handler(b"bad"), retry=ONCE)
-    prefix = f"{database.schema}." if database.schema else ""
-    connection.execute(text(f"DELETE FROM {prefix}sqlmq_message"))
-    connection.commit()
+    queue_state.execute("DELETE FROM sqlmq_message")
 
     assert parked.get(0, 0).message is None
     assert parked.move_to("elsewhere", everything=True) == []
@@ -741,16 +732,13 @@ def test_a_closed_mq_tells_nothing(mq: MQ) -> None:
             call(parked)
 
 
-def test_a_deleted_topic_leaves_nothing_parked(
-    mq: MQ, shift: Shift, parked: Parked, connection: Connection, database: DatabaseUnderTest
-) -> None:
+def test_a_deleted_topic_leaves_nothing_parked(mq: MQ, shift: Shift, parked: Parked, queue_state: QueueState) -> None:
     produce(mq, "a:bad", "b:bad")
     shift.run(Handler(b"bad"), retry=ONCE)
 
     mq.delete_topics("orders")
 
-    prefix = f"{database.schema}." if database.schema else ""
-    assert connection.execute(text(f"SELECT count(*) FROM {prefix}sqlmq_parked")).scalar_one() == 0
+    assert queue_state.parked("billing") == {}
     with pytest.raises(UnknownTopicError):
         parked.list()
 

@@ -17,7 +17,7 @@ from sqlalchemy import text
 from sqlmq import Message, OutcomeUnknownError, ProducerResult
 from sqlmq.errors import ProducerClosedError
 from sqlmq.model.partitioner import partition_for_key
-from tests.support.waiting import PATIENCE_SECONDS, at_once, receive, values
+from tests.support.waiting import PATIENCE_SECONDS, at_once, read_topic, receive, values
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -43,17 +43,6 @@ def round_trip(mq: MQ, *messages: Message) -> list[ReceivedMessage]:
         received = receive(consumer, len(messages))
         consumer.commit()
     return received
-
-
-def log_of(mq: MQ, topic: str) -> dict[int, list[Message]]:
-    """All messages of *topic*, by partition, as a new group reads them."""
-    count = mq.admin.describe_topic(topic).messages
-    by_partition: dict[int, list[Message]] = {}
-    with mq.consumer(topic, f"readers-{len(mq.admin.groups(topic))}") as consumer:
-        for message in receive(consumer, count):
-            assert message.partition is not None
-            by_partition.setdefault(message.partition, []).append(message)
-    return by_partition
 
 
 def assert_offsets_are_dense(results: list[ProducerResult]) -> None:
@@ -242,7 +231,7 @@ def test_messages_submitted_by_one_thread_keep_their_order(mq: MQ) -> None:
         for i in range(3_000):
             producer.submit(Message(b"%d" % i))
 
-    assert values(log_of(mq, "orders")[0]) == [b"%d" % i for i in range(3_000)]
+    assert values(read_topic(mq, "orders")[0]) == [b"%d" % i for i in range(3_000)]
 
 
 def test_close_waits_for_what_was_submitted(mq: MQ) -> None:
@@ -271,7 +260,7 @@ def test_a_cancelled_future_sends_nothing(mq: MQ, engine: Engine, database: Data
 
     expected = [b"first", b"third"] if is_cancelled else [b"first", b"second", b"third"]
     producer.close()
-    assert values(log_of(mq, "orders")[0]) == expected
+    assert values(read_topic(mq, "orders")[0]) == expected
 
 
 # --- produce_many ---
@@ -284,7 +273,7 @@ def test_results_of_many_are_in_the_order_of_the_messages(mq: MQ) -> None:
 
     results = mq.producer("orders").produce_many(messages)
 
-    log = log_of(mq, "orders")
+    log = read_topic(mq, "orders")
     assert [log[result.partition][result.offset].value for result in results] == values(messages)
     assert_offsets_are_dense(results)
 
@@ -292,7 +281,7 @@ def test_results_of_many_are_in_the_order_of_the_messages(mq: MQ) -> None:
 def test_many_messages_of_one_partition_keep_their_order(mq: MQ) -> None:
     mq.producer("orders").produce_many(Message(b"%d" % i, b"k") for i in range(200))
 
-    (messages,) = log_of(mq, "orders").values()
+    (messages,) = read_topic(mq, "orders").values()
     assert values(messages) == [b"%d" % i for i in range(200)]
 
 
@@ -371,7 +360,7 @@ def test_more_messages_than_one_statement_takes_come_back_as_they_were(mq: MQ) -
 
     results = mq.producer("orders").produce_many(messages)
 
-    log = log_of(mq, "orders")
+    log = read_topic(mq, "orders")
     assert len(log) > 1
     found = [log[result.partition][result.offset] for result in results]
     assert [(m.key, m.value, m.headers) for m in found] == [(m.key, m.value, m.headers) for m in messages]
@@ -385,7 +374,7 @@ def test_more_bytes_than_one_statement_takes_are_one_transaction(mq: MQ) -> None
 
     results = mq.producer("orders").produce_many(Message(value, b"%d" % (i % 5)) for i, value in enumerate(big))
 
-    log = log_of(mq, "orders")
+    log = read_topic(mq, "orders")
     assert [log[result.partition][result.offset].value for result in results] == big
 
 
@@ -512,7 +501,7 @@ def test_a_message_under_way_at_its_timeout_has_an_unknown_outcome(
         producer.produce(Message(b"under way"), timeout=0.3)
     producer.close()
 
-    assert values(log_of(mq, "orders")[0]) == [b"before", b"under way"]
+    assert values(read_topic(mq, "orders")[0]) == [b"before", b"under way"]
 
 
 def test_a_message_that_waits_behind_another_at_its_timeout_is_never_sent(
@@ -530,7 +519,7 @@ def test_a_message_that_waits_behind_another_at_its_timeout_is_never_sent(
     after = producer.produce(Message(b"after"))
 
     assert after.offset == 2
-    assert values(log_of(mq, "orders")[0]) == [b"before", b"under way", b"after"]
+    assert values(read_topic(mq, "orders")[0]) == [b"before", b"under way", b"after"]
 
 
 # --- Many threads ---
@@ -547,7 +536,7 @@ def test_many_threads_share_a_producer(mq: MQ) -> None:
     results = at_once(lambda thread=thread: produce(thread) for thread in range(64))  # type: ignore[misc]
 
     assert_offsets_are_dense([result for own in results for result in own])
-    log = log_of(mq, "orders")
+    log = read_topic(mq, "orders")
     for thread, own in enumerate(results):
         sent = [b"%d/%d" % (thread, i) for i in range(20)]
         assert [log[result.partition][result.offset].value for result in own] == sent
@@ -564,7 +553,7 @@ def test_each_thread_finds_its_messages_in_the_order_it_sent_them(mq: MQ) -> Non
 
     at_once(lambda thread=thread: produce(thread) for thread in range(8))  # type: ignore[misc]
 
-    messages = log_of(mq, "orders")[0]
+    messages = read_topic(mq, "orders")[0]
     for thread in range(8):
         own = [message.value for message in messages if message.key == b"%d" % thread]
         assert own == [b"%d" % i for i in range(30)]

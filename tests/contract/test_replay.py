@@ -19,10 +19,8 @@ from tests.support.handlers import set_aside
 from tests.support.waiting import PATIENCE_SECONDS, finish, receive, until, values
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from sqlmq import MQ, Consumer
-    from tests.conftest import DatabaseUnderTest, MakeMQ
+    from tests.conftest import MakeMQ
 
 COUNT = 10
 LEASE_SECONDS = 60.0
@@ -56,14 +54,6 @@ def filled(mq: MQ) -> MQ:
     fill(mq)
     read_all(mq)
     return mq
-
-
-@pytest.fixture
-def shift(database: DatabaseUnderTest, mq: MQ) -> Iterator[Shift]:
-    mq.create_topic("orders", 1)
-    shift = Shift(database)
-    yield shift
-    shift.mq.close()
 
 
 # --- Where to ---

@@ -292,7 +292,7 @@ def test_a_commit_or_a_claim_handed_back_is_a_sign_of_life(
     now = (
         "clock_timestamp()" if database.is_postgres else "CAST((julianday('now') - 2440587.5) * 86400000000 AS INTEGER)"
     )
-    shelf.execute(f"UPDATE {sign} = {now}")
+    shelf.state.execute(f"UPDATE {sign} = {now}")
 
     shelf.trim()
 
@@ -412,13 +412,13 @@ def test_after_max_seconds_a_dead_letter_goes_and_the_log_says_so(
     produce(mq, "a:1", "a:bad", "a:2", "a:3")
     shift.run(Handler(b"bad"), retry=AT_ONCE)
     shelf.keep(Retention(max_messages=1, protect_max_seconds=30 * DAY))
-    shelf.execute("UPDATE sqlmq_message SET created_at = (SELECT min(created_at) FROM sqlmq_topic)")
+    shelf.state.execute("UPDATE sqlmq_message SET created_at = (SELECT min(created_at) FROM sqlmq_topic)")
     old = (
         "created_at - interval '31 days'"
         if "postgres" in shift.mq.engine.dialect.name
         else "created_at - 2678400000000"
     )
-    shelf.execute(f"UPDATE sqlmq_message SET created_at = {old}")
+    shelf.state.execute(f"UPDATE sqlmq_message SET created_at = {old}")
 
     shelf.trim()
 
@@ -548,7 +548,7 @@ def test_a_transaction_raises_or_goes_on(shelf: Shelf, mq: MQ, caplog: pytest.Lo
 
 def test_a_hole_that_retention_has_not_made_is_still_another_error(shelf: Shelf, mq: MQ) -> None:
     shelf.put(5)
-    shelf.execute("DELETE FROM sqlmq_message WHERE msg_offset < 2")
+    shelf.state.execute("DELETE FROM sqlmq_message WHERE msg_offset < 2")
 
     with pytest.raises(OffsetGapError):
         mq.consumer("orders", "billing", on_evicted="earliest").poll(timeout=5)

@@ -8,7 +8,6 @@ import time
 from typing import TYPE_CHECKING
 
 import pytest
-from sqlalchemy import text
 
 from sqlmq.consumer.worker.pool import WorkerPool
 from sqlmq.store.offsets import Commit
@@ -17,10 +16,9 @@ from tests.support.waiting import PATIENCE_SECONDS, until
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from sqlalchemy import Engine
-
     from sqlmq import MQ, Consumer, Message
-    from tests.conftest import DatabaseUnderTest, MakeMQ
+    from tests.conftest import MakeMQ
+    from tests.support.queue_state import QueueState
 
 PARTITIONS = 6
 AGES_SECONDS = 600.0
@@ -52,11 +50,10 @@ def _handle(message: Message) -> None:
 class Services:
     """Those of one group, and its topic."""
 
-    def __init__(self, make_mq: MakeMQ, engine: Engine, database: DatabaseUnderTest) -> None:
+    def __init__(self, make_mq: MakeMQ, state: QueueState) -> None:
         self._make_mq = make_mq
         self.lease_seconds = AGES_SECONDS
-        self._engine = engine
-        self._prefix = f"{database.schema}." if database.schema else ""
+        self._state = state
         self.mq = make_mq()
         self.mq.create_topic("orders", PARTITIONS)
         self._all: list[Service] = []
@@ -80,9 +77,7 @@ class Services:
         until(lambda: self.counts() == list(counts), f"partitions shared out as {counts}")
 
     def epochs(self) -> list[int]:
-        with self._engine.connect() as connection:
-            found = connection.execute(text(f"SELECT epoch FROM {self._prefix}sqlmq_claim ORDER BY partition_id"))
-            return list(found.scalars())
+        return self._state.epochs()
 
     def end(self) -> None:
         for service in self._all:
@@ -91,8 +86,8 @@ class Services:
 
 
 @pytest.fixture
-def services(make_mq: MakeMQ, engine: Engine, database: DatabaseUnderTest) -> Iterator[Services]:
-    made = Services(make_mq, engine, database)
+def services(make_mq: MakeMQ, queue_state: QueueState) -> Iterator[Services]:
+    made = Services(make_mq, queue_state)
     yield made
     made.end()
 

@@ -7,7 +7,6 @@ from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from sqlalchemy import text
 
 from sqlmq import Message, UnknownTopicError
 from sqlmq.errors import InvalidPartitionError, UnknownGroupError
@@ -15,29 +14,9 @@ from tests.support.failing import AT_ONCE, MUCH_LATER, ONCE, Handler, Shift, pro
 from tests.support.waiting import finish, receive, until, values
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from sqlalchemy import Engine
-
     from sqlmq import MQ
-    from tests.conftest import DatabaseUnderTest, MakeMQ
-
-
-@pytest.fixture
-def shift(database: DatabaseUnderTest, mq: MQ) -> Iterator[Shift]:
-    mq.create_topic("orders", 1)
-    shift = Shift(database)
-    yield shift
-    shift.mq.close()
-
-
-def make_older(engine: Engine, database: DatabaseUnderTest, seconds: float) -> None:
-    """Have all that has a moment in the log and among commits been there *seconds* longer."""
-    prefix = f"{database.schema}." if database.schema else ""
-    back = f"{round(seconds * 1e6)}" if engine.dialect.name == "sqlite" else f"interval '{seconds} seconds'"
-    with engine.begin() as connection:
-        connection.execute(text(f"UPDATE {prefix}sqlmq_message SET created_at = created_at - {back}"))
-        connection.execute(text(f"UPDATE {prefix}sqlmq_group_offset SET committed_at = committed_at - {back}"))
+    from tests.conftest import MakeMQ
+    from tests.support.queue_state import QueueState
 
 
 def kinds(mq: MQ, **options: Any) -> list[tuple[str, int | None]]:
@@ -47,16 +26,14 @@ def kinds(mq: MQ, **options: Any) -> list[tuple[str, int | None]]:
 # --- Lag ---
 
 
-def test_lag_is_told_in_messages_and_seconds_with_owner_and_commit(
-    mq: MQ, engine: Engine, database: DatabaseUnderTest
-) -> None:
+def test_lag_is_told_in_messages_and_seconds_with_owner_and_commit(mq: MQ, queue_state: QueueState) -> None:
     mq.create_topic("orders", 2)
     mq.producer("orders").submit(Message(b"1"), partition=0).result(10)
     mq.producer("orders").submit(Message(b"2"), partition=0).result(10)
     consumer = mq.consumer("orders", "billing", name="me")
     receive(consumer, 1)
     consumer.commit()
-    make_older(engine, database, 100)
+    queue_state.make_older(100)
 
     first, second = mq.admin.lag("orders", "billing")
 
@@ -107,10 +84,10 @@ def test_lag_counts_what_is_set_aside_and_dead_letters(mq: MQ, shift: Shift) -> 
 # --- Topics, members ---
 
 
-def test_a_topic_tells_what_it_takes_and_how_fast_it_grows(mq: MQ, engine: Engine, database: DatabaseUnderTest) -> None:
+def test_a_topic_tells_what_it_takes_and_how_fast_it_grows(mq: MQ, queue_state: QueueState) -> None:
     mq.create_topic("orders", 2)
     mq.producer("orders").produce_many([Message(b"x" * 1_000, b"old") for _ in range(30)])
-    make_older(engine, database, 90)
+    queue_state.make_older(90)
     mq.producer("orders").produce_many([Message(b"x" * 1_000, b"old") for _ in range(12)])
 
     topic = mq.admin.describe_topic("orders")
@@ -168,12 +145,12 @@ def test_a_group_without_members_is_found(mq: MQ) -> None:
     assert "sqlmq run" in found.remedy
 
 
-def test_an_owner_that_does_not_get_on_is_found(mq: MQ, engine: Engine, database: DatabaseUnderTest) -> None:
+def test_an_owner_that_does_not_get_on_is_found(mq: MQ, queue_state: QueueState) -> None:
     mq.create_topic("orders", 1)
     produce(mq, "a:1", "a:2")
     consumer = mq.consumer("orders", "billing", name="the reader")
     receive(consumer, 1)
-    make_older(engine, database, 100)
+    queue_state.make_older(100)
 
     (found,) = mq.admin.diagnose_group("orders", "billing")
 
@@ -192,11 +169,11 @@ def test_a_partition_that_no_live_member_owns_is_found(mq: MQ) -> None:
 
 
 def test_a_stopped_message_is_found_with_the_command_that_goes_on(
-    mq: MQ, shift: Shift, engine: Engine, database: DatabaseUnderTest
+    mq: MQ, shift: Shift, queue_state: QueueState
 ) -> None:
     produce(mq, "a:bad", "b:good")
     shift.run(Handler(b"bad"), retry=AT_ONCE, on_failure="stop")
-    make_older(engine, database, 20)
+    queue_state.make_older(20)
 
     found = {one.code: one for one in mq.admin.diagnose_group("orders", "billing")}
 
@@ -236,14 +213,12 @@ def test_tail_gives_what_comes_from_now_on_and_leaves_no_trace(mq: MQ) -> None:
     assert mq.admin.groups("orders") == []
 
 
-def test_tail_gives_the_last_messages_of_all_partitions_first(
-    mq: MQ, engine: Engine, database: DatabaseUnderTest
-) -> None:
+def test_tail_gives_the_last_messages_of_all_partitions_first(mq: MQ, queue_state: QueueState) -> None:
     mq.create_topic("orders", 2)
     producer = mq.producer("orders")
     for value, partition in ((b"1", 0), (b"2", 1), (b"3", 0)):
         producer.submit(Message(value), partition=partition).result(10)
-        make_older(engine, database, 1)
+        queue_state.make_older(1)
 
     assert values(list(mq.admin.tail("orders", last=2, timeout=0))) == [b"2", b"3"]
     assert values(list(mq.admin.tail("orders", last=9, partitions=[0], timeout=0))) == [b"1", b"3"]

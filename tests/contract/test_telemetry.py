@@ -29,13 +29,6 @@ SENDING, HANDLING = "messaging.client.operation.duration", "messaging.process.du
 
 
 @pytest.fixture
-def recording() -> Iterator[Recording]:
-    recording = Recording()
-    yield recording
-    recording.close()
-
-
-@pytest.fixture
 def mq(make_mq: MakeMQ, recording: Recording) -> MQ:
     """An MQ that is recorded."""
     mq = make_mq()

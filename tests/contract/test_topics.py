@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import pytest
-from sqlalchemy import text
 
 from sqlmq import Message, UnknownTopicError
 from sqlmq.errors import TopicConflictError, UnknownGroupError
@@ -13,16 +12,9 @@ from sqlmq.model.partitioner import partition_for_key
 from tests.support.waiting import at_once, finish, receive, values
 
 if TYPE_CHECKING:
-    from sqlalchemy import Connection
-
     from sqlmq import MQ
-    from tests.conftest import DatabaseUnderTest, MakeMQ
-
-
-def rows(connection: Connection, database: DatabaseUnderTest, table: str) -> int:
-    prefix = f"{database.schema}." if database.schema else ""
-    count: int = connection.execute(text(f"SELECT count(*) FROM {prefix}{table}")).scalar_one()
-    return count
+    from tests.conftest import MakeMQ
+    from tests.support.queue_state import QueueState
 
 
 def numbers(mq: MQ, topic: str) -> list[int]:
@@ -234,7 +226,7 @@ def test_several_topics_are_deleted_together(mq: MQ) -> None:
     assert mq.admin.topics() == ["bb"]
 
 
-def test_deleting_a_topic_leaves_no_row_of_it(mq: MQ, database: DatabaseUnderTest, connection: Connection) -> None:
+def test_deleting_a_topic_leaves_no_row_of_it(mq: MQ, queue_state: QueueState) -> None:
     producer = mq.producer("orders")
     producer.produce_many(Message(bytes(10), b"%d" % i) for i in range(100))
     with mq.consumer("orders", "billing") as consumer:
@@ -242,8 +234,8 @@ def test_deleting_a_topic_leaves_no_row_of_it(mq: MQ, database: DatabaseUnderTes
 
     mq.delete_topics("orders")
 
-    tables = ("topic", "partition", "message", "group", "member", "claim", "group_offset")
-    assert {table: rows(connection, database, f"sqlmq_{table}") for table in tables} == dict.fromkeys(tables, 0)
+    for table in ("topic", "partition", "message", "group", "member", "claim", "group_offset"):
+        assert queue_state.count(f"SELECT count(*) FROM sqlmq_{table}") == 0, table
 
 
 def test_deleting_a_topic_leaves_others_alone(mq: MQ) -> None:
@@ -256,14 +248,14 @@ def test_deleting_a_topic_leaves_others_alone(mq: MQ) -> None:
 
 
 def test_a_topic_with_more_messages_than_one_transaction_deletes_is_deleted_whole(
-    mq: MQ, database: DatabaseUnderTest, connection: Connection
+    mq: MQ, queue_state: QueueState
 ) -> None:
     mq.create_topic("orders", 1)
     mq.producer("orders").produce_many(Message(b"") for _ in range(10_001))
 
     mq.delete_topics("orders")
 
-    assert rows(connection, database, "sqlmq_message") == 0
+    assert queue_state.count("SELECT count(*) FROM sqlmq_message") == 0
 
 
 def test_a_recreated_topic_starts_at_offset_0_without_messages(mq: MQ) -> None:
@@ -414,7 +406,7 @@ def test_a_consumer_of_a_deleted_topic_closes_without_an_error(mq: MQ) -> None:
 
 
 def test_a_message_produced_while_the_topic_is_deleted_is_refused_or_deleted_with_it(
-    make_mq: MakeMQ, database: DatabaseUnderTest, connection: Connection
+    make_mq: MakeMQ, queue_state: QueueState
 ) -> None:
     here, there = make_mq(), make_mq()
     producer = here.producer("orders")
@@ -426,4 +418,4 @@ def test_a_message_produced_while_the_topic_is_deleted_is_refused_or_deleted_wit
 
     at_once([produce, produce, lambda: there.delete_topics("orders") and None])
 
-    assert rows(connection, database, "sqlmq_message") == 0
+    assert queue_state.count("SELECT count(*) FROM sqlmq_message") == 0

@@ -19,8 +19,6 @@ from tests.support.failing import ONCE, Handler, Shift, produce
 from tests.support.waiting import PATIENCE_SECONDS, finish, until
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from sqlmq import MQ
     from tests.conftest import DatabaseUnderTest
 
@@ -28,14 +26,6 @@ if TYPE_CHECKING:
 @pytest.fixture
 def dialect(engine: Engine, database: DatabaseUnderTest) -> Dialect:
     return dialect_named(engine.dialect.name, database.schema)
-
-
-@pytest.fixture
-def shift(database: DatabaseUnderTest, mq: MQ) -> Iterator[Shift]:
-    mq.create_topic("orders", 1)
-    shift = Shift(database)
-    yield shift
-    shift.mq.close()
 
 
 def lock_claims(connection: Connection, dialect: Dialect) -> None:

@@ -15,31 +15,21 @@ from sqlalchemy import create_engine, event, text
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Session
 
-from sqlmq import MQ, DelayedMessage, Message, UnknownTopicError
+from sqlmq import DelayedMessage, Message, UnknownTopicError
 from tests.databases.test_outbox_drivers import ASYNC, MESSAGES, SYNC, facts, run, url
 from tests.support.delayed import FUTURE, LONG, Staged
-from tests.support.shop import Shop
 from tests.support.waiting import receive
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from sqlalchemy import Connection, Engine
+    from sqlalchemy import Connection
     from sqlalchemy.ext.asyncio import AsyncEngine
 
-    from tests.conftest import DatabaseUnderTest
+    from tests.support.shop import Shop
+
 
 ZONES = ("Pacific/Kiritimati", "America/St_Johns", "UTC")
-
-
-@pytest.fixture
-def shop(mq: MQ, engine: Engine, database: DatabaseUnderTest) -> Shop:
-    return Shop(mq, engine, database)
-
-
-@pytest.fixture
-def staged(engine: Engine, database: DatabaseUnderTest) -> Staged:
-    return Staged(engine, database)
 
 
 def delay(shop: Shop, session: Session | Connection) -> list[DelayedMessage]:

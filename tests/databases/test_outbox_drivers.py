@@ -13,16 +13,13 @@ from sqlalchemy.orm import Session
 
 from sqlmq import Message, UnknownTopicError
 from sqlmq.errors import SessionError
-from tests.support.shop import Shop, staged
 from tests.support.waiting import receive, until
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
 
-    from sqlalchemy import Engine
-
-    from sqlmq import MQ, Publication
-    from tests.conftest import DatabaseUnderTest
+    from sqlmq import Publication
+    from tests.support.shop import Shop
 
 SYNC = pytest.mark.parametrize(
     ("database", "driver"),
@@ -51,11 +48,6 @@ MESSAGES = [
     Message(bytes(range(256)), b"k"),
     Message(b"\xff\x00", b"k", {"": "", "null": "NULL"}),
 ]
-
-
-@pytest.fixture
-def shop(mq: MQ, engine: Engine, database: DatabaseUnderTest) -> Shop:
-    return Shop(mq, engine, database)
 
 
 def url(shop: Shop, driver: str) -> str:
@@ -119,7 +111,7 @@ def test_messages_are_staged_through_the_applications_driver(shop: Shop, driver:
     with Session(engine) as session, session.begin():
         publish(shop, session)
     engine.dispose()
-    until(lambda: staged(shop.engine, None) == 0, "everything in the log")
+    until(lambda: shop.state.staged() == 0, "everything in the log")
 
     assert_all_arrived(shop)
 
@@ -236,7 +228,7 @@ def test_an_async_session_stages(shop: Shop, driver: str) -> None:
             await session.run_sync(lambda sync: publish(shop, sync))
 
     run(shop, f"postgresql+{driver}", work, isolation_level="SERIALIZABLE")
-    until(lambda: staged(shop.engine, None) == 0, "everything in the log")
+    until(lambda: shop.state.staged() == 0, "everything in the log")
 
     assert_all_arrived(shop)
 

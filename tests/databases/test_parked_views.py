@@ -13,18 +13,8 @@ from tests.support.failing import AT_ONCE, MUCH_LATER, ONCE, Handler, Shift, pro
 from tests.support.waiting import until
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from sqlmq import MQ
     from tests.conftest import DatabaseUnderTest
-
-
-@pytest.fixture
-def shift(database: DatabaseUnderTest, mq: MQ) -> Iterator[Shift]:
-    mq.create_topic("orders", 1)
-    shift = Shift(database)
-    yield shift
-    shift.mq.close()
 
 
 @pytest.fixture

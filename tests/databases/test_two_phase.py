@@ -12,7 +12,7 @@ from sqlalchemy.orm import Session
 
 from sqlmq import Message, UnknownTopicError
 from sqlmq.errors import SessionError
-from tests.support.shop import Shop, staged
+from tests.support.shop import Shop
 from tests.support.waiting import until
 
 if TYPE_CHECKING:
@@ -225,9 +225,9 @@ def test_messages_are_staged_in_two_phases(shop: Shop) -> None:
     with Session(shop.engine.execution_options(isolation_level="SERIALIZABLE"), twophase=True) as session:
         shop.sell(session, "a")
         session.prepare()
-        assert staged(shop.engine, None) == 0
+        assert shop.state.staged() == 0
         session.commit()
-    until(lambda: staged(shop.engine, None) == 0 and shop.events == ["a"], "the message in the log")
+    until(lambda: shop.state.staged() == 0 and shop.events == ["a"], "the message in the log")
 
     assert shop.orders == ["a"]
 

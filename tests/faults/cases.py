@@ -148,7 +148,7 @@ def tried(
         scene.check(sure, int(is_unknown and not scene.is_once))
         scene.close()
         world.check_nothing_is_held()
-        world.check_log()
+        world.state.check()
     except Exception as wrong:  # noqa: BLE001 - noted, with the others
         return wrong
     return None

@@ -39,7 +39,7 @@ class Consuming(Scene):
         del sure, perhaps
         self.check_order(self.got)
         finished = Counter(message.partition for message in self.got)
-        for number, position in enumerate(self.world.positions("feed", self.group)):
+        for number, position in enumerate(self.world.state.positions("feed", self.group)):
             assert position <= finished[number], f"position {position} of {number}, beyond what was received"
 
     def check_order(self, got: list[ReceivedMessage]) -> None:
@@ -54,7 +54,7 @@ class Consuming(Scene):
         until(self._has_drained, f"all {FEED} messages", seconds=SECONDS)
         self.check_order(self.got)
         self.consumer.commit()
-        assert self.world.positions("feed", self.group) == DONE
+        assert self.world.state.positions("feed", self.group) == DONE
         self.consumer.close()
 
     def _has_drained(self) -> bool:
@@ -109,7 +109,7 @@ class Commit(Consuming):
         self.consumer.commit()
 
     def check(self, sure: int, perhaps: int) -> None:
-        assert self.world.positions("feed", self.group) == DONE or not sure
+        assert self.world.state.positions("feed", self.group) == DONE or not sure
         super().check(sure, perhaps)
 
 
@@ -125,7 +125,7 @@ class AckBefore(Consuming):
         del sure, perhaps
         places = [(message.partition, message.offset) for message in self.got]
         assert len(set(places)) == len(places), "handed out twice"
-        positions = self.world.positions("feed", self.group)
+        positions = self.world.state.positions("feed", self.group)
         for message in self.got:
             assert (message.offset or 0) < positions[message.partition or 0], "handed out before it was committed"
 
@@ -150,7 +150,7 @@ class Seek(Consuming):
         self.consumer.seek(0, "latest")
 
     def check(self, sure: int, perhaps: int) -> None:
-        position = self.world.positions("feed", self.group)[0]
+        position = self.world.state.positions("feed", self.group)[0]
         assert position in ((DONE[0],) if sure else (0, 1, DONE[0]) if perhaps else (0, 1))
 
     def close(self) -> None:
@@ -189,11 +189,8 @@ class Close(Consuming):
 
     def check(self, sure: int, perhaps: int) -> None:
         del perhaps
-        positions = self.world.positions("feed", self.group)
-        members = self.world.count(
-            "SELECT count(*) FROM sqlmq_member m JOIN sqlmq_group g ON g.id = m.group_id WHERE g.name = :name",
-            name=self.group,
-        )
+        positions = self.world.state.positions("feed", self.group)
+        members = self.world.state.members(self.group)
         if self.is_interrupted:
             assert members == 0 or not sure
             assert positions in (DONE, [0] * PARTITIONS)
@@ -218,7 +215,7 @@ class Join(Scene):
         self.mq.consumer("feed", self.group).close()
 
     def check(self, sure: int, perhaps: int) -> None:
-        found = self.world.count(
+        found = self.world.state.count(
             "SELECT count(*) FROM sqlmq_claim c JOIN sqlmq_group g ON g.id = c.group_id WHERE g.name = :name",
             name=self.group,
         )
@@ -253,7 +250,7 @@ class InTransaction(Consuming):
 
     def check(self, sure: int, perhaps: int) -> None:
         done = 0
-        for number, position in enumerate(self.world.positions("feed", self.group)):
+        for number, position in enumerate(self.world.state.positions("feed", self.group)):
             for offset in range(FEED // PARTITIONS):
                 found = self.world.effects(self.effect(number, offset))
                 assert found == (offset < position), f"{found} effects of {number}@{offset}, position {position}"
@@ -268,7 +265,7 @@ class InTransaction(Consuming):
                 if not tx.messages:
                     break
         self.check(0, 0)
-        assert self.world.positions("feed", self.group) == DONE
+        assert self.world.state.positions("feed", self.group) == DONE
         self.consumer.close()
 
 
@@ -292,10 +289,10 @@ class ProducingInTransaction(InTransaction):
 
     def check(self, sure: int, perhaps: int) -> None:
         super().check(sure, perhaps)
-        for number, position in enumerate(self.world.positions("feed", self.group)):
+        for number, position in enumerate(self.world.state.positions("feed", self.group)):
             for offset in range(FEED // PARTITIONS):
                 value = self.effect(number, offset).encode()
-                assert self.world.in_log("orders", value) == (offset < position)
+                assert self.world.state.count_in_log("orders", value) == (offset < position)
 
 
 # --- Run ---
@@ -324,7 +321,7 @@ class Running(InTransaction):
         deadline = Deadline()
         while not self.is_done():
             deadline.check()
-            self.world.end_leases(self.group)
+            self.world.state.expire_leases(self.group)
             self.consumer = self.mq.consumer("feed", self.group)
             self.run()
 
@@ -354,12 +351,12 @@ class Running(InTransaction):
 
     def check(self, sure: int, perhaps: int) -> None:
         if self.transaction:
-            self.check_effects(self.world.positions("feed", self.group), set(self.world.parked(self.group)))
+            self.check_effects(self.world.state.positions("feed", self.group), set(self.world.state.parked(self.group)))
         del sure, perhaps
 
     def is_done(self) -> bool:
         """Whether each message has been handled, or put aside as it should."""
-        positions, aside = self.world.positions("feed", self.group), self.world.parked(self.group)
+        positions, aside = self.world.state.positions("feed", self.group), self.world.state.parked(self.group)
         return (positions, list(aside.values())) == self.end and self.good <= set(self.handled)
 
     @property
@@ -442,7 +439,7 @@ class Deciding(Scene):
         self.group = world.name("deciding")
         consumer = self.mq.consumer("feed", self.group)
         consumer.commit()
-        self.world.execute(
+        self.world.state.execute(
             "INSERT INTO sqlmq_parked (group_id, partition_id, msg_offset, key, state, attempts, due_at, parked_at)"
             " SELECT g.id, p.id, 1, NULL, 'dead', 5, g.created_at, g.created_at FROM sqlmq_group g"
             " JOIN sqlmq_partition p ON p.topic_id = g.topic_id AND p.number = 0 WHERE g.name = :name",
@@ -453,7 +450,7 @@ class Deciding(Scene):
 
     @property
     def state(self) -> str | None:
-        return self.world.parked(self.group).get((0, 1))
+        return self.world.state.parked(self.group).get((0, 1))
 
     def check(self, sure: int, perhaps: int) -> None:
         assert self.state == "dead"
@@ -505,7 +502,7 @@ class MoveParked(Deciding):
         self.parked.move_to(self.topic, 0, 1)
 
     def check(self, sure: int, perhaps: int) -> None:
-        copies = self.world.in_log(self.topic, b"2")
+        copies = self.world.state.count_in_log(self.topic, b"2")
         assert (self.state, copies) in (
             ((None, 1),) if sure else ((None, 1), ("dead", 0)) if perhaps else (("dead", 0),)
         )

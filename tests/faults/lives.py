@@ -18,6 +18,7 @@ from sqlalchemy.orm import Session
 from sqlmq import MQ, Message, Retention, Retry
 from tests.support.journal import Journal
 from tests.support.processes import GROUP, TOPIC, Place
+from tests.support.queue_state import QueueState
 from tests.support.waiting import until
 
 if TYPE_CHECKING:
@@ -63,9 +64,7 @@ class Life:
     def open(self) -> MQ:
         """Open an MQ, and let the leases of all who were there before be over."""
         mq = self.open_beside_others()
-        with mq.engine.begin() as connection:
-            old = "to_timestamp(0)" if self.is_on_postgres else "0"
-            connection.execute(text(f"UPDATE sqlmq_member SET heartbeat_at = {old}"))
+        QueueState(mq.engine, mq.schema).expire_leases()
         return mq
 
     def open_beside_others(self) -> MQ:
@@ -322,10 +321,11 @@ def _run(life: Life, *, transaction: bool) -> None:
 
 
 def _stop_when_done(mq: MQ, consumer: Consumer) -> None:
+    state = QueueState(mq.engine, mq.schema)
+
     def is_done() -> bool:
-        waiting = text("SELECT count(*) FROM sqlmq_parked WHERE state <> 'dead'")
-        with mq.engine.connect() as connection:
-            return not connection.execute(waiting).scalar_one() and not mq.admin.describe_group(TOPIC, GROUP).lag
+        waiting = state.count("SELECT count(*) FROM sqlmq_parked WHERE state <> 'dead'")
+        return not waiting and not mq.admin.describe_group(TOPIC, GROUP).lag
 
     until(is_done, "everything handled, or a dead letter")
     consumer.stop()
@@ -346,10 +346,5 @@ def _positions(mq: MQ) -> list[int]:
 def _let_all_move(mq: MQ) -> None:
     """Wait until nothing is staged any more; the consumer has the MQ look for what others have left."""
     mq.consumer(TOPIC, GROUP)
-
-    def left() -> int:
-        with mq.engine.connect() as connection:
-            count: int = connection.execute(text("SELECT count(*) FROM sqlmq_staged")).scalar_one()
-            return count
-
-    until(lambda: left() == 0, "everything in the log")
+    state = QueueState(mq.engine, mq.schema)
+    until(lambda: state.staged() == 0, "everything in the log")

@@ -39,7 +39,7 @@ class Produce(Scene):
         self.producer.produce(Message(self.value, b"k"))
 
     def check(self, sure: int, perhaps: int) -> None:
-        found = self.world.in_log("orders", self.value)
+        found = self.world.state.count_in_log("orders", self.value)
         assert found % self.messages == 0, f"torn: {found} of {self.messages} messages"
         between(found // self.messages, sure, perhaps, "in the log")
 
@@ -124,8 +124,8 @@ class ProduceToNewTopic(Scene):
         self.made.append(self.mq.producer(self.topic))
 
     def check(self, sure: int, perhaps: int) -> None:
-        count = self.world.count("SELECT count(*) FROM sqlmq_topic WHERE name = :name", name=self.topic)
-        parts = self.world.count(
+        count = self.world.state.count("SELECT count(*) FROM sqlmq_topic WHERE name = :name", name=self.topic)
+        parts = self.world.state.count(
             "SELECT count(*) FROM sqlmq_partition p JOIN sqlmq_topic t ON t.id = p.topic_id WHERE t.name = :name",
             name=self.topic,
         )
@@ -151,12 +151,12 @@ class Delay(Scene):
         self.world.producer.schedule(Message(self.value, b"k"), delay_seconds=LATER_SECONDS)
 
     def check(self, sure: int, perhaps: int) -> None:
-        found = self.world.staged(self.value)
+        found = self.world.state.staged(self.value)
         assert found % self.messages == 0, f"torn: {found} of {self.messages} messages"
         between(found // self.messages, sure, perhaps, "staged")
 
     def close(self) -> None:
-        self.world.execute("DELETE FROM sqlmq_staged WHERE value = :value", value=self.value)
+        self.world.state.execute("DELETE FROM sqlmq_staged WHERE value = :value", value=self.value)
 
 
 class DelayMany(Delay):
@@ -179,8 +179,8 @@ class CancelDelayed(Scene):
         self.mq.admin.cancel_delayed(self.id)
 
     def check(self, sure: int, perhaps: int) -> None:
-        assert self.world.staged(self.value) == 0 or not sure
-        assert self.world.staged(self.value) == 1 or sure + perhaps
+        assert self.world.state.staged(self.value) == 0 or not sure
+        assert self.world.state.staged(self.value) == 1 or sure + perhaps
 
 
 # --- In the application's transaction ---
@@ -213,7 +213,9 @@ class InSession(Scene):
         self.check_beside(found)
 
     def check_beside(self, found: int) -> None:
-        assert self.world.in_log("orders", self.note.encode()) == found, "a row without its message, or the reverse"
+        assert self.world.state.count_in_log("orders", self.note.encode()) == found, (
+            "a row without its message, or the reverse"
+        )
 
 
 class InSavepoints(InSession):
@@ -228,7 +230,7 @@ class InSavepoints(InSession):
 
     def check_beside(self, found: int) -> None:
         super().check_beside(found)
-        assert self.world.in_log("orders", b"never") == 0, "what was rolled back is in the log"
+        assert self.world.state.count_in_log("orders", b"never") == 0, "what was rolled back is in the log"
 
 
 class ManyInSession(InSession):
@@ -237,7 +239,7 @@ class ManyInSession(InSession):
         self.world.producer.produce_many([Message(value, b"k%d" % number) for number in range(3)], session=session)
 
     def check_beside(self, found: int) -> None:
-        assert self.world.in_log("orders", self.note.encode()) == 3 * found
+        assert self.world.state.count_in_log("orders", self.note.encode()) == 3 * found
 
 
 class DelayInSession(InSession):
@@ -246,7 +248,7 @@ class DelayInSession(InSession):
         self.world.producer.schedule(message, session=session, delay_seconds=LATER_SECONDS)
 
     def check_beside(self, found: int) -> None:
-        assert self.world.staged(self.note.encode()) == found
+        assert self.world.state.staged(self.note.encode()) == found
 
 
 class CancelInSession(InSession):
@@ -262,7 +264,7 @@ class CancelInSession(InSession):
 
     def check(self, sure: int, perhaps: int) -> None:
         rows = self.world.effects(self.note)
-        assert (self.world.staged(self.value) == 0) == (rows > 0), "cancelled without the row, or the reverse"
+        assert (self.world.state.staged(self.value) == 0) == (rows > 0), "cancelled without the row, or the reverse"
         assert rows > 0 or not sure
         assert rows == 0 or sure + perhaps
 
@@ -281,7 +283,7 @@ class CreateTopic(Scene):
         self.mq.create_topic(self.topic, 3, retention=Retention(max_messages=10))
 
     def check(self, sure: int, perhaps: int) -> None:
-        parts = self.world.count(
+        parts = self.world.state.count(
             "SELECT count(*) FROM sqlmq_topic t LEFT JOIN sqlmq_partition p ON t.id = p.topic_id WHERE t.name = :name",
             name=self.topic,
         )
@@ -301,13 +303,13 @@ class WithTopic(Scene):
             producer.produce_many([Message(b"%d" % number, b"k") for number in range(3)])
 
     def partitions(self) -> int:
-        return self.world.count(
+        return self.world.state.count(
             "SELECT count(*) FROM sqlmq_partition p JOIN sqlmq_topic t ON t.id = p.topic_id WHERE t.name = :name",
             name=self.topic,
         )
 
     def messages(self) -> int:
-        return self.world.count(
+        return self.world.state.count(
             "SELECT count(*) FROM sqlmq_message m JOIN sqlmq_partition p ON p.id = m.partition_id"
             " JOIN sqlmq_topic t ON t.id = p.topic_id WHERE t.name = :name AND m.msg_offset >= p.start_offset",
             name=self.topic,
@@ -322,12 +324,12 @@ class AddPartitions(WithTopic):
 
     def check(self, sure: int, perhaps: int) -> None:
         assert self.partitions() in ((4,) if sure else (1, 4) if perhaps else (1,))
-        known = self.world.rows(
+        known = self.world.state.rows(
             "SELECT DISTINCT t.partitions, p.topic_partitions FROM sqlmq_topic t JOIN sqlmq_partition p ON p.topic_id = t.id"
             " WHERE t.name = :name",
             name=self.topic,
         )
-        assert [tuple(row) for row in known] == [(self.partitions(),) * 2], "half grown"
+        assert known == [(self.partitions(),) * 2], "half grown"
 
 
 class SetRetention(WithTopic):
@@ -337,7 +339,7 @@ class SetRetention(WithTopic):
         self.mq.admin.set_retention(self.topic, Retention(max_messages=7))
 
     def check(self, sure: int, perhaps: int) -> None:
-        ((found,),) = self.world.rows(
+        ((found,),) = self.world.state.rows(
             "SELECT retention_max_messages FROM sqlmq_topic WHERE name = :name", name=self.topic
         )
         assert found in ((7,) if sure else (7, None) if perhaps else (None,))
@@ -352,11 +354,11 @@ class DeleteTopic(WithTopic):
         self.mq.delete_topics(self.topic)
 
     def check(self, sure: int, perhaps: int) -> None:
-        left = self.world.count("SELECT count(*) FROM sqlmq_topic WHERE name = :name", name=self.topic)
+        left = self.world.state.count("SELECT count(*) FROM sqlmq_topic WHERE name = :name", name=self.topic)
         assert self.messages() == 3 * left
         if sure:
             assert left == 0
-            assert self.world.count("SELECT count(*) FROM sqlmq_partition WHERE topic_id IS NULL") == 0
+            assert self.world.state.count("SELECT count(*) FROM sqlmq_partition WHERE topic_id IS NULL") == 0
         del perhaps
 
 
@@ -372,7 +374,7 @@ class Maintain(WithTopic):
     def check(self, sure: int, perhaps: int) -> None:
         assert self.messages() in ((1,) if sure else (1, 3))
         if sure:
-            rest = self.world.count(
+            rest = self.world.state.count(
                 "SELECT count(*) FROM sqlmq_message m JOIN sqlmq_partition p ON p.id = m.partition_id"
                 " JOIN sqlmq_topic t ON t.id = p.topic_id WHERE t.name = :name AND m.msg_offset < p.start_offset",
                 name=self.topic,
@@ -397,7 +399,7 @@ class ResetGroup(Scene):
     def check(self, sure: int, perhaps: int) -> None:
         moved, unmoved = [FEED // PARTITIONS] * PARTITIONS, [0] * PARTITIONS
         done = sure if self.execute else 0
-        found = self.world.positions("feed", self.group)
+        found = self.world.state.positions("feed", self.group)
         assert found in ([moved] if done else [moved, unmoved] if perhaps and self.execute else [unmoved])
 
 
@@ -467,12 +469,9 @@ class CloseAll(Scene):
 
     def check(self, sure: int, perhaps: int) -> None:
         del perhaps
-        assert self.world.positions("feed", self.group) == [0] * PARTITIONS
+        assert self.world.state.positions("feed", self.group) == [0] * PARTITIONS
         if sure and self.error is None:
-            members = self.world.count(
-                "SELECT count(*) FROM sqlmq_member m JOIN sqlmq_group g ON g.id = m.group_id WHERE g.name = :name",
-                name=self.group,
-            )
+            members = self.world.state.members(self.group)
             assert members == 0
 
     def close(self) -> None:

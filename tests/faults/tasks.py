@@ -6,14 +6,15 @@ import asyncio
 import types
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
-from sqlalchemy import event, make_url
-from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
+from sqlalchemy import event
+from sqlalchemy.ext.asyncio import AsyncSession
 
 from sqlmq import AsyncConsumer, AsyncProducer, Message
 from tests.faults.consuming import DONE, INSERT, SECONDS, InTransaction
 from tests.faults.scenes import InSession
 from tests.faults.world import FEED, Scene, World
 from tests.support.blocking import Loop
+from tests.support.engines import async_engine_with_savepoints
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Coroutine, Generator
@@ -86,10 +87,8 @@ def aio(wrapped: object) -> Any:
 
 def engine_for_asyncio(world: World) -> AsyncEngine:
     driver = "postgresql+psycopg" if world.database.is_postgres else "sqlite+aiosqlite"
-    engine = create_async_engine(make_url(world.database.url).set(drivername=driver))
+    engine = async_engine_with_savepoints(world.database, driver)
     if not world.database.is_postgres:
-        event.listen(engine.sync_engine, "connect", lambda conn, _: setattr(conn, "isolation_level", None))
-        event.listen(engine.sync_engine, "begin", lambda conn: conn.exec_driver_sql("BEGIN"))
         # As in World: SQLAlchemy rolls nothing back whose COMMIT has failed.
         event.listen(engine.sync_engine, "checkin", lambda conn, _: conn and conn.rollback())
     return engine
@@ -115,7 +114,7 @@ class AwaitedTransaction(InTransaction):
         while loop.run(lambda: self.take(FEED, 0)):
             pass
         self.check(0, 0)
-        assert self.world.positions("feed", self.group) == DONE
+        assert self.world.state.positions("feed", self.group) == DONE
         self.consumer.close()
 
 

@@ -7,10 +7,9 @@ import os
 import random
 from collections import Counter, defaultdict
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
-from sqlalchemy import Engine, text
 
 from sqlmq.hooks.failpoints import POINTS
 from tests.faults import lives, nursery
@@ -35,11 +34,13 @@ from tests.faults.lives import (
     Line,
 )
 from tests.support.processes import GROUP, TOPIC, Place
-from tests.support.shop import read_log
+from tests.support.queue_state import QueueState
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
+
+    from sqlalchemy import Engine
 
     from sqlmq import MQ
     from tests.conftest import DatabaseUnderTest
@@ -100,7 +101,7 @@ class Story:
 
     def __init__(self, mq: MQ, engine: Engine, directory: Path) -> None:
         self.mq = mq
-        self.engine = engine
+        self.state = QueueState(engine, None)
         self.reached: dict[str, int]
         self.crashed: dict[str, int]
         self.reached, self.crashed = json.loads((directory / "told").read_text())
@@ -115,14 +116,10 @@ class Story:
 
     def log(self, topic: str = TOPIC) -> dict[int, list[str]]:
         """Each partition's values, in order; there is no gap in the offsets."""
-        return read_log(self.engine, topic, None)
+        return self.state.texts(topic)
 
     def values(self, topic: str = TOPIC) -> Counter[str]:
         return Counter(value for values in self.log(topic).values() for value in values)
-
-    def rows(self, query: str) -> list[tuple[Any, ...]]:
-        with self.engine.connect() as connection:
-            return [tuple(row) for row in connection.execute(text(query))]
 
     def ends(self) -> dict[int, int]:
         return {one.partition: one.end_offset for one in self.mq.admin.describe_topic(TOPIC).partitions}
@@ -151,7 +148,7 @@ def check_producing(story: Story) -> None:
 def check_publishing(story: Story) -> None:
     """There is a message for each order, and no other."""
     check_what_was_sent(story)
-    orders = Counter(str(note) for (note,) in story.rows("SELECT note FROM customer_order"))
+    orders = Counter(str(note) for (note,) in story.state.rows("SELECT note FROM customer_order"))
     assert story.values() == orders
     assert set(orders) & set(story.told(UNDONE)) == set()
 
@@ -161,7 +158,7 @@ def check_delaying(story: Story) -> None:
     check_what_was_sent(story)
     assert len(story.told(CANCELLING)) >= len(story.told(CANCELLED)) > 0
     assert set(story.values()) & set(story.told(CANCELLING)) == set()
-    assert story.rows("SELECT * FROM sqlmq_staged") == []
+    assert story.state.rows("SELECT * FROM sqlmq_staged") == []
 
 
 def check_consuming(story: Story) -> None:
@@ -184,7 +181,7 @@ def check_consuming(story: Story) -> None:
 def check_transacting(story: Story) -> None:
     """Each message has had its effect once, in order, and its receipt."""
     effects: dict[int, list[int]] = defaultdict(list)
-    for partition, offset in story.rows("SELECT partition_number, message_offset FROM effect ORDER BY id"):
+    for partition, offset in story.state.rows("SELECT partition_number, message_offset FROM effect ORDER BY id"):
         effects[partition].append(offset)
     assert effects == {partition: list(range(end)) for partition, end in story.ends().items()}
     assert story.values(RECEIPTS) == story.values()
@@ -210,7 +207,7 @@ def check_running(story: Story) -> None:
 def check_running_in_transactions(story: Story) -> None:
     """Each message has had its effect once, in the order of its key, or is a dead letter."""
     effects: dict[str, list[int]] = defaultdict(list)
-    for key, number in story.rows("SELECT message_key, number FROM attempt ORDER BY id"):
+    for key, number in story.state.rows("SELECT message_key, number FROM attempt ORDER BY id"):
         effects[key].append(number)
     sent = _sent_by(story)
     assert effects == {
@@ -225,7 +222,7 @@ def check_dead_letters(story: Story) -> None:
     """All was read; the poisoned messages, and no others, are dead letters."""
     group = story.mq.admin.describe_group(TOPIC, GROUP)
     assert [(one.position, one.lag) for one in group.partitions] == [(one.end_offset, 0) for one in group.partitions]
-    rows = story.rows("SELECT state, key FROM sqlmq_parked")
+    rows = story.state.rows("SELECT state, key FROM sqlmq_parked")
     assert sorted((state, bytes(key)) for state, key in rows) == sorted(
         ("dead", f"{name}/p".encode()) for name in _sent_by(story)
     )
@@ -241,11 +238,8 @@ def _sent_by(story: Story) -> set[str]:
 def check_retaining(story: Story) -> None:
     """As much is kept as was asked for, without a gap; nothing of it was lost to the group unread."""
     (partition,) = story.mq.admin.describe_topic(KEPT).partitions
-    offsets = story.rows(
-        "SELECT m.msg_offset FROM sqlmq_message m JOIN sqlmq_partition p ON p.id = m.partition_id"
-        f" JOIN sqlmq_topic t ON t.id = p.topic_id WHERE t.name = '{KEPT}' ORDER BY m.msg_offset"
-    )
-    assert [offset for (offset,) in offsets] == list(range(partition.end_offset - KEEP_MESSAGES, partition.end_offset))
+    offsets = [offset for _, offset in story.state.log(KEPT)]
+    assert offsets == list(range(partition.end_offset - KEEP_MESSAGES, partition.end_offset))
     assert partition.end_offset >= 6 * len({line.life for line in story.lines})
     assert story.mq.admin.evictions(KEPT) == []
 

@@ -6,7 +6,6 @@ import multiprocessing
 import os
 import random
 import shutil
-import sqlite3
 import subprocess
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,6 +16,7 @@ from sqlalchemy import make_url
 from sqlmq import MQ, DatabaseUnavailableError, Message, SqlmqError
 from sqlmq.errors import DatabaseDamagedError, DatabaseError, DatabaseFullError, ReadOnlyDatabaseError
 from tests.faults.disks import small_disk_at
+from tests.support.queue_state import check_sqlite_file
 from tests.support.waiting import receive, values
 
 if TYPE_CHECKING:
@@ -44,12 +44,6 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
         yield directory
 
 
-def assert_that_it_is_sound(path: Path) -> None:
-    connection = sqlite3.connect(path)
-    assert connection.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
-    connection.close()
-
-
 @pytest.mark.parametrize("fill", range(FILLS))
 def test_on_a_full_disk_nothing_is_half_done_and_it_goes_on_when_there_is_room(
     path: Path, small_disk: Path, fill: int
@@ -74,7 +68,7 @@ def test_on_a_full_disk_nothing_is_half_done_and_it_goes_on_when_there_is_room(
         assert producer.produce(Message(b"room")).offset == acknowledged
         consumer = mq.consumer("orders", "billing")
         assert values(receive(consumer, acknowledged + 1))[-1] == b"room"
-    assert_that_it_is_sound(small_disk / "queue.db")
+    check_sqlite_file(f"sqlite:///{small_disk / 'queue.db'}")
 
 
 def test_a_block_on_a_full_disk_is_undone_and_comes_again(path: Path, small_disk: Path) -> None:
@@ -258,4 +252,4 @@ def test_a_file_whose_journal_was_deleted_is_as_it_was_at_its_last_checkpoint(
             other.admin.topics()
     except DatabaseError:
         return
-    assert_that_it_is_sound(copy)
+    check_sqlite_file(f"sqlite:///{copy}")

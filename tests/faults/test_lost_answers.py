@@ -13,22 +13,16 @@ from sqlalchemy.orm import Session
 
 from sqlmq import MQ, AsyncMQ, Message, OutcomeUnknownError
 from tests.faults.proxy import COMMIT, Proxy
-from tests.support.shop import Shop, staged
 from tests.support.waiting import PATIENCE_SECONDS, until
 
 if TYPE_CHECKING:
-    from sqlalchemy import Engine
     from sqlalchemy.ext.asyncio import AsyncConnection
 
     from sqlmq import AsyncConsumer, AsyncTransaction, Transaction
     from tests.conftest import DatabaseUnderTest
+    from tests.support.shop import Shop
 
 pytestmark = [pytest.mark.faults, pytest.mark.parametrize("database", ["postgres"], indirect=True)]
-
-
-@pytest.fixture
-def shop(mq: MQ, engine: Engine, database: DatabaseUnderTest) -> Shop:
-    return Shop(mq, engine, database)
 
 
 @pytest.mark.parametrize("level", ["READ COMMITTED", "SERIALIZABLE"])
@@ -50,7 +44,7 @@ def test_a_session_whose_commit_is_not_answered_says_so_and_sends_nothing_again(
             shop.sell(session, "b")
             session.commit()
         engine.dispose()
-    until(lambda: staged(shop.engine, None) == 0, "everything in the log")
+    until(lambda: shop.state.staged() == 0, "everything in the log")
 
     assert raised.value.connection_invalidated
     assert proxy.lost == 1

@@ -88,7 +88,7 @@ class Traffic:
 
     def cut_listeners(self) -> None:
         """Have listeners begin again, whose statements come then only."""
-        self.world.rows(
+        self.world.state.rows(
             "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
             " WHERE datname = current_database() AND query LIKE 'LISTEN%'"
         )
@@ -112,7 +112,7 @@ def test_a_thread_goes_on_after_each_of_its_statements_has_failed(world: World, 
 
     assert len(traffic.got) == len(traffic.sent), "delivered twice"
     world.check_nothing_is_held()
-    world.check_log()
+    world.state.check()
 
 
 def _has_gone_on(traffic: Traffic, plan: Plan, name: str, number: int) -> bool:

@@ -14,15 +14,11 @@ import pytest
 from sqlmq import MQ, DatabaseBusyError, Message
 from sqlmq.database import retrying
 from sqlmq.dialects.sqlite import dialect
-from tests.concurrency.test_processes import (
-    PATIENCE_SECONDS,
-    assert_that_everything_acknowledged_is_in,
-    assert_that_the_file_is_sound,
-    read_log,
-)
 from tests.faults import writers
-from tests.support.processes import TOPIC, Place, Processes
-from tests.support.waiting import until
+from tests.support.journal import check_acknowledged
+from tests.support.processes import END_SECONDS, TOPIC, Place, Processes
+from tests.support.queue_state import check_sqlite_file
+from tests.support.waiting import read_texts, until
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -58,15 +54,15 @@ def test_a_file_survives_the_killing_of_those_who_write_its_journal_back(
     pause = threading.Event()
 
     for _ in range(CHECKPOINT_KILLS):
-        name = processes.start("writer", writers.checkpoint, time.monotonic() + PATIENCE_SECONDS)
+        name = processes.start("writer", writers.checkpoint, time.monotonic() + END_SECONDS)
         journal = tmp_path / f"{name}.journal"
         until(lambda journal=journal: journal.exists() and b"checkpoint" in journal.read_bytes(), "a checkpoint")  # type: ignore[misc]
         pause.wait(chosen.uniform(0, 0.03))
         processes.kill(name)
-        assert_that_the_file_is_sound(place.url)
+        check_sqlite_file(place.url)
 
     with place.open() as mq:
-        assert_that_everything_acknowledged_is_in(read_log(mq), processes.stories("writer"))
+        check_acknowledged(read_texts(mq, TOPIC), processes.stories("writer"))
 
 
 def test_a_lock_that_somebody_else_keeps_is_waited_for_as_long_as_was_said(
@@ -76,7 +72,7 @@ def test_a_lock_that_somebody_else_keeps_is_waited_for_as_long_as_was_said(
     monkeypatch.setattr(retrying, "_RETRY_SECONDS", 1.0)
     with MQ(place.url) as mq:
         producer = mq.producer(TOPIC)
-        name = processes.start("holder", writers.hold_lock, time.monotonic() + PATIENCE_SECONDS)
+        name = processes.start("holder", writers.hold_lock, time.monotonic() + END_SECONDS)
         until((tmp_path / f"{name}.journal").exists, "a lock that is held")
         began = time.monotonic()
 
@@ -94,7 +90,7 @@ def test_eight_writers_all_get_their_turn(place: Place, processes: Processes, tm
     end = time.monotonic() + CONTEND_SECONDS + 3.0  # 3 to start in
     names = [processes.start("writer", writers.contend, end) for _ in range(8)]
 
-    processes.wait(time.monotonic() + PATIENCE_SECONDS)
+    processes.wait(time.monotonic() + END_SECONDS)
 
     lines = [(tmp_path / f"{name}.journal").read_text().splitlines()[-1] for name in names]
     told = [json.loads(line) for line in lines]

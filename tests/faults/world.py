@@ -8,17 +8,17 @@ import time
 from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from sqlalchemy import Engine, create_engine, event, text
+from sqlalchemy import Engine, create_engine, event
 
 from sqlmq import MQ, AsyncMQ, Message
 from sqlmq.database.append_connection import AppendConnection
 from tests.faults.wire import BACKGROUND
 from tests.support.blocking import blocking
+from tests.support.engines import with_savepoints
+from tests.support.queue_state import QueueState
 from tests.support.waiting import until
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from sqlmq.database.append_connection import AutocommitConnection
     from tests.conftest import DatabaseUnderTest
     from tests.support.blocking import Loop
@@ -83,16 +83,13 @@ class World:
         self.way = "sync" if loop is None else "asyncio"
         self.held = Held()
         self.loop = loop
-        self.engine = create_engine(database.url)
+        self.engine = with_savepoints(database.url)
         if not database.is_postgres:
-            # https://docs.sqlalchemy.org/en/20/dialects/sqlite.html#pysqlite-serializable
-            event.listen(self.engine, "connect", lambda conn, _: setattr(conn, "isolation_level", None))
-            event.listen(self.engine, "begin", lambda conn: conn.exec_driver_sql("BEGIN"))
             # SQLAlchemy takes a transaction to be over whose COMMIT has failed, and rolls nothing back.
             event.listen(self.engine, "checkin", lambda conn, _: conn and conn.rollback())
             # Nor before it closes a connection that an interrupt has left in the middle of a statement.
             event.listen(self.engine, "invalidate", lambda conn, *_: conn.rollback())
-        self._looking = create_engine(database.url, isolation_level="AUTOCOMMIT")
+        self.state = QueueState(create_engine(database.url, isolation_level="AUTOCOMMIT"), database.schema)
         self._numbers = itertools.count()
         self.mq = self.make_mq()
         self.mq.create_topic("orders", PARTITIONS)
@@ -101,7 +98,7 @@ class World:
         feed = self.mq.producer("feed")
         for number in range(FEED):
             feed.produce_with_partition(Message(b"%d" % number, b"k%d" % number), number % PARTITIONS)
-        self.execute("CREATE TABLE effect (name VARCHAR(50))")
+        self.state.execute("CREATE TABLE effect (name VARCHAR(50))")
 
     def make_mq(self) -> MQ:
         options: dict[str, Any] = {
@@ -118,7 +115,7 @@ class World:
         try:
             self.mq.close()
             self.engine.dispose()
-            self._looking.dispose()
+            self.state.engine.dispose()
             if self.loop is not None:
                 self.loop.close()
             assert self.held.by_callers == []
@@ -131,73 +128,16 @@ class World:
 
     # What the database says.
 
-    def execute(self, sql: str, **parameters: object) -> None:
-        with self._looking.connect() as connection:
-            connection.execute(text(self._in_schema(sql)), parameters)
-
-    def rows(self, sql: str, **parameters: object) -> Sequence[Any]:
-        with self._looking.connect() as connection:
-            return connection.execute(text(self._in_schema(sql)), parameters).all()
-
-    def _in_schema(self, sql: str) -> str:
-        return sql.replace("sqlmq_", f"{self.database.schema}.sqlmq_") if self.database.schema else sql
-
-    def count(self, sql: str, **parameters: object) -> int:
-        (found,) = self.rows(sql, **parameters)
-        return int(found[0])
-
-    def in_log(self, topic: str, value: bytes) -> int:
-        """How often *value* is in the log of *topic*."""
-        return self.count(f"SELECT count(*) {_LOG} AND m.value = :value", topic=topic, value=value)
-
-    def staged(self, value: bytes) -> int:
-        """How often *value* waits until it is due."""
-        return self.count("SELECT count(*) FROM sqlmq_staged WHERE value = :value", value=value)
-
     def effects(self, name: str) -> int:
-        return self.count("SELECT count(*) FROM effect WHERE name = :name", name=name)
-
-    def positions(self, topic: str, group: str) -> list[int]:
-        """The group's positions, by partition."""
-        return [
-            row[0]
-            for row in self.rows(
-                "SELECT coalesce(max(o.committed_offset), 0) FROM sqlmq_partition p"
-                " JOIN sqlmq_topic t ON t.id = p.topic_id JOIN sqlmq_group g ON g.topic_id = t.id"
-                " LEFT JOIN sqlmq_group_offset o ON o.group_id = g.id AND o.partition_id = p.id"
-                " WHERE t.name = :topic AND g.name = :group GROUP BY p.id, p.number ORDER BY p.number",
-                topic=topic,
-                group=group,
-            )
-        ]
-
-    def end_leases(self, group: str) -> None:
-        """Have the members of *group*, which are closed, and could perhaps not say so, be dead."""
-        long_ago = "'2000-01-01'" if self.database.is_postgres else "0"
-        self.execute(
-            f"UPDATE sqlmq_member SET heartbeat_at = {long_ago} WHERE group_id IN"
-            " (SELECT id FROM sqlmq_group WHERE name = :name)",
-            name=group,
-        )
+        return self.state.count("SELECT count(*) FROM effect WHERE name = :name", name=name)
 
     def free_claims(self, group: str) -> None:
         """Do what whoever joins does: free what a close has left that was interrupted, and called again."""
-        self.execute(
+        self.state.execute(
             "UPDATE sqlmq_claim SET member_id = NULL WHERE member_id NOT IN (SELECT id FROM sqlmq_member)"
             " AND group_id IN (SELECT id FROM sqlmq_group WHERE name = :name)",
             name=group,
         )
-
-    def parked(self, group: str) -> dict[tuple[int, int], str]:
-        """What the group has set aside: states, by partition and offset."""
-        return {
-            (row[0], row[1]): row[2]
-            for row in self.rows(
-                "SELECT p.number, a.msg_offset, a.state FROM sqlmq_parked a JOIN sqlmq_group g ON g.id = a.group_id"
-                " JOIN sqlmq_partition p ON p.id = a.partition_id WHERE g.name = :group ORDER BY p.number, a.msg_offset",
-                group=group,
-            )
-        }
 
     # What must hold between two cases.
 
@@ -208,37 +148,11 @@ class World:
             until(lambda: self._open_transactions() == [], "no transaction open", seconds=5)
 
     def _open_transactions(self) -> list[str]:
-        found = self.rows(
+        found = self.state.rows(
             "SELECT state || ': ' || query FROM pg_stat_activity WHERE datname = current_database()"
             " AND pid <> pg_backend_pid() AND state <> 'idle' AND backend_type = 'client backend'"
         )
         return [row[0] for row in found]
-
-    def check_log(self) -> None:
-        """Offsets are dense in each partition of each topic, no position is beyond its end, no claim a stranger's."""
-        gaps = self.rows(
-            "SELECT p.id, count(*), min(m.msg_offset), max(m.msg_offset) FROM sqlmq_message m"
-            " JOIN sqlmq_partition p ON p.id = m.partition_id WHERE m.msg_offset >= p.start_offset"
-            " GROUP BY p.id, p.start_offset HAVING count(*) <> max(m.msg_offset) - p.start_offset + 1"
-        )
-        assert gaps == [], f"gaps: {gaps}"
-        beyond = self.rows(
-            "SELECT o.group_id, o.partition_id, o.committed_offset FROM sqlmq_group_offset o"
-            " JOIN sqlmq_partition p ON p.id = o.partition_id WHERE o.committed_offset > p.start_offset"
-            " AND NOT EXISTS (SELECT 1 FROM sqlmq_message m WHERE m.partition_id = p.id AND m.msg_offset = o.committed_offset - 1)"
-        )
-        assert beyond == [], f"positions beyond the end: {beyond}"
-        strangers = self.rows(
-            "SELECT c.group_id, c.partition_id FROM sqlmq_claim c LEFT JOIN sqlmq_member m ON m.id = c.member_id"
-            " WHERE c.member_id IS NOT NULL AND m.id IS NULL"
-        )
-        assert strangers == [], f"claims of members that are gone: {strangers}"
-
-
-_LOG = (
-    "FROM sqlmq_message m JOIN sqlmq_partition p ON p.id = m.partition_id JOIN sqlmq_topic t ON t.id = p.topic_id"
-    " WHERE t.name = :topic"
-)
 
 
 class Scene(ABC):

@@ -16,7 +16,8 @@ from tests.support.stepped_worker import SteppedWorker
 if TYPE_CHECKING:
     from typing import Any
 
-    from tests.model.reference import Place, Topic
+    from tests.model.reference import Topic
+    from tests.support.queue_state import Place
 
 WORKERS = "workers"
 POLICIES: tuple[Policy, ...] = ("park", "dead", "skip", "stop")

@@ -7,14 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant
-from sqlalchemy import select, text
 
 from sqlmq import MQ, AsyncMQ, Message
-from sqlmq.dialects import dialect_named
-from tests.model.reference import Group, Place, Reader, Topic, place_of
+from tests.model.reference import Group, Reader, Topic
 from tests.support.blocking import Loop, blocking
 from tests.support.delayed import Staged
 from tests.support.engines import async_engine_with_savepoints, with_savepoints
+from tests.support.queue_state import QueueState, place_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -44,7 +43,7 @@ class Machine(RuleBasedStateMachine):
         self.engine = with_savepoints(self.database.url)
         driver = "postgresql+psycopg" if self.database.is_postgres else "sqlite+aiosqlite"
         self.async_engine = async_engine_with_savepoints(self.database, driver)
-        self.dialect = dialect_named(self.engine.dialect.name, self.database.schema)
+        self.state = QueueState(self.engine, self.database.schema)
         self.staged = Staged(self.engine, self.database)
         self.mq = self.open()
         self.topics: dict[str, Topic] = {}
@@ -56,8 +55,7 @@ class Machine(RuleBasedStateMachine):
         self.made = 0
         self.changed: set[tuple[str, str]] = set()
         """Groups that something has happened to since they were last looked at."""
-        with self.engine.begin() as connection:
-            connection.execute(text("CREATE TABLE IF NOT EXISTS effect (place text NOT NULL)"))
+        self.state.execute("CREATE TABLE IF NOT EXISTS effect (place text NOT NULL)")
 
     def open(self) -> MQ:
         # Consumers in this process commit by time, too; not within a test.
@@ -77,7 +75,7 @@ class Machine(RuleBasedStateMachine):
     @invariant()
     def the_log_is_what_was_produced(self) -> None:
         for topic in self.topics.values():
-            assert self.log_of(topic) == dict(topic.kept())
+            assert self.state.log(topic.name) == dict(topic.kept())
 
     @invariant()
     def a_group_stands_between_what_was_committed_and_what_is_done(self) -> None:
@@ -96,10 +94,8 @@ class Machine(RuleBasedStateMachine):
 
     @invariant()
     def effects_are_those_of_transactions_that_were_committed(self) -> None:
-        with self.engine.connect() as connection:
-            query = text("SELECT place FROM effect WHERE place LIKE :mine")
-            found = connection.execute(query, {"mine": f"{self.prefix}%"}).scalars()
-            assert sorted(found) == sorted(self.effects)
+        found = self.state.column("SELECT place FROM effect WHERE place LIKE :mine", mine=f"{self.prefix}%")
+        assert sorted(found) == sorted(self.effects)
 
     def teardown(self) -> None:
         try:
@@ -126,24 +122,12 @@ class Machine(RuleBasedStateMachine):
         self.made += 1
         return Message(f"value {self.made}".encode(), key)
 
-    def log_of(self, topic: Topic) -> dict[Place, bytes]:
-        tables = self.dialect.tables
-        query = (
-            select(tables.partition.c.number, tables.message.c.msg_offset, tables.message.c.value)
-            .join(tables.message, tables.message.c.partition_id == tables.partition.c.id)
-            .join(tables.topic, tables.topic.c.id == tables.partition.c.topic_id)
-            .where(tables.topic.c.name == topic.name)
-            .order_by(tables.partition.c.number, tables.message.c.msg_offset)
-        )
-        with self.engine.connect() as connection:
-            return {(number, offset): bytes(value) for number, offset, value in connection.execute(query)}
-
     def absorb(self, topic: Topic, messages: Sequence[Message]) -> None:
         """*messages* were appended wherever the queue chose: in each partition at the end, and in their order."""
         expected = {message.value: message for message in messages}
         order = {message.value: at for at, message in enumerate(messages)}
         latest: dict[int, int] = {}
-        new = self.log_of(topic).items() - dict(topic.kept()).items()
+        new = self.state.log(topic.name).items() - dict(topic.kept()).items()
         for (partition, offset), value in sorted(new):
             assert value in expected, f"{value!r} is in the log, and should not be"
             assert order[value] > latest.get(partition, -1), "messages of one partition changed places"

@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING, cast
 
 from hypothesis import strategies as st
 from hypothesis.stateful import initialize, precondition, rule
-from sqlalchemy import text, update
+from sqlalchemy import text
 
 from sqlmq import FencedError
 from sqlmq.errors import NotOwnedError
 from sqlmq.model.timing import Deadline
-from tests.model.machine import FOR_EVER_SECONDS, PICK, Machine
-from tests.model.reference import Group, Reader, place_of
+from tests.model.machine import PICK, Machine
+from tests.model.reference import Group, Reader
+from tests.support.queue_state import place_of
 
 if TYPE_CHECKING:
     from sqlmq import Consumer, ReceivedMessage
@@ -117,12 +118,7 @@ class Reading(Machine):
         """Nothing is heard of a consumer any more, and its lease runs out."""
         reader = self.readers.pop(pick % len(self.readers))
         self.mq._background.registry.remove(reader.consumer._core)
-        member = self.dialect.tables.member
-        long_ago = self.dialect.seconds_from_now(-2 * FOR_EVER_SECONDS)
-        with self.engine.begin() as connection:
-            connection.execute(
-                update(member).where(member.c.id == reader.consumer._core.member_id).values(heartbeat_at=long_ago)
-            )
+        self.state.expire_lease(reader.consumer)
 
         self.zombies.append(reader)
 

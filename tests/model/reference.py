@@ -7,13 +7,12 @@ from typing import TYPE_CHECKING, Literal
 
 from sqlmq import Consumer, Message, ReceivedMessage
 from sqlmq.model.partitioner import partition_for_key
+from tests.support.queue_state import Place, place_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
 
-Place = tuple[int, int]
-"""Partition and offset."""
 Policy = Literal["park", "dead", "skip", "stop"]
 
 MOST_ATTEMPTS: dict[Policy, int] = {"park": 2, "dead": 1, "skip": 1, "stop": 1}
@@ -262,9 +261,3 @@ class Topic:
                 return
             is_gone = before[1] < self.partitions[before[0]].start
             assert is_gone or reading.has(before), f"{place} came before {before}, which is of the same key"
-
-
-def place_of(message: ReceivedMessage) -> Place:
-    assert message.partition is not None
-    assert message.offset is not None
-    return message.partition, message.offset

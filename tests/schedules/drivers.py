@@ -99,8 +99,8 @@ class Eye:
     """Looks at a database from outside, each time at what is committed at that moment."""
 
     def __init__(self, url: str) -> None:
-        self._engine = create_engine(url, isolation_level="AUTOCOMMIT")
-        self._connection = self._engine.connect()
+        self.engine = create_engine(url, isolation_level="AUTOCOMMIT")
+        self._connection = self.engine.connect()
 
     def ask(self, query: str, **parameters: object) -> list[tuple[Any, ...]]:
         result = self._connection.execute(text(query), parameters)
@@ -108,7 +108,7 @@ class Eye:
 
     def close(self) -> None:
         self._connection.close()
-        self._engine.dispose()
+        self.engine.dispose()
 
 
 class EyeOnPostgres(Eye):

@@ -222,7 +222,7 @@ def consume_trim_join(scene: Scene) -> None:
 
     def begins_with_what_is_kept() -> None:
         # Whatever was there when the group was made is protected from then on.
-        newcomers.start.setdefault(0, scene.starts()[0])
+        newcomers.start.setdefault(0, scene.stage.state.starts(scene.topic)[0])
         assert newcomers.start[0] >= 0
         assert not scene.stage.own.admin.evictions(scene.topic), "a group has lost something"
 

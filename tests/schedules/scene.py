@@ -14,12 +14,12 @@ from sqlalchemy import text
 
 from sqlmq import MQ, Message, ReceivedMessage, UnknownTopicError
 from sqlmq.database import watchdog
-from sqlmq.dialects import dialect_named
 from sqlmq.testing import Clock
 from tests.schedules.conductor import Conductor
 from tests.schedules.drivers import EyeOnPostgres, EyeOnSqlite, conduct
 from tests.schedules.exploring import name_of
 from tests.support.delayed import Staged
+from tests.support.queue_state import Place, QueueState, check_dense, place_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -33,7 +33,6 @@ if TYPE_CHECKING:
 
 SESSIONS = 3
 FOR_EVER_SECONDS = 100_000.0
-Place = tuple[int, int]
 
 
 class Stage:
@@ -46,12 +45,10 @@ class Stage:
         self.queues = [self._queue(database) for _ in range(SESSIONS)]
         self.own = self._queue(database)
         """For what is looked at from outside."""
-        self.engine = self.own.engine
-        self.dialect = dialect_named(self.engine.dialect.name, database.schema)
         self.eye = EyeOnPostgres(database.url) if database.is_postgres else EyeOnSqlite(database.url)
-        with self.engine.begin() as connection:
-            connection.execute(text("CREATE TABLE effect (topic text NOT NULL, place text NOT NULL)"))
-        self.staged = Staged(self.engine, database)
+        self.state = QueueState(self.eye.engine, database.schema)
+        self.state.execute("CREATE TABLE effect (topic text NOT NULL, place text NOT NULL)")
+        self.staged = Staged(self.own.engine, database)
         self._schedules = 0
 
     def _queue(self, database: DatabaseUnderTest) -> MQ:
@@ -158,7 +155,7 @@ class Scene:
 
     def forget(self, consumer: Consumer) -> None:
         """It is not heard of any more: its lease is over, though it does not know."""
-        expire(self.stage, consumer)
+        self.stage.state.expire_lease(consumer)
 
     def fill(self, count: int, *, key: bytes | None = None) -> None:
         """Put messages into the topic before anybody begins."""
@@ -242,29 +239,11 @@ class Scene:
 
     def log(self, topic: str | None = None) -> dict[Place, bytes]:
         """What is in the log of a topic."""
-        query = """
-            SELECT p.number, m.msg_offset, m.value FROM sqlmq_topic t JOIN sqlmq_partition p ON p.topic_id = t.id
-            JOIN sqlmq_message m ON m.partition_id = p.id WHERE t.name = :topic ORDER BY p.number, m.msg_offset
-        """
-        return {(number, offset): value for number, offset, value in self._ask(query, topic=topic or self.topic)}
+        return self.stage.state.log(topic or self.topic)
 
-    def starts(self, topic: str | None = None) -> dict[int, int]:
-        """From where on the log of a topic is kept, by partition."""
-        query = """
-            SELECT p.number, p.start_offset FROM sqlmq_topic t JOIN sqlmq_partition p ON p.topic_id = t.id
-            WHERE t.name = :topic
-        """
-        return dict(self._ask(query, topic=topic or self.topic))
-
-    def positions(self, group: str) -> dict[int, int]:
+    def positions(self, group: str) -> list[int]:
         """Where a group stands, by partition."""
-        query = """
-            SELECT p.number, max(o.committed_offset) FROM sqlmq_topic t JOIN sqlmq_partition p ON p.topic_id = t.id
-            JOIN sqlmq_group g ON g.topic_id = t.id
-            JOIN sqlmq_group_offset o ON o.group_id = g.id AND o.partition_id = p.id
-            WHERE t.name = :topic AND g.name = :group GROUP BY p.number
-        """
-        return dict(self._ask(query, topic=self.topic, group=group))
+        return self.stage.state.positions(self.topic, group)
 
     def barriers(self) -> dict[int, int]:
         """Where partitions ended when others were added for their keys, by partition."""
@@ -272,24 +251,20 @@ class Scene:
             SELECT p.number, o.barrier_offset FROM sqlmq_topic t JOIN sqlmq_partition p ON p.topic_id = t.id
             JOIN sqlmq_partition_parent o ON o.parent_id = p.id WHERE t.name = :topic
         """
-        return dict(self._ask(query, topic=self.topic))
+        return dict(self.stage.state.rows(query, topic=self.topic))
 
     def effects(self) -> list[str]:
         """What was done in transactions."""
-        return [place for (place,) in self._ask("SELECT place FROM effect WHERE topic = :topic", topic=self.topic)]
+        return self.stage.state.column("SELECT place FROM effect WHERE topic = :topic", topic=self.topic)
 
     def partition_ids(self) -> list[int]:
         query = "SELECT p.id FROM sqlmq_topic t JOIN sqlmq_partition p ON p.topic_id = t.id WHERE t.name = :topic"
-        return [id_ for (id_,) in self._ask(query, topic=self.topic)]
+        return self.stage.state.column(query, topic=self.topic)
 
     def count(self, table: str, partition_ids: Iterable[int]) -> int:
         """How many rows *table* has of those partitions."""
         ids = ", ".join(map(str, partition_ids))
-        ((count,),) = self._ask(f"SELECT count(*) FROM {table} WHERE partition_id IN ({ids})")
-        return int(count)
-
-    def _ask(self, query: str, **parameters: str) -> list[tuple[Any, ...]]:
-        return self.stage.eye.ask(query, **parameters)
+        return self.stage.state.count(f"SELECT count(*) FROM {table} WHERE partition_id IN ({ids})")
 
     def log_grows_only_at_its_end(self) -> None:
         """Have each step looked at: what a reader has seen stays, and nothing comes before it."""
@@ -329,13 +304,13 @@ class Scene:
             check()
 
     def _check_log(self, topic: str) -> None:
-        log, starts = self.log(topic), self.starts(topic)
+        log, starts = self.log(topic), self.stage.state.starts(topic)
         check_dense(log, starts)
         kept = {place: value for place, value in self.sent[topic].items() if place[1] >= starts[place[0]]}
         assert kept.items() <= log.items(), "an acknowledged message is not in the log"
 
     def _check_positions(self, group: str, reading: Reading) -> None:
-        for partition, position in self.positions(group).items():
+        for partition, position in enumerate(self.positions(group)):
             done_to = max(reading.start.get(partition, 0), reading.done_to.get(partition, 0))
             assert position <= done_to or reading.may_jump, (
                 f"{group!r} is at {partition}@{position}, and done up to {done_to}"
@@ -357,28 +332,6 @@ class Scene:
         log = self.log()
         ends = {partition: offset + 1 for partition, offset in log}
         positions = self.positions(group)
-        assert {partition: positions.get(partition, 0) for partition in ends} == ends, f"{group!r} does not get on"
+        assert {partition: positions[partition] for partition in ends} == ends, f"{group!r} does not get on"
         missing = {place for place in log if place[1] >= reading.start.get(place[0], 0)} - reading.delivered
         assert reading.may_jump or not missing, f"{group!r} was not given {missing}"
-
-
-def place_of(message: ReceivedMessage) -> Place:
-    assert message.partition is not None
-    assert message.offset is not None
-    return message.partition, message.offset
-
-
-def check_dense(log: Iterable[Place], starts: dict[int, int]) -> None:
-    """Each partition's offsets begin where it starts, and none is missing."""
-    following: dict[int, int] = dict(starts)
-    for partition, offset in log:
-        assert offset == following.get(partition, 0), f"{partition}@{following.get(partition, 0)} is missing"
-        following[partition] = offset + 1
-
-
-def expire(stage: Stage, consumer: Consumer) -> None:
-    """The lease of *consumer* is over."""
-    member = stage.dialect.tables.member
-    long = stage.dialect.seconds_from_now(-2 * FOR_EVER_SECONDS)
-    with stage.engine.begin() as connection:
-        connection.execute(member.update().where(member.c.id == consumer._core.member_id).values(heartbeat_at=long))

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import Connection, Engine, text
 
+from tests.support.queue_state import QueueState
 from tests.support.waiting import until
 
 if TYPE_CHECKING:
@@ -26,13 +27,12 @@ class Staged:
 
     def __init__(self, engine: Engine, database: DatabaseUnderTest) -> None:
         self._engine = engine
+        self._state = QueueState(engine, database.schema)
         self.table = f"{database.schema}.sqlmq_staged" if database.schema else "sqlmq_staged"
         self._is_postgres = database.is_postgres
 
     def __len__(self) -> int:
-        with self._engine.connect() as connection:
-            count: int = connection.execute(text(f"SELECT count(*) FROM {self.table}")).scalar_one()
-        return count
+        return self._state.staged()
 
     def make_due(self, *ids: int) -> None:
         """Have these, or all, be due since a minute, in the order there was."""
@@ -40,8 +40,7 @@ class Staged:
             "deliver_at - interval '1000 years'" if self._is_postgres else f"deliver_at - {1_000 * 365 * 86_400}000000"
         )
         which = f" WHERE id IN ({', '.join(map(str, ids))})" if ids else ""
-        with self._engine.begin() as connection:
-            connection.execute(text(f"UPDATE {self.table} SET deliver_at = {earlier}{which}"))
+        self._state.execute(f"UPDATE sqlmq_staged SET deliver_at = {earlier}{which}")
 
     def now(self) -> datetime:
         """This moment by the database's clock."""

@@ -7,6 +7,7 @@ from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 from sqlmq import Message, ReceivedMessage, Retry
+from tests.support.queue_state import QueueState
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -62,12 +63,8 @@ def drain(consumer: Consumer, handler: Any, **options: Any) -> RunSummary:
 
 def set_aside(mq: MQ) -> list[tuple[int, str, int]]:
     """Offset, state and attempts of what the group has set aside."""
-    with mq.engine.connect() as connection:
-        schema = f"{mq.schema}." if mq.schema else ""
-        rows = connection.exec_driver_sql(
-            f"SELECT msg_offset, state, attempts FROM {schema}sqlmq_parked ORDER BY partition_id, msg_offset"
-        )
-        return [(row[0], row[1], row[2]) for row in rows]
+    parked = "SELECT msg_offset, state, attempts FROM sqlmq_parked ORDER BY partition_id, msg_offset"
+    return [(offset, state, attempts) for offset, state, attempts in QueueState(mq.engine, mq.schema).rows(parked)]
 
 
 def position(mq: MQ, group: str = "billing") -> int:

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
     from pathlib import Path
 
 PRODUCED, DELIVERED, COMMITTED, TROUBLE, FAILED = "produced", "delivered", "committed", "trouble", "failed"
@@ -72,3 +73,10 @@ class Story:
             else:
                 story.failures.append(facts[0])
         return story
+
+
+def check_acknowledged(log: dict[int, list[str]], stories: Iterable[Story]) -> None:
+    """Everything that was acknowledged is in *log*, where it was said to be."""
+    acknowledged = [place for story in stories for place in story.produced]
+    assert acknowledged
+    assert [(p, o, value) for p, o, value in acknowledged if log.get(p, [])[o : o + 1] != [value]] == []

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from sqlalchemy import create_engine, func, select, text, update
+from sqlalchemy import create_engine, select, update
 
 from sqlmq import Message
 from sqlmq.dialects import dialect_named
+from tests.support.queue_state import QueueState
 
 if TYPE_CHECKING:
     from sqlalchemy import ColumnElement
@@ -25,6 +26,7 @@ class Shelf:
         self.mq = mq
         self.topic = topic
         self._engine = create_engine(database.url)
+        self.state = QueueState(self._engine, database.schema)
         self._dialect = dialect_named("postgresql" if database.is_postgres else "sqlite", database.schema)
         mq.create_topic(topic, 1)
         self.producer = mq.producer(topic)
@@ -74,21 +76,11 @@ class Shelf:
 
     def stored(self) -> list[int]:
         """The offsets whose rows are there."""
-        m = self._dialect.tables.message
-        with self._engine.connect() as connection:
-            return list(
-                connection.execute(select(m.c.msg_offset).where(self._is_mine).order_by(m.c.msg_offset)).scalars()
-            )
+        return [offset for _, offset in self.state.log(self.topic)]
 
     def count(self) -> int:
         """How many rows there are, also of topics that are gone."""
-        with self._engine.connect() as connection:
-            return connection.execute(select(func.count()).select_from(self._dialect.tables.message)).scalar_one()
-
-    def execute(self, sql: str) -> None:
-        prefix = f"{self._dialect.schema}." if self._dialect.schema else ""
-        with self._engine.begin() as connection:
-            connection.execute(text(sql.replace("sqlmq_", f"{prefix}sqlmq_")))
+        return self.state.count("SELECT count(*) FROM sqlmq_message")
 
     def losses(self) -> list[tuple[str, str, int, int]]:
         """Which group has lost what, from where, up to where."""

@@ -9,6 +9,7 @@ from sqlalchemy import Connection, Engine, select, text
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, scoped_session
 
 from sqlmq import Message
+from tests.support.queue_state import QueueState
 
 if TYPE_CHECKING:
     from sqlmq import MQ, Producer, Publication
@@ -36,6 +37,7 @@ class Shop:
         mq.create_topic("events", 3)
         Base.metadata.create_all(engine)
         self.producer = mq.producer("events")
+        self.state = QueueState(engine, database.schema)
 
     def sell(
         self, session: Session | scoped_session[Session] | Connection, note: str, producer: Producer | None = None
@@ -55,33 +57,9 @@ class Shop:
         """What is in the log of `events`, partition by partition, in order."""
         return [value for values in self.log().values() for value in values]
 
-    def log(self, topic: str = "events", schema: str | None = None) -> dict[int, list[str]]:
+    def log(self, topic: str = "events") -> dict[int, list[str]]:
         """Every partition's values, by its number, without the partitions that have none."""
-        return read_log(self.engine, topic, schema or self.database.schema)
-
-
-def read_log(engine: Engine, topic: str, schema: str | None) -> dict[int, list[str]]:
-    prefix = f"{schema}." if schema else ""
-    query = text(
-        f"SELECT p.number, m.msg_offset, m.value FROM {prefix}sqlmq_message m"
-        f" JOIN {prefix}sqlmq_partition p ON p.id = m.partition_id JOIN {prefix}sqlmq_topic t ON t.id = p.topic_id"
-        " WHERE t.name = :topic ORDER BY p.number, m.msg_offset"
-    )
-    found: dict[int, list[str]] = {}
-    with engine.connect() as connection:
-        for number, offset, value in connection.execute(query, {"topic": topic}):
-            values = found.setdefault(number, [])
-            assert offset == len(values), "a gap in the offsets"
-            values.append(bytes(value).decode())
-    return found
-
-
-def staged(engine: Engine, schema: str | None) -> int:
-    """How many messages are committed and not in the log yet."""
-    prefix = f"{schema}." if schema else ""
-    with engine.connect() as connection:
-        count: int = connection.execute(text(f"SELECT count(*) FROM {prefix}sqlmq_staged")).scalar_one()
-    return count
+        return self.state.texts(topic)
 
 
 # Each sells something (None), or is a savepoint: whether it is kept, and what happens in it.

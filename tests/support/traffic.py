@@ -16,10 +16,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from sqlmq import ProducerResult
+    from tests.support.queue_state import Place
 
 PATIENCE_SECONDS = 45.0
 TOPIC = "orders"
-Place = tuple[int, int]
 
 
 class Traffic:

@@ -7,10 +7,12 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, TypeVar
 
+from tests.support.queue_state import check_dense, place_of
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-    from sqlmq import Consumer, Message, ReceivedMessage
+    from sqlmq import MQ, Consumer, Message, ReceivedMessage
 
 T = TypeVar("T")
 
@@ -42,6 +44,23 @@ def finish(consumer: Consumer, count: int) -> list[ReceivedMessage]:
     messages = receive(consumer, count)
     consumer.commit()
     return messages
+
+
+def read_topic(mq: MQ, topic: str) -> dict[int, list[ReceivedMessage]]:
+    """Read all messages of *topic*, by partition, in a new group; fail if an offset is missing."""
+    count = mq.admin.describe_topic(topic).messages
+    with mq.consumer(topic, f"readers-{len(mq.admin.groups(topic))}") as consumer:
+        messages = receive(consumer, count)
+    check_dense(map(place_of, messages), {})
+    found: dict[int, list[ReceivedMessage]] = {}
+    for message in messages:
+        found.setdefault(message.partition, []).append(message)
+    return found
+
+
+def read_texts(mq: MQ, topic: str) -> dict[int, list[str]]:
+    """Read the values of *topic* in the same way."""
+    return {number: [message.value.decode() for message in found] for number, found in read_topic(mq, topic).items()}
 
 
 def values(messages: Iterable[Message]) -> list[bytes]:

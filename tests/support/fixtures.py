@@ -1,0 +1,56 @@
+"""Fixtures that tests of several folders ask for."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.support.delayed import Staged
+from tests.support.failing import Shift
+from tests.support.queue_state import QueueState
+from tests.support.shop import Shop
+from tests.support.telemetry import Recording
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from sqlalchemy import Engine
+
+    from sqlmq import MQ
+    from tests.conftest import DatabaseUnderTest
+
+
+@pytest.fixture
+def queue_state(engine: Engine, database: DatabaseUnderTest) -> QueueState:
+    """The tables of the test's queue."""
+    return QueueState(engine, database.schema)
+
+
+@pytest.fixture
+def staged(engine: Engine, database: DatabaseUnderTest) -> Staged:
+    """Its staged messages."""
+    return Staged(engine, database)
+
+
+@pytest.fixture
+def shop(mq: MQ, engine: Engine, database: DatabaseUnderTest) -> Shop:
+    """An application in the same database."""
+    return Shop(mq, engine, database)
+
+
+@pytest.fixture
+def shift(database: DatabaseUnderTest, mq: MQ) -> Iterator[Shift]:
+    """A group that runs handlers on the topic `orders`, which has one partition."""
+    mq.create_topic("orders", 1)
+    shift = Shift(database)
+    yield shift
+    shift.mq.close()
+
+
+@pytest.fixture
+def recording() -> Iterator[Recording]:
+    """What OpenTelemetry is told in this test."""
+    recording = Recording()
+    yield recording
+    recording.close()
