@@ -51,8 +51,7 @@ def start(place: Place) -> Iterator[Callable[..., BaseProcess]]:
     with ExitStack() as ending:
 
         def run(journal: Path, **options: Any) -> BaseProcess:
-            options = {"idle_seconds": None, "handle_signals": True, **options}
-            process = processes.start(handling_worker.run, place, journal, 0, **options)
+            process = processes.start(handling_worker.run, place, journal, **options)
             ending.callback(processes.end, process)
             return process
 

@@ -16,6 +16,8 @@ from sqlalchemy import NullPool, create_engine, text
 from sqlalchemy.orm import Session
 
 from sqlmq import MQ, Message, Retention, Retry
+from sqlmq.hooks.failpoints import failpoint
+from tests.faults.points import watch_commits
 from tests.support.journal import Journal
 from tests.support.processes import GROUP, TOPIC, Place
 from tests.support.queue_state import QueueState
@@ -94,7 +96,9 @@ class Life:
     def application(self) -> Engine:
         """The engine of the application, with a connection for each transaction."""
         arguments = {} if self.is_on_postgres else {"timeout": 60}
-        return create_engine(self.place.url, poolclass=NullPool, connect_args=arguments)
+        engine = create_engine(self.place.url, poolclass=NullPool, connect_args=arguments)
+        watch_commits(engine)
+        return engine
 
 
 class Undone(Exception):  # noqa: N818 - no error, but how a block is left
@@ -118,23 +122,34 @@ def producing(life: Life) -> None:
 
 
 def publishing(life: Life) -> None:
-    """Sell things, each with a message in the same transaction, at each isolation level; undo some of it."""
-    levels = ["READ COMMITTED", "REPEATABLE READ"] if life.is_on_postgres else [None]
-    with life.open() as mq, closing(mq.producer(TOPIC)) as producer:
+    """Sell things, each with messages of two topics in the same transaction, at each isolation level; undo some of it."""
+    levels = ["READ COMMITTED", "REPEATABLE READ", "SERIALIZABLE"] if life.is_on_postgres else [None]
+    with life.open() as mq, closing(mq.producer(TOPIC)) as producer, closing(mq.producer(RECEIPTS)) as receipts:
         engine = life.application()
+
+        def sell(session: Session | Connection, value: str) -> None:
+            session.execute(text("INSERT INTO customer_order (note) VALUES (:note)"), {"note": value})
+            failpoint("application.wrote")
+            producer.produce(Message(value.encode()), session=session)
+            receipts.produce(Message(value.encode()), session=session)
+            failpoint("application.produced")
+
         for level in levels:
-            with Session(engine if level is None else engine.execution_options(isolation_level=level)) as session:
-                sell = text("INSERT INTO customer_order (note) VALUES (:note)")
-                value, undone = life.value(f"kept at {level}"), life.value(f"undone at {level}")
-                life.tell(UNDONE, [undone])
-                session.execute(sell, {"note": undone})
-                producer.produce(Message(undone.encode()), session=session)
-                session.rollback()
-                session.execute(sell, {"note": value})
-                producer.produce(Message(value.encode()), session=session)
-                life.tell(SENDING, [value])
-                session.commit()
-                life.tell(SENT, [value])
+            at_level = engine.execution_options(isolation_level=level) if level else engine
+            for kind, session in (("session", Session(at_level)), ("connection", at_level.connect())):
+                with session:
+                    value, undone = (
+                        life.value(f"kept in a {kind} at {level}"),
+                        life.value(f"undone in a {kind} at {level}"),
+                    )
+                    life.tell(UNDONE, [undone])
+                    sell(session, undone)
+                    session.rollback()
+                    life.tell(SENDING, [value])
+                    sell(session, value)
+                    session.commit()
+                    failpoint("application.committed")
+                    life.tell(SENT, [value])
         _let_all_move(mq)
 
 
@@ -148,7 +163,9 @@ def delaying(life: Life) -> None:
         with Session(life.application()) as session:
             life.tell(SENDING, [life.value("session")])
             producer.schedule(life.message("session"), session=session, delay_seconds=0.0)
+            failpoint("application.produced")
             session.commit()
+            failpoint("application.committed")
             life.tell(SENT, [life.value("session")])
         values = [life.value(number) for number in (3, 4)]
         life.tell(CANCELLING, values)

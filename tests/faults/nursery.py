@@ -17,10 +17,13 @@ from typing import TYPE_CHECKING
 
 from sqlmq.database.engines import open_engine
 from sqlmq.hooks import failpoints
-from sqlmq.hooks.failpoints import EXIT_CODE, POINTS
+from sqlmq.hooks.failpoints import EXIT_CODE
+from tests.faults import points
 from tests.faults.lives import LIVES, Life
+from tests.faults.points import POINTS
 from tests.support import processes
 from tests.support.processes import in_child
+from tests.support.queue_state import QueueState
 from tests.support.waiting import until
 
 if TYPE_CHECKING:
@@ -37,7 +40,9 @@ class Nursery:
 
     def __init__(self, place: Place, directory: Path) -> None:
         self._place = place
+        points.register()
         self._engine = open_engine(place.url, place.schema)[1]
+        points.watch_commits(self._engine)
         self._journal = directory / "journal"
 
     def life(self, name: str) -> Life:
@@ -63,12 +68,20 @@ class Nursery:
         """Have a child end when it reaches the *point* for the *nth* time; return whether it came to that."""
 
         def live() -> None:
-            with failpoints.armed(point, failpoints.exiting(), nth=nth):
+            with failpoints.armed(point, points.ending(point), nth=nth):
                 LIVES[kind](self.life(name))
 
         status = in_child(live)
         assert status in (0, EXIT_CODE), f"{name}: {status}"
+        if point == "commit.sent":
+            self._await_commit()
         return status == EXIT_CODE
+
+    def _await_commit(self) -> None:
+        """Wait until the server has done what a process sent that did not read the answer."""
+        state = QueueState(self._engine, self._place.schema)
+        until(lambda: state.busy_sessions() == [], "the server to commit")
+        self._engine.dispose()
 
     def goes_on(self, kind: str, name: str) -> None:
         """Have a child live to its end."""

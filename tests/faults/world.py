@@ -145,14 +145,7 @@ class World:
         """No connection is taken, no transaction open, but by the threads of the background, which end theirs by themselves."""
         until(lambda: self.held.by_callers == [], "connections given back to the pool", seconds=5)
         if self.database.is_postgres:
-            until(lambda: self._open_transactions() == [], "no transaction open", seconds=5)
-
-    def _open_transactions(self) -> list[str]:
-        found = self.state.rows(
-            "SELECT state || ': ' || query FROM pg_stat_activity WHERE datname = current_database()"
-            " AND pid <> pg_backend_pid() AND state <> 'idle' AND backend_type = 'client backend'"
-        )
-        return [row[0] for row in found]
+            until(lambda: self.state.busy_sessions() == [], "no transaction open", seconds=5)
 
 
 class Scene(ABC):

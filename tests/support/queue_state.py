@@ -121,6 +121,13 @@ class QueueState:
             group=group,
         )
 
+    def busy_sessions(self) -> list[str]:
+        """Return what each other session on Postgres does that is in a transaction, or ends one."""
+        return self.column(
+            "SELECT state || ': ' || query FROM pg_stat_activity WHERE datname = current_database()"
+            " AND pid <> pg_backend_pid() AND state <> 'idle' AND backend_type = 'client backend'"
+        )
+
     # What a test changes.
 
     def expire_leases(self, group: str | None = None) -> None:
