@@ -23,6 +23,7 @@ from sqlmq.background import listener
 from sqlmq.dialects.postgresql.listen import PostgresListening
 from sqlmq.errors import ConsumerClosedError
 from tests.conftest import close_and_count
+from tests.support.postgres_databases import APPLICATION_NAME
 from tests.support.processes import forks, in_fork
 from tests.support.waiting import until, values
 
@@ -106,7 +107,8 @@ def sessions(database: DatabaseUnderTest, where: str = "true") -> int:
     """How many sessions there are on the database of the test, besides the one that asks."""
     engine = create_engine(database.url, poolclass=NullPool)
     query = f"""SELECT count(*) FROM pg_stat_activity
-        WHERE datname = current_database() AND pid <> pg_backend_pid() AND backend_type = 'client backend' AND {where}"""
+        WHERE datname = current_database() AND pid <> pg_backend_pid() AND backend_type = 'client backend'
+        AND application_name <> '{APPLICATION_NAME}' AND {where}"""
     with engine.connect() as connection:
         count: int = connection.execute(text(query)).scalar_one()
     return count
