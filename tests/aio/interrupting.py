@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-import types
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
+from tests.support.awaits import watch_awaits
+
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Coroutine, Generator
+    from collections.abc import AsyncIterator, Callable, Coroutine
 
 T = TypeVar("T")
 
@@ -18,31 +19,26 @@ How = Literal["waiting", "done", "again and again"]
 HOWS: tuple[How, ...] = ("waiting", "done", "again and again")
 
 
-@types.coroutine
-def _interrupted(coroutine: Coroutine[Any, Any, T], at: int, how: How) -> Generator[Any, Any, tuple[T, bool]]:
+async def _interrupted(coroutine: Coroutine[Any, Any, T], at: int, how: How) -> tuple[T, bool]:
     """Await *coroutine*, cancel the task at its await number *at*; return its result and whether that was reached."""
     task = asyncio.current_task()
     assert task is not None
-    step: Callable[[Any], Any] = coroutine.send
-    argument: Any = None
-    for number in itertools.count():
-        try:
-            future = step(argument)
-        except StopIteration as end:
-            return end.value, number > at
-        if number == at or (number > at and how == "again and again"):
-            if how == "done" and future is None:  # lets others run
-                task.get_loop().call_soon(task.cancel)
-            elif how == "done":
-                future.add_done_callback(lambda _: task.cancel())
-            else:
-                task.cancel()
-        try:
-            argument = yield future
-            step = coroutine.send
-        except BaseException as error:  # noqa: BLE001 - thrown in
-            step, argument = coroutine.throw, error
-    raise AssertionError
+    awaits = 0
+
+    def cancel(future: asyncio.Future[Any] | None) -> None:
+        nonlocal awaits
+        awaits += 1
+        if awaits <= at or (awaits > at + 1 and how != "again and again"):
+            return
+        if how == "done" and future is None:  # lets others run
+            task.get_loop().call_soon(task.cancel)
+        elif how == "done" and future is not None:
+            future.add_done_callback(lambda _: task.cancel())
+        else:
+            task.cancel()
+
+    result = await watch_awaits(coroutine, cancel)
+    return result, awaits > at
 
 
 async def cancelled_everywhere(call: Callable[[], Coroutine[Any, Any, T]]) -> AsyncIterator[T | None]:

@@ -9,7 +9,7 @@ from sqlalchemy import text
 
 from sqlmq import Message, Retry
 from tests.support.journal import Journal
-from tests.support.processes import GROUP, TOPIC, Place
+from tests.support.processes import GROUP, TOPIC, QueueUnderTest
 from tests.support.waiting import until
 
 if TYPE_CHECKING:
@@ -64,10 +64,10 @@ def make_tables(connection: Connection) -> None:
     connection.execute(text(f"CREATE TABLE effect ({identity}, message_key text, number integer)"))
 
 
-def run(place: Place, journal: Path, **options: Any) -> None:
+def run(queue: QueueUnderTest, journal: Path, **options: Any) -> None:
     """Run the handler until a signal comes."""
     log = logging.getLogger("sqlmq.consumer")
     log.setLevel(logging.INFO)
     log.addHandler(StopNoted(journal.parent / "stopping"))
-    with place.open() as mq:
+    with queue.open() as mq:
         mq.consumer(TOPIC, GROUP).run(Handler(journal), retry=PATIENT, **options)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
-from contextlib import ExitStack, suppress
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -14,14 +14,13 @@ from sqlalchemy import Engine, text
 from sqlmq import Message
 from tests.concurrency import handling_worker
 from tests.concurrency.handling_worker import SLOW, make_tables, value
-from tests.support import processes
 from tests.support.handlers import Recorder, drain
-from tests.support.processes import GROUP, TOPIC, Place
+from tests.support.processes import GROUP, TOPIC, QueueUnderTest
 from tests.support.queue_state import QueueState
 from tests.support.waiting import until
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
     from multiprocessing.process import BaseProcess
     from pathlib import Path
 
@@ -36,26 +35,19 @@ BOTH = pytest.mark.parametrize("database", ["sqlite", "postgres"], indirect=True
 
 
 @pytest.fixture
-def place(database: DatabaseUnderTest, engine: Engine) -> Place:
-    place = Place(database.url, database.schema, LEASE_SECONDS)
-    with place.open() as mq:
+def queue(database: DatabaseUnderTest, engine: Engine) -> QueueUnderTest:
+    queue = QueueUnderTest(database.url, database.schema, LEASE_SECONDS)
+    with queue.open() as mq:
         mq.create_topic(TOPIC, 1)
     with engine.begin() as connection:
         make_tables(connection)
-    return place
+    return queue
 
 
 @pytest.fixture
-def start(place: Place) -> Iterator[Callable[..., BaseProcess]]:
-    """Start a process that runs the handler; it is killed at the end if it still runs."""
-    with ExitStack() as ending:
-
-        def run(journal: Path, **options: Any) -> BaseProcess:
-            process = processes.start(handling_worker.run, place, journal, **options)
-            ending.callback(processes.end, process)
-            return process
-
-        yield run
+def start(queue: QueueUnderTest, start_process: Callable[..., BaseProcess]) -> Callable[..., BaseProcess]:
+    """Starts a process that runs the handler."""
+    return lambda journal, **options: start_process(handling_worker.run, queue, journal, **options)
 
 
 def lines(journal: Path) -> list[tuple[str, int]]:
@@ -86,7 +78,7 @@ def heartbeats_for(mq: MQ, seconds: float) -> Callable[[], bool]:
 @BOTH
 @pytest.mark.parametrize("transaction", [False, True], ids=["plain", "transaction"])
 def test_a_handler_that_takes_three_leases_is_not_taken_over(
-    mq: MQ, place: Place, tmp_path: Path, start: Callable[..., BaseProcess], transaction: bool
+    mq: MQ, queue: QueueUnderTest, tmp_path: Path, start: Callable[..., BaseProcess], transaction: bool
 ) -> None:
     if transaction and mq.engine.dialect.name == "sqlite":
         pytest.skip("on SQLite a transaction keeps everybody from writing, heartbeats too")
@@ -97,7 +89,7 @@ def test_a_handler_that_takes_three_leases_is_not_taken_over(
 
     process = start(journal, transaction=transaction)
     until(lambda: lines(journal) == [("tried", 0)], "the slow message to be in hand")
-    with place.open() as beside:
+    with queue.open() as beside:
         waiting = beside.consumer(TOPIC, GROUP)
         lasting = heartbeats_for(mq, 3 * LEASE_SECONDS)
         until(lambda: waiting.poll(timeout=0.05) == [] and lasting(), "three leases", seconds=PATIENCE_SECONDS)

@@ -14,14 +14,11 @@ import pytest
 
 from tests.concurrency import workers
 from tests.support.journal import Story, check_acknowledged
-from tests.support.processes import GROUP, PARTITIONS, TOPIC, Place, Processes
+from tests.support.processes import GROUP, PARTITIONS, TOPIC, Processes, QueueUnderTest
 from tests.support.queue_state import check_sqlite_file
 from tests.support.waiting import read_texts
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-    from pathlib import Path
-
     from sqlmq import MQ
     from tests.conftest import DatabaseUnderTest
 
@@ -36,18 +33,11 @@ BOTH = pytest.mark.parametrize("database", ["sqlite", "postgres"], indirect=True
 
 
 @pytest.fixture
-def place(database: DatabaseUnderTest) -> Place:
-    place = Place(database.url, database.schema, LEASE_SECONDS)
-    with place.open() as mq:
+def queue(database: DatabaseUnderTest) -> QueueUnderTest:
+    queue = QueueUnderTest(database.url, database.schema, LEASE_SECONDS)
+    with queue.open() as mq:
         mq.create_topic(TOPIC, PARTITIONS)
-    return place
-
-
-@pytest.fixture
-def processes(place: Place, tmp_path: Path) -> Iterator[Processes]:
-    processes = Processes(place, tmp_path)
-    yield processes
-    processes.close()
+    return queue
 
 
 Log = dict[int, list[str]]
@@ -55,7 +45,7 @@ Log = dict[int, list[str]]
 
 @SQLITE
 def test_processes_and_threads_share_a_sqlite_file_without_one_locked_database(
-    place: Place, processes: Processes
+    queue: QueueUnderTest, processes: Processes
 ) -> None:
     for _ in range(4):
         processes.start("both", workers.produce_and_consume, 4, 40)
@@ -65,7 +55,7 @@ def test_processes_and_threads_share_a_sqlite_file_without_one_locked_database(
     stories = processes.stories("both")
     assert [failure for story in stories for failure in story.failures] == []
     assert [trouble for story in stories for trouble in story.troubles if "locked" in trouble] == []
-    with place.open() as mq:
+    with queue.open() as mq:
         log = read_texts(mq, TOPIC)
         assert mq.admin.describe_group(TOPIC, GROUP).lag == 0
     check_acknowledged(log, stories)
@@ -78,7 +68,7 @@ def test_processes_and_threads_share_a_sqlite_file_without_one_locked_database(
 @pytest.mark.faults
 @pytest.mark.timeout(2 * PATIENCE_SECONDS + WRITER_KILLS)
 def test_a_sqlite_file_survives_the_killing_of_its_writers(
-    place: Place, processes: Processes, database: DatabaseUnderTest
+    queue: QueueUnderTest, processes: Processes, database: DatabaseUnderTest
 ) -> None:
     chosen = random.Random(3)
     pause = threading.Event()
@@ -99,7 +89,7 @@ def test_a_sqlite_file_survives_the_killing_of_its_writers(
     stories = processes.stories("writer")
     assert [failure for story in stories for failure in story.failures] == []
     check_sqlite_file(database.url)
-    with place.open() as mq:
+    with queue.open() as mq:
         check_acknowledged(read_texts(mq, TOPIC), stories)
 
 
@@ -107,7 +97,7 @@ def test_a_sqlite_file_survives_the_killing_of_its_writers(
 @pytest.mark.faults
 @pytest.mark.timeout(CHAOS_SECONDS + 3 * PATIENCE_SECONDS)
 def test_consumers_that_are_killed_lose_nothing_and_repeat_only_what_was_not_committed(
-    place: Place, processes: Processes, database: DatabaseUnderTest
+    queue: QueueUnderTest, processes: Processes, database: DatabaseUnderTest
 ) -> None:
     chosen = random.Random()
     pause = threading.Event()
@@ -123,8 +113,8 @@ def test_consumers_that_are_killed_lose_nothing_and_repeat_only_what_was_not_com
         processes.kill(victim)
         consumers.append(processes.start("consumer", workers.consume, consuming_until))
 
-    end_calmly(processes, place)
-    with place.open() as mq:
+    end_calmly(processes, queue)
+    with queue.open() as mq:
         last = drain(mq)
         log = read_texts(mq, TOPIC)
     if not database.is_postgres:
@@ -137,11 +127,11 @@ def test_consumers_that_are_killed_lose_nothing_and_repeat_only_what_was_not_com
     assert len(processes.killed) >= CHAOS_SECONDS / 2
 
 
-def end_calmly(processes: Processes, place: Place) -> None:
+def end_calmly(processes: Processes, queue: QueueUnderTest) -> None:
     """Wait until the consumers have caught up, then have all processes end by themselves."""
     deadline = time.monotonic() + PATIENCE_SECONDS
     pause = threading.Event()
-    with place.open() as mq:
+    with queue.open() as mq:
         while any(process.is_alive() for name, process in processes.running.items() if name.startswith("producer")):
             assert time.monotonic() < deadline
             pause.wait(0.05)

@@ -7,7 +7,6 @@ import os
 import random
 import signal
 import time
-from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 import pytest
@@ -16,12 +15,11 @@ from sqlalchemy import Engine, text
 from sqlmq import Message
 from tests.concurrency import transacting
 from tests.concurrency.transacting import CRASHED, ENDED, ENTERED, REFUSED, have_effects, make_tables
-from tests.support import processes
-from tests.support.processes import GROUP, TOPIC, Place
+from tests.support.processes import GROUP, TOPIC, QueueUnderTest
 from tests.support.waiting import until
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
     from multiprocessing.process import BaseProcess
     from pathlib import Path
 
@@ -40,27 +38,20 @@ POSTGRES = pytest.mark.parametrize("database", ["postgres"], indirect=True)
 
 
 @pytest.fixture
-def place(database: DatabaseUnderTest, engine: Engine) -> Place:
-    place = Place(database.url, database.schema, LONG_LEASE_SECONDS)
-    with place.open() as mq:
+def queue(database: DatabaseUnderTest, engine: Engine) -> QueueUnderTest:
+    queue = QueueUnderTest(database.url, database.schema, LONG_LEASE_SECONDS)
+    with queue.open() as mq:
         mq.create_topic(TOPIC, PARTITIONS)
         mq.consumer(TOPIC, GROUP).close()
     with engine.begin() as connection:
         make_tables(connection)
-    return place
+    return queue
 
 
 @pytest.fixture
-def start(place: Place) -> Iterator[Callable[..., BaseProcess]]:
-    """Start a process that does some work at the place; it is killed at the end if it still runs."""
-    with ExitStack() as ending:
-
-        def run(work: Callable[..., None], *arguments: object) -> BaseProcess:
-            process = processes.start(work, place, *arguments)
-            ending.callback(processes.end, process)
-            return process
-
-        yield run
+def start(queue: QueueUnderTest, start_process: Callable[..., BaseProcess]) -> Callable[..., BaseProcess]:
+    """Starts a process that does some work at the queue."""
+    return lambda work, *arguments: start_process(work, queue, *arguments)
 
 
 def fill(mq: MQ, count: int) -> None:
@@ -96,13 +87,13 @@ def assert_that_effects_equal_messages(mq: MQ, engine: Engine) -> None:
 @pytest.mark.faults
 @pytest.mark.timeout(120 + 5 * CRASHES)
 def test_processes_that_die_at_any_step_have_each_effect_once(
-    place: Place, start: Callable[..., BaseProcess], engine: Engine
+    queue: QueueUnderTest, start: Callable[..., BaseProcess], engine: Engine
 ) -> None:
     chosen = random.Random()
     crashes = 0
     running: list[BaseProcess] = []
 
-    with place.open() as mq:
+    with queue.open() as mq:
         while crashes < CRASHES:
             if mq.admin.describe_group(TOPIC, GROUP).lag < 50:
                 fill(mq, 60)
@@ -125,9 +116,9 @@ def test_processes_that_die_at_any_step_have_each_effect_once(
 
 @BOTH
 def test_threads_and_processes_at_once_have_each_effect_once_and_in_order(
-    place: Place, start: Callable[..., BaseProcess], engine: Engine
+    queue: QueueUnderTest, start: Callable[..., BaseProcess], engine: Engine
 ) -> None:
-    with place.open() as mq:
+    with queue.open() as mq:
         fill(mq, 300)
 
         working = [start(transacting.handle, 2, 300) for _ in range(3)]
@@ -145,10 +136,10 @@ def read(journal: Path) -> list[list[object]]:
 @BOTH
 @pytest.mark.faults
 def test_after_kill_9_another_consumer_goes_on_at_once_without_waiting_for_the_lease(
-    place: Place, start: Callable[..., BaseProcess], engine: Engine, tmp_path: Path
+    queue: QueueUnderTest, start: Callable[..., BaseProcess], engine: Engine, tmp_path: Path
 ) -> None:
     journal = tmp_path / "journal"
-    with place.open() as mq, mq.consumer(TOPIC, GROUP) as consumer:
+    with queue.open() as mq, mq.consumer(TOPIC, GROUP) as consumer:
         mq.producer(TOPIC).produce_with_partition(Message(b""), 0)
         holder = start(transacting.hold, journal, 300.0, tmp_path / "never", time.monotonic() + PATIENCE_SECONDS)
         until(lambda: bool(read(journal)), "the holder to be in its block")
@@ -167,10 +158,10 @@ def test_after_kill_9_another_consumer_goes_on_at_once_without_waiting_for_the_l
 @POSTGRES
 @pytest.mark.faults
 def test_a_process_that_was_stopped_for_too_long_is_refused_and_its_effects_are_undone(
-    place: Place, start: Callable[..., BaseProcess], engine: Engine, tmp_path: Path
+    queue: QueueUnderTest, start: Callable[..., BaseProcess], engine: Engine, tmp_path: Path
 ) -> None:
     journal, go_on = tmp_path / "journal", tmp_path / "go on"
-    with place.open() as mq, mq.consumer(TOPIC, GROUP) as consumer:
+    with queue.open() as mq, mq.consumer(TOPIC, GROUP) as consumer:
         mq.producer(TOPIC).produce_with_partition(Message(b""), 0)
         zombie = start(transacting.hold, journal, 0.5, go_on, time.monotonic() + PATIENCE_SECONDS)
         until(lambda: bool(read(journal)), "the holder to be in its block")

@@ -15,7 +15,7 @@ from sqlalchemy import event, text
 
 from sqlmq import SqlmqError, Transaction
 from tests.support.journal import Journal
-from tests.support.processes import GROUP, TOPIC, Place
+from tests.support.processes import GROUP, TOPIC, QueueUnderTest
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -70,10 +70,10 @@ class Crash:
             os._exit(CRASHED)
 
 
-def crash_somewhere(place: Place, seed: int) -> None:
+def crash_somewhere(queue: QueueUnderTest, seed: int) -> None:
     """Handle messages until the step comes at which this process dies."""
     chosen = random.Random(seed)
-    mq = place.open()
+    mq = queue.open()
     consumer = mq.consumer(TOPIC, GROUP)
     crash = Crash(mq.engine, chosen.randrange(MOST_STEPS))
     while True:
@@ -83,9 +83,9 @@ def crash_somewhere(place: Place, seed: int) -> None:
             crash.step()
 
 
-def handle(place: Place, threads: int, messages: int) -> None:
+def handle(queue: QueueUnderTest, threads: int, messages: int) -> None:
     """Handle messages in several threads until all *messages* are done with."""
-    with place.open() as mq:
+    with queue.open() as mq:
 
         def run() -> None:
             with mq.consumer(TOPIC, GROUP) as consumer:
@@ -100,11 +100,11 @@ def handle(place: Place, threads: int, messages: int) -> None:
             thread.join()
 
 
-def hold(place: Place, journal_path: Path, max_poll_seconds: float, go_on: Path, until: float) -> None:
+def hold(queue: QueueUnderTest, journal_path: Path, max_poll_seconds: float, go_on: Path, until: float) -> None:
     """Take messages, have their effects, and stay in the block until *go_on* is there; journal how it ended."""
     journal = Journal(journal_path)
     pause = threading.Event()
-    with place.open(max_poll_seconds=max_poll_seconds) as mq, mq.consumer(TOPIC, GROUP) as consumer:
+    with queue.open(max_poll_seconds=max_poll_seconds) as mq, mq.consumer(TOPIC, GROUP) as consumer:
         try:
             with consumer.transaction(timeout=60) as tx:
                 have_effects(tx)

@@ -17,12 +17,12 @@ from tests.support.processes import GROUP, TOPIC
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from tests.support.processes import Place
+    from tests.support.processes import QueueUnderTest
 
 POLL_MESSAGES = 20
 
 
-def produce(place: Place, journal_path: Path, until: float, pause_seconds: float) -> None:
+def produce(queue: QueueUnderTest, journal_path: Path, until: float, pause_seconds: float) -> None:
     """Produce one to ten messages at a time until the moment *until*; journal what was acknowledged."""
     journal = Journal(journal_path)
     logging.getLogger("sqlmq").addHandler(Trouble(journal))
@@ -30,7 +30,7 @@ def produce(place: Place, journal_path: Path, until: float, pause_seconds: float
     pause = threading.Event()
     count = 0
     try:
-        with place.open() as mq:
+        with queue.open() as mq:
             producer = mq.producer(TOPIC)
             while time.monotonic() < until:
                 batch = []
@@ -47,7 +47,7 @@ def produce(place: Place, journal_path: Path, until: float, pause_seconds: float
         raise
 
 
-def consume(place: Place, journal_path: Path, until: float) -> None:
+def consume(queue: QueueUnderTest, journal_path: Path, until: float) -> None:
     """Consume until SIGTERM, or the moment *until*; journal each message before the next is asked for."""
     journal = Journal(journal_path)
     trouble = Trouble(journal)
@@ -57,7 +57,7 @@ def consume(place: Place, journal_path: Path, until: float) -> None:
     chosen = random.Random(os.getpid())
     next_offsets: dict[int, int] = {}
     try:
-        with place.open() as mq, mq.consumer(TOPIC, GROUP) as consumer:
+        with queue.open() as mq, mq.consumer(TOPIC, GROUP) as consumer:
             while not ended.is_set() and time.monotonic() < until:
                 troubles = trouble.count
                 asked_at = time.monotonic()
@@ -95,11 +95,11 @@ def commit(consumer: Any, journal: Journal, next_offsets: dict[int, int], troubl
     journal.write(COMMITTED, time.monotonic(), list(still.items()))
 
 
-def produce_and_consume(place: Place, journal_path: Path, threads: int, messages: int) -> None:
+def produce_and_consume(queue: QueueUnderTest, journal_path: Path, threads: int, messages: int) -> None:
     """Half of the *threads* produce *messages* each, half consume until all of the topic was handed out."""
     journal = Journal(journal_path)
     logging.getLogger("sqlmq").addHandler(Trouble(journal))
-    with place.open() as mq:
+    with queue.open() as mq:
 
         def run(number: int) -> None:
             try:

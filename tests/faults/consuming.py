@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections import Counter
 from typing import TYPE_CHECKING, Any, ClassVar
 
-import pytest
 from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
 
-from sqlmq import Message, ReceivedMessage, Retry, SqlmqError
-from tests.faults.world import FEED, PARTITIONS, Deadline, Scene, World
+from sqlmq import Message, ReceivedMessage, Retry
+from tests.faults.world import FEED, PARTITIONS, Closing, Deadline, Scene, World
 from tests.support.blocking import acknowledge
 from tests.support.waiting import until
 
@@ -161,31 +160,16 @@ class Seek(Consuming):
         self.consumer.close()
 
 
-class Close(Consuming):
+class Close(Closing, Consuming):
     """Commits what is finished, and leaves; if it can't, its lease ends."""
-
-    is_once = True
 
     def __init__(self, world: World) -> None:
         super().__init__(world)
         until(self._has_drained, "all messages", seconds=SECONDS)
         acknowledge(self.consumer)
-        self.error: SqlmqError | None = None
-        self.is_interrupted = False
 
-    def call(self) -> None:
-        if self.error is not None:
-            with pytest.raises(type(self.error)):
-                self.consumer.close()
-            return
-        try:
-            self.consumer.close()
-        except SqlmqError as error:
-            self.error = error
-            raise
-        except KeyboardInterrupt:
-            self.is_interrupted = True
-            raise
+    def close_it(self) -> None:
+        self.consumer.close()
 
     def check(self, sure: int, perhaps: int) -> None:
         del perhaps
@@ -198,10 +182,6 @@ class Close(Consuming):
             assert (positions, members) == (DONE, 0)
         else:
             assert (positions, members) in ((DONE, 0), ([0] * PARTITIONS, 1)), "half closed"
-
-    def close(self) -> None:
-        if self.is_interrupted:
-            self.world.free_claims(self.group)
 
 
 class Join(Scene):

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from sqlmq import ReceivedMessage
-    from tests.support.processes import Place
+    from tests.support.processes import QueueUnderTest
 
 
 def go_to(network: Path) -> None:
@@ -31,22 +31,22 @@ def go_to(network: Path) -> None:
             raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
 
 
-def hold(place: Place, journal_path: Path, go_on: Path, until: float, network: Path | None = None) -> None:
+def hold(queue: QueueUnderTest, journal_path: Path, go_on: Path, until: float, network: Path | None = None) -> None:
     """Take messages, and commit them when *go_on* is there; from another *network*, if there is one."""
     journal = Journal(journal_path)
     if network is not None:
         go_to(network)
-    with place.open() as mq, mq.consumer(TOPIC, GROUP) as consumer:
+    with queue.open() as mq, mq.consumer(TOPIC, GROUP) as consumer:
         _tell(journal, consumer.poll(timeout=60))
         _wait(go_on, until)
         _try(journal, consumer.commit)
 
 
-def hold_in_transaction(place: Place, journal_path: Path, go_on: Path, until: float, network: Path) -> None:
+def hold_in_transaction(queue: QueueUnderTest, journal_path: Path, go_on: Path, until: float, network: Path) -> None:
     """Take messages in a transaction, from another *network*, and have an effect when *go_on* is there."""
     journal = Journal(journal_path)
     go_to(network)
-    with place.open(max_poll_seconds=place.lease_seconds) as mq, mq.consumer(TOPIC, GROUP) as consumer:
+    with queue.open(max_poll_seconds=queue.lease_seconds) as mq, mq.consumer(TOPIC, GROUP) as consumer:
 
         def take() -> None:
             with consumer.transaction(timeout=60) as tx:

@@ -19,7 +19,7 @@ from sqlmq import MQ, Message, Retention, Retry
 from sqlmq.hooks.failpoints import failpoint
 from tests.faults.points import watch_commits
 from tests.support.journal import Journal
-from tests.support.processes import GROUP, TOPIC, Place
+from tests.support.processes import GROUP, TOPIC, QueueUnderTest
 from tests.support.queue_state import QueueState
 from tests.support.waiting import until
 
@@ -57,8 +57,8 @@ class Line(NamedTuple):
 class Life:
     """A process, its name, and its journal."""
 
-    def __init__(self, place: Place, engine: Engine, journal: Path, name: str) -> None:
-        self.place = place
+    def __init__(self, queue: QueueUnderTest, engine: Engine, journal: Path, name: str) -> None:
+        self.queue = queue
         self.engine = engine
         self.name = name
         self._journal = Journal(journal)
@@ -70,11 +70,11 @@ class Life:
         return mq
 
     def open_beside_others(self) -> MQ:
-        place = self.place
+        queue = self.queue
         return MQ(
             self.engine,
-            schema=place.schema,
-            lease_seconds=place.lease_seconds,
+            schema=queue.schema,
+            lease_seconds=queue.lease_seconds,
             max_poll_seconds=MOST_SECONDS,
             commit_interval_seconds=0.02,
             poll_max_seconds=POLL_SECONDS,
@@ -91,12 +91,12 @@ class Life:
 
     @property
     def is_on_postgres(self) -> bool:
-        return self.place.url.startswith("postgresql")
+        return self.queue.url.startswith("postgresql")
 
     def application(self) -> Engine:
         """The engine of the application, with a connection for each transaction."""
         arguments = {} if self.is_on_postgres else {"timeout": 60}
-        engine = create_engine(self.place.url, poolclass=NullPool, connect_args=arguments)
+        engine = create_engine(self.queue.url, poolclass=NullPool, connect_args=arguments)
         watch_commits(engine)
         return engine
 

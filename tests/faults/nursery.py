@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from tests.support.processes import Place
+    from tests.support.processes import QueueUnderTest
 
 PATIENCE_SECONDS = 300.0
 
@@ -38,15 +38,15 @@ PATIENCE_SECONDS = 300.0
 class Nursery:
     """A process that has children, one after the other."""
 
-    def __init__(self, place: Place, directory: Path) -> None:
-        self._place = place
+    def __init__(self, queue: QueueUnderTest, directory: Path) -> None:
+        self._queue = queue
         points.register()
-        self._engine = open_engine(place.url, place.schema)[1]
+        self._engine = open_engine(queue.url, queue.schema)[1]
         points.watch_commits(self._engine)
         self._journal = directory / "journal"
 
     def life(self, name: str) -> Life:
-        return Life(self._place, self._engine, self._journal, name)
+        return Life(self._queue, self._engine, self._journal, name)
 
     def reached(self, kind: str) -> dict[str, int]:
         """Live a life of a *kind* here; return how often it has reached which failpoint."""
@@ -79,7 +79,7 @@ class Nursery:
 
     def _await_commit(self) -> None:
         """Wait until the server has done what a process sent that did not read the answer."""
-        state = QueueState(self._engine, self._place.schema)
+        state = QueueState(self._engine, self._queue.schema)
         until(lambda: state.busy_sessions() == [], "the server to commit")
         self._engine.dispose()
 
@@ -88,13 +88,13 @@ class Nursery:
         assert in_child(lambda: LIVES[kind](self.life(name))) == 0, name
 
 
-def crash_everywhere(place: Place, directory: Path, kind: str, hits: int, seed: int) -> None:
+def crash_everywhere(queue: QueueUnderTest, directory: Path, kind: str, hits: int, seed: int) -> None:
     """Have lives of a *kind* end at each failpoint that they reach, *hits* times at each, and another go on after each.
 
     Chosen by the *seed* is which time it is that a life reaches the point. What was reached how often is left in a file.
     """
     chosen = random.Random(seed)
-    nursery = Nursery(place, directory)
+    nursery = Nursery(queue, directory)
     reached, crashed = nursery.reached(kind), Counter[str]()
     for point, count in reached.items():
         for nth in chosen.sample(range(1, count + 1), min(hits, count)):
@@ -108,9 +108,9 @@ def crash_everywhere(place: Place, directory: Path, kind: str, hits: int, seed: 
     (directory / "told").write_text(json.dumps([reached, crashed]))
 
 
-def reach_everywhere(place: Place, directory: Path) -> None:
+def reach_everywhere(queue: QueueUnderTest, directory: Path) -> None:
     """Live one life of each kind; leave in a file which failpoints they have reached."""
-    nursery = Nursery(place, directory)
+    nursery = Nursery(queue, directory)
     (directory / "told").write_text(json.dumps([point for kind in LIVES for point in nursery.reached(kind)]))
 
 

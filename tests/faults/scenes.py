@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, ClassVar
 
-import pytest
 from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
 
 from sqlmq import Message, Retention
-from tests.faults.world import FEED, PARTITIONS, Scene, World, between
+from tests.faults.world import FEED, PARTITIONS, Closing, Scene, World, between
 from tests.support.waiting import PATIENCE_SECONDS
 
 if TYPE_CHECKING:
@@ -438,10 +437,8 @@ class OpenAndClose(Scene):
         del sure, perhaps
 
 
-class CloseAll(Scene):
+class CloseAll(Closing):
     """A queue with a producer and a consumer is closed. What of it failed is told together."""
-
-    is_once = True
 
     def __init__(self, world: World) -> None:
         super().__init__(world)
@@ -450,33 +447,15 @@ class CloseAll(Scene):
         self.queue.producer("orders").produce(Message(b"closing"))
         consumer = self.queue.consumer("feed", self.group)
         self.got = len(consumer.poll(timeout=PATIENCE_SECONDS))
-        self.error: ExceptionGroup[Exception] | None = None
-        self.is_interrupted = False
 
-    def call(self) -> None:
-        if self.error is not None:
-            with pytest.raises(type(self.error)):
-                self.queue.close()
-            return
-        try:
-            self.queue.close()
-        except ExceptionGroup as error:
-            self.error = error
-            raise
-        except KeyboardInterrupt:
-            self.is_interrupted = True
-            raise
+    def close_it(self) -> None:
+        self.queue.close()
 
     def check(self, sure: int, perhaps: int) -> None:
         del perhaps
         assert self.world.state.positions("feed", self.group) == [0] * PARTITIONS
         if sure and self.error is None:
-            members = self.world.state.members(self.group)
-            assert members == 0
-
-    def close(self) -> None:
-        if self.is_interrupted:
-            self.world.free_claims(self.group)
+            assert self.world.state.members(self.group) == 0
 
 
 LOOKS = (

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from sqlmq import Message
     from tests.faults.lives import Life
-    from tests.support.processes import Place
+    from tests.support.processes import QueueUnderTest
 
 ACCEPTED, REFUSED = "accepted", "refused"
 READY, HOLDING, KILLED, TAKEN = "ready", "holding", "killed", "taken"
@@ -89,9 +89,9 @@ class Work:
         connection.execute(text("INSERT INTO customer_order (note) VALUES (:note)"), {"note": self._life.name})
 
 
-def outlive(place: Place, directory: Path, way: str, point: str) -> None:
+def outlive(queue: QueueUnderTest, directory: Path, way: str, point: str) -> None:
     """Have a zombie stop at *point*, a successor do the work, and the zombie go on after that."""
-    nursery = Nursery(place, directory)
+    nursery = Nursery(queue, directory)
 
     def work(name: str, at: str | None = None) -> None:
         getattr(Work(nursery.life(name), at), way)()
@@ -133,9 +133,9 @@ def inherit(life: Life, holds: Callable[[], bool], *, transaction: bool) -> None
             life.tell(TAKEN, time.monotonic(), len(messages))
 
 
-def kill_holder(place: Place, directory: Path, *, transaction: bool) -> None:
+def kill_holder(queue: QueueUnderTest, directory: Path, *, transaction: bool) -> None:
     """Kill somebody who has a message in hand, while somebody else waits for it."""
-    nursery = Nursery(place, directory)
+    nursery = Nursery(queue, directory)
     journal = directory / "journal"
 
     def has_told(what: str) -> bool:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import types
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from sqlalchemy import event
@@ -13,11 +12,12 @@ from sqlmq import AsyncConsumer, AsyncProducer, Message
 from tests.faults.consuming import DONE, INSERT, SECONDS, InTransaction
 from tests.faults.scenes import InSession
 from tests.faults.world import FEED, Scene, World
+from tests.support.awaits import watch_awaits
 from tests.support.blocking import Loop
 from tests.support.engines import async_engine_with_savepoints
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Coroutine, Generator
+    from collections.abc import Awaitable, Callable, Coroutine
 
     from sqlalchemy.ext.asyncio import AsyncEngine
 
@@ -47,8 +47,18 @@ class CancellingLoop(Loop):
     async def _cancelled(self, call: Callable[[], Awaitable[T]]) -> T:
         task = asyncio.current_task()
         assert task is not None
+
+        def cancel(future: asyncio.Future[Any] | None) -> None:
+            self.seen += 1
+            if self.seen != self.number:
+                return
+            if self.when_done and future is not None:
+                future.add_done_callback(lambda _: task.cancel())
+            else:
+                task.cancel()
+
         try:
-            result = await self._stepping(cast("Coroutine[Any, Any, T]", call()), task)
+            result = await watch_awaits(cast("Coroutine[Any, Any, T]", call()), cancel)
             # A cancellation that came with the end is of this call, too.
             await asyncio.wait([asyncio.ensure_future(_nothing())])
         except asyncio.CancelledError:
@@ -57,27 +67,6 @@ class CancellingLoop(Loop):
             while task.cancelling():
                 task.uncancel()
         return result
-
-    @types.coroutine
-    def _stepping(self, coroutine: Coroutine[Any, Any, T], task: asyncio.Task[Any]) -> Generator[Any, Any, T]:
-        step: Callable[[Any], Any] = coroutine.send
-        argument: Any = None
-        while True:
-            try:
-                future = step(argument)
-            except StopIteration as end:
-                return cast("T", end.value)
-            self.seen += 1
-            if self.seen == self.number:
-                if self.when_done and future is not None:
-                    future.add_done_callback(lambda _: task.cancel())
-                else:
-                    task.cancel()
-            try:
-                argument = yield future
-                step = coroutine.send
-            except BaseException as error:  # noqa: BLE001 - thrown in
-                step, argument = coroutine.throw, error
 
 
 def aio(wrapped: object) -> Any:

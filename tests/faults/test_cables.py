@@ -17,7 +17,7 @@ from sqlalchemy import make_url, text
 from sqlmq import Message
 from tests.faults import holder
 from tests.faults.proxy import Proxy
-from tests.support.processes import GROUP, TOPIC, Place
+from tests.support.processes import GROUP, TOPIC, QueueUnderTest
 from tests.support.waiting import receive, until
 
 if TYPE_CHECKING:
@@ -85,10 +85,10 @@ def cable() -> Iterator[Cable]:
 
 
 @pytest.fixture
-def place(cable: Cable, database: DatabaseUnderTest) -> Iterator[Place]:
+def queue(cable: Cable, database: DatabaseUnderTest) -> Iterator[QueueUnderTest]:
     """The database, as it is found from the other end of the cable."""
     with Proxy(make_url(database.url), cable.host) as proxy:
-        yield Place(proxy.url.render_as_string(hide_password=False), database.schema, LEASE_SECONDS)
+        yield QueueUnderTest(proxy.url.render_as_string(hide_password=False), database.schema, LEASE_SECONDS)
 
 
 def test_whoever_is_cut_off_is_replaced_and_what_it_had_in_hand_is_refused(
@@ -100,7 +100,10 @@ def test_whoever_is_cut_off_is_replaced_and_what_it_had_in_hand_is_refused(
     name = processes.start("holder", holder.hold, go_on, time.monotonic() + 100, cable.network)
     until(lambda: processes.has_begun(name), "it to have the message")
 
-    with Place(database.url, database.schema, LEASE_SECONDS).open() as near, near.consumer(TOPIC, GROUP) as other:
+    with (
+        QueueUnderTest(database.url, database.schema, LEASE_SECONDS).open() as near,
+        near.consumer(TOPIC, GROUP) as other,
+    ):
         cable.pull()
         pulled_at = time.monotonic()
         assert [message.offset for message in receive(other, 1)] == [0]

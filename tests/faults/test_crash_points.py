@@ -33,7 +33,7 @@ from tests.faults.lives import (
     Line,
 )
 from tests.faults.points import POINTS
-from tests.support.processes import GROUP, TOPIC, Place
+from tests.support.processes import GROUP, TOPIC, QueueUnderTest
 from tests.support.queue_state import QueueState, check_sqlite_file
 
 if TYPE_CHECKING:
@@ -60,19 +60,19 @@ BOTH = pytest.mark.parametrize("database", ["sqlite", "postgres"], indirect=True
 
 
 @pytest.fixture
-def place(database: DatabaseUnderTest, engine: Engine) -> Place:
-    place = Place(database.url, database.schema, lease_seconds=60.0)
-    with place.open() as mq:
+def queue(database: DatabaseUnderTest, engine: Engine) -> QueueUnderTest:
+    queue = QueueUnderTest(database.url, database.schema, lease_seconds=60.0)
+    with queue.open() as mq:
         mq.create_topic(TOPIC, PARTITIONS)
         mq.create_topic(RECEIPTS, 1)
     with engine.begin() as connection:
         lives.make_tables(connection)
-    return place
+    return queue
 
 
 @BOTH
-def test_every_failpoint_is_reached(place: Place, database: DatabaseUnderTest, tmp_path: Path) -> None:
-    assert nursery.in_nursery(nursery.reach_everywhere, place, tmp_path) == 0
+def test_every_failpoint_is_reached(queue: QueueUnderTest, database: DatabaseUnderTest, tmp_path: Path) -> None:
+    assert nursery.in_nursery(nursery.reach_everywhere, queue, tmp_path) == 0
 
     reached = set(json.loads((tmp_path / "told").read_text()))
     elsewhere = ONLY_ON_SQLITE if database.is_postgres else ONLY_ON_POSTGRES
@@ -84,18 +84,18 @@ def test_every_failpoint_is_reached(place: Place, database: DatabaseUnderTest, t
 @pytest.mark.timeout(nursery.PATIENCE_SECONDS + 30)
 @pytest.mark.parametrize("kind", list(LIVES))
 def test_wherever_a_process_ends_another_one_goes_on_and_every_promise_is_kept(
-    kind: str, mq: MQ, place: Place, engine: Engine, tmp_path: Path
+    kind: str, mq: MQ, queue: QueueUnderTest, engine: Engine, tmp_path: Path
 ) -> None:
     seed = random.randrange(1 << 32)
 
-    exit_code = nursery.in_nursery(nursery.crash_everywhere, place, tmp_path, kind, HITS, seed)
+    exit_code = nursery.in_nursery(nursery.crash_everywhere, queue, tmp_path, kind, HITS, seed)
 
     assert exit_code == 0, f"seed {seed}"
     story = Story(mq, engine, tmp_path)
     assert {point for point in story.reached if not story.crashed.get(point)} <= BY_CHANCE, f"seed {seed}"
     CHECKS[kind](story)
     if engine.dialect.name == "sqlite":
-        check_sqlite_file(place.url)
+        check_sqlite_file(queue.url)
 
 
 class Story:

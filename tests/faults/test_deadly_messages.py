@@ -12,7 +12,7 @@ from sqlmq import Message, Retry
 from sqlmq.hooks.failpoints import EXIT_CODE
 from tests.faults.lives import Line, make_tables
 from tests.faults.nursery import Nursery, in_nursery
-from tests.support.processes import GROUP, TOPIC, Place, end_at_once, in_child
+from tests.support.processes import GROUP, TOPIC, QueueUnderTest, end_at_once, in_child
 from tests.support.queue_state import QueueState
 
 if TYPE_CHECKING:
@@ -37,18 +37,18 @@ pytestmark = [
 
 
 @pytest.fixture
-def place(database: DatabaseUnderTest, engine: Engine) -> Place:
-    place = Place(database.url, database.schema, lease_seconds=60.0)
-    with place.open() as mq:
+def queue(database: DatabaseUnderTest, engine: Engine) -> QueueUnderTest:
+    queue = QueueUnderTest(database.url, database.schema, lease_seconds=60.0)
+    with queue.open() as mq:
         mq.create_topic(TOPIC, 1)
     with engine.begin() as connection:
         make_tables(connection)
-    return place
+    return queue
 
 
-def handle_until_done(place: Place, directory: Path, max_attempts: int, options: dict[str, Any]) -> None:
+def handle_until_done(queue: QueueUnderTest, directory: Path, max_attempts: int, options: dict[str, Any]) -> None:
     """Let one process after the other handle messages until one survives; leave their exit codes in a file."""
-    nursery = Nursery(place, directory)
+    nursery = Nursery(queue, directory)
     exits = [0]
     while len(exits) < MOST_PROCESSES:
         life = nursery.life(f"life {len(exits)}")
@@ -80,11 +80,11 @@ def handle_messages(life: Life, max_attempts: int, options: dict[str, Any]) -> N
     "options", [{}, {"transaction": True}, {"batch_size": 5}], ids=["plain", "transaction", "batch"]
 )
 def test_a_message_that_kills_the_process_becomes_a_dead_letter_after_so_many_attempts(
-    mq: MQ, engine: Engine, place: Place, tmp_path: Path, max_attempts: int, options: dict[str, Any]
+    mq: MQ, engine: Engine, queue: QueueUnderTest, tmp_path: Path, max_attempts: int, options: dict[str, Any]
 ) -> None:
     mq.producer(TOPIC).produce_many([Message(b"%d" % number, b"k") for number in range(MESSAGES)])
 
-    assert in_nursery(handle_until_done, place, tmp_path, max_attempts, options) == 0
+    assert in_nursery(handle_until_done, queue, tmp_path, max_attempts, options) == 0
 
     exits = json.loads((tmp_path / "told").read_text())
     assert exits == [EXIT_CODE] * (len(exits) - 1) + [0]

@@ -12,7 +12,7 @@ from sqlalchemy import text
 
 from sqlmq import Message
 from tests.faults import holder
-from tests.support.processes import GROUP, TOPIC, Place, Processes
+from tests.support.processes import GROUP, TOPIC, Processes, QueueUnderTest
 from tests.support.waiting import until
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ def test_senders_do_not_wait_for_a_listener_that_is_stopped_and_it_hears_again_a
     mq: MQ, engine: Engine, database: DatabaseUnderTest, tmp_path: Path
 ) -> None:
     mq.create_topic(TOPIC, 1)
-    processes = Processes(Place(database.url, database.schema, lease_seconds=60.0), tmp_path)
+    processes = Processes(QueueUnderTest(database.url, database.schema, lease_seconds=60.0), tmp_path)
     go_on = tmp_path / "go on"
     go_on.touch()
     name = processes.start("holder", holder.hold, go_on, time.monotonic() + 100)

@@ -15,7 +15,7 @@ from tests.faults import successions
 from tests.faults.lives import POLL_SECONDS, Line, make_tables
 from tests.faults.nursery import in_nursery
 from tests.faults.successions import ACCEPTED, KILLED, REFUSED, SUCCESSOR, TAKEN, ZOMBIE
-from tests.support.processes import GROUP, TOPIC, Place
+from tests.support.processes import GROUP, TOPIC, QueueUnderTest
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -47,14 +47,14 @@ ZOMBIES = pytest.mark.parametrize(
 
 
 @pytest.fixture
-def place(database: DatabaseUnderTest, engine: Engine) -> Place:
-    place = Place(database.url, database.schema, LEASE_SECONDS)
-    with place.open() as mq:
+def queue(database: DatabaseUnderTest, engine: Engine) -> QueueUnderTest:
+    queue = QueueUnderTest(database.url, database.schema, LEASE_SECONDS)
+    with queue.open() as mq:
         mq.create_topic(TOPIC, 1)
         mq.producer(TOPIC).produce(Message(b"the only one"))
     with engine.begin() as connection:
         make_tables(connection)
-    return place
+    return queue
 
 
 def told(directory: Path) -> list[Line]:
@@ -63,9 +63,9 @@ def told(directory: Path) -> list[Line]:
 
 @ZOMBIES
 def test_a_zombie_is_refused_after_somebody_has_gone_on(
-    mq: MQ, place: Place, engine: Engine, way: str, point: str, tmp_path: Path
+    mq: MQ, queue: QueueUnderTest, engine: Engine, way: str, point: str, tmp_path: Path
 ) -> None:
-    assert in_nursery(successions.outlive, place, tmp_path, way, point) == 0
+    assert in_nursery(successions.outlive, queue, tmp_path, way, point) == 0
 
     assert [(line.life, line.what) for line in told(tmp_path)] == [(SUCCESSOR, ACCEPTED), (ZOMBIE, REFUSED)]
     (partition,) = mq.admin.describe_group(TOPIC, GROUP).partitions
@@ -84,9 +84,9 @@ def test_a_zombie_is_refused_after_somebody_has_gone_on(
     ids=["lease", "transaction"],
 )
 def test_after_kill_9_somebody_else_has_the_message_in_time(
-    place: Place, tmp_path: Path, transaction: bool, bound: float
+    queue: QueueUnderTest, tmp_path: Path, transaction: bool, bound: float
 ) -> None:
-    assert in_nursery(partial(successions.kill_holder, place, tmp_path, transaction=transaction)) == 0
+    assert in_nursery(partial(successions.kill_holder, queue, tmp_path, transaction=transaction)) == 0
 
     moments = {line.what: line.facts for line in told(tmp_path)}
     assert moments[TAKEN][1] == 1

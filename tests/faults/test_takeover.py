@@ -11,7 +11,7 @@ import pytest
 
 from sqlmq import Message
 from tests.faults import holder
-from tests.support.processes import GROUP, TOPIC, Place
+from tests.support.processes import GROUP, TOPIC, QueueUnderTest
 from tests.support.waiting import receive, until
 
 if TYPE_CHECKING:
@@ -36,18 +36,18 @@ pytestmark = [
 
 
 @pytest.fixture
-def place(database: DatabaseUnderTest) -> Place:
-    place = Place(database.url, database.schema, LEASE_SECONDS)
-    with place.open() as mq:
+def queue(database: DatabaseUnderTest) -> QueueUnderTest:
+    queue = QueueUnderTest(database.url, database.schema, LEASE_SECONDS)
+    with queue.open() as mq:
         mq.create_topic(TOPIC, 1)
-    return place
+    return queue
 
 
 def test_a_killed_consumers_messages_go_to_another_one_when_its_lease_is_over(
-    place: Place, processes: Processes, tmp_path: Path
+    queue: QueueUnderTest, processes: Processes, tmp_path: Path
 ) -> None:
     took: list[float] = []
-    with place.open() as mq:
+    with queue.open() as mq:
         producer = mq.producer(TOPIC)
         for number in range(KILLS):
             # Not one that goes on: it might commit what it has before it is killed, and nothing would be left.
@@ -69,10 +69,10 @@ def test_a_killed_consumers_messages_go_to_another_one_when_its_lease_is_over(
 
 
 def test_a_consumer_that_was_paused_for_two_leases_commits_nothing_any_more(
-    place: Place, processes: Processes, tmp_path: Path
+    queue: QueueUnderTest, processes: Processes, tmp_path: Path
 ) -> None:
     told: list[str] = []
-    with place.open() as mq:
+    with queue.open() as mq:
         producer = mq.producer(TOPIC)
         for number in range(PAUSES):
             go_on = tmp_path / f"go on {number}"

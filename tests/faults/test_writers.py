@@ -16,7 +16,7 @@ from sqlmq.database import retrying
 from sqlmq.dialects.sqlite import dialect
 from tests.faults import writers
 from tests.support.journal import check_acknowledged
-from tests.support.processes import END_SECONDS, TOPIC, Place, Processes
+from tests.support.processes import END_SECONDS, TOPIC, Processes, QueueUnderTest
 from tests.support.queue_state import check_sqlite_file
 from tests.support.waiting import read_texts, until
 
@@ -38,17 +38,17 @@ pytestmark = [
 
 
 @pytest.fixture
-def place(database: DatabaseUnderTest) -> Place:
-    place = Place(database.url)
-    with place.open() as mq:
+def queue(database: DatabaseUnderTest) -> QueueUnderTest:
+    queue = QueueUnderTest(database.url)
+    with queue.open() as mq:
         mq.create_topic(TOPIC, 1)
-    return place
+    return queue
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(60 + 5 * CHECKPOINT_KILLS)
 def test_a_file_survives_the_killing_of_those_who_write_its_journal_back(
-    place: Place, processes: Processes, tmp_path: Path
+    queue: QueueUnderTest, processes: Processes, tmp_path: Path
 ) -> None:
     chosen = random.Random(5)
     pause = threading.Event()
@@ -59,18 +59,18 @@ def test_a_file_survives_the_killing_of_those_who_write_its_journal_back(
         until(lambda journal=journal: journal.exists() and b"checkpoint" in journal.read_bytes(), "a checkpoint")  # type: ignore[misc]
         pause.wait(chosen.uniform(0, 0.03))
         processes.kill(name)
-        check_sqlite_file(place.url)
+        check_sqlite_file(queue.url)
 
-    with place.open() as mq:
+    with queue.open() as mq:
         check_acknowledged(read_texts(mq, TOPIC), processes.stories("writer"))
 
 
 def test_a_lock_that_somebody_else_keeps_is_waited_for_as_long_as_was_said(
-    place: Place, processes: Processes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    queue: QueueUnderTest, processes: Processes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(dialect, "_BUSY_TIMEOUT_SECONDS", 2.0)
     monkeypatch.setattr(retrying, "_RETRY_SECONDS", 1.0)
-    with MQ(place.url) as mq:
+    with MQ(queue.url) as mq:
         producer = mq.producer(TOPIC)
         name = processes.start("holder", writers.hold_lock, time.monotonic() + END_SECONDS)
         until((tmp_path / f"{name}.journal").exists, "a lock that is held")
@@ -86,7 +86,7 @@ def test_a_lock_that_somebody_else_keeps_is_waited_for_as_long_as_was_said(
 
 @pytest.mark.slow
 @pytest.mark.timeout(90 + CONTEND_SECONDS)
-def test_eight_writers_all_get_their_turn(place: Place, processes: Processes, tmp_path: Path) -> None:
+def test_eight_writers_all_get_their_turn(queue: QueueUnderTest, processes: Processes, tmp_path: Path) -> None:
     end = time.monotonic() + CONTEND_SECONDS + 3.0  # 3 to start in
     names = [processes.start("writer", writers.contend, end) for _ in range(8)]
 
@@ -101,5 +101,5 @@ def test_eight_writers_all_get_their_turn(place: Place, processes: Processes, tm
     assert min(counts) > 0
     assert max(waits) < dialect._BUSY_TIMEOUT_SECONDS / 2
     assert jain > 0.8
-    with place.open() as mq:
+    with queue.open() as mq:
         assert mq.admin.describe_topic(TOPIC).messages == sum(counts)

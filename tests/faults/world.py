@@ -8,9 +8,10 @@ import time
 from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Any, ClassVar
 
+import pytest
 from sqlalchemy import Engine, create_engine, event
 
-from sqlmq import MQ, AsyncMQ, Message
+from sqlmq import MQ, AsyncMQ, Message, SqlmqError
 from sqlmq.database.append_connection import AppendConnection
 from tests.faults.wire import BACKGROUND
 from tests.support.blocking import blocking
@@ -170,6 +171,40 @@ class Scene(ABC):
 
     def close(self) -> None:  # noqa: B027 - most have nothing to close
         """Part with what was made for it."""
+
+
+class Closing(Scene):
+    """Something is closed. A second call fails as the first did."""
+
+    is_once = True
+    group: str
+
+    def __init__(self, world: World) -> None:
+        super().__init__(world)
+        self.error: Exception | None = None
+        self.is_interrupted = False
+
+    @abstractmethod
+    def close_it(self) -> None:
+        """Close it."""
+
+    def call(self) -> None:
+        if self.error is not None:
+            with pytest.raises(type(self.error)):
+                self.close_it()
+            return
+        try:
+            self.close_it()
+        except (SqlmqError, ExceptionGroup) as error:
+            self.error = error
+            raise
+        except KeyboardInterrupt:
+            self.is_interrupted = True
+            raise
+
+    def close(self) -> None:
+        if self.is_interrupted:
+            self.world.free_claims(self.group)
 
 
 def between(found: int, sure: int, perhaps: int, what: str) -> None:

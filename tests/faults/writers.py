@@ -16,17 +16,17 @@ from tests.support.processes import TOPIC
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from tests.support.processes import Place
+    from tests.support.processes import QueueUnderTest
 
 WAITED = "waited"
 LARGE = b"x" * 10_000
 
 
-def checkpoint(place: Place, journal_path: Path, until: float) -> None:
+def checkpoint(queue: QueueUnderTest, journal_path: Path, until: float) -> None:
     """Let the journal of the file grow, then write it back into the file, again and again until the moment *until*."""
     journal = Journal(journal_path)
-    reading = sqlite3.connect(make_url(place.url).database or "", isolation_level=None)
-    with place.open() as mq:
+    reading = sqlite3.connect(make_url(queue.url).database or "", isolation_level=None)
+    with queue.open() as mq:
         producer = mq.producer(TOPIC)
         while time.monotonic() < until:
             # While somebody reads an old state, nothing is written back.
@@ -40,12 +40,12 @@ def checkpoint(place: Place, journal_path: Path, until: float) -> None:
                 connection.exec_driver_sql("PRAGMA wal_checkpoint(TRUNCATE)")
 
 
-def contend(place: Place, journal_path: Path, until: float) -> None:
+def contend(queue: QueueUnderTest, journal_path: Path, until: float) -> None:
     """Write without a pause until the moment *until*; journal how often, and the longest that a commit took."""
     journal = Journal(journal_path)
     count, longest = 0, 0.0
     try:
-        with place.open() as mq:
+        with queue.open() as mq:
             producer = mq.producer(TOPIC)
             journal.write(WAITED, 0, 0.0)
             while (began := time.monotonic()) < until:
@@ -58,9 +58,9 @@ def contend(place: Place, journal_path: Path, until: float) -> None:
     journal.write(WAITED, count, longest)
 
 
-def hold_lock(place: Place, journal_path: Path, until: float) -> None:
+def hold_lock(queue: QueueUnderTest, journal_path: Path, until: float) -> None:
     """Be the file's writer until the moment *until*, as a program that is not ours."""
-    connection = sqlite3.connect(make_url(place.url).database or "", isolation_level=None)
+    connection = sqlite3.connect(make_url(queue.url).database or "", isolation_level=None)
     connection.execute("BEGIN IMMEDIATE")
     Journal(journal_path).write(TROUBLE, "locked")
     threading.Event().wait(max(0.0, until - time.monotonic()))

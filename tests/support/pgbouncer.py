@@ -7,7 +7,6 @@ import os
 import re
 import shutil
 import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -15,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import psycopg
 
-from tests.support.postgres_server import GUARD, free_port, unprivileged_account
+from tests.support.postgres_server import free_port, start_guard, unprivileged_account
 
 if TYPE_CHECKING:
     from sqlalchemy import URL
@@ -55,13 +54,7 @@ class PgBouncer:
             **account,
         )
         (self.directory / "data" / "postmaster.pid").write_text(f"{self._process.pid}\n")
-        self._guard = subprocess.Popen(
-            [sys.executable, "-c", GUARD, str(self.directory)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            start_new_session=True,
-        )
+        self._guard = start_guard(self.directory)
         try:
             self._wait_until_it_answers()
         except BaseException:

@@ -111,14 +111,7 @@ class PostgresServer:
         self._settings = settings
         self.directory = Path(tempfile.mkdtemp(prefix="sqlmq-postgres-"))
         self._process: subprocess.Popen[bytes] | None = None
-        self._guard = subprocess.Popen(
-            [sys.executable, "-c", GUARD, str(self.directory)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            # Ctrl-C in a terminal goes to the whole group; cleaning up must come after the tests have ended.
-            start_new_session=True,
-        )
+        self._guard = start_guard(self.directory)
         try:
             self._account = unprivileged_account()
             if self._account:
@@ -432,6 +425,18 @@ def _environment() -> dict[str, str]:
     """Our environment without the settings that would lead Postgres' programs astray."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith("PG")}
     return {**kept, "LC_ALL": "C"}
+
+
+def start_guard(directory: Path) -> subprocess.Popen[bytes]:
+    """Start the process that cleans *directory* up when this one is gone, or closes the guard's standard input."""
+    return subprocess.Popen(
+        [sys.executable, "-c", GUARD, str(directory)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        # Ctrl-C in a terminal goes to the whole group; cleaning up must come after the tests have ended.
+        start_new_session=True,
+    )
 
 
 def free_port() -> int:

@@ -31,7 +31,7 @@ forks = pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:Depreca
 
 
 @dataclass(frozen=True)
-class Place:
+class QueueUnderTest:
     """Where the queue is, and how its consumers behave."""
 
     url: str
@@ -45,8 +45,8 @@ class Place:
 class Processes:
     """Starts workers, kills some, and reads all their journals."""
 
-    def __init__(self, place: Place, directory: Path) -> None:
-        self._place = place
+    def __init__(self, queue: QueueUnderTest, directory: Path) -> None:
+        self._queue = queue
         self._directory = directory
         self._journals: dict[str, Path] = {}
         self.running: dict[str, BaseProcess] = {}
@@ -55,7 +55,7 @@ class Processes:
     def start(self, kind: str, work: Callable[..., None], *arguments: object) -> str:
         name = f"{kind}-{len(self._journals)}"
         self._journals[name] = self._directory / f"{name}.journal"
-        self.running[name] = start(work, self._place, self._journals[name], *arguments)
+        self.running[name] = start(work, self._queue, self._journals[name], *arguments)
         return name
 
     def kill(self, name: str) -> None:
