@@ -26,7 +26,7 @@ KINDS = ("sqlite", "postgres", "postgres-schema", "pgbouncer")
 SCHEMA = "mq_schema"
 SERVER = pytest.StashKey[TestPostgres]()
 
-pytest_plugins = ["tests.lanes", "tests.support.fixtures", "pytester"]
+pytest_plugins = ["tests.lanes", "tests.support.fixtures", "tests.support.statements", "pytester"]
 
 
 # --- One Postgres for the run ---
