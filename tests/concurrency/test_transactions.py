@@ -1,10 +1,9 @@
-"""Transactions in many processes, some of which are killed, stopped or die at any step: effects equal messages."""
+"""Transactions in many processes, some of which are killed or stopped: effects equal messages."""
 
 from __future__ import annotations
 
 import json
 import os
-import random
 import signal
 import time
 from typing import TYPE_CHECKING
@@ -14,7 +13,7 @@ from sqlalchemy import Engine, text
 
 from sqlmq import Message
 from tests.concurrency import transacting
-from tests.concurrency.transacting import CRASHED, ENDED, ENTERED, REFUSED, have_effects, make_tables
+from tests.concurrency.transacting import ENDED, ENTERED, REFUSED, have_effects, make_tables
 from tests.support.processes import GROUP, TOPIC, QueueUnderTest
 from tests.support.waiting import until
 
@@ -26,8 +25,6 @@ if TYPE_CHECKING:
     from sqlmq import MQ
     from tests.conftest import DatabaseUnderTest
 
-CRASHES = int(os.environ.get("SQLMQ_TRANSACTION_CRASHES", "40"))
-AT_ONCE = 4
 PARTITIONS = 3
 PATIENCE_SECONDS = 60.0
 LONG_LEASE_SECONDS = 60.0
@@ -59,16 +56,6 @@ def fill(mq: MQ, count: int) -> None:
     producer.produce_many([Message(b"", b"%d" % key) for key in range(count)])
 
 
-def finish(mq: MQ) -> None:
-    """Handle what is left."""
-    with mq.consumer(TOPIC, GROUP) as consumer:
-        deadline = time.monotonic() + PATIENCE_SECONDS
-        while mq.admin.describe_group(TOPIC, GROUP).lag:
-            assert time.monotonic() < deadline
-            with consumer.transaction(timeout=0.1) as tx:
-                have_effects(tx)
-
-
 def assert_that_effects_equal_messages(mq: MQ, engine: Engine) -> None:
     with engine.connect() as connection:
         effects = [
@@ -81,37 +68,6 @@ def assert_that_effects_equal_messages(mq: MQ, engine: Engine) -> None:
         own = [offset for number, offset in effects if number == partition.partition]
         assert own == list(range(partition.end_offset))
     assert total == len(effects) == sum(partition.end_offset for partition in sent)
-
-
-@BOTH
-@pytest.mark.faults
-@pytest.mark.timeout(120 + 5 * CRASHES)
-def test_processes_that_die_at_any_step_have_each_effect_once(
-    queue: QueueUnderTest, start: Callable[..., BaseProcess], engine: Engine
-) -> None:
-    chosen = random.Random()
-    crashes = 0
-    running: list[BaseProcess] = []
-
-    with queue.open() as mq:
-        while crashes < CRASHES:
-            if mq.admin.describe_group(TOPIC, GROUP).lag < 50:
-                fill(mq, 60)
-            while len(running) < AT_ONCE:
-                running.append(start(transacting.crash_somewhere, chosen.randrange(1 << 30)))
-            running[0].join(0.02)
-            dead = [process for process in running if process.exitcode is not None]
-            assert [process.exitcode for process in dead] == [CRASHED] * len(dead)
-            crashes += len(dead)
-            running = [process for process in running if process not in dead]
-        for process in running:
-            process.kill()
-            process.join(PATIENCE_SECONDS)
-        handled = sum(one.position for one in mq.admin.describe_group(TOPIC, GROUP).partitions)
-        finish(mq)
-
-        assert handled > CRASHES / 10
-        assert_that_effects_equal_messages(mq, engine)
 
 
 @BOTH

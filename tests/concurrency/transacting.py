@@ -1,17 +1,15 @@
-"""Consumers that handle messages in transactions, for processes that die at any step, stop, or are killed.
+"""Consumers that handle messages in transactions, for processes that are stopped or killed.
 
 Effects are rows without a unique key, so that one that happened twice is seen, and a counter.
 """
 
 from __future__ import annotations
 
-import os
-import random
 import threading
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from sqlalchemy import event, text
+from sqlalchemy import text
 
 from sqlmq import SqlmqError, Transaction
 from tests.support.journal import Journal
@@ -20,13 +18,9 @@ from tests.support.processes import GROUP, TOPIC, QueueUnderTest
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from sqlalchemy import Connection, Engine
-
-CRASHED = 9
-"""What a worker that died at a step of its own choice exits with."""
+    from sqlalchemy import Connection
 
 ENTERED, ENDED, REFUSED = "entered", "ended", "refused"
-MOST_STEPS = 60
 
 
 def make_tables(connection: Connection) -> None:
@@ -43,44 +37,6 @@ def have_effects(tx: Transaction) -> None:
             {"p": message.partition, "o": message.offset},
         )
         tx.session.execute(text("UPDATE counter SET total = total + 1"))
-
-
-class Crash:
-    """Ends the process, without any last word, at the step that was chosen; steps are before and after all there is."""
-
-    def __init__(self, engine: Engine, at: int) -> None:
-        self._left = at
-        for name in ("before_cursor_execute", "after_cursor_execute", "begin", "commit", "rollback", "checkout"):
-            event.listen(engine, name, self.step)
-        commit = engine.dialect.do_commit
-
-        def commit_and_step(connection: Any) -> None:
-            commit(connection)
-            self.step()
-
-        # SQLAlchemy has no event for the moment after COMMIT was answered.
-        engine.dialect.do_commit = commit_and_step  # type: ignore[method-assign, assignment]
-
-    def step(self, *_: object) -> None:
-        # The heartbeats have their own thread; the steps are those of the transaction.
-        if threading.current_thread() is not threading.main_thread():
-            return
-        self._left -= 1
-        if self._left < 0:
-            os._exit(CRASHED)
-
-
-def crash_somewhere(queue: QueueUnderTest, seed: int) -> None:
-    """Handle messages until the step comes at which this process dies."""
-    chosen = random.Random(seed)
-    mq = queue.open()
-    consumer = mq.consumer(TOPIC, GROUP)
-    crash = Crash(mq.engine, chosen.randrange(MOST_STEPS))
-    while True:
-        with consumer.transaction(max_messages=chosen.randint(1, 5), timeout=0.2) as tx:
-            crash.step()
-            have_effects(tx)
-            crash.step()
 
 
 def handle(queue: QueueUnderTest, threads: int, messages: int) -> None:

@@ -7,6 +7,7 @@ nothing left to do. Its messages carry its name. All lives of a test write to on
 from __future__ import annotations
 
 import json
+import random
 import threading
 from contextlib import closing, suppress
 from datetime import UTC, datetime, timedelta
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 
     from sqlalchemy import Connection, Engine
 
-    from sqlmq import Consumer
+    from sqlmq import Consumer, Transaction
 
 PARTITIONS = 2
 RECEIPTS, KEPT = "receipts", "kept"
@@ -207,11 +208,8 @@ def transacting(life: Life) -> None:
 
         def handle(error: Exception | None = None) -> None:
             with consumer.transaction(max_messages=2, timeout=0.05) as tx:
+                _have_effects(tx)
                 for message in tx:
-                    tx.session.execute(
-                        text("INSERT INTO effect (partition_number, message_offset) VALUES (:p, :o)"),
-                        {"p": message.partition, "o": message.offset},
-                    )
                     receipts.produce(Message(message.value), session=tx.session)
                 if error is not None:
                     raise error
@@ -220,6 +218,15 @@ def transacting(life: Life) -> None:
             handle(Undone())
         while mq.admin.describe_group(TOPIC, GROUP).lag:
             handle()
+
+
+def transacting_for_ever(life: Life, seed: int) -> None:
+    """Handle in transactions beside other processes, with an effect for each message, until the process ends."""
+    chosen = random.Random(seed)
+    consumer = life.open_beside_others().consumer(TOPIC, GROUP)
+    while True:
+        with consumer.transaction(max_messages=chosen.randint(1, 5), timeout=0.2) as tx:
+            _have_effects(tx)
 
 
 def running(life: Life) -> None:
@@ -306,6 +313,14 @@ def _handle_some(life: Life, consumer: Consumer) -> None:
     consumer.commit()
     for message in messages:
         life.tell(COMMITTED, message.partition, message.offset)
+
+
+def _have_effects(tx: Transaction) -> None:
+    for message in tx:
+        tx.session.execute(
+            text("INSERT INTO effect (partition_number, message_offset) VALUES (:p, :o)"),
+            {"p": message.partition, "o": message.offset},
+        )
 
 
 def _run(life: Life, *, transaction: bool) -> None:

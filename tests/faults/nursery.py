@@ -19,10 +19,10 @@ from sqlmq.database.engines import open_engine
 from sqlmq.hooks import failpoints
 from sqlmq.hooks.failpoints import EXIT_CODE
 from tests.faults import points
-from tests.faults.lives import LIVES, Life
+from tests.faults.lives import LIVES, Life, transacting_for_ever
 from tests.faults.points import POINTS
 from tests.support import processes
-from tests.support.processes import in_child
+from tests.support.processes import fork, in_child
 from tests.support.queue_state import QueueState
 from tests.support.waiting import until
 
@@ -33,6 +33,20 @@ if TYPE_CHECKING:
     from tests.support.processes import QueueUnderTest
 
 PATIENCE_SECONDS = 300.0
+AT_ONCE = 4
+IN_TRANSACTIONS = (
+    "begin.before",
+    "begin.after",
+    "take.held",
+    "take.after",
+    "effect.after",
+    "position.before",
+    "position.after",
+    "commit.before",
+    "commit.sent",
+    "commit.after",
+)
+"""What a process passes again and again that handles messages in transactions."""
 
 
 class Nursery:
@@ -83,6 +97,15 @@ class Nursery:
         until(lambda: state.busy_sessions() == [], "the server to commit")
         self._engine.dispose()
 
+    def begin_transacting(self, name: str, point: str, nth: int, seed: int) -> int:
+        """Have a child handle in transactions until it reaches the *point* for the *nth* time; return its process id."""
+
+        def live() -> None:
+            with failpoints.armed(point, points.ending(point), nth=nth):
+                transacting_for_ever(self.life(name), seed)
+
+        return fork(live)
+
     def goes_on(self, kind: str, name: str) -> None:
         """Have a child live to its end."""
         assert in_child(lambda: LIVES[kind](self.life(name))) == 0, name
@@ -106,6 +129,25 @@ def crash_everywhere(queue: QueueUnderTest, directory: Path, kind: str, hits: in
             crashed[point] += nursery.ends_at(kind, f"{point}@first", point, 1)
             nursery.goes_on(kind, f"after {point}@first")
     (directory / "told").write_text(json.dumps([reached, crashed]))
+
+
+def crash_at_once(queue: QueueUnderTest, directory: Path, crashes: int, seed: int) -> None:
+    """Keep several processes in transactions, each of which ends at a point that is drawn, until *crashes* have ended.
+
+    Another process handles what is left.
+    """
+    chosen = random.Random(seed)
+    nursery = Nursery(queue, directory)
+    reachable = [point for point in IN_TRANSACTIONS if point != "commit.sent" or nursery.life("").is_on_postgres]
+    running: set[int] = set()
+    for number in range(crashes):
+        while len(running) < min(AT_ONCE, crashes - number):
+            point, nth, own_seed = chosen.choice(reachable), chosen.randint(1, 4), chosen.getrandbits(32)
+            running.add(nursery.begin_transacting(f"{number}", point, nth, own_seed))
+        pid, status = os.wait()
+        running.remove(pid)
+        assert os.waitstatus_to_exitcode(status) == EXIT_CODE, status
+    nursery.goes_on("transacting", "after all")
 
 
 def reach_everywhere(queue: QueueUnderTest, directory: Path) -> None:

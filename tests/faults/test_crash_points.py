@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from sqlmq import Message
 from tests.faults import lives, nursery
 from tests.faults.lives import (
     CANCELLED,
@@ -47,6 +48,7 @@ if TYPE_CHECKING:
 
 HITS = int(os.environ.get("SQLMQ_CRASH_POINT_HITS", "1"))
 """How often a process ends at each failpoint that it reaches several times."""
+CRASHES = int(os.environ.get("SQLMQ_TRANSACTION_CRASHES", "40"))
 ONLY_ON_SQLITE = {"append.locked"}
 ONLY_ON_POSTGRES = {"statement.before", "statement.after", "commit.sent", "notify.before", "notify.after"}
 BY_CHANCE = {"notify.before", "notify.after"}
@@ -96,6 +98,25 @@ def test_wherever_a_process_ends_another_one_goes_on_and_every_promise_is_kept(
     CHECKS[kind](story)
     if engine.dialect.name == "sqlite":
         check_sqlite_file(queue.url)
+
+
+@BOTH
+@pytest.mark.slow
+def test_processes_that_die_at_once_at_any_step_have_each_effect_once(
+    mq: MQ, queue: QueueUnderTest, engine: Engine, tmp_path: Path
+) -> None:
+    seed = random.randrange(1 << 32)
+    mq.producer(TOPIC).produce_many(Message(b"", b"%d" % number) for number in range(20 * CRASHES))
+    mq.consumer(TOPIC, GROUP).close()
+
+    exit_code = nursery.in_nursery(nursery.crash_at_once, queue, tmp_path, CRASHES, seed)
+
+    assert exit_code == 0, f"seed {seed}"
+    state = QueueState(engine, None)
+    ends = {one.partition: one.end_offset for one in mq.admin.describe_topic(TOPIC).partitions}
+    assert effects_of(state) == {partition: list(range(end)) for partition, end in ends.items()}, f"seed {seed}"
+    by_the_last = len(state.log(RECEIPTS))
+    assert sum(ends.values()) - by_the_last > CRASHES / 10, "processes died before they handled anything"
 
 
 class Story:
@@ -182,11 +203,16 @@ def check_consuming(story: Story) -> None:
 
 def check_transacting(story: Story) -> None:
     """Each message has had its effect once, in order, and its receipt."""
-    effects: dict[int, list[int]] = defaultdict(list)
-    for partition, offset in story.state.rows("SELECT partition_number, message_offset FROM effect ORDER BY id"):
-        effects[partition].append(offset)
-    assert effects == {partition: list(range(end)) for partition, end in story.ends().items()}
+    assert effects_of(story.state) == {partition: list(range(end)) for partition, end in story.ends().items()}
     assert story.values(RECEIPTS) == story.values()
+
+
+def effects_of(state: QueueState) -> dict[int, list[int]]:
+    """The offsets of the messages that had effects, by partition, in the order of the effects."""
+    effects: dict[int, list[int]] = defaultdict(list)
+    for partition, offset in state.rows("SELECT partition_number, message_offset FROM effect ORDER BY id"):
+        effects[partition].append(offset)
+    return effects
 
 
 def check_running(story: Story) -> None:
