@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
@@ -14,6 +13,7 @@ from sqlalchemy import event
 from sqlmq import Message, ReceivedMessage
 from sqlmq.errors import ConsumerClosedError
 from sqlmq.operations import poll
+from tests.support.poller import RARELY, poll_for_all, unwatched
 from tests.support.waiting import PATIENCE_SECONDS, settle, until, values
 
 if TYPE_CHECKING:
@@ -25,15 +25,6 @@ if TYPE_CHECKING:
     from sqlmq import MQ, Consumer
     from tests.conftest import MakeMQ
 
-RARELY: dict[str, Any] = {
-    "poll_min_seconds": 60.0,
-    "poll_max_seconds": 60.0,
-    "notify": False,
-    # While a consumer is tended to, nobody can look for it, and it is woken instead.
-    "commit_interval_seconds": 60.0,
-    "lease_seconds": 180.0,
-}
-"""Whoever waits rests at once, and nobody looks by the clock within a test."""
 SOON: dict[str, Any] = {"poll_min_seconds": 0.1, "poll_max_seconds": 0.2, "notify": False}
 
 
@@ -62,22 +53,8 @@ def group_of(mq: MQ, members: int, *, partitions: int) -> list[Consumer]:
     return consumers
 
 
-def unwatched(mq: MQ) -> MQ:
-    """*mq*, which does not notice by itself when a file has changed."""
-    mq._background.poller._can_watch = False
-    return mq
-
-
 def wake_ups(consumers: Sequence[Consumer]) -> list[int]:
     return [consumer._core.wakeups.count for consumer in consumers]
-
-
-def look_for_all(mq: MQ, consumers: Sequence[Consumer]) -> None:
-    """Have all looked for once, and wait until that was done and found nothing."""
-    asked_at = time.monotonic()
-    # Whoever waits says so first, and then has the thread started.
-    until(lambda: mq._background.poller.poll_now(at_groups=True), "a lookout at work")
-    until(lambda: all(consumer._core.wakeups.polled_at >= asked_at for consumer in consumers), "a look for all")
 
 
 def statements_of_looks(mq: MQ, consumers: Sequence[Consumer], *, rounds: int) -> int:
@@ -88,7 +65,7 @@ def statements_of_looks(mq: MQ, consumers: Sequence[Consumer], *, rounds: int) -
 
     event.listen(mq.engine, "before_cursor_execute", note)
     for _ in range(rounds):
-        look_for_all(mq, consumers)
+        poll_for_all(mq, consumers)
     event.remove(mq.engine, "before_cursor_execute", note)
     return len([statement for statement in found if "sqlmq_message" in statement or "sqlmq_claim" in statement])
 
@@ -113,7 +90,7 @@ def test_a_consumer_that_rests_is_not_woken_by_looks_that_find_nothing(make_mq: 
     with waiting(*consumers):
         before = wake_ups(consumers)
         for _ in range(3):
-            look_for_all(mq, consumers)
+            poll_for_all(mq, consumers)
 
         assert wake_ups(consumers) == before
 
@@ -214,7 +191,7 @@ def test_a_thread_that_died_is_replaced_when_somebody_waits_again(make_mq: MakeM
 
     with waiting(consumer):
         until(lambda: mq._background.poller.poll_now(at_groups=False), "another thread")
-        look_for_all(mq, [consumer])
+        poll_for_all(mq, [consumer])
 
 
 @pytest.mark.sync_only(reason="its blocks are no coroutines; the wait with asyncio counts itself in the same way")

@@ -16,7 +16,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Session
 
 from sqlmq import DelayedMessage, Message, UnknownTopicError
-from tests.databases.test_outbox_drivers import ASYNC, MESSAGES, SYNC, facts, run, url
+from tests.databases.drivers import ASYNC, MESSAGES, SYNC, facts, run, url
 from tests.support.delayed import FUTURE, LONG, Staged
 from tests.support.waiting import receive
 

@@ -2,56 +2,21 @@
 
 from __future__ import annotations
 
-import asyncio
-import re
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from sqlalchemy import Connection, create_engine, event, text
-from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, create_async_engine
+from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 from sqlalchemy.orm import Session
 
 from sqlmq import Message, UnknownTopicError
 from sqlmq.errors import SessionError
+from tests.databases.drivers import ASYNC, MESSAGES, SYNC, facts, run, url
 from tests.support.waiting import receive, until
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Sequence
-
     from sqlmq import Publication
     from tests.support.shop import Shop
-
-SYNC = pytest.mark.parametrize(
-    ("database", "driver"),
-    [
-        ("sqlite", "sqlite"),
-        *((kind, f"postgresql+{name}") for kind in ("postgres", "postgres-schema") for name in ("psycopg", "psycopg2")),
-    ],
-    indirect=["database"],
-)
-ASYNC = pytest.mark.parametrize(
-    ("database", "driver"),
-    [
-        ("sqlite", "sqlite+aiosqlite"),
-        *(
-            (kind, f"postgresql+{name}")
-            for kind in ("postgres", "postgres-schema")
-            for name in ("psycopg_async", "asyncpg")
-        ),
-    ],
-    indirect=["database"],
-)
-MESSAGES = [
-    Message(b"\x00\xff\\x41%s", b"\xff\x00", {"a": "\u00e4%s\"'{},"}),
-    Message(b"", b""),
-    Message(b"no key"),
-    Message(bytes(range(256)), b"k"),
-    Message(b"\xff\x00", b"k", {"": "", "null": "NULL"}),
-]
-
-
-def url(shop: Shop, driver: str) -> str:
-    return re.sub(r"^[a-z+]+:", f"{driver}:", shop.database.url)
 
 
 def publish(shop: Shop, session: Session | Connection) -> list[Publication]:
@@ -61,11 +26,6 @@ def publish(shop: Shop, session: Session | Connection) -> list[Publication]:
     for partition in range(3):
         publications.append(shop.producer.produce_with_partition(Message(b"placed"), partition, session=session))
     return publications
-
-
-def facts(messages: Sequence[Message]) -> list[tuple[bytes, bytes | None, dict[str, str]]]:
-    found = [(message.value, message.key, dict(message.headers)) for message in messages]
-    return sorted(found, key=repr)
 
 
 PUBLISHED = facts([*MESSAGES, Message(b"alone"), *[Message(b"placed")] * 3])
@@ -114,17 +74,6 @@ def test_messages_are_staged_through_the_applications_driver(shop: Shop, driver:
     until(lambda: shop.state.staged() == 0, "everything in the log")
 
     assert_all_arrived(shop)
-
-
-def run(shop: Shop, driver: str, work: Callable[[AsyncEngine], Awaitable[Any]], **options: Any) -> None:
-    async def main() -> None:
-        engine = create_async_engine(url(shop, driver), **options)
-        try:
-            await work(engine)
-        finally:
-            await engine.dispose()
-
-    asyncio.run(main())
 
 
 @ASYNC

@@ -19,7 +19,7 @@ from sqlmq.dialects import Position
 from sqlmq.dialects.sqlite import cursors, dialect
 from sqlmq.errors import InvalidURLError
 from sqlmq.schema import REVISION, tables
-from tests.contract.test_idling import RARELY, look_for_all
+from tests.support.poller import RARELY, poll_for_all
 from tests.support.waiting import settle, until, values
 
 if TYPE_CHECKING:
@@ -239,7 +239,7 @@ def test_a_write_that_is_for_somebody_else_wakes_no_consumer(make_mq: MakeMQ) ->
         answers = [threads.submit(consumer.poll, timeout=PATIENCE_SECONDS) for consumer in consumers]
         until(lambda: all(consumer._core.wakeups.delegated for consumer in consumers), "both to wait")
         for _ in range(2):  # after the second, what was written before is noticed
-            look_for_all(here, consumers)
+            poll_for_all(here, consumers)
         before = consumers[1]._core.wakeups.count
 
         there.producer("other").produce(Message(b"for somebody else"))

@@ -141,3 +141,22 @@ class Story:
         for code, kind in self.verdict().findings.kinds:
             found.setdefault(code, set()).add(kind)
         return found
+
+
+def three() -> Story:
+    """Three messages, one after the other, in partition 0."""
+    story = Story()
+    for number, m in enumerate("abc"):
+        story.send([m], 1 + 0.1 * number, 1.05 + 0.1 * number)
+    story.log(["a", "b", "c"])
+    return story
+
+
+def handed(*offsets: int) -> list[dict[str, Json]]:
+    return [{"m": "abc"[offset], "h": "abc"[offset], "partition": 0, "offset": offset} for offset in offsets]
+
+
+def blocks() -> Story:
+    story = three()
+    story.group(mode="transaction")
+    return story

@@ -2,27 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import pytest
 
-from tests.verify.stories import Story, got, sent
-
-if TYPE_CHECKING:
-    from sqlmq.verify.history import Json
-
-
-def three() -> Story:
-    """Three messages, one after the other, in partition 0."""
-    story = Story()
-    for number, m in enumerate("abc"):
-        story.send([m], 1 + 0.1 * number, 1.05 + 0.1 * number)
-    story.log(["a", "b", "c"])
-    return story
-
-
-def handed(*offsets: int) -> list[dict[str, Json]]:
-    return [{"m": "abc"[offset], "h": "abc"[offset], "partition": 0, "offset": offset} for offset in offsets]
+from tests.verify.stories import Story, blocks, got, handed, sent, three
 
 
 def killed(story: Story, p: str, at: float) -> None:
@@ -348,12 +330,6 @@ def test_two_owners_must_not_have_the_same_epoch(epoch: int, is_wrong: bool) -> 
     story.note("assigned", 2, "d", group="g", topic="t", partition=0, epoch=epoch)
 
     assert story.found() == ({"B6": {"epoch"}} if is_wrong else {})
-
-
-def blocks() -> Story:
-    story = three()
-    story.group(mode="transaction")
-    return story
 
 
 def test_transactions_of_a_partition_follow_each_other() -> None:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.verify.stories import Story, got, sent
-from tests.verify.test_delivery_anomalies import blocks, handed, three
+from tests.verify.stories import Story, blocks, got, handed, sent, three
 
 
 def moved(outcome: str = "ok", group: str = "g") -> Story:
