@@ -17,6 +17,7 @@ from sqlmq import MQ
 from tests.support.pgbouncer import PgBouncer, find_pgbouncer
 from tests.support.postgres_databases import PostgresDatabases
 from tests.support.postgres_server import URL_VARIABLE, PostgresUnavailableError, TestPostgres, provide
+from tests.support.sqlite_files import directory_for_sqlite
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -139,8 +140,9 @@ def database_of_kind(kind: str, request: pytest.FixtureRequest, directory: Path)
     """An empty database; on Postgres, with the assertion in the end that no transaction was left open."""
     if kind == "sqlite":
         made: Path = request.getfixturevalue("migrated_sqlite")
-        shutil.copyfile(made, directory / "queue.db")
-        yield DatabaseUnderTest(kind, f"sqlite:///{directory / 'queue.db'}", None)
+        with directory_for_sqlite(directory) as place:
+            shutil.copyfile(made, place / "queue.db")
+            yield DatabaseUnderTest(kind, f"sqlite:///{place / 'queue.db'}", None)
         return
     # Asked for here, so that tests on SQLite alone make no template.
     databases: PostgresDatabases = request.getfixturevalue("postgres_databases")

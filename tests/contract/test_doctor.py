@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -10,6 +11,7 @@ from sqlalchemy import Engine, create_engine, make_url, text
 from sqlmq import MQ, DoctorLimits, Message, Problem, Retention, Retry
 from sqlmq.reports.problem import PROBLEM_KINDS
 from tests.support.pgbouncer import PgBouncer, find_pgbouncer
+from tests.support.waiting import until
 
 if TYPE_CHECKING:
     from tests.conftest import DatabaseUnderTest, MakeMQ
@@ -37,6 +39,11 @@ def the_one(problems: list[Problem], code: str) -> Problem:
     return found
 
 
+def until_unowned(mq: MQ) -> None:
+    """Wait until messages have waited for an owner, by the database's clock: that of SQLite has milliseconds."""
+    until(lambda: any(lag.lag_seconds > 0 for lag in mq.admin.lag()), "a message to have waited")
+
+
 def test_a_queue_at_work_is_well(mq: MQ) -> None:
     mq.create_topic("orders", 2, retention=Retention(max_messages=10))
     mq.producer("orders").produce_many([Message(b"%d" % number) for number in range(20)])
@@ -50,6 +57,8 @@ def test_the_worst_comes_first_and_each_has_an_exit_code_of_its_own(mq: MQ) -> N
     mq.create_topic("orders", 1, retention=Retention(max_messages=1))
     mq.consumer("orders", "billing").close()
     mq.producer("orders").produce(Message(b""))
+    until_unowned(mq)
+
     found = mq.admin.diagnose(DoctorLimits(stuck_seconds=0))
 
     assert codes(found) == {"no-owner", "pins-retention"}
@@ -68,8 +77,10 @@ def test_messages_that_nobody_reads_are_found(mq: MQ) -> None:
     mq.create_topic("orders", 1)
     mq.consumer("orders", "billing").close()
     mq.producer("orders").produce(Message(b""))
+    until_unowned(mq)
 
     found = the_one(mq.admin.diagnose(DoctorLimits(stuck_seconds=0)), "no-owner")
+
     assert "billing on orders" in found.summary
     assert "sqlmq groups describe billing --topic orders" in found.remedy
     assert codes(mq.admin.diagnose()) == set(), "they have not waited for a minute"
@@ -382,11 +393,9 @@ def test_a_file_that_may_not_be_written_is_found(mq: MQ, monkeypatch: pytest.Mon
 
 
 @SQLITE
-def test_a_network_file_system_is_found(
-    mq: MQ, monkeypatch: pytest.MonkeyPatch, database: DatabaseUnderTest, tmp_path: object
-) -> None:
-    del database
-    table = f"/dev/sda1 / ext4 rw 0 0\nserver:/export {tmp_path} nfs4 rw 0 0\n"
+def test_a_network_file_system_is_found(mq: MQ, monkeypatch: pytest.MonkeyPatch, database: DatabaseUnderTest) -> None:
+    directory = Path(str(make_url(database.url).database)).parent
+    table = f"/dev/sda1 / ext4 rw 0 0\nserver:/export {directory} nfs4 rw 0 0\n"
     monkeypatch.setattr("sqlmq.dialects.sqlite.health._mounts", lambda: table)
 
     assert the_one(mq.admin.diagnose(), "network-file-system").details == {"file_system": "nfs4"}
@@ -394,8 +403,6 @@ def test_a_network_file_system_is_found(
 
 @pytest.mark.parametrize("database", ["sqlite", "postgres"], indirect=True)
 def test_every_kind_of_problem_has_a_section_in_the_documentation(database: DatabaseUnderTest) -> None:
-    from pathlib import Path
-
     del database
     page = (Path(__file__).parent.parent.parent / "docs" / "doctor.md").read_text(encoding="utf-8")
     for code, kind in PROBLEM_KINDS.items():

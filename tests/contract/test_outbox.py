@@ -5,12 +5,13 @@ from __future__ import annotations
 import gc
 import weakref
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from sqlalchemy import Connection, QueuePool, StaticPool, create_engine, event, text
+from sqlalchemy import Connection, QueuePool, StaticPool, create_engine, event, make_url, text
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, scoped_session, sessionmaker
 
@@ -26,7 +27,6 @@ from tests.support.waiting import PATIENCE_SECONDS, at_once, receive, until
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
     from contextlib import AbstractContextManager
-    from pathlib import Path
 
     from sqlalchemy import Engine
 
@@ -891,8 +891,9 @@ def test_another_queue_in_the_same_database_is_refused(shop: Shop, database: Dat
 def test_the_same_file_by_another_name_is_the_same_database(
     shop: Shop, database: DatabaseUnderTest, tmp_path: Path
 ) -> None:
-    (tmp_path / "link").symlink_to(tmp_path, target_is_directory=True)
-    engine = create_engine(database.url.replace("queue.db", "link/queue.db"))
+    path = Path(str(make_url(database.url).database))
+    (tmp_path / "link").symlink_to(path.parent, target_is_directory=True)
+    engine = create_engine(f"sqlite:///{tmp_path / 'link' / path.name}")
     with Session(engine) as session:
         shop.sell(session, "a")
         session.commit()
