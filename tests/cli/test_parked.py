@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from sqlmq import Message
-from tests.support.failing import MUCH_LATER, ONCE, Handler, Shift, produce
+from tests.support.failing import MUCH_LATER, ONCE, GroupRunner, Handler, produce
 from tests.support.waiting import until
 
 if TYPE_CHECKING:
@@ -25,10 +25,10 @@ def rows(result: Result) -> list[dict[str, Any]]:
 
 
 @pytest.fixture
-def letters(mq: MQ, shift: Shift) -> None:
+def letters(mq: MQ, runner: GroupRunner) -> None:
     """Three dead letters, two of them with the key a."""
     produce(mq, "a:bad", "b:bad", "a:bad")
-    shift.run(Handler(b"bad"), retry=ONCE)
+    runner.run(Handler(b"bad"), retry=ONCE)
 
 
 @pytest.mark.usefixtures("letters")
@@ -71,8 +71,8 @@ def test_the_list_can_be_narrowed_down_and_comes_in_pages(sqlmq: Sqlmq) -> None:
     assert sqlmq("parked", "list", *OF_BILLING, "--after", "nowhere").exit_code == 2
 
 
-def test_nothing_to_list_is_said_on_stderr_only(sqlmq: Sqlmq, shift: Shift) -> None:
-    shift.run(Handler())
+def test_nothing_to_list_is_said_on_stderr_only(sqlmq: Sqlmq, runner: GroupRunner) -> None:
+    runner.run(Handler())
 
     listed, blocked = sqlmq("parked", "list", *OF_BILLING), sqlmq("parked", "keys", *OF_BILLING)
 
@@ -81,13 +81,13 @@ def test_nothing_to_list_is_said_on_stderr_only(sqlmq: Sqlmq, shift: Shift) -> N
     assert "'billing'" in blocked.stderr
 
 
-def test_one_is_shown_with_everything_that_is_known(sqlmq: Sqlmq, mq: MQ, shift: Shift) -> None:
+def test_one_is_shown_with_everything_that_is_known(sqlmq: Sqlmq, mq: MQ, runner: GroupRunner) -> None:
     mq.producer("orders").produce(Message("Grüße\nzwei".encode(), b"a", {"currency": "EUR"}))
 
     def fail(_message: Message) -> None:
         raise KeyError("missing")
 
-    shift.run(fail, retry=ONCE)
+    runner.run(fail, retry=ONCE)
 
     (as_json,) = rows(sqlmq("parked", "show", "orders", "0", "0", "--group", "billing", "--json"))
     for_people = sqlmq("parked", "show", "orders", "0", "0", "--group", "billing").stdout
@@ -100,7 +100,9 @@ def test_one_is_shown_with_everything_that_is_known(sqlmq: Sqlmq, mq: MQ, shift:
     assert 'raise KeyError("missing")' in for_people
 
 
-def test_a_value_cannot_move_the_cursor_and_bytes_are_shown_in_base64(sqlmq: Sqlmq, mq: MQ, shift: Shift) -> None:
+def test_a_value_cannot_move_the_cursor_and_bytes_are_shown_in_base64(
+    sqlmq: Sqlmq, mq: MQ, runner: GroupRunner
+) -> None:
     mq.producer("orders").produce(Message(b"\x1b[2J", b"\x1b\xff", {"a\x1b": "b\x1b"}))
     mq.producer("orders").produce(Message(b"\xff\x00", b"b"))
 
@@ -108,7 +110,7 @@ def test_a_value_cannot_move_the_cursor_and_bytes_are_shown_in_base64(sqlmq: Sql
         complaint = "\x1b[31mred"
         raise ValueError(complaint)
 
-    shift.run(fail, retry=ONCE)
+    runner.run(fail, retry=ONCE)
 
     shown = [sqlmq("parked", "show", "orders", "0", offset, "-g", "billing").stdout for offset in ("0", "1")]
     listed = sqlmq("parked", "list", *OF_BILLING).stdout
@@ -120,9 +122,9 @@ def test_a_value_cannot_move_the_cursor_and_bytes_are_shown_in_base64(sqlmq: Sql
     assert as_json["value_base64"] == "/wA="
 
 
-def test_blocked_keys_are_listed(sqlmq: Sqlmq, mq: MQ, shift: Shift) -> None:
+def test_blocked_keys_are_listed(sqlmq: Sqlmq, mq: MQ, runner: GroupRunner) -> None:
     produce(mq, "a:bad", "a:behind", "b:bad")
-    with shift.running(Handler(b"bad"), retry=MUCH_LATER):
+    with runner.running(Handler(b"bad"), retry=MUCH_LATER):
         until(lambda: len(mq.admin.parked("orders", "billing").list("waiting")) == 3, "all set aside")
 
     as_json = rows(sqlmq("parked", "keys", *OF_BILLING, "--json"))

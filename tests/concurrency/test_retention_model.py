@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from sqlmq import EvictedError, Retention
-from tests.support.retention import DAY, Shelf
+from tests.support.retention import DAY, AgedTopic
 
 if TYPE_CHECKING:
     from sqlmq import MQ
@@ -123,26 +123,26 @@ class Model:
         return self.keep.max_days is not None and self.messages[self.start].days_old > self.keep.max_days
 
 
-def do(shelf: Shelf, model: Model, act: Act, name: str) -> None:
+def do(topic: AgedTopic, model: Model, act: Act, name: str) -> None:
     match act:
         case Put():
-            shelf.put(act.count, days_old=act.days_old, value=b"x" * act.size)
+            topic.put(act.count, days_old=act.days_old, value=b"x" * act.size)
             model.messages += [act] * act.count
         case Keep():
-            shelf.keep(act.retention)
+            topic.keep(act.retention)
             model.keep = act
         case Expire():
             if act.group in model.positions:
-                shelf.let_pass(f"{act.group}-{name}", days=EXPIRY_DAYS + 1)
+                topic.let_pass(f"{act.group}-{name}", days=EXPIRY_DAYS + 1)
                 model.expired.add(act.group)
         case Read():
-            read(shelf, model, act, name)
+            read(topic, model, act, name)
 
 
-def read(shelf: Shelf, model: Model, act: Read, name: str) -> None:
+def read(topic: AgedTopic, model: Model, act: Read, name: str) -> None:
     """Have a group read on, where it is told what it has lost, if it has."""
     position = model.positions.get(act.group, model.start)
-    with shelf.mq.consumer(name, f"{act.group}-{name}") as consumer:
+    with topic.mq.consumer(name, f"{act.group}-{name}") as consumer:
         if position < model.start:
             with pytest.raises(EvictedError) as caught:
                 consumer.poll(timeout=0)
@@ -150,7 +150,7 @@ def read(shelf: Shelf, model: Model, act: Read, name: str) -> None:
             model.expired.discard(act.group)
             if not act.goes_on:
                 return
-    with shelf.mq.consumer(name, f"{act.group}-{name}", on_evicted="earliest") as consumer:
+    with topic.mq.consumer(name, f"{act.group}-{name}", on_evicted="earliest") as consumer:
         messages = consumer.poll(act.at_most, timeout=0)
     at = max(position, model.start)
     expected = list(range(at, min(at + act.at_most, len(model.messages))))
@@ -168,18 +168,18 @@ def test_whatever_happens_what_remains_and_what_is_lost_is_as_in_the_model(
     mq: MQ, database: DatabaseUnderTest, todo: list[Act]
 ) -> None:
     name = f"topic-{next(NUMBERS)}"
-    shelf, model = Shelf(database, mq, name), Model()
+    topic, model = AgedTopic(database, mq, name), Model()
     try:
         for act in todo:
-            do(shelf, model, act, name)
-            shelf.trim()
+            do(topic, model, act, name)
+            topic.trim()
             model.trim()
 
-            assert shelf.stored() == list(range(model.start, len(model.messages)))
-            assert (shelf.start, shelf.end) == (model.start, len(model.messages))
+            assert topic.stored() == list(range(model.start, len(model.messages)))
+            assert (topic.start, topic.end) == (model.start, len(model.messages))
         lost: dict[str, set[int]] = {}
-        for group, _, start, end in shelf.losses():
+        for group, _, start, end in topic.losses():
             lost.setdefault(group.partition("-")[0], set()).update(range(start, end))
         assert lost == {group: offsets for group, offsets in model.lost.items() if offsets}
     finally:
-        shelf.close()
+        topic.close()

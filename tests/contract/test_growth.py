@@ -15,7 +15,7 @@ from sqlmq.errors import InvalidPartitionError
 from sqlmq.model.validation import MAX_PARTITIONS
 from sqlmq.operations.admin import topics
 from tests.support.delayed import LONG, Staged, look_now, without_polling
-from tests.support.failing import MUCH_LATER, ONCE, Handler, Shift, produce
+from tests.support.failing import MUCH_LATER, ONCE, GroupRunner, Handler, produce
 from tests.support.queue_state import QueueState
 from tests.support.waiting import PATIENCE_SECONDS, at_once, finish, receive, settle, until, values
 
@@ -265,9 +265,9 @@ def test_copies_of_dead_letters_go_to_the_new_partitions(make_mq: MakeMQ, databa
     mq.create_topic("orders", 1)
     mq.create_topic("again", 1)
     produce(mq, "1:bad")
-    shift = Shift(database)
-    shift.run(Handler(b"bad"), retry=ONCE)
-    shift.mq.close()
+    runner = GroupRunner(database)
+    runner.run(Handler(b"bad"), retry=ONCE)
+    runner.mq.close()
     mq.admin.add_partitions("again", 4)
 
     (copy,) = mq.admin.parked("orders", "billing").copy_to("again", everything=True)
@@ -361,9 +361,9 @@ def test_a_partition_that_nothing_went_to_keeps_the_order_all_the_same(mq: MQ) -
 def test_what_waits_to_be_tried_again_holds_the_new_partitions_up(mq: MQ, database: DatabaseUnderTest) -> None:
     mq.create_topic("orders", 1)
     produce(mq, "1:bad", "0:good")
-    shift = Shift(database)
+    runner = GroupRunner(database)
     handler = Handler(b"bad")
-    with shift.running(handler, retry=MUCH_LATER):
+    with runner.running(handler, retry=MUCH_LATER):
         handler.has_begun(b"good")
         mq.admin.add_partitions("orders", 2)
         produce(mq, "1:new", "0:old partition")
@@ -375,21 +375,21 @@ def test_what_waits_to_be_tried_again_holds_the_new_partitions_up(mq: MQ, databa
         mq.admin.parked("orders", "billing").retry(0, 0)
         handler.has_begun(b"new")
 
-    shift.mq.close()
+    runner.mq.close()
     assert handler.given == [b"bad", b"good", b"old partition", b"bad", b"new"]
 
 
 def test_dead_letters_hold_nothing_up(mq: MQ, database: DatabaseUnderTest) -> None:
     mq.create_topic("orders", 1)
     produce(mq, "1:bad")
-    shift = Shift(database)
+    runner = GroupRunner(database)
     handler = Handler(b"bad")
-    shift.run(handler, retry=ONCE)
+    runner.run(handler, retry=ONCE)
     mq.admin.add_partitions("orders", 2)
     produce(mq, "1:new")
 
-    shift.run(handler, retry=ONCE)
-    shift.mq.close()
+    runner.run(handler, retry=ONCE)
+    runner.mq.close()
 
     assert handler.given == [b"bad", b"new"]
 

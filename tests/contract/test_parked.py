@@ -20,7 +20,7 @@ from sqlmq.errors import (
 )
 from sqlmq.operations.admin import parked as admin_parked
 from sqlmq.store import parked as store_parked
-from tests.support.failing import AT_ONCE, MUCH_LATER, ONCE, Handler, Shift, produce
+from tests.support.failing import AT_ONCE, MUCH_LATER, ONCE, GroupRunner, Handler, produce
 from tests.support.waiting import receive, until, values
 
 if TYPE_CHECKING:
@@ -34,8 +34,8 @@ if TYPE_CHECKING:
 
 
 @pytest.fixture
-def parked(mq: MQ, shift: Shift) -> Parked:
-    del shift
+def parked(mq: MQ, runner: GroupRunner) -> Parked:
+    del runner
     return mq.admin.parked("orders", "billing")
 
 
@@ -54,9 +54,9 @@ def _fail(_message: ReceivedMessage) -> None:
 # --- Looked at ---
 
 
-def test_a_dead_letter_is_listed_with_what_is_known_about_it(mq: MQ, shift: Shift, parked: Parked) -> None:
+def test_a_dead_letter_is_listed_with_what_is_known_about_it(mq: MQ, runner: GroupRunner, parked: Parked) -> None:
     produce(mq, "a:good", "a:bad")
-    shift.run(Handler(b"bad"), retry=AT_ONCE)
+    runner.run(Handler(b"bad"), retry=AT_ONCE)
 
     (letter,) = parked.list()
 
@@ -71,9 +71,9 @@ def test_a_dead_letter_is_listed_with_what_is_known_about_it(mq: MQ, shift: Shif
     assert letter.parked_at.tzinfo is UTC
 
 
-def test_the_first_of_a_key_is_due_and_the_others_wait_behind_it(mq: MQ, shift: Shift, parked: Parked) -> None:
+def test_the_first_of_a_key_is_due_and_the_others_wait_behind_it(mq: MQ, runner: GroupRunner, parked: Parked) -> None:
     produce(mq, "a:bad", "b:good", "a:behind")
-    with shift.running(Handler(b"bad"), retry=MUCH_LATER):
+    with runner.running(Handler(b"bad"), retry=MUCH_LATER):
         until(lambda: len(parked.list("waiting")) == 2, "both set aside")
 
     first, second = parked.list()
@@ -84,12 +84,12 @@ def test_the_first_of_a_key_is_due_and_the_others_wait_behind_it(mq: MQ, shift: 
     assert (second.offset, second.attempts, second.error, second.last_failed_at) == (2, 0, None, None)
 
 
-def test_the_list_can_be_narrowed_down(mq: MQ, shift: Shift) -> None:
+def test_the_list_can_be_narrowed_down(mq: MQ, runner: GroupRunner) -> None:
     mq.create_topic("many", 2)
     for number in range(2):
         mq.producer("many").produce_with_partition(Message(b"bad", b"a"), number)
     mq.producer("many").produce_with_partition(Message(b"bad", b"b"), 1)
-    shift.mq.consumer("many", "billing").run(Handler(b"bad"), retry=ONCE, idle_seconds=0)
+    runner.mq.consumer("many", "billing").run(Handler(b"bad"), retry=ONCE, idle_seconds=0)
 
     of_many = mq.admin.parked("many", "billing")
 
@@ -101,9 +101,9 @@ def test_the_list_can_be_narrowed_down(mq: MQ, shift: Shift) -> None:
     assert of_many.list(key=b"") == []
 
 
-def test_the_list_comes_in_pages(mq: MQ, shift: Shift, parked: Parked) -> None:
+def test_the_list_comes_in_pages(mq: MQ, runner: GroupRunner, parked: Parked) -> None:
     produce(mq, *(f"{number}:bad" for number in range(5)))
-    shift.run(Handler(b"bad"), retry=ONCE)
+    runner.run(Handler(b"bad"), retry=ONCE)
 
     pages = []
     after = None
@@ -114,13 +114,13 @@ def test_the_list_comes_in_pages(mq: MQ, shift: Shift, parked: Parked) -> None:
     assert pages == [[0, 1], [2, 3], [4]]
 
 
-def test_one_message_is_shown_with_its_traceback_and_itself(mq: MQ, shift: Shift, parked: Parked) -> None:
+def test_one_message_is_shown_with_its_traceback_and_itself(mq: MQ, runner: GroupRunner, parked: Parked) -> None:
     mq.producer("orders").produce(Message(b"bad\xff", b"a", {"currency": "EUR"}))
 
     def fail(message: ReceivedMessage) -> None:
         raise KeyError(message.headers["currency"])
 
-    shift.run(fail, retry=ONCE)
+    runner.run(fail, retry=ONCE)
 
     shown = parked.get(0, 0)
 
@@ -134,7 +134,7 @@ def test_one_message_is_shown_with_its_traceback_and_itself(mq: MQ, shift: Shift
 
 
 def test_an_error_whose_text_no_database_can_keep_is_kept_as_far_as_it_can(
-    mq: MQ, shift: Shift, parked: Parked, monkeypatch: pytest.MonkeyPatch
+    mq: MQ, runner: GroupRunner, parked: Parked, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # What is logged can't pass from one process of a test run to the other either.
     monkeypatch.setattr(logging.getLogger("sqlmq.consumer"), "disabled", True)
@@ -144,16 +144,16 @@ def test_an_error_whose_text_no_database_can_keep_is_kept_as_far_as_it_can(
         complaint = "no file \udcff\x00"
         raise ValueError(complaint)
 
-    shift.run(fail, retry=ONCE)
+    runner.run(fail, retry=ONCE)
 
     assert parked.get(0, 0).error == "no file \\udcff"
 
 
 def test_a_message_that_is_in_the_log_no_more_is_shown_without_itself(
-    mq: MQ, shift: Shift, parked: Parked, queue_state: QueueState
+    mq: MQ, runner: GroupRunner, parked: Parked, queue_state: QueueState
 ) -> None:
     produce(mq, "a:bad")
-    shift.run(Handler(b"bad"), retry=ONCE)
+    runner.run(Handler(b"bad"), retry=ONCE)
     queue_state.execute("DELETE FROM sqlmq_message")
 
     assert parked.get(0, 0).message is None
@@ -161,9 +161,9 @@ def test_a_message_that_is_in_the_log_no_more_is_shown_without_itself(
     assert offsets(parked) == [0]
 
 
-def test_a_message_that_is_not_parked_is_an_error_that_says_so(mq: MQ, shift: Shift, parked: Parked) -> None:
+def test_a_message_that_is_not_parked_is_an_error_that_says_so(mq: MQ, runner: GroupRunner, parked: Parked) -> None:
     produce(mq, "a:good")
-    shift.run(Handler())
+    runner.run(Handler())
 
     with pytest.raises(NotParkedError, match="sqlmq parked list orders --group billing") as raised:
         parked.get(0, 0)
@@ -173,9 +173,9 @@ def test_a_message_that_is_not_parked_is_an_error_that_says_so(mq: MQ, shift: Sh
     assert isinstance(raised.value, LookupError)
 
 
-def test_a_blocked_key_tells_what_waits_and_for_what(mq: MQ, shift: Shift, parked: Parked) -> None:
+def test_a_blocked_key_tells_what_waits_and_for_what(mq: MQ, runner: GroupRunner, parked: Parked) -> None:
     produce(mq, "a:bad", "b:bad", "c:good", "a:behind", "a:behind too", "bad")
-    with shift.running(Handler(b"bad"), retry=MUCH_LATER):
+    with runner.running(Handler(b"bad"), retry=MUCH_LATER):
         until(lambda: len(parked.list("waiting")) == 5, "all set aside")
 
     a, b = parked.blocked_keys()
@@ -190,20 +190,20 @@ def test_a_blocked_key_tells_what_waits_and_for_what(mq: MQ, shift: Shift, parke
     assert parked.blocked_keys(after=b.place) == []
 
 
-def test_a_dead_letter_blocks_no_key(mq: MQ, shift: Shift, parked: Parked) -> None:
+def test_a_dead_letter_blocks_no_key(mq: MQ, runner: GroupRunner, parked: Parked) -> None:
     produce(mq, "a:bad", "a:good")
 
-    shift.run(Handler(b"bad"), retry=ONCE)
+    runner.run(Handler(b"bad"), retry=ONCE)
 
     assert parked.blocked_keys() == []
 
 
 def test_a_run_that_is_to_end_when_nothing_comes_does_not_wait_for_a_decision(
-    mq: MQ, shift: Shift, parked: Parked
+    mq: MQ, runner: GroupRunner, parked: Parked
 ) -> None:
     produce(mq, "a:bad", "b:behind")
 
-    shift.run(Handler(b"bad"), retry=ONCE, on_failure="stop")
+    runner.run(Handler(b"bad"), retry=ONCE, on_failure="stop")
 
     assert [(one.offset, one.state) for one in parked.list()] == [(0, "stopped")]
 
@@ -213,31 +213,33 @@ def test_a_run_that_is_to_end_when_nothing_comes_does_not_wait_for_a_decision(
 
 @pytest.mark.pgbouncer
 def test_dead_letters_of_a_key_are_retried_in_order_and_before_what_came_later(
-    mq: MQ, shift: Shift, parked: Parked
+    mq: MQ, runner: GroupRunner, parked: Parked
 ) -> None:
     produce(mq, "a:1", "b:1", "a:2", "a:3")
-    shift.run(Handler(b"1", b"2"), retry=ONCE)
+    runner.run(Handler(b"1", b"2"), retry=ONCE)
     produce(mq, "a:4")
     handler = Handler()
 
     retried = parked.retry(key=b"a")
-    shift.run(handler)
+    runner.run(handler)
 
     assert retried == 2
     assert handler.given == [b"1", b"2", b"4"]
     assert offsets(parked) == [1]
 
 
-def test_a_retried_dead_letter_comes_before_those_of_its_key_that_wait(mq: MQ, shift: Shift, parked: Parked) -> None:
+def test_a_retried_dead_letter_comes_before_those_of_its_key_that_wait(
+    mq: MQ, runner: GroupRunner, parked: Parked
+) -> None:
     produce(mq, "a:first")
-    shift.run(Handler(b"first"), retry=ONCE)
+    runner.run(Handler(b"first"), retry=ONCE)
     produce(mq, "a:second", "a:third")
-    with shift.running(Handler(b"second"), retry=MUCH_LATER):
+    with runner.running(Handler(b"second"), retry=MUCH_LATER):
         until(lambda: len(parked.list("waiting")) == 2, "both set aside")
     handler = Handler()
 
     parked.retry(0, 0)
-    with shift.running(handler):
+    with runner.running(handler):
         handler.has_begun(b"first")
         until(lambda: offsets(parked) == [1, 2], "the first handled")
         parked.retry(0, 1)
@@ -247,14 +249,14 @@ def test_a_retried_dead_letter_comes_before_those_of_its_key_that_wait(mq: MQ, s
     assert parked.list() == []
 
 
-def test_a_retried_dead_letter_has_all_its_attempts_again(mq: MQ, shift: Shift, parked: Parked) -> None:
+def test_a_retried_dead_letter_has_all_its_attempts_again(mq: MQ, runner: GroupRunner, parked: Parked) -> None:
     produce(mq, "a:bad")
-    shift.run(Handler(b"bad"), retry=AT_ONCE)
+    runner.run(Handler(b"bad"), retry=AT_ONCE)
     again = Handler(b"bad")
 
     parked.retry(0, 0)
     (waiting,) = parked.list("waiting")
-    shift.run(again, retry=AT_ONCE)
+    runner.run(again, retry=AT_ONCE)
 
     assert (waiting.attempts, waiting.error) == (0, "no bad")
     assert waiting.due_at is not None
@@ -262,11 +264,11 @@ def test_a_retried_dead_letter_has_all_its_attempts_again(mq: MQ, shift: Shift, 
     assert [one.attempts for one in parked.list("dead")] == [3]
 
 
-def test_what_is_retried_is_handled_by_whoever_runs_the_group(mq: MQ, shift: Shift, parked: Parked) -> None:
+def test_what_is_retried_is_handled_by_whoever_runs_the_group(mq: MQ, runner: GroupRunner, parked: Parked) -> None:
     produce(mq, "a:bad")
     handler = Handler(b"bad")
 
-    with shift.running(handler, retry=ONCE):
+    with runner.running(handler, retry=ONCE):
         until(lambda: offsets(parked, state="dead") == [0], "a dead letter")
         handler.failing.clear()
         parked.retry(state="dead")
@@ -277,25 +279,27 @@ def test_what_is_retried_is_handled_by_whoever_runs_the_group(mq: MQ, shift: Shi
     assert handler.given == [b"bad", b"bad", b"next"]
 
 
-def test_a_retried_dead_letter_that_fails_blocks_what_comes_later(mq: MQ, shift: Shift, parked: Parked) -> None:
+def test_a_retried_dead_letter_that_fails_blocks_what_comes_later(mq: MQ, runner: GroupRunner, parked: Parked) -> None:
     produce(mq, "a:bad")
     handler = Handler(b"bad")
-    shift.run(handler, retry=ONCE)
+    runner.run(handler, retry=ONCE)
     parked.retry(everything=True)
     produce(mq, "a:behind", "b:other")
 
-    with shift.running(handler, retry=MUCH_LATER):
+    with runner.running(handler, retry=MUCH_LATER):
         handler.has_begun(b"other")
         until(lambda: offsets(parked, state="waiting") == [0, 1], "the later one set aside")
 
     assert b"behind" not in handler.given
 
 
-def test_a_message_that_waits_long_is_tried_at_once_when_it_is_retried(mq: MQ, shift: Shift, parked: Parked) -> None:
+def test_a_message_that_waits_long_is_tried_at_once_when_it_is_retried(
+    mq: MQ, runner: GroupRunner, parked: Parked
+) -> None:
     produce(mq, "a:bad")
     handler = Handler(b"bad")
 
-    with shift.running(handler, retry=MUCH_LATER):
+    with runner.running(handler, retry=MUCH_LATER):
         until(lambda: offsets(parked, state="waiting") == [0], "set aside")
         handler.failing.clear()
         parked.retry(0, 0)
@@ -305,12 +309,12 @@ def test_a_message_that_waits_long_is_tried_at_once_when_it_is_retried(mq: MQ, s
 
 
 def test_a_partition_that_stopped_goes_on_with_the_message_that_is_retried(
-    mq: MQ, shift: Shift, parked: Parked
+    mq: MQ, runner: GroupRunner, parked: Parked
 ) -> None:
     produce(mq, "a:good", "a:bad", "b:next")
     handler = Handler(b"bad")
 
-    with shift.running(handler, retry=ONCE, on_failure="stop"):
+    with runner.running(handler, retry=ONCE, on_failure="stop"):
         until(lambda: offsets(parked, state="stopped") == [1], "stopped")
         handler.failing.clear()
         parked.retry(0, 1)
@@ -321,10 +325,10 @@ def test_a_partition_that_stopped_goes_on_with_the_message_that_is_retried(
 
 
 def test_a_stopped_message_that_is_retried_is_held_until_somebody_runs_the_group(
-    mq: MQ, shift: Shift, parked: Parked
+    mq: MQ, runner: GroupRunner, parked: Parked
 ) -> None:
     produce(mq, "a:bad", "b:next")
-    with shift.running(Handler(b"bad"), retry=ONCE, on_failure="stop"):
+    with runner.running(Handler(b"bad"), retry=ONCE, on_failure="stop"):
         until(lambda: offsets(parked, state="stopped") == [0], "stopped")
 
     parked.retry(state="stopped")
@@ -342,27 +346,27 @@ def test_a_consumer_that_has_long_had_nothing_to_do_finds_what_was_decided(
     parked = mq.admin.parked("orders", "billing")
     produce(mq, "a:bad")
     handler = Handler(b"bad")
-    shift = Shift(database, notify=notify)
+    runner = GroupRunner(database, notify=notify)
 
-    with shift.running(handler, retry=ONCE) as consumer:
+    with runner.running(handler, retry=ONCE) as consumer:
         until(lambda: offsets(parked, state="dead") == [0], "a dead letter")
         until(lambda: consumer._core.wakeups.delegated > 0, "it leaves looking to others")
         handler.failing.clear()
         parked.retry(0, 0)
         until(lambda: parked.list() == [], "handled")
 
-    shift.mq.close()
+    runner.mq.close()
     assert handler.given == [b"bad", b"bad"]
 
 
 # --- Discarded ---
 
 
-def test_the_next_of_a_key_is_due_when_the_first_is_discarded(mq: MQ, shift: Shift, parked: Parked) -> None:
+def test_the_next_of_a_key_is_due_when_the_first_is_discarded(mq: MQ, runner: GroupRunner, parked: Parked) -> None:
     produce(mq, "a:bad", "a:behind")
     handler = Handler(b"bad")
 
-    with shift.running(handler, retry=MUCH_LATER):
+    with runner.running(handler, retry=MUCH_LATER):
         until(lambda: offsets(parked, state="waiting") == [0, 1], "both set aside")
         assert parked.discard(0, 0) == 1
         handler.has_begun(b"behind")
@@ -372,12 +376,12 @@ def test_the_next_of_a_key_is_due_when_the_first_is_discarded(mq: MQ, shift: Shi
 
 
 def test_a_partition_that_stopped_goes_on_behind_the_message_that_is_discarded(
-    mq: MQ, shift: Shift, parked: Parked
+    mq: MQ, runner: GroupRunner, parked: Parked
 ) -> None:
     produce(mq, "a:bad", "b:next")
     handler = Handler(b"bad")
 
-    with shift.running(handler, retry=ONCE, on_failure="stop"):
+    with runner.running(handler, retry=ONCE, on_failure="stop"):
         until(lambda: offsets(parked, state="stopped") == [0], "stopped")
         assert parked.discard(0, 0) == 1
         handler.has_begun(b"next")
@@ -386,23 +390,25 @@ def test_a_partition_that_stopped_goes_on_behind_the_message_that_is_discarded(
     assert position(mq) == 2
 
 
-def test_a_stopped_message_is_discarded_while_nobody_runs_the_group(mq: MQ, shift: Shift, parked: Parked) -> None:
+def test_a_stopped_message_is_discarded_while_nobody_runs_the_group(
+    mq: MQ, runner: GroupRunner, parked: Parked
+) -> None:
     produce(mq, "a:bad", "b:next")
-    with shift.running(Handler(b"bad"), retry=ONCE, on_failure="stop"):
+    with runner.running(Handler(b"bad"), retry=ONCE, on_failure="stop"):
         until(lambda: offsets(parked, state="stopped") == [0], "stopped")
     handler = Handler()
 
     parked.discard(0, 0)
     moved_to = position(mq)
-    shift.run(handler)
+    runner.run(handler)
 
     assert moved_to == 1
     assert handler.given == [b"next"]
 
 
-def test_a_discarded_dead_letter_stays_in_the_log_and_nowhere_else(mq: MQ, shift: Shift, parked: Parked) -> None:
+def test_a_discarded_dead_letter_stays_in_the_log_and_nowhere_else(mq: MQ, runner: GroupRunner, parked: Parked) -> None:
     produce(mq, "a:bad", "b:bad")
-    shift.run(Handler(b"bad"), retry=ONCE)
+    runner.run(Handler(b"bad"), retry=ONCE)
 
     discarded = parked.discard(key=b"a")
 
@@ -412,9 +418,11 @@ def test_a_discarded_dead_letter_stays_in_the_log_and_nowhere_else(mq: MQ, shift
     assert position(mq) == 2
 
 
-def test_what_is_not_parked_is_neither_retried_nor_discarded_nor_copied(mq: MQ, shift: Shift, parked: Parked) -> None:
+def test_what_is_not_parked_is_neither_retried_nor_discarded_nor_copied(
+    mq: MQ, runner: GroupRunner, parked: Parked
+) -> None:
     produce(mq, "a:good", "b:bad")
-    shift.run(Handler(b"bad"), retry=ONCE)
+    runner.run(Handler(b"bad"), retry=ONCE)
 
     assert parked.retry(0, 0) == 0
     assert parked.discard(0, 7) == 0
@@ -432,12 +440,12 @@ IN_ITS_PLACE: dict[str, Any] = {"retry": AT_ONCE, "on_failure": "dead"}
 @pytest.mark.parametrize(("options", "state"), [(SET_ASIDE, "waiting"), (IN_ITS_PLACE, "held")])
 @pytest.mark.parametrize("is_failing", [True, False])
 def test_a_message_that_is_discarded_while_it_is_handled_does_not_come_back(
-    mq: MQ, shift: Shift, parked: Parked, options: dict[str, Any], state: str, *, is_failing: bool
+    mq: MQ, runner: GroupRunner, parked: Parked, options: dict[str, Any], state: str, *, is_failing: bool
 ) -> None:
     produce(mq, "a:bad", "b:next")
     handler = Handler(b"bad", stepwise=True)
 
-    with shift.running(handler, **options):
+    with runner.running(handler, **options):
         handler.step()
         handler.has_begun(b"bad", times=2)
         (handled,) = parked.list()
@@ -456,12 +464,12 @@ def test_a_message_that_is_discarded_while_it_is_handled_does_not_come_back(
 
 @pytest.mark.parametrize(("options", "state"), [(SET_ASIDE, "waiting"), (IN_ITS_PLACE, "held")])
 def test_an_attempt_that_fails_after_the_message_was_retried_counts_for_nothing(
-    mq: MQ, shift: Shift, parked: Parked, options: dict[str, Any], state: str
+    mq: MQ, runner: GroupRunner, parked: Parked, options: dict[str, Any], state: str
 ) -> None:
     produce(mq, "a:bad")
     handler = Handler(b"bad", stepwise=True)
 
-    with shift.running(handler, **options):
+    with runner.running(handler, **options):
         handler.step()
         handler.step()
         handler.has_begun(b"bad", times=3)
@@ -484,12 +492,12 @@ def test_an_attempt_that_fails_after_the_message_was_retried_counts_for_nothing(
 
 @pytest.mark.parametrize("options", [SET_ASIDE, IN_ITS_PLACE])
 def test_a_message_that_is_retried_while_it_is_handled_is_done_when_that_succeeds(
-    mq: MQ, shift: Shift, parked: Parked, options: dict[str, Any]
+    mq: MQ, runner: GroupRunner, parked: Parked, options: dict[str, Any]
 ) -> None:
     produce(mq, "a:bad", "a:next")
     handler = Handler(b"bad", stepwise=True)
 
-    with shift.running(handler, **options):
+    with runner.running(handler, **options):
         handler.step()
         handler.has_begun(b"bad", times=2)
         handler.failing.clear()
@@ -503,12 +511,12 @@ def test_a_message_that_is_retried_while_it_is_handled_is_done_when_that_succeed
 
 
 def test_an_attempt_that_is_interrupted_after_the_message_was_retried_takes_nothing_back(
-    mq: MQ, shift: Shift, parked: Parked
+    mq: MQ, runner: GroupRunner, parked: Parked
 ) -> None:
     produce(mq, "a:bad")
     handler = Handler(b"bad", stepwise=True)
 
-    with shift.running(handler, retry=AT_ONCE, stop_seconds=0.0):
+    with runner.running(handler, retry=AT_ONCE, stop_seconds=0.0):
         handler.step()
         handler.has_begun(b"bad", times=2)
         parked.retry(0, 0)
@@ -520,14 +528,16 @@ def test_an_attempt_that_is_interrupted_after_the_message_was_retried_takes_noth
 # --- Copied ---
 
 
-def test_a_copy_has_what_the_message_has_and_says_where_it_comes_from(mq: MQ, shift: Shift, parked: Parked) -> None:
+def test_a_copy_has_what_the_message_has_and_says_where_it_comes_from(
+    mq: MQ, runner: GroupRunner, parked: Parked
+) -> None:
     mq.producer("orders").produce(Message(b"bad\xff", b"a", {"currency": "EUR"}))
 
     def fail(message: ReceivedMessage) -> None:
         complaint = f"no {message.offset}"
         raise ValueError(complaint)
 
-    shift.run(fail, retry=ONCE)
+    runner.run(fail, retry=ONCE)
 
     (result,) = parked.copy_to("letters", 0, 0)
 
@@ -546,12 +556,12 @@ def test_a_copy_has_what_the_message_has_and_says_where_it_comes_from(mq: MQ, sh
     assert offsets(parked) == [0]
 
 
-def test_a_copy_of_a_copy_says_where_the_first_came_from(mq: MQ, shift: Shift, parked: Parked) -> None:
+def test_a_copy_of_a_copy_says_where_the_first_came_from(mq: MQ, runner: GroupRunner, parked: Parked) -> None:
     produce(mq, "a:bad")
-    shift.run(Handler(b"bad"), retry=ONCE)
+    runner.run(Handler(b"bad"), retry=ONCE)
     mq.create_topic("letters", 1)
     parked.copy_to("letters", everything=True)
-    shift.mq.consumer("letters", "clerks").run(Handler(b"bad"), retry=ONCE, idle_seconds=0)
+    runner.mq.consumer("letters", "clerks").run(Handler(b"bad"), retry=ONCE, idle_seconds=0)
 
     mq.admin.parked("letters", "clerks").copy_to("archive", everything=True)
 
@@ -560,14 +570,16 @@ def test_a_copy_of_a_copy_says_where_the_first_came_from(mq: MQ, shift: Shift, p
     assert (copy.headers["sqlmq-topic"], copy.headers["sqlmq-group"]) == ("orders", "billing")
 
 
-def test_copies_keep_the_order_of_the_originals_however_many_they_are(mq: MQ, shift: Shift, parked: Parked) -> None:
+def test_copies_keep_the_order_of_the_originals_however_many_they_are(
+    mq: MQ, runner: GroupRunner, parked: Parked
+) -> None:
     count = 2 * admin_parked.COPY_MESSAGES + 1
     mq.producer("orders").produce_many([Message(b"%d" % number, b"a") for number in range(count)])
 
     def fail(_message: ReceivedMessage) -> None:
         raise ValueError
 
-    shift.run(fail, retry=ONCE)
+    runner.run(fail, retry=ONCE)
     results = parked.move_to("letters", state="dead")
 
     with mq.consumer("letters", "readers") as consumer:
@@ -577,7 +589,7 @@ def test_copies_keep_the_order_of_the_originals_however_many_they_are(mq: MQ, sh
 
 
 def test_what_is_copied_passes_through_in_pieces_of_few_bytes(
-    mq: MQ, shift: Shift, parked: Parked, monkeypatch: pytest.MonkeyPatch
+    mq: MQ, runner: GroupRunner, parked: Parked, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(admin_parked, "COPY_BYTES", 25)
     read: list[int] = []
@@ -590,7 +602,7 @@ def test_what_is_copied_passes_through_in_pieces_of_few_bytes(
     monkeypatch.setattr(store_parked, "contents", counting)
     sizes = [10, 9, 100, 1, 2, 3]
     mq.producer("orders").produce_many([Message(bytes(size), b"a") for size in sizes])
-    shift.run(_fail, retry=ONCE)
+    runner.run(_fail, retry=ONCE)
 
     assert len(parked.copy_to("letters", everything=True)) == len(sizes)
     # Each with one byte of key.
@@ -608,10 +620,10 @@ def test_what_is_copied_passes_through_in_pieces_of_few_bytes(
     ids=["value", "key", "headers", "headers in bytes"],
 )
 def test_what_is_larger_than_a_message_may_be_is_not_copied(
-    mq: MQ, shift: Shift, make_mq: MakeMQ, message: ReceivedMessage, part: str
+    mq: MQ, runner: GroupRunner, make_mq: MakeMQ, message: ReceivedMessage, part: str
 ) -> None:
     mq.producer("orders").produce_many([Message(b"small"), message])
-    shift.run(_fail, retry=ONCE)
+    runner.run(_fail, retry=ONCE)
     mq.create_topic("letters", 1)
     parked = make_mq(max_message_bytes=100).admin.parked("orders", "billing")
 
@@ -624,10 +636,10 @@ def test_what_is_larger_than_a_message_may_be_is_not_copied(
 
 
 def test_headers_that_are_none_are_not_copied(
-    mq: MQ, shift: Shift, parked: Parked, connection: Connection, database: DatabaseUnderTest
+    mq: MQ, runner: GroupRunner, parked: Parked, connection: Connection, database: DatabaseUnderTest
 ) -> None:
     produce(mq, "a:bad")
-    shift.run(Handler(b"bad"), retry=ONCE)
+    runner.run(Handler(b"bad"), retry=ONCE)
     table = "sqlmq_message" if database.schema is None else f"{database.schema}.sqlmq_message"
     value = "CAST(:stored AS jsonb)" if database.is_postgres else ":stored"
 
@@ -641,10 +653,10 @@ def test_headers_that_are_none_are_not_copied(
 
 
 def test_a_move_takes_place_as_a_whole_or_not_at_all(
-    mq: MQ, shift: Shift, parked: Parked, monkeypatch: pytest.MonkeyPatch
+    mq: MQ, runner: GroupRunner, parked: Parked, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     produce(mq, "a:bad", "b:bad")
-    shift.run(Handler(b"bad"), retry=ONCE)
+    runner.run(Handler(b"bad"), retry=ONCE)
     mq.create_topic("letters", 1)
 
     def fail(*_arguments: object) -> int:
@@ -662,12 +674,12 @@ def test_a_move_takes_place_as_a_whole_or_not_at_all(
 
 
 def test_a_partition_that_stopped_goes_on_behind_the_message_that_is_moved(
-    mq: MQ, shift: Shift, parked: Parked
+    mq: MQ, runner: GroupRunner, parked: Parked
 ) -> None:
     produce(mq, "a:bad", "b:next")
     handler = Handler(b"bad")
 
-    with shift.running(handler, retry=ONCE, on_failure="stop"):
+    with runner.running(handler, retry=ONCE, on_failure="stop"):
         until(lambda: offsets(parked, state="stopped") == [0], "stopped")
         parked.move_to("letters", 0, 0)
         handler.has_begun(b"next")
@@ -675,9 +687,9 @@ def test_a_partition_that_stopped_goes_on_behind_the_message_that_is_moved(
     assert handler.given == [b"bad", b"next"]
 
 
-def test_a_waiting_consumer_gets_a_copy_soon(mq: MQ, shift: Shift, parked: Parked, make_mq: MakeMQ) -> None:
+def test_a_waiting_consumer_gets_a_copy_soon(mq: MQ, runner: GroupRunner, parked: Parked, make_mq: MakeMQ) -> None:
     produce(mq, "a:bad")
-    shift.run(Handler(b"bad"), retry=ONCE)
+    runner.run(Handler(b"bad"), retry=ONCE)
 
     parked.copy_to("letters", everything=True)
 
@@ -686,10 +698,10 @@ def test_a_waiting_consumer_gets_a_copy_soon(mq: MQ, shift: Shift, parked: Parke
 
 
 def test_a_topic_to_copy_to_is_made_only_where_topics_are_made(
-    make_mq: MakeMQ, mq: MQ, shift: Shift, parked: Parked
+    make_mq: MakeMQ, mq: MQ, runner: GroupRunner, parked: Parked
 ) -> None:
     produce(mq, "a:bad")
-    shift.run(Handler(b"bad"), retry=ONCE)
+    runner.run(Handler(b"bad"), retry=ONCE)
 
     with pytest.raises(UnknownTopicError):
         make_mq(create_topics=False).admin.parked("orders", "billing").copy_to("letters", everything=True)
@@ -732,9 +744,11 @@ def test_a_closed_mq_tells_nothing(mq: MQ) -> None:
             call(parked)
 
 
-def test_a_deleted_topic_leaves_nothing_parked(mq: MQ, shift: Shift, parked: Parked, queue_state: QueueState) -> None:
+def test_a_deleted_topic_leaves_nothing_parked(
+    mq: MQ, runner: GroupRunner, parked: Parked, queue_state: QueueState
+) -> None:
     produce(mq, "a:bad", "b:bad")
-    shift.run(Handler(b"bad"), retry=ONCE)
+    runner.run(Handler(b"bad"), retry=ONCE)
 
     mq.delete_topics("orders")
 
@@ -746,9 +760,9 @@ def test_a_deleted_topic_leaves_nothing_parked(mq: MQ, shift: Shift, parked: Par
 # --- What can't be ---
 
 
-def test_a_partition_that_the_topic_does_not_have_is_an_error(mq: MQ, shift: Shift, parked: Parked) -> None:
+def test_a_partition_that_the_topic_does_not_have_is_an_error(mq: MQ, runner: GroupRunner, parked: Parked) -> None:
     produce(mq, "a:good")
-    shift.run(Handler())
+    runner.run(Handler())
 
     with pytest.raises(InvalidPartitionError):
         parked.list(partition=1)

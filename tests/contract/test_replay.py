@@ -14,8 +14,8 @@ from sqlmq.consumer.coordinator import Coordinator
 from sqlmq.errors import GroupInUseError, InvalidOffsetError, InvalidPartitionError, NotOwnedError, UnknownGroupError
 from sqlmq.store import claims, offsets, parked
 from sqlmq.store import messages as log
-from tests.support.failing import MUCH_LATER, ONCE, Handler, Shift, produce
-from tests.support.handlers import set_aside
+from tests.support.failing import MUCH_LATER, ONCE, GroupRunner, Handler, produce
+from tests.support.handlers import parked_rows
 from tests.support.waiting import PATIENCE_SECONDS, finish, receive, until, values
 
 if TYPE_CHECKING:
@@ -214,9 +214,9 @@ def test_a_group_with_live_members_is_not_moved(filled: MQ) -> None:
     assert positions(filled) == [COUNT]
 
 
-def test_what_fails_half_way_has_moved_nothing(shift: Shift, mq: MQ, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_fails_half_way_has_moved_nothing(runner: GroupRunner, mq: MQ, monkeypatch: pytest.MonkeyPatch) -> None:
     produce(mq, "a:bad", "b:good")
-    shift.run(Handler(b"bad"), retry=ONCE)
+    runner.run(Handler(b"bad"), retry=ONCE)
 
     def fail(*_: Any) -> None:
         raise ArithmeticError
@@ -227,9 +227,9 @@ def test_what_fails_half_way_has_moved_nothing(shift: Shift, mq: MQ, monkeypatch
             with pytest.raises(ArithmeticError):
                 reset(mq, "earliest")
 
-        assert (positions(mq), set_aside(mq)) == ([2], [(0, "dead", 1)])
+        assert (positions(mq), parked_rows(mq)) == ([2], [(0, "dead", 1)])
     reset(mq, "earliest")
-    assert (positions(mq), set_aside(mq)) == ([0], [])
+    assert (positions(mq), parked_rows(mq)) == ([0], [])
 
 
 # --- Others, who read on ---
@@ -342,7 +342,7 @@ def test_a_transaction_that_is_under_way_ends_before_the_group_is_moved(
 
 @pytest.mark.parametrize("transaction", [False, True])
 def test_a_run_that_is_moved_in_the_middle_of_a_message_goes_on_at_the_new_position(
-    shift: Shift, mq: MQ, *, transaction: bool
+    runner: GroupRunner, mq: MQ, *, transaction: bool
 ) -> None:
     fill(mq)
     handler = Handler(stepwise=True)
@@ -350,7 +350,7 @@ def test_a_run_that_is_moved_in_the_middle_of_a_message_goes_on_at_the_new_posit
     def handle(message: ReceivedMessage, *_session: object) -> None:
         handler(message)
 
-    with shift.running(handle, transaction=transaction):
+    with runner.running(handle, transaction=transaction):
         for offset in range(6):
             handler.has_begun(b"%d" % offset)
             if offset < 5:
@@ -411,70 +411,70 @@ def test_moved_back_and_forth_under_several_consumers_nothing_from_the_last_posi
 # --- What was set aside ---
 
 
-def test_moved_back_what_was_set_aside_from_there_on_comes_again_once(mq: MQ, shift: Shift) -> None:
+def test_moved_back_what_was_set_aside_from_there_on_comes_again_once(mq: MQ, runner: GroupRunner) -> None:
     produce(mq, "a:bad", "b:bad", "c:good", "b:behind", "d:good")
-    with shift.running(Handler(b"bad"), retry=MUCH_LATER):
-        until(lambda: len(set_aside(mq)) == 3 and positions(mq) == [5], "everything handled or set aside")
+    with runner.running(Handler(b"bad"), retry=MUCH_LATER):
+        until(lambda: len(parked_rows(mq)) == 3 and positions(mq) == [5], "everything handled or set aside")
 
     (change,) = mq.admin.reset_group("orders", "billing", {0: 1})
 
     assert change.forgotten == 2
-    assert set_aside(mq) == [(0, "waiting", 1)]
+    assert parked_rows(mq) == [(0, "waiting", 1)]
     handler = Handler()
-    with shift.running(handler, retry=MUCH_LATER):
+    with runner.running(handler, retry=MUCH_LATER):
         handler.has_begun(b"good", 2)
         until(lambda: positions(mq) == [5], "everything handled")
     assert handler.given == [b"bad", b"good", b"behind", b"good"]
-    assert set_aside(mq) == [(0, "waiting", 1)]
+    assert parked_rows(mq) == [(0, "waiting", 1)]
 
 
-def test_dead_letters_from_the_new_position_on_are_forgotten_and_those_before_stay(mq: MQ, shift: Shift) -> None:
+def test_dead_letters_from_the_new_position_on_are_forgotten_and_those_before_stay(mq: MQ, runner: GroupRunner) -> None:
     produce(mq, "a:bad", "b:bad", "c:good")
-    shift.run(Handler(b"bad"), retry=ONCE)
+    runner.run(Handler(b"bad"), retry=ONCE)
 
     reset(mq, {0: 1})
 
-    assert set_aside(mq) == [(0, "dead", 1)]
-    shift.run(Handler(b"bad"), retry=ONCE)
-    assert set_aside(mq) == [(0, "dead", 1), (1, "dead", 1)]
+    assert parked_rows(mq) == [(0, "dead", 1)]
+    runner.run(Handler(b"bad"), retry=ONCE)
+    assert parked_rows(mq) == [(0, "dead", 1), (1, "dead", 1)]
 
 
 @pytest.mark.parametrize("policy", ["stop", "dead"])
-def test_moved_on_a_message_that_held_its_partition_up_is_forgotten(mq: MQ, shift: Shift, policy: Any) -> None:
+def test_moved_on_a_message_that_held_its_partition_up_is_forgotten(mq: MQ, runner: GroupRunner, policy: Any) -> None:
     produce(mq, "a:bad", "a:good")
     retry = ONCE if policy == "stop" else MUCH_LATER
-    with shift.running(Handler(b"bad"), retry=retry, on_failure=policy):
-        until(lambda: [row[1] for row in set_aside(mq)] in (["stopped"], ["held"]), "the partition held up")
+    with runner.running(Handler(b"bad"), retry=retry, on_failure=policy):
+        until(lambda: [row[1] for row in parked_rows(mq)] in (["stopped"], ["held"]), "the partition held up")
 
     (preview,) = mq.admin.preview_reset("orders", "billing", {0: 1})
     reset(mq, {0: 1})
 
     assert preview.forgotten == 1
-    assert set_aside(mq) == []
+    assert parked_rows(mq) == []
     handler = Handler()
-    shift.run(handler, on_failure=policy)
+    runner.run(handler, on_failure=policy)
     assert handler.given == [b"good"]
 
 
-def test_moved_on_what_waits_before_the_new_position_is_still_tried(mq: MQ, shift: Shift) -> None:
+def test_moved_on_what_waits_before_the_new_position_is_still_tried(mq: MQ, runner: GroupRunner) -> None:
     produce(mq, "a:bad", "b:good", "b:skipped", "a:behind")
-    with shift.running(Handler(b"bad", b"skipped"), retry=MUCH_LATER):
-        until(lambda: len(set_aside(mq)) == 3, "set aside")
+    with runner.running(Handler(b"bad", b"skipped"), retry=MUCH_LATER):
+        until(lambda: len(parked_rows(mq)) == 3, "set aside")
     reset(mq, {0: 1})
     reset(mq, {0: 3})
 
     mq.admin.parked("orders", "billing").retry(everything=True)
 
     handler = Handler()
-    shift.run(handler)
+    runner.run(handler)
     assert handler.given == [b"bad", b"behind"]
-    assert set_aside(mq) == []
+    assert parked_rows(mq) == []
 
 
-def test_after_a_reset_nothing_counts_as_in_hand(mq: MQ, shift: Shift) -> None:
+def test_after_a_reset_nothing_counts_as_in_hand(mq: MQ, runner: GroupRunner) -> None:
     fill(mq)
     handler = Handler(stepwise=True)
-    with shift.running(handler) as consumer:
+    with runner.running(handler) as consumer:
         handler.has_begun(b"0")
         reset(mq, {0: 5}, force=True)
         reset(mq, {0: 0}, force=True)
@@ -482,10 +482,10 @@ def test_after_a_reset_nothing_counts_as_in_hand(mq: MQ, shift: Shift) -> None:
         handler.step()
 
     again = Handler()
-    shift.run(again, retry=ONCE)
+    runner.run(again, retry=ONCE)
 
     assert again.given == [b"%d" % offset for offset in range(COUNT)]
-    assert set_aside(mq) == []
+    assert parked_rows(mq) == []
 
 
 # --- A consumer seeks ---
@@ -622,10 +622,10 @@ def test_a_consumer_that_was_moved_meanwhile_is_told_when_it_seeks(make_mq: Make
         assert values(receive(consumer, 1)) == [b"3"]
 
 
-def test_a_consumer_that_is_run_does_not_seek(mq: MQ, shift: Shift) -> None:
+def test_a_consumer_that_is_run_does_not_seek(mq: MQ, runner: GroupRunner) -> None:
     fill(mq)
     handler = Handler()
-    with shift.running(handler) as consumer:
+    with runner.running(handler) as consumer:
         handler.has_begun(b"9")
 
         with pytest.raises(RuntimeError, match="reset_group"):

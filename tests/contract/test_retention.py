@@ -12,8 +12,8 @@ import pytest
 from sqlmq import EvictedError, Message, ReceivedMessage, Retention, UnknownTopicError
 from sqlmq.errors import MQClosedError, OffsetGapError
 from sqlmq.operations import retention as operations_retention
-from tests.support.failing import AT_ONCE, MUCH_LATER, Handler, Shift, produce
-from tests.support.retention import DAY, Shelf, take
+from tests.support.failing import AT_ONCE, MUCH_LATER, GroupRunner, Handler, produce
+from tests.support.retention import DAY, AgedTopic, take
 from tests.support.waiting import at_once, until
 
 if TYPE_CHECKING:
@@ -26,101 +26,101 @@ WEEK = Retention(max_age_seconds=7 * DAY)
 
 
 @pytest.fixture
-def shelf(database: DatabaseUnderTest, mq: MQ) -> Iterator[Shelf]:
-    shelf = Shelf(database, mq)
-    yield shelf
-    shelf.close()
+def topic(database: DatabaseUnderTest, mq: MQ) -> Iterator[AgedTopic]:
+    topic = AgedTopic(database, mq)
+    yield topic
+    topic.close()
 
 
 # --- Limits ---
 
 
-def test_without_limits_everything_stays(shelf: Shelf) -> None:
-    shelf.put(10, days_old=1000)
+def test_without_limits_everything_stays(topic: AgedTopic) -> None:
+    topic.put(10, days_old=1000)
 
-    assert shelf.trim() == 0
-    assert shelf.stored() == list(range(10))
-
-
-def test_messages_older_than_seconds_go(shelf: Shelf) -> None:
-    shelf.put(5, days_old=8)
-    shelf.put(3, days_old=6)
-    shelf.keep(WEEK)
-
-    assert shelf.trim() == 5
-    assert shelf.start == 5
-    assert shelf.stored() == [5, 6, 7]
+    assert topic.trim() == 0
+    assert topic.stored() == list(range(10))
 
 
-def test_only_the_newest_messages_stay(shelf: Shelf) -> None:
-    shelf.put(10)
-    shelf.keep(Retention(max_messages=4))
+def test_messages_older_than_seconds_go(topic: AgedTopic) -> None:
+    topic.put(5, days_old=8)
+    topic.put(3, days_old=6)
+    topic.keep(WEEK)
 
-    assert shelf.trim() == 6
-    assert shelf.stored() == [6, 7, 8, 9]
-
-
-def test_the_oldest_go_while_there_are_too_many_bytes(shelf: Shelf) -> None:
-    shelf.put(10, value=b"x" * 97)  # and a key of 3
-    shelf.keep(Retention(max_bytes=450))
-
-    assert shelf.trim() == 6
-    assert shelf.stored() == [6, 7, 8, 9]
+    assert topic.trim() == 5
+    assert topic.start == 5
+    assert topic.stored() == [5, 6, 7]
 
 
-def test_bytes_are_counted_on_as_messages_come_and_go(shelf: Shelf) -> None:
-    shelf.keep(Retention(max_bytes=450, max_messages=100))
+def test_only_the_newest_messages_stay(topic: AgedTopic) -> None:
+    topic.put(10)
+    topic.keep(Retention(max_messages=4))
+
+    assert topic.trim() == 6
+    assert topic.stored() == [6, 7, 8, 9]
+
+
+def test_the_oldest_go_while_there_are_too_many_bytes(topic: AgedTopic) -> None:
+    topic.put(10, value=b"x" * 97)  # and a key of 3
+    topic.keep(Retention(max_bytes=450))
+
+    assert topic.trim() == 6
+    assert topic.stored() == [6, 7, 8, 9]
+
+
+def test_bytes_are_counted_on_as_messages_come_and_go(topic: AgedTopic) -> None:
+    topic.keep(Retention(max_bytes=450, max_messages=100))
     kept = []
     for size in (97, 97, 397, 17):
-        shelf.put(5, value=b"x" * size)
-        shelf.trim()
-        kept.append(shelf.stored())
+        topic.put(5, value=b"x" * size)
+        topic.trim()
+        kept.append(topic.stored())
 
     # Of the large ones, of 400 each, one fits; of the small ones, of 20, all five with it would be 500.
     assert kept == [[1, 2, 3, 4], [6, 7, 8, 9], [14], [15, 16, 17, 18, 19]]
 
 
-def test_bytes_are_counted_anew_after_a_time_without_that_limit(shelf: Shelf) -> None:
-    shelf.put(10, value=b"x" * 97)
+def test_bytes_are_counted_anew_after_a_time_without_that_limit(topic: AgedTopic) -> None:
+    topic.put(10, value=b"x" * 97)
     for retention in (Retention(max_bytes=900), Retention(max_messages=5), Retention(max_bytes=400)):
-        shelf.keep(retention)
-        shelf.trim()
+        topic.keep(retention)
+        topic.trim()
 
-    assert shelf.stored() == [6, 7, 8, 9]
-
-
-def test_what_exceeds_any_limit_goes(shelf: Shelf) -> None:
-    shelf.put(5, days_old=8)
-    shelf.put(5, value=b"x" * 97)
-    shelf.keep(Retention(max_age_seconds=7 * DAY, max_bytes=300, max_messages=9))
-
-    shelf.trim()
-
-    assert shelf.stored() == [7, 8, 9]
+    assert topic.stored() == [6, 7, 8, 9]
 
 
-def test_a_message_that_is_older_than_one_before_it_waits_for_that(shelf: Shelf) -> None:
-    shelf.put(2, days_old=8)
-    shelf.put(1)
-    shelf.put(2, days_old=8)
-    shelf.keep(WEEK)
+def test_what_exceeds_any_limit_goes(topic: AgedTopic) -> None:
+    topic.put(5, days_old=8)
+    topic.put(5, value=b"x" * 97)
+    topic.keep(Retention(max_age_seconds=7 * DAY, max_bytes=300, max_messages=9))
 
-    shelf.trim()
+    topic.trim()
 
-    assert shelf.stored() == [2, 3, 4]
-
-
-def test_a_round_with_nothing_to_do_says_so(shelf: Shelf) -> None:
-    shelf.put(3)
-    shelf.keep(Retention(max_age_seconds=DAY, max_bytes=1000, max_messages=10))
-
-    assert shelf.mq.admin.apply_retention() == []
+    assert topic.stored() == [7, 8, 9]
 
 
-def test_topics_without_limits_are_left_alone_by_a_round_for_all(shelf: Shelf, mq: MQ) -> None:
+def test_a_message_that_is_older_than_one_before_it_waits_for_that(topic: AgedTopic) -> None:
+    topic.put(2, days_old=8)
+    topic.put(1)
+    topic.put(2, days_old=8)
+    topic.keep(WEEK)
+
+    topic.trim()
+
+    assert topic.stored() == [2, 3, 4]
+
+
+def test_a_round_with_nothing_to_do_says_so(topic: AgedTopic) -> None:
+    topic.put(3)
+    topic.keep(Retention(max_age_seconds=DAY, max_bytes=1000, max_messages=10))
+
+    assert topic.mq.admin.apply_retention() == []
+
+
+def test_topics_without_limits_are_left_alone_by_a_round_for_all(topic: AgedTopic, mq: MQ) -> None:
     mq.producer("invoices").produce(Message(b"1"))
-    shelf.put(3)
-    shelf.keep(Retention(max_messages=1))
+    topic.put(3)
+    topic.keep(Retention(max_messages=1))
 
     (trimmed,) = mq.admin.apply_retention()
 
@@ -167,263 +167,263 @@ def test_a_closed_mq_trims_nothing(mq: MQ) -> None:
 # --- What comes after ---
 
 
-def test_offsets_go_on_after_everything_was_deleted(shelf: Shelf) -> None:
-    shelf.put(5, days_old=8)
-    shelf.keep(WEEK)
-    shelf.trim()
+def test_offsets_go_on_after_everything_was_deleted(topic: AgedTopic) -> None:
+    topic.put(5, days_old=8)
+    topic.keep(WEEK)
+    topic.trim()
 
-    result = shelf.producer.produce(Message(b"next"))
+    result = topic.producer.produce(Message(b"next"))
 
-    assert (shelf.start, result.offset) == (5, 5)
-    assert shelf.stored() == [5]
+    assert (topic.start, result.offset) == (5, 5)
+    assert topic.stored() == [5]
 
 
-def test_a_new_group_begins_with_the_oldest_message_kept(shelf: Shelf, mq: MQ) -> None:
-    shelf.put(10)
-    shelf.keep(Retention(max_messages=3))
-    shelf.trim()
+def test_a_new_group_begins_with_the_oldest_message_kept(topic: AgedTopic, mq: MQ) -> None:
+    topic.put(10)
+    topic.keep(Retention(max_messages=3))
+    topic.trim()
 
     assert take(mq.consumer("orders", "billing"), 3) == [7, 8, 9]
 
 
 def test_deleting_a_topic_leaves_nothing_of_what_was_to_be_deleted(
-    shelf: Shelf, mq: MQ, monkeypatch: pytest.MonkeyPatch
+    topic: AgedTopic, mq: MQ, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    shelf.put(10)
-    shelf.keep(Retention(max_messages=3))
+    topic.put(10)
+    topic.keep(Retention(max_messages=3))
     with monkeypatch.context() as patch:
         patch.setattr(operations_retention, "delete", lambda *_: None)
-        shelf.trim()
-    assert shelf.count() == 10
+        topic.trim()
+    assert topic.count() == 10
 
     mq.delete_topics("orders")
 
-    assert shelf.count() == 0
+    assert topic.count() == 0
 
 
 # --- Protection ---
 
 
-def test_what_a_group_has_not_committed_stays(shelf: Shelf) -> None:
-    shelf.put(10, days_old=8)
-    shelf.read("billing", 4)
-    shelf.keep(WEEK)
+def test_what_a_group_has_not_committed_stays(topic: AgedTopic) -> None:
+    topic.put(10, days_old=8)
+    topic.read("billing", 4)
+    topic.keep(WEEK)
 
-    assert shelf.trim() == 4
-    assert shelf.stored() == [4, 5, 6, 7, 8, 9]
-
-
-def test_the_slowest_group_counts(shelf: Shelf) -> None:
-    shelf.put(10)
-    shelf.read("fast", 8)
-    shelf.read("slow", 2)
-    shelf.keep(Retention(max_messages=1))
-
-    shelf.trim()
-
-    assert shelf.start == 2
+    assert topic.trim() == 4
+    assert topic.stored() == [4, 5, 6, 7, 8, 9]
 
 
-def test_a_group_that_has_committed_nothing_protects_from_where_it_starts(shelf: Shelf, mq: MQ) -> None:
-    shelf.put(10, days_old=8)
+def test_the_slowest_group_counts(topic: AgedTopic) -> None:
+    topic.put(10)
+    topic.read("fast", 8)
+    topic.read("slow", 2)
+    topic.keep(Retention(max_messages=1))
+
+    topic.trim()
+
+    assert topic.start == 2
+
+
+def test_a_group_that_has_committed_nothing_protects_from_where_it_starts(topic: AgedTopic, mq: MQ) -> None:
+    topic.put(10, days_old=8)
     mq.consumer("orders", "billing")
-    shelf.keep(WEEK)
+    topic.keep(WEEK)
 
-    assert shelf.trim() == 0
+    assert topic.trim() == 0
 
 
-def test_a_group_that_starts_at_the_end_protects_only_what_comes_after(shelf: Shelf, mq: MQ) -> None:
-    shelf.put(10)
+def test_a_group_that_starts_at_the_end_protects_only_what_comes_after(topic: AgedTopic, mq: MQ) -> None:
+    topic.put(10)
     mq.consumer("orders", "billing", start="latest")
-    shelf.put(2)
-    shelf.keep(Retention(max_messages=1))
+    topic.put(2)
+    topic.keep(Retention(max_messages=1))
 
-    shelf.trim()
+    topic.trim()
 
-    assert shelf.start == 10
+    assert topic.start == 10
 
 
-def test_what_is_committed_later_goes_later(shelf: Shelf, mq: MQ) -> None:
-    shelf.put(10, days_old=8)
-    shelf.keep(WEEK)
+def test_what_is_committed_later_goes_later(topic: AgedTopic, mq: MQ) -> None:
+    topic.put(10, days_old=8)
+    topic.keep(WEEK)
     consumer = mq.consumer("orders", "billing")
     starts = []
     for count in (3, 7):
         take(consumer, count)
-        shelf.trim()
-        starts.append(shelf.start)
+        topic.trim()
+        starts.append(topic.start)
 
     assert starts == [3, 10]
 
 
-def test_a_group_without_members_protects_until_it_expires(shelf: Shelf) -> None:
-    shelf.put(10)
-    shelf.read("billing", 2)
-    shelf.keep(Retention(max_messages=1, group_expiry_seconds=3 * DAY))
+def test_a_group_without_members_protects_until_it_expires(topic: AgedTopic) -> None:
+    topic.put(10)
+    topic.read("billing", 2)
+    topic.keep(Retention(max_messages=1, group_expiry_seconds=3 * DAY))
     starts = []
     for days in (2.9, 3.1):
-        shelf.let_pass("billing", days=days)
-        shelf.trim()
-        starts.append(shelf.start)
+        topic.let_pass("billing", days=days)
+        topic.trim()
+        starts.append(topic.start)
 
     assert starts == [2, 9]
 
 
-def test_a_live_group_never_expires(shelf: Shelf, make_mq: MakeMQ) -> None:
-    shelf.put(10)
+def test_a_live_group_never_expires(topic: AgedTopic, make_mq: MakeMQ) -> None:
+    topic.put(10)
     consumer = make_mq(lease_seconds=1e6).consumer("orders", "billing")
-    shelf.let_pass("billing", days=8)
-    shelf.keep(Retention(max_messages=1))
+    topic.let_pass("billing", days=8)
+    topic.keep(Retention(max_messages=1))
 
-    shelf.trim()
+    topic.trim()
 
-    assert shelf.start == 0
+    assert topic.start == 0
     assert not consumer.closed
 
 
 @pytest.mark.parametrize("sign", ["sqlmq_claim SET changed_at", "sqlmq_group_offset SET committed_at"])
 def test_a_commit_or_a_claim_handed_back_is_a_sign_of_life(
-    shelf: Shelf, sign: str, database: DatabaseUnderTest
+    topic: AgedTopic, sign: str, database: DatabaseUnderTest
 ) -> None:
-    shelf.put(10)
-    shelf.read("billing", 2)
-    shelf.keep(Retention(max_messages=1))
-    shelf.let_pass("billing", days=8)
+    topic.put(10)
+    topic.read("billing", 2)
+    topic.keep(Retention(max_messages=1))
+    topic.let_pass("billing", days=8)
     now = (
         "clock_timestamp()" if database.is_postgres else "CAST((julianday('now') - 2440587.5) * 86400000000 AS INTEGER)"
     )
-    shelf.state.execute(f"UPDATE {sign} = {now}")
+    topic.state.execute(f"UPDATE {sign} = {now}")
 
-    shelf.trim()
+    topic.trim()
 
-    assert shelf.start == 2
+    assert topic.start == 2
 
 
 def test_an_expired_group_loses_exactly_what_it_had_not_read_and_the_log_says_so(
-    shelf: Shelf, caplog: pytest.LogCaptureFixture
+    topic: AgedTopic, caplog: pytest.LogCaptureFixture
 ) -> None:
-    shelf.put(10)
-    shelf.read("billing", 2)
-    shelf.let_pass("billing", days=8)
-    shelf.keep(Retention(max_messages=4))
+    topic.put(10)
+    topic.read("billing", 2)
+    topic.let_pass("billing", days=8)
+    topic.keep(Retention(max_messages=4))
 
-    shelf.trim()
+    topic.trim()
 
-    assert shelf.losses() == [("billing", "unread", 2, 6)]
+    assert topic.losses() == [("billing", "unread", 2, 6)]
     (record,) = [one for one in caplog.records if one.name == "sqlmq.background"]
     assert record.levelno == logging.WARNING
     assert "'billing' has lost the messages orders/0@2 to 5 unread" in record.message
 
 
-def test_losses_that_follow_each_other_are_told_as_one(shelf: Shelf) -> None:
-    shelf.put(10)
-    shelf.read("billing", 2)
-    shelf.let_pass("billing", days=8)
+def test_losses_that_follow_each_other_are_told_as_one(topic: AgedTopic) -> None:
+    topic.put(10)
+    topic.read("billing", 2)
+    topic.let_pass("billing", days=8)
     for messages in (6, 4, 1):
-        shelf.keep(Retention(max_messages=messages))
-        shelf.trim()
+        topic.keep(Retention(max_messages=messages))
+        topic.trim()
 
-    (eviction,) = shelf.mq.admin.evictions("orders")
+    (eviction,) = topic.mq.admin.evictions("orders")
 
     assert (eviction.start_offset, eviction.end_offset, eviction.messages) == (2, 9, 7)
     assert (eviction.topic, eviction.partition) == ("orders", 0)
 
 
-def test_without_protection_groups_lose_what_exceeds_the_limits(shelf: Shelf, mq: MQ) -> None:
-    shelf.put(10)
+def test_without_protection_groups_lose_what_exceeds_the_limits(topic: AgedTopic, mq: MQ) -> None:
+    topic.put(10)
     mq.consumer("orders", "billing")
-    shelf.keep(Retention(max_messages=4, protect_groups=False))
+    topic.keep(Retention(max_messages=4, protect_groups=False))
 
-    shelf.trim()
+    topic.trim()
 
-    assert shelf.start == 6
-    assert shelf.losses() == [("billing", "unread", 0, 6)]
+    assert topic.start == 6
+    assert topic.losses() == [("billing", "unread", 0, 6)]
 
 
 def test_after_max_seconds_protected_messages_go_and_the_log_says_which(
-    shelf: Shelf, mq: MQ, caplog: pytest.LogCaptureFixture
+    topic: AgedTopic, mq: MQ, caplog: pytest.LogCaptureFixture
 ) -> None:
-    shelf.put(4, days_old=31)
-    shelf.put(4, days_old=8)
-    shelf.put(2)
+    topic.put(4, days_old=31)
+    topic.put(4, days_old=8)
+    topic.put(2)
     mq.consumer("orders", "new")
-    shelf.read("billing", 2)
-    shelf.read("audit", 6)
-    shelf.keep(Retention(max_age_seconds=7 * DAY, protect_max_seconds=30 * DAY))
+    topic.read("billing", 2)
+    topic.read("audit", 6)
+    topic.keep(Retention(max_age_seconds=7 * DAY, protect_max_seconds=30 * DAY))
 
-    shelf.trim()
+    topic.trim()
 
-    assert shelf.start == 4
-    assert sorted(shelf.losses()) == [("billing", "unread", 2, 4), ("new", "unread", 0, 4)]
+    assert topic.start == 4
+    assert sorted(topic.losses()) == [("billing", "unread", 2, 4), ("new", "unread", 0, 4)]
     records = [one for one in caplog.records if one.name == "sqlmq.background"]
     assert [one.levelno for one in records] == [logging.ERROR] * 2
     assert any("'billing' has lost the messages orders/0@2 to 3 unread" in one.message for one in records)
 
 
-def test_max_seconds_deletes_nothing_that_is_within_the_limits(shelf: Shelf, mq: MQ) -> None:
-    shelf.put(10, days_old=100)
+def test_max_seconds_deletes_nothing_that_is_within_the_limits(topic: AgedTopic, mq: MQ) -> None:
+    topic.put(10, days_old=100)
     mq.consumer("orders", "billing")
-    shelf.keep(Retention(max_messages=7, protect_max_seconds=30 * DAY))
+    topic.keep(Retention(max_messages=7, protect_max_seconds=30 * DAY))
 
-    shelf.trim()
+    topic.trim()
 
-    assert shelf.start == 3
+    assert topic.start == 3
 
 
 # --- What a group has set aside ---
 
 
 @pytest.fixture
-def shift(database: DatabaseUnderTest, shelf: Shelf) -> Iterator[Shift]:
-    del shelf
-    shift = Shift(database)
-    yield shift
-    shift.mq.close()
+def runner(database: DatabaseUnderTest, topic: AgedTopic) -> Iterator[GroupRunner]:
+    del topic
+    runner = GroupRunner(database)
+    yield runner
+    runner.mq.close()
 
 
-def test_a_parked_message_keeps_the_log_from_there_on(shelf: Shelf, mq: MQ, shift: Shift) -> None:
+def test_a_parked_message_keeps_the_log_from_there_on(topic: AgedTopic, mq: MQ, runner: GroupRunner) -> None:
     produce(mq, "a:1", "b:2", "a:bad", "b:3", "a:4")
-    with shift.running(Handler(b"bad"), retry=MUCH_LATER):
+    with runner.running(Handler(b"bad"), retry=MUCH_LATER):
         until(lambda: len(mq.admin.parked("orders", "billing").list("waiting")) == 2, "both set aside")
         until(lambda: mq.admin.describe_group("orders", "billing").lag == 0, "everything read")
-        shelf.keep(Retention(max_messages=1))
+        topic.keep(Retention(max_messages=1))
 
-        shelf.trim()
+        topic.trim()
 
-        assert shelf.stored() == [2, 3, 4]
+        assert topic.stored() == [2, 3, 4]
 
 
-def test_a_dead_letter_keeps_the_log_until_it_is_discarded(shelf: Shelf, mq: MQ, shift: Shift) -> None:
+def test_a_dead_letter_keeps_the_log_until_it_is_discarded(topic: AgedTopic, mq: MQ, runner: GroupRunner) -> None:
     produce(mq, "a:1", "a:bad", "a:2", "a:3")
-    shift.run(Handler(b"bad"), retry=AT_ONCE)
-    shelf.keep(Retention(max_messages=1))
-    shelf.trim()
-    before = shelf.start
+    runner.run(Handler(b"bad"), retry=AT_ONCE)
+    topic.keep(Retention(max_messages=1))
+    topic.trim()
+    before = topic.start
 
     mq.admin.parked("orders", "billing").discard(partition=0, offset=1)
-    shelf.trim()
+    topic.trim()
 
-    assert (before, shelf.start) == (1, 3)
+    assert (before, topic.start) == (1, 3)
 
 
 def test_after_max_seconds_a_dead_letter_goes_and_the_log_says_so(
-    shelf: Shelf, mq: MQ, shift: Shift, caplog: pytest.LogCaptureFixture
+    topic: AgedTopic, mq: MQ, runner: GroupRunner, caplog: pytest.LogCaptureFixture
 ) -> None:
     produce(mq, "a:1", "a:bad", "a:2", "a:3")
-    shift.run(Handler(b"bad"), retry=AT_ONCE)
-    shelf.keep(Retention(max_messages=1, protect_max_seconds=30 * DAY))
-    shelf.state.execute("UPDATE sqlmq_message SET created_at = (SELECT min(created_at) FROM sqlmq_topic)")
+    runner.run(Handler(b"bad"), retry=AT_ONCE)
+    topic.keep(Retention(max_messages=1, protect_max_seconds=30 * DAY))
+    topic.state.execute("UPDATE sqlmq_message SET created_at = (SELECT min(created_at) FROM sqlmq_topic)")
     old = (
         "created_at - interval '31 days'"
-        if "postgres" in shift.mq.engine.dialect.name
+        if "postgres" in runner.mq.engine.dialect.name
         else "created_at - 2678400000000"
     )
-    shelf.state.execute(f"UPDATE sqlmq_message SET created_at = {old}")
+    topic.state.execute(f"UPDATE sqlmq_message SET created_at = {old}")
 
-    shelf.trim()
+    topic.trim()
 
-    assert shelf.stored() == [3]
-    assert shelf.losses() == [("billing", "parked", 1, 2)]
+    assert topic.stored() == [3]
+    assert topic.losses() == [("billing", "parked", 1, 2)]
     assert mq.admin.parked("orders", "billing").list() == []
     (record,) = [one for one in caplog.records if one.name == "sqlmq.background"]
     assert record.levelno == logging.ERROR
@@ -433,17 +433,17 @@ def test_after_max_seconds_a_dead_letter_goes_and_the_log_says_so(
 # --- A reader that has lost something ---
 
 
-def lose(shelf: Shelf, *, read: int = 2, kept: int = 4) -> None:
+def lose(topic: AgedTopic, *, read: int = 2, kept: int = 4) -> None:
     """Have the group billing, which has read some, lose what follows up to the last."""
-    shelf.put(10)
-    shelf.read("billing", read)
-    shelf.let_pass("billing", days=8)
-    shelf.keep(Retention(max_messages=kept))
-    shelf.trim()
+    topic.put(10)
+    topic.read("billing", read)
+    topic.let_pass("billing", days=8)
+    topic.keep(Retention(max_messages=kept))
+    topic.trim()
 
 
-def test_reading_what_was_evicted_is_an_error_that_names_it_each_time(shelf: Shelf, mq: MQ) -> None:
-    lose(shelf)
+def test_reading_what_was_evicted_is_an_error_that_names_it_each_time(topic: AgedTopic, mq: MQ) -> None:
+    lose(topic)
     consumer = mq.consumer("orders", "billing")
 
     for _ in range(2):
@@ -456,9 +456,9 @@ def test_reading_what_was_evicted_is_an_error_that_names_it_each_time(shelf: She
 
 
 def test_a_reader_may_go_on_with_the_earliest_and_is_told_what_it_lost(
-    shelf: Shelf, mq: MQ, caplog: pytest.LogCaptureFixture
+    topic: AgedTopic, mq: MQ, caplog: pytest.LogCaptureFixture
 ) -> None:
-    lose(shelf)
+    lose(topic)
     consumer = mq.consumer("orders", "billing", on_evicted="earliest")
 
     assert take(consumer, 4) == [6, 7, 8, 9]
@@ -468,12 +468,12 @@ def test_a_reader_may_go_on_with_the_earliest_and_is_told_what_it_lost(
     assert "goes on at offset 6" in said
 
 
-def test_a_reader_learns_of_it_even_if_the_log_is_empty(shelf: Shelf, mq: MQ) -> None:
-    shelf.put(10, days_old=8)
-    shelf.read("billing", 2)
-    shelf.let_pass("billing", days=8)
-    shelf.keep(WEEK)
-    shelf.trim()
+def test_a_reader_learns_of_it_even_if_the_log_is_empty(topic: AgedTopic, mq: MQ) -> None:
+    topic.put(10, days_old=8)
+    topic.read("billing", 2)
+    topic.let_pass("billing", days=8)
+    topic.keep(WEEK)
+    topic.trim()
 
     with mq.consumer("orders", "billing") as strict, pytest.raises(EvictedError, match="orders/0@2 to 9"):
         strict.poll(timeout=0)
@@ -483,38 +483,40 @@ def test_a_reader_learns_of_it_even_if_the_log_is_empty(shelf: Shelf, mq: MQ) ->
     assert mq.admin.describe_group("orders", "billing").lag == 0
 
 
-def test_a_group_that_had_read_nothing_learns_what_it_lost(shelf: Shelf, mq: MQ) -> None:
+def test_a_group_that_had_read_nothing_learns_what_it_lost(topic: AgedTopic, mq: MQ) -> None:
     mq.consumer("orders", "billing").close()
-    shelf.put(10)
-    shelf.let_pass("billing", days=8)
-    shelf.keep(Retention(max_messages=4))
-    shelf.trim()
+    topic.put(10)
+    topic.let_pass("billing", days=8)
+    topic.keep(Retention(max_messages=4))
+    topic.trim()
 
     with pytest.raises(EvictedError, match="orders/0@0 to 5"):
         mq.consumer("orders", "billing").poll(timeout=5)
 
 
-def test_a_group_that_stays_behind_protects_what_is_left_and_never_moves_the_start_back(shelf: Shelf, mq: MQ) -> None:
-    lose(shelf)
-    shelf.keep(Retention(max_messages=1, max_bytes=1))
+def test_a_group_that_stays_behind_protects_what_is_left_and_never_moves_the_start_back(
+    topic: AgedTopic, mq: MQ
+) -> None:
+    lose(topic)
+    topic.keep(Retention(max_messages=1, max_bytes=1))
     with mq.consumer("orders", "billing") as consumer, pytest.raises(EvictedError):
         consumer.poll(timeout=5)
-    shelf.put(2)
+    topic.put(2)
 
-    assert shelf.trim() == 0
-    assert shelf.start == 6
-    assert shelf.stored() == list(range(6, 12))
+    assert topic.trim() == 0
+    assert topic.start == 6
+    assert topic.stored() == list(range(6, 12))
 
 
-def test_a_loop_ends_with_the_error(shelf: Shelf, mq: MQ) -> None:
-    lose(shelf)
+def test_a_loop_ends_with_the_error(topic: AgedTopic, mq: MQ) -> None:
+    lose(topic)
 
     with pytest.raises(EvictedError):
         next(iter(mq.consumer("orders", "billing")))
 
 
-def test_a_run_ends_with_the_error_or_goes_on(shelf: Shelf, mq: MQ) -> None:
-    lose(shelf)
+def test_a_run_ends_with_the_error_or_goes_on(topic: AgedTopic, mq: MQ) -> None:
+    lose(topic)
     seen: list[int] = []
 
     def handle(message: ReceivedMessage) -> None:
@@ -529,9 +531,9 @@ def test_a_run_ends_with_the_error_or_goes_on(shelf: Shelf, mq: MQ) -> None:
 
 
 @pytest.mark.sync_only
-def test_a_transaction_raises_or_goes_on(shelf: Shelf, mq: MQ, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_transaction_raises_or_goes_on(topic: AgedTopic, mq: MQ, caplog: pytest.LogCaptureFixture) -> None:
     """Exception: asyncio has its own `async with`, on the same steps."""
-    lose(shelf)
+    lose(topic)
     with mq.consumer("orders", "billing") as strict, pytest.raises(EvictedError, match="orders/0@2 to 5"):
         strict.transaction(timeout=5).__enter__()
 
@@ -546,9 +548,9 @@ def test_a_transaction_raises_or_goes_on(shelf: Shelf, mq: MQ, caplog: pytest.Lo
     assert any("orders/0@2 to 5" in one.message for one in caplog.records if one.name == "sqlmq.consumer")
 
 
-def test_a_hole_that_retention_has_not_made_is_still_another_error(shelf: Shelf, mq: MQ) -> None:
-    shelf.put(5)
-    shelf.state.execute("DELETE FROM sqlmq_message WHERE msg_offset < 2")
+def test_a_hole_that_retention_has_not_made_is_still_another_error(topic: AgedTopic, mq: MQ) -> None:
+    topic.put(5)
+    topic.state.execute("DELETE FROM sqlmq_message WHERE msg_offset < 2")
 
     with pytest.raises(OffsetGapError):
         mq.consumer("orders", "billing", on_evicted="earliest").poll(timeout=5)
@@ -568,11 +570,11 @@ class CrashError(Exception):
 
 @pytest.mark.parametrize("survived", range(8))
 def test_a_round_that_ends_anywhere_is_finished_by_the_next(
-    shelf: Shelf, monkeypatch: pytest.MonkeyPatch, survived: int
+    topic: AgedTopic, monkeypatch: pytest.MonkeyPatch, survived: int
 ) -> None:
-    shelf.put(25)
-    shelf.read("billing", 22)
-    shelf.keep(Retention(max_messages=4, max_bytes=1000))
+    topic.put(25)
+    topic.read("billing", 22)
+    topic.keep(Retention(max_messages=4, max_bytes=1000))
     monkeypatch.setattr(operations_retention, "DELETE_MESSAGES", 10)
     steps = 0
 
@@ -592,80 +594,80 @@ def test_a_round_that_ends_anywhere_is_finished_by_the_next(
             patch.setattr(operations_retention, name, dying(getattr(operations_retention, name)))
         crashed = []
         try:
-            shelf.trim()
+            topic.trim()
         except ExceptionGroup as group:
             crashed = [type(error) for error in group.exceptions]
-    after_crash = shelf.stored()
-    start = shelf.start
+    after_crash = topic.stored()
+    start = topic.start
 
-    shelf.trim()
+    topic.trim()
 
     assert crashed == ([CrashError] if survived < 7 else [])
     assert after_crash == list(range(25 - len(after_crash), 25))
     assert start in (0, 21)
     assert len(after_crash) >= 25 - start
-    assert shelf.start == 21
-    assert shelf.stored() == [21, 22, 23, 24]
-    assert shelf.trim() == 0
+    assert topic.start == 21
+    assert topic.stored() == [21, 22, 23, 24]
+    assert topic.trim() == 0
 
 
-def test_much_is_deleted_in_several_transactions(shelf: Shelf, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_much_is_deleted_in_several_transactions(topic: AgedTopic, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(operations_retention, "DELETE_MESSAGES", 10)
     monkeypatch.setattr(operations_retention, "_WINDOW", 7)
-    shelf.put(95, days_old=8)
-    shelf.put(5)
-    shelf.keep(Retention(max_age_seconds=7 * DAY, max_bytes=10**6))
+    topic.put(95, days_old=8)
+    topic.put(5)
+    topic.keep(Retention(max_age_seconds=7 * DAY, max_bytes=10**6))
 
-    assert shelf.trim() == 95
-    assert shelf.stored() == [95, 96, 97, 98, 99]
+    assert topic.trim() == 95
+    assert topic.stored() == [95, 96, 97, 98, 99]
 
 
-def test_a_round_goes_so_far_and_the_next_goes_on(shelf: Shelf, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_round_goes_so_far_and_the_next_goes_on(topic: AgedTopic, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(operations_retention, "ADVANCE_MESSAGES", 30)
-    shelf.put(100, value=b"x" * 7)
-    shelf.keep(Retention(max_bytes=100))
+    topic.put(100, value=b"x" * 7)
+    topic.keep(Retention(max_bytes=100))
 
     deleted: list[int] = []
     while not deleted or deleted[-1]:
-        deleted.append(shelf.trim())
+        deleted.append(topic.trim())
 
     assert sum(deleted) == 90
     assert max(deleted) == 30
-    assert len(shelf.stored()) == 10
+    assert len(topic.stored()) == 10
 
 
 def test_many_rounds_at_once_delete_everything_once(
-    shelf: Shelf, make_mq: MakeMQ, monkeypatch: pytest.MonkeyPatch
+    topic: AgedTopic, make_mq: MakeMQ, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(operations_retention, "DELETE_MESSAGES", 10)
-    shelf.put(200)
-    shelf.read("billing", 150)
-    shelf.let_pass("billing", days=8)
-    shelf.keep(Retention(max_messages=10, max_bytes=10**6))
+    topic.put(200)
+    topic.read("billing", 150)
+    topic.let_pass("billing", days=8)
+    topic.keep(Retention(max_messages=10, max_bytes=10**6))
     queues = [make_mq() for _ in range(4)]
 
     rounds = at_once(lambda mq=mq: mq.admin.apply_retention("orders") for mq in queues)  # type: ignore[misc]
-    shelf.trim()
+    topic.trim()
 
     assert sum(trimmed.messages for trimmed in chain.from_iterable(rounds)) <= 190
-    assert shelf.stored() == list(range(190, 200))
-    assert shelf.losses() == [("billing", "unread", 150, 190)]
+    assert topic.stored() == list(range(190, 200))
+    assert topic.losses() == [("billing", "unread", 150, 190)]
 
 
 @pytest.mark.pgbouncer
 def test_rounds_among_producers_and_consumers_lose_nothing(
-    shelf: Shelf, make_mq: MakeMQ, monkeypatch: pytest.MonkeyPatch
+    topic: AgedTopic, make_mq: MakeMQ, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(operations_retention, "DELETE_MESSAGES", 7)
-    shelf.keep(Retention(max_messages=5))
-    consumer = shelf.mq.consumer("orders", "billing")
+    topic.keep(Retention(max_messages=5))
+    consumer = topic.mq.consumer("orders", "billing")
     total, stopped = 600, threading.Event()
     maintaining = make_mq()
 
     def produce_all() -> list[int]:
         offsets = []
         for _ in range(total // 20):
-            offsets += [result.offset for result in shelf.producer.produce_many([Message(b"x")] * 20)]
+            offsets += [result.offset for result in topic.producer.produce_many([Message(b"x")] * 20)]
         return offsets
 
     def consume_all() -> list[int]:
@@ -683,19 +685,19 @@ def test_rounds_among_producers_and_consumers_lose_nothing(
         return []
 
     produced, consumed, _ = at_once([produce_all, consume_all, trim_on])
-    shelf.trim()
+    topic.trim()
 
     assert produced == list(range(total))
     assert consumed == list(range(total))
-    assert shelf.stored() == list(range(total - 5, total))
-    assert shelf.losses() == []
+    assert topic.stored() == list(range(total - 5, total))
+    assert topic.losses() == []
 
 
 def test_a_group_that_joins_after_the_plan_is_not_passed_over(
-    shelf: Shelf, mq: MQ, monkeypatch: pytest.MonkeyPatch
+    topic: AgedTopic, mq: MQ, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    shelf.put(10)
-    shelf.keep(Retention(max_messages=4))
+    topic.put(10)
+    topic.keep(Retention(max_messages=4))
     plan = operations_retention.plan
 
     def planned_just_before(*arguments: Any) -> Any:
@@ -705,7 +707,7 @@ def test_a_group_that_joins_after_the_plan_is_not_passed_over(
 
     with monkeypatch.context() as patch:
         patch.setattr(operations_retention, "plan", planned_just_before)
-        shelf.trim()
+        topic.trim()
 
-    assert shelf.start == 0
-    assert shelf.stored() == list(range(10))
+    assert topic.start == 0
+    assert topic.stored() == list(range(10))

@@ -13,7 +13,7 @@ from sqlmq import Message, ReceivedMessage, Retry, UnknownTopicError
 from sqlmq.consumer.core import NO_DEADLINE
 from sqlmq.consumer.worker.pool import Worker, WorkerPool
 from sqlmq.errors import ConsumerClosedError
-from tests.support.handlers import SOON, Recorder, drain, numbered, position, send, set_aside
+from tests.support.handlers import SOON, Recorder, drain, numbered, parked_rows, position, send
 from tests.support.waiting import PATIENCE_SECONDS, until
 
 if TYPE_CHECKING:
@@ -149,7 +149,7 @@ def test_a_failing_key_is_set_aside_and_the_others_go_on(mq: MQ) -> None:
     assert handler.tried[b"1"] == 3
     assert summary.handled == 12
     assert (summary.failures, summary.dead) == (2, 0)
-    assert set_aside(mq) == []
+    assert parked_rows(mq) == []
 
 
 def test_a_message_that_keeps_failing_becomes_a_dead_letter_and_its_key_goes_on(mq: MQ) -> None:
@@ -161,7 +161,7 @@ def test_a_message_that_keeps_failing_becomes_a_dead_letter_and_its_key_goes_on(
     assert handler.of_key(b"k1") == [b"4", b"7"]
     assert handler.tried[b"1"] == 3
     assert summary.dead == 1
-    assert set_aside(mq) == [(1, "dead", 3)]
+    assert parked_rows(mq) == [(1, "dead", 3)]
     assert position(mq) == 9
 
 
@@ -200,7 +200,7 @@ def test_a_keyed_message_is_tried_again_in_its_place(mq: MQ, policy: Any) -> Non
 
     assert handler.values == [b"0", b"1", b"2", b"4", b"5"]
     assert (summary.dead, summary.skipped) == ((1, 0) if policy == "dead" else (0, 1))
-    assert set_aside(mq) == ([(3, "dead", 3)] if policy == "dead" else [])
+    assert parked_rows(mq) == ([(3, "dead", 3)] if policy == "dead" else [])
     assert position(mq) == 6
 
 
@@ -214,7 +214,7 @@ def test_a_partition_that_stops_waits_and_the_others_go_on(mq: MQ) -> None:
 
     with ThreadPoolExecutor(1) as threads:
         running = threads.submit(consumer.run, handler, retry=SOON, on_failure="stop", handle_signals=False)
-        until(lambda: set_aside(mq) == [(1, "stopped", 3)], "the partition to stop")
+        until(lambda: parked_rows(mq) == [(1, "stopped", 3)], "the partition to stop")
         until(lambda: len(handler.handled) == 5, "the other partition to be done")
         consumer.stop()
         running.result(PATIENCE_SECONDS)
@@ -240,7 +240,7 @@ def stop_when_stopped(mq: MQ, handler: Recorder) -> None:
     consumer = mq.consumer("orders", "billing")
     with ThreadPoolExecutor(1) as threads:
         running = threads.submit(consumer.run, handler, retry=SOON, on_failure="stop", handle_signals=False)
-        until(lambda: ("stopped" in [state for _, state, _ in set_aside(mq)]) and bool(consumer.partitions), "a stop")
+        until(lambda: ("stopped" in [state for _, state, _ in parked_rows(mq)]) and bool(consumer.partitions), "a stop")
         consumer.stop()
         running.result(PATIENCE_SECONDS)
 
@@ -252,7 +252,7 @@ def test_an_exception_to_give_up_on_is_not_tried_again(mq: MQ) -> None:
     drain(mq.consumer("orders", "billing"), handler, retry=Retry(give_up_on=(ArithmeticError,)))
 
     assert handler.tried[b"0"] == 1
-    assert set_aside(mq) == [(0, "dead", 1)]
+    assert parked_rows(mq) == [(0, "dead", 1)]
 
 
 def test_a_batch_that_fails_is_tried_one_by_one(mq: MQ) -> None:
@@ -285,7 +285,7 @@ def test_what_was_set_aside_before_a_batch_that_fails_is_handled_once(mq: MQ) ->
 
     assert sorted(handler.values) == sorted(values)
     assert position(mq) == len(values)
-    assert set_aside(mq) == []
+    assert parked_rows(mq) == []
 
 
 def test_the_attempt_of_a_batch_that_failed_counts_in_the_next_run_too(mq: MQ) -> None:
@@ -336,7 +336,7 @@ def test_what_was_set_aside_waits_for_the_next_run(mq: MQ) -> None:
 
     with ThreadPoolExecutor(1) as threads:
         running = threads.submit(consumer.run, handler, retry=Retry(backoff_seconds=60), handle_signals=False)
-        until(lambda: set_aside(mq) == [(1, "waiting", 1), (3, "waiting", 0), (5, "waiting", 0)], "a key to wait")
+        until(lambda: parked_rows(mq) == [(1, "waiting", 1), (3, "waiting", 0), (5, "waiting", 0)], "a key to wait")
         consumer.stop()
         running.result(PATIENCE_SECONDS)
     assert handler.values == [b"0", b"2", b"4"]
@@ -344,7 +344,7 @@ def test_what_was_set_aside_waits_for_the_next_run(mq: MQ) -> None:
     drain(mq.consumer("orders", "billing"), handler)
 
     assert handler.of_key(b"k1") == [b"1", b"3", b"5"]
-    assert set_aside(mq) == []
+    assert parked_rows(mq) == []
 
 
 def make_due(mq: MQ) -> None:
@@ -363,7 +363,7 @@ def test_a_partition_with_too_many_set_aside_waits(make_mq: MakeMQ) -> None:
         running = threads.submit(
             consumer.run, handler, retry=Retry(backoff_seconds=60), max_parked=3, handle_signals=False
         )
-        until(lambda: len(set_aside(mq)) == 3, "three messages to be set aside")
+        until(lambda: len(parked_rows(mq)) == 3, "three messages to be set aside")
         make_due(mq)
         until(lambda: len(handler.handled) == 8, "all to be handled, once those are")
         consumer.stop()

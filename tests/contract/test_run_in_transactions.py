@@ -10,7 +10,7 @@ from sqlalchemy.orm import Session, sessionmaker
 
 from sqlmq import Message, ReceivedMessage, Retry
 from sqlmq.errors import SessionError
-from tests.support.handlers import Recorder, drain, numbered, position, send, set_aside
+from tests.support.handlers import Recorder, drain, numbered, parked_rows, position, send
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -54,7 +54,7 @@ def test_effects_of_what_fails_are_rolled_back_and_made_once(mq: MQ, engine: Eng
     assert [n for n in handler.numbers if n % 2 == 0] == [0, 2, 4, 6, 8]
     assert [n for n in handler.numbers if n % 2 == 1] == [1, 3, 7, 9]
     assert summary.handled == 9
-    assert set_aside(mq) == [(5, "dead", 3)]
+    assert parked_rows(mq) == [(5, "dead", 3)]
     assert position(mq) == 10
 
 
@@ -65,7 +65,7 @@ def test_an_effect_that_the_database_refuses_is_a_failure_of_the_message(mq: MQ,
     drain(mq.consumer("orders", "billing"), handler, transaction=True)
 
     assert handler.numbers == [1, 2]
-    assert set_aside(mq) == [(1, "dead", 3)]
+    assert parked_rows(mq) == [(1, "dead", 3)]
 
 
 @pytest.mark.sync_only("asyncio has session makers of its own: tests/aio")
@@ -97,7 +97,7 @@ def test_a_session_that_can_not_be_used_ends_the_run_and_fails_no_message(mq: MQ
     elsewhere.dispose()
 
     assert called.values == []
-    assert set_aside(mq) == []
+    assert parked_rows(mq) == []
 
 
 @pytest.mark.parametrize("statement", ["COMMIT", "ROLLBACK"])
@@ -111,7 +111,7 @@ def test_a_handler_that_ends_the_transaction_itself_has_failed(mq: MQ, engine: E
     drain(mq.consumer("orders", "billing"), handler, transaction=True, retry=Retry(max_attempts=1))
 
     assert effects.numbers == []
-    assert set_aside(mq) == [(0, "dead", 1)]
+    assert parked_rows(mq) == [(0, "dead", 1)]
 
 
 def test_a_message_can_be_published_with_the_effects(mq: MQ, engine: Engine) -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from sqlmq import Message, UnknownTopicError
 from sqlmq.errors import InvalidPartitionError, UnknownGroupError
-from tests.support.failing import AT_ONCE, MUCH_LATER, ONCE, Handler, Shift, produce
+from tests.support.failing import AT_ONCE, MUCH_LATER, ONCE, GroupRunner, Handler, produce
 from tests.support.waiting import finish, receive, until, values
 
 if TYPE_CHECKING:
@@ -66,12 +66,12 @@ def test_lag_of_what_is_not_there_is_an_error(mq: MQ) -> None:
         mq.admin.lag("orders", "nobody")
 
 
-def test_lag_counts_what_is_set_aside_and_dead_letters(mq: MQ, shift: Shift) -> None:
+def test_lag_counts_what_is_set_aside_and_dead_letters(mq: MQ, runner: GroupRunner) -> None:
     produce(mq, "a:bad", "b:bad", "c:good")
-    with shift.running(Handler(b"bad"), retry=MUCH_LATER):
+    with runner.running(Handler(b"bad"), retry=MUCH_LATER):
         until(lambda: len(mq.admin.parked("orders", "billing").list("waiting")) == 2, "both set aside")
     produce(mq, "d:worse")
-    with shift.running(Handler(b"worse"), retry=ONCE):
+    with runner.running(Handler(b"worse"), retry=ONCE):
         until(lambda: len(mq.admin.parked("orders", "billing").list("dead")) == 1, "a dead letter")
 
     (lag,) = mq.admin.lag("orders", "billing")
@@ -169,10 +169,10 @@ def test_a_partition_that_no_live_member_owns_is_found(mq: MQ) -> None:
 
 
 def test_a_stopped_message_is_found_with_the_command_that_goes_on(
-    mq: MQ, shift: Shift, queue_state: QueueState
+    mq: MQ, runner: GroupRunner, queue_state: QueueState
 ) -> None:
     produce(mq, "a:bad", "b:good")
-    shift.run(Handler(b"bad"), retry=AT_ONCE, on_failure="stop")
+    runner.run(Handler(b"bad"), retry=AT_ONCE, on_failure="stop")
     queue_state.make_older(20)
 
     found = {one.code: one for one in mq.admin.diagnose_group("orders", "billing")}
@@ -182,12 +182,12 @@ def test_a_stopped_message_is_found_with_the_command_that_goes_on(
     assert "sqlmq parked retry orders --group billing --partition 0 --offset 0" in found["blocked-partition"].remedy
 
 
-def test_blocked_keys_and_dead_letters_are_found(mq: MQ, shift: Shift) -> None:
+def test_blocked_keys_and_dead_letters_are_found(mq: MQ, runner: GroupRunner) -> None:
     produce(mq, "a:bad", "b:bad", "c:good")
-    with shift.running(Handler(b"bad"), retry=MUCH_LATER):
+    with runner.running(Handler(b"bad"), retry=MUCH_LATER):
         until(lambda: len(mq.admin.parked("orders", "billing").list("waiting")) == 2, "both set aside")
     produce(mq, "d:worse")
-    with shift.running(Handler(b"worse"), retry=ONCE):
+    with runner.running(Handler(b"worse"), retry=ONCE):
         until(lambda: len(mq.admin.parked("orders", "billing").list("dead")) == 1, "a dead letter")
 
     blocked, dead = mq.admin.diagnose_group("orders", "billing")

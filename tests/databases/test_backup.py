@@ -11,7 +11,7 @@ import pytest
 from sqlalchemy import URL, make_url
 
 from sqlmq import MQ, Message
-from tests.support.failing import ONCE, Handler, Shift, produce
+from tests.support.failing import ONCE, GroupRunner, Handler, produce
 from tests.support.postgres_server import installations
 from tests.support.waiting import finish, receive, values
 
@@ -31,9 +31,9 @@ def fill(mq: MQ, database: DatabaseUnderTest) -> None:
     """A topic that has grown, of which a group has read some, set one aside, and has one still to come."""
     mq.create_topic("orders", 1)
     produce(mq, "a:bad", "b:0", "b:1")
-    shift = Shift(database)
-    shift.run(Handler(b"bad"), retry=ONCE)
-    shift.mq.close()
+    runner = GroupRunner(database)
+    runner.run(Handler(b"bad"), retry=ONCE)
+    runner.mq.close()
     mq.admin.add_partitions("orders", 2)
     produce(mq, *(f"b:{number}" for number in range(2, 10)))
     with mq.consumer("orders", "billing") as consumer:

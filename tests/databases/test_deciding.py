@@ -15,7 +15,7 @@ from sqlmq.operations.admin.parked import ParkedFilter
 from sqlmq.store import groups, offsets, parked, topics
 from sqlmq.store.offsets import Commit
 from sqlmq.store.parked import ParkedRecord
-from tests.support.failing import ONCE, Handler, Shift, produce
+from tests.support.failing import ONCE, GroupRunner, Handler, produce
 from tests.support.waiting import PATIENCE_SECONDS, finish, until
 
 if TYPE_CHECKING:
@@ -35,10 +35,10 @@ def lock_claims(connection: Connection, dialect: Dialect) -> None:
 @pytest.mark.parametrize("database", ["postgres"], indirect=True)
 @pytest.mark.parametrize("verb", ["retry", "discard"])
 def test_a_decision_waits_for_what_the_owner_is_writing(
-    mq: MQ, shift: Shift, connection: Connection, engine: Engine, dialect: Dialect, verb: str
+    mq: MQ, runner: GroupRunner, connection: Connection, engine: Engine, dialect: Dialect, verb: str
 ) -> None:
     produce(mq, "a:bad")
-    shift.run(Handler(b"bad"), retry=ONCE)
+    runner.run(Handler(b"bad"), retry=ONCE)
     waiting = text("SELECT count(*) FROM pg_locks WHERE NOT granted")
 
     with ThreadPoolExecutor(1) as threads, engine.connect() as observer:
@@ -54,10 +54,10 @@ def test_a_decision_waits_for_what_the_owner_is_writing(
 
 @pytest.mark.parametrize("database", ["postgres"], indirect=True)
 def test_a_decision_does_not_wait_for_ever(
-    mq: MQ, shift: Shift, connection: Connection, dialect: Dialect, monkeypatch: pytest.MonkeyPatch
+    mq: MQ, runner: GroupRunner, connection: Connection, dialect: Dialect, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     produce(mq, "a:bad")
-    shift.run(Handler(b"bad"), retry=ONCE)
+    runner.run(Handler(b"bad"), retry=ONCE)
     monkeypatch.setattr(admin_parked, "LOCK_SECONDS", 0.01)
     monkeypatch.setattr("sqlmq.database.retrying._RETRY_SECONDS", 0.1)
     lock_claims(connection, dialect)
@@ -71,10 +71,10 @@ def test_a_decision_does_not_wait_for_ever(
 
 @pytest.mark.parametrize(("in_flight_to", "left"), [(None, None), (1, None), (2, None), (5, 5)])
 def test_what_was_in_hand_behind_a_discarded_message_stays_suspect(
-    mq: MQ, shift: Shift, engine: Engine, dialect: Dialect, in_flight_to: int | None, left: int | None
+    mq: MQ, runner: GroupRunner, engine: Engine, dialect: Dialect, in_flight_to: int | None, left: int | None
 ) -> None:
     produce(mq, "a:stopped")
-    shift.run(Handler())
+    runner.run(Handler())
     with engine.begin() as connection:
         topic = topics.find(connection, dialect, "orders")
         assert topic is not None
@@ -94,16 +94,16 @@ def test_what_was_in_hand_behind_a_discarded_message_stays_suspect(
 
 @pytest.mark.parametrize("verb", ["retry", "discard"])
 def test_a_message_that_stopped_a_partition_which_others_have_read_on_is_a_message_like_others(
-    mq: MQ, shift: Shift, verb: str
+    mq: MQ, runner: GroupRunner, verb: str
 ) -> None:
     produce(mq, "a:bad", "b:next")
-    shift.run(Handler(b"bad"), retry=ONCE, on_failure="stop")
+    runner.run(Handler(b"bad"), retry=ONCE, on_failure="stop")
     with mq.consumer("orders", "billing") as consumer:
         finish(consumer, 2)
     handler = Handler()
 
     getattr(mq.admin.parked("orders", "billing"), verb)(0, 0)
-    shift.run(handler)
+    runner.run(handler)
 
     assert handler.given == ([b"bad"] if verb == "retry" else [])
     assert mq.admin.parked("orders", "billing").list() == []

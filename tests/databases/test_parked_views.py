@@ -9,7 +9,7 @@ import pytest
 from sqlalchemy import Connection, text
 
 from sqlmq import Message
-from tests.support.failing import AT_ONCE, MUCH_LATER, ONCE, Handler, Shift, produce
+from tests.support.failing import AT_ONCE, MUCH_LATER, ONCE, GroupRunner, Handler, produce
 from tests.support.waiting import until
 
 if TYPE_CHECKING:
@@ -42,17 +42,17 @@ def rounded(moment: datetime | None) -> float | None:
     return None if moment is None else round(moment.timestamp(), 2)
 
 
-def test_parked_messages_are_what_the_library_lists(mq: MQ, shift: Shift, view: Any) -> None:
+def test_parked_messages_are_what_the_library_lists(mq: MQ, runner: GroupRunner, view: Any) -> None:
     mq.producer("orders").produce(Message(b"bad\xff", b"a", {"currency": "EUR"}))
     produce(mq, "a:behind", "b:dead")
 
     def fail(message: Message) -> None:
         raise ValueError("no" if message.key == b"a" else "dead")
 
-    with shift.running(fail, retry=MUCH_LATER):
+    with runner.running(fail, retry=MUCH_LATER):
         until(lambda: len(mq.admin.parked("orders", "billing").list("waiting")) == 3, "all set aside")
     mq.admin.parked("orders", "billing").retry(key=b"b")
-    with shift.running(fail, retry=ONCE):
+    with runner.running(fail, retry=ONCE):
         until(lambda: len(mq.admin.parked("orders", "billing").list("dead")) == 1, "a dead letter")
 
     rows = sorted(view("sqlmq_parked_message"), key=lambda row: int(row["msg_offset"]))
@@ -76,9 +76,9 @@ def test_parked_messages_are_what_the_library_lists(mq: MQ, shift: Shift, view: 
     assert [row["due_at"] is None for row in rows] == [False, False, True]
 
 
-def test_dead_letters_are_those_parked_messages_that_are_dead(mq: MQ, shift: Shift, view: Any) -> None:
+def test_dead_letters_are_those_parked_messages_that_are_dead(mq: MQ, runner: GroupRunner, view: Any) -> None:
     produce(mq, "a:bad", "b:slow", "c:bad")
-    with shift.running(Handler(b"bad"), retry=ONCE):
+    with runner.running(Handler(b"bad"), retry=ONCE):
         until(lambda: len(mq.admin.parked("orders", "billing").list("dead")) == 2, "two dead letters")
 
     rows = view("sqlmq_dead_letter")
@@ -90,9 +90,9 @@ def test_dead_letters_are_those_parked_messages_that_are_dead(mq: MQ, shift: Shi
     assert all(row["last_failed_at"] is not None for row in rows)
 
 
-def test_blocked_keys_are_what_the_library_tells(mq: MQ, shift: Shift, view: Any) -> None:
+def test_blocked_keys_are_what_the_library_tells(mq: MQ, runner: GroupRunner, view: Any) -> None:
     produce(mq, "a:bad", "b:bad", "a:behind", "bad", "c:good")
-    with shift.running(Handler(b"bad"), retry=MUCH_LATER):
+    with runner.running(Handler(b"bad"), retry=MUCH_LATER):
         until(lambda: len(mq.admin.parked("orders", "billing").list("waiting")) == 4, "all set aside")
 
     rows = view("sqlmq_blocked_key")
@@ -108,12 +108,12 @@ def test_blocked_keys_are_what_the_library_tells(mq: MQ, shift: Shift, view: Any
 
 
 def test_a_message_that_was_retried_in_front_of_others_is_the_one_a_key_is_blocked_by(
-    mq: MQ, shift: Shift, view: Any
+    mq: MQ, runner: GroupRunner, view: Any
 ) -> None:
     produce(mq, "a:bad")
-    shift.run(Handler(b"bad"), retry=ONCE)
+    runner.run(Handler(b"bad"), retry=ONCE)
     produce(mq, "a:worse")
-    with shift.running(Handler(b"worse"), retry=MUCH_LATER):
+    with runner.running(Handler(b"worse"), retry=MUCH_LATER):
         until(lambda: len(mq.admin.parked("orders", "billing").list("waiting")) == 1, "set aside")
     mq.admin.parked("orders", "billing").retry(state="dead")
 
@@ -122,9 +122,9 @@ def test_a_message_that_was_retried_in_front_of_others_is_the_one_a_key_is_block
     assert (row["first_offset"], row["attempts"], row["messages"]) == (0, 0, 2)
 
 
-def test_a_stopped_message_is_due_at_no_time(mq: MQ, shift: Shift, view: Any) -> None:
+def test_a_stopped_message_is_due_at_no_time(mq: MQ, runner: GroupRunner, view: Any) -> None:
     produce(mq, "a:bad")
-    shift.run(Handler(b"bad"), retry=AT_ONCE, on_failure="stop")
+    runner.run(Handler(b"bad"), retry=AT_ONCE, on_failure="stop")
 
     (parked,), (blocked,) = view("sqlmq_parked_message"), view("sqlmq_blocked_key")
 

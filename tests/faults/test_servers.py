@@ -78,14 +78,14 @@ OURS = """SELECT pid FROM pg_stat_activity WHERE datname = current_database() AN
 @pytest.fixture
 def traffic(url: URL) -> Iterator[Traffic]:
     traffic = Traffic(url.render_as_string(hide_password=False))
-    traffic.wait_for_everybody(time.monotonic())
+    traffic.wait_for_progress(time.monotonic())
     yield traffic
     traffic.stop()
 
 
 def assert_that_it_goes_on(traffic: Traffic, since: float, most_seconds: float) -> None:
     """Everybody makes progress in time, wake-ups work again, and in the end nothing is missing or there twice."""
-    traffic.wait_for_everybody(since)
+    traffic.wait_for_progress(since)
     took = traffic.seconds_until_progress(since)
     print({actor: round(seconds, 2) for actor, seconds in took.items()})
     until(

@@ -12,7 +12,7 @@ import pytest
 
 from sqlmq import Message
 from sqlmq.hooks import log_events
-from tests.support.failing import ONCE, Handler, Shift, produce
+from tests.support.failing import ONCE, GroupRunner, Handler, produce
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -123,11 +123,11 @@ def test_a_failing_handler_is_told_with_where_and_how_often(
 ) -> None:
     mq.create_topic("orders", 1)
     produce(mq, "a:fine", "b:bad")
-    shift = Shift(database)
+    runner = GroupRunner(database)
 
     with caplog.at_level(logging.DEBUG, "sqlmq"):
-        shift.run(Handler(b"bad"), retry=ONCE)
-    shift.mq.close()
+        runner.run(Handler(b"bad"), retry=ONCE)
+    runner.mq.close()
 
     (record,) = [record for record in caplog.records if vars(record).get("sqlmq_event") == "message given up"]
     facts = {name: fact for name, fact in vars(record).items() if name.startswith("sqlmq_") and name != "sqlmq_member"}

@@ -16,7 +16,8 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).parent.parent.parent
 SOURCE = ROOT / "src" / "sqlmq"
 MODULES = sorted(SOURCE.rglob("*.py"))
-TREES = {path: ast.parse(path.read_text(encoding="utf-8")) for path in MODULES}
+SUPPORT = sorted((ROOT / "tests" / "support").rglob("*.py"))
+TREES = {path: ast.parse(path.read_text(encoding="utf-8")) for path in (*MODULES, *SUPPORT)}
 
 RETIRED_WORDS = """
 Kept Keeper Sleeper Stock Span ReadAhead GoOn Arrival Contents Ownership Joining Survey GroupSeen MemberSeen ClaimSeen
@@ -101,7 +102,7 @@ PERSONS = re.compile(r"\b(whoever|somebody|himself)\b", re.IGNORECASE)
 
 def test_prose_speaks_of_programs_and_not_of_somebody() -> None:
     pages = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
-    lines = {path: list(prose_of(path)) for path in MODULES} | {
+    lines = {path: list(prose_of(path)) for path in TREES} | {
         path: list(enumerate(path.read_text(encoding="utf-8").splitlines(), 1)) for path in pages
     }
     offenders = [
@@ -118,7 +119,7 @@ MOOD = re.compile(r"(Be|Have|Tell|Say|Give|Let)\b")
 def test_a_docstring_begins_with_what_happens() -> None:
     offenders = [
         (name_of(path), getattr(node, "name", "module"), text)
-        for path in MODULES
+        for path in TREES
         for node in ast.walk(TREES[path])
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef)
         if MOOD.match(text := (ast.get_docstring(node) or "").partition("\n")[0])

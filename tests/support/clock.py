@@ -1,4 +1,4 @@
-"""A runtime whose clock stands still until a test sets it forward."""
+"""A clock that stands still until a test advances it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ T = TypeVar("T")
 
 
 class ManualClock:
-    """A clock that goes on by ``advance`` alone, and what waits by it. May be shared by threads."""
+    """A clock that only ``advance`` moves, and the waits on it. May be shared by threads."""
 
     def __init__(self, *, seed: int = 0) -> None:
         self._lock = threading.Lock()
@@ -29,13 +29,13 @@ class ManualClock:
             event=lambda: _Event(self),
             random=Random(seed),
         )
-        """What to give an MQ."""
+        """The argument of an MQ."""
 
     def monotonic(self) -> float:
         return self._now
 
     def advance(self, seconds: float) -> None:
-        """Set the clock forward, and wake everybody whose wait is over by that."""
+        """Move the clock forward, and wake the threads whose wait has ended by that."""
         with self._lock:
             self._now += seconds
             over = [condition for condition, until in self._waits if until <= self._now]
@@ -44,7 +44,7 @@ class ManualClock:
                 condition.notify_all()
 
     def waits(self) -> list[float]:
-        """In how many seconds those who wait will have waited long enough."""
+        """Return how many seconds each waiting thread still waits, the shortest wait first."""
         with self._lock:
             return sorted(until - self._now for _, until in self._waits)
 
@@ -52,7 +52,7 @@ class ManualClock:
         _Event(self).wait(seconds)
 
     def _begin(self, condition: _Condition, seconds: float) -> tuple[_Condition, float]:
-        # Under the lock of `advance`, so that no moment is missed between looking at the clock and waiting.
+        # Under the lock of `advance`, so that no advance is missed between reading the clock and waiting.
         with self._lock:
             wait = (condition, self._now + seconds)
             self._waits.append(wait)
@@ -65,7 +65,7 @@ class ManualClock:
 
 
 class _Condition(threading.Condition):
-    """Waits for as many seconds as the manual clock tells; fails if that stands still for far too long."""
+    """Waits until the manual clock has moved by the timeout; fails if that does not happen for a long time."""
 
     def __init__(self, clock: ManualClock, lock: threading.Lock | None = None) -> None:
         super().__init__(lock)
@@ -77,7 +77,7 @@ class _Condition(threading.Condition):
         wait = self._clock._begin(self, timeout)
         is_notified = timeout <= 0 or super().wait(PATIENCE_SECONDS)
         is_in_time = self._clock._end(wait)
-        assert is_notified, f"nobody has set the clock forward by the {timeout} seconds that somebody waits"
+        assert is_notified, f"the clock was not advanced by the {timeout} seconds that a thread waits"
         return is_in_time
 
     def wait_for(self, predicate: Callable[[], T], timeout: float | None = None) -> T:

@@ -1,4 +1,4 @@
-"""Delayed messages in tests: what waits made due by moving its moment, so that nobody has to wait for it."""
+"""Delayed messages, which a test makes due by moving their moment into the past, so that it does not wait."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ FUTURE = datetime(2100, 1, 1, tzinfo=UTC)
 
 
 class Staged:
-    """What waits, as it stands in the table."""
+    """The table of staged messages."""
 
     def __init__(self, engine: Engine, database: DatabaseUnderTest) -> None:
         self._engine = engine
@@ -35,7 +35,7 @@ class Staged:
         return self._state.staged()
 
     def make_due(self, *ids: int) -> None:
-        """Have these, or all, be due since a minute, in the order there was."""
+        """Make messages, or all of them, due since long ago, in the same order as before."""
         earlier = (
             "deliver_at - interval '1000 years'" if self._is_postgres else f"deliver_at - {1_000 * 365 * 86_400}000000"
         )
@@ -43,7 +43,7 @@ class Staged:
         self._state.execute(f"UPDATE sqlmq_staged SET deliver_at = {earlier}{which}")
 
     def now(self) -> datetime:
-        """This moment by the database's clock."""
+        """Return this moment by the database's clock."""
         with self._engine.connect() as connection:
             return now(connection)
 
@@ -52,7 +52,7 @@ class Staged:
 
 
 def now(connection: Connection) -> datetime:
-    """This moment by the database's clock."""
+    """Return this moment by the database's clock."""
     if connection.dialect.name == "postgresql":
         moment: datetime = connection.execute(text("SELECT clock_timestamp()")).scalar_one()
         return moment.astimezone(UTC)
@@ -61,13 +61,13 @@ def now(connection: Connection) -> datetime:
 
 
 def without_polling(mq: MQ) -> MQ:
-    """*mq*, whose mover looks when it knows that something is due, and not each second."""
+    """Keep the scheduler of *mq* from polling each second, and return *mq*. It still wakes up for messages it knows of."""
     mq._background.scheduler._poll_seconds = LONG
     return mq
 
 
 def look_now(mq: MQ) -> None:
-    """Move in this thread what is due, as the mover does."""
-    mover: Any = mq._background.scheduler
-    move: Callable[[], None] = mover._move_due
+    """Move what is due in this thread, as the scheduler does in its own."""
+    scheduler: Any = mq._background.scheduler
+    move: Callable[[], None] = scheduler._move_due
     move()

@@ -1,4 +1,4 @@
-"""Handlers that fail, run by a synchronous queue, whichever way a test uses its own; and what they leave behind."""
+"""Handlers that fail, and a group that runs them: what they leave is the same in each world, so a synchronous MQ runs them."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ if TYPE_CHECKING:
     from tests.conftest import DatabaseUnderTest
 
 ONCE = Retry(max_attempts=1)
-"""Who fails is dead."""
+"""A message that fails is a dead letter at once."""
 MUCH_LATER = Retry(backoff_seconds=1000.0, max_delay_seconds=1000.0, jitter=0.0)
-"""Who fails waits longer than any test."""
+"""A message that fails waits longer than any test."""
 AT_ONCE = Retry(max_attempts=3, backoff_seconds=0.0)
 
 
 class Handler:
-    """Fails at the values it is told to, and notes down what it was given; *stepwise*, each call ends at a ``step``."""
+    """Fails at the values *failing*, and notes what it was given. If *stepwise*, each call waits for a ``step``."""
 
     def __init__(self, *failing: bytes, stepwise: bool = False) -> None:
         self.failing = set(failing)
@@ -40,7 +40,7 @@ class Handler:
             raise ValueError(complaint)
 
     def step(self) -> None:
-        """Let one call end."""
+        """End one call that waits."""
         assert self._steps is not None
         self._steps.release()
 
@@ -48,20 +48,20 @@ class Handler:
         until(lambda: self.given.count(value) >= times, f"{value!r} given {times} times")
 
 
-class Shift:
-    """The group `billing` of the topic `orders`, run by a queue of its own."""
+class GroupRunner:
+    """Runs handlers as the group `billing` of the topic `orders`, on an MQ of its own."""
 
     def __init__(self, database: DatabaseUnderTest, *, notify: bool = True) -> None:
-        # Looks again soon, so that what people have decided is found soon.
+        # Polls often, so that decisions about parked messages are found soon.
         self.mq = MQ(database.url, schema=database.schema, poll_max_seconds=0.05, notify=notify)
 
     def run(self, handler: Callable[[ReceivedMessage], None], **options: Any) -> None:
-        """Handle all there is."""
+        """Handle all messages there are."""
         self.mq.consumer("orders", "billing").run(handler, **{"idle_seconds": 0, **options})
 
     @contextmanager
     def running(self, handler: Callable[[ReceivedMessage], None], **options: Any) -> Iterator[Consumer]:
-        """Handle what comes, in another thread, until the block is left."""
+        """Handle messages in another thread until the block ends."""
         consumer = self.mq.consumer("orders", "billing")
         with ThreadPoolExecutor(1) as threads:
             run = threads.submit(lambda: consumer.run(handler, **options))

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.support.delayed import Staged
-from tests.support.failing import Shift
+from tests.support.failing import GroupRunner
 from tests.support.processes import Processes, end, start
 from tests.support.queue_state import QueueState
 from tests.support.shop import Shop
@@ -45,12 +45,12 @@ def shop(mq: MQ, engine: Engine, database: DatabaseUnderTest) -> Shop:
 
 
 @pytest.fixture
-def shift(database: DatabaseUnderTest, mq: MQ) -> Iterator[Shift]:
+def runner(database: DatabaseUnderTest, mq: MQ) -> Iterator[GroupRunner]:
     """A group that runs handlers on the topic `orders`, which has one partition."""
     mq.create_topic("orders", 1)
-    shift = Shift(database)
-    yield shift
-    shift.mq.close()
+    runner = GroupRunner(database)
+    yield runner
+    runner.mq.close()
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""Handlers for tests of `run`: they note what they were given, and fail as they are told."""
+"""A handler for tests of `run` that notes what it was given, and what is left after a run."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ IDLE_SECONDS = 0.3
 
 
 class Recorder:
-    """A handler. *failures* tells how often it fails at a value, before it succeeds."""
+    """A handler. *failures* is how often it fails at a value before it succeeds."""
 
     def __init__(self, failures: Mapping[bytes, int] | None = None) -> None:
         self._left = Counter(failures or {})
@@ -61,8 +61,8 @@ def drain(consumer: Consumer, handler: Any, **options: Any) -> RunSummary:
     return consumer.run(handler, **{"retry": SOON, "idle_seconds": 0, "handle_signals": False, **options})
 
 
-def set_aside(mq: MQ) -> list[tuple[int, str, int]]:
-    """Offset, state and attempts of what the group has set aside."""
+def parked_rows(mq: MQ) -> list[tuple[int, str, int]]:
+    """Return offset, state and attempts of each parked message."""
     parked = "SELECT msg_offset, state, attempts FROM sqlmq_parked ORDER BY partition_id, msg_offset"
     return [(offset, state, attempts) for offset, state, attempts in QueueState(mq.engine, mq.schema).rows(parked)]
 

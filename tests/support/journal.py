@@ -30,7 +30,7 @@ class Journal:
 
 
 class Trouble(logging.Handler):
-    """Journals what the library warns of: that a consumer lost partitions, or could not reach the database."""
+    """Journals the library's warnings: a consumer has lost partitions, or could not reach the database."""
 
     def __init__(self, journal: Journal) -> None:
         super().__init__(logging.WARNING)

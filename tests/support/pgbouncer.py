@@ -29,7 +29,7 @@ def find_pgbouncer() -> str | None:
 
 
 class PgBouncer:
-    """Shares few sessions of the server among its clients, of every database."""
+    """Shares few sessions of the server among its clients, for each database."""
 
     def __init__(self, program: str, server: URL, *, pool_mode: str = "transaction") -> None:
         self._server = server
@@ -67,7 +67,7 @@ class PgBouncer:
 
     def forget(self, database: str) -> None:
         """Close every connection, on both sides, that has to do with *database*."""
-        # It may not have heard of the database yet.
+        # It may not know the database yet.
         with self._console() as console, contextlib.suppress(psycopg.Error):
             console.execute(f"KILL {database}".encode())
             console.execute(f"RESUME {database}".encode())

@@ -136,7 +136,7 @@ class PostgresDatabases:
 
     @contextmanager
     def lend(self, schema: str | None, *, new: bool = False) -> Iterator[str]:
-        """Give a database with empty tables in *schema*; in the end, assert that no transaction was left open in it.
+        """Provide a database with empty tables in *schema*; in the end, assert that no transaction was left open in it.
 
         In a *new* one the tables never held a row.
         """

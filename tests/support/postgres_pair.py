@@ -36,7 +36,7 @@ class PostgresPair:
 
     @property
     def url(self) -> str:
-        """What a client is given: both, of which the one that writes is wanted."""
+        """The URL of a client: both servers, of which it connects to the one that writes."""
         hosts = tuple(f"{server.url.host}:{server.url.port}" for server in (self.primary, self.standby))
         url = URL.create(
             "postgresql+psycopg",
@@ -58,7 +58,7 @@ class PostgresPair:
         self.primary.remove()
 
     def _copy_data(self) -> None:
-        """Have the standby begin as a copy of the primary, which has not started yet."""
+        """Make the standby a copy of the primary, which has not started yet."""
         source, copy = self.primary.directory / "data", self.standby.directory / "data"
         shutil.rmtree(copy)
         shutil.copytree(source, copy)

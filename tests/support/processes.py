@@ -26,13 +26,13 @@ PARTITIONS = 6
 END_SECONDS = 60.0
 """Far more than a process takes that has little to do."""
 
-# A fork with threads running is just what some tests are about.
+# Some tests are about a fork while threads run.
 forks = pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
 
 
 @dataclass(frozen=True)
 class QueueUnderTest:
-    """Where the queue is, and how its consumers behave."""
+    """Where a queue is, and the lease of its consumers."""
 
     url: str
     schema: str | None = None
@@ -43,7 +43,7 @@ class QueueUnderTest:
 
 
 class Processes:
-    """Starts workers, kills some, and reads all their journals."""
+    """Starts processes, kills some, and reads all their journals."""
 
     def __init__(self, queue: QueueUnderTest, directory: Path) -> None:
         self._queue = queue
@@ -108,7 +108,7 @@ def in_process(work: Callable[..., None], *arguments: object, **options: object)
 
 
 def _context() -> BaseContext:
-    """How processes are started: from one that has imported everything and opened nothing, where there is one."""
+    """Return how processes are started: where it can be, from one that has imported everything and opened nothing."""
     if "forkserver" not in multiprocessing.get_all_start_methods():
         return multiprocessing.get_context("spawn")
     forkserver = multiprocessing.get_context("forkserver")
@@ -122,12 +122,12 @@ def end_at_once(exit_code: int) -> NoReturn:
 
 
 def fork(work: Callable[[], None]) -> int:
-    """Do *work* in a forked child; return its process id."""
+    """Fork a child that does *work*; return its process id."""
     pid = os.fork()
     if pid == 0:
         try:
             work()
-        except BaseException as error:  # noqa: BLE001 - told, and judged by the exit code
+        except BaseException as error:  # noqa: BLE001 - printed, and shown by the exit code
             print(f"{type(error).__name__}: {error}", flush=True)
             os._exit(100)
         os._exit(0)
@@ -153,7 +153,7 @@ def in_fork(action: Callable[[], str]) -> str:
     def child(pipe: Pipe) -> None:
         try:
             pipe.send(action())
-        except BaseException as error:  # noqa: BLE001 - whatever it is, the parent wants to know
+        except BaseException as error:  # noqa: BLE001 - reported to the parent
             pipe.send(type(error).__name__)
 
     process = context.Process(target=child, args=(theirs,))

@@ -144,7 +144,7 @@ class QueueState:
         self.execute(f"UPDATE sqlmq_member SET heartbeat_at = {long_ago}{which}", **parameters)
 
     def make_older(self, seconds: float) -> None:
-        """Let all messages and commits be *seconds* older."""
+        """Make all messages and commits *seconds* older."""
         is_on_sqlite = self.engine.dialect.name == "sqlite"
         back = f"{round(seconds * 1e6)}" if is_on_sqlite else f"interval '{seconds} seconds'"
         self.execute(f"UPDATE sqlmq_message SET created_at = created_at - {back}")

@@ -19,12 +19,12 @@ if TYPE_CHECKING:
 DAY = 86_400.0
 
 
-class Shelf:
-    """A topic, "orders" by default, seen past the library where time has to pass."""
+class AgedTopic:
+    """A topic, "orders" by default, whose messages and groups a test makes older in the tables."""
 
     def __init__(self, database: DatabaseUnderTest, mq: MQ, topic: str = "orders") -> None:
         self.mq = mq
-        self.topic = topic
+        self.name = topic
         self._engine = create_engine(database.url)
         self.state = QueueState(self._engine, database.schema)
         self._dialect = dialect_named("postgresql" if database.is_postgres else "sqlite", database.schema)
@@ -32,7 +32,7 @@ class Shelf:
         self.producer = mq.producer(topic)
 
     def put(self, count: int, *, days_old: float = 0.0, value: bytes = b"x") -> None:
-        """Produce *count* messages, and make them as old as that."""
+        """Produce *count* messages, and make them *days_old*."""
         first = self.end
         self.producer.produce_many(Message(value, key=b"key") for _ in range(count))
         m = self._dialect.tables.message
@@ -41,7 +41,7 @@ class Shelf:
             connection.execute(update(m).where(self._is_mine, m.c.msg_offset >= first).values(created_at=at))
 
     def let_pass(self, group: str, *, days: float) -> None:
-        """Have *days* gone by since anything was heard of *group*: its members, claims, commits, its making."""
+        """Move all moments of *group* back by *days*: heartbeats, claims, commits, and when it was made."""
         tables = self._dialect.tables
         at = self._dialect.seconds_from_now(-days * DAY)
         with self._engine.begin() as connection:
@@ -55,41 +55,41 @@ class Shelf:
             connection.execute(update(tables.group).where(tables.group.c.name == group).values(created_at=at))
 
     def keep(self, retention: Retention) -> None:
-        self.mq.admin.set_retention(self.topic, retention)
+        self.mq.admin.set_retention(self.name, retention)
 
     def trim(self) -> int:
-        """One round; return how many messages were deleted."""
-        return sum(trimmed.messages for trimmed in self.mq.admin.apply_retention(self.topic))
+        """Apply the retention once; return how many messages were deleted."""
+        return sum(trimmed.messages for trimmed in self.mq.admin.apply_retention(self.name))
 
     def read(self, group: str, count: int) -> None:
-        """Have *group* read and commit *count* messages, and leave."""
-        with self.mq.consumer(self.topic, group) as consumer:
+        """Read and commit *count* messages as a consumer of *group*, and close it."""
+        with self.mq.consumer(self.name, group) as consumer:
             take(consumer, count)
 
     @property
     def start(self) -> int:
-        return self.mq.admin.describe_topic(self.topic).partitions[0].start_offset
+        return self.mq.admin.describe_topic(self.name).partitions[0].start_offset
 
     @property
     def end(self) -> int:
-        return self.mq.admin.describe_topic(self.topic).partitions[0].end_offset
+        return self.mq.admin.describe_topic(self.name).partitions[0].end_offset
 
     def stored(self) -> list[int]:
-        """The offsets whose rows are there."""
-        return [offset for _, offset in self.state.log(self.topic)]
+        """Return the offsets that have a row."""
+        return [offset for _, offset in self.state.log(self.name)]
 
     def count(self) -> int:
-        """How many rows there are, also of topics that are gone."""
+        """Return how many messages there are, including those of deleted topics."""
         return self.state.count("SELECT count(*) FROM sqlmq_message")
 
     def losses(self) -> list[tuple[str, str, int, int]]:
-        """Which group has lost what, from where, up to where."""
-        return [(one.group, one.kind, one.start_offset, one.end_offset) for one in self.mq.admin.evictions(self.topic)]
+        """Return group, kind, first offset and end offset of each loss."""
+        return [(one.group, one.kind, one.start_offset, one.end_offset) for one in self.mq.admin.evictions(self.name)]
 
     @property
     def _is_mine(self) -> ColumnElement[bool]:
         p, t = self._dialect.tables.partition, self._dialect.tables.topic
-        ids = select(p.c.id).join(t, t.c.id == p.c.topic_id).where(t.c.name == self.topic)
+        ids = select(p.c.id).join(t, t.c.id == p.c.topic_id).where(t.c.name == self.name)
         return self._dialect.tables.message.c.partition_id.in_(ids)
 
     def close(self) -> None:
@@ -102,6 +102,6 @@ def take(consumer: Consumer, count: int) -> list[int]:
     while len(offsets) < count:
         messages = consumer.poll(count - len(offsets), timeout=10)
         assert messages, "nothing came"
-        offsets += [message.offset or 0 for message in messages]
+        offsets += [message.offset for message in messages]
     consumer.commit()
     return offsets

@@ -28,7 +28,7 @@ class Order(Base):
 
 
 class Shop:
-    """Sells things in transactions, each with an event on the topic `events`, which has three partitions."""
+    """Sells in transactions, each with an event on the topic `events`, which has three partitions."""
 
     def __init__(self, mq: MQ, engine: Engine, database: DatabaseUnderTest) -> None:
         self.mq = mq
@@ -48,17 +48,17 @@ class Shop:
 
     @property
     def orders(self) -> list[str]:
-        """What was sold, in order of the ids."""
+        """The orders, by id."""
         with self.engine.connect() as connection:
             return list(connection.execute(select(Order.note).order_by(Order.id)).scalars())
 
     @property
     def events(self) -> list[str]:
-        """What is in the log of `events`, partition by partition, in order."""
+        """The log of `events`, partition by partition."""
         return [value for values in self.log().values() for value in values]
 
     def log(self, topic: str = "events") -> dict[int, list[str]]:
-        """Every partition's values, by its number, without the partitions that have none."""
+        """Return the values in the log of *topic*, by partition, without empty ones."""
         return self.state.texts(topic)
 
 

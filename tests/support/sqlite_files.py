@@ -22,7 +22,7 @@ ROOM_BYTES = 2 * 1024**3
 
 @contextmanager
 def directory_for_sqlite(otherwise: Path) -> Iterator[Path]:
-    """Give an empty directory in memory that is removed in the end; *otherwise* where there is no room."""
+    """Provide an empty directory in memory that is removed in the end; *otherwise* where there is no room."""
     if not MEMORY.is_dir() or shutil.disk_usage(MEMORY).free < ROOM_BYTES:
         yield otherwise
         return

@@ -36,7 +36,7 @@ class _Statements(dict[Any, Any]):
 
 
 def pytest_configure() -> None:
-    """Have all engines of this process share their compiled statements."""
+    """Make all engines of this process share their compiled statements."""
     event.listen(Engine, "engine_connect", _share)
 
 

@@ -1,4 +1,4 @@
-"""What OpenTelemetry was told, to be looked at in tests."""
+"""The spans and metrics that OpenTelemetry was given in a test."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 class Recording:
-    """Providers of spans and metrics, and what they were told."""
+    """Providers of spans and metrics that keep what they were given."""
 
     def __init__(self) -> None:
         self._exporter = InMemorySpanExporter()
@@ -36,7 +36,7 @@ class Recording:
 
     @property
     def tracer(self) -> Tracer:
-        """The application's own."""
+        """The application's own tracer."""
         return self._tracers.get_tracer("application")
 
     def of(self, mq: MQ | AsyncMQ) -> Telemetry:
@@ -44,17 +44,17 @@ class Recording:
         return instrument(mq, tracer_provider=self._tracers, meter_provider=self._meters)
 
     def spans(self, name: str) -> list[ReadableSpan]:
-        """Those that have ended, in that order."""
+        """Return the spans of *name* that have ended, in that order."""
         return [span for span in self._exporter.get_finished_spans() if span.name == name]
 
     def span(self, name: str) -> ReadableSpan:
-        """The only one of that name, once it has ended: that of a future ends beside whoever waits for it."""
+        """Return the only span of *name*, when it has ended: the span of a future ends in another thread."""
         until(lambda: bool(self.spans(name)), f"a span {name!r}")
         (span,) = self.spans(name)
         return span
 
     def points(self, metric: str) -> list[tuple[dict[str, Any], Any]]:
-        """The attributes and the data point of each series of *metric*."""
+        """Return attributes and data point of each series of *metric*."""
         data = self._reader.get_metrics_data()
         return [
             (dict(point.attributes or {}), point)
@@ -66,12 +66,12 @@ class Recording:
         ]
 
     def count(self, metric: str, **attributes: str) -> int:
-        """How much *metric* has counted, or how often it was recorded, with exactly the *attributes* after the common ones."""
+        """Return how much *metric* has counted, or how often it was recorded, with exactly *attributes* besides the common ones."""
         names = {name.replace("_", "."): value for name, value in attributes.items()}
         return sum(
             point.value if hasattr(point, "value") else point.count
-            for told, point in self.points(metric)
-            if names.items() <= told.items() and ("error.type" in told) == ("error.type" in names)
+            for found, point in self.points(metric)
+            if names.items() <= found.items() and ("error.type" in found) == ("error.type" in names)
         )
 
 

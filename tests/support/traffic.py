@@ -1,4 +1,4 @@
-"""Producers and consumers that nobody restarts, whatever happens to their database."""
+"""Producers and consumers that are never restarted, whatever happens to their database."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ TOPIC = "orders"
 class Traffic:
     """Every way to produce, and every way to consume in a group of its own, each in a thread.
 
-    Whoever makes progress notes when; a producer that is refused tries the next message.
+    Each notes when it has made progress. A producer that is refused tries the next message.
     """
 
     def __init__(self, url: str) -> None:
@@ -63,15 +63,15 @@ class Traffic:
             assert self._changed.wait_for(lambda: bool(self.failed) or reached(), PATIENCE_SECONDS), self._told()
         assert self.failed == []
 
-    def wait_for_everybody(self, since: float) -> None:
-        """Until everybody has made progress after that moment."""
+    def wait_for_progress(self, since: float) -> None:
+        """Wait until each producer and consumer has made progress after *since*."""
         self.wait_for(lambda: all(self.progress[actor] and self.progress[actor][-1] > since for actor in self.actors))
 
     def seconds_until_progress(self, since: float) -> dict[str, float]:
         return {actor: next(at for at in self.progress[actor] if at > since) - since for actor in self.actors}
 
     def end(self) -> None:
-        """Stop producing, and stop consuming when all that was acknowledged has come."""
+        """Stop producing; stop consuming when each group has received all acknowledged messages."""
         self._ending.set()
         for thread in self._producers:
             thread.join(PATIENCE_SECONDS)
@@ -82,7 +82,7 @@ class Traffic:
         self.stop()
 
     def stop(self) -> None:
-        """End everybody, whatever has come. Harmless when done before."""
+        """Stop all threads, whatever they have received. A second call does nothing."""
         self._ending.set()
         with contextlib.suppress(ExceptionGroup):
             self._mq.close()
@@ -90,7 +90,7 @@ class Traffic:
             thread.join(PATIENCE_SECONDS)
 
     def check(self) -> None:
-        """Everything acknowledged has come to every group, offsets are dense, and nothing is there that nobody knows of."""
+        """Each group has received all acknowledged messages, and the log has no others but those whose outcome was unknown."""
         for group, places in self.delivered.items():
             assert set(places) >= self.acknowledged, f"{group} has missed something"
         stored = sum(self.stored.values())

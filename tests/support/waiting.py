@@ -1,4 +1,4 @@
-"""Waiting in tests: for a condition or for messages, each with a deadline, never for a fixed time."""
+"""Waits for a condition or for messages, each with a deadline, never for a fixed time."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 PATIENCE_SECONDS = 30.0
-"""Far more than anything takes on a machine that is busy with other things."""
+"""Far more than a step of a test takes on a busy machine."""
 
 
 def until(condition: Callable[[], bool], what: str, *, seconds: float = PATIENCE_SECONDS) -> None:
-    """Return as soon as *condition* holds; fail, naming *what* was waited for, when it does not come to that."""
+    """Return as soon as *condition* holds; fail after *seconds*, and name *what* was waited for."""
     deadline = time.monotonic() + seconds
-    look_again = threading.Event()
+    pause = threading.Event()
     while not condition():
         assert time.monotonic() < deadline, f"not within {seconds} seconds: {what}"
-        look_again.wait(0.01)
+        pause.wait(0.01)
 
 
 def receive(consumer: Consumer, count: int, *, seconds: float = PATIENCE_SECONDS) -> list[ReceivedMessage]:
-    """Ask *consumer* until *count* messages have come. Those of the last answer stay unfinished."""
+    """Poll *consumer* until *count* messages have come. Those of the last poll stay unfinished."""
     deadline = time.monotonic() + seconds
     messages: list[ReceivedMessage] = []
     while len(messages) < count:
@@ -68,7 +68,7 @@ def values(messages: Iterable[Message]) -> list[bytes]:
 
 
 def settle(*consumers: Consumer) -> None:
-    """Let *consumers* of one group, which has no messages, ask in turn until the topic is shared out evenly."""
+    """Poll with all *consumers* of a group without messages in turn until each has its share of the partitions."""
 
     def is_shared_out() -> bool:
         for consumer in consumers:
@@ -82,7 +82,7 @@ def settle(*consumers: Consumer) -> None:
 
 
 def at_once(actions: Iterable[Callable[[], T]]) -> list[T]:
-    """Run *actions* in a thread each, all starting together; return their results, or raise what the first raised."""
+    """Run each of *actions* in a thread, all at the same moment; return their results, or raise the first error."""
     todo = list(actions)
     barrier = threading.Barrier(len(todo))
 
