@@ -25,6 +25,7 @@ from sqlmq.errors import (
     SessionError,
     TransactionEndedError,
 )
+from tests.support.blocking import acknowledge
 from tests.support.waiting import PATIENCE_SECONDS, at_once, until, values
 
 if TYPE_CHECKING:
@@ -526,6 +527,56 @@ def test_a_transaction_takes_the_partitions_of_a_dead_member_and_fences_it(make_
                 member.commit()
 
     assert effects.there() == [(0, 0), (0, 1)]
+
+
+@pytest.mark.parametrize("is_closing", [False, True], ids=["commit", "close"])
+def test_a_member_whose_partition_transactions_have_read_on_moves_no_position(
+    make_mq: MakeMQ, effects: Effects, is_closing: bool
+) -> None:
+    leasing, transacting = make_mq(lease_seconds=0.5), make_mq()
+    send(leasing, 3)
+    member = leasing.consumer("orders", "billing")
+    assert len(member.poll(3, timeout=PATIENCE_SECONDS)) == 3
+    leasing._background.heartbeat.stop()
+    leasing._background.housekeeping.stop()
+    # Its claim is free by then, and no other member has raised the epoch.
+    with transacting.consumer("orders", "billing").transaction(max_messages=1, timeout=PATIENCE_SECONDS) as tx:
+        effects.have(tx)
+
+    if is_closing:
+        acknowledge(member)
+        member.close()
+    else:
+        with pytest.raises(FencedError):
+            member.commit()
+
+    assert positions(transacting) == [1]
+
+
+def test_a_run_whose_partition_transactions_have_read_on_parks_nothing(make_mq: MakeMQ, effects: Effects) -> None:
+    leasing, transacting = make_mq(lease_seconds=0.5), make_mq()
+    send(leasing, 3)
+    member = leasing.consumer("orders", "billing")
+    is_handling, may_fail = threading.Event(), threading.Event()
+
+    def fail(message: ReceivedMessage) -> None:
+        is_handling.set()
+        assert may_fail.wait(PATIENCE_SECONDS)
+        raise ValueError(message.offset)
+
+    with ThreadPoolExecutor(1) as threads:
+        running = threads.submit(member.run, fail, on_failure="park", handle_signals=False)
+        assert is_handling.wait(PATIENCE_SECONDS)
+        leasing._background.heartbeat.stop()
+        leasing._background.housekeeping.stop()
+        with transacting.consumer("orders", "billing").transaction(max_messages=1, timeout=PATIENCE_SECONDS) as tx:
+            effects.have(tx)
+        member.stop()
+        may_fail.set()
+        running.result(PATIENCE_SECONDS)
+
+    assert transacting.admin.parked("orders", "billing").list() == []
+    assert positions(transacting) == [1]
 
 
 @POSTGRES

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sqlite3
 import subprocess
 import sys
 import threading
@@ -161,6 +162,29 @@ def test_a_reader_is_not_blocked_by_an_open_transaction_of_the_writer(make_mq: M
         assert reading.admin.describe_topic("orders").messages == 1
 
         connection.rollback()
+
+
+def test_a_writing_transaction_reads_nothing_before_it_is_the_writer(database: DatabaseUnderTest) -> None:
+    engine = create_engine(database.url, connect_args={"timeout": 0})
+    rows: list[object] = []
+
+    def read(conn: Connection, _dialect: object) -> None:
+        rows.extend(conn.execute(text("SELECT name FROM sqlmq_topic")))
+
+    with MQ(engine) as mq, sqlite3.connect(database.url.removeprefix("sqlite:///"), isolation_level=None) as other:
+        mq.create_topic("orders")
+        other.execute("BEGIN IMMEDIATE")
+
+        with pytest.raises(DatabaseBusyError):
+            mq._database.write_once(read)
+        rows_while_busy = list(rows)
+        other.execute("ROLLBACK")
+        mq._database.write_once(read)
+    other.close()
+    engine.dispose()
+
+    assert rows_while_busy == []
+    assert len(rows) == 1
 
 
 def test_the_tables_are_made_once_when_eight_threads_use_a_new_file_at_the_same_time(

@@ -6,18 +6,21 @@ import os
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from random import Random
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from sqlmq import MQ, Message
 from sqlmq.hooks.clock import SYSTEM, check_clock
+from sqlmq.operations import consume
 from sqlmq.testing import Clock
 from tests.support.clock import ManualClock
 from tests.support.waiting import PATIENCE_SECONDS, until
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from sqlmq.model.message import FetchedRecords
 
 
 def test_without_a_runtime_it_is_the_systems() -> None:
@@ -94,6 +97,30 @@ def test_a_member_that_asks_for_nothing_gives_its_partitions_back_after_five_min
 
         assert owned == still_owned == (0,)
         assert clock.monotonic() >= 1_300.0
+
+
+def test_nothing_is_delivered_whose_lease_has_ended_while_it_was_fetched(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = ManualClock()
+    fetch, delays = consume.fetch, [0.0, 100.0]
+
+    def fetch_slowly(*args: Any, **options: Any) -> dict[int, FetchedRecords]:
+        found = fetch(*args, **options)
+        clock.advance(delays.pop() if found and delays else 0.0)
+        return found
+
+    monkeypatch.setattr(consume, "fetch", fetch_slowly)
+    with MQ(f"sqlite:///{tmp_path}/queue.db", clock=clock.clock, lease_seconds=60.0) as mq:
+        mq.create_topic("orders", 1)
+        mq.producer("orders").produce(Message(b"1"))
+        consumer = mq.consumer("orders", "billing")
+        mq._background.heartbeat.stop()
+
+        late, in_time = consumer.poll(timeout=0), consumer.poll(timeout=0)
+
+    assert late == []
+    assert [message.value for message in in_time] == [b"1"]
 
 
 def test_an_event_of_the_clock_is_set_as_any_other() -> None:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import math
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from sqlmq import ReceivedMessage
 from sqlmq.consumer.worker.parked_keys import ParkedEntry, ParkedKeys
 
-keys = st.sampled_from([b"a", b"b", None])
+KEYS = (b"a", b"b", b"")
+keys = st.sampled_from([*KEYS, None])
 
 
 def received(offset: int, key: bytes | None) -> ReceivedMessage:
@@ -21,8 +23,9 @@ def parked(*entries: ParkedEntry) -> ParkedKeys:
     return ParkedKeys(entries)
 
 
-def test_only_the_first_of_a_lane_is_due() -> None:
-    first, second = ParkedEntry(1, b"a", due_at=5.0), ParkedEntry(2, b"a")
+@pytest.mark.parametrize("key", KEYS)
+def test_only_the_first_of_a_lane_is_due(key: bytes) -> None:
+    first, second = ParkedEntry(1, key, due_at=5.0), ParkedEntry(2, key)
     parked_keys = parked(first, second)
 
     assert parked_keys.due(4.0) is None
@@ -72,7 +75,7 @@ def test_a_partition_that_is_stopped_has_nothing_due() -> None:
     assert parked_keys.next_due_at() == math.inf
 
 
-@given(st.lists(keys, max_size=20), st.sets(st.sampled_from([b"a", b"b"])), st.integers(1, 9), st.integers(1, 9))
+@given(st.lists(keys, max_size=20), st.sets(st.sampled_from(KEYS)), st.integers(1, 9), st.integers(1, 9))
 def test_the_log_is_split_where_a_key_waits(
     sent: list[bytes | None], blocked: set[bytes], most: int, room: int
 ) -> None:
