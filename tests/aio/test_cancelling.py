@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from sqlmq import AsyncConsumer, AsyncMQ, AsyncProducer, Message, ProducerResult, ReceivedMessage
+from sqlmq import AsyncConsumer, AsyncMQ, AsyncProducer, DelayedMessage, Message, ProducerResult, ReceivedMessage
 from sqlmq.errors import ConsumerClosedError
 from tests.aio.interrupting import cancelled_everywhere
+from tests.support.delayed import LONG
 from tests.support.waiting import PATIENCE_SECONDS
 
 if TYPE_CHECKING:
@@ -67,6 +68,22 @@ async def test_a_cancelled_producer_has_lost_nothing_that_was_acknowledged(mq: A
     assert acknowledged
     assert {place: log.get(place) for place in acknowledged} == acknowledged
     assert [value for value, count in Counter(log.values()).items() if count > 1] == []
+
+
+async def test_a_cancelled_task_has_stored_its_delayed_message_or_not(mq: AsyncMQ) -> None:
+    producer = await mq.producer("orders")
+    stored: list[DelayedMessage] = []
+
+    async def delay() -> None:
+        stored.append(await producer.schedule(Message(b"%d" % len(stored), b"k"), delay_seconds=LONG))
+
+    async for _result in cancelled_everywhere(delay):
+        pass
+
+    waiting = [one.id for one in await mq.admin.delayed("orders")]
+    assert stored
+    assert {one.id for one in stored} <= set(waiting)
+    assert len(waiting) == len(set(waiting))
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncSession
 
 from sqlmq import AsyncMQ, Message, Retry
 from tests.support.handlers import IDLE_SECONDS, SOON
@@ -131,6 +132,17 @@ async def test_a_handler_that_takes_too_long_is_cancelled_and_has_failed(mq: Asy
 
     assert handled == [b"1"]
     assert summary.dead == 1
+
+
+async def test_a_single_session_is_refused(mq: AsyncMQ) -> None:
+    await send(mq, 1)
+    consumer = await mq.consumer("orders", "billing")
+    session: Any = AsyncSession()
+
+    async def handler(_message: Message, _session: AsyncSession) -> None: ...
+
+    with pytest.raises(TypeError, match="takes an async_sessionmaker"):
+        await consumer.run(handler, transaction=True, session=session)
 
 
 async def test_a_function_in_a_thread_gets_an_ordinary_session(mq: AsyncMQ, engine: Engine) -> None:

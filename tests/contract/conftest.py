@@ -8,20 +8,32 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from sqlmq import MQ, AsyncMQ
-from tests.conftest import close_and_count, parameter_of
+from tests.conftest import CheckedOut, close_and_count, parameter_of
+from tests.support.application import Application, AsyncApplication, sync_of, unwrapped
 from tests.support.blocking import Loop, blocking
+from tests.support.shop import Shop
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from sqlalchemy import Engine
+
     from tests.conftest import DatabaseUnderTest, MakeMQ
 
 WAYS = ("sync", "asyncio")
+DRIVERS = ("asyncpg", "psycopg")
+"""The drivers of the application for asyncio on Postgres; tests that are not marked with `each_driver` run on the first."""
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Run each test that asks for a queue both ways, unless it says why not."""
-    if "way" in metafunc.fixturenames:
+    if "way" not in metafunc.fixturenames:
+        return
+    if metafunc.definition.get_closest_marker("each_driver"):
+        ways = [(WAYS[0], None), *((WAYS[1], driver) for driver in DRIVERS)]
+        ids = [*WAYS, f"{WAYS[1]}-{DRIVERS[1]}"]
+        metafunc.parametrize(("way", "driver"), ways, indirect=True, ids=ids)
+    else:
         exception = metafunc.definition.get_closest_marker("sync_only")
         metafunc.parametrize("way", WAYS[:1] if exception else WAYS, indirect=True)
 
@@ -39,6 +51,8 @@ def _is_left_out(item: pytest.Item) -> bool:
             return True
         case "sync", "postgres":
             return item.get_closest_marker("sync_only") is None and not _chooses_databases(item)
+        case "asyncio", "sqlite":
+            return parameter_of(item, "driver") == DRIVERS[1]
     return False
 
 
@@ -53,16 +67,52 @@ def way(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture
-def make_mq(way: str, database: DatabaseUnderTest) -> Iterator[MakeMQ]:
-    """Make MQ objects, or what looks like them and does everything with asyncio."""
+def loop(way: str) -> Iterator[Loop | None]:
+    """The event loop in which everything is done with asyncio."""
+    if way == "sync":
+        yield None
+        return
+    loop = Loop()
+    yield loop
+    loop.close()
+
+
+@pytest.fixture
+def driver(request: pytest.FixtureRequest, database: DatabaseUnderTest) -> str:
+    """The application's driver for asyncio on Postgres."""
+    # Behind PgBouncer, asyncpg would need names of its own for prepared statements.
+    chosen: str | None = DRIVERS[1] if database.kind == "pgbouncer" else getattr(request, "param", None)
+    return chosen or DRIVERS[0]
+
+
+@pytest.fixture
+def app(loop: Loop | None, engine: Engine, database: DatabaseUnderTest, driver: str) -> Iterator[Application]:
+    """The application beside the queue, which uses SQLAlchemy in the way of the test."""
+    if loop is None:
+        yield Application(engine)
+        return
+    outside = AsyncApplication(engine, loop, driver)
+    with outside.on_url(database.url, **database.engine_arguments) as app:
+        checked_out = CheckedOut(sync_of(app.engine))
+        yield app
+        assert len(checked_out) == 0, f"connections not given back to the pool: {checked_out}"
+
+
+@pytest.fixture
+def shop(mq: MQ, engine: Engine, database: DatabaseUnderTest, app: Application) -> Shop:
+    """A shop of that application."""
+    return Shop(mq, engine, database, app)
+
+
+@pytest.fixture
+def make_mq(loop: Loop | None, database: DatabaseUnderTest) -> Iterator[MakeMQ]:
+    """Make MQ objects, or what looks like them and does everything with asyncio, also on another `database=`."""
     with ExitStack() as closing:
-        if way == "asyncio":
-            loop = Loop()
-            closing.callback(loop.close)
 
         def make(**options: Any) -> MQ:
+            on = unwrapped(options.pop("database", database.url))
             options = {"schema": database.schema, **options}
-            mq = blocking(AsyncMQ(database.url, **options), loop) if way == "asyncio" else MQ(database.url, **options)
+            mq = MQ(on, **options) if loop is None else blocking(AsyncMQ(on, **options), loop)
             closing.callback(close_and_count(mq))
             return mq
 

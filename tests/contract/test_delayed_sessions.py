@@ -7,27 +7,24 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
-from sqlalchemy import Connection, create_engine, event, text
+from sqlalchemy import Connection, event, text
 from sqlalchemy.exc import DBAPIError, IntegrityError
-from sqlalchemy.orm import Session
 
 from sqlmq import DelayedMessage, Message, UnknownTopicError
 from sqlmq.errors import SessionError
-from tests.contract.test_outbox import BOTH, EACH_SHAPE, POSTGRES, Transacted
+from tests.contract.test_outbox import BOTH, EACH_SHAPE, LISTENS, POSTGRES, Transacted
 from tests.support.delayed import FUTURE, LONG, PAST, Staged
-from tests.support.engines import with_savepoints
 from tests.support.shop import Order, Shop, savepoint_trees
 from tests.support.waiting import receive, until, values
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
-    from contextlib import AbstractContextManager
+    from collections.abc import Sequence
 
-    from sqlalchemy import Engine
+    from sqlalchemy.orm import Session
 
     from tests.conftest import DatabaseUnderTest, MakeMQ
-
-pytestmark = pytest.mark.sync_only(reason="its sessions block; tests/aio/test_delayed.py has those of asyncio")
+    from tests.contract.test_outbox import Shape
+    from tests.support.application import Application
 
 EITHER = pytest.mark.parametrize("database", ["postgres", "postgres-schema"], indirect=True)
 
@@ -43,46 +40,34 @@ def remind(shop: Shop, session: Transacted, note: str) -> DelayedMessage:
 
 @EACH_SHAPE
 @BOTH
-def test_a_delayed_message_is_stored_when_its_transaction_has_committed(
-    shop: Shop, transaction: Callable[[Engine], AbstractContextManager[Transacted]]
+def test_a_delayed_message_is_stored_when_its_transaction_has_committed_also_if_it_came_first(
+    shop: Shop, transaction: Shape
 ) -> None:
-    with transaction(shop.engine) as session:
-        delayed = remind(shop, session, "a")
+    with transaction(shop.app) as session:
+        first = shop.producer.schedule(Message(b"first", b"k"), delay_seconds=LONG, session=session)
+        second = remind(shop, session, "a")
         assert shop.mq.admin.delayed("events") == []
 
-    assert shop.mq.admin.delayed("events") == [delayed]
+    assert shop.mq.admin.delayed("events") == [first, second]
     assert shop.orders == ["a"]
 
 
 @EACH_SHAPE
 @BOTH
-def test_a_delayed_message_is_gone_when_its_transaction_failed(
-    shop: Shop, transaction: Callable[[Engine], AbstractContextManager[Transacted]]
-) -> None:
-    with pytest.raises(ZeroDivisionError), transaction(shop.engine) as session:  # noqa: PT012 - it is what the block does
+def test_a_delayed_message_is_gone_when_its_transaction_failed(shop: Shop, transaction: Shape) -> None:
+    with pytest.raises(ZeroDivisionError), transaction(shop.app) as session:  # noqa: PT012 - it is what the block does
         remind(shop, session, "a")
         raise ZeroDivisionError
-    with transaction(shop.engine) as session:
+    with transaction(shop.app) as session:
         kept = remind(shop, session, "b")
 
     assert shop.mq.admin.delayed("events") == [kept]
     assert shop.orders == ["b"]
 
 
-@EACH_SHAPE
-@BOTH
-def test_a_delayed_message_that_comes_first_begins_the_transaction(
-    shop: Shop, transaction: Callable[[Engine], AbstractContextManager[Transacted]]
-) -> None:
-    with transaction(shop.engine) as session:
-        delayed = shop.producer.schedule(Message(b"first"), deliver_at=FUTURE, session=session)
-
-    assert shop.mq.admin.delayed("events") == [delayed]
-
-
 def test_all_ways_to_produce_take_a_session(shop: Shop, staged: Staged) -> None:
     consumer = shop.mq.consumer("events", "billing")
-    with Session(shop.engine) as session, session.begin():
+    with shop.session() as session, session.begin():
         one = shop.producer.schedule(Message(b"a"), delay_seconds=LONG, session=session)
         placed = shop.producer.schedule(Message(b"b"), partition=2, deliver_at=FUTURE, session=session)
         many = shop.producer.schedule_many([Message(b"c"), Message(b"d")], delay_seconds=2 * LONG, session=session)
@@ -96,7 +81,7 @@ def test_all_ways_to_produce_take_a_session(shop: Shop, staged: Staged) -> None:
 
 
 def test_messages_for_now_and_for_later_go_in_one_transaction(shop: Shop, staged: Staged) -> None:
-    with Session(shop.engine) as session, session.begin():
+    with shop.session() as session, session.begin():
         publication = shop.sell(session, "now")
         delayed = shop.producer.schedule(Message(b"later", b"k"), delay_seconds=LONG, session=session)
 
@@ -108,7 +93,7 @@ def test_messages_for_now_and_for_later_go_in_one_transaction(shop: Shop, staged
 
 
 def test_who_stores_it_moves_it_after_the_commit(shop: Shop) -> None:
-    with Session(shop.engine) as session:
+    with shop.session() as session:
         shop.producer.schedule(Message(b"soon", b"k"), delay_seconds=0.1, session=session)
         shop.producer.schedule(Message(b"at once", b"k"), deliver_at=PAST, session=session)
         shop.producer.schedule(Message(b"never"), deliver_at=PAST, session=session)
@@ -123,7 +108,7 @@ def test_who_stores_it_moves_it_after_the_commit(shop: Shop) -> None:
 
 def test_a_forked_or_second_mq_on_the_same_engine_stores_for_itself(shop: Shop, make_mq: MakeMQ) -> None:
     other = make_mq().producer("events")
-    with Session(shop.engine) as session, session.begin():
+    with shop.session() as session, session.begin():
         shop.producer.schedule(Message(b"a", b"k"), delay_seconds=0.1, session=session)
         other.schedule(Message(b"b", b"k"), delay_seconds=0.2, session=session)
 
@@ -131,18 +116,16 @@ def test_a_forked_or_second_mq_on_the_same_engine_stores_for_itself(shop: Shop, 
 
 
 @given(tree=savepoint_trees)
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @BOTH
 def test_savepoints_decide_as_they_decide_for_rows(shop: Shop, database: DatabaseUnderTest, tree: list[Any]) -> None:
-    engine = with_savepoints(database.url)
-    with engine.begin() as connection:
+    with shop.engine.begin() as connection:
         connection.execute(text("DELETE FROM customer_order"))
         connection.execute(text("DELETE FROM sqlmq_staged"))
     expected: list[str] = []
-    with Session(engine) as session:
+    with shop.app.with_savepoints(database.url) as app, app.session() as session:
         _follow(shop, session, tree, expected, "x")
         session.commit()
-    engine.dispose()
 
     stored = shop.mq.admin.delayed("events")
 
@@ -172,8 +155,7 @@ def _follow(shop: Shop, session: Session, tree: Sequence[Any], expected: list[st
 @EITHER
 @pytest.mark.parametrize("level", ["READ COMMITTED", "REPEATABLE READ", "SERIALIZABLE"])
 def test_any_isolation_level_will_do(shop: Shop, make_mq: MakeMQ, level: str) -> None:
-    engine = shop.engine.execution_options(isolation_level=level)
-    with Session(engine) as session:
+    with shop.app.at(level).session() as session:
         session.execute(text("SELECT count(*) FROM customer_order"))  # the transaction has its snapshot
         with make_mq() as other:
             other.producer("events").schedule(Message(b"meanwhile", b"k"), delay_seconds=LONG)
@@ -190,9 +172,8 @@ def test_any_isolation_level_will_do(shop: Shop, make_mq: MakeMQ, level: str) ->
 @EITHER
 def test_transactions_that_store_for_one_partition_do_not_wait_for_each_other(shop: Shop, make_mq: MakeMQ) -> None:
     for level in ("READ COMMITTED", "SERIALIZABLE"):
-        engine = shop.engine.execution_options(isolation_level=level)
         with ExitStack() as stack:
-            sessions = [stack.enter_context(Session(engine)) for _ in range(3)]
+            sessions = [stack.enter_context(shop.app.at(level).session()) for _ in range(3)]
             for number, session in enumerate(sessions):
                 session.execute(text("SET LOCAL lock_timeout = '2s'"))
                 shop.producer.schedule(Message(b"%d" % number, b"k"), delay_seconds=LONG, session=session)
@@ -224,6 +205,7 @@ def test_a_handler_delays_in_the_transaction_of_its_messages(shop: Shop, staged:
         assert values(tx.messages) == [b"again"]
 
 
+@pytest.mark.sync_only("with asyncio the calls wait for the block, until the file is busy for too long")
 @pytest.mark.parametrize("database", ["sqlite"], indirect=True)
 def test_a_handler_on_sqlite_that_would_wait_for_itself_is_told_so(shop: Shop) -> None:
     consumer = shop.mq.consumer("events", "billing")
@@ -245,7 +227,7 @@ def test_a_handler_on_sqlite_that_would_wait_for_itself_is_told_so(shop: Shop) -
 def test_messages_wait_on_when_the_transaction_that_cancelled_them_is_rolled_back(shop: Shop) -> None:
     first, second = shop.producer.schedule_many([Message(b"a"), Message(b"b")], delay_seconds=LONG)
 
-    with Session(shop.engine) as session:
+    with shop.session() as session:
         assert shop.mq.admin.cancel_delayed(first.id, session=session) == [first.id]
         session.rollback()
         assert shop.mq.admin.delayed("events") == [first, second]
@@ -255,18 +237,33 @@ def test_messages_wait_on_when_the_transaction_that_cancelled_them_is_rolled_bac
     assert shop.mq.admin.delayed("events") == [second]
 
 
+def test_a_message_waits_on_when_the_savepoint_that_cancelled_it_is_rolled_back(
+    shop: Shop, database: DatabaseUnderTest
+) -> None:
+    kept, cancelled = shop.producer.schedule_many([Message(b"a"), Message(b"b")], delay_seconds=LONG)
+
+    with shop.app.with_savepoints(database.url) as app, app.session() as session:
+        savepoint = session.begin_nested()
+        assert shop.mq.admin.cancel_delayed(kept.id, session=session) == [kept.id]
+        savepoint.rollback()
+        shop.mq.admin.cancel_delayed(cancelled.id, session=session)
+        session.commit()
+
+    assert shop.mq.admin.delayed("events") == [kept]
+
+
 def test_what_a_transaction_has_stored_it_can_cancel(shop: Shop) -> None:
-    with shop.engine.begin() as connection:
+    with shop.app.engine.begin() as connection:
         delayed = remind(shop, connection, "a")
         assert shop.mq.admin.cancel_delayed(delayed.id, session=connection) == [delayed.id]
 
     assert (shop.mq.admin.delayed("events"), shop.orders) == ([], ["a"])
 
 
-def test_an_mq_whose_first_call_is_to_cancel_in_a_session_has_its_tables(make_mq: MakeMQ, engine: Engine) -> None:
+def test_an_mq_whose_first_call_is_to_cancel_in_a_session_has_its_tables(make_mq: MakeMQ, app: Application) -> None:
     mq = make_mq()
 
-    with Session(engine) as session:
+    with app.session() as session:
         assert mq.admin.cancel_delayed(1, session=session) == []
         session.commit()
 
@@ -277,13 +274,12 @@ def test_an_mq_whose_first_call_is_to_cancel_in_a_session_has_its_tables(make_mq
 
 
 def test_sessions_that_can_not_carry_a_message_are_refused(shop: Shop, staged: Staged) -> None:
-    autocommit = shop.engine.execution_options(isolation_level="AUTOCOMMIT")
-    elsewhere = create_engine("sqlite://")
     with (
-        autocommit.connect() as committing,
-        elsewhere.connect() as other,
-        shop.engine.connect() as closed,
-        Session(shop.engine) as failed,
+        shop.app.at("AUTOCOMMIT").engine.connect() as committing,
+        shop.app.on_url("sqlite://") as elsewhere,
+        elsewhere.engine.connect() as other,
+        shop.connect() as closed,
+        shop.session() as failed,
     ):
         closed.close()
         failed.add_all([Order(note="a"), Order(note="a")])
@@ -299,20 +295,20 @@ def test_sessions_that_can_not_carry_a_message_are_refused(shop: Shop, staged: S
                 shop.producer.schedule(Message(b""), delay_seconds=LONG, session=session)
             with pytest.raises(SessionError, match=complaint):
                 shop.mq.admin.cancel_delayed(1, session=session)
-    elsewhere.dispose()
 
     assert len(staged) == 0
 
 
 def test_what_is_no_session_is_refused(shop: Shop) -> None:
-    wrong: Any = shop.engine
+    wrong: Any = shop.app.engine
 
-    with pytest.raises(TypeError, match="session= must be a Session"):
+    with pytest.raises(TypeError, match=r"session= must be an? (Async)?Session"):
         shop.producer.schedule(Message(b""), delay_seconds=LONG, session=wrong)
-    with pytest.raises(TypeError, match="session= must be a Session"):
+    with pytest.raises(TypeError, match=r"session= must be an? (Async)?Session"):
         shop.mq.admin.cancel_delayed(1, session=wrong)
 
 
+@LISTENS
 def test_a_message_that_comes_while_its_transaction_commits_is_refused(shop: Shop, staged: Staged) -> None:
     refused: list[SessionError] = []
 
@@ -332,7 +328,7 @@ def test_a_message_that_comes_while_its_transaction_commits_is_refused(shop: Sho
 def test_a_topic_that_is_gone_is_told_at_once_and_a_new_one_of_its_name_is_found(shop: Shop, make_mq: MakeMQ) -> None:
     make_mq().delete_topics("events")
 
-    with Session(shop.engine) as session:
+    with shop.session() as session:
         with pytest.raises(UnknownTopicError, match="events"):
             shop.producer.schedule(Message(b""), delay_seconds=LONG, session=session)
         session.rollback()
@@ -348,7 +344,7 @@ def test_an_error_of_the_database_tells_no_content(shop: Shop) -> None:
     with shop.engine.begin() as connection:
         connection.execute(text("ALTER TABLE sqlmq_staged RENAME TO hidden"))
 
-    with Session(shop.engine) as session, pytest.raises(DBAPIError) as raised:
+    with shop.session() as session, pytest.raises(DBAPIError) as raised:
         shop.producer.schedule(
             Message(b"a secret", b"a secret", {"a": "a secret"}), delay_seconds=LONG, session=session
         )
@@ -361,8 +357,8 @@ def test_an_error_of_the_database_tells_no_content(shop: Shop) -> None:
 
 @POSTGRES
 def test_a_schema_translate_map_is_for_the_applications_tables(shop: Shop) -> None:
-    engine = shop.engine.execution_options(schema_translate_map={None: "tenant"})
-    with Session(engine) as session, session.begin():
+    engine = shop.app.engine.execution_options(schema_translate_map={None: "tenant"})
+    with shop.session(bind=engine) as session, session.begin():
         delayed = shop.producer.schedule(Message(b"a"), delay_seconds=LONG, session=session)
         gone = shop.producer.schedule(Message(b"b"), delay_seconds=LONG, session=session)
         assert shop.mq.admin.cancel_delayed(gone.id, session=session) == [gone.id]

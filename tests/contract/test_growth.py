@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 
 import pytest
 from sqlalchemy import text
-from sqlalchemy.orm import Session
 
 from sqlmq import Message, ReceivedMessage, UnknownTopicError
 from sqlmq.errors import InvalidPartitionError
@@ -26,6 +25,7 @@ if TYPE_CHECKING:
 
     from sqlmq import MQ, Consumer, Producer
     from tests.conftest import DatabaseUnderTest, MakeMQ
+    from tests.support.application import Application
 
 STAYS, LEAVES_TWICE, LEAVES_FIRST, LEAVES_SECOND = b"0", b"1", b"4", b"5"
 """With 1, 2 and 4 partitions these are in 0, 0, 0; 0, 1, 3; 0, 1, 1; 0, 0, 2."""
@@ -181,11 +181,10 @@ def test_more_than_one_statement_takes_goes_to_the_new_partitions_as_a_whole(mak
     assert sum(partition.messages for partition in mq.admin.describe_topic("orders").partitions) == 6_000
 
 
-@pytest.mark.sync_only(reason="its sessions block")
 @pytest.mark.parametrize("level", [None, "REPEATABLE READ", "SERIALIZABLE"])
 @pytest.mark.parametrize("count", [1, 40, 6_000])
 def test_a_transaction_of_the_applications_goes_to_the_new_partitions(
-    make_mq: MakeMQ, engine: Engine, database: DatabaseUnderTest, level: str | None, count: int
+    make_mq: MakeMQ, engine: Engine, app: Application, database: DatabaseUnderTest, level: str | None, count: int
 ) -> None:
     if level == "REPEATABLE READ" and not database.is_postgres:
         level = "SERIALIZABLE"
@@ -193,7 +192,7 @@ def test_a_transaction_of_the_applications_goes_to_the_new_partitions(
     mq.create_topic("orders", 1)
     mq.create_topic("bills", 1)
     producer, bills = other.producer("orders"), other.producer("bills")
-    with Session(engine if level is None else engine.execution_options(isolation_level=level)) as session:
+    with (app if level is None else app.at(level)).session() as session:
         mq.admin.add_partitions("bills", 4)
         published = producer.produce_many([Message(b"a", LEAVES_TWICE)] * count, session=session)
         published += bills.produce_many([Message(b"b", LEAVES_TWICE)] * count, session=session)
@@ -208,15 +207,14 @@ def test_a_transaction_of_the_applications_goes_to_the_new_partitions(
     assert bills.produce(Message(b"c", LEAVES_TWICE)).partition == 3
 
 
-@pytest.mark.sync_only(reason="its sessions block")
 @POSTGRES
 def test_a_transaction_that_began_before_is_moved_to_the_new_partitions(
-    make_mq: MakeMQ, engine: Engine, database: DatabaseUnderTest
+    make_mq: MakeMQ, engine: Engine, app: Application, database: DatabaseUnderTest
 ) -> None:
     mq = without_polling(make_mq())
     mq.create_topic("orders", 1)
     producer = mq.producer("orders")
-    with Session(engine.execution_options(isolation_level="REPEATABLE READ")) as session:
+    with app.at("REPEATABLE READ").session() as session:
         session.execute(text("SELECT 1"))
         mq.admin.add_partitions("orders", 4)
         producer.produce_with_partition(Message(b"knows"), 3)
@@ -462,7 +460,6 @@ def test_a_consumer_can_seek_in_a_new_partition(mq: MQ) -> None:
     assert values(receive(consumer, 1)) == [b"1"]
 
 
-@pytest.mark.sync_only(reason="its transactions block")
 @pytest.mark.pgbouncer
 def test_transactions_read_the_new_partitions_in_order(make_mq: MakeMQ) -> None:
     mq, other = make_mq(), make_mq()
@@ -505,7 +502,7 @@ def test_doctor_takes_no_offence_at_a_partition_that_is_not_read_yet(mq: MQ) -> 
 # --- Together ---
 
 
-@pytest.mark.sync_only(reason="threads of its own")
+@pytest.mark.sync_only("it takes seconds, and is about the log")
 def test_keys_keep_their_order_while_a_topic_grows_under_load(make_mq: MakeMQ) -> None:
     rounds, grown = 60, [2, 4, 8]
     queues = [make_mq() for _ in range(5)]
@@ -553,7 +550,6 @@ def _total(mq: MQ) -> int:
     return sum(partition.messages for partition in mq.admin.describe_topic("orders").partitions)
 
 
-@pytest.mark.sync_only(reason="a lock of its own")
 @POSTGRES
 def test_a_transaction_that_does_not_end_keeps_a_topic_from_growing_and_nobody_from_producing(
     mq: MQ, engine: Engine, database: DatabaseUnderTest, monkeypatch: pytest.MonkeyPatch

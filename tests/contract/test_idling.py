@@ -194,7 +194,6 @@ def test_a_thread_that_died_is_replaced_when_somebody_waits_again(make_mq: MakeM
         poll_for_all(mq, [consumer])
 
 
-@pytest.mark.sync_only(reason="its blocks are no coroutines; the wait with asyncio counts itself in the same way")
 def test_consumers_that_wait_for_a_transaction_are_woken_however_many_they_are(make_mq: MakeMQ) -> None:
     mq = unwatched(make_mq(**RARELY))
     mq.create_topic("orders", 6)

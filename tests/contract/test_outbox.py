@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import gc
 import weakref
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -19,67 +21,61 @@ from sqlmq import MQ, Message, UnknownTopicError
 from sqlmq.errors import MessageTooLargeError, ProducerClosedError, SessionError
 from sqlmq.migrate import upgrade
 from sqlmq.producer import outbox
-from tests.support.engines import with_savepoints
+from tests.support.application import Application, sync_of
 from tests.support.queue_state import QueueState
 from tests.support.shop import Order, Shop, savepoint_trees
 from tests.support.waiting import PATIENCE_SECONDS, at_once, receive, until
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
-    from contextlib import AbstractContextManager
+    from collections.abc import Iterator, Sequence
 
     from sqlalchemy import Engine
 
     from tests.conftest import DatabaseUnderTest, MakeMQ
     from tests.support.postgres_databases import PostgresDatabases
 
-pytestmark = pytest.mark.sync_only(reason="its sessions block; tests/aio/test_sessions.py has those of asyncio")
-
 POSTGRES = pytest.mark.parametrize("database", ["postgres"], indirect=True)
 SQLITE = pytest.mark.parametrize("database", ["sqlite"], indirect=True)
 BOTH = pytest.mark.parametrize("database", ["sqlite", "postgres"], indirect=True)
-
-
-@pytest.fixture
-def shop(mq: MQ, engine: Engine, database: DatabaseUnderTest) -> Shop:
-    return Shop(mq, engine, database)
+LISTENS = pytest.mark.sync_only("a listener of SQLAlchemy is no coroutine, so it can't await an AsyncProducer")
 
 
 # --- Whatever stands for a transaction ---
 
 Transacted = Session | scoped_session[Session] | Connection
+Shape = Callable[[Application], AbstractContextManager[Transacted]]
 
 
 @contextmanager
-def a_session(engine: Engine) -> Iterator[Transacted]:
-    with Session(engine) as session:
+def a_session(app: Application) -> Iterator[Transacted]:
+    with app.session() as session:
         yield session
         session.commit()
 
 
 @contextmanager
-def a_session_that_begins(engine: Engine) -> Iterator[Transacted]:
-    with Session(engine) as session, session.begin():
+def a_session_that_begins(app: Application) -> Iterator[Transacted]:
+    with app.session() as session, session.begin():
         yield session
 
 
 @contextmanager
-def a_sessionmaker_that_begins(engine: Engine) -> Iterator[Transacted]:
-    with sessionmaker(engine).begin() as session:
+def a_sessionmaker_that_begins(app: Application) -> Iterator[Transacted]:
+    with app.sessionmaker().begin() as session:
         yield session
 
 
 @contextmanager
-def a_session_begun_by_hand(engine: Engine) -> Iterator[Transacted]:
-    with Session(engine, autobegin=False) as session:
+def a_session_begun_by_hand(app: Application) -> Iterator[Transacted]:
+    with app.session(autobegin=False) as session:
         session.begin()
         yield session
         session.commit()
 
 
 @contextmanager
-def a_scoped_session(engine: Engine) -> Iterator[Transacted]:
-    session = scoped_session(sessionmaker(engine))
+def a_scoped_session(app: Application) -> Iterator[Transacted]:
+    session = app.scoped_session()
     try:
         yield session
         session.commit()
@@ -88,29 +84,29 @@ def a_scoped_session(engine: Engine) -> Iterator[Transacted]:
 
 
 @contextmanager
-def a_connection_that_begins(engine: Engine) -> Iterator[Transacted]:
-    with engine.connect() as connection, connection.begin():
+def a_connection_that_begins(app: Application) -> Iterator[Transacted]:
+    with app.engine.connect() as connection, connection.begin():
         yield connection
 
 
 @contextmanager
-def an_autobegun_connection(engine: Engine) -> Iterator[Transacted]:
-    with engine.connect() as connection:
+def an_autobegun_connection(app: Application) -> Iterator[Transacted]:
+    with app.engine.connect() as connection:
         yield connection
         connection.commit()
 
 
 @contextmanager
-def an_engine_that_begins(engine: Engine) -> Iterator[Transacted]:
-    with engine.begin() as connection:
+def an_engine_that_begins(app: Application) -> Iterator[Transacted]:
+    with app.engine.begin() as connection:
         yield connection
 
 
-def a_session_joining(mode: Any) -> Callable[[Engine], AbstractContextManager[Transacted]]:
+def a_session_joining(mode: Any) -> Shape:
     @contextmanager
-    def shape(engine: Engine) -> Iterator[Transacted]:
-        with engine.connect() as connection, connection.begin() as transaction:
-            with Session(connection, join_transaction_mode=mode) as session:
+    def shape(app: Application) -> Iterator[Transacted]:
+        with app.engine.connect() as connection, connection.begin() as transaction:
+            with app.session(bind=connection, join_transaction_mode=mode) as session:
                 yield session
                 session.commit()
             if transaction.is_active:
@@ -139,11 +135,10 @@ EACH_SHAPE = pytest.mark.parametrize("transaction", SHAPES, ids=lambda shape: sh
 
 @EACH_SHAPE
 @BOTH
+@pytest.mark.each_driver
 @pytest.mark.pgbouncer
-def test_a_message_is_in_the_log_when_its_transaction_has_committed(
-    shop: Shop, transaction: Callable[[Engine], AbstractContextManager[Transacted]]
-) -> None:
-    with transaction(shop.engine) as session:
+def test_a_message_is_in_the_log_when_its_transaction_has_committed(shop: Shop, transaction: Shape) -> None:
+    with transaction(shop.app) as session:
         publication = shop.sell(session, "a")
         assert (publication.result, shop.events) == (None, [])
 
@@ -153,13 +148,11 @@ def test_a_message_is_in_the_log_when_its_transaction_has_committed(
 
 @EACH_SHAPE
 @BOTH
-def test_a_message_is_never_in_the_log_when_its_transaction_failed(
-    shop: Shop, transaction: Callable[[Engine], AbstractContextManager[Transacted]]
-) -> None:
-    with pytest.raises(ZeroDivisionError), transaction(shop.engine) as session:  # noqa: PT012 - it is what the block does
+def test_a_message_is_never_in_the_log_when_its_transaction_failed(shop: Shop, transaction: Shape) -> None:
+    with pytest.raises(ZeroDivisionError), transaction(shop.app) as session:  # noqa: PT012 - it is what the block does
         publication = shop.sell(session, "a")
         raise ZeroDivisionError
-    with transaction(shop.engine) as session:
+    with transaction(shop.app) as session:
         shop.sell(session, "b")
 
     assert publication.result is None
@@ -168,10 +161,8 @@ def test_a_message_is_never_in_the_log_when_its_transaction_failed(
 
 @EACH_SHAPE
 @BOTH
-def test_a_message_that_comes_first_begins_the_transaction(
-    shop: Shop, transaction: Callable[[Engine], AbstractContextManager[Transacted]]
-) -> None:
-    with transaction(shop.engine) as session:
+def test_a_message_that_comes_first_begins_the_transaction(shop: Shop, transaction: Shape) -> None:
+    with transaction(shop.app) as session:
         shop.producer.produce(Message(b"first"), session=session)
 
     assert shop.events == ["first"]
@@ -182,18 +173,16 @@ def test_a_test_suite_that_rolls_everything_back_leaves_no_message(
     shop: Shop, database: DatabaseUnderTest, mode: Literal["conditional_savepoint", "rollback_only"]
 ) -> None:
     # https://docs.sqlalchemy.org/en/20/orm/session_transaction.html#joining-a-session-into-an-external-transaction-such-as-for-test-suites
-    engine = with_savepoints(database.url)
-    with engine.connect() as connection:
+    with shop.app.with_savepoints(database.url) as app, app.engine.connect() as connection:
         outer = connection.begin()
         if mode == "conditional_savepoint":
             connection.begin_nested()
-        with Session(connection, join_transaction_mode=mode) as session:
+        with app.session(bind=connection, join_transaction_mode=mode) as session:
             publication = shop.sell(session, "a")
             session.commit()
         published = shop.events
         if outer.is_active:
             outer.rollback()
-    engine.dispose()
 
     # Only control_fully commits the transaction of others.
     expected = ["a"] if str(mode) == "control_fully" else []
@@ -202,22 +191,24 @@ def test_a_test_suite_that_rolls_everything_back_leaves_no_message(
 
 
 def test_a_session_in_a_savepoint_of_others_can_take_its_messages_back(shop: Shop, database: DatabaseUnderTest) -> None:
-    engine = with_savepoints(database.url)
-    with engine.connect() as connection, connection.begin():
-        with Session(connection, join_transaction_mode="create_savepoint") as session:
+    with (
+        shop.app.with_savepoints(database.url) as app,
+        app.engine.connect() as connection,
+        connection.begin(),
+    ):
+        with app.session(bind=connection, join_transaction_mode="create_savepoint") as session:
             shop.sell(session, "a")
             session.rollback()
             shop.sell(session, "b")
             session.commit()
             shop.sell(session, "c")
         shop.sell(connection, "d")
-    engine.dispose()
 
     assert shop.events == shop.orders == ["b", "d"]
 
 
 def test_a_consumer_gets_what_was_published(shop: Shop) -> None:
-    with Session(shop.engine) as session, session.begin():
+    with shop.session() as session, session.begin():
         shop.producer.produce(Message(b"\x00\xff", b"key", {"a": "\u00e4"}), session=session)
 
     message = receive(shop.mq.consumer("events", "billing"), 1)[0]
@@ -226,7 +217,7 @@ def test_a_consumer_gets_what_was_published(shop: Shop) -> None:
 
 
 def test_each_way_to_produce_takes_a_session(shop: Shop) -> None:
-    with Session(shop.engine) as session, session.begin():
+    with shop.session() as session, session.begin():
         one = shop.producer.produce(Message(b"a", b"k"), session=session)
         other = (one.partition + 1) % 3
         placed = shop.producer.produce_with_partition(Message(b"b", b"k"), other, session=session)
@@ -240,7 +231,7 @@ def test_each_way_to_produce_takes_a_session(shop: Shop) -> None:
 
 
 def test_a_session_and_a_connection_are_used_again_for_the_next_transactions(shop: Shop) -> None:
-    with Session(shop.engine) as session, shop.engine.connect() as connection:
+    with shop.session() as session, shop.connect() as connection:
         for round_ in range(3):
             shop.sell(session, f"{round_} a")
             session.commit()
@@ -255,7 +246,7 @@ def test_a_session_and_a_connection_are_used_again_for_the_next_transactions(sho
 
 
 def test_a_transaction_without_messages_is_left_alone(shop: Shop) -> None:
-    with Session(shop.engine) as session:
+    with shop.session() as session:
         shop.sell(session, "a")
         session.commit()
         session.add(Order(note="b"))
@@ -268,7 +259,7 @@ def test_one_transaction_publishes_to_many_topics(shop: Shop) -> None:
     topics = [f"topic-{i}" for i in range(5)]
     producers = [shop.mq.producer(topic) for topic in topics]
 
-    with Session(shop.engine) as session, session.begin():
+    with shop.session() as session, session.begin():
         publications = [producer.produce(Message(b"x"), session=session) for producer in reversed(producers)]
 
     assert [publication.topic for publication in publications] == topics[::-1]
@@ -277,7 +268,7 @@ def test_one_transaction_publishes_to_many_topics(shop: Shop) -> None:
 
 
 def test_one_transaction_publishes_through_many_mqs(shop: Shop, make_mq: MakeMQ) -> None:
-    with Session(shop.engine) as session, session.begin():
+    with shop.session() as session, session.begin():
         for name in "abc":
             shop.sell(session, name, make_mq().producer("events"))
         shop.sell(session, "d")
@@ -286,34 +277,31 @@ def test_one_transaction_publishes_through_many_mqs(shop: Shop, make_mq: MakeMQ)
 
 
 @POSTGRES
-def test_one_transaction_publishes_to_many_schemas(shop: Shop, database: DatabaseUnderTest) -> None:
+def test_one_transaction_publishes_to_many_schemas(shop: Shop, make_mq: MakeMQ) -> None:
     with shop.engine.begin() as connection:
         for schema in ("mq_a", "mq_b"):
             connection.execute(text(f"CREATE SCHEMA {schema}"))
             upgrade(connection, schema=schema)
-    with MQ(database.url, schema="mq_b") as b, MQ(database.url, schema="mq_a") as a:
-        producers = [b.producer("events"), shop.producer, a.producer("events")]
-        with Session(shop.engine) as session, session.begin():
-            publications = [producer.produce(Message(b"x"), session=session) for producer in producers]
+    b, a = make_mq(schema="mq_b"), make_mq(schema="mq_a")
+    producers = [b.producer("events"), shop.producer, a.producer("events")]
+
+    with shop.session() as session, session.begin():
+        publications = [producer.produce(Message(b"x"), session=session) for producer in producers]
 
     assert all(publication.result for publication in publications)
     assert [len(QueueState(shop.engine, schema).texts("events")) for schema in ("mq_a", "mq_b", None)] == [1, 1, 1]
 
 
-@contextmanager
-def mq_on(engine: Engine, database: DatabaseUnderTest) -> Iterator[MQ]:
-    with MQ(engine, schema=database.schema) as mq:
-        yield mq
-
-
 def test_an_mq_made_from_the_applications_engine_publishes_in_its_sessions(
-    shop: Shop, database: DatabaseUnderTest
+    shop: Shop, make_mq: MakeMQ, database: DatabaseUnderTest
 ) -> None:
-    engine = create_engine(database.url, pool_size=2, max_overflow=0)
-    with mq_on(engine, database) as mq, Session(engine) as session:
+    with (
+        shop.app.on_url(database.url, pool_size=2, max_overflow=0) as app,
+        make_mq(database=app.engine) as mq,
+        app.session() as session,
+    ):
         shop.sell(session, "a", mq.producer("events"))
         session.commit()
-    engine.dispose()
 
     assert shop.events == shop.orders == ["a"]
 
@@ -328,13 +316,14 @@ class Elsewhere(OtherBase):
     id: Mapped[int] = mapped_column(primary_key=True)
 
 
+@pytest.mark.sync_only("an AsyncMQ does not use the application's engine, so it can't find it among several")
 def test_a_session_with_several_binds_publishes_on_the_one_of_the_mq(
-    shop: Shop, database: DatabaseUnderTest, tmp_path: Path
+    shop: Shop, make_mq: MakeMQ, tmp_path: Path
 ) -> None:
     elsewhere = create_engine(f"sqlite:///{tmp_path / 'elsewhere.db'}")
     OtherBase.metadata.create_all(elsewhere)
     with (
-        mq_on(shop.engine, database) as mq,
+        make_mq(database=shop.engine) as mq,
         Session(elsewhere, binds={Order: shop.engine}) as session,
         Session(binds={Order: shop.engine, Elsewhere: elsewhere}) as without_default,
     ):
@@ -349,15 +338,16 @@ def test_a_session_with_several_binds_publishes_on_the_one_of_the_mq(
 
 
 def test_a_session_with_several_binds_can_name_the_right_one(shop: Shop, tmp_path: Path) -> None:
-    elsewhere = create_engine(f"sqlite:///{tmp_path / 'elsewhere.db'}")
-    with Session(elsewhere, binds={Order: shop.engine}) as session:
+    with (
+        shop.app.on_url(f"sqlite:///{tmp_path / 'elsewhere.db'}") as elsewhere,
+        elsewhere.session(binds={Order: shop.app.engine}) as session,
+    ):
         with pytest.raises(SessionError, match="another database"):
             shop.producer.produce(Message(b""), session=session)
         session.add(Order(note="a"))
         right = session.connection(bind_arguments={"mapper": Order})
         shop.producer.produce(Message(b"a"), session=right)
         session.commit()
-    elsewhere.dispose()
 
     assert shop.events == shop.orders == ["a"]
 
@@ -366,16 +356,15 @@ def test_a_session_with_several_binds_can_name_the_right_one(shop: Shop, tmp_pat
 
 
 @pytest.fixture
-def nesting(mq: MQ, database: DatabaseUnderTest) -> Iterator[Shop]:
+def nesting(mq: MQ, engine: Engine, database: DatabaseUnderTest, app: Application) -> Iterator[Shop]:
     """A shop whose engine can nest transactions."""
-    engine = with_savepoints(database.url)
-    yield Shop(mq, engine, database)
-    engine.dispose()
+    with app.with_savepoints(database.url) as nesting:
+        yield Shop(mq, engine, database, nesting)
 
 
 @pytest.fixture(params=["session", "connection"])
 def nestable(request: pytest.FixtureRequest, nesting: Shop) -> Iterator[Session | Connection]:
-    with Session(nesting.engine) if request.param == "session" else nesting.engine.connect() as one:
+    with nesting.session() if request.param == "session" else nesting.connect() as one:
         yield one
 
 
@@ -471,7 +460,8 @@ def act(shop: Shop, session: Session | Connection, todo: Sequence[Any], name: st
     return kept
 
 
-@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@pytest.mark.each_driver
+@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(transactions=st.lists(st.tuples(st.booleans(), savepoint_trees), min_size=1, max_size=3))
 def test_any_tree_of_savepoints_publishes_what_is_kept_of_it(
     nesting: Shop, nestable: Session | Connection, transactions: list[tuple[bool, list[Any]]]
@@ -496,18 +486,20 @@ def test_any_tree_of_savepoints_publishes_what_is_kept_of_it(
 # --- Transactions that come to nothing ---
 
 
-def test_a_session_closed_without_a_commit_publishes_nothing(shop: Shop) -> None:
-    with Session(shop.engine) as session:
+@pytest.mark.parametrize("end", ["close", "reset"])
+def test_a_session_closed_without_a_commit_publishes_nothing(shop: Shop, end: str) -> None:
+    with shop.session() as session:
         publication = shop.sell(session, "a")
-        session.close()
+        getattr(session, end)()
         session.commit()
-    with shop.engine.connect() as connection:
+    with shop.connect() as connection:
         shop.sell(connection, "b")
 
     assert publication.result is None
     assert shop.events == shop.orders == []
 
 
+@pytest.mark.sync_only("SQLAlchemy has an AsyncSession closed before it is dropped")
 def test_a_session_that_is_dropped_gives_its_connection_back_and_publishes_nothing(
     shop: Shop, database: DatabaseUnderTest
 ) -> None:
@@ -538,13 +530,13 @@ def test_an_exception_before_the_commit_publishes_nothing(shop: Shop) -> None:
     def refuse(_session: Session) -> None:
         raise ZeroDivisionError
 
-    with Session(shop.engine) as session:
-        event.listen(session, "before_commit", refuse)
+    with shop.session() as session:
+        event.listen(sync_of(session), "before_commit", refuse)
         shop.sell(session, "a")
         with pytest.raises(ZeroDivisionError):
             session.commit()
         session.rollback()
-        event.remove(session, "before_commit", refuse)
+        event.remove(sync_of(session), "before_commit", refuse)
         shop.sell(session, "b")
         session.commit()
 
@@ -555,13 +547,15 @@ def test_an_exception_in_the_engines_commit_event_leaves_messages_and_rows_toget
     def refuse(_connection: Connection) -> None:
         raise ZeroDivisionError
 
-    with shop.engine.connect() as connection:
+    engine = sync_of(shop.app.engine)
+
+    with shop.connect() as connection:
         transaction = connection.begin()
         shop.sell(connection, "a")
-        event.listen(shop.engine, "commit", refuse)
+        event.listen(engine, "commit", refuse)
         with pytest.raises(ZeroDivisionError):
             transaction.commit()
-        event.remove(shop.engine, "commit", refuse)
+        event.remove(engine, "commit", refuse)
         transaction.rollback()
         # SQLAlchemy has sent no ROLLBACK, so this may commit the rows of before.
         shop.sell(connection, "b")
@@ -570,8 +564,9 @@ def test_an_exception_in_the_engines_commit_event_leaves_messages_and_rows_toget
     assert shop.events == shop.orders
 
 
+@LISTENS
 def test_a_listener_before_the_commit_publishes(shop: Shop) -> None:
-    with Session(shop.engine) as session:
+    with shop.session() as session:
         event.listen(session, "before_commit", lambda session: shop.sell(session, "listener"))
         shop.sell(session, "a")
         session.commit()
@@ -579,13 +574,14 @@ def test_a_listener_before_the_commit_publishes(shop: Shop) -> None:
     assert shop.events == shop.orders == ["a", "listener"]
 
 
+@LISTENS
 def test_a_listener_after_a_flush_publishes_what_the_flush_has_made(shop: Shop) -> None:
     def publish(session: Session, _context: object) -> None:
         for one in session.new:
             assert isinstance(one, Order)
             shop.producer.produce(Message(f"{one.id} {one.note}".encode()), session=session)
 
-    with Session(shop.engine) as session:
+    with shop.session() as session:
         event.listen(session, "after_flush", publish)
         session.add(Order(note="a"))
         session.commit()
@@ -593,6 +589,7 @@ def test_a_listener_after_a_flush_publishes_what_the_flush_has_made(shop: Shop) 
     assert shop.events == ["1 a"]
 
 
+@LISTENS
 @pytest.mark.parametrize(
     "target", [lambda connection: connection, lambda connection: connection.engine], ids=["connection", "engine"]
 )
@@ -606,7 +603,7 @@ def test_a_message_that_comes_after_all_others_were_published_is_refused(
             shop.producer.produce(Message(b"too late"), session=connection)
         refused.append(raised.value)
 
-    with shop.engine.connect() as connection:
+    with shop.connect() as connection:
         shop.sell(connection, "a")
         event.listen(target(connection), "commit", publish)
         connection.commit()
@@ -620,6 +617,7 @@ def test_a_message_that_comes_after_all_others_were_published_is_refused(
     "target", [lambda connection: connection, lambda connection: connection.engine], ids=["connection", "engine"]
 )
 @pytest.mark.parametrize("number", [1, 2], ids=["the first transaction", "a later transaction"])
+@LISTENS
 @BOTH
 def test_a_message_that_comes_first_while_its_transaction_commits_is_refused(
     shop: Shop, target: Callable[[Connection], Any], number: int
@@ -631,7 +629,7 @@ def test_a_message_that_comes_first_while_its_transaction_commits_is_refused(
             shop.producer.produce(Message(b"too late"), session=connection)
         refused.append(raised.value)
 
-    with shop.engine.connect() as connection:
+    with shop.connect() as connection:
         for _ in range(1, number):
             shop.sell(connection, "before")
             connection.commit()
@@ -647,13 +645,14 @@ def test_a_message_that_comes_first_while_its_transaction_commits_is_refused(
     assert shop.events == [*["before"] * (number - 1), "b"]
 
 
+@LISTENS
 @BOTH
 def test_a_sessions_commit_refuses_a_message_that_comes_first_from_an_engines_listener(shop: Shop) -> None:
     def publish(connection: Connection) -> None:
         shop.producer.produce(Message(b"too late"), session=connection)
 
     event.listen(shop.engine, "commit", publish)
-    with Session(shop.engine) as session:
+    with shop.session() as session:
         session.add(Order(note="a"))
         with pytest.raises(SessionError, match="being committed"):
             session.commit()
@@ -663,6 +662,7 @@ def test_a_sessions_commit_refuses_a_message_that_comes_first_from_an_engines_li
     assert shop.events == []
 
 
+@LISTENS
 def test_a_message_after_the_commit_is_for_another_transaction(shop: Shop) -> None:
     refused: list[SessionError] = []
 
@@ -671,7 +671,7 @@ def test_a_message_after_the_commit_is_for_another_transaction(shop: Shop) -> No
             shop.producer.produce(Message(b"too late"), session=session)
         refused.append(raised.value)
 
-    with Session(shop.engine) as session:
+    with shop.session() as session:
         event.listen(session, "after_commit", publish)
         shop.sell(session, "a")
         session.commit()
@@ -681,7 +681,7 @@ def test_a_message_after_the_commit_is_for_another_transaction(shop: Shop) -> No
 
 
 def test_a_flush_that_fails_publishes_nothing(shop: Shop) -> None:
-    with Session(shop.engine) as session:
+    with shop.session() as session:
         shop.sell(session, "a")
         session.add_all([Order(note="a")])
         with pytest.raises(IntegrityError):
@@ -705,7 +705,7 @@ def test_a_commit_that_the_database_refuses_publishes_nothing(shop: Shop, after:
     with shop.engine.begin() as connection:
         parent = "INTEGER REFERENCES customer_order (id) DEFERRABLE INITIALLY DEFERRED"
         connection.execute(text(f"CREATE TABLE delivery (order_id {parent})"))
-    session = Session(shop.engine)
+    session = shop.session()
     if not shop.database.is_postgres:
         session.connection().exec_driver_sql("PRAGMA foreign_keys = ON")
     session.execute(text("INSERT INTO delivery VALUES (42)"))
@@ -721,7 +721,7 @@ def test_a_commit_that_the_database_refuses_publishes_nothing(shop: Shop, after:
 
 
 def test_a_topic_deleted_before_the_commit_fails_it_and_a_new_one_of_its_name_is_found_afterwards(shop: Shop) -> None:
-    with Session(shop.engine) as session:
+    with shop.session() as session:
         shop.producer.produce(Message(b"a"), session=session)
         shop.mq.delete_topics("events")
         session.add(Order(note="a"))
@@ -741,28 +741,27 @@ def test_a_topic_deleted_before_the_commit_fails_it_and_a_new_one_of_its_name_is
 @EACH_SHAPE
 @BOTH
 def test_business_rows_do_not_outlive_a_failed_publication(
-    shop: Shop, database: DatabaseUnderTest, transaction: Callable[[Engine], AbstractContextManager[Transacted]]
+    shop: Shop, database: DatabaseUnderTest, transaction: Shape
 ) -> None:
-    engine = with_savepoints(database.url)
     shop.mq.create_topic("gone", 1)
     gone = shop.mq.producer("gone")
-    with pytest.raises(UnknownTopicError), transaction(engine) as session:  # noqa: PT012 - the end of the block commits
-        kept = shop.producer.produce(Message(b"a", b"k"), session=session)
-        gone.produce(Message(b""), session=session)
-        shop.mq.delete_topics("gone")
-        session.execute(text("INSERT INTO customer_order (note) VALUES ('a')"))
+    with shop.app.with_savepoints(database.url) as app:
+        with pytest.raises(UnknownTopicError), transaction(app) as session:  # noqa: PT012 - the end of the block commits
+            kept = shop.producer.produce(Message(b"a", b"k"), session=session)
+            gone.produce(Message(b""), session=session)
+            shop.mq.delete_topics("gone")
+            session.execute(text("INSERT INTO customer_order (note) VALUES ('a')"))
 
-    # On the same connection, which the pool hands out again.
-    with transaction(engine) as session:
-        shop.sell(session, "b")
-    engine.dispose()
+        # On the same connection, which the pool hands out again.
+        with transaction(app) as session:
+            shop.sell(session, "b")
 
     assert kept.result is None
     assert shop.events == shop.orders == ["b"]
 
 
 def test_a_connection_goes_on_after_a_failed_publication(shop: Shop) -> None:
-    with shop.engine.connect() as connection:
+    with shop.connect() as connection:
         shop.producer.produce(Message(b""), session=connection)
         shop.mq.delete_topics("events")
         connection.execute(text("INSERT INTO customer_order (note) VALUES ('a')"))
@@ -779,22 +778,22 @@ def test_a_connection_goes_on_after_a_failed_publication(shop: Shop) -> None:
 
 
 @contextmanager
-def sessions_in_autocommit(engine: Engine) -> Iterator[list[Session | Connection]]:
+def sessions_in_autocommit(app: Application) -> Iterator[list[Session | Connection]]:
     with ExitStack() as closing:
-        autocommit = engine.execution_options(isolation_level="AUTOCOMMIT")
-        by_session = closing.enter_context(Session(engine))
+        autocommit = app.at("AUTOCOMMIT")
+        by_session = closing.enter_context(app.session())
         by_session.connection(execution_options={"isolation_level": "AUTOCOMMIT"})
-        by_connection = closing.enter_context(engine.connect())
+        by_connection = closing.enter_context(app.engine.connect())
         yield [
-            closing.enter_context(Session(autocommit)),
-            closing.enter_context(autocommit.connect()),
+            closing.enter_context(autocommit.session()),
+            closing.enter_context(autocommit.engine.connect()),
             by_session,
             by_connection.execution_options(isolation_level="AUTOCOMMIT"),
         ]
 
 
 def test_autocommit_is_refused(shop: Shop) -> None:
-    with sessions_in_autocommit(shop.engine) as sessions:
+    with sessions_in_autocommit(shop.app) as sessions:
         for session in sessions:
             with pytest.raises(SessionError, match="AUTOCOMMIT"):
                 shop.producer.produce(Message(b""), session=session)
@@ -804,14 +803,17 @@ def test_autocommit_is_refused(shop: Shop) -> None:
 
 
 def test_an_engine_made_for_autocommit_is_refused(shop: Shop, database: DatabaseUnderTest) -> None:
-    engine = create_engine(database.url, isolation_level="AUTOCOMMIT")
-    with Session(engine) as session, pytest.raises(SessionError, match="AUTOCOMMIT"):
+    with (
+        shop.app.on_url(database.url, isolation_level="AUTOCOMMIT") as app,
+        app.session() as session,
+        pytest.raises(SessionError, match="AUTOCOMMIT"),
+    ):
         shop.producer.produce(Message(b""), session=session)
-    engine.dispose()
 
     assert shop.events == []
 
 
+@pytest.mark.sync_only("the drivers for asyncio have no such attribute")
 @POSTGRES
 @pytest.mark.parametrize("driver", ["psycopg", "psycopg2"])
 def test_autocommit_of_the_driver_is_refused(shop: Shop, database: DatabaseUnderTest, driver: str) -> None:
@@ -826,14 +828,12 @@ def test_autocommit_of_the_driver_is_refused(shop: Shop, database: DatabaseUnder
 
 @SQLITE
 def test_transactions_that_an_event_begins_on_sqlite_publish(shop: Shop, database: DatabaseUnderTest) -> None:
-    engine = with_savepoints(database.url)
-    with Session(engine) as session:
+    with shop.app.with_savepoints(database.url) as app, app.session() as session:
         shop.producer.produce(Message(b"first", b"k"), session=session)
         shop.sell(session, "a")
         session.commit()
         shop.sell(session, "b")
         session.rollback()
-    engine.dispose()
 
     assert (shop.events, shop.orders) == (["first", "a"], ["a"])
 
@@ -853,16 +853,16 @@ def others(database: DatabaseUnderTest, tmp_path: Path, request: pytest.FixtureR
 
 def test_another_database_is_refused(shop: Shop, others: list[str]) -> None:
     for url in others:
-        engine = create_engine(url)
-        with Session(engine) as session, pytest.raises(SessionError, match="another database"):
-            shop.producer.produce(Message(b""), session=session)
-        with engine.connect() as connection, pytest.raises(SessionError, match="another database"):
-            shop.producer.produce(Message(b""), session=connection)
-        engine.dispose()
+        with shop.app.on_url(url) as other:
+            with other.session() as session, pytest.raises(SessionError, match="another database"):
+                shop.producer.produce(Message(b""), session=session)
+            with other.engine.connect() as connection, pytest.raises(SessionError, match="another database"):
+                shop.producer.produce(Message(b""), session=connection)
 
     assert shop.events == []
 
 
+@pytest.mark.sync_only("it is about the search path, which each driver takes in another way")
 @POSTGRES
 def test_another_queue_in_the_same_database_is_refused(shop: Shop, database: DatabaseUnderTest) -> None:
     # As of an application that keeps each of its customers in a schema, and finds it by the search path.
@@ -893,15 +893,15 @@ def test_the_same_file_by_another_name_is_the_same_database(
 ) -> None:
     path = Path(str(make_url(database.url).database))
     (tmp_path / "link").symlink_to(path.parent, target_is_directory=True)
-    engine = create_engine(f"sqlite:///{tmp_path / 'link' / path.name}")
-    with Session(engine) as session:
+    url = f"sqlite:///{tmp_path / 'link' / path.name}"
+    with shop.app.on_url(url) as app, app.session() as session:
         shop.sell(session, "a")
         session.commit()
-    engine.dispose()
 
     assert shop.events == ["a"]
 
 
+@pytest.mark.sync_only("no AsyncEngine can share a database in memory")
 @SQLITE
 def test_a_database_in_memory_is_refused(shop: Shop) -> None:
     engine = create_engine("sqlite://", poolclass=StaticPool, connect_args={"check_same_thread": False})
@@ -915,7 +915,7 @@ def test_a_database_in_memory_is_refused(shop: Shop) -> None:
 
 
 def test_a_closed_connection_is_refused(shop: Shop) -> None:
-    with shop.engine.connect() as connection:
+    with shop.connect() as connection:
         pass
 
     with pytest.raises(SessionError, match="closed"):
@@ -924,7 +924,7 @@ def test_a_closed_connection_is_refused(shop: Shop) -> None:
 
 @BOTH
 def test_a_connection_whose_commit_has_failed_is_refused_until_it_is_rolled_back(shop: Shop) -> None:
-    with shop.engine.connect() as connection:
+    with shop.connect() as connection:
         shop.mq.create_topic("gone", 1)
         shop.mq.producer("gone").produce(Message(b""), session=connection)
         shop.mq.delete_topics("gone")
@@ -942,7 +942,7 @@ def test_a_connection_whose_commit_has_failed_is_refused_until_it_is_rolled_back
 
 @BOTH
 def test_a_connection_that_was_lost_in_its_transaction_is_refused_until_it_is_rolled_back(shop: Shop) -> None:
-    with shop.engine.connect() as connection:
+    with shop.connect() as connection:
         shop.sell(connection, "lost")
         connection.invalidate()
         with pytest.raises(SessionError, match="roll it back"):
@@ -954,20 +954,19 @@ def test_a_connection_that_was_lost_in_its_transaction_is_refused_until_it_is_ro
     assert shop.events == shop.orders == ["a"]
 
 
+@pytest.mark.sync_only("an AsyncConnection can't be detached")
 @BOTH
 def test_a_connection_that_was_detached_publishes(shop: Shop, database: DatabaseUnderTest) -> None:
-    engine = with_savepoints(database.url)
-    with engine.connect() as connection:
+    with shop.app.with_savepoints(database.url) as app, app.engine.connect() as connection:
         connection.detach()
         shop.sell(connection, "a")
         connection.commit()
-    engine.dispose()
 
     assert shop.events == shop.orders == ["a"]
 
 
 def test_a_session_that_is_closed_for_good_is_refused(shop: Shop) -> None:
-    session = Session(shop.engine, close_resets_only=False)
+    session = shop.session(close_resets_only=False)
     session.close()
 
     with pytest.raises(SessionError, match="closed"):
@@ -975,12 +974,12 @@ def test_a_session_that_is_closed_for_good_is_refused(shop: Shop) -> None:
 
 
 def test_a_session_that_was_not_begun_and_may_not_begin_by_itself_is_refused(shop: Shop) -> None:
-    with Session(shop.engine, autobegin=False) as session, pytest.raises(SessionError, match=r"[Aa]utobegin"):
+    with shop.session(autobegin=False) as session, pytest.raises(SessionError, match=r"[Aa]utobegin"):
         shop.producer.produce(Message(b""), session=session)
 
 
 def test_a_session_without_any_bind_is_refused(shop: Shop) -> None:
-    with Session() as session, pytest.raises(SessionError, match=r"[Bb]ind"):
+    with shop.session(bind=None) as session, pytest.raises(SessionError, match=r"[Bb]ind"):
         shop.producer.produce(Message(b""), session=session)
 
 
@@ -991,16 +990,16 @@ def test_what_is_no_session_is_a_type_error(shop: Shop, wrong: Any) -> None:
 
 
 def test_an_engine_is_no_session(shop: Shop) -> None:
-    engine: Any = shop.engine
+    engine: Any = shop.app.engine
 
-    with pytest.raises(TypeError, match="not Engine"):
+    with pytest.raises(TypeError, match=r"not (Async)?Engine"):
         shop.producer.produce(Message(b""), session=engine)
 
 
 def test_a_timeout_makes_no_sense_with_a_session(shop: Shop) -> None:
     produce: Any = shop.producer.produce
     place: Any = shop.producer.produce_with_partition
-    with Session(shop.engine) as session:
+    with shop.session() as session:
         with pytest.raises(ValueError, match="timeout has no meaning"):
             produce(Message(b""), timeout=1, session=session)
         with pytest.raises(ValueError, match="timeout has no meaning"):
@@ -1012,7 +1011,7 @@ def test_a_timeout_makes_no_sense_with_a_session(shop: Shop) -> None:
 
 def test_a_message_that_is_too_large_is_refused_at_the_call(shop: Shop, make_mq: MakeMQ) -> None:
     producer = make_mq(max_message_bytes=100).producer("events")
-    with Session(shop.engine) as session:
+    with shop.session() as session:
         with pytest.raises(MessageTooLargeError, match="101 bytes"):
             producer.produce(Message(bytes(101)), session=session)
         with pytest.raises(MessageTooLargeError, match="101 bytes"):
@@ -1027,7 +1026,7 @@ def test_what_was_published_before_the_producer_and_its_mq_were_closed_is_commit
 ) -> None:
     mq = make_mq()
     producer = mq.producer("events")
-    with Session(shop.engine) as session:
+    with shop.session() as session:
         shop.sell(session, "a", producer)
         producer.close()
         with pytest.raises(ProducerClosedError):
@@ -1038,7 +1037,7 @@ def test_what_was_published_before_the_producer_and_its_mq_were_closed_is_commit
 
     mq = make_mq()
     producer = mq.producer("events")
-    with Session(shop.engine) as session:
+    with shop.session() as session:
         publication = shop.sell(session, "c", producer)
         mq.close()
         session.commit()
@@ -1051,7 +1050,7 @@ def test_what_was_published_before_the_producer_and_its_mq_were_closed_is_commit
 
 
 def test_messages_of_a_transaction_keep_their_order_in_each_partition(shop: Shop) -> None:
-    with Session(shop.engine) as session, session.begin():
+    with shop.session() as session, session.begin():
         publications = [
             shop.producer.produce_with_partition(Message(b"%d" % i), (i * 7) % 3, session=session) for i in range(60)
         ]
@@ -1068,7 +1067,7 @@ def test_messages_of_a_transaction_keep_their_order_in_each_partition(shop: Shop
 def test_messages_without_a_key_go_to_one_partition_in_a_transaction_and_take_turns_between_them(shop: Shop) -> None:
     partitions = []
     for _ in range(3):
-        with Session(shop.engine) as session, session.begin():
+        with shop.session() as session, session.begin():
             publications = [shop.producer.produce(Message(b""), session=session) for _ in range(3)]
             publications += shop.producer.produce_many([Message(b"")] * 2, session=session)
             publications.append(shop.mq.producer("events").produce(Message(b""), session=session))
@@ -1079,7 +1078,7 @@ def test_messages_without_a_key_go_to_one_partition_in_a_transaction_and_take_tu
 
 
 def test_more_messages_than_one_statement_takes_are_one_transaction(shop: Shop) -> None:
-    with Session(shop.engine) as session, session.begin():
+    with shop.session() as session, session.begin():
         publications = shop.producer.produce_many((Message(b"%d" % i) for i in range(5_001)), session=session)
 
     (partition,) = {publication.partition for publication in publications}
@@ -1089,7 +1088,7 @@ def test_more_messages_than_one_statement_takes_are_one_transaction(shop: Shop) 
 def test_more_messages_than_one_statement_takes_keep_their_places_in_several_partitions(shop: Shop) -> None:
     # Statements end within a partition, and where the bytes are enough.
     contents = [b"%d" % i + b"x" * (900_000 if i < 20 else 0) for i in range(9_000)]
-    with Session(shop.engine) as session, session.begin():
+    with shop.session() as session, session.begin():
         publications = [
             shop.producer.produce_with_partition(Message(value), i % 3, session=session)
             for i, value in enumerate(contents)
@@ -1103,7 +1102,7 @@ def test_more_messages_than_one_statement_takes_keep_their_places_in_several_par
 
 
 def test_a_publication_shows_where_it_is(shop: Shop) -> None:
-    with Session(shop.engine) as session:
+    with shop.session() as session:
         publication = shop.producer.produce_with_partition(Message(b""), 2, session=session)
         before = repr(publication)
         session.commit()
@@ -1117,7 +1116,7 @@ def test_a_publication_shows_where_it_is(shop: Shop) -> None:
 
 
 def test_no_lock_is_held_before_the_commit(shop: Shop, make_mq: MakeMQ) -> None:
-    with Session(shop.engine) as session:
+    with shop.session() as session:
         publications = [
             shop.producer.produce_with_partition(Message(b"later"), partition, session=session)
             for partition in range(3)
@@ -1139,8 +1138,8 @@ def test_partitions_are_locked_in_order_of_id_whatever_the_order_of_the_messages
         if "sqlmq_publish" in statement:
             calls.append(parameters[0])
 
-    event.listen(shop.engine, "before_cursor_execute", note)
-    with Session(shop.engine) as session, session.begin():
+    event.listen(sync_of(shop.app.engine), "before_cursor_execute", note)
+    with shop.session() as session, session.begin():
         for producer in reversed(topics):
             for partition in (2, 0, 1):
                 producer.produce_with_partition(Message(b""), partition, session=session)
@@ -1164,7 +1163,7 @@ def test_an_idle_consumer_gets_a_message_as_soon_as_it_is_committed(shop: Shop, 
     def publish() -> None:
         for number in range(5):
             until(lambda: consumer._core.is_waiting, "the consumer waits")
-            with Session(shop.engine) as session:
+            with shop.session() as session:
                 shop.sell(session, str(number), producer)
                 session.commit()
 
@@ -1173,3 +1172,21 @@ def test_an_idle_consumer_gets_a_message_as_soon_as_it_is_committed(shop: Shop, 
 
     actions: list[Callable[[], object]] = [consume, publish]
     assert at_once(actions)[0] == [b"%d" % number for number in range(5)]
+
+
+def test_a_message_wakes_no_consumer_before_its_commit(shop: Shop, make_mq: MakeMQ) -> None:
+    # Without notices: whoever begins to listen is woken once.
+    mq = make_mq(poll_min_seconds=PATIENCE_SECONDS, poll_max_seconds=PATIENCE_SECONDS, notify=False)
+    mq._background.poller._can_watch = False
+    producer, consumer = mq.producer("events"), mq.consumer("events", "billing")
+
+    with ThreadPoolExecutor(1) as threads, shop.session() as session:
+        receiving = threads.submit(lambda: consumer.consume(timeout=PATIENCE_SECONDS).value)
+        until(lambda: consumer._core.is_waiting, "the consumer waits")
+        count = consumer._core.wakeups.count
+        producer.produce(Message(b"a"), session=session)
+        count_before_commit = consumer._core.wakeups.count
+        session.commit()
+        received = receiving.result(PATIENCE_SECONDS / 3)
+
+    assert (count_before_commit, received) == (count, b"a")

@@ -310,7 +310,6 @@ def test_positions_left_behind_are_not_deleted_by_an_owner_whose_group_was_moved
         assert positions(mq) == [3]
 
 
-@pytest.mark.sync_only(reason="its blocks are no coroutines; what they lock is the same with asyncio")
 def test_a_transaction_that_is_under_way_ends_before_the_group_is_moved(
     mq: MQ, make_mq: MakeMQ, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -530,9 +530,7 @@ def test_a_run_ends_with_the_error_or_goes_on(topic: AgedTopic, mq: MQ) -> None:
     assert seen == [6, 7, 8, 9]
 
 
-@pytest.mark.sync_only
 def test_a_transaction_raises_or_goes_on(topic: AgedTopic, mq: MQ, caplog: pytest.LogCaptureFixture) -> None:
-    """Exception: asyncio has its own `async with`, on the same steps."""
     lose(topic)
     with mq.consumer("orders", "billing") as strict, pytest.raises(EvictedError, match="orders/0@2 to 5"):
         strict.transaction(timeout=5).__enter__()

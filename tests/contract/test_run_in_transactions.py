@@ -5,19 +5,22 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from sqlalchemy import create_engine, text
-from sqlalchemy.orm import Session, sessionmaker
+from sqlalchemy import event, text
 
 from sqlmq import Message, ReceivedMessage, Retry
-from sqlmq.errors import SessionError
+from sqlmq.errors import IsolationError, SessionError
+from tests.support.application import sync_of
 from tests.support.handlers import Recorder, drain, numbered, parked_rows, position, send
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from sqlalchemy import Engine
+    from sqlalchemy import Connection, Engine
+    from sqlalchemy.orm import Session
 
     from sqlmq import MQ
+    from tests.support.application import Application
+    from tests.support.queue_state import QueueState
 
 POISON = 1_000_000
 
@@ -58,6 +61,22 @@ def test_effects_of_what_fails_are_rolled_back_and_made_once(mq: MQ, engine: Eng
     assert position(mq) == 10
 
 
+def test_the_position_is_part_of_the_transaction_of_the_effects(mq: MQ, queue_state: QueueState) -> None:
+    send(mq, numbered(3))
+    query = queue_state.with_schema("SELECT max(committed_offset) FROM sqlmq_group_offset")
+    positions: list[int] = []
+
+    def look(connection: Connection) -> None:
+        positions.append(connection.exec_driver_sql(query).scalar_one())
+
+    def handler(_message: ReceivedMessage, session: Session) -> None:
+        event.listen(sync_of(session.connection()), "commit", look)
+
+    drain(mq.consumer("orders", "billing"), handler, transaction=True)
+
+    assert positions == [1, 2, 3]
+
+
 def test_an_effect_that_the_database_refuses_is_a_failure_of_the_message(mq: MQ, engine: Engine) -> None:
     send(mq, [Message(b"1", b"a"), Message(b"1", b"a"), Message(b"2", b"a")])
     handler = Effects(engine)
@@ -68,36 +87,55 @@ def test_an_effect_that_the_database_refuses_is_a_failure_of_the_message(mq: MQ,
     assert parked_rows(mq) == [(1, "dead", 3)]
 
 
-@pytest.mark.sync_only("asyncio has session makers of its own: tests/aio")
-def test_sessions_are_made_by_the_applications_own_sessionmaker(mq: MQ, engine: Engine) -> None:
+@pytest.mark.each_driver
+def test_sessions_are_made_by_the_applications_own_sessionmaker(mq: MQ, engine: Engine, app: Application) -> None:
     send(mq, numbered(3))
     made: list[Session] = []
 
     def make() -> Session:
-        made.append(sessionmaker(engine)())
+        made.append(app.sessionmaker()())
         return made[-1]
 
-    handler = Effects(engine)
+    handler = Effects(engine, {b"1": 1})
 
-    drain(mq.consumer("orders", "billing"), handler, transaction=True, session=make)
+    summary = drain(mq.consumer("orders", "billing"), handler, transaction=True, session=make)
 
-    assert handler.numbers == [0, 1, 2]
-    assert len(made) == 3
+    assert sorted(handler.numbers) == [0, 1, 2]
+    assert len(made) == 4
+    assert (summary.handled, summary.failures) == (3, 1)
     assert position(mq) == 3
 
 
-@pytest.mark.sync_only("asyncio has session makers of its own: tests/aio")
-def test_a_session_that_can_not_be_used_ends_the_run_and_fails_no_message(mq: MQ, tmp_path: Path) -> None:
+def test_a_session_that_can_not_be_used_ends_the_run_and_fails_no_message(
+    mq: MQ, app: Application, tmp_path: Path
+) -> None:
     send(mq, numbered(2))
-    elsewhere = create_engine(f"sqlite:///{tmp_path / 'elsewhere.db'}")
     called = Recorder()
 
-    with pytest.raises(SessionError, match="leads to another database"):
-        drain(mq.consumer("orders", "billing"), called, transaction=True, session=sessionmaker(elsewhere))
-    elsewhere.dispose()
+    with (
+        app.on_url(f"sqlite:///{tmp_path / 'elsewhere.db'}") as elsewhere,
+        pytest.raises(SessionError, match="leads to another database"),
+    ):
+        drain(mq.consumer("orders", "billing"), called, transaction=True, session=elsewhere.sessionmaker())
 
     assert called.values == []
     assert parked_rows(mq) == []
+
+
+@pytest.mark.parametrize("database", ["postgres"], indirect=True)
+def test_a_session_above_read_committed_ends_the_run(mq: MQ, app: Application) -> None:
+    send(mq, numbered(1))
+    called = Recorder()
+
+    with pytest.raises(IsolationError):
+        drain(
+            mq.consumer("orders", "billing"),
+            called,
+            transaction=True,
+            session=app.at("REPEATABLE READ").sessionmaker(),
+        )
+
+    assert called.values == []
 
 
 @pytest.mark.parametrize("statement", ["COMMIT", "ROLLBACK"])
@@ -118,11 +156,10 @@ def test_a_message_can_be_published_with_the_effects(mq: MQ, engine: Engine) -> 
     send(mq, numbered(4, keys=2))
     mq.create_topic("invoices", 1)
     producer = mq.producer("invoices")
-    sync = getattr(producer, "_aio", producer)
     handler = Effects(engine, {b"1": 1})
 
     def publish(message: ReceivedMessage, session: Session) -> None:
-        getattr(sync, "_sync", sync).produce(Message(message.value), session=session)
+        producer.produce(Message(message.value), session=session)
         handler(message, session)
 
     drain(mq.consumer("orders", "billing"), publish, transaction=True)

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from opentelemetry import baggage, context, metrics, propagate, trace
 from opentelemetry.trace import SpanKind, StatusCode
-from sqlalchemy.orm import Session
 
 from sqlmq import MQ, Message, ReceivedMessage, UnknownTopicError
 from sqlmq.errors import MessageTooLargeError
@@ -18,11 +17,12 @@ from tests.support.telemetry import Recording, follows, linked
 from tests.support.waiting import finish, receive
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
-    from sqlalchemy import Engine
+    from sqlalchemy.orm import Session
 
     from tests.conftest import DatabaseUnderTest, MakeMQ
+    from tests.support.application import Application
 
 SENT, CONSUMED = "messaging.client.sent.messages", "messaging.client.consumed.messages"
 SENDING, HANDLING = "messaging.client.operation.duration", "messaging.process.duration"
@@ -37,15 +37,6 @@ def mq(make_mq: MakeMQ, recording: Recording) -> MQ:
     return mq
 
 
-@pytest.fixture
-def inner(database: DatabaseUnderTest, recording: Recording) -> Iterator[MQ]:
-    """A synchronous MQ that handlers produce with, whichever way a test uses its own."""
-    with MQ(database.url, schema=database.schema) as mq:
-        recording.of(mq)
-        mq.create_topic("invoices", 1)
-        yield mq
-
-
 def headers_in_log(mq: MQ) -> list[dict[str, str]]:
     schema = f"{mq.schema}." if mq.schema else ""
     with mq.engine.connect() as connection:
@@ -56,12 +47,10 @@ def headers_in_log(mq: MQ) -> list[dict[str, str]]:
 # --- The trace ---
 
 
-def test_a_trace_goes_from_a_producer_to_a_handler_and_to_what_that_sends(
-    mq: MQ, inner: MQ, recording: Recording
-) -> None:
+def test_a_trace_goes_from_a_producer_to_a_handler_and_to_what_that_sends(mq: MQ, recording: Recording) -> None:
     mq.producer("orders").produce(Message(b"1"))
 
-    drain(mq.consumer("orders", "billing"), lambda _message: inner.producer("invoices").produce(Message(b"2")))
+    drain(mq.consumer("orders", "billing"), lambda _message: mq.producer("invoices").produce(Message(b"2")))
 
     sent, handled, next_sent = (recording.span(name) for name in ("send orders", "process orders", "send invoices"))
     assert follows(handled, sent)
@@ -71,8 +60,8 @@ def test_a_trace_goes_from_a_producer_to_a_handler_and_to_what_that_sends(
     assert (sent.kind, handled.kind) == (SpanKind.PRODUCER, SpanKind.CONSUMER)
 
 
-def test_a_trace_goes_through_a_handler_in_a_transaction(mq: MQ, inner: MQ, recording: Recording) -> None:
-    producer = inner.producer("invoices")
+def test_a_trace_goes_through_a_handler_in_a_transaction(mq: MQ, recording: Recording) -> None:
+    producer = mq.producer("invoices")
     mq.producer("orders").produce(Message(b"1"))
 
     def handler(_message: ReceivedMessage, session: Session) -> None:
@@ -119,13 +108,12 @@ def test_a_trace_goes_through_a_delay(mq: MQ, recording: Recording) -> None:
     assert "messaging.message.id" not in (sent.attributes or {})
 
 
-@pytest.mark.sync_only("sessions of asyncio: tests/aio/test_telemetry.py")
 @pytest.mark.parametrize(("method", "how"), [("produce", {}), ("schedule", {"delay_seconds": 0})])
 def test_a_trace_goes_through_the_applications_transaction(
-    mq: MQ, engine: Engine, recording: Recording, method: str, how: dict[str, Any]
+    mq: MQ, app: Application, recording: Recording, method: str, how: dict[str, Any]
 ) -> None:
     send = getattr(mq.producer("orders"), method)
-    with Session(engine) as session:
+    with app.session() as session:
         send(Message(b"0"), session=session, **how)
         session.rollback()
         send(Message(b"1"), session=session, **how)
@@ -177,7 +165,6 @@ def test_a_call_without_messages_has_no_span(mq: MQ, recording: Recording) -> No
     assert recording.spans("send orders") == []
 
 
-@pytest.mark.sync_only("the test's context is that of its thread, not of a task")
 def test_baggage_arrives_in_the_handler_and_goes_on(mq: MQ) -> None:
     arrived: list[object] = []
     token = context.attach(baggage.set_baggage("tenant", "42"))
@@ -215,12 +202,10 @@ def test_a_message_that_has_a_trace_keeps_it(mq: MQ, recording: Recording) -> No
     assert linked(recording.span("process orders")) == {created.get_span_context().span_id}
 
 
-def test_a_message_that_is_passed_on_goes_on_in_the_trace_of_its_handler(
-    mq: MQ, inner: MQ, recording: Recording
-) -> None:
+def test_a_message_that_is_passed_on_goes_on_in_the_trace_of_its_handler(mq: MQ, recording: Recording) -> None:
     mq.producer("orders").produce(Message(b"1"))
 
-    drain(mq.consumer("orders", "billing"), lambda message: inner.producer("invoices").produce(message))
+    drain(mq.consumer("orders", "billing"), lambda message: mq.producer("invoices").produce(message))
     drain(mq.consumer("invoices", "books"), lambda _message: None)
 
     assert follows(recording.span("send invoices"), recording.span("process orders"))
@@ -355,7 +340,6 @@ def test_a_failure_to_send_is_told_by_its_type(mq: MQ, recording: Recording) -> 
     assert recording.count(SENT) == 0
 
 
-@pytest.mark.sync_only("telemetry.handle stands around a block of this thread")
 def test_a_loop_can_be_told_of_too(make_mq: MakeMQ, recording: Recording) -> None:
     mq = make_mq()
     telemetry = recording.of(mq)

@@ -7,23 +7,27 @@ task received is its own; when the thread is dead, the task ends.
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import inspect
 import threading
 from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any, Self, cast
 
 from sqlmq import AsyncAdmin, AsyncConsumer, AsyncMQ, AsyncParked, AsyncProducer
+from tests.support.application import Wrapped, unwrapped, unwrapped_source
 from tests.support.waiting import PATIENCE_SECONDS
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator
     from types import TracebackType
 
-    from sqlmq import MQ, Consumer, Message, ProducerResult, RunSummary
+    from sqlalchemy.ext.asyncio import AsyncSession
+
+    from sqlmq import MQ, AsyncTransaction, Consumer, Message, ProducerResult, ReceivedMessage, RunSummary
     from sqlmq.aio.admin import AsyncTail
 
 Face = AsyncMQ | AsyncAdmin | AsyncProducer | AsyncConsumer | AsyncParked
-Call = tuple["Callable[[], Awaitable[Any]]", "Future[Any]"]
+Call = tuple["Callable[[], Awaitable[Any]]", contextvars.Context, "Future[Any]"]
 
 
 class Loop:
@@ -39,7 +43,7 @@ class Loop:
         self._thread.start()
 
     def run(self, call: Callable[[], Awaitable[Any]]) -> Any:
-        """Await what *call* returns, in the task of the calling thread."""
+        """Await what *call* returns, in the task of the calling thread and with its context variables."""
         with self._lock:
             for thread in [thread for thread in self._actors if not thread.is_alive()]:
                 self._actors.pop(thread).end()
@@ -74,12 +78,12 @@ class _Actor:
             task.add_done_callback(lambda _task: self._ended.set_result(None))
             started.set_result(task)
 
-        loop.call_soon_threadsafe(start)
+        loop.call_soon_threadsafe(start, context=contextvars.Context())
         started.result(PATIENCE_SECONDS)
 
     def run(self, call: Callable[[], Awaitable[Any]]) -> Any:
         answer: Future[Any] = Future()
-        self._loop.call_soon_threadsafe(self._calls.put_nowait, (call, answer))
+        self._loop.call_soon_threadsafe(self._calls.put_nowait, (call, contextvars.copy_context(), answer))
         return answer.result()
 
     def end(self) -> None:
@@ -88,12 +92,15 @@ class _Actor:
 
     async def _serve(self) -> None:
         while (ordered := await self._calls.get()) is not None:
-            call, answer = ordered
+            call, context, answer = ordered
+            tokens = [(variable, variable.set(value)) for variable, value in context.items()]
             try:
                 answer.set_result(await call())
             except Exception as error:  # noqa: BLE001 - raised in the thread that called
                 answer.set_exception(error)
-            del ordered, call, answer
+            for variable, token in tokens:
+                variable.reset(token)
+            del ordered, call, context, answer, tokens
 
 
 class Blocking:
@@ -128,7 +135,7 @@ class Blocking:
 
     def _blocking(self, method: Callable[..., Awaitable[Any]]) -> Callable[..., Any]:
         def call(*arguments: Any, **options: Any) -> Any:
-            result = self._loop.run(lambda: method(*arguments, **options))
+            result = self._loop.run(lambda: method(*arguments, **unwrapped(options)))
             return wrapped(result, self._loop) if isinstance(result, AsyncProducer | AsyncConsumer) else result
 
         return call
@@ -223,14 +230,19 @@ class BlockingConsumer(Blocking):
         finally:
             self._loop.run(iterator.aclose)
 
-    def run(self, handler: Callable[..., object], **options: Any) -> RunSummary:
-        """Run *handler* as a coroutine: in a thread, where tests may block, or, with a session, on that session."""
+    def transaction(self, *, session: Any = None, **options: Any) -> BlockingTransaction:
+        async def transaction() -> AsyncTransaction:
+            return self._aio.transaction(session=unwrapped_source(session), **options)
 
-        async def awaited(given: Any, *session: Any) -> object:
-            if session:
-                return await session[0].run_sync(lambda sync: handler(given, sync))
-            return await asyncio.to_thread(handler, given)
+        return BlockingTransaction(self._loop.run(transaction), self._loop)
 
+    def run(self, handler: Callable[..., object], *, session: Any = None, **options: Any) -> RunSummary:
+        """Run *handler* as a coroutine, which calls it in a thread, where tests may block."""
+
+        async def awaited(given: Any, *sessions: AsyncSession) -> object:
+            return await asyncio.to_thread(handler, given, *(Wrapped(one, self._loop) for one in sessions))
+
+        options["session"] = unwrapped_source(session)
         return cast("RunSummary", self._loop.run(lambda: self._aio.run(awaited, **options)))
 
     def __getattr__(self, name: str) -> Any:
@@ -244,6 +256,38 @@ class BlockingConsumer(Blocking):
             self._aio._core.acknowledge(self._aio._fetcher.receiver())
 
         self._loop.run(acknowledge)
+
+
+class BlockingTransaction:
+    """A transaction of a consumer, as the synchronous consumer's."""
+
+    def __init__(self, aio: AsyncTransaction, loop: Loop) -> None:
+        self._aio = aio
+        self._loop = loop
+
+    def __enter__(self) -> Self:
+        self._loop.run(self._aio.__aenter__)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._loop.run(lambda: self._aio.__aexit__(kind, error, traceback))
+
+    def __iter__(self) -> Iterator[ReceivedMessage]:
+        return iter(self._aio)
+
+    @property
+    def messages(self) -> list[ReceivedMessage]:
+        return self._aio.messages
+
+    @property
+    def session(self) -> Wrapped:
+        return Wrapped(self._aio.session, self._loop)
+
+    @property
+    def connection(self) -> Wrapped:
+        return Wrapped(self._aio.connection, self._loop)
 
 
 def acknowledge(consumer: Consumer) -> None:

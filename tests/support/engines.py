@@ -15,17 +15,17 @@ if TYPE_CHECKING:
 
 def with_savepoints(url: str) -> Engine:
     engine = create_engine(url)
-    _let_sqlalchemy_begin(engine)
+    let_sqlalchemy_begin(engine)
     return engine
 
 
 def async_engine_with_savepoints(database: DatabaseUnderTest, driver: str, **options: Any) -> AsyncEngine:
     engine = create_async_engine(make_url(database.url).set(drivername=driver), **options)
-    _let_sqlalchemy_begin(engine.sync_engine)
+    let_sqlalchemy_begin(engine.sync_engine)
     return engine
 
 
-def _let_sqlalchemy_begin(engine: Engine) -> None:
+def let_sqlalchemy_begin(engine: Engine) -> None:
     """Keep Python's driver of SQLite from beginning transactions, which it does after a savepoint.
 
     https://docs.sqlalchemy.org/en/20/dialects/sqlite.html#pysqlite-serializable

@@ -9,6 +9,7 @@ from sqlalchemy import Connection, Engine, select, text
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, scoped_session
 
 from sqlmq import Message
+from tests.support.application import Application
 from tests.support.queue_state import QueueState
 
 if TYPE_CHECKING:
@@ -28,12 +29,16 @@ class Order(Base):
 
 
 class Shop:
-    """Sells in transactions, each with an event on the topic `events`, which has three partitions."""
+    """Sells in transactions, each with an event on the topic `events`, which has three partitions.
 
-    def __init__(self, mq: MQ, engine: Engine, database: DatabaseUnderTest) -> None:
+    It sells in sessions of *app*, and looks at the tables by *engine*.
+    """
+
+    def __init__(self, mq: MQ, engine: Engine, database: DatabaseUnderTest, app: Application | None = None) -> None:
         self.mq = mq
         self.engine = engine
         self.database = database
+        self.app = app or Application(engine)
         mq.create_topic("events", 3)
         Base.metadata.create_all(engine)
         self.producer = mq.producer("events")
@@ -45,6 +50,12 @@ class Shop:
         """Insert an order and publish its event, both in the transaction of *session*."""
         session.execute(text("INSERT INTO customer_order (note) VALUES (:note)"), {"note": note})
         return (producer or self.producer).produce(Message(note.encode(), b"k"), session=session)
+
+    def session(self, **options: Any) -> Session:
+        return self.app.session(**options)
+
+    def connect(self) -> Connection:
+        return self.app.engine.connect()
 
     @property
     def orders(self) -> list[str]:
