@@ -170,6 +170,7 @@ def test_an_empty_key_is_a_key(mq: MQ) -> None:
     producer = mq.producer("orders")
 
     results = [producer.produce(Message(b"", b"")) for _ in range(5)]
+    results += producer.produce_many([Message(b"", b"")] * 5)
 
     assert {result.partition for result in results} == {partition_for_key("murmur2", b"", 5)}
     assert receive(mq.consumer("orders", "billing"), 1)[0].key == b""

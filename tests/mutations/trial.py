@@ -39,7 +39,8 @@ NOT_BEHAVIOUR = ("tests/house", "tests/mutations")
 TEST_SECONDS = 60
 """After how long a test that hangs has failed."""
 RUN_SECONDS = 1_800
-_FAILED = re.compile(r"^(?:FAILED|ERROR) (.+?)(?: - .*)?$", re.MULTILINE)
+# A failure in a test, or in what its fixtures do; other lines that begin so are log records.
+_FAILED = re.compile(r"^(?:FAILED|ERROR) (\S+\.py::.+?)(?: - .*)?$", re.MULTILINE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,9 +121,8 @@ def _run_tests(checkout: Path, arguments: Sequence[str]) -> tuple[list[str], str
         os.killpg(process.pid, signal.SIGKILL)
         raise
     failed = _FAILED.findall(output)
-    # With the first failure, pytest-xdist ends as if it were interrupted. A file that can't be imported has no
-    # test's id. The likely files may have no test of the lane: 5.
-    has_run = process.returncode in (1, 2) and "::" in failed[0] if failed else process.returncode in (0, 5)
+    # With the first failure, pytest-xdist ends as if it were interrupted: 2. The likely tests may not be of the lane: 5.
+    has_run = process.returncode in ((1, 2) if failed else (0, 5))
     if not has_run:
         message = f"pytest {' '.join(arguments)} ended with {process.returncode}:\n{output[-3_000:]}"
         raise RuntimeError(message)
