@@ -263,6 +263,36 @@ MUTATIONS = (
         ),
     ),
     Mutation(
+        "position-after-the-effects",
+        "A handler's transaction does not commit the position: it is committed later, with others.",
+        ("tests/contract/test_run_in_transactions.py::test_the_position_is_part_of_the_transaction_of_the_effects",),
+        (
+            Edit(
+                "src/sqlmq/consumer/worker/executor.py",
+                "            scope.finish(execution.settle)\n",
+                "            scope.finish()\n",
+            ),
+        ),
+    ),
+    Mutation(
+        "position-after-the-effects-asyncio",
+        "A coroutine's transaction does not commit the position: it is committed later, with others.",
+        ("tests/contract/test_run_in_transactions.py::test_the_position_is_part_of_the_transaction_of_the_effects",),
+        (Edit("src/sqlmq/aio/executor.py", "partial(scope.finish, execution.settle)", "scope.finish"),),
+    ),
+    Mutation(
+        "no-position-in-async-transactions",
+        "The block of a transaction for asyncio commits the effects without the position.",
+        ("tests/contract/test_transaction.py::test_effects_and_position_are_committed_together",),
+        (
+            Edit(
+                "src/sqlmq/aio/transaction.py",
+                "                await _run(target, lambda _: block.finish())\n",
+                "",
+            ),
+        ),
+    ),
+    Mutation(
         "ended-transaction-unnoticed-postgres",
         "A block whose transaction was ended inside moves the position in another transaction.",
         ("tests/contract/test_transaction.py::test_a_transaction_ended_inside_the_block_moves_no_position",),

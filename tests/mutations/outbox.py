@@ -30,6 +30,42 @@ MUTATIONS = (
         (Edit(_OUTBOX, "        del self._waiting[count:]\n", ""),),
     ),
     Mutation(
+        "not-published-by-async-sessions",
+        "The messages of a transaction on a driver for asyncio are forgotten at its commit.",
+        ("tests/contract/test_outbox.py::test_a_message_is_in_the_log_when_its_transaction_has_committed",),
+        (
+            Edit(
+                _OUTBOX,
+                "        waiting, self._waiting = self._waiting, []\n",
+                "        waiting, self._waiting = self._waiting, []\n        if conn.dialect.is_async:\n            return\n",
+            ),
+        ),
+    ),
+    Mutation(
+        "savepoint-ignored-by-async-sessions",
+        "Rolling back a savepoint on a driver for asyncio does not remove its messages.",
+        ("tests/contract/test_outbox.py::test_a_savepoint_rolled_back_takes_its_messages_with_it",),
+        (
+            Edit(
+                _OUTBOX,
+                "        del conn\n        names = [",
+                "        if conn.dialect.is_async:\n            return\n        names = [",
+            ),
+        ),
+    ),
+    Mutation(
+        "scheduled-outside-an-async-session",
+        "Delayed messages are stored in a transaction of their own, not in that of the AsyncSession.",
+        ("tests/contract/test_delayed_sessions.py::test_a_delayed_message_is_gone_when_its_transaction_failed",),
+        (
+            Edit(
+                "src/sqlmq/aio/producer.py",
+                "        return await carrier.run_sync(self._core.schedule, messages, partition, due)\n",
+                "        return await self._threads.run(partial(self._core.schedule, None, messages, partition, due))\n",
+            ),
+        ),
+    ),
+    Mutation(
         "older-savepoint-ignored",
         "Rolling back a savepoint that is older than the first message does not remove its messages.",
         ("tests/contract/test_outbox.py::test_a_savepoint_begun_before_the_first_message_takes_it_back",),
