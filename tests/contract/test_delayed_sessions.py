@@ -12,7 +12,7 @@ from sqlalchemy.exc import DBAPIError, IntegrityError
 
 from sqlmq import DelayedMessage, Message, UnknownTopicError
 from sqlmq.errors import SessionError
-from tests.contract.test_outbox import BOTH, EACH_SHAPE, LISTENS, POSTGRES, Transacted
+from tests.contract.transaction_shapes import EACH_SHAPE, LISTENS, Transacted
 from tests.support.delayed import FUTURE, LONG, PAST, Staged
 from tests.support.shop import Order, Shop, savepoint_trees
 from tests.support.waiting import receive, until, values
@@ -23,9 +23,11 @@ if TYPE_CHECKING:
     from sqlalchemy.orm import Session
 
     from tests.conftest import DatabaseUnderTest, MakeMQ
-    from tests.contract.test_outbox import Shape
+    from tests.contract.transaction_shapes import Shape
     from tests.support.application import Application
 
+BOTH = pytest.mark.parametrize("database", ["sqlite", "postgres"], indirect=True)
+POSTGRES = pytest.mark.parametrize("database", ["postgres"], indirect=True)
 EITHER = pytest.mark.parametrize("database", ["postgres", "postgres-schema"], indirect=True)
 
 

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import gc
 import weakref
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -15,19 +14,20 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sqlalchemy import Connection, QueuePool, StaticPool, create_engine, event, make_url, text
 from sqlalchemy.exc import IntegrityError
-from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, scoped_session, sessionmaker
+from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, sessionmaker
 
 from sqlmq import MQ, Message, UnknownTopicError
 from sqlmq.errors import MessageTooLargeError, ProducerClosedError, SessionError
 from sqlmq.migrate import upgrade
 from sqlmq.producer import outbox
+from tests.contract.transaction_shapes import EACH_SHAPE, LISTENS, Shape
 from tests.support.application import Application, sync_of
 from tests.support.queue_state import QueueState
 from tests.support.shop import Order, Shop, savepoint_trees
 from tests.support.waiting import PATIENCE_SECONDS, at_once, receive, until
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from sqlalchemy import Engine
 
@@ -37,100 +37,9 @@ if TYPE_CHECKING:
 POSTGRES = pytest.mark.parametrize("database", ["postgres"], indirect=True)
 SQLITE = pytest.mark.parametrize("database", ["sqlite"], indirect=True)
 BOTH = pytest.mark.parametrize("database", ["sqlite", "postgres"], indirect=True)
-LISTENS = pytest.mark.sync_only("a listener of SQLAlchemy is no coroutine, so it can't await an AsyncProducer")
 
 
-# --- Whatever stands for a transaction ---
-
-Transacted = Session | scoped_session[Session] | Connection
-Shape = Callable[[Application], AbstractContextManager[Transacted]]
-
-
-@contextmanager
-def a_session(app: Application) -> Iterator[Transacted]:
-    with app.session() as session:
-        yield session
-        session.commit()
-
-
-@contextmanager
-def a_session_that_begins(app: Application) -> Iterator[Transacted]:
-    with app.session() as session, session.begin():
-        yield session
-
-
-@contextmanager
-def a_sessionmaker_that_begins(app: Application) -> Iterator[Transacted]:
-    with app.sessionmaker().begin() as session:
-        yield session
-
-
-@contextmanager
-def a_session_begun_by_hand(app: Application) -> Iterator[Transacted]:
-    with app.session(autobegin=False) as session:
-        session.begin()
-        yield session
-        session.commit()
-
-
-@contextmanager
-def a_scoped_session(app: Application) -> Iterator[Transacted]:
-    session = app.scoped_session()
-    try:
-        yield session
-        session.commit()
-    finally:
-        session.remove()
-
-
-@contextmanager
-def a_connection_that_begins(app: Application) -> Iterator[Transacted]:
-    with app.engine.connect() as connection, connection.begin():
-        yield connection
-
-
-@contextmanager
-def an_autobegun_connection(app: Application) -> Iterator[Transacted]:
-    with app.engine.connect() as connection:
-        yield connection
-        connection.commit()
-
-
-@contextmanager
-def an_engine_that_begins(app: Application) -> Iterator[Transacted]:
-    with app.engine.begin() as connection:
-        yield connection
-
-
-def a_session_joining(mode: Any) -> Shape:
-    @contextmanager
-    def shape(app: Application) -> Iterator[Transacted]:
-        with app.engine.connect() as connection, connection.begin() as transaction:
-            with app.session(bind=connection, join_transaction_mode=mode) as session:
-                yield session
-                session.commit()
-            if transaction.is_active:
-                transaction.commit()
-
-    shape.__name__ = f"a_session_joining_{mode}"
-    return shape
-
-
-SHAPES = [
-    a_session,
-    a_session_that_begins,
-    a_sessionmaker_that_begins,
-    a_session_begun_by_hand,
-    a_scoped_session,
-    a_connection_that_begins,
-    an_autobegun_connection,
-    an_engine_that_begins,
-    *(
-        a_session_joining(mode)
-        for mode in ("conditional_savepoint", "rollback_only", "control_fully", "create_savepoint")
-    ),
-]
-EACH_SHAPE = pytest.mark.parametrize("transaction", SHAPES, ids=lambda shape: shape.__name__)
+# --- Each shape of a transaction ---
 
 
 @EACH_SHAPE
