@@ -61,20 +61,26 @@ def test_effects_of_what_fails_are_rolled_back_and_made_once(mq: MQ, engine: Eng
     assert position(mq) == 10
 
 
-def test_the_position_is_part_of_the_transaction_of_the_effects(mq: MQ, queue_state: QueueState) -> None:
+def test_the_position_is_part_of_the_transaction_of_the_effects(
+    mq: MQ, engine: Engine, queue_state: QueueState
+) -> None:
     send(mq, numbered(3))
     query = queue_state.with_schema("SELECT max(committed_offset) FROM sqlmq_group_offset")
-    positions: list[int] = []
+    inside: list[int] = []
+    outside: list[int] = []
 
     def look(connection: Connection) -> None:
-        positions.append(connection.exec_driver_sql(query).scalar_one())
+        inside.append(connection.exec_driver_sql(query).scalar_one())
+        with engine.connect() as other:
+            outside.append(other.exec_driver_sql(query).scalar_one())
 
     def handler(_message: ReceivedMessage, session: Session) -> None:
         event.listen(sync_of(session.connection()), "commit", look)
 
     drain(mq.consumer("orders", "billing"), handler, transaction=True)
 
-    assert positions == [1, 2, 3]
+    assert inside == [1, 2, 3]
+    assert outside == [0, 1, 2]
 
 
 def test_an_effect_that_the_database_refuses_is_a_failure_of_the_message(mq: MQ, engine: Engine) -> None:

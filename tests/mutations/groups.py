@@ -248,7 +248,7 @@ MUTATIONS = (
     Mutation(
         "position-before-the-effects-postgres",
         "A handler's transaction commits the position by itself, before the effects.",
-        ("tests/contract/test_run_in_transactions.py",),
+        ("tests/contract/test_run_in_transactions.py::test_the_position_is_part_of_the_transaction_of_the_effects",),
         (
             Edit(
                 "src/sqlmq/consumer/worker/executor.py",
