@@ -375,8 +375,8 @@ def test_a_message_is_not_done_by_reading_it(mq: MQ) -> None:
     assert values(receive(mq.consumer("orders", "billing"), 3)) == [b"0", b"1", b"2"]
 
 
-def test_a_crash_delivers_what_was_not_done_again(make_mq: MakeMQ) -> None:
-    crashing, other = make_mq(lease_seconds=1, commit_interval_seconds=0.05), make_mq(lease_seconds=1)
+def test_a_crash_delivers_what_was_not_done_again(make_mq: MakeMQ, queue_state: QueueState) -> None:
+    crashing, other = make_mq(commit_interval_seconds=0.05), make_mq()
     send(crashing, 3)
     consumer = crashing.consumer("orders", "billing")
     consumer.consume(timeout=PATIENCE_SECONDS)
@@ -384,8 +384,8 @@ def test_a_crash_delivers_what_was_not_done_again(make_mq: MakeMQ) -> None:
     until(lambda: position(other) == 1, "the first message to be committed")
 
     crashing._background.heartbeat.stop()
-
     crashing._background.housekeeping.stop()
+    queue_state.expire_leases()
 
     assert values(receive(other.consumer("orders", "billing"), 2)) == [b"1", b"2"]
 
@@ -518,14 +518,14 @@ def test_with_ack_before_a_message_is_done_when_it_is_handed_out(mq: MQ) -> None
     assert position(mq) == 1
 
 
-def test_with_ack_before_nothing_is_delivered_twice(make_mq: MakeMQ) -> None:
-    crashing, other = make_mq(lease_seconds=1), make_mq(lease_seconds=1)
+def test_with_ack_before_nothing_is_delivered_twice(make_mq: MakeMQ, queue_state: QueueState) -> None:
+    crashing, other = make_mq(), make_mq()
     send(crashing, 3)
     crashing.consumer("orders", "billing", ack="on_delivery").poll(2, timeout=PATIENCE_SECONDS)
 
     crashing._background.heartbeat.stop()
-
     crashing._background.housekeeping.stop()
+    queue_state.expire_leases()
 
     assert values(receive(other.consumer("orders", "billing"), 1)) == [b"2"]
 

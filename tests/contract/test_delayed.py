@@ -49,6 +49,12 @@ def log(engine: Engine, database: DatabaseUnderTest, topic: str = "orders") -> l
     return [value for values in found.values() for value in values]
 
 
+@pytest.fixture
+def mq(make_mq: MakeMQ) -> MQ:
+    """A queue that looks for what is due twenty times a second, not once."""
+    return make_mq(poll_max_seconds=0.05)
+
+
 def facts(message: Message) -> tuple[bytes, bytes | None, dict[str, str]]:
     return message.value, message.key, dict(message.headers)
 

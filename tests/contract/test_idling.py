@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
     from sqlmq import MQ, Consumer
     from tests.conftest import MakeMQ
+    from tests.support.queue_state import QueueState
 
 SOON: dict[str, Any] = {"poll_min_seconds": 0.1, "poll_max_seconds": 0.2, "notify": False}
 
@@ -215,8 +216,10 @@ def test_consumers_that_wait_for_a_transaction_are_woken_however_many_they_are(m
 # --- That groups change while all rest ---
 
 
-def test_the_partitions_of_a_dead_member_are_taken_over_by_one_that_rests(make_mq: MakeMQ) -> None:
-    dying, other = unwatched(make_mq(**SOON, lease_seconds=1)), unwatched(make_mq(**SOON, lease_seconds=1))
+def test_the_partitions_of_a_dead_member_are_taken_over_by_one_that_rests(
+    make_mq: MakeMQ, queue_state: QueueState
+) -> None:
+    dying, other = unwatched(make_mq(**SOON)), unwatched(make_mq(**SOON))
     dying.create_topic("orders", 4)
     dead, survivor = dying.consumer("orders", "billing"), other.consumer("orders", "billing")
     settle(dead, survivor)
@@ -225,6 +228,7 @@ def test_the_partitions_of_a_dead_member_are_taken_over_by_one_that_rests(make_m
     with waiting(survivor):
         dying._background.heartbeat.stop()
         dying._background.housekeeping.stop()
+        queue_state.expire_lease(dead)
 
         until(lambda: survivor.partitions == (0, 1, 2, 3), "the survivor to take over")
 

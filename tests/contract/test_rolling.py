@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import signal
 import threading
-import time
 from typing import TYPE_CHECKING
 
 import pytest
@@ -22,7 +21,7 @@ if TYPE_CHECKING:
 
 PARTITIONS = 6
 AGES_SECONDS = 600.0
-"""A lease, or half of one, that no test waits for."""
+"""A lease that no test waits for."""
 
 
 class Service:
@@ -52,14 +51,13 @@ class Services:
 
     def __init__(self, make_mq: MakeMQ, state: QueueState) -> None:
         self._make_mq = make_mq
-        self.lease_seconds = AGES_SECONDS
         self._state = state
         self.mq = make_mq()
         self.mq.create_topic("orders", PARTITIONS)
         self._all: list[Service] = []
 
     def start(self) -> Service:
-        service = Service(self._make_mq(lease_seconds=self.lease_seconds))
+        service = Service(self._make_mq(lease_seconds=AGES_SECONDS))
         self._all.append(service)
         return service
 
@@ -75,6 +73,9 @@ class Services:
 
     def until_counts(self, *counts: int) -> None:
         until(lambda: self.counts() == list(counts), f"partitions shared out as {counts}")
+
+    def let_half_a_lease_pass(self) -> None:
+        self._state.make_memberships_older(AGES_SECONDS / 2)
 
     def epochs(self) -> list[int]:
         return self._state.epochs()
@@ -106,11 +107,9 @@ def test_each_partition_moves_once_where_each_is_stopped_before_its_successor_st
 
 
 def test_each_partition_moves_once_where_each_successor_starts_first(services: Services) -> None:
-    services.lease_seconds = 8.0
     old = services.start_three()
     before = services.epochs()
-    running_for_long_at = time.monotonic() + services.lease_seconds / 2
-    until(lambda: time.monotonic() > running_for_long_at, "the group to be an old one")
+    services.let_half_a_lease_pass()
 
     for service in old:
         services.start()
@@ -121,10 +120,10 @@ def test_each_partition_moves_once_where_each_successor_starts_first(services: S
 
 
 def test_without_a_successor_the_others_take_over(services: Services) -> None:
-    services.lease_seconds = 2.0
     first, *_ = services.start_three()
 
     first.end(signal.SIGTERM)
+    services.let_half_a_lease_pass()
 
     services.until_counts(3, 3)
 

@@ -101,14 +101,14 @@ def test_a_topic_tells_what_it_takes_and_how_fast_it_grows(mq: MQ, queue_state: 
     assert (empty.messages_per_second, empty.estimated_bytes, empty.newest_at) == (0.0, 0, None)
 
 
-def test_members_are_told_with_their_partitions_and_heartbeats(make_mq: MakeMQ) -> None:
-    mq, dying = make_mq(lease_seconds=60), make_mq(lease_seconds=0.2)
+def test_members_are_told_with_their_partitions_and_heartbeats(make_mq: MakeMQ, queue_state: QueueState) -> None:
+    mq, dying = make_mq(lease_seconds=60), make_mq()
     mq.create_topic("orders", 2)
     mq.consumer("orders", "billing", name="first").poll(timeout=0)
-    dying.consumer("orders", "billing", name="second")
+    second_consumer = dying.consumer("orders", "billing", name="second")
     dying._background.heartbeat.stop()
     dying._background.housekeeping.stop()
-    until(lambda: not mq.admin.members("orders", "billing")[1].is_live, "the end of a lease")
+    queue_state.expire_lease(second_consumer)
 
     first, second = mq.admin.members("orders", "billing")
 

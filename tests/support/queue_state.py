@@ -137,7 +137,11 @@ class QueueState:
 
     def expire_lease(self, consumer: Consumer) -> None:
         """End the lease of *consumer*, which goes on and does not know."""
-        self._expire(" WHERE id = :id", id=consumer._core.member_id)
+        self.expire_member(consumer._core.member_id)
+
+    def expire_member(self, member_id: int) -> None:
+        """End the lease of one member."""
+        self._expire(" WHERE id = :id", id=member_id)
 
     def _expire(self, which: str, **parameters: object) -> None:
         long_ago = "0" if self.engine.dialect.name == "sqlite" else "to_timestamp(0)"
@@ -145,10 +149,17 @@ class QueueState:
 
     def make_older(self, seconds: float) -> None:
         """Make all messages and commits *seconds* older."""
+        self._set_back(seconds, message="created_at", group_offset="committed_at")
+
+    def make_memberships_older(self, seconds: float) -> None:
+        """Let members have joined, and claims have changed, *seconds* earlier."""
+        self._set_back(seconds, member="joined_at", claim="changed_at")
+
+    def _set_back(self, seconds: float, **columns: str) -> None:
         is_on_sqlite = self.engine.dialect.name == "sqlite"
-        back = f"{round(seconds * 1e6)}" if is_on_sqlite else f"interval '{seconds} seconds'"
-        self.execute(f"UPDATE sqlmq_message SET created_at = created_at - {back}")
-        self.execute(f"UPDATE sqlmq_group_offset SET committed_at = committed_at - {back}")
+        interval = f"{round(seconds * 1e6)}" if is_on_sqlite else f"interval '{seconds} seconds'"
+        for table, column in columns.items():
+            self.execute(f"UPDATE sqlmq_{table} SET {column} = {column} - {interval}")
 
     # What must hold whatever has happened.
 
