@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import subprocess
 import sys
 from contextlib import ExitStack, suppress
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import pytest
 from click.testing import CliRunner, Result
@@ -18,6 +19,10 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from tests.conftest import DatabaseUnderTest
+
+
+# Before 8.2, click's runner mixes stderr into stdout unless it is told not to.
+SEPARATELY: dict[str, Any] = {"mix_stderr": False} if "mix_stderr" in inspect.signature(CliRunner).parameters else {}
 
 
 class Sqlmq(Protocol):
@@ -53,7 +58,7 @@ def settings(database: DatabaseUnderTest) -> dict[str, str]:
 @pytest.fixture
 def sqlmq(settings: dict[str, str]) -> Sqlmq:
     def run(*arguments: str, stdin: bytes | str | None = None) -> Result:
-        return CliRunner().invoke(main, arguments, input=stdin, env=settings, prog_name="sqlmq")
+        return CliRunner(**SEPARATELY).invoke(main, arguments, input=stdin, env=settings, prog_name="sqlmq")
 
     return run
 
@@ -64,7 +69,9 @@ def refusal(tmp_path: Path) -> Refusal:
     url = f"sqlite:///{tmp_path / 'missing' / 'queue.db'}"
 
     def run(*arguments: str) -> str:
-        result = CliRunner().invoke(main, arguments, input="never\n", env={"SQLMQ_URL": url}, prog_name="sqlmq")
+        result = CliRunner(**SEPARATELY).invoke(
+            main, arguments, input="never\n", env={"SQLMQ_URL": url}, prog_name="sqlmq"
+        )
         assert result.exit_code == 2, f"{arguments} ended with {result.exit_code}: {result.output}"
         return result.stderr
 

@@ -114,7 +114,7 @@ def test_on_a_terminal_the_command_asks(sqlmq: Sqlmq, monkeypatch: pytest.Monkey
     for answer, left in (("n\n", ["orders"]), ("y\n", [])):
         result = sqlmq("topics", "delete", "orders", stdin=answer)
 
-        assert "Delete orders" in result.output
+        assert "Delete orders" in result.stderr
         assert [json.loads(line)["topic"] for line in sqlmq("topics", "list", "--json").stdout.splitlines()] == left
 
 

@@ -7,6 +7,7 @@ Only dialects know which database they are on. A dialect begins no transaction b
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from contextlib import contextmanager, suppress
 from operator import itemgetter
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 from weakref import WeakKeyDictionary
@@ -15,10 +16,11 @@ from sqlmq.schema import tables
 
 if TYPE_CHECKING:
     import contextlib
-    from collections.abc import Callable, Collection, Sequence
+    from collections.abc import Callable, Collection, Iterator, Sequence
     from datetime import datetime
 
     from sqlalchemy import URL, ColumnElement, Connection, Engine, Insert, Row, Select, Table
+    from sqlalchemy.engine.interfaces import DBAPIConnection
     from sqlalchemy.ext.asyncio import AsyncEngine
 
     from sqlmq.errors import SqlmqError
@@ -413,6 +415,20 @@ class Dialect(ABC):
     @abstractmethod
     def is_disconnect(self, error: Exception) -> bool:
         """Whether *error* means that the connection is lost."""
+
+
+@contextmanager
+def closed_on_error(connection: DBAPIConnection) -> Iterator[None]:
+    """Close *connection* if the block, a listener of the pool's ``connect`` event, fails.
+
+    SQLAlchemy before 2.0.53 forgets such a connection without closing it.
+    """
+    try:
+        yield
+    except BaseException:
+        with suppress(Exception):
+            connection.close()
+        raise
 
 
 def without_secrets(url: URL) -> str:

@@ -22,41 +22,26 @@ if TYPE_CHECKING:
 _DEFAULTS = Plan("sqlite://", None, "", Path())
 
 
-class _Range(click.ParamType[tuple[int, int]]):
-    """Two integers, the smallest and the largest, or one integer that is both."""
-
-    name = "range"
-
-    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, int]:
-        """Read ``LEAST..MOST``."""
-        if isinstance(value, tuple):
-            return value
-        least, _, most = str(value).partition("..")
-        try:
-            found = int(least), int(most or least)
-        except ValueError:
-            self.fail(f"{value!r} is not a range. Expected for example 64..2000.", param, ctx)
-        if not 1 <= found[0] <= found[1]:
-            self.fail(f"{value!r} is not a range of numbers from 1 up. Expected for example 64..2000.", param, ctx)
-        return found
+def _read_range(_ctx: click.Context, _option: click.Parameter, typed: str) -> tuple[int, int]:
+    """Parse ``64..2000``, the smallest and the largest number, or ``64`` for both."""
+    least, _, most = typed.partition("..")
+    try:
+        found = int(least), int(most or least)
+    except ValueError:
+        raise click.BadParameter(f"{typed!r} is not a range. Expected for example 64..2000.") from None
+    if not 1 <= found[0] <= found[1]:
+        raise click.BadParameter(f"{typed!r} is not a range of numbers from 1 up. Expected for example 64..2000.")
+    return found
 
 
-class _Faults(click.ParamType["tuple[Fault, ...]"]):
-    """Names of faults, separated by commas."""
-
-    name = "faults"
-
-    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> tuple[Fault, ...]:
-        """Read ``kill,pause``, or ``none``."""
-        if isinstance(value, tuple):
-            return value
-        if value == "none":
-            return ()
-        names = str(value).split(",")
-        found = tuple(fault for fault in FAULTS if fault in names)
-        if unknown := sorted(set(names).difference(FAULTS)):
-            self.fail(f"Unknown fault {unknown[0]!r}. Expected {', '.join(FAULTS)}, or none.", param, ctx)
-        return found
+def _read_faults(_ctx: click.Context, _option: click.Parameter, typed: str) -> tuple[Fault, ...]:
+    """Parse ``kill,pause``, names of faults, or ``none``."""
+    if typed == "none":
+        return ()
+    names = typed.split(",")
+    if unknown := sorted(set(names).difference(FAULTS)):
+        raise click.BadParameter(f"Unknown fault {unknown[0]!r}. Expected {', '.join(FAULTS)}, or none.")
+    return tuple(fault for fault in FAULTS if fault in names)
 
 
 @click.command(
@@ -115,9 +100,21 @@ class _Faults(click.ParamType["tuple[Fault, ...]"]):
     help="The most messages that all producers together send in a second.",
 )
 @click.option(
-    "--payload", type=_Range(), default=_DEFAULTS.payload, metavar="LEAST..MOST", help="Size of a value in bytes."
+    "--payload",
+    callback=_read_range,
+    default="{}..{}".format(*_DEFAULTS.payload),
+    show_default=True,
+    metavar="LEAST..MOST",
+    help="Size of a value in bytes.",
 )
-@click.option("--batch", type=_Range(), default=_DEFAULTS.batch, metavar="LEAST..MOST", help="Messages in a batch.")
+@click.option(
+    "--batch",
+    callback=_read_range,
+    default="{}..{}".format(*_DEFAULTS.batch),
+    show_default=True,
+    metavar="LEAST..MOST",
+    help="Messages in a batch.",
+)
 @click.option(
     "--abort",
     type=click.FloatRange(0, 1),
@@ -134,7 +131,7 @@ class _Faults(click.ParamType["tuple[Fault, ...]"]):
 )
 @click.option(
     "--faults",
-    type=_Faults(),
+    callback=_read_faults,
     default=",".join(_DEFAULTS.faults),
     show_default=True,
     metavar="NAMES",

@@ -23,7 +23,8 @@ _ISOLATION = "MQ001"
 # Also after the server was demoted: the next connection, by the same URL, may reach the new primary.
 _PASSING = ("25006", "40001", "40P01", "55P03", "53300", "57P01", "57P02", "57P03", "08")
 
-_REFUSED_LOGINS = (
+# Errors of which libpq, or psycopg before 3.2.4, has only the text: refused logins, and sessions that were idle for too long.
+_STATES_OF_TEXTS = (
     ("password authentication failed", "28P01"),
     ("no password supplied", "28P01"),
     ("no pg_hba.conf entry", "28000"),
@@ -34,6 +35,8 @@ _REFUSED_LOGINS = (
     ("remaining connection slots", "53300"),
     ("sorry, too many clients", "53300"),
     ("the database system is", "57P03"),
+    ("idle-in-transaction timeout", "25P03"),
+    ("due to transaction timeout", "25P04"),
 )
 
 _CUT_OFF = (DatabaseUnavailableError, "Is the server running, and reachable from here?")
@@ -124,13 +127,13 @@ def _asyncpg_error(error: Exception) -> psycopg.Error | None:
 
 
 def _state(error: psycopg.Error) -> str:
-    """Return the SQLSTATE, or "" if unknown. For a refused login, libpq has only a text, so it is derived from that."""
+    """Return the SQLSTATE, or "" if unknown. Where the driver has only a text, it is derived from that."""
     if error.sqlstate:
         return error.sqlstate
     said = str(error)
     if 'database "' in said and "does not exist" in said:
         return "3D000"
-    return next((state for words, state in _REFUSED_LOGINS if words in said), "")
+    return next((state for words, state in _STATES_OF_TEXTS if words in said), "")
 
 
 def _first_line(error: psycopg.Error) -> str:

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 import psycopg
 from sqlalchemy import event
 
+from sqlmq.dialects.base import closed_on_error
+
 if TYPE_CHECKING:
     from sqlalchemy import Engine
     from sqlalchemy.engine.interfaces import DBAPIConnection
@@ -25,7 +27,8 @@ def detect_pooler(engine: Engine) -> Engine:
 
     def compare_processes(connection: DBAPIConnection, record: ConnectionPoolEntry) -> None:
         nonlocal found
-        found = _answering_pid(connection) != _driven(record).info.backend_pid
+        with closed_on_error(connection):
+            found = _answering_pid(connection) != _driven(record).info.backend_pid
 
     def prepare_nothing(_connection: DBAPIConnection, record: ConnectionPoolEntry) -> None:
         if found:

@@ -29,7 +29,15 @@ from sqlalchemy import (
 from sqlalchemy.dialects import sqlite
 from sqlalchemy.exc import DBAPIError
 
-from sqlmq.dialects.base import Dialect, LockedRow, PartitionSlice, Position, TopicGrownError, most_partitions
+from sqlmq.dialects.base import (
+    Dialect,
+    LockedRow,
+    PartitionSlice,
+    Position,
+    TopicGrownError,
+    closed_on_error,
+    most_partitions,
+)
 from sqlmq.dialects.sqlite import errors, health
 from sqlmq.dialects.sqlite.cursors import SqlalchemyCursor, driver_cursor
 from sqlmq.errors import InvalidURLError, UnknownTopicError
@@ -315,14 +323,15 @@ def is_in_memory(url: URL) -> bool:
 
 
 def _set_up_connection(connection: DBAPIConnection, _record: object) -> None:
-    cursor = connection.cursor()
-    # In WAL, readers and the writer do not block each other. The file keeps the mode, so the first connection sets it.
-    cursor.execute("PRAGMA journal_mode")
-    if cursor.fetchone() not in (("wal",), ("memory",)):
-        cursor.execute("PRAGMA journal_mode = WAL")
-    # With NORMAL, a power failure can lose an acknowledged commit.
-    cursor.execute("PRAGMA synchronous = FULL")
-    cursor.close()
+    with closed_on_error(connection):
+        cursor = connection.cursor()
+        # In WAL, readers and the writer do not block each other. The file keeps the mode, so the first connection sets it.
+        cursor.execute("PRAGMA journal_mode")
+        if cursor.fetchone() not in (("wal",), ("memory",)):
+            cursor.execute("PRAGMA journal_mode = WAL")
+        # With NORMAL, a power failure can lose an acknowledged commit.
+        cursor.execute("PRAGMA synchronous = FULL")
+        cursor.close()
 
 
 def _roll_back(connection: DBAPIConnection, _record: object, _error: object) -> None:

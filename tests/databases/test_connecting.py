@@ -1,0 +1,95 @@
+"""A connection that can't be set up is closed, whatever SQLAlchemy's release does about it."""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+from functools import partial
+from typing import TYPE_CHECKING
+
+import psycopg
+import pytest
+from sqlalchemy import make_url
+from sqlalchemy.exc import DatabaseError, OperationalError
+
+from sqlmq import MQ
+from sqlmq.dialects import dialect_named
+from sqlmq.dialects.postgresql import pooler
+from sqlmq.errors import DatabaseDamagedError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from tests.conftest import DatabaseUnderTest
+
+
+@pytest.fixture
+def open_connections(monkeypatch: pytest.MonkeyPatch) -> set[sqlite3.Connection]:
+    """The connections to SQLite that were made in this test and not closed."""
+    found: set[sqlite3.Connection] = set()
+
+    class Connection(sqlite3.Connection):
+        def __init__(self, *arguments: object, **options: object) -> None:
+            super().__init__(*arguments, **options)  # type: ignore[arg-type]  # passed on as they are
+            found.add(self)
+
+        def close(self) -> None:
+            super().close()
+            found.discard(self)
+
+    connect = partial(sqlite3.connect, factory=Connection)
+    # SQLAlchemy calls the one, aiosqlite the other.
+    monkeypatch.setattr("sqlite3.dbapi2.connect", connect)
+    monkeypatch.setattr("sqlite3.connect", connect)
+    return found
+
+
+@pytest.fixture
+def notes(tmp_path: Path) -> str:
+    """The URL of a file that is not a database."""
+    path = tmp_path / "notes.txt"
+    path.write_text("Not a database. " * 100, encoding="utf-8")
+    return f"sqlite:///{path}"
+
+
+def test_a_connection_to_a_file_that_is_no_database_is_closed(
+    notes: str, open_connections: set[sqlite3.Connection]
+) -> None:
+    with MQ(notes) as mq:
+        with pytest.raises(DatabaseDamagedError):
+            mq.producer("orders")
+
+        assert open_connections == set()
+
+
+def test_a_connection_for_asyncio_to_a_file_that_is_no_database_is_closed(
+    notes: str, open_connections: set[sqlite3.Connection]
+) -> None:
+    async def connect() -> None:
+        engine = dialect_named("sqlite", None).create_async_engine(make_url(notes))
+        with pytest.raises(DatabaseError):
+            await engine.connect()
+        await engine.dispose()
+
+    asyncio.run(connect())
+
+    assert open_connections == set()
+
+
+@pytest.mark.parametrize("database", ["postgres"], indirect=True)
+def test_a_connection_that_is_lost_in_the_search_for_a_pooler_is_closed(
+    database: DatabaseUnderTest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    connections: list[psycopg.Connection] = []
+
+    def fail(connection: psycopg.Connection) -> int:
+        connections.append(connection)
+        raise psycopg.OperationalError("the connection is lost")
+
+    monkeypatch.setattr(pooler, "_answering_pid", fail)
+    engine = dialect_named("postgresql", None).create_engine(make_url(database.url))
+
+    with pytest.raises(OperationalError):
+        engine.connect()
+
+    assert [connection.closed for connection in connections] == [True]
