@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""One command for everything: `python3 dev.py demo`, `test`, `check`, `soak`, `bench` or `references`.
+"""One command for everything: `python3 dev.py demo`, `test`, `check`, `versions`, `soak`, `bench` or `references`.
 
 Needs Python 3.11 and nothing else. It makes `.venv` beside this file, installs into it when `pyproject.toml` has
 changed, and runs the command there; what follows the command is passed on, as in `python3 dev.py test -k outbox`.
@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -17,15 +18,16 @@ import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent
+PROJECT = ROOT / "pyproject.toml"
 VENV = ROOT / ".venv"
 SCRIPTS = VENV / ("Scripts" if os.name == "nt" else "bin")
-PYTHON = SCRIPTS / ("python.exe" if os.name == "nt" else "python")
 STAMP = VENV / "sqlmq-installed"
 
 COMMANDS = {
     "demo": "show a queue at work, on SQLite in a temporary directory",
     "test": "run the quick lane of the tests; all of them with --all; those in PATH ...; with pytest's options",
     "check": "run ruff, mypy and import-linter",
+    "versions": "run contract tests with the lowest or newest releases, or with all pythons on this machine",
     "soak": "produce and consume under more and more faults for --minutes, and judge it; on SQLite, or at --url",
     "selftest": "test the judge of `sqlmq verify` with wrong histories; with --mutations, with a broken library",
     "bench": "run the benchmarks",
@@ -59,46 +61,74 @@ def run(*command: str | Path) -> int:
         return 130
 
 
-def make_venv() -> None:
-    """Make `.venv`, anew if the one that is there does not run."""
-    if PYTHON.exists() and run(PYTHON, "-c", "import sys; sys.exit(sys.version_info < (3, 11))") == 0:
+def python_of(venv: Path) -> Path:
+    """Return the interpreter of the environment *venv*."""
+    return venv / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
+
+
+PYTHON = python_of(VENV)
+
+
+def make_venv(venv: Path = VENV, python: str = sys.executable) -> None:
+    """Make the environment *venv*, anew if the one that is there does not run."""
+    if python_of(venv).exists() and run(python_of(venv), "-c", "import sys; sys.exit(sys.version_info < (3, 11))") == 0:
         return
-    if VENV.exists():
-        print("dev.py: .venv does not work; making it anew")
-        shutil.rmtree(VENV)
+    if venv.exists():
+        print(f"dev.py: {venv.name} does not work; making it anew")
+        shutil.rmtree(venv)
     if shutil.which("uv"):
-        if run("uv", "venv", "--quiet", "--python", sys.executable, VENV) != 0:
+        if run("uv", "venv", "--quiet", "--python", python, venv) != 0:
             sys.exit("dev.py: `uv venv` failed, see above")
         return
-    if run(sys.executable, "-m", "venv", VENV) != 0:
-        shutil.rmtree(VENV, ignore_errors=True)
+    if run(python, "-m", "venv", venv) != 0:
+        shutil.rmtree(venv, ignore_errors=True)
         sys.exit(
             "dev.py: this Python cannot make a virtual environment (see above). On Debian and Ubuntu that is a package "
             f"of its own: `sudo apt install python3.{sys.version_info.minor}-venv`. Or install uv."
         )
 
 
-def install(extra: str) -> None:
-    """Install the checkout with *extra*, unless `.venv` has it already."""
+def requirements(group: str) -> tuple[set[str], list[str]]:
+    """Return the extras of sqlmq, and the packages, in a dependency group of pyproject.toml and the groups in it."""
+    import tomllib  # Python 3.11 brings it, and an older one has to get as far as the message in `main`
+
+    extras: set[str] = set()
+    packages: list[str] = []
+    for entry in tomllib.loads(PROJECT.read_text(encoding="utf-8"))["dependency-groups"][group]:
+        if isinstance(entry, dict):
+            more_extras, more_packages = requirements(entry["include-group"])
+            extras |= more_extras
+            packages += more_packages
+        elif found := re.fullmatch(r"sqlmq\[(.+)\]", entry):
+            extras |= {extra.strip() for extra in found[1].split(",")}
+        else:
+            packages.append(entry)
+    return extras, packages
+
+
+def install(group: str | None) -> None:
+    """Install the checkout with a dependency *group*, or alone, unless `.venv` has that already."""
     python = subprocess.run([PYTHON, "-VV"], capture_output=True, check=True).stdout
-    facts = (ROOT / "pyproject.toml").read_bytes() + python + str(ROOT).encode()
+    facts = PROJECT.read_bytes() + python + str(ROOT).encode()
     fingerprint = hashlib.sha256(facts).hexdigest()
     installed = STAMP.read_text(encoding="utf-8").split() if STAMP.exists() else []
-    if installed in ([fingerprint, "dev"], [fingerprint, extra or "-"]):
+    if installed in ([fingerprint, "dev"], [fingerprint, group or "-"]):
         return
     print("dev.py: installing into .venv, once ...")
     STAMP.unlink(missing_ok=True)
-    if pip_install(f".[{extra}]" if extra else ".") != 0:
+    if pip_install(PYTHON, group) != 0:
         sys.exit("dev.py: the installation failed, see above")
-    STAMP.write_text(f"{fingerprint} {extra or '-'}\n", encoding="utf-8")
+    STAMP.write_text(f"{fingerprint} {group or '-'}\n", encoding="utf-8")
 
 
-def pip_install(what: str) -> int:
-    """Install *what* of the checkout, editable, into `.venv` and return the exit code."""
-    has_pip = run(PYTHON, "-c", "import importlib.util as u, sys; sys.exit(u.find_spec('pip') is None)") == 0
-    pip: tuple[str | Path, ...] = (PYTHON, "-m", "pip") if has_pip else ("uv", "pip")
-    into: tuple[str | Path, ...] = () if has_pip else ("--python", PYTHON)
-    return run(*pip, "install", *into, "--quiet", "--editable", what)
+def pip_install(python: Path, group: str | None, *options: str | Path) -> int:
+    """Install the checkout, editable, with a dependency *group* for *python*, and return pip's exit code."""
+    extras, packages = requirements(group) if group else (set(), [])
+    checkout = f".[{','.join(sorted(extras))}]" if extras else "."
+    has_pip = run(python, "-c", "import importlib.util as u, sys; sys.exit(u.find_spec('pip') is None)") == 0
+    pip: tuple[str | Path, ...] = (python, "-m", "pip") if has_pip else ("uv", "pip")
+    into: tuple[str | Path, ...] = () if has_pip else ("--python", python)
+    return run(*pip, "install", *into, "--quiet", *options, "--editable", checkout, *packages)
 
 
 def install_peers() -> None:
@@ -107,7 +137,7 @@ def install_peers() -> None:
     fingerprint = STAMP.read_text(encoding="utf-8")
     if stamp.exists() and stamp.read_text(encoding="utf-8") == fingerprint:
         return
-    if pip_install(".[bench]") != 0:
+    if pip_install(PYTHON, "bench") != 0:
         print("dev.py: not all peers could be installed, see above; the benchmarks go on without them")
     stamp.write_text(fingerprint, encoding="utf-8")
 
@@ -174,8 +204,11 @@ def main(arguments: list[str]) -> int:
         sys.exit(f"dev.py: there is no command {command!r}, only {', '.join(COMMANDS)}")
     if command == "bench" and not (ROOT / "benchmarks" / "__main__.py").exists():
         sys.exit("dev.py: this checkout has no benchmarks/__main__.py to run")
+    if command == "versions":
+        # It makes environments of its own, and needs nothing installed.
+        return run(sys.executable, "-m", "tests.versions", *passed_on)
     make_venv()
-    install("" if command == "demo" else "dev")
+    install(None if command == "demo" else "dev")
     if command == "demo":
         return run(SCRIPTS / "sqlmq", "demo", *passed_on)
     if command == "test":

@@ -1,6 +1,6 @@
 """The other queues, each used in the fastest way its documentation has, on the same server in the same run.
 
-Each module here has PEERS: ways to use one package. They are installed by ``pip install 'sqlmq[bench]'``; a package that is
+Each module here has PEERS: ways to use one package. They are installed by ``python3 dev.py bench``; a package that is
 not there is said to be missing. All write to the disk what they acknowledge (fsync, synchronous_commit, FULL on SQLite).
 They do different things: most hand out each message once and delete it, sqlmq keeps it for any number of groups.
 """

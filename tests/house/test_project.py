@@ -12,18 +12,26 @@ from typing import Any
 
 import pytest
 
+import dev
+from tests import versions
+
 ROOT = Path(__file__).parent.parent.parent
 
 
+def project_file() -> dict[str, Any]:
+    return tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+
+
 def project() -> dict[str, Any]:
-    table: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    table: dict[str, Any] = project_file()["project"]
     return table
 
 
 def requirements() -> list[str]:
     described = project()
-    extras: dict[str, list[str]] = described["optional-dependencies"]
-    every = [*described["dependencies"], *(one for extra in extras.values() for one in extra)]
+    named = [described["dependencies"], *described["optional-dependencies"].values()]
+    named += project_file()["dependency-groups"].values()
+    every = [one for some in named for one in some if isinstance(one, str)]
     return [one for one in every if not one.startswith("sqlmq[")]
 
 
@@ -69,7 +77,7 @@ def test_the_development_script_explains_itself_without_an_environment() -> None
     )
 
     assert result.returncode == 0
-    for command in ("demo", "test", "check", "bench", "references"):
+    for command in ("demo", "test", "check", "versions", "bench", "references"):
         assert f"\n    {command} " in result.stdout
 
 
@@ -86,3 +94,55 @@ def test_every_marker_is_explained_in_the_readme_of_the_tests() -> None:
     readme = (ROOT / "tests" / "README.md").read_text(encoding="utf-8")
 
     assert [marker for marker in markers if f"`{marker}`" not in readme] == []
+
+
+def test_every_command_of_the_development_script_that_a_page_names_exists() -> None:
+    pages = [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *ROOT.glob("*/README.md")]
+    named = {
+        (page.relative_to(ROOT).as_posix(), command)
+        for page in pages
+        for command in re.findall(r"dev\.py ([a-z]+)", page.read_text(encoding="utf-8"))
+    }
+
+    assert named
+    assert [one for one in sorted(named) if one[1] not in dev.COMMANDS] == []
+
+
+def test_a_group_has_the_extras_and_packages_of_the_groups_in_it() -> None:
+    extras, packages = dev.requirements("dev")
+
+    assert extras >= {"asyncio", "postgres"}
+    assert {re.split(r"[<>=\[]", one)[0] for one in packages} >= {"ruff", "django", "pytest"}
+    assert [one for one in packages if "sqlmq" in one] == []
+
+
+def test_the_lowest_versions_pin_every_direct_requirement_to_its_lower_bound() -> None:
+    pins = versions.lower_bounds()
+
+    assert "sqlalchemy==2.0.43" in pins
+    assert {pin.partition("==")[0] for pin in pins} >= {"click", "psycopg", "aiosqlite", "pytest"}
+    assert len(pins) == len(versions.direct_requirements())
+
+
+PYTHONS = {"3.11.7": "/old", "3.12.1": "/middle", "3.13.0": "/new"}
+
+
+@pytest.mark.parametrize(
+    ("jobs", "expected"),
+    [
+        (["lowest"], [("lowest-3.11.7", "/old", True)]),
+        (["newest"], [("newest-3.13.0", "/new", False)]),
+        (
+            ["newest", "pythons"],
+            [("newest-3.11.7", "/old", False), ("newest-3.12.1", "/middle", False), ("newest-3.13.0", "/new", False)],
+        ),
+    ],
+)
+def test_each_job_tests_with_the_pythons_that_it_names_and_each_of_them_once(
+    jobs: list[str], expected: list[tuple[str, str, bool]]
+) -> None:
+    assert versions.environments(jobs, PYTHONS) == expected
+
+
+def test_the_running_python_is_found() -> None:
+    assert ".".join(map(str, sys.version_info[:3])) in versions.find_pythons()

@@ -80,7 +80,7 @@ FUNCTIONS = {
 
 
 def test_the_references_are_what_the_code_says() -> None:
-    pytest.importorskip("griffe", reason="only the extra `dev` installs what writes the references")
+    pytest.importorskip("griffe", reason="only the group `dev` installs what writes the references")
     from docs.reference.__main__ import HERE, PAGES
 
     old = [name for name, write in PAGES.items() if (HERE / name).read_text(encoding="utf-8") != write()]
@@ -92,7 +92,7 @@ def test_the_references_are_what_the_code_says() -> None:
 def test_the_references_are_written_by_a_command_that_leaves_alone_what_is_as_it_should_be(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    pytest.importorskip("griffe", reason="only the extra `dev` installs what writes the references")
+    pytest.importorskip("griffe", reason="only the group `dev` installs what writes the references")
     from docs.reference import __main__ as command
 
     monkeypatch.setattr(command, "HERE", tmp_path)
