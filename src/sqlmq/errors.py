@@ -24,6 +24,7 @@
      ├── SessionError                                    a session or transaction that can't be used for the call
      ├── TransactionEndedError                           a transaction that ended inside its block
      ├── ForkedError                                     the object belongs to the parent process
+     ├── MissingDependencyError   (also an ImportError)  an optional library is not installed
      ├── SchemaError
      │    ├── SchemaMissingError
      │    ├── SchemaTooOldError
@@ -297,6 +298,15 @@ class ForkedError(SqlmqError):
         super().__init__(
             f"{what} was made before this process was forked and belongs to the parent. Make a new one in the child."
         )
+
+
+class MissingDependencyError(SqlmqError, ImportError):
+    """An optional library is not installed. ``pip install 'sqlmq[EXTRA]'``, with the name in ``extra``, installs it."""
+
+    def __init__(self, library: str, extra: str) -> None:
+        self.library = library
+        self.extra = extra
+        super().__init__(f"This needs {library}, which is not installed. Install it with: pip install 'sqlmq[{extra}]'")
 
 
 class SchemaError(SqlmqError):

@@ -13,12 +13,16 @@ from contextlib import contextmanager
 from importlib.metadata import version
 from typing import TYPE_CHECKING
 
-from opentelemetry import context as contexts
-from opentelemetry import metrics, propagate, trace
-from opentelemetry.context import Context
-from opentelemetry.trace import Link, SpanKind, StatusCode
-
+from sqlmq.errors import MissingDependencyError
 from sqlmq.model.message import Message, ProducerResult, ReceivedMessage
+
+try:
+    from opentelemetry import context as contexts
+    from opentelemetry import metrics, propagate, trace
+    from opentelemetry.context import Context
+    from opentelemetry.trace import Link, SpanKind, StatusCode
+except ModuleNotFoundError as error:
+    raise MissingDependencyError("OpenTelemetry's API", "opentelemetry") from error
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence

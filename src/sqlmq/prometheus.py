@@ -12,11 +12,14 @@ import time
 from collections import Counter
 from typing import TYPE_CHECKING, ClassVar
 
-from prometheus_client import Metric
-from prometheus_client.registry import Collector as BaseCollector
-
-from sqlmq.errors import SqlmqError, UnknownTopicError
+from sqlmq.errors import MissingDependencyError, SqlmqError, UnknownTopicError
 from sqlmq.hooks.log_events import log_fields
+
+try:
+    from prometheus_client import Metric
+    from prometheus_client.registry import Collector as BaseCollector
+except ModuleNotFoundError as error:
+    raise MissingDependencyError("prometheus_client", "prometheus") from error
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import socket
+import sys
 import urllib.error
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
@@ -35,6 +36,18 @@ def test_some_topics_are_printed_alone(sqlmq: Sqlmq) -> None:
     printed = sqlmq("metrics", "--once", "--topic", "payments").stdout
     assert 'topic="payments"' in printed
     assert 'topic="orders"' not in printed
+
+
+def test_without_prometheus_client_the_command_says_what_to_install(
+    sqlmq: Sqlmq, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "prometheus_client", None)
+    monkeypatch.delitem(sys.modules, "sqlmq.prometheus", raising=False)
+
+    result = sqlmq("metrics", "--once")
+
+    assert result.exit_code == 1
+    assert "pip install 'sqlmq[prometheus]'" in result.stderr
 
 
 def test_metrics_are_served_until_sigterm(sqlmq: Sqlmq, sqlmq_process: SqlmqProcess) -> None:

@@ -224,7 +224,8 @@ def test_a_handler_is_in_the_trace_of_its_message_if_that_is_wanted(
 
 @pytest.mark.usefixtures("shop")
 def test_without_opentelemetry_the_command_says_what_to_install(sqlmq: Sqlmq, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "sqlmq.opentelemetry", None)
+    monkeypatch.setitem(sys.modules, "opentelemetry", None)
+    monkeypatch.delitem(sys.modules, "sqlmq.opentelemetry", raising=False)
 
     result = run(sqlmq, "shop_handlers:note", "--opentelemetry")
 

@@ -1,29 +1,15 @@
-"""What the documentation says, runs: code blocks, commands, links, and the reference.
-
-```python             run with the page's other blocks, in order, in an empty directory, where SQLite files may be
-```python postgres    run so against a Postgres of the page's own; DOCUMENTED_URL stands for it
-```sql postgres       run there, in a transaction; with `fails SQLSTATE` it has to be refused
-```sh sqlite          run by bash, SQLMQ_URL naming a file in that directory
-```sh postgres        run by bash, SQLMQ_URL naming that Postgres
-```sh                 not run; its `sqlmq` commands and options have to exist
-"""
+"""What the documentation says, runs: code blocks (`pages`), commands, links, and the reference."""
 
 from __future__ import annotations
 
 import inspect
-import os
 import re
 import shlex
-import subprocess
-import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING
 
 import click
 import pytest
-from sqlalchemy import Engine, create_engine
-from sqlalchemy.exc import DBAPIError
-from sqlalchemy.pool import NullPool
 
 import sqlmq
 from sqlmq import (
@@ -38,36 +24,14 @@ from sqlmq import (
     Parked,
     Producer,
 )
+from tests.house.pages import Block, blocks, run_page, runnable
 
 if TYPE_CHECKING:
     from tests.conftest import DatabaseUnderTest
 
 ROOT = Path(__file__).parent.parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-DOCUMENTED_URL = re.compile(r"postgresql(\+psycopg)?://sqlmq:sqlmq@127\.0\.0\.1:5432/sqlmq")
-
 LINKING_PAGES = sorted({*PAGES, *(ROOT / "docs").rglob("*.md"), *ROOT.glob("*.md"), *ROOT.glob("*/README.md")})
-
-
-class Block(NamedTuple):
-    """A fenced block: its language, the words after that, where its text begins, and the text."""
-
-    language: str
-    words: list[str]
-    line: int
-    text: str
-
-    @property
-    def is_for_postgres(self) -> bool:
-        return "postgres" in self.words
-
-
-def blocks(page: Path) -> list[Block]:
-    text = page.read_text(encoding="utf-8")
-    return [
-        Block(found[1], found[2].split(), text[: found.start(3)].count("\n"), found[3])
-        for found in re.finditer(r"^```(\w+)([^\n]*)\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
-    ]
 
 
 def name(page: Path) -> str:
@@ -75,88 +39,24 @@ def name(page: Path) -> str:
 
 
 def pages_with(*, postgres: bool) -> pytest.MarkDecorator:
-    runnable = {"python", "sh", "sql"}
-    found = [
-        page
-        for page in PAGES
-        if any(block.is_for_postgres == postgres and block.language in runnable for block in blocks(page))
-    ]
+    found = [page for page in PAGES if runnable(page, postgres=postgres)]
     return pytest.mark.parametrize("page", found, ids=name)
 
 
 # --- Code runs ---
 
 
-def run_shell(block: Block, directory: Path, url: str) -> None:
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    result = subprocess.run(
-        ["bash", "-euo", "pipefail", "-c", block.text],
-        cwd=directory,
-        env={**os.environ, "PATH": path, "SQLMQ_URL": url},
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=60,
-    )
-    assert result.returncode == 0, f"line {block.line}: {result.stdout}{result.stderr}"
-
-
-def run_python(block: Block, page: Path, namespace: dict[str, Any], url: str | None) -> None:
-    text = block.text if url is None else DOCUMENTED_URL.sub(lambda _: url, block.text)
-    # Empty lines before, so that a traceback shows the page's own line; and no __future__ that is ours, not the page's.
-    code = compile("\n" * block.line + text, page, "exec", dont_inherit=True)
-    exec(code, namespace)  # noqa: S102 - the page's own code
-
-
-def run_sql(block: Block, engine: Engine) -> None:
-    expected = block.words[block.words.index("fails") + 1] if "fails" in block.words else None
-    with engine.connect() as connection:
-        if expected is None:
-            connection.exec_driver_sql(block.text)
-            connection.commit()
-        else:
-            with pytest.raises(DBAPIError) as raised:
-                connection.exec_driver_sql(block.text)
-            assert getattr(raised.value.orig, "sqlstate", None) == expected
-
-
-def close_what_is_open(namespace: dict[str, Any]) -> None:
-    for value in namespace.values():
-        if isinstance(value, MQ):
-            value.close()
-
-
 @pages_with(postgres=False)
 def test_the_code_of_a_page_runs(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    namespace: dict[str, Any] = {"__name__": "page"}
 
-    try:
-        for block in blocks(page):
-            if block.language == "python" and not block.is_for_postgres:
-                run_python(block, page, namespace, None)
-            elif block.language == "sh" and "sqlite" in block.words:
-                run_shell(block, tmp_path, "sqlite:///shell.db")
-    finally:
-        close_what_is_open(namespace)
+    run_page(page, tmp_path, None)
 
 
 @pytest.mark.parametrize("database", ["postgres"], indirect=True)
 @pages_with(postgres=True)
 def test_the_code_of_a_page_runs_on_postgres(page: Path, database: DatabaseUnderTest, tmp_path: Path) -> None:
-    namespace: dict[str, Any] = {"__name__": "page"}
-    engine = create_engine(database.url, poolclass=NullPool)
-
-    try:
-        for block in filter(lambda block: block.is_for_postgres, blocks(page)):
-            if block.language == "python":
-                run_python(block, page, namespace, database.url)
-            elif block.language == "sql":
-                run_sql(block, engine)
-            else:
-                run_shell(block, tmp_path, database.url)
-    finally:
-        close_what_is_open(namespace)
+    run_page(page, tmp_path, database.url)
 
 
 def is_known(block: Block) -> bool:

@@ -3,15 +3,25 @@
 from __future__ import annotations
 
 import asyncio
+from importlib.util import find_spec
 from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary
 
-from sqlmq.errors import SessionError
+from sqlmq.errors import MissingDependencyError, SessionError
 
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncEngine
 
     from sqlmq.database.database import Database
+
+
+def check_greenlet() -> None:
+    """Raise MissingDependencyError unless greenlet is installed, which sessions and transactions of SQLAlchemy's asyncio need.
+
+    The rest of an AsyncMQ does without. SQLAlchemy 2.1 installs it only with its extra, 2.0 on most platforms anyway.
+    """
+    if find_spec("greenlet") is None:
+        raise MissingDependencyError("greenlet", "asyncio")
 
 
 class Engines:
@@ -24,7 +34,7 @@ class Engines:
         self._made: WeakKeyDictionary[asyncio.AbstractEventLoop, AsyncEngine] = WeakKeyDictionary()
 
     def get(self) -> AsyncEngine:
-        """The engine for the running loop. Raises SessionError if none can be made."""
+        """The engine for the running loop. Raises SessionError if none can be made, and MissingDependencyError."""
         if self._given is not None:
             return self._given
         if not self._may_make or self._database.one_connection:

@@ -8,6 +8,7 @@ from contextlib import AsyncExitStack
 from functools import partial
 from typing import TYPE_CHECKING, cast
 
+from sqlmq.aio.engines import check_greenlet
 from sqlmq.aio.threads import to_the_end
 from sqlmq.consumer.transaction_scope import JOIN_MODE, TransactionScope
 from sqlmq.consumer.worker.executor import (
@@ -158,13 +159,16 @@ def async_executor(
 ) -> Executor:
     """The executor for *handler*: in the running event loop if it is a coroutine function, else in worker threads.
 
-    Raises TypeError or ValueError for a wrong argument.
+    Raises TypeError or ValueError for a wrong argument, SessionError if no session can be made, MissingDependencyError.
     """
     if not is_awaited(handler):
         return direct_executor(core, handler, session, config)
     awaited = async_observed(cast("Callable[..., Awaitable[object]]", handler), core.database.observer, core.group.name)
     if config.transaction:
+        check_greenlet()
         make_session = async_session_maker(session)
+        if make_session is None:
+            engines.get()  # raises now, and not when a message arrives
         return AsyncTransactionalExecutor(awaited, core, threads, engines, make_session, in_batches=config.has_batches)
     check_no_session(session)
     return AsyncExecutor(awaited, in_batches=config.has_batches)

@@ -6,6 +6,7 @@ import asyncio
 from functools import partial
 from typing import TYPE_CHECKING, Self, TypeAlias, overload
 
+from sqlmq.aio.engines import check_greenlet
 from sqlmq.aio.futures import Arrivals
 from sqlmq.model.validation import check_due, check_no_timeout, check_partition_number, check_timeout
 from sqlmq.producer.batcher import result_or_timeout
@@ -226,8 +227,11 @@ class AsyncProducer:
 
 
 def carrier_of(session: AsyncSessionLike) -> AsyncSession | AsyncConnection:
-    """Return *session*, or the present session of an async_scoped_session. Raises TypeError for any other object."""
-    # Imported here: SQLAlchemy's asyncio needs greenlet, which programs without such a session may lack.
+    """Return *session*, or the present session of an async_scoped_session. Raises TypeError for any other object.
+
+    Raises MissingDependencyError without greenlet.
+    """
+    check_greenlet()
     from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession, async_scoped_session
 
     given: object = session() if isinstance(session, async_scoped_session) else session

@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING, Self, TypeAlias, TypeVar
 
+from sqlmq.aio.engines import check_greenlet
 from sqlmq.aio.futures import wait_for_wakeup
 from sqlmq.aio.threads import to_the_end
 from sqlmq.consumer.transaction_scope import JOIN_MODE
@@ -72,6 +73,7 @@ class AsyncTransaction:
         self._session: AsyncSession | None = None
         self._connection: AsyncConnection | None = None
         self._block: TransactionScope | None = None
+        check_greenlet()
         _check_source(source)
 
     @property
@@ -100,7 +102,9 @@ class AsyncTransaction:
         self._is_used = True
         deadline = Deadline.after(self._timeout, self._clock.monotonic())
         try:
-            if self._source is not None:
+            if self._source is None:
+                self._engines.get()  # raises now, and not when a message arrives
+            else:
                 self._open_source(self._source)
             attempt = 0
             while True:

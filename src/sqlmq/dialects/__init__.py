@@ -61,8 +61,10 @@ def dialect_named(backend: str, schema: str | None) -> Dialect:
         raise InvalidURLError(message)
     try:
         module = import_module(f"sqlmq.dialects.{backend}.dialect")
-    except ModuleNotFoundError as error:
-        message = f"The driver {error.name!r} is not installed. Install it with: pip install 'sqlmq[postgres]'"
+    except ImportError as error:
+        # psycopg without its binary package looks for libpq on the machine, and lists what it tried in further lines.
+        fact = str(error).partition("\n")[0].rstrip(".")
+        message = f"The driver can't be imported: {fact}. Install it with: pip install 'sqlmq[postgres]'"
         raise InvalidURLError(message) from error
     dialect: Dialect = getattr(module, _REGISTRY[backend])(schema)
     return dialect

@@ -46,13 +46,11 @@ def metrics(settings: Settings, host: str, port: int, topics: tuple[str, ...], *
 
 
 def _registry(mq: MQ, topics: tuple[str, ...]) -> CollectorRegistry:
-    try:
-        from prometheus_client import CollectorRegistry
+    # Imported first, because it names the extra if prometheus_client is not installed.
+    from sqlmq.prometheus import Collector  # isort: split
 
-        from sqlmq.prometheus import Collector
-    except ModuleNotFoundError as error:
-        message = "This needs prometheus_client: pip install 'sqlmq[prometheus]'."
-        raise click.ClickException(message) from error
+    from prometheus_client import CollectorRegistry
+
     registry = CollectorRegistry()
     registry.register(Collector(mq, topics=topics or None))
     return registry

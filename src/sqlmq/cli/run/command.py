@@ -216,12 +216,9 @@ class _RunArguments(NamedTuple):
 
 
 def _instrument() -> Callable[[MQ | AsyncMQ], object]:
-    """Return the function that connects an MQ to OpenTelemetry."""
-    try:
-        from sqlmq.opentelemetry import instrument
-    except ModuleNotFoundError as error:
-        message = "This needs OpenTelemetry's API: pip install 'sqlmq[opentelemetry]'."
-        raise click.ClickException(message) from error
+    """Return the function that connects an MQ to OpenTelemetry. Raises MissingDependencyError."""
+    from sqlmq.opentelemetry import instrument
+
     return instrument
 
 

@@ -40,7 +40,7 @@ from sqlmq.dialects.base import (
 )
 from sqlmq.dialects.sqlite import errors, health
 from sqlmq.dialects.sqlite.cursors import SqlalchemyCursor, driver_cursor
-from sqlmq.errors import InvalidURLError, UnknownTopicError
+from sqlmq.errors import InvalidURLError, MissingDependencyError, UnknownTopicError
 from sqlmq.hooks.failpoints import failpoint
 from sqlmq.model.message import microseconds_since_1970, moment_at
 
@@ -98,12 +98,15 @@ class Sqlite(Dialect):
     def create_async_engine(self, url: URL) -> AsyncEngine:
         from sqlalchemy.ext.asyncio import create_async_engine
 
-        engine = create_async_engine(
-            url.set(drivername="sqlite+aiosqlite"),
-            hide_parameters=True,
-            connect_args={"timeout": _BUSY_TIMEOUT_SECONDS},
-            max_overflow=15,
-        )
+        try:
+            engine = create_async_engine(
+                url.set(drivername="sqlite+aiosqlite"),
+                hide_parameters=True,
+                connect_args={"timeout": _BUSY_TIMEOUT_SECONDS},
+                max_overflow=15,
+            )
+        except ModuleNotFoundError as error:
+            raise MissingDependencyError("aiosqlite", "aiosqlite") from error
         event.listen(engine.sync_engine, "connect", _set_up_connection)
         return engine
 

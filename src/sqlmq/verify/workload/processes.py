@@ -17,6 +17,7 @@ import time
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from multiprocessing.process import BaseProcess
 from typing import TYPE_CHECKING
 
@@ -95,9 +96,12 @@ class RoleProcess:
     def may_use_asyncio(self, *, in_transactions: bool = False) -> bool:
         """Whether the role can run in an event loop.
 
-        A process that drains watches itself in a thread, and in transactions SQLite would need an asyncio driver.
+        A process that drains watches itself in a thread. Transactions in an event loop need libraries that a run does
+        without: greenlet, and on SQLite a driver for asyncio.
         """
-        return not self.role.drains and (self.plan.is_postgres or not in_transactions)
+        if self.role.drains:
+            return False
+        return not in_transactions or (self.plan.is_postgres and find_spec("greenlet") is not None)
 
     @property
     def is_active(self) -> bool:
