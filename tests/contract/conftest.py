@@ -121,5 +121,5 @@ def make_mq(loop: Loop | None, database: DatabaseUnderTest) -> Iterator[MakeMQ]:
 
 @pytest.fixture(autouse=True)
 def frequent_checks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let members check their group ten times a second, not once: many tests wait for that."""
+    """Make members check their group ten times a second, not once: many tests wait for that."""
     monkeypatch.setattr("sqlmq.consumer.coordinator._CHECK_GROUP_MAX_SECONDS", 0.1)

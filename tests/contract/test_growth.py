@@ -181,8 +181,17 @@ def test_more_than_one_statement_takes_goes_to_the_new_partitions_as_a_whole(mak
     assert sum(partition.messages for partition in mq.admin.describe_topic("orders").partitions) == 6_000
 
 
-@pytest.mark.parametrize("level", [None, "REPEATABLE READ", "SERIALIZABLE"])
-@pytest.mark.parametrize("count", [1, 40, 6_000])
+@pytest.mark.parametrize(
+    ("level", "count"),
+    [
+        (None, 1),
+        (None, 40),
+        (None, 6_000),
+        ("REPEATABLE READ", 1),
+        ("REPEATABLE READ", 6_000),
+        ("SERIALIZABLE", 40),
+    ],
+)
 def test_a_transaction_of_the_applications_goes_to_the_new_partitions(
     make_mq: MakeMQ, engine: Engine, app: Application, database: DatabaseUnderTest, level: str | None, count: int
 ) -> None:

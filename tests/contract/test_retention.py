@@ -566,6 +566,8 @@ class CrashError(Exception):
     """The process is gone at this point."""
 
 
+@pytest.mark.sync_only("a round is the same with asyncio")
+@pytest.mark.parametrize("database", ["sqlite", "postgres"], indirect=True)
 @pytest.mark.parametrize("survived", range(8))
 def test_a_round_that_ends_anywhere_is_finished_by_the_next(
     topic: AgedTopic, monkeypatch: pytest.MonkeyPatch, survived: int

@@ -152,7 +152,7 @@ class QueueState:
         self._set_back(seconds, message="created_at", group_offset="committed_at")
 
     def make_memberships_older(self, seconds: float) -> None:
-        """Let members have joined, and claims have changed, *seconds* earlier."""
+        """Set back by *seconds* when members joined and claims changed."""
         self._set_back(seconds, member="joined_at", claim="changed_at")
 
     def _set_back(self, seconds: float, **columns: str) -> None:
