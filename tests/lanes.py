@@ -1,6 +1,7 @@
 """Two lanes: `--lane quick` leaves out what a change rarely breaks alone, `--lane all` runs everything.
 
-The quick lane leaves out tests marked `slow`, and runs each of the others in the fewest combinations of a database and
+The quick lane leaves out tests marked `slow` and the folders about failing processes and servers, schedules and
+examples. It runs each of the other tests in the fewest combinations of a database and
 a world (synchronous, asyncio) that contain both databases and both worlds. Half of the tests run with SQLite and
 synchronous calls, and with Postgres and asyncio; the other half the other way round. So each test runs on both
 databases and in both worlds, and each combination runs half of the tests.
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
 LANES = ("quick", "all")
+SLOW_FOLDERS = frozenset(("concurrency", "examples", "faults", "model", "schedules"))
+"""Folders below tests/ that only the lane `all` runs."""
 
 Combination = tuple[str, str]
 """A kind of database, and a world. An empty string where a test does not choose."""
@@ -37,10 +40,14 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     """Leave out what does not belong to the lane. Runs last, when other hooks have left out what nobody runs."""
     if config.getoption("lane") == "all":
         return
-    fast = [item for item in items if item.get_closest_marker("slow") is None]
+    fast = [item for item in items if not _is_slow(item)]
     kept = set(_pairwise(fast))
     config.hook.pytest_deselected(items=[item for item in items if item not in kept])
     items[:] = [item for item in items if item in kept]
+
+
+def _is_slow(item: pytest.Item) -> bool:
+    return item.get_closest_marker("slow") is not None or item.path.parent.name in SLOW_FOLDERS
 
 
 def _pairwise(items: Iterable[pytest.Item]) -> Iterator[pytest.Item]:

@@ -30,6 +30,9 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).parent.parent
 
 
+pytestmark = pytest.mark.slow
+
+
 @pytest.mark.parametrize(
     ("database", "name"),
     [("sqlite", "consuming"), ("postgres", "producing"), ("postgres", "steady"), ("postgres", "wal")],

@@ -41,7 +41,7 @@ class Unreliable:
         self.begun_after_discard: Counter[Place] = Counter()
 
     def __call__(self, message: ReceivedMessage) -> None:
-        place = (message.partition or 0, message.offset or 0)
+        place = (message.partition, message.offset)
         with self._lock:
             if place in self.discarded:
                 self.begun_after_discard[place] += 1

@@ -154,7 +154,7 @@ def drain(mq: MQ) -> Story:
             asked_at = time.monotonic()
             got = consumer.poll(timeout=0.1)
             consumer.commit()
-            facts = [(m.partition or 0, m.offset or 0, m.value.decode()) for m in got]
+            facts = [(m.partition, m.offset, m.value.decode()) for m in got]
             story.polls.append((asked_at, time.monotonic(), facts))
     return story
 

@@ -15,7 +15,7 @@ from sqlalchemy import func, select, update
 
 from sqlmq import FencedError, Message
 from tests.support.blocking import acknowledge
-from tests.support.waiting import PATIENCE_SECONDS, finish, receive, settle, until, values
+from tests.support.waiting import PATIENCE_SECONDS, finish, receive, settle, slack_seconds, until, values
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -197,7 +197,7 @@ def test_a_closed_member_hands_over_at_once(make_mq: MakeMQ) -> None:
     closed_at = time.monotonic()
     settle(second)
 
-    assert time.monotonic() - closed_at < 10
+    assert time.monotonic() - closed_at < 8 + slack_seconds()
 
 
 def test_a_waiting_member_receives_what_a_closed_one_left(make_mq: MakeMQ) -> None:
@@ -223,7 +223,7 @@ def test_a_dead_member_is_replaced_when_its_lease_is_over(make_mq: MakeMQ) -> No
     died_at = time.monotonic()
     settle(survivor)
 
-    assert time.monotonic() - died_at < 10
+    assert time.monotonic() - died_at < 8 + slack_seconds()
 
 
 def test_a_members_partitions_stay_its_own_while_it_handles_a_message_for_longer_than_the_lease(
@@ -239,7 +239,6 @@ def test_a_members_partitions_stay_its_own_while_it_handles_a_message_for_longer
         second.poll(timeout=0.1)
     first.commit()
 
-    assert mine[0].partition is not None
     assert positions(here)[mine[0].partition] == 1
 
 
@@ -367,7 +366,7 @@ def test_a_partition_that_moves_goes_on_at_the_position_it_has(mq: MQ) -> None:
     fill(mq, 5, 2)
     received = [*receive(first, 5), *receive(second, 5)]
 
-    assert sorted(message.offset or 0 for message in received) == sorted([*range(10, 15)] * 2)
+    assert sorted(message.offset for message in received) == sorted([*range(10, 15)] * 2)
 
 
 def test_a_partition_is_not_handed_over_while_a_message_of_it_is_in_hand(mq: MQ) -> None:

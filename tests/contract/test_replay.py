@@ -384,7 +384,7 @@ def test_moved_back_and_forth_under_several_consumers_nothing_from_the_last_posi
 
     def read(consumer: Consumer, into: list[tuple[int, int]]) -> None:
         while not is_over.is_set():
-            into += [(one.partition or 0, one.offset or 0) for one in consumer.poll(7, timeout=0.05)]
+            into += [(one.partition, one.offset) for one in consumer.poll(7, timeout=0.05)]
 
     queues = [make_mq(lease_seconds=LEASE_SECONDS, commit_interval_seconds=0.01) for _ in seen]
     consumers = [queue.consumer("orders", "billing") for queue in queues]

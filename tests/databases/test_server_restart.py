@@ -99,8 +99,6 @@ class Traffic:
 
     def _consume(self) -> None:
         for message in self._consumer:
-            assert message.partition is not None
-            assert message.offset is not None
             self.delivered.append((message.partition, message.offset, message.value))
             self._note()
 

@@ -47,7 +47,7 @@ class Handling(Sending):
         def handler(message: ReceivedMessage) -> None:
             is_failing = next(turns)
             try:
-                topic.check_order(workers, (message.partition or 0, message.offset or 0))
+                topic.check_order(workers, (message.partition, message.offset))
                 workers.take(topic, message, fails=is_failing)
             except AssertionError as error:
                 broken.append(error)

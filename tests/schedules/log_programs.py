@@ -217,7 +217,7 @@ def consume_trim_join(scene: Scene) -> None:
         newcomer = scene.consumer(2, "audit")
         messages = newcomer.poll(timeout=0)
         if messages:
-            newcomers.start[0] = messages[0].offset or 0
+            newcomers.start[0] = messages[0].offset
             scene.note_delivered("audit", messages)
 
     def begins_with_what_is_kept() -> None:

@@ -141,8 +141,6 @@ class Traffic:
         self._note(actor)
 
     def _deliver(self, actor: str, message: ReceivedMessage) -> None:
-        assert message.partition is not None
-        assert message.offset is not None
         self.delivered[actor].append((message.partition, message.offset))
         self._note(actor)
 
