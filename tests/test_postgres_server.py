@@ -80,6 +80,7 @@ def test_a_machine_without_any_server_is_an_error_that_says_what_to_do(monkeypat
         provide()
 
 
+@pytest.mark.slow
 def test_a_durable_server_is_a_new_one_that_writes_to_the_disk_what_it_acknowledges() -> None:
     found = provide(durable=True)
     try:

@@ -191,6 +191,7 @@ async def test_what_is_closed_by_a_cancelled_task_is_closed(make_mq: MakeAsyncMQ
     assert (await made[-1][0].admin.describe_topic("orders")).messages >= len(made) - 1
 
 
+@pytest.mark.slow
 async def test_tasks_that_are_cancelled_at_any_moment_lose_nothing(mq: AsyncMQ) -> None:
     await mq.create_topic("orders", 3)
     producer, consumer = await mq.producer("orders"), await mq.consumer("orders", "billing")

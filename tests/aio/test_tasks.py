@@ -242,6 +242,7 @@ async def test_a_task_that_never_waits_lets_others_run(mq: AsyncMQ, monkeypatch:
     assert turns >= 3
 
 
+@pytest.mark.slow
 async def test_ten_thousand_tasks_that_produce_share_few_transactions(mq: AsyncMQ) -> None:
     producer = await mq.producer("orders")
     connections: list[object] = []
@@ -276,6 +277,7 @@ async def test_a_thousand_tasks_wait_without_a_thread_each_and_all_are_served(mq
     assert threads < 50
 
 
+@pytest.mark.slow
 async def test_a_handler_that_blocks_the_loop_for_longer_than_a_lease_keeps_its_partitions(
     make_mq: MakeAsyncMQ,
 ) -> None:

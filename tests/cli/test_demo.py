@@ -116,6 +116,7 @@ def test_the_demo_runs_in_a_database_of_ones_own_and_leaves_nothing_there(databa
     assert topics == []
 
 
+@pytest.mark.slow
 @pytest.mark.faults
 @pytest.mark.xdist_group("demo")
 @pytest.mark.skipif(os.name == "nt", reason="signals are sent as Unix does")

@@ -50,6 +50,7 @@ def test_without_prometheus_client_the_command_says_what_to_install(
     assert "pip install 'sqlmq[prometheus]'" in result.stderr
 
 
+@pytest.mark.slow
 def test_metrics_are_served_until_sigterm(sqlmq: Sqlmq, sqlmq_process: SqlmqProcess) -> None:
     sqlmq("produce", "orders", stdin="1\n")
     process = sqlmq_process("metrics", "--port", "0")

@@ -4,6 +4,8 @@ import json
 import signal
 from typing import TYPE_CHECKING
 
+import pytest
+
 from sqlmq import Retention
 
 if TYPE_CHECKING:
@@ -85,6 +87,7 @@ def test_a_round_for_an_unknown_topic_fails(sqlmq: Sqlmq) -> None:
     assert sqlmq("maintain", "--once", "--topic", "orders").exit_code == 1
 
 
+@pytest.mark.slow
 def test_rounds_go_on_until_a_signal(sqlmq: Sqlmq, sqlmq_process: SqlmqProcess) -> None:
     sqlmq("topics", "create", "orders", "--partitions", "1", "--retention-messages", "1")
     maintaining = sqlmq_process("maintain", "--interval", "0.05", "--json")

@@ -309,6 +309,7 @@ each_signal = pytest.mark.parametrize(
 )
 
 
+@pytest.mark.slow
 @sends_signals
 @each_signal
 def test_a_first_signal_lets_the_handler_finish_and_commits(
@@ -330,6 +331,7 @@ def test_a_first_signal_lets_the_handler_finish_and_commits(
     assert b"1 message handled" in errors
 
 
+@pytest.mark.slow
 @sends_signals
 @each_signal
 def test_a_second_signal_does_not_wait_for_the_handler(
@@ -364,6 +366,7 @@ def test_a_signal_before_anything_has_begun_ends_it_there(sqlmq_process: SqlmqPr
     assert process.returncode == 143, errors
 
 
+@pytest.mark.slow
 @sends_signals
 def test_a_signal_that_comes_twice_at_once_is_one(sqlmq_process: SqlmqProcess, mq: MQ, shop: Path) -> None:
     fill(mq, "a")
@@ -417,6 +420,7 @@ def start_two(sqlmq_process: SqlmqProcess, mq: MQ, shop: Path, handler: str, *op
     return process
 
 
+@pytest.mark.slow
 @sends_signals
 def test_several_processes_share_the_partitions_and_end_together(
     sqlmq_process: SqlmqProcess, mq: MQ, shop: Path
@@ -437,6 +441,7 @@ def test_several_processes_share_the_partitions_and_end_together(
     assert not any(map(is_alive, children))
 
 
+@pytest.mark.slow
 @sends_signals
 def test_a_message_that_kills_its_process_becomes_a_dead_letter_and_the_others_are_handled(
     sqlmq_process: SqlmqProcess, mq: MQ, shop: Path, queue_state: QueueState
@@ -467,6 +472,7 @@ def test_a_message_that_kills_its_process_becomes_a_dead_letter_and_the_others_a
     assert errors.count(b"ended with exit code 9. It restarts in") == 2
 
 
+@pytest.mark.slow
 @sends_signals
 def test_no_process_is_left_when_the_one_that_watches_them_is_killed(
     sqlmq_process: SqlmqProcess, mq: MQ, shop: Path
@@ -481,6 +487,7 @@ def test_no_process_is_left_when_the_one_that_watches_them_is_killed(
     until(lambda: mq.admin.describe_group("orders", "billing").members == (), "them to have left in good order")
 
 
+@pytest.mark.slow
 @sends_signals
 def test_a_second_signal_ends_all_processes_at_once(sqlmq_process: SqlmqProcess, mq: MQ, shop: Path) -> None:
     process = start_two(sqlmq_process, mq, shop, "wait", "--stop-seconds", "600")
@@ -519,6 +526,7 @@ def test_tables_that_are_missing_are_told_once_and_end_the_command(sqlmq: Sqlmq,
     assert "sqlmq db upgrade" in result.stderr
 
 
+@pytest.mark.slow
 @sends_signals
 def test_processes_that_find_nothing_more_end_the_command(sqlmq_process: SqlmqProcess, mq: MQ, shop: Path) -> None:
     fill(mq, "a", "b", partitions=2)

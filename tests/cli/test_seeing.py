@@ -142,6 +142,7 @@ def handle(message):
 """
 
 
+@pytest.mark.slow
 def test_a_new_user_finds_a_stuck_consumer_its_reason_and_its_remedy_with_three_commands(
     sqlmq: Sqlmq, sqlmq_process: SqlmqProcess, make_mq: MakeMQ, tmp_path: Path
 ) -> None:

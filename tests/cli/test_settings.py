@@ -94,6 +94,7 @@ def test_logging_is_as_it_was_after_a_command(sqlmq: Sqlmq) -> None:
     assert (logger.level, list(logger.handlers)) == before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("url", ["postgresql://me:s3cret@127.0.0.1:1/app", "mysql://me:s3cret@host/app"])
 def test_a_database_that_cannot_be_used_is_an_error_without_its_password(url: str) -> None:
     result = CliRunner().invoke(main, ["db", "upgrade", "--url", url])

@@ -183,6 +183,7 @@ def test_a_producer_whose_results_nobody_reads_says_that_it_stopped(sqlmq_proces
     assert b"the reader of the results has closed the pipe" in process.stderr.read()
 
 
+@pytest.mark.slow
 def test_two_consumers_of_a_group_share_the_messages(sqlmq_process: SqlmqProcess, sqlmq: Sqlmq) -> None:
     sqlmq("topics", "create", "orders", "--partitions", "2")
     sqlmq("produce", "orders", "--partition", "0", stdin="a\n" * 50)

@@ -183,6 +183,7 @@ def test_sql_in_a_name_changes_nothing(mq: MQ, database: DatabaseUnderTest, conn
     assert tables(connection, database) == before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("database", ["postgres"], indirect=True)
 def test_schemas_of_any_name_are_used_as_they_are(database: DatabaseUnderTest, engine: Engine) -> None:
     schemas = [*INJECTIONS, "Upper Case", "ünï", "a.b", 'quo"te', "select"]

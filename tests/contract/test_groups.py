@@ -521,6 +521,7 @@ def test_members_that_die_and_come_again_leave_no_rows_behind(make_mq: MakeMQ, q
         assert queue_state.count("SELECT count(*) FROM sqlmq_member") == 1
 
 
+@pytest.mark.slow
 @settings(
     max_examples=6, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
 )

@@ -511,6 +511,7 @@ def test_doctor_takes_no_offence_at_a_partition_that_is_not_read_yet(mq: MQ) -> 
 # --- Together ---
 
 
+@pytest.mark.slow
 @pytest.mark.sync_only("it takes seconds, and is about the log")
 def test_keys_keep_their_order_while_a_topic_grows_under_load(make_mq: MakeMQ) -> None:
     rounds, grown = 60, [2, 4, 8]

@@ -244,6 +244,7 @@ def test_a_mover_gets_its_turn_while_producers_keep_the_partition_busy(shop: Sho
     assert len(events) == count + 10
 
 
+@pytest.mark.slow
 @POSTGRES
 def test_a_partition_that_somebody_keeps_locked_holds_up_no_other(shop: Shop, make_mq: MakeMQ) -> None:
     mq = make_mq(poll_min_seconds=25, poll_max_seconds=PATIENCE_SECONDS)

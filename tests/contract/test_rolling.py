@@ -106,6 +106,7 @@ def test_each_partition_moves_once_where_each_is_stopped_before_its_successor_st
     assert services.epochs() == [epoch + 2 for epoch in before]
 
 
+@pytest.mark.slow
 def test_each_partition_moves_once_where_each_successor_starts_first(services: Services) -> None:
     old = services.start_three()
     before = services.epochs()
@@ -128,6 +129,7 @@ def test_without_a_successor_the_others_take_over(services: Services) -> None:
     services.until_counts(3, 3)
 
 
+@pytest.mark.slow
 def test_what_ctrl_c_has_stopped_is_shared_out_at_once(services: Services) -> None:
     first, *_ = services.start_three()
 

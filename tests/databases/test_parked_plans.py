@@ -75,6 +75,7 @@ def last_page(connection: Connection, dialect: Dialect, sent: Sent) -> None:
     assert [one.offset for one in page] == list(range(LAST + 1, LAST + 21))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("database", ["postgres", "postgres-schema"], indirect=True)
 def test_on_postgres_the_last_page_reads_a_few_blocks(engine: Engine, dialect: Dialect) -> None:
     sent: Sent = []
@@ -117,6 +118,7 @@ def test_many_are_decided_about_at_once(mq: MQ) -> None:
     assert len(mq.admin.parked("orders", "group-0").list(limit=COUNT + 1)) == COUNT
 
 
+@pytest.mark.slow
 def test_a_page_asks_for_what_is_behind_a_place(mq: MQ) -> None:
     of_billing = mq.admin.parked("orders", "billing")
 

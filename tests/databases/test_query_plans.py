@@ -289,6 +289,7 @@ def sequential_scans_in(plan: dict[str, Any]) -> list[str]:
     return mine + [name for part in plan.get("Plans", []) for name in sequential_scans_in(part)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("database", ["postgres", "postgres-schema"], indirect=True)
 def test_on_postgres_no_hot_statement_scans_a_big_table(grown: Grown) -> None:
     found: dict[str, dict[str, tuple[int, int]]] = {}
@@ -341,6 +342,7 @@ def test_on_postgres_a_producer_goes_by_index_even_if_the_tables_were_analyzed_w
     assert after[1] >= before[1] + 40
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("database", ["postgres"], indirect=True)
 def test_on_postgres_the_plans_of_the_statements_sent_name_no_sequential_scan_of_a_big_table(grown: Grown) -> None:
     sent: list[tuple[str, Any]] = []
@@ -402,6 +404,7 @@ def test_on_sqlite_no_hot_statement_scans_a_big_table(grown: Grown) -> None:
     assert any("USING PRIMARY KEY" in detail for _, detail, _ in plans)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("database", ["postgres"], indirect=True)
 def test_on_postgres_a_transaction_reads_a_few_pages_of_a_hundred_thousand_messages(grown: Grown) -> None:
     statements: list[tuple[str, Any]] = []

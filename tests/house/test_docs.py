@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).parent.parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+FIRST_PAGES = ("README.md", "quickstart.md")
 LINKING_PAGES = sorted({*PAGES, *(ROOT / "docs").rglob("*.md"), *ROOT.glob("*.md"), *ROOT.glob("*/README.md")})
 
 
@@ -39,8 +40,10 @@ def name(page: Path) -> str:
 
 
 def pages_with(*, postgres: bool) -> pytest.MarkDecorator:
+    """Parametrize with the pages that have such code. In the quick lane, those that a new user opens first."""
     found = [page for page in PAGES if runnable(page, postgres=postgres)]
-    return pytest.mark.parametrize("page", found, ids=name)
+    marked = [pytest.param(page, marks=[] if page.name in FIRST_PAGES else pytest.mark.slow) for page in found]
+    return pytest.mark.parametrize("page", marked, ids=name)
 
 
 # --- Code runs ---
@@ -53,6 +56,7 @@ def test_the_code_of_a_page_runs(page: Path, tmp_path: Path, monkeypatch: pytest
     run_page(page, tmp_path, None)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("database", ["postgres"], indirect=True)
 @pages_with(postgres=True)
 def test_the_code_of_a_page_runs_on_postgres(page: Path, database: DatabaseUnderTest, tmp_path: Path) -> None:

@@ -198,6 +198,7 @@ def test_attempts_are_those_of_handlers_that_raised() -> None:
     assert "B10" not in story.found()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("state", ["staged", "placed"])
 def test_an_effect_goes_with_messages_that_are_stored_still(state: str) -> None:
     story = Story()
