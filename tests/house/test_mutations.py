@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -60,6 +61,21 @@ def test_what_verify_must_find_the_tests_must_find_too() -> None:
     missing = set(selftest.MUTATIONS) - set(MUTATIONS) - renamed
 
     assert missing == set()
+
+
+def test_the_mutations_and_tests_that_the_page_names_exist() -> None:
+    page = (ROOT / "docs" / "design" / "testing.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| `([a-z0-9-]+)` \|.*\| `([a-z_/]+\.py)::(\w+)`", page, re.MULTILINE)
+
+    unknown = [name for name, _, _ in rows if name not in MUTATIONS]
+    missing = [
+        f"{file}::{test}"
+        for _, file, test in rows
+        if not (path := ROOT / "tests" / file).is_file() or f"def {test}(" not in path.read_text(encoding="utf-8")
+    ]
+
+    assert len(rows) > 50
+    assert (unknown, missing) == ([], [])
 
 
 def test_an_edit_whose_text_does_not_stand_once_is_an_error() -> None:

@@ -21,7 +21,7 @@ MUTATIONS = (
     ),
     Mutation(
         "fence-skipped",
-        "Locked claims are taken to be the member's, whoever owns them: commits on SQLite, attempts, prunings.",
+        "Locked claims are taken to be the member's, also if another member owns them: commits on SQLite, attempts, prunings.",
         ("tests/contract/test_groups.py::test_a_zombies_commit_is_refused_and_changes_nothing",),
         (
             Edit(f"{STORE}/claims.py", _LOCKED, "c.c.partition_id.in_(sorted(epochs)))\n"),

@@ -112,7 +112,7 @@ MUTATIONS = (
     Mutation(
         "uncopied-discarded",
         "A move discards messages that it could not copy, because the log does not have them any more.",
-        ("tests/contract/test_parked.py::test_a_move_takes_place_as_a_whole_or_not_at_all",),
+        ("tests/contract/test_parked.py::test_a_message_that_is_in_the_log_no_more_is_shown_without_itself",),
         (
             Edit(
                 f"{OPERATIONS}/admin/parked.py",
