@@ -256,11 +256,11 @@ def test_a_partition_that_somebody_keeps_locked_holds_up_no_other(shop: Shop, ma
         stage(shop, "other", partition=1)
         stage(shop, "third", partition=2)
 
-        got = values(receive(consumer, 2, seconds=5))
+        got = values(receive(consumer, 2, seconds=20))
         with shop.session() as session:
             producer.produce_with_partition(Message(b"read committed"), 1, session=session)
             session.commit()
-        got += values(receive(consumer, 1, seconds=5))
+        got += values(receive(consumer, 1, seconds=20))
         keeping.commit()
     got += values(receive(consumer, 2))
 
