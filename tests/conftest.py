@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import shutil
 import sqlite3
@@ -72,6 +73,12 @@ def parameter_of(item: pytest.Item, name: str) -> object:
 def pytest_xdist_auto_num_workers() -> int:
     """Half as many workers again as there are processors: many tests wait, for leases and for each other."""
     return max(3, (os.cpu_count() or 1) * 3 // 2)
+
+
+def pytest_collection_finish() -> None:
+    """Exempt all that collecting tests has made from the garbage collector: tests that call it would scan it each time."""
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_report_header(config: pytest.Config) -> str:
