@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
 LANES = ("quick", "all")
-SLOW_FOLDERS = frozenset(("concurrency", "examples", "faults", "model", "schedules"))
+SLOW_FOLDERS = frozenset(("examples", "faults", "model", "schedules"))
 """Folders below tests/ that only the lane `all` runs."""
 
 Combination = tuple[str, str]

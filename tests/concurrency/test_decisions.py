@@ -74,6 +74,7 @@ def decide(mq: MQ, handler: Unreliable, chance: random.Random) -> None:
             break
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("database", ["sqlite", "postgres"], indirect=True)
 @pytest.mark.parametrize(
     "options",

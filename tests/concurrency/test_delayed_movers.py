@@ -148,6 +148,7 @@ acts = st.lists(
 )
 
 
+@pytest.mark.slow
 @given(acts=acts)
 @settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @BOTH

@@ -161,6 +161,7 @@ def read(topic: AgedTopic, model: Model, act: Read, name: str) -> None:
     model.expired.discard(act.group)
 
 
+@pytest.mark.slow
 @BOTH
 @given(todo=acts)
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
