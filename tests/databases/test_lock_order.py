@@ -101,6 +101,16 @@ def test_partitions_are_locked_in_order_of_id(
     check_locks(engine, dialect.tables.partition.c.id, prepare(mq, engine, messages))
 
 
+@pytest.mark.parametrize("count", [1, 2])
+def test_an_append_waits_for_the_transaction_that_has_locked_its_partition(
+    mq: MQ, engine: Engine, dialect: Dialect, count: int
+) -> None:
+    mq.create_topic("orders", 1)
+    producer = mq.producer("orders")
+
+    check_locks(engine, dialect.tables.partition.c.id, lambda: producer.produce_many([Message(b"")] * count))
+
+
 def commit(mq: MQ) -> Action:
     consumer = mq.consumer("orders", "billing")
     receive(consumer, 3)

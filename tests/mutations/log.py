@@ -33,7 +33,7 @@ MUTATIONS = (
     Mutation(
         "numbered-without-lock-postgres",
         "Offsets are looked up while another transaction may append to the partition.",
-        ("tests/concurrency/test_commit_order.py",),
+        ("tests/databases/test_lock_order.py::test_an_append_waits_for_the_transaction_that_has_locked_its_partition",),
         (
             Edit(
                 f"{SQL}/append.sql",

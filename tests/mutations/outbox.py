@@ -110,10 +110,7 @@ MUTATIONS = (
     Mutation(
         "moved-without-lock",
         "A scheduler reads delayed messages without a lock, so one can be moved and cancelled.",
-        (
-            "tests/contract/test_delayed.py::test_a_message_whose_cancelling_was_rolled_back_is_moved_later",
-            "tests/concurrency/test_delayed_movers.py",
-        ),
+        ("tests/contract/test_delayed.py::test_a_message_whose_cancelling_was_rolled_back_is_moved_later",),
         (
             Edit(
                 f"{STORE}/staged.py",
