@@ -946,6 +946,7 @@ def test_a_commit_that_the_database_refuses_undoes_both(mq: MQ, engine: Engine, 
     with engine.begin() as connection:
         connection.execute(text("CREATE TABLE parent (id INTEGER PRIMARY KEY)"))
         connection.execute(text("CREATE TABLE child (id INTEGER REFERENCES parent (id) DEFERRABLE INITIALLY DEFERRED)"))
+    pool = mq.engine.pool
     if engine.dialect.name == "sqlite":
         mq.engine.dispose()  # the next connections check foreign keys
 
@@ -958,6 +959,8 @@ def test_a_commit_that_the_database_refuses_undoes_both(mq: MQ, engine: Engine, 
 
     assert (effects.there(), positions(mq)) == ([], [0])
     assert len(handle_all(consumer, effects, session=source)) == 1
+    mq.close()
+    pool.dispose()  # what a background thread had taken before, it gave back to this one
 
 
 @SQLITE
