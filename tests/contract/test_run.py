@@ -11,8 +11,9 @@ import pytest
 
 from sqlmq import Message, ReceivedMessage, Retry, UnknownTopicError
 from sqlmq.consumer.core import NO_DEADLINE
+from sqlmq.consumer.worker.dispatcher import Attempt, Dispatcher
 from sqlmq.consumer.worker.pool import Worker, WorkerPool
-from sqlmq.errors import ConsumerClosedError
+from sqlmq.errors import ConsumerClosedError, DatabaseBusyError, DatabaseUnavailableError
 from tests.support.handlers import SOON, Recorder, drain, numbered, parked_rows, position, send
 from tests.support.waiting import PATIENCE_SECONDS, until
 
@@ -98,6 +99,53 @@ def test_a_batch_is_a_list_of_messages_of_one_partition(mq: MQ) -> None:
 
     assert max(sizes) == 4
     assert summary.handled == len(handler.values) == 25
+
+
+def test_a_run_is_not_idle_while_a_worker_that_has_just_finished_may_fetch_more(
+    mq: MQ, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    send(mq, numbered(2))
+    handler = Recorder()
+    may_finish = threading.Event()
+    idle: list[bool] = []
+    note_idle = WorkerPool._note_idle
+
+    def note_late(pool: WorkerPool, seen: int) -> None:
+        """Between the fetch that found nothing and the note of it, let the other worker finish the first message."""
+        if not idle:
+            may_finish.set()
+            until(lambda: not any(worker.attempt for worker in pool._workers), "the first message handled")
+            note_idle(pool, seen)
+            idle.append(pool._is_idle())
+        else:
+            note_idle(pool, seen)
+
+    def handle(message: ReceivedMessage) -> None:
+        may_finish.wait(PATIENCE_SECONDS)
+        handler(message)
+
+    monkeypatch.setattr(WorkerPool, "_note_idle", note_late)
+    drain(mq.consumer("orders", "billing"), handle, concurrency=2, idle_seconds=0)
+
+    assert idle == [False]
+    assert len(handler.values) == 2
+
+
+def test_a_run_does_not_end_because_the_database_was_busy(mq: MQ, monkeypatch: pytest.MonkeyPatch) -> None:
+    send(mq, numbered(3))
+    handler = Recorder()
+    failures = [DatabaseBusyError("busy"), DatabaseUnavailableError("away")]
+    next_attempt = Dispatcher.next_attempt
+
+    def fail_first(*arguments: Any) -> Attempt | None:
+        if failures:
+            raise failures.pop()
+        return next_attempt(*arguments)
+
+    monkeypatch.setattr(Dispatcher, "next_attempt", fail_first)
+    drain(mq.consumer("orders", "billing"), handler, idle_seconds=0)
+
+    assert len(handler.values) == 3
 
 
 def test_without_any_patience_what_is_there_is_handled(mq: MQ) -> None:

@@ -109,6 +109,8 @@ class WorkerPool:
         self._last_signal: signal.Signals | None = None
         self._idle_since = math.inf
         """When a worker first found nothing since the last attempt, by the monotonic clock; infinite until one has."""
+        self._idle_at_wakeup = -1
+        """How many wake-ups there were before the last fetch that found nothing. A later one may be for a message."""
         self.is_stopping = False
 
     @property
@@ -195,12 +197,11 @@ class WorkerPool:
                 seen = wakeups.count
                 if self.is_stopping:
                     return None
-                attempt = self._fetch(worker)
-                if attempt is not None:
-                    worker.attempt = attempt
-                    return attempt
-                if wakeups.count == seen:
-                    self._note_idle()
+                has_looked = self._fetch(worker)
+                if worker.attempt is not None:
+                    return worker.attempt
+                if has_looked:
+                    self._note_idle(seen)
                 with self._lock:
                     next_check_at = self._dispatcher.next_check_at()
                 # What is due and was not found, as while the database is unavailable, is polled for with pauses.
@@ -212,22 +213,25 @@ class WorkerPool:
                     with self._lock:
                         self._dispatcher.check_soon()
 
-    def _fetch(self, worker: Worker) -> Attempt | None:
-        """The next attempt for *worker*; None if nothing can be handled now, also while the database is unavailable."""
+    def _fetch(self, worker: Worker) -> bool:
+        """Fetch the next attempt of *worker*, if there is one. Return False if it can't be known, as without a database."""
         with self._lock:
             if not self._core.prepare_delivery(1, NO_DEADLINE):
-                return None
+                return False
             try:
-                return self._dispatcher.next_attempt(worker, worker.batch_hint)
+                # With the lock held, so that the run is not taken to be idle before the worker has it.
+                worker.attempt = self._dispatcher.next_attempt(worker, worker.batch_hint)
             except (DatabaseUnavailableError, DatabaseBusyError) as error:
                 self._core.log_retry(error)
-                return None
+                return False
+            return True
 
-    def _note_idle(self) -> None:
-        """Note that a fetch has found nothing, and have the run checked for its end."""
-        if self.config.idle_seconds is not None and math.isinf(self._idle_since):
+    def _note_idle(self, seen: int) -> None:
+        """Note that a fetch after *seen* wake-ups has found nothing, and have the run checked for its end."""
+        if self.config.idle_seconds is not None:
             with self._changed:
-                self._idle_since = self.clock.monotonic()
+                self._idle_since = min(self._idle_since, self.clock.monotonic())
+                self._idle_at_wakeup = seen
                 self._changed.notify_all()
 
     def _attempt(self, worker: Worker, attempt: Attempt) -> None:
@@ -336,7 +340,9 @@ class WorkerPool:
         if idle_seconds is None or self.clock.monotonic() - self._idle_since < idle_seconds:
             return False
         with self._lock:
-            return len(self._dispatcher) == 0 and all(worker.attempt is None for worker in self._workers)
+            # A worker that has finished wakes the one that fetches first, and then has no attempt any more.
+            has_ended = len(self._dispatcher) == 0 and all(worker.attempt is None for worker in self._workers)
+            return has_ended and self._core.wakeups.count == self._idle_at_wakeup
 
     def _check_stuck_workers(self, now: float) -> None:
         """End attempts that exceed max_processing_seconds; warn of those that exceed the lease."""
