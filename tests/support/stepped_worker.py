@@ -33,9 +33,8 @@ class SteppedWorker:
         worker.thread = threading.current_thread()
         self._pool._dispatcher._refresh_at = 0.0
         self._consumer._core.coordinator.recheck_group_soon()
-        attempt = self._pool._fetch(worker)
-        if attempt is None:
+        self._pool._fetch(worker)
+        if worker.attempt is None:
             return False
-        worker.attempt = attempt
-        self._pool._attempt(worker, attempt)
+        self._pool._attempt(worker, worker.attempt)
         return True
