@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import os
 import shutil
+import signal
 import sqlite3
 import threading
 from contextlib import ExitStack, contextmanager
@@ -27,6 +28,10 @@ if TYPE_CHECKING:
 KINDS = ("sqlite", "postgres", "postgres-schema", "pgbouncer")
 SCHEMA = "mq_schema"
 SERVER = pytest.StashKey[TestPostgres]()
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    # A shell starts background jobs so, and programs inherit it: those that tests start could not be interrupted.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 pytest_plugins = ["tests.lanes", "tests.support.fixtures", "tests.support.statements", "pytester"]
 
