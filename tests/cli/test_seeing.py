@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from sqlmq import Message
+from sqlmq import Message, PartitionLag
 from tests.support.waiting import until
 
 if TYPE_CHECKING:
@@ -51,6 +51,16 @@ def test_lag_beyond_a_limit_is_an_exit_code(sqlmq: Sqlmq, limits: tuple[str, str
     assert result.exit_code == exit_code
     assert ("orders/billing is 2 messages" in result.stderr) is bool(exit_code)
     assert "orders/audit" not in result.stderr
+
+
+def test_an_age_is_compared_with_its_limit_as_measured_not_as_shown(
+    sqlmq: Sqlmq, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    just_arrived = PartitionLag("orders", "billing", 0, 1, 3, 0.04, None, None, waiting=0, dead=0)
+    monkeypatch.setattr("sqlmq.admin.admin.Admin.lag", lambda *_: [just_arrived])
+
+    assert sqlmq("lag", "--max-seconds", "0").exit_code == 3
+    assert sqlmq("lag", "--max-seconds", "0.05").exit_code == 0
 
 
 def test_lag_of_what_is_not_there_is_an_error(sqlmq: Sqlmq) -> None:

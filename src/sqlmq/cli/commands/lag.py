@@ -12,7 +12,7 @@ from sqlmq.cli.settings import Settings, database_options, example, pass_setting
 from sqlmq.cli.watching import repeat
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from sqlmq.reports.descriptions import PartitionLag
 
@@ -79,7 +79,7 @@ def lag(
             show(rows, list(rows[0]) if rows else [], as_json=as_json, empty=empty)
 
         repeat(look, watch)
-    behind = [row for row in group_facts(found) if _is_behind(row, max_lag, max_seconds)]
+    behind = list(_groups_behind(found, max_lag, max_seconds))
     for row in behind:
         click.echo(
             f"{row['topic']}/{row['group']} is {count(row['messages'], 'message')} and {row['seconds']} s behind.",
@@ -92,7 +92,7 @@ def lag(
 def group_facts(lags: Sequence[PartitionLag]) -> list[dict[str, Any]]:
     """Return the lag of each group, over its partitions."""
     facts = []
-    for (topic, group), parts in groupby(lags, key=lambda one: (one.topic, one.group)):
+    for (topic, group), parts in groupby(lags, key=_group_of):
         of_group = list(parts)
         facts.append(
             {
@@ -126,6 +126,18 @@ def partition_facts(one: PartitionLag) -> dict[str, Any]:
     }
 
 
-def _is_behind(row: dict[str, Any], max_lag: int | None, max_seconds: float | None) -> bool:
-    too_many = max_lag is not None and row["messages"] > max_lag
-    return too_many or (max_seconds is not None and row["seconds"] > max_seconds)
+def _groups_behind(
+    lags: Sequence[PartitionLag], max_lag: int | None, max_seconds: float | None
+) -> Iterator[dict[str, Any]]:
+    """Yield the lag of each group that exceeds a limit. Ages are compared as measured, not as they are shown."""
+    for _, parts in groupby(lags, key=_group_of):
+        of_group = list(parts)
+        (facts,) = group_facts(of_group)
+        too_many = max_lag is not None and facts["messages"] > max_lag
+        too_old = max_seconds is not None and max(one.lag_seconds for one in of_group) > max_seconds
+        if too_many or too_old:
+            yield facts
+
+
+def _group_of(lag: PartitionLag) -> tuple[str, str]:
+    return lag.topic, lag.group
