@@ -155,7 +155,7 @@ class MQ:
             self._access, self._background.registry, self._background.retention, self._background.notifier
         )
         self._made: list[Producer | Consumer] = []
-        self._made_lock = threading.Lock()
+        self._made_lock = threading.RLock()  # a finalizer may make or close something in the middle of these steps
         self._closing = CloseOnce()
 
     @property
@@ -261,6 +261,7 @@ class MQ:
         subscription = Subscription(
             found, group, start, _member_name(self._database.clock) if name is None else name, on_evicted
         )
+        self._background.registry.start_threads()
         self._background.scheduler.watch()
         self._background.retention.start()
         core = ConsumerCore(self._database, self._background.registry, subscription, self._config, ack)

@@ -148,13 +148,7 @@ async def test_a_handler_that_is_cancelled_has_a_span_that_says_so(mq: AsyncMQ, 
 
 async def test_what_is_withdrawn_has_a_span_that_says_so(mq: AsyncMQ, recording: Recording) -> None:
     producer = await mq.producer("orders")
-    coalescer = producer._sync._batcher
-    with coalescer._idle:  # nobody can begin to send
-        coalescer._has_leader = True
-    try:
-        with pytest.raises(TimeoutError):
-            await producer.produce(Message(b"1"), timeout=0.01)
-    finally:
-        coalescer._has_leader = False
+    with producer._sync._batcher._lead, pytest.raises(TimeoutError):  # no other thread can begin to send
+        await producer.produce(Message(b"1"), timeout=0.01)
 
     assert (recording.span("send orders").attributes or {})["error.type"] == CancelledError.__qualname__

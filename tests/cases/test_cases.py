@@ -98,10 +98,6 @@ KNOWN: dict[tuple[str, str], str] = {
         "postgres",
     ): "the text of a failure is stored as it is, which an encoding may refuse",
     ("b06_sequences_not_replicated", "postgres"): "nothing looks at the sequences, and a duplicate id names no cause",
-    (
-        "b08_fork_inside_transaction",
-        "sqlite",
-    ): "a fork waits for the writer lock that its own thread, or another one, holds",
     ("b09_schema_renamed", "postgres"): "the functions keep the name that their schema had",
     ("b10_schema_names", "postgres"): "names of schemas are checked for neither their bytes nor dollar quotes",
     (
@@ -119,17 +115,7 @@ KNOWN: dict[tuple[str, str], str] = {
     ("b15_signals_of_a_web_server", "sqlite"): "run() in a web server takes signals and does not pass them on",
     ("b15_signals_of_a_web_server", "postgres"): "run() in a web server takes signals and does not pass them on",
     ("b16_pool_starved_by_handlers", "postgres"): "heartbeats wait for a connection behind the handlers",
-    ("b18_exit_without_close", "sqlite"): "what was submitted is forgotten at the interpreter's exit",
-    ("b18_exit_without_close", "postgres"): "what was submitted is forgotten at the interpreter's exit",
     ("b19_row_level_security", "postgres"): "no row is taken for no table, or no topic",
-    (
-        "b20_threads_outlive_main",
-        "sqlite",
-    ): "the batcher's executor refuses work after the main thread has ended, and the lead is lost",
-    (
-        "b20_threads_outlive_main",
-        "postgres",
-    ): "the batcher's executor refuses work after the main thread has ended, and the lead is lost",
     ("b21_tables_emptied_by_tests", "sqlite"): "a topic is known by an id that the database may give out again",
     ("b21_tables_emptied_by_tests", "postgres"): "a topic is known by an id that the database may give out again",
     ("b22_sigterm_while_starting", "sqlite"): "the handlers of signals are set after the imports",
@@ -159,27 +145,9 @@ KNOWN: dict[tuple[str, str], str] = {
     ("b40_file_removed", "sqlite"): "a file that was removed or replaced is not noticed",
     ("b41_handler_whose_result_is_to_be_awaited", "sqlite"): "what a handler returns is not looked at",
     ("b41_handler_whose_result_is_to_be_awaited", "postgres"): "what a handler returns is not looked at",
-    ("b42_no_more_threads", "sqlite"): "an object counts its thread as started before it is",
-    ("b42_no_more_threads", "postgres"): "an object counts its thread as started before it is",
     ("b43_ddl_as_text", "postgres"): "CREATE SCHEMA IF NOT EXISTS needs a right even where the schema exists",
     ("b46_clock_set_back", "sqlite"): "a heartbeat from the future counts as alive until the clock reaches it",
     ("b46_clock_set_back", "postgres"): "a heartbeat from the future counts as alive until the clock reaches it",
-    (
-        "b49_log_records_into_the_queue",
-        "sqlite",
-    ): "log records arise in the leading thread, whose own produce() waits for the lead",
-    (
-        "b49_log_records_into_the_queue",
-        "postgres",
-    ): "log records arise in the leading thread, whose own produce() waits for the lead",
-    (
-        "b50_produce_in_a_callback",
-        "sqlite",
-    ): "callbacks run in the leading thread, whose own produce() waits for the lead",
-    (
-        "b50_produce_in_a_callback",
-        "postgres",
-    ): "callbacks run in the leading thread, whose own produce() waits for the lead",
     ("b51_never_closed", "sqlite"): "threads keep the MQ that was dropped, and nothing warns",
     ("b51_never_closed", "postgres"): "threads keep the MQ that was dropped, and nothing warns",
     ("b52_unix_socket", "postgres"): "on a Unix socket, work is taken for silence",

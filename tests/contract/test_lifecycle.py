@@ -521,8 +521,8 @@ def test_a_fork_waits_until_no_thread_is_inside_the_database(database: DatabaseU
         prepared = forking.submit(mq._database.before_fork)
         too_early = wait([prepared], timeout=0.1).done
         may_end.set()
-        prepared.result(PATIENCE_SECONDS)
-        forking.submit(mq._database.after_fork_in_parent).result(PATIENCE_SECONDS)
+        held = prepared.result(PATIENCE_SECONDS)
+        forking.submit(mq._database.after_fork_in_parent, held).result(PATIENCE_SECONDS)
         looked.result(PATIENCE_SECONDS)
 
         assert too_early == set()

@@ -30,8 +30,7 @@ def pair() -> Iterator[PostgresPair]:
 
 def write_nothing(mq: MQ) -> bool:
     """Whether that is so in every session that the pool has at hand, and in the one that is kept for appends."""
-    kept = mq._database._append_connection._kept
-    assert kept is not None
+    (kept,) = mq._database._append_connection._kept
     assert isinstance(mq.engine.pool, QueuePool)
     with ExitStack() as stack:
         resting = [stack.enter_context(mq.engine.connect()) for _ in range(mq.engine.pool.checkedin())]

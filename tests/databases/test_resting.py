@@ -30,8 +30,7 @@ def assert_that_so_many_are_out(mq: MQ, count: int) -> None:
 
 
 def kept_by(mq: MQ) -> psycopg.Connection[object]:
-    kept = mq._database._append_connection._kept
-    assert kept is not None
+    (kept,) = mq._database._append_connection._kept
     connection = kept.connection.connection.driver_connection
     assert isinstance(connection, psycopg.Connection)
     return connection

@@ -262,7 +262,7 @@ def test_closing_while_a_thread_is_connecting_waits_no_longer_than_five_seconds(
 
 @pytest.mark.parametrize("hole", ["silence", "black_hole"])
 def test_closing_a_producer_waits_no_longer_than_five_seconds(behind: MQ, proxy: Proxy, hole: str) -> None:
-    behind._database.watchdog._seconds = 60.0
+    behind._database.watchdog.seconds = 60.0
     producer = behind.producer("orders")
     producer.produce(Message(b"before"))
     getattr(proxy, hole)()
@@ -291,7 +291,7 @@ def test_the_others_are_as_patient_as_before_when_a_producer_was_closed(behind: 
 
 
 def test_closing_a_consumer_waits_no_longer_than_five_seconds(behind: MQ, proxy: Proxy) -> None:
-    behind._database.watchdog._seconds = 60.0
+    behind._database.watchdog.seconds = 60.0
     consumer = behind.consumer("orders", "billing")
     consumer.poll(timeout=0)
     proxy.silence()

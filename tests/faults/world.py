@@ -67,7 +67,7 @@ class Held:
     def _put_by(self, spare: AppendConnection, one: AutocommitConnection) -> None:
         record = one.connection.connection._connection_record
         self._give_spare(spare, one)
-        if spare._kept is one:
+        if one in spare._kept:
             self._give(None, record)
 
     def _take_up(self, spare: AppendConnection) -> AutocommitConnection:

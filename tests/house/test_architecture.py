@@ -204,7 +204,8 @@ def test_no_test_sleeps() -> None:
 
 ASKS_FOR_ITSELF = {
     "database/append_connection.py": "as `watchdog`, which tests what has rested",
-    "producer/batcher.py": "callers wait for each other, without a clock",
+    "producer/batcher.py": "callers wait for each other, by the system's clock like all who wait for a mutex",
+    "hooks/task_threads.py": "as the batcher, for threads to end",
     "database/watchdog.py": "how long a network is silent is told by the kernel, in its own time",
     "hooks/clock.py": "is where it comes from",
     "hooks/failpoints.py": "its gates are a test's own, and must open whatever the clock that is tested does",
@@ -244,6 +245,32 @@ def test_time_waits_and_chance_come_from_the_clock() -> None:
 
     assert {name: found for name, found in asking.items() if name not in ASKS_FOR_ITSELF} == {}
     assert set(ASKS_FOR_ITSELF) - set(asking) == set()
+
+
+MAY_NOT_REENTER = {
+    "database/watchdog.py": "of one connection that is being opened, in two threads that no handler interrupts for long",
+    "consumer/worker/pool.py": "workers alone take it, in threads where no signal handler runs",
+    "hooks/failpoints.py": "of tests",
+    "producer/batcher.py": "asks first whether this thread has it",
+}
+"""Modules with a mutex that a thread can't take twice: a finalizer or a signal handler may run in the middle of any step."""
+
+
+def test_a_mutex_that_a_thread_can_not_take_twice_says_why() -> None:
+    having = {
+        path.relative_to(SOURCE).as_posix()
+        for path in MODULES
+        if not {"cli", "verify"} & {*path.parts}
+        and any(
+            isinstance(node, ast.Call) and ast.unparse(node.func) == "threading.Lock" for node in ast.walk(tree(path))
+        )
+    }
+
+    assert having == set(MAY_NOT_REENTER)
+
+
+def test_no_executor_of_python_refuses_work_at_the_end_of_the_process() -> None:
+    assert [name_of(path) for path in MODULES if "import ThreadPoolExecutor" in path.read_text(encoding="utf-8")] == []
 
 
 def test_nothing_below_the_shells_begins_or_ends_a_transaction() -> None:

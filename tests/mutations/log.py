@@ -138,8 +138,8 @@ MUTATIONS = (
         (
             Edit(
                 "src/sqlmq/producer/batcher.py",
-                "self._appender.append_batch([waiting.routed for waiting in batch])",
-                "self._appender.append_batch([waiting.routed for waiting in batch][::-1])[::-1]",
+                "batch.results = self._appender.append_batch(routed)",
+                "batch.results = self._appender.append_batch(routed[::-1])[::-1]",
             ),
         ),
     ),

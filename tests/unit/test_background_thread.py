@@ -97,3 +97,31 @@ def test_a_forked_child_gets_a_thread_of_its_own_and_cannot_stop_its_parents(*, 
     assert in_fork(child) == "alive: False"
     assert waiter.thread.is_alive() is not is_stopped
     waiter.stop(PATIENCE_SECONDS)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+@pytest.mark.parametrize("has_broken_hook", [False, True])
+def test_a_thread_whose_work_raises_goes_on(monkeypatch: pytest.MonkeyPatch, *, has_broken_hook: bool) -> None:
+    """As when a log handler raises: without it, members would lose their leases. The hook is the application's as well."""
+    monkeypatch.setattr("sqlmq.background.thread._RESTART_SECONDS", 0.0)
+
+    def refuse(arguments: threading.ExceptHookArgs) -> None:
+        raise RuntimeError(arguments.exc_value)
+
+    if has_broken_hook:
+        monkeypatch.setattr(threading, "excepthook", refuse)
+
+    class Failing(Waiter):
+        def run(self) -> None:
+            if self.runs < 2:
+                self.runs += 1
+                message = "broken"
+                raise ValueError(message)
+            super().run()
+
+    failing = Failing()
+    failing.start()
+
+    until(lambda: failing.runs == 3, "the third run")
+    failing.stop(PATIENCE_SECONDS)
+    assert not failing.thread.is_alive()

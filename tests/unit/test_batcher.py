@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from sqlmq.errors import DatabaseUnavailableError, OutcomeUnknownError
+from sqlmq.errors import DatabaseBusyError, DatabaseUnavailableError, OutcomeUnknownError
 from sqlmq.model.message import Message, ProducerResult
 from sqlmq.operations.produce import RoutedMessage
 from sqlmq.producer.batcher import MOST_TOGETHER, Batcher
@@ -29,6 +29,7 @@ class Log:
     """An append that waits for permission, and fails as it is told."""
 
     topic = "orders"
+    batch_seconds: float = PATIENCE_SECONDS
 
     def __init__(self) -> None:
         self.batches: list[list[bytes]] = []
@@ -94,12 +95,12 @@ def threads() -> Threads:
 
 def until_waiting(coalescer: Batcher, count: int) -> None:
     """Return when *count* messages wait for the batch that is under way."""
-    look_again = threading.Event()
-    for _ in range(int(PATIENCE_SECONDS * 100)):
-        if len(coalescer._waiting) == count:
-            return
-        look_again.wait(0.01)
-    pytest.fail(f"{len(coalescer._waiting)} wait, not {count}")
+
+    def waiting() -> int:
+        # A message under way stays in the queue until its outcome is known.
+        return sum(one.batch is None for one in list(coalescer._waiting))
+
+    until(lambda: waiting() == count, f"{count} messages to wait")
 
 
 def call_behind(coalescer: Batcher, threads: Threads, values: list[bytes]) -> list[Future[ProducerResult]]:
@@ -352,3 +353,198 @@ def test_many_threads_get_their_own_results(coalescer: Batcher, log: Log, thread
 
     in_order = [value for batch in log.batches for value in batch]
     assert [in_order[result.offset] for result in results] == sent
+
+
+# --- Callbacks and threads ---
+
+
+def test_a_callback_that_raises_is_logged_and_the_others_are_called(
+    coalescer: Batcher, caplog: pytest.LogCaptureFixture
+) -> None:
+    called = threading.Event()
+
+    def fail(_future: Future[ProducerResult]) -> None:
+        message = "broken"
+        raise ValueError(message)
+
+    future = coalescer.submit(routed(b"42"))
+    future.add_done_callback(fail)
+    future.add_done_callback(lambda _: called.set())
+
+    assert called.wait(PATIENCE_SECONDS)
+    until(lambda: "exception calling callback" in caplog.text, "the record of the error")
+
+
+@pytest.mark.parametrize("error", [SystemExit, KeyboardInterrupt])
+def test_a_callback_that_means_to_end_its_thread_keeps_no_other_from_being_called(
+    coalescer: Batcher, log: Log, error: type[BaseException]
+) -> None:
+    called = threading.Event()
+
+    def fail(_future: Future[ProducerResult]) -> None:
+        raise error
+
+    log.may_go.clear()
+    coalescer.submit(routed(b"42")).add_done_callback(fail)
+    coalescer.submit(routed(b"43")).add_done_callback(lambda _: called.set())
+    log.may_go.set()
+
+    assert called.wait(PATIENCE_SECONDS)
+
+
+def test_a_callback_of_a_future_that_is_done_is_called_at_once(coalescer: Batcher) -> None:
+    future = coalescer.submit(routed(b"42"))
+    future.result(PATIENCE_SECONDS)
+    threads_of_callbacks: list[threading.Thread] = []
+
+    future.add_done_callback(lambda _: threads_of_callbacks.append(threading.current_thread()))
+
+    assert threads_of_callbacks == [threading.current_thread()]
+
+
+def test_a_callback_of_a_cancelled_message_is_called_by_the_thread_that_cancels(coalescer: Batcher, log: Log) -> None:
+    log.may_go.clear()
+    coalescer.submit(routed(b"first"))
+    log.wait_for_batch()
+    future = coalescer.submit(routed(b"cancelled"))
+    threads_of_callbacks: list[threading.Thread] = []
+    future.add_done_callback(lambda _: threads_of_callbacks.append(threading.current_thread()))
+
+    future.cancel()
+
+    assert threads_of_callbacks == [threading.current_thread()]
+
+
+def test_the_callbacks_of_messages_that_a_caller_has_sent_run_in_another_thread(coalescer: Batcher, log: Log) -> None:
+    """The caller waits for its own message alone."""
+    log.may_go.clear()
+    first = coalescer.submit(routed(b"first"))
+    log.wait_for_batch()
+    may_end, called = threading.Event(), threading.Event()
+
+    def callback(_future: Future[ProducerResult]) -> None:
+        called.set()
+        may_end.wait(PATIENCE_SECONDS)
+
+    coalescer.submit(routed(b"second")).add_done_callback(callback)
+    log.may_go.set()
+    first.result(PATIENCE_SECONDS)
+
+    assert coalescer.call(routed(b"mine"), None).topic == "orders"
+    assert called.wait(PATIENCE_SECONDS)
+    may_end.set()
+
+
+def test_closing_waits_for_callbacks(coalescer: Batcher) -> None:
+    called: list[int] = []
+    for _ in range(20):
+        coalescer.submit(routed(b"42")).add_done_callback(lambda future: called.append(future.result().offset))
+
+    coalescer.close()
+
+    assert called == list(range(20))
+
+
+def test_a_message_is_sent_by_its_own_thread_if_no_other_can_be_started(
+    coalescer: Batcher, log: Log, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(_thread: threading.Thread) -> None:
+        message = "can't start new thread"
+        raise RuntimeError(message)
+
+    called: list[int] = []
+    with monkeypatch.context() as patched:
+        patched.setattr(threading.Thread, "start", refuse)
+        future = coalescer.submit(routed(b"42"))
+        coalescer.call(routed(b"43"), PATIENCE_SECONDS)
+    future.add_done_callback(lambda done: called.append(done.result().offset))
+
+    assert called == [0]
+    assert set(log.threads) == {threading.current_thread()}
+    assert coalescer.submit(routed(b"44")).result(PATIENCE_SECONDS).offset == 2
+
+
+def test_no_thread_is_left_when_nothing_was_submitted_for_a_while(coalescer: Batcher) -> None:
+    coalescer.submit(routed(b"42")).result(PATIENCE_SECONDS)
+
+    until(lambda: not coalescer._threads._threads, "the thread to end")
+
+
+def test_a_lost_wake_up_is_found_by_the_one_that_waits(coalescer: Batcher, log: Log, threads: Threads) -> None:
+    log.may_go.clear()
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(Batcher, "_hand_over", lambda _batcher: None)
+        first = threads.submit(coalescer.call, routed(b"first"), None)
+        log.wait_for_batch()
+        behind = threads.submit(coalescer.call, routed(b"behind"), None)
+        until_waiting(coalescer, 1)
+        log.may_go.set()
+
+        assert [call.result(PATIENCE_SECONDS).offset for call in (first, behind)] == [0, 1]
+
+
+def test_one_that_waits_for_a_batch_that_does_not_end_gives_up(coalescer: Batcher, log: Log, threads: Threads) -> None:
+    log.may_go.clear()
+    log.batch_seconds = 0.0
+    first = threads.submit(coalescer.call, routed(b"first"), None)
+    log.wait_for_batch()
+
+    with pytest.raises(DatabaseBusyError, match="was not sent"):
+        coalescer.call(routed(b"behind"), None)
+    log.may_go.set()
+
+    assert first.result(PATIENCE_SECONDS).offset == 0
+    assert coalescer.call(routed(b"after"), None).offset == 1
+    assert log.batches == [[b"first"], [b"after"]]
+
+
+def test_what_interrupts_the_leading_thread_sends_alone(coalescer: Batcher, log: Log) -> None:
+    results: list[ProducerResult] = []
+    append = log.append_batch
+
+    def interrupted(messages: Sequence[RoutedMessage]) -> list[ProducerResult]:
+        if not results:
+            results.append(ProducerResult("orders", 0, -1))
+            results.append(coalescer.call(routed(b"inner"), None))
+            results.append(coalescer.call(routed(b"inner"), PATIENCE_SECONDS))
+        return append(messages)
+
+    log.append_batch = interrupted  # type: ignore[method-assign]
+    outer = coalescer.call(routed(b"outer"), None)
+
+    assert [result.offset for result in (*results[1:], outer)] == [0, 1, 2]
+
+
+def test_nobody_waits_for_a_lead_that_another_thread_takes_first(
+    coalescer: Batcher, log: Log, threads: Threads
+) -> None:
+    """Between the look at the lead and the attempt to take it, another thread may be faster."""
+    log.may_go.clear()
+    log.batch_seconds = 0.0
+    first = threads.submit(coalescer.call, routed(b"first"), None)
+    log.wait_for_batch()
+    coalescer._has_leader = False  # as it was seen just before
+
+    with pytest.raises(DatabaseBusyError, match="was not sent"):
+        coalescer.call(routed(b"behind"), None)
+    log.may_go.set()
+
+    assert first.result(PATIENCE_SECONDS).offset == 0
+
+
+def test_the_end_of_the_process_does_not_wait_for_a_batch_that_does_not_end(
+    coalescer: Batcher, log: Log, threads: Threads, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    log.may_go.clear()
+    log.batch_seconds = 0.0
+    first = threads.submit(coalescer.call, routed(b"first"), None)
+    log.wait_for_batch()
+    future = coalescer.submit(routed(b"behind"))
+    monkeypatch.setattr(Batcher, "_is_ending", lambda _batcher: True)
+
+    until(lambda: not coalescer._threads._threads, "the thread that sends to end")
+
+    assert future.cancelled()
+    assert "1 messages for topic 'orders' were not sent before the end of the process" in caplog.text
+    log.may_go.set()
+    assert first.result(PATIENCE_SECONDS).offset == 0

@@ -56,6 +56,9 @@ class Poller:
     def start(self) -> None:
         self.starts += 1
 
+    def try_to_start(self) -> None:
+        self.starts += 1
+
     def poll_now(self, *, at_groups: bool) -> bool:
         self.polls.append(at_groups)
         return self._is_healthy

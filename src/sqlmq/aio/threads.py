@@ -11,8 +11,11 @@ import asyncio
 import contextvars
 import os
 import threading
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
+from functools import partial
 from typing import TYPE_CHECKING, TypeVar
+
+from sqlmq.hooks.task_threads import TaskThreads
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
@@ -21,6 +24,8 @@ T = TypeVar("T")
 
 _MOST_THREADS = 16
 """Fewer than the connections in our own engine's pool, so that no thread waits for a connection."""
+_CLOSE_SECONDS = 10.0
+"""How long to wait for work that has begun. Everything is closed by then, so it gets errors."""
 
 
 class Threads:
@@ -28,7 +33,7 @@ class Threads:
 
     def __init__(self) -> None:
         self._pid: int
-        self._executor: ThreadPoolExecutor
+        self._threads: TaskThreads
         self._start_over()
 
     async def run(self, work: Callable[[], T], undo: Callable[[T], object] | None = None) -> T:
@@ -68,21 +73,22 @@ class Threads:
     def shut_down(self) -> None:
         """Wait for the work that has begun, then end the threads."""
         if self._pid == os.getpid():
-            self._executor.shutdown()
+            self._threads.shut_down(_CLOSE_SECONDS)
 
     def _start(self, work: Callable[[], T]) -> Future[T]:
         if self._pid != os.getpid():
             self._start_over()
         try:
-            return self._executor.submit(contextvars.copy_context().run, work)
+            return self._threads.submit(partial(contextvars.copy_context().run, work))
         except RuntimeError:
-            # The executor is shut down, so everything is closed and refuses calls without the database.
+            # The threads are shut down, so everything is closed and refuses calls without the database; or none can be
+            # started, and to block the loop for a while is better than to do nothing.
             return _done(work)
 
     def _start_over(self) -> None:
         """Set the state that belongs to one process: at construction, and in a forked child, which has no threads."""
         self._pid = os.getpid()
-        self._executor = ThreadPoolExecutor(_MOST_THREADS, thread_name_prefix="sqlmq-aio")
+        self._threads = TaskThreads("sqlmq-aio", _MOST_THREADS)
 
 
 async def to_the_end(work: Coroutine[object, object, T]) -> T:

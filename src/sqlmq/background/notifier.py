@@ -87,15 +87,19 @@ class Notifier(BackgroundThread):
             commits = self._commits.get(topic_id, 0)
             self._commits[topic_id] = commits + 1
             if not commits:
-                self._start_or_wake()
+                self._changed.notify_all()
+        if not commits:
+            self.try_to_start()
 
     def send_probe(self, probe: Probe) -> None:
         """Send *probe* with the next notifications. Returns at once."""
         self._start_over_if_forked()
         with self._changed:
-            if not self._stopping.is_set():
-                self._probes.append(probe)
-                self._start_or_wake()
+            if self._stopping.is_set():
+                return
+            self._probes.append(probe)
+            self._changed.notify_all()
+        self.try_to_start()
 
     def close(self) -> None:
         """Send what is left, if the database answers, and end the thread."""
@@ -120,11 +124,6 @@ class Notifier(BackgroundThread):
                 self._is_healthy = True
                 for probe in batch.probes:
                     probe.sent()
-
-    def _start_or_wake(self) -> None:
-        """Start the thread, or wake it. With the lock."""
-        self.start()
-        self._changed.notify_all()
 
     def _next_batch(self, schedule: NotifySchedule) -> _Batch:
         """Wait until something is due, and take it; when stopped, take all topics."""

@@ -62,7 +62,10 @@ class Startable(Protocol):
     """A thread that the registry starts when members need it."""
 
     def start(self) -> None:
-        """Start the thread unless it is alive. Called often, so cheap."""
+        """Start the thread unless it is alive. Called often, so cheap. Raises RuntimeError if that is impossible now."""
+
+    def try_to_start(self) -> None:
+        """As ``start``, but if it is impossible now, only the log tells."""
 
 
 class SharedPoll(Protocol):
@@ -88,8 +91,11 @@ class MemberRegistry:
     def _start_over(self) -> None:
         """Set the state that belongs to one process: at construction, and in a forked child."""
         self._pid = os.getpid()
-        self._lock = threading.Lock()
+        # Reentrant: a finalizer or a signal handler may make or close a consumer in the middle of these steps.
+        self._lock = threading.RLock()
+        self._by_id: dict[int, GroupMember] = {}
         self._members: tuple[GroupMember, ...] = ()
+        """The values of *_by_id*. Any thread may read it, without the lock."""
 
     def start_with_members(self, *threads: Startable) -> None:
         """Start *threads* from now on whenever a member is added."""
@@ -103,19 +109,25 @@ class MemberRegistry:
         """Leave it to *shared_poll* from now on which members to wake, when many of them wait."""
         self._shared_poll = shared_poll
 
+    def start_threads(self) -> None:
+        """Start the threads that every member needs. Raises RuntimeError if that is impossible now: first this, then join."""
+        for thread in self._started_with_members:
+            thread.start()
+
     def add(self, member: GroupMember) -> None:
         """Add *member*: from now on it sends heartbeats."""
         self._start_over_if_forked()
         with self._lock:
-            self._members = (*self._members, member)
-        for thread in self._started_with_members:
-            thread.start()
+            self._by_id[id(member)] = member
+            self._members = tuple(self._by_id.copy().values())
+        self.start_threads()
 
     def remove(self, member: GroupMember) -> None:
         """Remove *member*."""
         self._start_over_if_forked()
         with self._lock:
-            self._members = tuple(other for other in self._members if other is not member)
+            self._by_id.pop(id(member), None)
+            self._members = tuple(self._by_id.copy().values())
 
     def members(self) -> tuple[GroupMember, ...]:
         """Return the members of this process."""
@@ -128,7 +140,7 @@ class MemberRegistry:
     def on_wait(self) -> None:
         """Start the threads that serve waiting members: one begins to wait."""
         for thread in self._started_with_waits:
-            thread.start()
+            thread.try_to_start()
 
     def wake(self, topic_id: int) -> None:
         """Wake the members that read a topic: it has new messages."""

@@ -77,12 +77,13 @@ class Scheduler(BackgroundThread):
         self._give_up_at = math.inf
 
     def watch(self) -> None:
-        """Look for what is due from now on: there are consumers."""
+        """Look for what is due from now on: there are consumers. Raises RuntimeError if no thread can be started now."""
         self._start_over_if_forked()
         with self._changed:
             self._is_watching = True
             self._next_check_at = 0.0
-            self._start_or_wake()
+            self._changed.notify_all()
+        self.start()
 
     def track_commit(self, transaction: RootTransaction, topic_ids: set[int], due_at: float) -> None:
         """Wake the consumers once *transaction*, which is about to commit, has ended, and move what it has staged.
@@ -93,16 +94,20 @@ class Scheduler(BackgroundThread):
         with self._changed:
             # Without consumers here, only other processes could wait for the messages.
             has_audience = self._is_watching or self._notifier.reaches_other_processes
-            if not self._stopping.is_set() and (due_at < math.inf or has_audience):
-                self._commits.append(_TrackedCommit(ref(transaction), topic_ids, due_at))
-                self._start_or_wake()
+            if self._stopping.is_set() or not (due_at < math.inf or has_audience):
+                return
+            self._commits.append(_TrackedCommit(ref(transaction), topic_ids, due_at))
+            self._changed.notify_all()
+        self.try_to_start()
 
     def schedule(self, due_at: float) -> None:
         """Move messages that were staged just now when they are due: at *due_at*, by the monotonic clock."""
         self._start_over_if_forked()
         with self._changed:
-            if not self._stopping.is_set() and self._note_due(due_at):
-                self._start_or_wake()
+            if self._stopping.is_set() or not self._note_due(due_at):
+                return
+            self._changed.notify_all()
+        self.try_to_start()
 
     def close(self) -> None:
         """Move what ended transactions have staged, if it is due; then end the thread and wait for it."""
@@ -123,11 +128,6 @@ class Scheduler(BackgroundThread):
                 seconds = min(max(0.0, self._next_check_at - self._clock.monotonic()), threading.TIMEOUT_MAX)
                 was_notified = self._changed.wait(min(seconds, pause) if self._commits else seconds)
                 pause = _COMMIT_SECONDS if was_notified else min(2 * pause, _COMMIT_MOST_SECONDS)
-
-    def _start_or_wake(self) -> None:
-        """Start the thread, or wake it. With the lock."""
-        self.start()
-        self._changed.notify_all()
 
     def _finish_commits(self) -> None:
         """Announce the topics of transactions that have ended, and note when what they have staged is due."""

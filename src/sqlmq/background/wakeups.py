@@ -13,7 +13,7 @@ from sqlmq.hooks.clock import SYSTEM
 from sqlmq.model import timing
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
     from sqlmq.background.registry import MemberRegistry
     from sqlmq.hooks.clock import Clock
@@ -52,16 +52,19 @@ class Wakeups:
         """End all waits."""
         with self._changed:
             self.count += 1
-            self._notify()
+            callbacks = self._notify()
+        for callback in callbacks:
+            callback()
 
     def polled(self, began: float) -> None:
         """Note that a shared poll, which *began* then, found nothing; -inf if shared polls have ceased."""
         with self._changed:
             is_less = began < self.polled_at
             self.polled_at = began
-            if is_less:
-                # Waits may be over sooner than they took for granted.
-                self._notify()
+            # Waits may be over sooner than they took for granted.
+            callbacks = self._notify() if is_less else ()
+        for callback in callbacks:
+            callback()
 
     def pause(self, attempt: int, deadline: Deadline, *, may_delegate: bool) -> PollWait:
         """Return the wait that begins now, after poll number *attempt*; *may_delegate* if a shared poll can look for it."""
@@ -101,8 +104,8 @@ class Wakeups:
             self.self_polling += is_self_polling
             self.delegated += is_delegated
             self._callbacks.extend(callbacks)
-        self._registry.on_wait()
         try:
+            self._registry.on_wait()
             yield
         finally:
             with self._changed:
@@ -113,7 +116,7 @@ class Wakeups:
                 for added in callbacks:
                     self._callbacks.remove(added)
 
-    def _notify(self) -> None:
+    def _notify(self) -> Sequence[Callable[[], None]]:
+        """Wake the threads. Return what has to be called, without the lock, to wake the tasks."""
         self._changed.notify_all()
-        for callback in self._callbacks:
-            callback()
+        return tuple(self._callbacks)

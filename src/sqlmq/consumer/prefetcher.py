@@ -6,8 +6,12 @@ so the consumer could not ask for it before it has built and handled its message
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor, wait
+import contextlib
+from concurrent.futures import wait
+from functools import partial
 from typing import TYPE_CHECKING, NamedTuple, TypeAlias
+
+from sqlmq.hooks.task_threads import TaskThreads
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -72,7 +76,7 @@ class Prefetcher:
     def __init__(self, read: Callable[[Positions, int], FetchResult]) -> None:
         self._read = read
         self._fetch: _Fetch | None = None
-        self._thread: ThreadPoolExecutor | None = None
+        self._thread = TaskThreads("sqlmq-read", 1)
         self._is_awaited = False
         self.next_fetch: NextFetch | None = None
         """Where the thread reads on while a caller waits for its result; None if it must not."""
@@ -88,11 +92,10 @@ class Prefetcher:
         return self._fetch is not None and self._fetch.result.done()
 
     def begin(self, positions: Positions, at_most: int, next_fetch: NextFetch | None) -> None:
-        """Begin a fetch. Only while none is under way."""
-        if self._thread is None:
-            self._thread = ThreadPoolExecutor(1, thread_name_prefix="sqlmq-read")
+        """Begin a fetch. Only while none is under way. If no thread can be started, there is none: the caller has to read."""
         self.next_fetch = next_fetch
-        self._fetch = self._submit(self._thread, positions, at_most)
+        with contextlib.suppress(RuntimeError):
+            self._fetch = self._submit(positions, at_most)
 
     def receive(self) -> FetchResult:
         """Wait for the fetch under way and return its result. Raises the error that the fetch raised."""
@@ -112,17 +115,17 @@ class Prefetcher:
         while self._fetch is not None:
             wait([self._fetch.result], seconds)
             self._fetch = self._fetch.next
-        if self._thread is not None:
-            self._thread.shutdown(wait=False, cancel_futures=True)
+        self._thread.shut_down(0.0, cancel=True)
 
-    def _submit(self, thread: ThreadPoolExecutor, positions: Positions, at_most: int) -> _Fetch:
+    def _submit(self, positions: Positions, at_most: int) -> _Fetch:
         fetch = _Fetch(positions)
-        fetch.result = thread.submit(self._run, thread, fetch, at_most)
+        fetch.result = self._thread.submit(partial(self._run, fetch, at_most))
         return fetch
 
-    def _run(self, thread: ThreadPoolExecutor, fetch: _Fetch, at_most: int) -> FetchResult:
+    def _run(self, fetch: _Fetch, at_most: int) -> FetchResult:
         result = self._read(fetch.positions, at_most)
         next_fetch = self.next_fetch
         if self._is_awaited and next_fetch is not None and result.is_backlog:
-            fetch.next = self._submit(thread, next_fetch.after(result), at_most)
+            with contextlib.suppress(RuntimeError):  # it was closed
+                fetch.next = self._submit(next_fetch.after(result), at_most)
         return result

@@ -50,7 +50,7 @@ class TransactionContext:
         self.topic = topic
         self.options = options
         self.on_evicted = on_evicted
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # a finalizer may end a transaction in the middle of these steps
         self._rolled_back: list[int] = []
         self._known: weakref.WeakSet[Engine] = weakref.WeakSet((database.engine,))
 
@@ -84,6 +84,7 @@ class TransactionContext:
             block.roll_back()
         if theirs is None or theirs != ours:
             raise SessionError(_OTHER_DATABASE)
+        self.database.dialect.release_invalidated(_engine(given))
         with self._lock:
             self._known.add(_engine(given))
 

@@ -8,8 +8,8 @@ other threads may wait for it.
 from __future__ import annotations
 
 import math
-import threading
 import time
+from collections import deque
 from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
@@ -61,7 +61,10 @@ class AutocommitConnection:
 
 
 class AppendConnection:
-    """Takes connections out of the pool of *engine*, and *keeps* one of them between appends. Thread-safe."""
+    """Takes connections out of the pool of *engine*, and *keeps* one of them between appends.
+
+    Thread-safe without a lock: a signal handler that produces may interrupt any of these steps in the same thread.
+    """
 
     def __init__(self, engine: Engine, dialect: Dialect, watchdog: Watchdog, *, keeps: bool) -> None:
         self._engine = engine
@@ -73,13 +76,12 @@ class AppendConnection:
             event.listen(engine, "engine_disposed", self._on_disposed)
 
     def _start_over(self) -> None:
-        self._lock = threading.Lock()
-        self._kept: AutocommitConnection | None = None
+        self._kept: deque[AutocommitConnection] = deque()
+        """One connection at most, or one for each of several threads that returned theirs in the same moment."""
 
     def take(self) -> AutocommitConnection:
         """Return a connection. It belongs to the caller until ``give``, or until it is closed."""
-        with self._lock:
-            kept, self._kept = self._kept, None
+        kept = self._pop()
         if kept is not None:
             if kept.is_ready(self._watchdog):
                 return kept
@@ -89,31 +91,34 @@ class AppendConnection:
     def give(self, connection: AutocommitConnection) -> None:
         """Return a connection from ``take`` after everything went well."""
         connection.put_back()
-        with self._lock:
-            is_kept = self._keeps and self._kept is None
-            if is_kept:
-                self._kept = connection
-        if not is_kept:
+        keeps = self._keeps
+        if not keeps or self._kept:
             connection.close()
+            return
+        self._kept.append(connection)
+        if not self._keeps:
+            self.drop()  # closed in between
 
     def close(self) -> None:
         """Keep no connection any more."""
-        with self._lock:
-            self._keeps = False
+        self._keeps = False
         self.drop()
 
     def drop(self) -> None:
         """Close the connection that is kept. A pool that is disposed of would neither miss it nor close it."""
-        with self._lock:
-            kept, self._kept = self._kept, None
-        if kept is not None:
+        while (kept := self._pop()) is not None:
             kept.end()
 
     def leave_fork(self) -> None:
         """Leave the parent's connection alone. Called in a forked child."""
-        if self._kept is not None:
-            _ABANDONED.append(self._kept)
+        _ABANDONED.extend(self._kept)
         self._start_over()
+
+    def _pop(self) -> AutocommitConnection | None:
+        try:
+            return self._kept.pop()
+        except IndexError:
+            return None
 
     def _on_disposed(self, _engine: Engine) -> None:
         self.drop()

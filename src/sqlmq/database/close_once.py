@@ -5,6 +5,8 @@ from __future__ import annotations
 import threading
 from typing import TYPE_CHECKING
 
+from sqlmq.hooks.log_hold import LogHold
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -19,7 +21,7 @@ class CloseOnce:
 
     def run(self, close: Callable[[], None]) -> None:
         """Call *close* in the first call; raise what it raised in each."""
-        with self._lock:
+        with LogHold(), self._lock:
             if not self._done:
                 self._done = True
                 try:

@@ -33,6 +33,7 @@ from sqlmq.errors import (
 )
 from sqlmq.hooks.clock import SYSTEM
 from sqlmq.hooks.failpoints import failpoint
+from sqlmq.hooks.log_hold import WITH_RECORDS, LogHold, emit_held_records, hold_records_of
 from sqlmq.schema import REVISION
 
 if TYPE_CHECKING:
@@ -52,6 +53,9 @@ log = logging.getLogger("sqlmq.database")
 
 _CLOSE_SECONDS = 5.0
 """How long closing, and a fork, wait for transactions of other threads."""
+
+_FORK_SECONDS = 1.0
+"""How long a fork waits for a block of another thread, which is the application's and may last: it may wait for the fork."""
 
 _BLOCK_SECONDS = 10.0
 """How long a thread waits for a block of another one: as long as the busy timeout for another process."""
@@ -99,6 +103,7 @@ class Database:
         self.watchdog = Watchdog(self.dialect.connection_socket, self.where, response_timeout_seconds)
         self._translating = retrying.TranslateErrors(self.dialect, self.where, committing=False)
         self._translating_commit = retrying.TranslateErrors(self.dialect, self.where, committing=True)
+        hold_records_of("psycopg", self.engine.logger, self.engine.pool.logger)
         if self._owns_engine:
             self.watchdog.watch_engine(self.engine, has_socket=self.dialect.has_socket)
         self.observer: Observer | None = None  # for everything made from the MQ
@@ -188,7 +193,8 @@ class Database:
         """
         self.prepare()
         with contextlib.ExitStack() as stack:
-            stack.enter_context(self._exclusive(writing=True))
+            if self.one_connection or self.dialect.one_writer:
+                stack.enter_context(self._exclusive())
             stack.enter_context(self._drain_gate)
             me = threading.get_ident()
             self._in_block.append(me)
@@ -213,7 +219,14 @@ class Database:
         return self.watchdog.waiting_for(conn.connection.driver_connection, seconds, committing=committing)
 
     def check_may_write(self) -> None:
-        """Raise SessionError if this thread, inside a block, would wait for itself."""
+        """Raise SessionError if this thread, inside a block or interrupted while it writes, would wait for itself."""
+        if self.one_connection or self.dialect.one_writer:
+            self.check_may_submit()
+            if self._writer_lock.is_mine:
+                raise SessionError(_IN_WRITE)
+
+    def check_may_submit(self) -> None:
+        """Raise SessionError if this thread is inside a block, for whose end another thread would wait with its write."""
         if (self.one_connection or self.dialect.one_writer) and self._is_in_block():
             raise SessionError(_IN_BLOCK)
 
@@ -237,7 +250,7 @@ class Database:
             raise ForkedError(what)
         if self._prepared:
             return
-        with self._preparing:
+        with LogHold(), self._preparing:
             if not self._prepared:
                 self._retry(self._prepare_once)
                 self._prepared = True
@@ -273,14 +286,35 @@ class Database:
             self._appends_in_one_statement = self.dialect.can_append_in_one_statement(conn)
 
     def _read_once(self, operation: Operation[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        with self._exclusive(writing=False), self._connect(self._single_statements) as conn, self.translating():
+        if not self.one_connection:
+            return self._read(operation, *args, **kwargs)
+        with LogHold(), self._exclusive():
+            return self._read(operation, *args, **kwargs)
+
+    def _read(self, operation: Operation[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        with self._connect(self._single_statements) as conn, self.translating():
             return operation(conn, self.dialect, *args, **kwargs)
 
     def _write_once(self, mode: _Mode, operation: Operation[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        with (
-            self._exclusive(writing=True, priority=mode.has_priority),
-            self._connect(self._transactions, is_slow=mode.is_slow, committing=not mode.is_idempotent) as conn,
-        ):
+        if not (self.one_connection or self.dialect.one_writer):
+            with LogHold():  # rows are locked
+                return self._transact(mode, operation, *args, **kwargs)
+        # As `_exclusive`, which would take 1 us more of each message.
+        self.check_may_write()
+        release = self._writer_lock.release
+        try:
+            self._wait_for_turn(priority=mode.has_priority)
+            return self._transact(mode, operation, *args, **kwargs)
+        finally:
+            try:  # noqa: SIM105 - as there
+                release()
+            except RuntimeError:
+                pass
+            if WITH_RECORDS:
+                emit_held_records()
+
+    def _transact(self, mode: _Mode, operation: Operation[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        with self._connect(self._transactions, is_slow=mode.is_slow, committing=not mode.is_idempotent) as conn:
             with self.translating():
                 failpoint("begin.before")
                 self.dialect.begin(conn)
@@ -349,19 +383,25 @@ class Database:
                     connection.close()
 
     @contextlib.contextmanager
-    def _exclusive(self, *, writing: bool, priority: bool = False) -> Iterator[None]:
-        """Wait for the only writer to write, and for the only connection to do anything, where there is one."""
-        if not (self.one_connection or (writing and self.dialect.one_writer)):
-            yield
-            return
+    def _exclusive(self) -> Iterator[None]:
+        """Return a block that has the turn at writing, or at using the only connection."""
         self.check_may_write()
+        release = self._writer_lock.release
+        try:
+            self._wait_for_turn()
+            yield
+        finally:
+            # No flag tells whether it was acquired: an interrupt could come between the lock and the flag.
+            try:  # noqa: SIM105 - with a block around it, an interrupt could come before the release
+                release()
+            except RuntimeError:
+                pass
+
+    def _wait_for_turn(self, *, priority: bool = False) -> None:
+        """Acquire the writer's lock. Raises DatabaseBusyError if a block of another thread keeps it."""
         while not self._writer_lock.acquire(_BLOCK_SECONDS, priority=priority):
             if self._in_block:
                 raise DatabaseBusyError(_BLOCKED)
-        try:
-            yield
-        finally:
-            self._writer_lock.release()
 
     def _retry(self, attempt: Callable[[], T]) -> T:
         return retrying.retry(attempt, self._is_transient, self.clock)
@@ -381,44 +421,52 @@ class Database:
         return is_lost or isinstance(error, ReadOnlyDatabaseError | OutcomeUnknownError)
 
     def _make_locks(self) -> None:
-        self._writer_lock = WriterLock(self.clock)
-        self._preparing = threading.RLock()
-        self._drain_gate = DrainGate(self.clock, self._check_open)
         # The threads inside a block. A thread in nested blocks is listed several times.
         self._in_block: list[int] = []
+        self._writer_lock = WriterLock(self.clock, exempt=self._in_block)
+        self._preparing = threading.RLock()
+        self._drain_gate = DrainGate(self.clock, self._check_open)
 
     @property
     def can_notify(self) -> bool:
         """Whether processes can notify each other of new messages."""
         return self.dialect.can_notify and not self.one_connection
 
-    def before_fork(self) -> None:
-        """Keep all threads out of the database before a fork, if a connection is a file of this process.
+    def before_fork(self) -> fork_hooks.ForkHold:
+        """Keep other threads out of the database before a fork, if a connection is a file of this process.
 
         The child inherits this process's record of its own locks on the file, and would wait for them without end. It
         also inherits mutexes of the SQLite library, which readers and new connections need too.
         """
-        if self.dialect.one_writer:
-            self._writer_lock.acquire(threading.TIMEOUT_MAX, priority=True)
-            self._drain_gate.close_and_wait(_CLOSE_SECONDS)
+        if not self.dialect.one_writer:
+            return fork_hooks.ForkHold(has_turn=False, has_gate=False)
+        # At once in the thread that has the turn.
+        is_others = bool(self._in_block) and not self._writer_lock.is_mine
+        seconds = _FORK_SECONDS if is_others else _CLOSE_SECONDS
+        has_turn = self._writer_lock.acquire(seconds, priority=True)
+        has_gate = self._drain_gate.close_and_wait(_CLOSE_SECONDS if has_turn else 0.0)
+        return fork_hooks.ForkHold(has_turn, has_gate)
 
-    def after_fork_in_parent(self) -> None:
+    def after_fork_in_parent(self, held: fork_hooks.ForkHold) -> None:
         """Release the locks of ``before_fork``."""
-        if self.dialect.one_writer:
+        if held.has_gate:
             self._drain_gate.release()
+        if held.has_turn:
             self._writer_lock.release()
 
     def after_fork(self) -> None:
         """Leave the parent's connections alone in a forked child, which opens new ones when it needs them.
 
         An engine that the user made keeps its connections, and a database in memory has no others: every later call
-        raises ForkedError.
+        raises ForkedError. So it does if a transaction was writing: the library of SQLite would go on waiting for its end.
         """
+        was_writing = self.dialect.one_writer and bool(self._in_block)
         self._make_locks()
         self.watchdog.start_over()
         if not self._owns_engine or self.one_connection:
             self._forked = True
             return
+        self._forked = was_writing
         # Keep the objects alive: closing the copy of a SQLite connection can damage the file.
         # https://www.sqlite.org/howtocorrupt.html#_carrying_an_open_database_connection_across_a_fork_
         self._append_connection.leave_fork()
@@ -437,6 +485,11 @@ def _upgrade(conn: Connection, _dialect: Dialect, schema: str | None) -> None:
 _IN_BLOCK = (
     "This thread is inside a block of consumer.transaction(), which holds the database's only writer, so it would wait for "
     "itself. Give session=tx.session to join the block's transaction, or do it after the block."
+)
+_IN_WRITE = (
+    "This thread was interrupted in the middle of a write of its own, by a signal handler, a finalizer, a log handler or an "
+    "event of the engine, and would wait for itself: the database has one writer. Do it later, in another thread, or use "
+    "submit(), which does not wait."
 )
 _BLOCKED = (
     f"A block of consumer.transaction() in another thread has held the database's only writer for {_BLOCK_SECONDS:.0f} "

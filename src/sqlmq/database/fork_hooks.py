@@ -3,17 +3,30 @@
 from __future__ import annotations
 
 import os
+import threading
 import weakref
-from typing import Protocol
+from typing import NamedTuple, Protocol
+
+
+class ForkHold(NamedTuple):
+    """What a thread holds of an object while it forks."""
+
+    has_turn: bool
+    """Whether no other thread writes."""
+    has_gate: bool
+    """Whether no other thread can begin to use the object."""
 
 
 class Forkable(Protocol):
     """An object that holds connections."""
 
-    def before_fork(self) -> None:
-        """Wait, not for long, until no thread is inside the object."""
+    def before_fork(self) -> ForkHold:
+        """Wait, not for long, until no other thread is inside the object. Return what is held of it until after the fork.
 
-    def after_fork_in_parent(self) -> None:
+        Never waits for the thread that forks. Another one may wait for the fork, so nothing may be waited for without end.
+        """
+
+    def after_fork_in_parent(self, held: ForkHold) -> None:
         """Admit threads again."""
 
     def after_fork(self) -> None:
@@ -23,8 +36,17 @@ class Forkable(Protocol):
 
 
 _registered: weakref.WeakSet[Forkable] = weakref.WeakSet()
-_forking: list[Forkable] = []
-"""Those that were called before the fork, kept alive until it is over."""
+
+
+class _Forking(threading.local):
+    """The fork of a thread."""
+
+    def __init__(self) -> None:
+        self.objects: list[tuple[Forkable, ForkHold]] = []
+        """Those that were called before the fork, kept alive until it is over."""
+
+
+_forking = _Forking()
 
 
 def register(forkable: Forkable) -> None:
@@ -33,21 +55,20 @@ def register(forkable: Forkable) -> None:
 
 
 def _before() -> None:
-    _forking[:] = list(_registered)
-    for forkable in _forking:
-        forkable.before_fork()
+    for forkable in list(_registered):
+        _forking.objects.append((forkable, forkable.before_fork()))
 
 
 def _after_in_parent() -> None:
-    for forkable in _forking:
-        forkable.after_fork_in_parent()
-    _forking.clear()
+    while _forking.objects:
+        forkable, held = _forking.objects.pop()
+        forkable.after_fork_in_parent(held)
 
 
 def _after_in_child() -> None:
-    for forkable in _forking:
+    while _forking.objects:
+        forkable, _ = _forking.objects.pop()
         forkable.after_fork()
-    _forking.clear()
 
 
 if hasattr(os, "register_at_fork"):

@@ -16,6 +16,7 @@ import threading
 import time
 from functools import partial
 from typing import TYPE_CHECKING, Any
+from weakref import ref
 
 from sqlalchemy import event
 from sqlalchemy import exc as sa_exc
@@ -59,13 +60,14 @@ class Watchdog:
     def __init__(self, socket_of: Callable[[object], ConnectionSocket | None], where: str, seconds: float) -> None:
         self._socket_of = socket_of
         self.where = where
-        self._seconds = seconds
+        self.seconds = seconds
         self.start_over()
 
     def start_over(self) -> None:
         """Set the state that belongs to one process: at construction, and in a forked child."""
         self._changed = threading.Condition()
-        self._waits: dict[int, _Wait] = {}
+        self._waits: dict[int, ref[_Wait]] = {}
+        """The waits under way, weakly: one whose block an interrupt has ended, at any point, is over as well."""
         self._thread: threading.Thread | None = None
         self._is_idle = True
         """Whether the thread waits to be notified of the next wait."""
@@ -101,14 +103,18 @@ class Watchdog:
         socket = self._socket_of(connection)
         if socket is None:
             return contextlib.nullcontext()
-        wait = _Wait(socket, self._seconds if seconds is None else seconds, self._budget)
+        wait = _Wait(socket, self.seconds if seconds is None else seconds, self._budget)
         return _WaitBlock(self, wait, committing=committing)
 
     def register(self, wait: _Wait) -> None:
         """Watch *wait* until ``unregister``."""
-        self._waits[id(wait)] = wait
+        self._waits[id(wait)] = ref(wait)
         if self._is_idle:
-            self._wake()
+            try:
+                self._wake()
+            except BaseException:
+                self.unregister(wait)
+                raise
 
     def unregister(self, wait: _Wait) -> None:
         """Stop watching *wait*: the response has come, or is no longer waited for."""
@@ -150,8 +156,8 @@ class Watchdog:
             self._is_closing = True
             self._changed.notify_all()
             thread = self._thread
-        if thread is not None and thread is not threading.current_thread():
-            thread.join(SHORT_SECONDS if self._waits else None)
+        if thread is not None and thread is not threading.current_thread() and thread.is_alive():
+            thread.join(SHORT_SECONDS)
 
     def answers_after_idle(
         self, dialect: Dialect, connection: DBAPIConnection, driven: object, idle_since: float
@@ -163,7 +169,7 @@ class Watchdog:
         if time.monotonic() - idle_since < _IDLE_SECONDS:
             return True
         try:
-            with self.waiting_for(driven, min(_PING_SECONDS, self._seconds)):
+            with self.waiting_for(driven, min(_PING_SECONDS, self.seconds)):
                 dialect.do_ping(connection)
         except dialect.loaded_dbapi.Error:
             return False
@@ -178,10 +184,10 @@ class Watchdog:
 
     def _wake(self) -> None:
         with self._changed:
-            self._is_idle = False
             if self._thread is None or not self._thread.is_alive():
                 self._thread = threading.Thread(target=self._run, name="sqlmq-watchdog", daemon=True)
                 self._thread.start()
+            self._is_idle = False  # not before: if no thread can be started, the next wait tries again
             self._changed.notify_all()
 
     def _run(self) -> None:
@@ -196,8 +202,13 @@ class Watchdog:
                     self._changed.wait()
                     continue
                 self._changed.wait_for(self._may_end, _CHECK_SECONDS)
-            for wait in list(self._waits.values()):
-                self._check(wait, time.monotonic())
+            for key, reference in list(self._waits.items()):
+                wait = reference()
+                if wait is None:
+                    self._waits.pop(key, None)
+                else:
+                    self._check(wait, time.monotonic())
+                del wait
 
     def _may_end(self) -> bool:
         return self._is_closing and not self._waits
@@ -220,23 +231,20 @@ class Watchdog:
         silent = wait.socket.silent_seconds()
         if silent is None or silent >= most:
             wait.cancelled_at = now
-            threading.Thread(
-                target=wait.socket.request_cancel, args=(_CANCEL_SECONDS,), name="sqlmq-cancel", daemon=True
-            ).start()
+            # Without a thread for it, the connection is shut down next.
+            with contextlib.suppress(RuntimeError):
+                threading.Thread(
+                    target=wait.socket.request_cancel, args=(_CANCEL_SECONDS,), name="sqlmq-cancel", daemon=True
+                ).start()
 
     def _shut_down(self, wait: _Wait) -> None:
+        # The thread that waits logs it: a handler may take long, or wait for a response itself, and this thread must go on.
+        wait.given_up_seconds = time.monotonic() - wait.began
         wait.socket.shut_down()
         self._waits.pop(id(wait), None)
         self._is_gone = self._shortened_at is not None
         if wait.budget is not None:
             wait.budget.lose()
-        seconds = time.monotonic() - wait.began
-        log.warning(
-            "%s has not answered for %.0f seconds; the connection is given up.",
-            self.where,
-            seconds,
-            extra=log_fields("connection given up", seconds=seconds),
-        )
 
     def _connect(
         self, dialect: Dialect, _record: ConnectionPoolEntry, args: list[Any], options: dict[str, Any]
@@ -283,7 +291,7 @@ class WaitBudget:
 class _Wait:
     """The wait of a thread for a response."""
 
-    __slots__ = ("_seconds", "began", "budget", "cancelled_at", "socket")
+    __slots__ = ("__weakref__", "_seconds", "began", "budget", "cancelled_at", "given_up_seconds", "socket")
 
     def __init__(self, socket: ConnectionSocket, seconds: float, budget: WaitBudget | None) -> None:
         self.socket = socket
@@ -292,6 +300,8 @@ class _Wait:
         self.began = time.monotonic()
         self.cancelled_at: float | None = None
         """When the server was asked to cancel the statement."""
+        self.given_up_seconds: float | None = None
+        """How long it had lasted when the connection was shut down."""
 
     @property
     def most_seconds(self) -> float:
@@ -316,6 +326,13 @@ class _WaitBlock:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self._watchdog.unregister(self._wait)
+        if (seconds := self._wait.given_up_seconds) is not None:
+            log.warning(
+                "%s has not answered for %.0f seconds; the connection is given up.",
+                self._watchdog.where,
+                seconds,
+                extra=log_fields("connection given up", seconds=seconds),
+            )
         if error is None and self._committing and self._wait.cancelled_at is not None:
             # A COMMIT that waits for a synchronous standby, and is cancelled, has taken effect on the primary alone.
             # https://www.postgresql.org/docs/current/warm-standby.html#SYNCHRONOUS-REPLICATION-HA
@@ -355,7 +372,14 @@ class _PendingConnection:
         self._opened: queue.SimpleQueue[DBAPIConnection | BaseException] = queue.SimpleQueue()
         self._lock = threading.Lock()
         self._is_left = False
-        threading.Thread(target=self._run, name="sqlmq-connect", daemon=True).start()
+        try:
+            threading.Thread(target=self._run, name="sqlmq-connect", daemon=True).start()
+        except RuntimeError:
+            if threading.main_thread().is_alive():
+                raise
+            # At the end of the process, when some versions of Python start no thread, other threads still go on. The driver's
+            # own limit has to do.
+            self._run()
 
     def result(self, check: Callable[[float], None]) -> DBAPIConnection:
         """Wait for the connection until *check*, called with the start of the wait, raises.

@@ -6,17 +6,24 @@ import threading
 from typing import TYPE_CHECKING
 
 from sqlmq.hooks.clock import SYSTEM
+from sqlmq.hooks.log_hold import hold_records_under
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Collection
+
     from sqlmq.hooks.clock import Clock
 
 
 class WriterLock:
-    """A reentrant lock. A thread with priority, as that of heartbeats, waits for one other thread at most."""
+    """A reentrant lock. A thread with priority, as that of heartbeats, waits for one other thread at most.
 
-    def __init__(self, clock: Clock = SYSTEM) -> None:
+    Log records are held under it, but not in threads that are *exempt*.
+    """
+
+    def __init__(self, clock: Clock = SYSTEM, exempt: Collection[int] = ()) -> None:
         self._clock = clock
         self._lock = threading.RLock()
+        hold_records_under(self._lock, exempt)
         self._priority_changed = clock.condition()
         self._priority_waiters = 0
 
@@ -37,9 +44,20 @@ class WriterLock:
                 self._priority_changed.wait_for(self._may_try_again, max(0.0, ends_at - self._clock.monotonic()))
         return False
 
-    def release(self) -> None:
-        """Release the lock."""
-        self._lock.release()
+    @property
+    def release(self) -> Callable[[], None]:
+        """Releases the lock. Raises RuntimeError if this thread does not hold it.
+
+        Not a method, because a signal handler may run, and raise, when Python begins a function: between the ``finally`` that
+        calls it and the release.
+        """
+        return self._lock.release
+
+    @property
+    def is_mine(self) -> bool:
+        """Whether this thread holds the lock."""
+        # What threading.Condition asks. A note of our own could be wrong after an interrupt.
+        return self._lock._is_owned()  # type: ignore[attr-defined, no-any-return]  # noqa: SLF001 - see above
 
     def _may_try_again(self) -> bool:
         return not self._priority_waiters

@@ -181,6 +181,9 @@ class Dialect(ABC):
     def for_single_statements(self, engine: Engine) -> Engine:
         """Return *engine*, with the same pool, for single statements without BEGIN and COMMIT."""
 
+    def release_invalidated(self, engine: Engine) -> None:  # noqa: B027 - a server notices that a connection has ended
+        """Make connections of *engine*, also of an application's, give up their locks as soon as they are invalidated."""
+
     def begin(self, conn: Connection) -> None:  # noqa: B027 - most databases need nothing: SQLAlchemy begins
         """Begin a writing transaction on *conn*, which is in none."""
 

@@ -1,7 +1,9 @@
-"""Where tests and telemetry attach to the library.
+"""Where the library meets its surroundings: the process, the log, tests and telemetry.
 
-clock       time, waits and random numbers: of the system, or of a test
-failpoints  named places where a test can stop, fail or kill a program
-log_events  the structured fields of log records
-observer    the interface of telemetry: around sending, delivering and handling
+clock         time, waits and random numbers: of the system, or of a test
+task_threads  threads for tasks, which need nobody to end them
+failpoints    named places where a test can stop, fail or kill a program
+log_events    the structured fields of log records
+log_hold      keeps log records back while a thread holds what others wait for
+observer      the interface of telemetry: around sending, delivering and handling
 """

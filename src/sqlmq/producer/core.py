@@ -57,6 +57,11 @@ class ProducerCore:
         self._notifier = notifier
         self._wait_budget = WaitBudget()
 
+    @property
+    def batch_seconds(self) -> float:
+        """How long a batch may take at the very most, with all attempts, while the database responds."""
+        return 60.0 + 2 * self.database.watchdog.seconds
+
     # What is sent is checked before an observer, a thread or the database sees it.
 
     def check_open(self) -> None:
@@ -95,12 +100,18 @@ class ProducerCore:
             self.forget_topic()
             check_partition(self.topic, partition, self.current_topic().partitions)
 
-    def route(self, message: Message, partition: int | None) -> RoutedMessage:
-        """Return *message* with its *partition*, if it can be sent there in a transaction of the MQ's own."""
+    def route(self, message: Message, partition: int | None, *, waits: bool) -> RoutedMessage:
+        """Return *message* with its *partition*, if it can be sent there in a transaction of the MQ's own.
+
+        *waits* is whether the thread then waits for that transaction.
+        """
         routed = RoutedMessage(self.check_message(message), partition)
         if partition is not None:
             self.check_partition(partition)
-        self.database.check_may_write()
+        if waits:
+            self.database.check_may_write()
+        else:
+            self.database.check_may_submit()
         return routed
 
     # The steps. Each asks the observer of the MQ once, who may replace the messages.

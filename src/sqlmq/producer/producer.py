@@ -77,7 +77,7 @@ class Producer:
         if session is not None:
             check_no_timeout(timeout)
             return self._core.publish(session, [message], partition)[0]
-        routed = self._core.route(message, partition)
+        routed = self._core.route(message, partition, waits=True)
         seconds = check_timeout(timeout)
         observer = self._core.database.observer
         if observer is None:
@@ -105,9 +105,11 @@ class Producer:
     def submit(self, message: Message, *, partition: int | None = None) -> Future[ProducerResult]:
         """Append *message* without waiting. The future gets its place, or the error.
 
-        Messages submitted by one thread keep their order in each partition. ``close`` waits for all of them.
+        Messages submitted by one thread keep their order in each partition. ``close`` waits for all of them, and so does the
+        end of the process. Callbacks of futures are called in the order of the messages, in a thread for which no message
+        waits: they may use the producer.
         """
-        routed = self._core.route(message, partition)
+        routed = self._core.route(message, partition, waits=False)
         observer = self._core.database.observer
         if observer is None:
             return self._batcher.submit(routed)

@@ -94,6 +94,7 @@ def check_database(conn: Connection, database: Database) -> None:
             "the right one: session.connection(bind_arguments=...)."
         )
         raise SessionError(message)
+    dialect.release_invalidated(conn.engine)
     if dialect.is_autocommit(conn):
         message = (
             "The session is in AUTOCOMMIT, where each statement commits by itself, so the message could not commit with "

@@ -15,6 +15,7 @@ from sqlmq.consumer.worker.failures import FailureDecision, first_line, place
 from sqlmq.consumer.worker.parked_keys import ParkedEntry
 from sqlmq.errors import FencedError
 from sqlmq.hooks.failpoints import failpoint
+from sqlmq.hooks.log_hold import LogHold
 from sqlmq.model.retry import FailureAction, decide, is_exhausted, is_final, retry_delay_seconds
 from sqlmq.operations import attempts as operations
 from sqlmq.store.parked import ParkedRecord
@@ -38,7 +39,7 @@ class RunCounters:
 
     def __init__(self) -> None:
         self.handled = self.failures = self.parked = self.dead = self.skipped = 0
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # a signal handler may look in the middle of these steps
 
     def count_handled(self, messages: int) -> None:
         """Count *messages* that were handled. Waits for nothing else, so an event loop may call it."""
@@ -346,7 +347,7 @@ class AttemptRecorder:
 
     def _release_partition(self, attempt: Attempt) -> None:
         try:
-            with self._lock:
+            with LogHold(), self._lock:
                 self._coordinator.release_partition(attempt.assigned)
         except TRANSIENT as error:
             # It is dropped here, and the next check of the group releases claims that the member does not know.

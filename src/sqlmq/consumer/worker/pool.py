@@ -26,6 +26,7 @@ from sqlmq.consumer.worker.executor import (
     Succeeded,
 )
 from sqlmq.errors import ConsumerClosedError, DatabaseBusyError, DatabaseUnavailableError, FencedError
+from sqlmq.hooks.log_hold import LogHold
 from sqlmq.model.retry import next_batch_hint
 from sqlmq.model.timing import Deadline
 
@@ -103,6 +104,8 @@ class WorkerPool:
         self._fetch_lock = threading.Lock()
         self._changed = self.clock.condition()
         self._workers: list[Worker] = []
+        self._missing: list[str] = []
+        """The names of workers that have to be started again."""
         self._error: BaseException | None = None
         self._signals = 0
         self._signalled_at = 0.0
@@ -122,7 +125,9 @@ class WorkerPool:
         """Begin no other message. May be called by any thread, and by a signal handler."""
         self.is_stopping = True
         # In a thread of its own: the thread that a signal interrupts may hold the lock of a wake-up, or that of logging.
-        threading.Thread(target=self._announce_stop, name="sqlmq-stop", daemon=True).start()
+        # If it can't be started, each waiting thread notices at its next look.
+        with contextlib.suppress(RuntimeError):
+            threading.Thread(target=self._announce_stop, name="sqlmq-stop", daemon=True).start()
 
     @contextlib.contextmanager
     def taking_signals(self) -> Iterator[None]:
@@ -175,7 +180,27 @@ class WorkerPool:
         worker = Worker(name)
         worker.thread = threading.Thread(target=self._keep_working, args=[worker], name=name, daemon=True)
         self._workers.append(worker)
-        worker.thread.start()
+        try:
+            worker.thread.start()
+        except BaseException:
+            if not worker.thread.is_alive():
+                self._workers.remove(worker)
+            raise
+
+    def _start_missing(self) -> None:
+        """Start the workers that take the place of stuck ones; those for which no thread can be started come later."""
+        while self._missing:
+            try:
+                self._start(self._missing[-1])
+            except RuntimeError as error:
+                log.warning(
+                    "%s can't be started, and is tried again: %s",
+                    self._missing[-1],
+                    error,
+                    extra=self._core.log_fields("thread missing", error),
+                )
+                return
+            self._missing.pop()
 
     # What a worker does, in its thread.
 
@@ -191,27 +216,39 @@ class WorkerPool:
     def _next(self, worker: Worker) -> Attempt | None:
         """Wait for the next attempt; None at the end of the run."""
         wakeups = self._core.wakeups
-        with self._fetch_lock:
-            polls = 0
-            while True:
-                seen = wakeups.count
-                if self.is_stopping:
-                    return None
-                has_looked = self._fetch(worker)
-                if worker.attempt is not None:
-                    return worker.attempt
-                if has_looked:
-                    self._note_idle(seen)
-                with self._lock:
-                    next_check_at = self._dispatcher.next_check_at()
-                # What is due and was not found, as while the database is unavailable, is polled for with pauses.
-                is_due = next_check_at <= self.clock.monotonic()
-                deadline = Deadline(math.inf if is_due else next_check_at)
-                is_woken = wakeups.wait(wakeups.pause(polls, deadline, may_delegate=not is_due), seen)
-                polls = 0 if is_woken else polls + 1
-                if is_woken:
-                    with self._lock:
-                        self._dispatcher.check_soon()
+        polls = seen = 0
+        has_fetched = False
+        while True:
+            with LogHold() as hold, self._fetch_lock:
+                while True:
+                    if not has_fetched:
+                        seen = wakeups.count
+                        if self.is_stopping:
+                            return None
+                        has_looked = self._fetch(worker)
+                        if worker.attempt is not None:
+                            return worker.attempt
+                        if has_looked:
+                            self._note_idle(seen)
+                        has_fetched = True
+                        if hold.has_records:
+                            break  # emit them without the lock, for which other workers wait
+                    polls = 0 if self._wait_for_attempt(polls, seen) else polls + 1
+                    has_fetched = False
+
+    def _wait_for_attempt(self, polls: int, seen: int) -> bool:
+        """Wait after poll number *polls*, which found nothing; return whether there was a wake-up since the count *seen*."""
+        wakeups = self._core.wakeups
+        with self._lock:
+            next_check_at = self._dispatcher.next_check_at()
+        # What is due and was not found, as while the database is unavailable, is polled for with pauses.
+        is_due = next_check_at <= self.clock.monotonic()
+        deadline = Deadline(math.inf if is_due else next_check_at)
+        is_woken = wakeups.wait(wakeups.pause(polls, deadline, may_delegate=not is_due), seen)
+        if is_woken:
+            with self._lock:
+                self._dispatcher.check_soon()
+        return is_woken
 
     def _fetch(self, worker: Worker) -> bool:
         """Fetch the next attempt of *worker*, if there is one. Return False if it can't be known, as without a database."""
@@ -346,6 +383,7 @@ class WorkerPool:
 
     def _check_stuck_workers(self, now: float) -> None:
         """End attempts that exceed max_processing_seconds; warn of those that exceed the lease."""
+        self._start_missing()
         max_seconds, lease_seconds = self.config.max_processing_seconds, self._core.config.lease_seconds
         for worker in list(self._workers):
             attempt, seconds = worker.attempt, now - worker.began
@@ -372,7 +410,8 @@ class WorkerPool:
         self._workers.remove(worker)
         self.recorder.end_stuck(worker, attempt, error)
         self._executor.abandon(worker)
-        self._start(worker.name)
+        self._missing.append(worker.name)
+        self._start_missing()
 
     def _end(self) -> None:
         """Wait for the workers up to stop_seconds, then interrupt the attempts of those that have not ended."""

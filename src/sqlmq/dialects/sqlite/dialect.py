@@ -27,7 +27,7 @@ from sqlalchemy import (
     type_coerce,
 )
 from sqlalchemy.dialects import sqlite
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from sqlmq.dialects.base import (
     Dialect,
@@ -92,7 +92,7 @@ class Sqlite(Dialect):
             **({"poolclass": StaticPool} if in_memory else {"max_overflow": 15}),
         )
         event.listen(engine, "connect", _set_up_connection)
-        event.listen(engine, "invalidate", _roll_back)
+        self.release_invalidated(engine)
         return engine
 
     def create_async_engine(self, url: URL) -> AsyncEngine:
@@ -108,7 +108,12 @@ class Sqlite(Dialect):
         except ModuleNotFoundError as error:
             raise MissingDependencyError("aiosqlite", "aiosqlite") from error
         event.listen(engine.sync_engine, "connect", _set_up_connection)
+        self.release_invalidated(engine.sync_engine)
         return engine
+
+    def release_invalidated(self, engine: Engine) -> None:
+        if not event.contains(engine, "invalidate", _roll_back):
+            event.listen(engine, "invalidate", _roll_back)
 
     def blocking_url(self, url: URL) -> URL:
         return url.set(drivername="sqlite") if url.drivername == "sqlite+aiosqlite" else url
@@ -338,10 +343,16 @@ def _set_up_connection(connection: DBAPIConnection, _record: object) -> None:
 
 
 def _roll_back(connection: DBAPIConnection, _record: object, _error: object) -> None:
-    # A connection that is closed with an unfinished statement, for example after Ctrl-C, keeps its lock on the file as
-    # long as anything refers to the statement, and the traceback does. https://www.sqlite.org/c3ref/close.html
-    with suppress(sqlite3.Error):
-        connection.rollback()
+    # A connection that is closed with an unfinished statement, for example after Ctrl-C, or when a task was cancelled,
+    # keeps its lock on the file as long as anything refers to the statement, and the traceback does: in a task, until the
+    # garbage collector comes. https://www.sqlite.org/c3ref/close.html
+    driven = getattr(connection, "driver_connection", connection)
+    with suppress(sqlite3.Error, SQLAlchemyError):
+        if isinstance(driven, sqlite3.Connection):
+            driven.rollback()
+        else:
+            # By aiosqlite, in the thread that runs the statement. Outside of the event loop, this raises.
+            connection.rollback()
 
 
 def _begin_immediately(conn: Connection) -> None:
