@@ -14,6 +14,7 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING
 
 from sqlmq.errors import MissingDependencyError
+from sqlmq.hooks.error_text import type_name
 from sqlmq.model.message import Message, ProducerResult, ReceivedMessage
 
 try:
@@ -201,7 +202,7 @@ class _Operation:
         """End the span. Records only the type of *error*: its message may quote parts of a message or a row."""
         attributes = self._attributes
         if error is not None:
-            kind = type(error).__qualname__
+            kind = type_name(error)
             attributes = attributes | {"error.type": kind}
             self.span.add_event("exception", {"exception.type": kind})
             self.span.set_attribute("error.type", kind)

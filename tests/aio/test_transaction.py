@@ -26,9 +26,9 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from sqlalchemy import Connection, Engine
-    from sqlalchemy.ext.asyncio import AsyncEngine
+    from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 
-    from sqlmq import AsyncConsumer, AsyncTransaction
+    from sqlmq import AsyncConsumer, AsyncTransaction, ReceivedMessage
     from tests.aio.conftest import AtEnd
     from tests.conftest import DatabaseUnderTest
 
@@ -228,3 +228,26 @@ def test_it_works_on_uvloop(database: DatabaseUnderTest, engine: Engine) -> None
 
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(main())
+
+
+# --- In `run` ---
+
+
+async def test_a_handler_with_async_sessions_is_awaited_though_it_does_not_look_so(
+    given: AsyncMQ, engine: Engine, async_engine: AsyncEngine
+) -> None:
+    await send(given, engine, 3)
+
+    async def work(message: ReceivedMessage, session: AsyncSession) -> None:
+        await session.execute(INSERT, {"p": message.partition, "o": message.offset})
+
+    def handler(message: ReceivedMessage, session: AsyncSession) -> object:
+        return work(message, session)
+
+    consumer = await given.consumer("orders", "billing")
+    sessions = async_sessionmaker(async_engine)
+    summary = await consumer.run(handler, transaction=True, session=sessions, idle_seconds=0, handle_signals=False)
+
+    with engine.connect() as connection:
+        assert sorted(connection.execute(text("SELECT message_offset FROM effect")).scalars()) == [0, 1, 2]
+    assert (summary.handled, summary.failures) == (3, 0)

@@ -38,6 +38,8 @@ class Call(NamedTuple):
 def logger_of(path: Path) -> str:
     """The logger of a module: that of its package, so that moving a file changes nobody's configuration."""
     package = path.relative_to(SOURCE).with_suffix("").parts[0]
+    if path == SOURCE / "hooks" / "observer.py":
+        return "sqlmq.observer"
     return {"aio": "sqlmq.consumer", "hooks": "sqlmq.testing"}.get(package, f"sqlmq.{package}")
 
 

@@ -157,9 +157,9 @@ class PostgresDatabases:
         """Make a database with the tables in *schema* and return its name."""
         return self._create_next(f"TEMPLATE {self._template(schema).name}")
 
-    def create_empty(self) -> str:
-        """Make a database without any tables and return its name."""
-        return self._create_next("TEMPLATE template0")
+    def create_empty(self, options: str = "") -> str:
+        """Make a database without any tables, with *options* of ``CREATE DATABASE``, and return its name."""
+        return self._create_next(f"TEMPLATE template0 {options}")
 
     def drop(self, name: str) -> None:
         self._administer(f"DROP DATABASE IF EXISTS {name} WITH (FORCE)")

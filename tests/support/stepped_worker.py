@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from sqlmq.consumer.worker.config import RunConfig
 from sqlmq.consumer.worker.executor import DirectExecutor
 from sqlmq.consumer.worker.pool import Worker, WorkerPool
+from sqlmq.consumer.worker.results import ResultCheck
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -24,7 +25,7 @@ class SteppedWorker:
     ) -> None:
         self._consumer = consumer
         config = RunConfig(retry=retry, on_failure=on_failure)
-        self._pool = WorkerPool(consumer._core, config, DirectExecutor(handler, in_batches=False))
+        self._pool = WorkerPool(consumer._core, config, DirectExecutor(handler, ResultCheck(), in_batches=False))
         consumer._core.begin_run(self._pool)
 
     def work(self) -> bool:

@@ -6,7 +6,8 @@ import asyncio
 import threading
 from contextlib import AsyncExitStack
 from functools import partial
-from typing import TYPE_CHECKING, cast
+from types import CoroutineType
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from sqlmq.aio.engines import check_greenlet
 from sqlmq.aio.threads import to_the_end
@@ -14,14 +15,17 @@ from sqlmq.consumer.transaction_scope import JOIN_MODE, TransactionScope
 from sqlmq.consumer.worker.executor import (
     NotStarted,
     Succeeded,
+    check_function,
     check_no_session,
     direct_executor,
     is_awaited,
     outcome_of,
 )
+from sqlmq.consumer.worker.results import ResultCheck, check_done, is_awaitable
+from sqlmq.hooks.observer import ObservedHandling
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Coroutine
     from concurrent.futures import Future
 
     from sqlalchemy import Connection
@@ -37,41 +41,98 @@ if TYPE_CHECKING:
     from sqlmq.hooks.observer import Observer
     from sqlmq.model.message import ReceivedMessage
 
+T = TypeVar("T")
+
+_MOST_AWAITS = 10
+"""How many awaitables in one another are awaited. More may never end: a future can hold itself."""
+_AWAITED_TOO_OFTEN = "awaiting it gave one awaitable after another"
+_WRONG_SESSION = (
+    "it was called in a thread, with a Session, because it does not look like a coroutine function. Define the handler "
+    "by `async def`, or give run() an async_sessionmaker as session="
+)
+
+
+class LoopCaller:
+    """Runs coroutines in the event loop for workers that wait in threads."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._futures: dict[str, Future[Any]] = {}
+        """The future that each worker waits for, by the name of its thread."""
+
+    def run(self, coroutine: Coroutine[object, object, T]) -> T:
+        """Run *coroutine*, and wait for its end. Raises RuntimeError if the event loop is closed."""
+        try:
+            future = asyncio.run_coroutine_threadsafe(coroutine, self._loop)
+        except RuntimeError:
+            coroutine.close()
+            raise
+        self._futures[threading.current_thread().name] = future
+        return future.result()
+
+    def cancel(self, worker: Receiver) -> None:
+        """Cancel the task of *worker*."""
+        if (future := self._futures.get(worker.name)) is not None:
+            future.cancel()
+
+
+class AwaitingFinisher:
+    """Awaits what a handler returned to a thread, in the event loop: it did not look like a coroutine function."""
+
+    def __init__(self) -> None:
+        self._caller = LoopCaller()
+
+    def finish(self, result: object) -> None:
+        """Await *result* if it is awaitable. Raises what that raises, and TypeError for other work still to be done."""
+        if is_awaitable(result):
+            error = self._caller.run(_error_of(result))
+            if error is not None:
+                raise error
+        else:
+            check_done(result, _AWAITED_TOO_OFTEN)
+
+    def cancel(self, worker: Receiver) -> None:
+        """Cancel the task of *worker*."""
+        self._caller.cancel(worker)
+
 
 class AsyncExecutor:
     """Awaits a handler with one argument: a message, or a list of them."""
 
     commits_positions = False
 
-    def __init__(self, handler: Callable[..., Awaitable[object]], *, in_batches: bool) -> None:
+    def __init__(self, handler: Callable[..., object], *, in_batches: bool) -> None:
         self._handler = handler
         self._in_batches = in_batches
-        self._loop = asyncio.get_running_loop()
-        self._futures: dict[str, Future[NotStarted | None]] = {}
-        """The future that each worker waits for, by the name of its thread."""
+        self._caller = LoopCaller()
 
     def execute(self, execution: Execution) -> Outcome:
         """Await the handler with each batch, in one task for all of them."""
-        handling = self._handle_all(execution)
         try:
-            future = asyncio.run_coroutine_threadsafe(handling, self._loop)
-        except RuntimeError as error:  # the event loop is closed
-            handling.close()
-            return outcome_of(error, execution)
-        self._futures[threading.current_thread().name] = future
-        try:
-            return future.result() or Succeeded()
+            return self._caller.run(self._outcome(execution))
         except BaseException as error:  # noqa: BLE001 - the pool raises what is not the handler's
             return outcome_of(error, execution)
 
     def abandon(self, worker: Receiver) -> None:
         """Cancel the task of *worker*."""
-        if (future := self._futures.get(worker.name)) is not None:
-            future.cancel()
+        self._caller.cancel(worker)
+
+    async def _outcome(self, execution: Execution) -> Outcome:
+        # What is raised is not left to the task and its futures: SystemExit would end the event loop, and a
+        # CancelledError would look as if the task had been cancelled.
+        try:
+            return await self._handle_all(execution) or Succeeded()
+        except BaseException as error:  # noqa: BLE001 - the pool raises what is not the handler's
+            return outcome_of(error, execution)
 
     async def _handle_all(self, execution: Execution) -> NotStarted | None:
         while batch := execution.next_batch():
-            await self._handler(batch if self._in_batches else batch[0])
+            result = self._handler(batch if self._in_batches else batch[0])
+            # Not in a function of its own, which would cost a second coroutine for each message.
+            if type(result) is CoroutineType:
+                result = await result
+            if result is not None:
+                await _finish(result)
         return None
 
 
@@ -82,7 +143,7 @@ class AsyncTransactionalExecutor(AsyncExecutor):
 
     def __init__(
         self,
-        handler: Callable[..., Awaitable[object]],
+        handler: Callable[..., object],
         core: ConsumerCore,
         threads: Threads,
         engines: Engines,
@@ -110,7 +171,9 @@ class AsyncTransactionalExecutor(AsyncExecutor):
                 scope, target, session = await self._begin(stack)
             except Exception as error:  # noqa: BLE001 - the pool raises it
                 return NotStarted(error)
-            await self._handler(batch if self._in_batches else batch[0], session)
+            result = self._handler(batch if self._in_batches else batch[0], session)
+            if result is not None:
+                await _finish(result)
             # Cancelled, it has committed or rolled back all the same when it ends.
             await to_the_end(self._commit(execution, scope, target))
         return None
@@ -125,7 +188,7 @@ class AsyncTransactionalExecutor(AsyncExecutor):
             target = await self._engines.get().connect()
             session = AsyncSession(target, join_transaction_mode=JOIN_MODE)
         else:
-            target = session = self._make_session()
+            target = session = _check_session(self._make_session())
         stack.push_async_callback(_close, target)
         if self._make_session is not None:
             await self._check(session)
@@ -159,11 +222,16 @@ def async_executor(
 ) -> Executor:
     """The executor for *handler*: in the running event loop if it is a coroutine function, else in worker threads.
 
+    A handler whose sessions are AsyncSessions runs in the event loop, too, because it has to be one in disguise. What a
+    handler returns to a thread is awaited in the event loop, unless it got a Session, which only its thread may use.
+
     Raises TypeError or ValueError for a wrong argument, SessionError if no session can be made, MissingDependencyError.
     """
-    if not is_awaited(handler):
-        return direct_executor(core, handler, session, config)
-    awaited = async_observed(cast("Callable[..., Awaitable[object]]", handler), core.database.observer, core.group.name)
+    if not is_awaited(handler) and not (config.transaction and _makes_async_sessions(session)):
+        finisher = ResultCheck(_WRONG_SESSION) if config.transaction else AwaitingFinisher()
+        return direct_executor(core, handler, session, config, finisher)
+    check_function(handler)
+    awaited = async_observed(handler, core.database.observer, core.group.name)
     if config.transaction:
         check_greenlet()
         make_session = async_session_maker(session)
@@ -174,9 +242,24 @@ def async_executor(
     return AsyncExecutor(awaited, in_batches=config.has_batches)
 
 
+def _makes_async_sessions(source: object) -> bool:
+    from sqlalchemy.ext.asyncio import async_scoped_session, async_sessionmaker
+
+    return isinstance(source, async_sessionmaker | async_scoped_session)
+
+
 def _call(_target: Session | Connection, step: Callable[[], None]) -> None:
     """Take a step of a scope, which knows its connection, by ``run_sync``."""
     step()
+
+
+def _check_session(made: object) -> AsyncSession:
+    from sqlalchemy.ext.asyncio import AsyncSession, async_scoped_session
+
+    if not isinstance(made, AsyncSession | async_scoped_session):
+        message = f"session= has to make a sqlalchemy.ext.asyncio.AsyncSession; it made {type(made).__name__}."
+        raise TypeError(message)
+    return cast("AsyncSession", made)
 
 
 async def _close(target: AsyncConnection | AsyncSession) -> None:
@@ -187,16 +270,34 @@ async def _roll_back(scope: TransactionScope, target: AsyncConnection | AsyncSes
     await to_the_end(target.run_sync(_call, scope.roll_back))
 
 
-def async_observed(
-    handler: Callable[..., Awaitable[object]], observer: Observer | None, group: str
-) -> Callable[..., Awaitable[object]]:
-    """Wrap *handler* so that *observer*, if there is one, sees each of its calls."""
+async def _finish(result: object) -> None:
+    """Await *result* while it is awaitable: a decorator that is a coroutine function may return a coroutine."""
+    for _ in range(_MOST_AWAITS):
+        if not is_awaitable(result):
+            break
+        result = await cast("Awaitable[object]", result)
+    check_done(result, _AWAITED_TOO_OFTEN)
+
+
+async def _error_of(result: object) -> BaseException | None:
+    """Await *result*; return what that raises, which a future would change."""
+    try:
+        await _finish(result)
+    except BaseException as error:  # noqa: BLE001 - raised in the worker's thread
+        return error
+    return None
+
+
+def async_observed(handler: Callable[..., object], observer: Observer | None, group: str) -> Callable[..., object]:
+    """Wrap *handler* so that *observer*, if there is one, sees each of its calls until its result is awaited."""
     if observer is None:
         return handler
 
-    async def call(given: ReceivedMessage | list[ReceivedMessage], *session: AsyncSession) -> object:
-        with observer.handle(group, given if isinstance(given, list) else [given]):
-            return await handler(given, *session)
+    async def call(given: ReceivedMessage | list[ReceivedMessage], *session: AsyncSession) -> None:
+        with ObservedHandling(observer, group, given if isinstance(given, list) else [given]):
+            result = handler(given, *session)
+            if result is not None:
+                await _finish(result)
 
     return call
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TypedDict, Unpack
 
+from sqlmq.hooks.error_text import type_name
+
 PREFIX = "sqlmq_"
 """The prefix of all attributes that we add to a record."""
 
@@ -35,5 +37,5 @@ def log_fields(event: str, **facts: Unpack[LogFields]) -> dict[str, object]:
     error = facts.pop("error", None)
     fields: dict[str, object] = {"event": event, **facts}
     if error is not None:
-        fields["error"] = type(error).__qualname__
+        fields["error"] = type_name(error)
     return {PREFIX + name: fact for name, fact in fields.items() if fact is not None}

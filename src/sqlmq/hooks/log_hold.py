@@ -140,6 +140,7 @@ hold_records_of(
     "sqlmq.background",
     "sqlmq.consumer",
     "sqlmq.database",
+    "sqlmq.observer",
     "sqlmq.producer",
     "concurrent.futures",
     "py.warnings",  # where logging.captureWarnings sends what SQLAlchemy and the drivers warn of

@@ -24,7 +24,8 @@ class Retry:
 
     The first retry starts *backoff_seconds* after the failed attempt. Each later delay is twice as long, up to
     *max_delay_seconds*. *jitter* is the share of a delay that is random, so that messages that failed together are not
-    retried together. An exception of a class in *give_up_on*, or of none in *retry_on*, is not retried.
+    retried together. An exception of a class in *give_up_on*, or of none in *retry_on*, is not retried. SystemExit and
+    KeyboardInterrupt are no failures: they end the run.
 
     *max_attempts* counts all attempts, also attempts that ended with a crash of the process. None is no limit.
     """
@@ -33,7 +34,7 @@ class Retry:
     backoff_seconds: float = 1.0
     max_delay_seconds: float = 300.0
     jitter: float = 0.25
-    retry_on: tuple[type[BaseException], ...] = (Exception,)
+    retry_on: tuple[type[BaseException], ...] = (BaseException,)
     give_up_on: tuple[type[BaseException], ...] = ()
 
     def __post_init__(self) -> None:
@@ -61,7 +62,8 @@ def is_exhausted(retry: Retry, attempts: int) -> bool:
 
 def is_final(retry: Retry, error: BaseException, attempts: int) -> bool:
     """Whether no attempt follows the last of *attempts*, which failed with *error*."""
-    may_retry = isinstance(error, retry.retry_on) and not isinstance(error, retry.give_up_on)
+    kind = type(error)  # isinstance() would ask the exception itself, by __class__
+    may_retry = issubclass(kind, retry.retry_on) and not issubclass(kind, retry.give_up_on)
     return not may_retry or is_exhausted(retry, attempts)
 
 

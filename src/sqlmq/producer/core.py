@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from sqlmq.database.watchdog import WaitBudget
 from sqlmq.dialects import TopicGrownError
 from sqlmq.errors import InvalidPartitionError, ProducerClosedError, UnknownTopicError
+from sqlmq.hooks.observer import observe_send
 from sqlmq.model.message import Message, ReceivedMessage, RecordBatch
 from sqlmq.model.partitioner import Rotation
 from sqlmq.model.validation import check_partition
@@ -126,7 +127,7 @@ class ProducerCore:
         observer = self.database.observer
         if observer is None or not together:
             return self._append_contents(contents, partition)
-        return observer.send(self.topic, together, partial(self._append_messages, partition))
+        return observe_send(observer, self.topic, together, partial(self._append_messages, partition))
 
     def publish(self, session: SessionLike, messages: Iterable[Message], partition: int | None) -> list[Publication]:
         """Append *messages* when the transaction of *session* commits."""
@@ -137,7 +138,7 @@ class ProducerCore:
         if observer is None or not together:
             return self._publish(session, partition, together)
         self.check_messages(together)
-        return observer.send(self.topic, together, partial(self._publish, session, partition))
+        return observe_send(observer, self.topic, together, partial(self._publish, session, partition))
 
     def schedule(
         self, session: SessionLike | None, messages: Iterable[Message], partition: int | None, due: Due
@@ -150,7 +151,7 @@ class ProducerCore:
         if observer is None or not together:
             return self._schedule(session, partition, due, together)
         self.check_messages(together)
-        return observer.send(self.topic, together, partial(self._schedule, session, partition, due))
+        return observe_send(observer, self.topic, together, partial(self._schedule, session, partition, due))
 
     def append_batch(self, routed: Sequence[RoutedMessage]) -> list[ProducerResult]:
         """Append what the batcher has collected, in one transaction."""

@@ -6,6 +6,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Self, overload
 
 from sqlmq.database.close_once import CloseOnce
+from sqlmq.hooks.observer import observe_send, observe_submit
 from sqlmq.model.validation import check_due, check_no_timeout, check_partition_number, check_timeout
 from sqlmq.operations.produce import RoutedMessage
 from sqlmq.producer.batcher import Batcher
@@ -82,7 +83,7 @@ class Producer:
         observer = self._core.database.observer
         if observer is None:
             return self._batcher.call(routed, seconds)
-        return observer.send(self._core.topic, [message], partial(self._call, partition, seconds))[0]
+        return observe_send(observer, self._core.topic, [message], partial(self._call, partition, seconds))[0]
 
     @overload
     def produce_with_partition(
@@ -113,7 +114,7 @@ class Producer:
         observer = self._core.database.observer
         if observer is None:
             return self._batcher.submit(routed)
-        return observer.submit(self._core.topic, message, partial(self._submit, partition))
+        return observe_submit(observer, self._core.topic, message, partial(self._submit, partition))
 
     @overload
     def produce_many(

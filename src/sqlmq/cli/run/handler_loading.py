@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import importlib
 import sys
-import traceback
 from functools import reduce
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
+
+from sqlmq.consumer.worker.executor import check_function
+from sqlmq.hooks.error_text import traceback_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -35,7 +37,7 @@ def load(where: str) -> Callable[..., object]:
         if isinstance(error, ModuleNotFoundError) and _is_in(error.name, module_name):
             message = f"Module {error.name!r} was not found. It is neither installed nor in {here}."
         else:
-            traceback.print_exc()
+            click.echo(traceback_of(error), nl=False, err=True)
             message = f"Importing {module_name!r} failed, see above."
         raise click.UsageError(message) from error
     try:
@@ -46,6 +48,11 @@ def load(where: str) -> Callable[..., object]:
     if not callable(handler):
         message = f"{where} must be a function, not {type(handler).__name__}."
         raise click.UsageError(message)
+    try:
+        check_function(handler)
+    except TypeError as error:
+        message = f"{where} can't be run. {error}"
+        raise click.UsageError(message) from error
     return handler
 
 

@@ -11,7 +11,7 @@ import threading
 from typing import TYPE_CHECKING, Unpack
 
 from sqlmq.consumer.worker.executor import TRANSIENT
-from sqlmq.consumer.worker.failures import FailureDecision, first_line, place
+from sqlmq.consumer.worker.failures import FailureDecision, first_line, in_ascii, place
 from sqlmq.consumer.worker.parked_keys import ParkedEntry
 from sqlmq.errors import FencedError
 from sqlmq.hooks.failpoints import failpoint
@@ -245,13 +245,14 @@ class AttemptRecorder:
 
     def _retry_batch_singly(self, worker: Receiver, attempt: Attempt, error: BaseException) -> None:
         """Requeue a failed batch as after a crash of the process: each of its messages gets an attempt of its own."""
-        log.warning(
-            "The handler failed on %d messages from %s on; they are tried one by one: %s",
-            len(attempt.current),
-            place(attempt.current[0]),
-            first_line(error),
-            extra=self.log_fields("batch failed", attempt, error=error),
-        )
+        with LogHold():
+            log.warning(
+                "The handler failed on %d messages from %s on; they are tried one by one: %s",
+                len(attempt.current),
+                place(attempt.current[0]),
+                first_line(error),
+                extra=self.log_fields("batch failed", attempt, error=error),
+            )
         end = _end(attempt.current[-1])
         with self._lock:
             self.counters.failures += 1
@@ -267,9 +268,10 @@ class AttemptRecorder:
         if not self._store(attempt, decision):
             self.abandon(worker, attempt)
             return
-        decision.log(
-            self.log_fields(decision.event, attempt, error=error, offset=message.offset, attempts=decision.attempts)
-        )
+        with LogHold():  # which keeps what a log handler raises from ending the run
+            decision.log(
+                self.log_fields(decision.event, attempt, error=error, offset=message.offset, attempts=decision.attempts)
+            )
         self._apply(worker, attempt, decision)
 
     def _decide(
@@ -298,7 +300,18 @@ class AttemptRecorder:
             is_known=entry is not None and entry.is_recorded,
             has_unknown_outcome=entry is not None and entry.has_unknown_outcome,
         )
-        return self._database.write_idempotent(operations.record, attempt.claimed_partition, decision.position, record)
+        write, partition = self._database.write_idempotent, attempt.claimed_partition
+        try:
+            return write(operations.record, partition, decision.position, record)
+        except TRANSIENT:
+            raise
+        except Exception:
+            if record.reason is None:
+                raise
+            # The text is the only part that the database may refuse: its encoding, or the connection's, may lack a
+            # character. Text in ASCII fits into each. If something else was wrong, it fails again.
+            plain = record._replace(reason=in_ascii(record.reason))
+            return write(operations.record, partition, decision.position, plain)
 
     def _apply(self, worker: Receiver, attempt: Attempt, decision: FailureDecision) -> None:
         """Bring what the consumer knows of the partition into line with what was stored."""

@@ -6,13 +6,15 @@ import contextlib
 import functools
 import inspect
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Protocol, TypeAlias, cast
 
 from sqlalchemy import Connection
 from sqlalchemy.orm import Session, scoped_session
 
 from sqlmq.consumer.transaction_scope import TransactionScope
+from sqlmq.consumer.worker.results import ResultCheck
 from sqlmq.errors import DatabaseBusyError, DatabaseUnavailableError, FencedError, OutcomeUnknownError
+from sqlmq.hooks.observer import ObservedHandling
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
     from sqlmq.consumer.buffer import Receiver
     from sqlmq.consumer.core import ConsumerCore
     from sqlmq.consumer.worker.config import RunConfig
+    from sqlmq.consumer.worker.results import Finisher
     from sqlmq.hooks.observer import Observer
     from sqlmq.model.message import ReceivedMessage
 
@@ -55,9 +58,9 @@ class Succeeded:
 
 @dataclass(frozen=True, slots=True)
 class Failed:
-    """The handler has raised *error*: the attempt counts."""
+    """The handler has raised *error*, or returned work that is still to be done: the attempt counts."""
 
-    error: Exception
+    error: BaseException
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +79,7 @@ class NotCommitted:
 
 @dataclass(frozen=True, slots=True)
 class Aborted:
-    """*cause* has ended the worker, as SystemExit does: the attempt does not count."""
+    """*cause* ends the run: the attempt does not count."""
 
     cause: BaseException
 
@@ -86,11 +89,28 @@ Outcome: TypeAlias = Succeeded | Failed | NotStarted | NotCommitted | Aborted
 
 def outcome_of(error: BaseException, execution: Execution) -> Outcome:
     """What an *error* that ended *execution* says about the attempt."""
-    if not isinstance(error, Exception):
+    if ends_run(error):
         return Aborted(error)
-    if execution.is_settling and isinstance(error, (FencedError, *TRANSIENT)):
-        return NotCommitted(error)
+    if execution.is_settling and issubclass(type(error), (FencedError, *TRANSIENT)):
+        return NotCommitted(cast("Exception", error))
     return Failed(error) if execution.has_begun else Aborted(error)
+
+
+def ends_run(error: BaseException) -> bool:
+    """Whether *error* is meant for the program: SystemExit, KeyboardInterrupt, or a group with one of these.
+
+    All others say that an attempt has failed, also those that are not an Exception: the CancelledError of a task that the
+    handler has awaited, GeneratorExit, or the time-out of a library. Otherwise one message could end each run.
+    """
+    kind = type(error)  # isinstance() would ask the exception itself, by __class__
+    if issubclass(kind, (SystemExit, KeyboardInterrupt)):
+        return True
+    if issubclass(kind, Exception) or not issubclass(kind, BaseExceptionGroup):
+        return False
+    try:
+        return cast("BaseExceptionGroup", error).subgroup((SystemExit, KeyboardInterrupt)) is not None
+    except Exception:  # noqa: BLE001 - a class of the application
+        return False
 
 
 class Executor(Protocol):
@@ -111,21 +131,25 @@ class DirectExecutor:
 
     commits_positions = False
 
-    def __init__(self, handler: Callable[..., object], *, in_batches: bool) -> None:
+    def __init__(self, handler: Callable[..., object], finisher: Finisher, *, in_batches: bool) -> None:
         self._handler = handler
+        self._finisher = finisher
         self._in_batches = in_batches
 
     def execute(self, execution: Execution) -> Outcome:
         """Call the handler with each batch."""
         try:
             while batch := execution.next_batch():
-                self._handler(batch if self._in_batches else batch[0])
+                result = self._handler(batch if self._in_batches else batch[0])
+                if result is not None:
+                    self._finisher.finish(result)
         except BaseException as error:  # noqa: BLE001 - the pool raises what is not the handler's
             return outcome_of(error, execution)
         return Succeeded()
 
     def abandon(self, worker: Receiver) -> None:
-        """Do nothing: a thread can't be ended from outside."""
+        """Cancel what the handler returned. A thread can't be ended from outside."""
+        self._finisher.cancel(worker)
 
 
 class TransactionalExecutor:
@@ -136,12 +160,14 @@ class TransactionalExecutor:
     def __init__(
         self,
         handler: Callable[..., object],
+        finisher: Finisher,
         core: ConsumerCore,
         make_session: Callable[[], Session] | None,
         *,
         in_batches: bool,
     ) -> None:
         self._handler = handler
+        self._finisher = finisher
         self._core = core
         self._context = core.transactions
         self._make_session = make_session
@@ -166,7 +192,9 @@ class TransactionalExecutor:
                 scope = self._begin(stack)
             except Exception as error:  # noqa: BLE001 - the pool raises it
                 return NotStarted(error)
-            self._handler(batch if self._in_batches else batch[0], scope.session)
+            result = self._handler(batch if self._in_batches else batch[0], scope.session)
+            if result is not None:
+                self._finisher.finish(result)
             scope.finish(execution.settle)
             scope.commit()
         execution.committed()
@@ -198,24 +226,36 @@ class TransactionalExecutor:
         return session
 
 
-def direct_executor(core: ConsumerCore, handler: Callable[..., object], session: object, config: RunConfig) -> Executor:
+def direct_executor(
+    core: ConsumerCore,
+    handler: Callable[..., object],
+    session: object,
+    config: RunConfig,
+    finisher: Finisher | None = None,
+) -> Executor:
     """The executor that calls *handler* in the worker's thread. Raises TypeError or ValueError for a wrong argument."""
     check_handler(handler)
-    handler = observed(handler, core.database.observer, core.group.name)
+    finisher = finisher or ResultCheck()
+    handler = observed(handler, core.database.observer, core.group.name, finisher)
     if config.transaction:
-        return TransactionalExecutor(handler, core, session_maker(session), in_batches=config.has_batches)
+        make_session = session_maker(session)
+        return TransactionalExecutor(handler, finisher, core, make_session, in_batches=config.has_batches)
     check_no_session(session)
-    return DirectExecutor(handler, in_batches=config.has_batches)
+    return DirectExecutor(handler, finisher, in_batches=config.has_batches)
 
 
-def observed(handler: Callable[..., object], observer: Observer | None, group: str) -> Callable[..., object]:
-    """Wrap *handler* so that *observer*, if there is one, sees each of its calls."""
+def observed(
+    handler: Callable[..., object], observer: Observer | None, group: str, finisher: Finisher
+) -> Callable[..., object]:
+    """Wrap *handler* so that *observer*, if there is one, sees each of its calls until its result is finished."""
     if observer is None:
         return handler
 
-    def call(given: ReceivedMessage | list[ReceivedMessage], *session: Session) -> object:
-        with observer.handle(group, given if isinstance(given, list) else [given]):
-            return handler(given, *session)
+    def call(given: ReceivedMessage | list[ReceivedMessage], *session: Session) -> None:
+        with ObservedHandling(observer, group, given if isinstance(given, list) else [given]):
+            result = handler(given, *session)
+            if result is not None:
+                finisher.finish(result)
 
     return call
 
@@ -234,20 +274,32 @@ def session_maker(source: object) -> Callable[[], Session] | None:
 
 
 def check_handler(handler: object) -> None:
-    """Raise TypeError unless *handler* is a function that is not a coroutine function."""
-    if not callable(handler):
-        message = f"A handler is a function, not {type(handler).__name__}."
-        raise TypeError(message)
+    """Raise TypeError unless *handler* is a function that does its work when it is called, as far as that can be seen."""
+    check_function(handler)
     if is_awaited(handler):
         message = "This handler is a coroutine function: run it with the consumer of an AsyncMQ."
         raise TypeError(message)
 
 
+def check_function(handler: object) -> None:
+    """Raise TypeError unless *handler* is a function, perhaps a coroutine function, and not one that yields."""
+    if not callable(handler):
+        message = f"A handler is a function, not {type(handler).__name__}."
+        raise TypeError(message)
+    if _is_any(handler, inspect.isgeneratorfunction, inspect.isasyncgenfunction):
+        message = "This handler is a generator function, so calling it runs nothing: a handler must not `yield`."
+        raise TypeError(message)
+
+
 def is_awaited(handler: object) -> bool:
-    """Whether what *handler* returns has to be awaited."""
+    """Whether *handler* looks as if what it returns has to be awaited. What it does return is checked as well."""
+    return _is_any(handler, inspect.iscoroutinefunction)
+
+
+def _is_any(handler: object, *tests: Callable[[object], bool]) -> bool:
     while isinstance(handler, functools.partial):
         handler = handler.func
-    return inspect.iscoroutinefunction(handler) or inspect.iscoroutinefunction(getattr(handler, "__call__", None))  # noqa: B004 - what it is, not whether
+    return any(test(handler) or test(getattr(handler, "__call__", None)) for test in tests)  # noqa: B004 - what it is, not whether
 
 
 def check_no_session(source: object) -> None:

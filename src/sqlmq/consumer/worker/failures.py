@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import logging
-import traceback
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from sqlmq.hooks.error_text import full_type_name, printable, text_of, traceback_of, type_name
 from sqlmq.model.message import ReceivedMessage
 from sqlmq.model.retry import FailureAction
 from sqlmq.store.offsets import Commit
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("sqlmq.consumer")
 
+_NAME_CHARACTERS = 500
 _ERROR_CHARACTERS = 2_000
 _TRACEBACK_CHARACTERS = 20_000
 _LOG_CHARACTERS = 200
@@ -99,7 +100,7 @@ class FailureDecision:
                 place(self.message),
                 _CONSEQUENCES[self.action],
                 why,
-                exc_info=self.error,
+                exc_info=None if self.error is None else printable(self.error),
                 extra=fields,
             )
 
@@ -111,17 +112,28 @@ def place(message: ReceivedMessage) -> str:
 
 def first_line(error: BaseException) -> str:
     """The type of *error* and the beginning of what it says."""
-    line = (str(error).splitlines() or [""])[0]
-    return f"{type(error).__qualname__}: {line[:_LOG_CHARACTERS]}"
+    line = (text_of(error).splitlines() or [""])[0]
+    return f"{type_name(error)}: {line[:_LOG_CHARACTERS]}"
+
+
+def in_ascii(reason: Reason) -> Reason:
+    """*reason* with all other characters escaped, for a database whose encoding lacks one of them."""
+    trace = None if reason.traceback is None else _ascii(reason.traceback)
+    return Reason(_ascii(reason.error_type), _ascii(reason.error), trace)
 
 
 def _reason(error: BaseException) -> Reason:
-    text = "".join(traceback.format_exception(error))
-    kind = type(error)
-    name = kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
-    return Reason(_storable(name), _storable(str(error))[:_ERROR_CHARACTERS], _storable(text)[-_TRACEBACK_CHARACTERS:])
+    return Reason(
+        _storable(full_type_name(error))[:_NAME_CHARACTERS],
+        _storable(text_of(error))[:_ERROR_CHARACTERS],
+        _storable(traceback_of(error))[-_TRACEBACK_CHARACTERS:],
+    )
+
+
+def _ascii(text: str) -> str:
+    return text.encode("ascii", "backslashreplace").decode()
 
 
 def _storable(text: str) -> str:
-    """*text* without what a database can't store: NUL, and lone surrogates, which file names can contain."""
-    return text.replace("\x00", "").encode(errors="backslashreplace").decode()
+    """*text* without NUL, which no text of a database can have."""
+    return text.replace("\x00", "")
