@@ -42,6 +42,8 @@ TABLES = (
 def upgrade(op: Operations, schema: str | None, run_sql: Callable[[str], None]) -> None:
     on_postgres = op.get_context().dialect.name == "postgresql"
     now = sa.text("now()" if on_postgres else "(CAST((julianday('now') - 2440587.5) * 86400000000 AS INTEGER))")
+    # The moment of the append, not of the transaction's beginning: moments are sorted as offsets are, but for clocks set back.
+    appended = sa.text("clock_timestamp()") if on_postgres else now
     # 1970 for messages that are due at their commit: the id decides their order, and not a clock.
     at_once = sa.text("to_timestamp(0)" if on_postgres else "0")
 
@@ -97,7 +99,7 @@ def upgrade(op: Operations, schema: str | None, run_sql: Callable[[str], None]) 
         sa.Column("key", sa.LargeBinary),
         sa.Column("value", sa.LargeBinary, nullable=False),
         sa.Column("headers", JSON),
-        sa.Column("created_at", MOMENT, nullable=False, server_default=now),
+        sa.Column("created_at", MOMENT, nullable=False, server_default=appended),
         sa.PrimaryKeyConstraint("partition_id", "msg_offset", name="sqlmq_message_pkey"),
         schema=schema,
         sqlite_with_rowid=False,

@@ -71,6 +71,9 @@ def _compile_default(default: _DefaultByDialect, compiler: SQLCompiler, **_: obj
 _NOW = _DefaultByDialect(
     on_postgresql="now()", on_sqlite="(CAST((julianday('now') - 2440587.5) * 86400000000 AS INTEGER))"
 )
+# The moment of the append, not of the transaction's beginning. The partition is locked by then, so moments are sorted as
+# offsets are, unless the clock is set back.
+_APPENDED = _DefaultByDialect(on_postgresql="clock_timestamp()", on_sqlite=_NOW.sql["sqlite"])
 # 1970 for messages that are due at their commit: the id decides their order, and not a clock.
 _AT_ONCE = _DefaultByDialect(on_postgresql="to_timestamp(0)", on_sqlite="0")
 _ZERO = text("0")
@@ -150,7 +153,7 @@ def tables(schema: str | None) -> Tables:
             Column("key", LargeBinary),
             Column("value", LargeBinary, nullable=False),
             Column("headers", Json),
-            Column("created_at", Moment, nullable=False, server_default=_NOW),
+            Column("created_at", Moment, nullable=False, server_default=_APPENDED),
             sqlite_with_rowid=False,
         ),
         group=Table(

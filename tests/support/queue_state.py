@@ -155,6 +155,14 @@ class QueueState:
         """Set back by *seconds* when members joined and claims changed."""
         self._set_back(seconds, member="joined_at", claim="changed_at")
 
+    def set_clock_back(self, seconds: float) -> None:
+        """Move all that is stored *seconds* ahead, as a database's clock sees it that was set back by as much."""
+        self._set_back(
+            -seconds, member="heartbeat_at", claim="changed_at", group_offset="committed_at", message="created_at"
+        )
+        self._set_back(-seconds, member="joined_at", parked="due_at")
+        self._set_back(-seconds, parked="last_failed_at", group="created_at")
+
     def _set_back(self, seconds: float, **columns: str) -> None:
         is_on_sqlite = self.engine.dialect.name == "sqlite"
         interval = f"{round(seconds * 1e6)}" if is_on_sqlite else f"interval '{seconds} seconds'"

@@ -1,5 +1,6 @@
 -- Views for people and monitoring; the library reads lag, members and sizes through them, too. Positions, ends and ages are
--- found by primary keys: no view counts the log.
+-- found by primary keys: no view counts the log. No age is negative: a moment that lies ahead is from before the clock was
+-- set back. A heartbeat further ahead than a lease is over, as the library decides it.
 
 -- How far each group is in each partition, and which member owns it.
 CREATE VIEW {schema}sqlmq_lag AS
@@ -29,13 +30,14 @@ LEFT JOIN LATERAL (
 ) n ON true
 LEFT JOIN {schema}sqlmq_claim c ON c.group_id = g.id AND c.partition_id = p.id
 LEFT JOIN {schema}sqlmq_member m
-    ON m.id = c.member_id AND date_part('epoch', clock_timestamp() - m.heartbeat_at) < m.lease_seconds
+    ON m.id = c.member_id AND abs(date_part('epoch', clock_timestamp() - m.heartbeat_at)) < m.lease_seconds
 CROSS JOIN LATERAL (
     SELECT count(*) FILTER (WHERE state <> 'dead') AS waiting, count(*) FILTER (WHERE state = 'dead') AS dead
     FROM {schema}sqlmq_parked WHERE group_id = g.id AND partition_id = p.id
 ) k;
 
--- Size and growth of each partition. The first message of the last minute is found by a binary search over the offsets.
+-- Size and growth of each partition. The first message of the last minute is found by a binary search over the offsets, so
+-- the rate is an estimate: moments in a log are not quite sorted. A moment that lies ahead is not of the last minute.
 -- Bytes are estimated from the 100 newest messages, plus 88 for the row's header, its numbers and its index entry.
 CREATE VIEW {schema}sqlmq_partition_stats AS
 SELECT
@@ -62,7 +64,7 @@ CROSS JOIN LATERAL (
             CASE WHEN m.is_recent THEN (low + high) / 2 ELSE high END
         FROM bisection
         LEFT JOIN LATERAL (
-            SELECT created_at >= clock_timestamp() - interval '1 minute' AS is_recent FROM {schema}sqlmq_message
+            SELECT created_at BETWEEN clock_timestamp() - interval '1 minute' AND clock_timestamp() AS is_recent FROM {schema}sqlmq_message
             WHERE partition_id = p.id AND msg_offset = (low + high) / 2 LIMIT 1
         ) m ON true
         WHERE low < high
@@ -89,7 +91,7 @@ SELECT
         FROM {schema}sqlmq_member m
         JOIN {schema}sqlmq_group g ON g.id = m.group_id
         JOIN {schema}sqlmq_topic t ON t.id = g.topic_id
-        WHERE t.name = s.topic AND date_part('epoch', clock_timestamp() - m.heartbeat_at) < m.lease_seconds
+        WHERE t.name = s.topic AND abs(date_part('epoch', clock_timestamp() - m.heartbeat_at)) < m.lease_seconds
     ) AS members
 FROM {schema}sqlmq_partition_stats s
 GROUP BY s.topic;
@@ -98,14 +100,15 @@ GROUP BY s.topic;
 CREATE VIEW {schema}sqlmq_member_stats AS
 SELECT
     t.name AS topic, g.name AS group_name, m.name AS member, m.joined_at AS joined_at,
-    date_part('epoch', clock_timestamp() - m.heartbeat_at) AS heartbeat_seconds, m.lease_seconds AS lease_seconds,
-    date_part('epoch', clock_timestamp() - m.heartbeat_at) < m.lease_seconds AS is_live,
+    GREATEST(date_part('epoch', clock_timestamp() - m.heartbeat_at), 0) AS heartbeat_seconds, m.lease_seconds AS lease_seconds,
+    abs(date_part('epoch', clock_timestamp() - m.heartbeat_at)) < m.lease_seconds AS is_live,
     m.wants_partitions AS wants_partitions,
     COALESCE((
         SELECT string_agg(CAST(p.number AS text), ',' ORDER BY p.number)
         FROM {schema}sqlmq_claim c JOIN {schema}sqlmq_partition p ON p.id = c.partition_id
         WHERE c.group_id = m.group_id AND c.member_id = m.id
-    ), '') AS partitions
+    ), '') AS partitions,
+    GREATEST(date_part('epoch', m.heartbeat_at - clock_timestamp()), 0) AS heartbeat_ahead_seconds
 FROM {schema}sqlmq_member m
 JOIN {schema}sqlmq_group g ON g.id = m.group_id
 JOIN {schema}sqlmq_topic t ON t.id = g.topic_id;

@@ -1,4 +1,4 @@
--- The views of postgresql/views.sql. Moments are text in UTC; ages are worked out by SQLite's own clock.
+-- The views of postgresql/views.sql. Moments are text in UTC; ages are worked out by SQLite's own clock, and are never negative.
 
 -- How far each group is in each partition, and which member owns it.
 CREATE VIEW sqlmq_lag AS
@@ -27,7 +27,7 @@ FROM (
         (
             SELECT r.name FROM sqlmq_claim c CROSS JOIN sqlmq_member r ON r.id = c.member_id
             WHERE c.group_id = g.id AND c.partition_id = p.id
-                AND (n.now_us - r.heartbeat_at) / 1000000.0 < r.lease_seconds
+                AND abs(n.now_us - r.heartbeat_at) / 1000000.0 < r.lease_seconds
         ) AS owner,
         (
             SELECT o.committed_at FROM sqlmq_group_offset o
@@ -47,7 +47,8 @@ FROM (
     JOIN sqlmq_partition p ON p.topic_id = t.id
 ) w;
 
--- Size and growth of each partition. The first message of the last minute is found by a binary search over the offsets.
+-- Size and growth of each partition. The first message of the last minute is found by a binary search over the offsets, so
+-- the rate is an estimate: moments in a log are not quite sorted. A moment that lies ahead is not of the last minute.
 -- Bytes are estimated from the 100 newest messages, plus 24 for the row's numbers.
 CREATE VIEW sqlmq_partition_stats AS
 SELECT
@@ -57,8 +58,8 @@ SELECT
             SELECT w.start_offset, w.end_offset
             UNION ALL
             SELECT
-                CASE WHEN m.created_at >= w.minute_ago THEN low ELSE (low + high) / 2 + 1 END,
-                CASE WHEN m.created_at >= w.minute_ago THEN (low + high) / 2 ELSE high END
+                CASE WHEN m.created_at BETWEEN w.minute_ago AND w.minute_ago + 60000000 THEN low ELSE (low + high) / 2 + 1 END,
+                CASE WHEN m.created_at BETWEEN w.minute_ago AND w.minute_ago + 60000000 THEN (low + high) / 2 ELSE high END
             FROM bisection
             LEFT JOIN sqlmq_message m ON m.partition_id = w.partition_id AND m.msg_offset = (low + high) / 2
             WHERE low < high
@@ -98,7 +99,7 @@ SELECT
         JOIN sqlmq_group g ON g.id = m.group_id
         JOIN sqlmq_topic t ON t.id = g.topic_id
         WHERE t.name = s.topic
-            AND (CAST((julianday('now') - 2440587.5) * 86400000000 AS INTEGER) - m.heartbeat_at) / 1000000.0
+            AND abs(CAST((julianday('now') - 2440587.5) * 86400000000 AS INTEGER) - m.heartbeat_at) / 1000000.0
                 < m.lease_seconds
     ) AS members
 FROM sqlmq_partition_stats s
@@ -109,12 +110,13 @@ CREATE VIEW sqlmq_member_stats AS
 SELECT
     w.topic, w.group_name, w.member,
     strftime('%Y-%m-%dT%H:%M:%fZ', w.joined_us / 1000000.0, 'unixepoch') AS joined_at,
-    w.heartbeat_seconds, w.lease_seconds, w.heartbeat_seconds < w.lease_seconds AS is_live, w.wants_partitions, w.partitions
+    max(w.heartbeat_age, 0.0) AS heartbeat_seconds, w.lease_seconds, abs(w.heartbeat_age) < w.lease_seconds AS is_live,
+    w.wants_partitions, w.partitions, max(-w.heartbeat_age, 0.0) AS heartbeat_ahead_seconds
 FROM (
     SELECT
         t.name AS topic, g.name AS group_name, r.name AS member, r.joined_at AS joined_us,
         (CAST((julianday('now') - 2440587.5) * 86400000000 AS INTEGER) - r.heartbeat_at) / 1000000.0
-            AS heartbeat_seconds,
+            AS heartbeat_age,
         r.lease_seconds AS lease_seconds, r.wants_partitions AS wants_partitions,
         COALESCE((
             SELECT group_concat(o.number) FROM (

@@ -8,6 +8,20 @@ from dataclasses import dataclass
 _REST_LOOKS = 3
 _WATCH_LEAST_SECONDS, _WATCH_MOST_SECONDS = 0.01, 0.05
 
+CLOCK_STEP_SECONDS = 1.0
+"""How far a moment may lie ahead of the database's clock without showing that it was set back: clocks are adjusted all day."""
+
+
+def elapsed_seconds(age: float) -> float:
+    """Return how long ago a moment was. Its *age* by the database's clock is negative if it lies ahead.
+
+    A moment that lies ahead is from before the clock was set back. How long ago it was is unknown, so whatever waits for
+    it has waited long enough.
+    """
+    if age >= 0:
+        return age
+    return 0.0 if age >= -CLOCK_STEP_SECONDS else math.inf
+
 
 @dataclass(frozen=True, slots=True)
 class Deadline:

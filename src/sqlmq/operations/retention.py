@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from sqlmq.errors import EvictedError
 from sqlmq.hooks.failpoints import failpoint
 from sqlmq.model.retention import losses, protected_from, runs
+from sqlmq.model.timing import CLOCK_STEP_SECONDS
 from sqlmq.store import claims
 from sqlmq.store import retention as store_retention
 from sqlmq.store.groups import Group
@@ -210,13 +211,32 @@ class _RetentionScan:
         return start
 
     def older_than(self, seconds: float, start: int, limit: int) -> int:
-        """Return the end, *limit* at most, of the messages from *start* that are all older than *seconds*."""
+        """Return the end, *limit* at most, of the messages from *start* that are all older than *seconds*.
+
+        A message whose moment lies ahead of the clock, which was set back since, is as old as the next one that is older.
+        Otherwise a single one would keep all behind it until the clock has caught up.
+        """
         limit = max(start, min(limit, self.furthest))
-        for first, end in _windows(start, limit):
-            found = store_retention.first_younger(self._conn, self._dialect, self._id, first, end, seconds)
-            if found is not None:
-                return found
+        while start < limit:
+            younger = self._first_younger(start, limit, seconds)
+            if younger is None:
+                return limit
+            offset, age = younger
+            if age >= -CLOCK_STEP_SECONDS:
+                return offset
+            end = min(limit, offset + _WINDOW)
+            older = store_retention.first_older(self._conn, self._dialect, self._id, offset + 1, end, seconds)
+            if older is None:
+                return offset
+            start = older + 1
         return limit
+
+    def _first_younger(self, start: int, limit: int, seconds: float) -> tuple[int, float] | None:
+        for window in _windows(start, limit):
+            younger = store_retention.first_younger(self._conn, self._dialect, self._id, *window, seconds)
+            if younger is not None:
+                return younger
+        return None
 
     def sized_from(self, start: int) -> MeasuredBytes | None:
         """Return the measured size without the messages before *start*."""

@@ -169,6 +169,8 @@ class MemberDescription:
     """Whether it owns fewer partitions than its share."""
     partitions: tuple[int, ...]
     """The partitions that it owns; of a dead member, those that no other member has taken over yet."""
+    heartbeat_ahead_seconds: float = 0.0
+    """How far its last heartbeat lies ahead of the database's clock, which was set back since; else 0."""
 
 
 @dataclass(frozen=True, slots=True)

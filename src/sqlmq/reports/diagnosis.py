@@ -6,6 +6,7 @@ from collections import Counter
 from shlex import quote
 from typing import TYPE_CHECKING, NamedTuple
 
+from sqlmq.model.timing import CLOCK_STEP_SECONDS
 from sqlmq.reports.problem import Problem
 
 if TYPE_CHECKING:
@@ -92,8 +93,7 @@ def _no_members(behind: Sequence[PartitionLag], members: Sequence[MemberDescript
     total = sum(lag.lag for lag in behind)
     last = ""
     if members:
-        ago = _duration(min(member.heartbeat_seconds for member in members))
-        last = f" The last heartbeat was {ago} ago, and the member did not leave the group."
+        last = f" The last heartbeat was {_heartbeat(members)}, and the member did not leave the group."
     return _problem(
         behind[0],
         None,
@@ -102,6 +102,13 @@ def _no_members(behind: Sequence[PartitionLag], members: Sequence[MemberDescript
         f"Start the consumer: your program, or `sqlmq run MODULE:HANDLER --topic {behind[0].topic} "
         f"--group {quote(behind[0].group)}`.",
     )
+
+
+def _heartbeat(members: Sequence[MemberDescription]) -> str:
+    ahead = max(member.heartbeat_ahead_seconds for member in members)
+    if ahead > CLOCK_STEP_SECONDS:
+        return f"before the database's clock was set back, by {_duration(ahead)} or more"
+    return f"{_duration(min(member.heartbeat_seconds for member in members))} ago"
 
 
 def _of_partitions(seen: GroupEvidence, stuck_seconds: float) -> Iterator[Problem]:
@@ -241,7 +248,8 @@ def _is_stuck(lag: PartitionLag, now: datetime, seconds: float) -> bool:
 
 
 def _is_recent(moment: datetime | None, now: datetime, seconds: float) -> bool:
-    return moment is not None and (now - moment).total_seconds() < seconds
+    """Whether *moment* is less than *seconds* away from *now*: ago, or ahead because the clock was set back since."""
+    return moment is not None and abs((now - moment).total_seconds()) < seconds
 
 
 def _problem(lag: PartitionLag, partition: int | None, code: str, summary: str, remedy: str) -> Problem:

@@ -123,6 +123,8 @@ class GroupHealth(NamedTuple):
     dead_letters: int
     is_protected: bool
     """Whether the topic keeps, beyond its limits, what the group has not read."""
+    ahead_seconds: float = 0.0
+    """How far its heartbeats or commits lie ahead of the database's clock."""
 
 
 def of_database(seen: DatabaseStatus, clock_seconds: float, limits: DoctorLimits) -> Iterator[Problem]:
@@ -183,6 +185,15 @@ def of_group(group: GroupHealth, limits: DoctorLimits) -> Iterator[Problem]:
             f"messages have waited for {group.unowned_seconds:.0f} s in a partition that no member owns.",
             f"Start a consumer. `sqlmq groups describe {group.name} --topic {group.topic}` shows more.",
             seconds=round(group.unowned_seconds, 1),
+        )
+    if group.ahead_seconds > limits.clock_seconds:
+        yield problem(
+            "clock-set-back",
+            f"heartbeats or commits lie up to {group.ahead_seconds:.0f} s ahead of the database's clock, so that was set "
+            "back since.",
+            "Look at NTP, and at where a failover has led. Delayed messages and retries from before may be late by as "
+            "much. New heartbeats and commits end this report.",
+            seconds=round(group.ahead_seconds, 1),
         )
     if group.dead_members:
         yield problem(

@@ -40,6 +40,7 @@ PROBLEM_KINDS: Mapping[str, ProblemKind] = {
     "pins-retention": ProblemKind(33, "warning"),
     "inactive-slot": ProblemKind(34, "warning"),
     "overdue-delayed": ProblemKind(35, "warning"),
+    "clock-set-back": ProblemKind(36, "warning"),
     "old-transaction-elsewhere": ProblemKind(0, "info"),
     "not-seen": ProblemKind(0, "info"),
 }

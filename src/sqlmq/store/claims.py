@@ -32,6 +32,7 @@ from sqlalchemy import (
 )
 
 from sqlmq.model.assignment import ClaimSnapshot, MemberSnapshot
+from sqlmq.model.timing import elapsed_seconds
 from sqlmq.reports.diagnosis import PartitionBarrier
 from sqlmq.store.groups import is_live
 
@@ -207,9 +208,9 @@ def snapshots(conn: Connection, dialect: Dialect, group_ids: Collection[int]) ->
     for group_id, member_id, flag, seconds, partition_id, epoch in conn.execute(union_all(members, claims)):
         group = seen[group_id]
         if partition_id is None:
-            group.members.append(MemberSnapshot(member_id, bool(flag), seconds))
+            group.members.append(MemberSnapshot(member_id, bool(flag), elapsed_seconds(seconds)))
             continue
-        group.claims.append(ClaimSnapshot(partition_id, member_id, seconds, bool(flag)))
+        group.claims.append(ClaimSnapshot(partition_id, member_id, elapsed_seconds(seconds), bool(flag)))
         if member_id is not None:
             group.owned.setdefault(member_id, {})[partition_id] = Claim(partition_id, epoch)
     return seen
@@ -267,12 +268,16 @@ def lock_free_claim(
     must read the claim's position in a later statement.
     """
     c = dialect.tables.claim
+    # A moment that lies ahead is from before the clock was set back. It counts as none, and comes first: otherwise it would
+    # come last until the clock has caught up, however long the others have messages.
+    committed_at = dialect.tables.group_offset.c.committed_at
+    served_at = case((committed_at <= dialect.now(), committed_at))
     turn = case({id_: rank for rank, id_ in enumerate(last, 1)}, value=c.c.partition_id, else_=0) if last else None
     wanted = (
         _free(dialect, group)
         .order_by(
             *([] if turn is None else [turn]),
-            nulls_first(_newest(dialect, dialect.tables.group_offset.c.committed_at)),
+            nulls_first(_newest(dialect, served_at)),
             c.c.partition_id,
         )
         .limit(1)

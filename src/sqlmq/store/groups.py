@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import delete, insert, select, update
+from sqlalchemy import delete, func, insert, select, update
 
 from sqlmq.errors import UnknownGroupError
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
 
-    from sqlalchemy import ColumnElement, Connection
+    from sqlalchemy import ColumnElement, Connection, ScalarSelect
 
     from sqlmq.dialects import Dialect
     from sqlmq.store.topics import Topic
@@ -33,8 +33,6 @@ class Member:
 
     id: int
     name: str
-    heartbeat_seconds: float
-    """The age of its last heartbeat."""
 
 
 def find(conn: Connection, dialect: Dialect, topic: Topic, name: str) -> Group | None:
@@ -97,12 +95,8 @@ def set_wants_partitions(conn: Connection, dialect: Dialect, member_id: int, *, 
 def members(conn: Connection, dialect: Dialect, group: Group) -> list[Member]:
     """Return the live members of *group*, for displays."""
     m = dialect.tables.member
-    rows = conn.execute(
-        select(m.c.id, m.c.name, dialect.age_seconds(m.c.heartbeat_at).label("age"))
-        .where(m.c.group_id == group.id, is_live(dialect))
-        .order_by(m.c.id)
-    )
-    return [Member(row.id, row.name, row.age) for row in rows]
+    rows = conn.execute(select(m.c.id, m.c.name).where(m.c.group_id == group.id, is_live(dialect)).order_by(m.c.id))
+    return [Member(row.id, row.name) for row in rows]
 
 
 def awaited_topics(conn: Connection, dialect: Dialect, topic_ids: Collection[int], but: Collection[int]) -> set[int]:
@@ -118,6 +112,17 @@ def awaited_topics(conn: Connection, dialect: Dialect, topic_ids: Collection[int
 
 
 def is_live(dialect: Dialect) -> ColumnElement[bool]:
-    """Whether the lease of a member, in the enclosing statement, is valid by the database's clock."""
+    """Whether the lease of a member, in the enclosing statement, is valid by the database's clock.
+
+    A heartbeat that lies in the clock's future shows that the clock was set back. Further ahead than a lease, it counts as
+    over, so a dead member is not taken to be alive until the clock has caught up. A live one sends the next heartbeat soon.
+    """
     m = dialect.tables.member
-    return dialect.age_seconds(m.c.heartbeat_at) < m.c.lease_seconds
+    return within(dialect, m.c.heartbeat_at, m.c.lease_seconds)
+
+
+def within(
+    dialect: Dialect, moment: ColumnElement[Any] | ScalarSelect[Any], seconds: ColumnElement[float] | float
+) -> ColumnElement[bool]:
+    """Whether *moment* is less than *seconds* away from now: ago, or ahead because the clock was set back since."""
+    return func.abs(dialect.age_seconds(moment)) < seconds

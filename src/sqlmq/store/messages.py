@@ -47,6 +47,28 @@ def not_older(conn: Connection, dialect: Dialect, offsets: Mapping[int, int], mo
     )
 
 
+def first_not_older(
+    conn: Connection, dialect: Dialect, partition_id: int, start: int, end: int, moment: datetime
+) -> int | None:
+    """Return the first offset from *start* to *end* of a message that is not older than *moment*, or None.
+
+    Reads the messages before it, one after the other.
+    """
+    m = dialect.tables.message
+    found: int | None = conn.execute(
+        select(m.c.msg_offset)
+        .where(
+            m.c.partition_id == partition_id,
+            m.c.msg_offset >= start,
+            m.c.msg_offset < end,
+            m.c.created_at >= dialect.moment(moment),
+        )
+        .order_by(m.c.msg_offset)
+        .limit(1)
+    ).scalar()
+    return found
+
+
 def moment_ago(conn: Connection, dialect: Dialect, seconds: float) -> datetime:
     """Return the moment *seconds* ago by the database's clock."""
     return dialect.moment_of(conn.execute(select(dialect.seconds_from_now(-seconds))).scalar_one())

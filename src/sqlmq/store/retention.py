@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 from sqlalchemy import and_, delete, func, or_, select, update
 
 from sqlmq.model.retention import GroupStanding, Retention
+from sqlmq.store import groups
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -143,12 +144,7 @@ def standings(conn: Connection, dialect: Dialect, topic_id: int, partition_id: i
         .limit(1)
         .scalar_subquery()
     )
-    is_live = (
-        select(m.c.id)
-        .where(m.c.group_id == g.c.id, dialect.age_seconds(m.c.heartbeat_at) < m.c.lease_seconds)
-        .limit(1)
-        .scalar_subquery()
-    )
+    is_live = select(m.c.id).where(m.c.group_id == g.c.id, groups.is_live(dialect)).limit(1).scalar_subquery()
     start_offset = select(p.c.start_offset).where(p.c.id == partition_id).scalar_subquery()
     rows = conn.execute(
         select(g.c.id, g.c.name, func.coalesce(newest, start_offset), newest.is_not(None), parked, is_live.is_not(None))
@@ -162,11 +158,14 @@ def standings(conn: Connection, dialect: Dialect, topic_id: int, partition_id: i
 
 
 def expired(conn: Connection, dialect: Dialect, topic_id: int, seconds: float) -> set[int]:
-    """Return the groups of a topic without activity for *seconds*: no member, no changed claim, no commit."""
+    """Return the groups of a topic without activity for *seconds*: no member, no changed claim, no commit.
+
+    Activity that lies further ahead than that, by a clock that was set back since, protects nothing either.
+    """
     g, m, c, o = (dialect.tables.group, dialect.tables.member, dialect.tables.claim, dialect.tables.group_offset)
 
     def is_recent(moment: ColumnElement[Any] | ScalarSelect[Any]) -> ColumnElement[bool]:
-        return dialect.age_seconds(moment) < seconds
+        return groups.within(dialect, moment, seconds)
 
     committed_at = (
         select(o.c.committed_at)
@@ -190,12 +189,30 @@ def expired(conn: Connection, dialect: Dialect, topic_id: int, seconds: float) -
 
 def first_younger(
     conn: Connection, dialect: Dialect, partition_id: int, start: int, end: int, seconds: float
+) -> tuple[int, float] | None:
+    """Return the first offset from *start* to *end* of a message younger than *seconds*, and its age; or None.
+
+    The age is negative if the message's moment lies ahead of the clock.
+    """
+    m = dialect.tables.message
+    age = dialect.age_seconds(m.c.created_at)
+    row = conn.execute(
+        select(m.c.msg_offset, age.label("age"))
+        .where(*_range(dialect, partition_id, start, end), age < seconds)
+        .order_by(m.c.msg_offset)
+        .limit(1)
+    ).first()
+    return None if row is None else (row.msg_offset, row.age)
+
+
+def first_older(
+    conn: Connection, dialect: Dialect, partition_id: int, start: int, end: int, seconds: float
 ) -> int | None:
-    """Return the first offset from *start* to *end* of a message younger than *seconds*, or None."""
+    """Return the first offset from *start* to *end* of a message that is not younger than *seconds*, or None."""
     m = dialect.tables.message
     found: int | None = conn.execute(
         select(m.c.msg_offset)
-        .where(*_range(dialect, partition_id, start, end), dialect.age_seconds(m.c.created_at) < seconds)
+        .where(*_range(dialect, partition_id, start, end), dialect.age_seconds(m.c.created_at) >= seconds)
         .order_by(m.c.msg_offset)
         .limit(1)
     ).scalar()

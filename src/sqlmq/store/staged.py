@@ -225,7 +225,8 @@ def overdue(conn: Connection, dialect: Dialect, at_most: int) -> Sequence[Row[An
     A message that was due at once has been due since its transaction stored it. Takes no lock.
     """
     s, p, t = dialect.tables.staged, dialect.tables.partition, dialect.tables.topic
-    since_due, since_stored = dialect.age_seconds(s.c.deliver_at), dialect.age_seconds(s.c.created_at)
+    since_due, stored = dialect.age_seconds(s.c.deliver_at), dialect.age_seconds(s.c.created_at)
+    since_stored = case((stored < 0, literal(0.0)), else_=stored)  # stored before the clock was set back
     due = (
         select(s.c.partition_id, case((since_due < since_stored, since_due), else_=since_stored).label("seconds"))
         .where(s.c.deliver_at <= select(dialect.now()).scalar_subquery())

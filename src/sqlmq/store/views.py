@@ -26,7 +26,16 @@ _LAG = (
     "dead",
 )
 _PARTITIONS = ("partition", "start_offset", "end_offset", "messages_per_second", "estimated_bytes", "newest_at")
-_MEMBERS = ("member", "joined_at", "heartbeat_seconds", "lease_seconds", "is_live", "wants_partitions", "partitions")
+_MEMBERS = (
+    "member",
+    "joined_at",
+    "heartbeat_seconds",
+    "lease_seconds",
+    "is_live",
+    "wants_partitions",
+    "partitions",
+    "heartbeat_ahead_seconds",
+)
 
 
 def lag(conn: Connection, dialect: Dialect, topic: str | None, group: str | None) -> Sequence[Row[Any]]:

@@ -193,7 +193,7 @@ class Dispatcher:
         in_flight_to = 0 if position is None else position.in_flight_to or 0
         assigned.maybe_attempted_to = in_flight_to
         first = assigned.committable()
-        parked_keys = _parked_keys_of(rows, first, in_flight_to, now)
+        parked_keys = self._parked_keys_of(rows, first, in_flight_to, now)
         if parked_keys.blocking is None and killed_by_message(first, in_flight_to):
             parked_keys.blocking = ParkedEntry(first, None, 1, has_unknown_outcome=True)
         self._set_parked_keys(assigned, parked_keys)
@@ -201,8 +201,30 @@ class Dispatcher:
     def _refresh(self, assigned: AssignedPartition, rows: Sequence[ParkedRow], now: float) -> None:
         """Replace what is known of a partition. Only the end of what earlier owners had in flight stays as it was."""
         _, known = self._parked_keys[assigned.partition_id]
-        parked_keys = _parked_keys_of(rows, assigned.committable(), known.maybe_attempted_to, now)
+        parked_keys = self._parked_keys_of(rows, assigned.committable(), known.maybe_attempted_to, now)
+        parked_keys.keep_due(known)
         self._set_parked_keys(assigned, parked_keys)
+
+    def _parked_keys_of(
+        self, rows: Sequence[ParkedRow], position: int, maybe_attempted_to: int, now: float
+    ) -> ParkedKeys:
+        """What the *rows* of the database say about a partition."""
+        waiting = [self._entry_of(row, now) for row in rows if row.state == "waiting"]
+        # Another row below or above the position is out of date: an operator has moved the group.
+        blocking = next((row for row in rows if row.state != "waiting" and row.offset == position), None)
+        return ParkedKeys(
+            waiting,
+            blocking=None if blocking is None else self._entry_of(blocking, now),
+            is_stopped=blocking is not None and blocking.state == "stopped",
+            maybe_attempted_to=maybe_attempted_to,
+        )
+
+    def _entry_of(self, row: ParkedRow, now: float) -> ParkedEntry:
+        # No attempt is further away than the longest delay, also if the clock was set back since its row was written.
+        due_at = -math.inf if row.attempt_open else now + min(row.due_seconds, self._config.retry.max_delay_seconds)
+        return ParkedEntry(
+            row.offset, row.key, row.attempts, due_at, is_recorded=True, has_unknown_outcome=row.attempt_open
+        )
 
     def _set_parked_keys(self, assigned: AssignedPartition, parked_keys: ParkedKeys) -> None:
         id_ = assigned.partition_id
@@ -283,23 +305,3 @@ class Dispatcher:
 
     def _claimed_partition(self, assigned: AssignedPartition) -> ClaimedPartition:
         return ClaimedPartition(self._coordinator.group, self._coordinator.member_id, claim_of(assigned))
-
-
-def _parked_keys_of(rows: Sequence[ParkedRow], position: int, maybe_attempted_to: int, now: float) -> ParkedKeys:
-    """What the *rows* of the database say about a partition."""
-    waiting = [_entry_of(row, now) for row in rows if row.state == "waiting"]
-    # Another row below or above the position is out of date: an operator has moved the group.
-    blocking = next((row for row in rows if row.state != "waiting" and row.offset == position), None)
-    return ParkedKeys(
-        waiting,
-        blocking=None if blocking is None else _entry_of(blocking, now),
-        is_stopped=blocking is not None and blocking.state == "stopped",
-        maybe_attempted_to=maybe_attempted_to,
-    )
-
-
-def _entry_of(row: ParkedRow, now: float) -> ParkedEntry:
-    due_at = -math.inf if row.attempt_open else now + row.due_seconds
-    return ParkedEntry(
-        row.offset, row.key, row.attempts, due_at, is_recorded=True, has_unknown_outcome=row.attempt_open
-    )

@@ -95,6 +95,18 @@ class ParkedKeys:
         blocking_at = self.blocking.due_at if self.blocking is not None and self.is_blocked else math.inf
         return min(blocking_at, *(entry.due_at for entry in self._heads()), math.inf)
 
+    def keep_due(self, known: ParkedKeys) -> None:
+        """Keep each attempt due no later than it was *known* to be, unless there was another attempt since.
+
+        How long an attempt is away is worked out by the database's clock when its row is read. While a clock that was set
+        back catches up, it would be as far away each time.
+        """
+        known_entries = {entry.offset: entry for entry in known._entries()}
+        for entry in self._entries():
+            before = known_entries.get(entry.offset)
+            if before is not None and before.attempts == entry.attempts:
+                entry.due_at = min(entry.due_at, before.due_at)
+
     def may_read_on(self, max_parked: int) -> bool:
         """Whether later messages of the partition may be handled."""
         return self.blocking is None and self._count < max_parked
@@ -114,6 +126,12 @@ class ParkedKeys:
         while end < min(len(messages), park + most) and messages[end].key not in self._lanes:
             end += 1
         return list(messages[:park]), list(messages[park:end])
+
+    def _entries(self) -> Iterator[ParkedEntry]:
+        for lane in self._lanes.values():
+            yield from lane
+        if self.blocking is not None:
+            yield self.blocking
 
     def _heads(self) -> Iterator[ParkedEntry]:
         return (lane[0] for lane in self._lanes.values())

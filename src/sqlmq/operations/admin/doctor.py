@@ -50,21 +50,25 @@ def examine(conn: Connection, dialect: Dialect) -> Examination:
     now = messages.moment_ago(conn, dialect, 0.0)
     # Checked first: a refused statement would abort the transaction.
     unseen = list(dict.fromkeys(part for part, table, column in _PARTS if not dialect.may_read(conn, table, column)))
-    found = [] if _GROUPS in unseen else _groups(conn, dialect)
+    found = [] if _GROUPS in unseen else _groups(conn, dialect, now)
     overdue = [] if _DELAYED in unseen else staged.overdue(conn, dialect, OVERDUE_MESSAGES)
     late = [Overdue(row.name, row.messages, row.seconds) for row in overdue]
     return Examination(dialect.database_status(conn), now, found, late, unseen)
 
 
-def _groups(conn: Connection, dialect: Dialect) -> list[GroupHealth]:
+def _groups(conn: Connection, dialect: Dialect, now: datetime) -> list[GroupHealth]:
     lags = groupby(monitoring.lag(conn, dialect, None, None), key=lambda lag: (lag.topic, lag.group))
-    return [_group(conn, dialect, topic, name, list(of_group)) for (topic, name), of_group in lags]
+    return [_group(conn, dialect, now, topic, name, list(of_group)) for (topic, name), of_group in lags]
 
 
-def _group(conn: Connection, dialect: Dialect, topic: str, name: str, lags: list[PartitionLag]) -> GroupHealth:
+def _group(
+    conn: Connection, dialect: Dialect, now: datetime, topic: str, name: str, lags: list[PartitionLag]
+) -> GroupHealth:
     members = monitoring.members(conn, dialect, topic, name)
     blocked = {barrier.partition for barrier in monitoring.barriers(conn, dialect, topic, name)}
     ownerless = [lag for lag in lags if lag.owner is None and lag.lag and lag.partition not in blocked]
+    ahead = [member.heartbeat_ahead_seconds for member in members]
+    ahead += [(lag.committed_at - now).total_seconds() for lag in lags if lag.committed_at is not None]
     retention = store_retention.of_topic(conn, dialect, find_topic(conn, dialect, topic).id)
     return GroupHealth(
         topic,
@@ -75,4 +79,5 @@ def _group(conn: Connection, dialect: Dialect, topic: str, name: str, lags: list
         tuple(member.name for member in members if not member.is_live),
         sum(lag.dead for lag in lags),
         retention.is_limited and retention.protect_groups,
+        max(ahead, default=0.0),
     )

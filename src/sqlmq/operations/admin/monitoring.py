@@ -54,7 +54,7 @@ def members(conn: Connection, dialect: Dialect, topic: str, group: str) -> list[
         assert joined_at is not None  # noqa: S101 - the column is NOT NULL
         numbers = tuple(sorted(map(int, filter(None, row.partitions.split(",")))))
         facts = (row.heartbeat_seconds, row.lease_seconds, bool(row.is_live), bool(row.wants_partitions))
-        described.append(MemberDescription(row.member, joined_at, *facts, numbers))
+        described.append(MemberDescription(row.member, joined_at, *facts, numbers, row.heartbeat_ahead_seconds))
     return described
 
 

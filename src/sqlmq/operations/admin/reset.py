@@ -32,6 +32,14 @@ if TYPE_CHECKING:
 
 LOCK_SECONDS = 1.0
 """How long a statement waits for a locked claim before the transaction is retried."""
+CLOCK_SET_BACK = timedelta(hours=1)
+"""How far a clock may be set back without hiding a message from a start at a moment, however long the log is."""
+READ_MESSAGES = 1_000_000
+"""How many messages are read in any case, all partitions together. Up to as many, nothing hides a message."""
+READ_LEAST_MESSAGES = 10_000
+"""How many of each partition."""
+_WINDOW = 50_000
+"""How many messages one statement reads: about 10 ms."""
 
 
 class ResetRequest(NamedTuple):
@@ -174,8 +182,28 @@ def _first_since(
 ) -> dict[int, int]:
     """Return, by partition id, the offset of the first message not older than *moment*; the end if all are older.
 
+    Moments in a log are not sorted: where the clock was set back, later messages look older. So a binary search finds one
+    such message, and those before it are read in order: all that may have been appended since *moment*, though the clock
+    was set back by an hour, and in any case the last million. docs/design/time.md has the reasons and the measurements.
+    """
+    newer = _bisected(conn, dialect, bounds, moment)
+    read = max(READ_LEAST_MESSAGES, READ_MESSAGES // max(1, len(bounds)))
+    starts = {id_: max(bounds[id_][0], end - read) for id_, end in newer.items()}
+    if moment.year > 1:  # the first moments of the calendar have none an hour before
+        unread = {id_: (bounds[id_][0], first) for id_, first in starts.items() if first > bounds[id_][0]}
+        starts |= _bisected(conn, dialect, unread, moment - CLOCK_SET_BACK)
+    else:
+        starts = {id_: start for id_, (start, _) in bounds.items()}
+    return {id_: _first_read(conn, dialect, id_, starts[id_], end, moment) for id_, end in newer.items()}
+
+
+def _bisected(
+    conn: Connection, dialect: Dialect, bounds: dict[int, tuple[int, int]], moment: datetime
+) -> dict[int, int]:
+    """Return, by partition id, the offset of a message not older than *moment* behind one that is older; or the end.
+
     A binary search in all partitions at once: each step is one statement that reads one message of each partition by its
-    offset. Where the clock was set back there may be several such offsets; the result is one of them.
+    offset.
     """
     ranges = dict(bounds)
     while middles := {id_: (low + high) // 2 for id_, (low, high) in ranges.items() if low < high}:
@@ -184,6 +212,15 @@ def _first_since(
             low, high = ranges[id_]
             ranges[id_] = (low, middle) if id_ in newer else (middle + 1, high)
     return {id_: low for id_, (low, _) in ranges.items()}
+
+
+def _first_read(conn: Connection, dialect: Dialect, partition_id: int, start: int, end: int, moment: datetime) -> int:
+    """Return the offset of the first message from *start* on that is not older than *moment*; *end* if there is none."""
+    for first in range(start, end, _WINDOW):
+        found = messages.first_not_older(conn, dialect, partition_id, first, min(first + _WINDOW, end), moment)
+        if found is not None:
+            return found
+    return end
 
 
 def _bounds(conn: Connection, dialect: Dialect, topic: Topic) -> dict[int, tuple[int, int]]:
