@@ -46,13 +46,14 @@ def upgrade(op: Operations, schema: str | None, run_sql: Callable[[str], None]) 
     appended = sa.text("clock_timestamp()") if on_postgres else now
     # 1970 for messages that are due at their commit: the id decides their order, and not a clock.
     at_once = sa.text("to_timestamp(0)" if on_postgres else "0")
+    token = sa.text("floor(random() * 16777216)::integer" if on_postgres else "(random() & 16777215)")
 
-    def generated_id() -> sa.Column[int]:
-        return sa.Column("id", ID, sa.Identity() if on_postgres else None, nullable=False)
+    def given_id() -> sa.Column[int]:
+        return sa.Column("id", ID, nullable=False, autoincrement=False)
 
     op.create_table(
         "sqlmq_topic",
-        generated_id(),
+        given_id(),
         sa.Column("name", sa.String(50), nullable=False),
         sa.Column("partitions", sa.Integer, nullable=False),
         sa.Column("partitioner", sa.String(20), nullable=False),
@@ -66,11 +67,10 @@ def upgrade(op: Operations, schema: str | None, run_sql: Callable[[str], None]) 
         sa.PrimaryKeyConstraint("id", name="sqlmq_topic_pkey"),
         sa.UniqueConstraint("name", name="sqlmq_topic_name_key"),
         schema=schema,
-        sqlite_autoincrement=True,
     )
     op.create_table(
         "sqlmq_partition",
-        generated_id(),
+        given_id(),
         sa.Column("topic_id", sa.BigInteger),
         sa.Column("number", sa.Integer, nullable=False),
         sa.Column("topic_partitions", sa.Integer, nullable=False, server_default=ZERO),
@@ -81,7 +81,6 @@ def upgrade(op: Operations, schema: str | None, run_sql: Callable[[str], None]) 
         sa.PrimaryKeyConstraint("id", name="sqlmq_partition_pkey"),
         sa.UniqueConstraint("topic_id", "number", name="sqlmq_partition_topic_id_number_key"),
         schema=schema,
-        sqlite_autoincrement=True,
     )
     op.create_table(
         "sqlmq_partition_parent",
@@ -106,7 +105,7 @@ def upgrade(op: Operations, schema: str | None, run_sql: Callable[[str], None]) 
     )
     op.create_table(
         "sqlmq_group",
-        generated_id(),
+        given_id(),
         sa.Column("topic_id", sa.BigInteger, nullable=False),
         sa.Column("name", sa.String(100), nullable=False),
         sa.Column("start_from", sa.String(20), nullable=False),
@@ -114,11 +113,10 @@ def upgrade(op: Operations, schema: str | None, run_sql: Callable[[str], None]) 
         sa.PrimaryKeyConstraint("id", name="sqlmq_group_pkey"),
         sa.UniqueConstraint("topic_id", "name", name="sqlmq_group_topic_id_name_key"),
         schema=schema,
-        sqlite_autoincrement=True,
     )
     op.create_table(
         "sqlmq_member",
-        generated_id(),
+        given_id(),
         sa.Column("group_id", sa.BigInteger, nullable=False),
         sa.Column("name", sa.String(200), nullable=False),
         sa.Column("lease_seconds", sa.Float, nullable=False),
@@ -127,7 +125,6 @@ def upgrade(op: Operations, schema: str | None, run_sql: Callable[[str], None]) 
         sa.Column("heartbeat_at", MOMENT, nullable=False, server_default=now),
         sa.PrimaryKeyConstraint("id", name="sqlmq_member_pkey"),
         schema=schema,
-        sqlite_autoincrement=True,
     )
     op.create_index("sqlmq_member_group_id_idx", "sqlmq_member", ["group_id"], schema=schema)
     op.create_table(
@@ -154,7 +151,7 @@ def upgrade(op: Operations, schema: str | None, run_sql: Callable[[str], None]) 
     )
     op.create_table(
         "sqlmq_staged",
-        generated_id(),
+        sa.Column("id", ID, sa.Identity() if on_postgres else None, nullable=False),
         sa.Column("partition_id", sa.BigInteger, nullable=False),
         sa.Column("topic_partitions", sa.Integer, nullable=False, server_default=ZERO),
         sa.Column("key", sa.LargeBinary),
@@ -162,6 +159,7 @@ def upgrade(op: Operations, schema: str | None, run_sql: Callable[[str], None]) 
         sa.Column("headers", JSON),
         sa.Column("deliver_at", MOMENT, nullable=False, server_default=at_once),
         sa.Column("created_at", MOMENT, nullable=False, server_default=now),
+        sa.Column("token", sa.Integer, nullable=False, server_default=token),
         sa.PrimaryKeyConstraint("id", name="sqlmq_staged_pkey"),
         schema=schema,
         sqlite_autoincrement=True,

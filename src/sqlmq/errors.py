@@ -118,7 +118,7 @@ class InvalidURLError(SqlmqError, ValueError):
 
 
 class UnknownTopicError(SqlmqError, LookupError):
-    """The topic does not exist, or was deleted."""
+    """The topic does not exist, or was deleted, alone or with all rows of the tables."""
 
     def __init__(self, topic: str) -> None:
         self.topic = topic
@@ -314,10 +314,16 @@ class SchemaError(SqlmqError):
 
 
 class SchemaMissingError(SchemaError):
-    """The database has no sqlmq tables."""
+    """The database has no sqlmq tables, or all of them were emptied, ``sqlmq_version`` too."""
 
-    def __init__(self, where: str) -> None:
-        super().__init__(f"{where} has no tables of sqlmq. Create them with `sqlmq db upgrade`.")
+    def __init__(self, where: str, *, is_emptied: bool = False) -> None:
+        self.is_emptied = is_emptied
+        super().__init__(
+            f"The table sqlmq_version in {where} is empty, as after a TRUNCATE of all tables. `sqlmq db upgrade` writes "
+            "the revision into it again."
+            if is_emptied
+            else f"{where} has no tables of sqlmq. Create them with `sqlmq db upgrade`."
+        )
 
 
 class SchemaTooOldError(SchemaError):

@@ -18,11 +18,11 @@ from typing import TYPE_CHECKING
 import sqlalchemy as sa
 
 from sqlmq.dialects import dialect_of
-from sqlmq.errors import SchemaMissingError, SchemaTooNewError, SchemaTooOldError
-from sqlmq.schema import PREFIX, REVISION, VERSION_TABLE
+from sqlmq.errors import SchemaError, SchemaMissingError, SchemaTooNewError, SchemaTooOldError
+from sqlmq.schema import PREFIX, REVISION, VERSION_TABLE, own_names, tables
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Iterator
 
     from alembic.runtime.migration import MigrationContext
     from alembic.script import ScriptDirectory
@@ -34,26 +34,30 @@ def upgrade(connection: Connection, *, schema: str | None = None, revision: str 
     """Upgrade the tables to *revision*, inside the caller's transaction.
 
     Creates a missing *schema*. If several connections upgrade at once, one does it, and the others wait and find it
-    done.
+    done. If the tables are there but ``sqlmq_version`` was emptied, their revision is written again.
     """
     dialect = dialect_of(connection, schema)
-    dialect.lock_schema(connection)
-    if schema is not None and not sa.inspect(connection).has_schema(schema):
-        connection.execute(sa.schema.CreateSchema(schema))
-    found = current(connection, schema=schema)
-    if found == revision:
-        return
-    if found is not None and found > REVISION:
-        raise SchemaTooNewError(_where(connection, schema), found, REVISION)
-    script = _script()
-    _run(connection, schema, lambda heads, _: script._upgrade_revs(revision, heads))  # type: ignore[arg-type]  # noqa: SLF001 - see _run
+    with own_names(connection):
+        dialect.lock_schema(connection)
+        if schema is not None and not sa.inspect(connection).has_schema(schema):
+            connection.execute(sa.schema.CreateSchema(schema))
+        found = current(connection, schema=schema)
+        if found is None and _is_there(connection, schema):
+            found = _write_revision(connection, schema)
+        if found == revision:
+            return
+        if found is not None and found > REVISION:
+            raise SchemaTooNewError(_where(connection, schema), found, REVISION)
+        script = _script()
+        _run(connection, schema, lambda heads, _: script._upgrade_revs(revision, heads))  # type: ignore[arg-type]  # noqa: SLF001 - see _run
 
 
 def downgrade(connection: Connection, *, schema: str | None = None, revision: str = "base") -> None:
     """Downgrade the tables to *revision*, inside the caller's transaction. ``base`` drops them with their contents."""
-    dialect_of(connection, schema).lock_schema(connection)
-    script = _script()
-    _run(connection, schema, lambda heads, _: script._downgrade_revs(revision, heads))  # type: ignore[arg-type]  # noqa: SLF001 - see _run
+    with own_names(connection):
+        dialect_of(connection, schema).lock_schema(connection)
+        script = _script()
+        _run(connection, schema, lambda heads, _: script._downgrade_revs(revision, heads))  # type: ignore[arg-type]  # noqa: SLF001 - see _run
 
 
 def current(connection: Connection, *, schema: str | None = None) -> str | None:
@@ -61,7 +65,8 @@ def current(connection: Connection, *, schema: str | None = None) -> str | None:
     if not sa.inspect(connection).has_table(VERSION_TABLE, schema=schema):
         return None
     version = sa.table(VERSION_TABLE, sa.column("version_num"), schema=schema)
-    found: str | None = connection.execute(sa.select(version.c.version_num)).scalar()
+    with own_names(connection):
+        found: str | None = connection.execute(sa.select(version.c.version_num)).scalar()
     return found
 
 
@@ -70,7 +75,7 @@ def check(connection: Connection, *, schema: str | None = None) -> None:
     found = current(connection, schema=schema)
     where = _where(connection, schema)
     if found is None:
-        raise SchemaMissingError(where)
+        raise SchemaMissingError(where, is_emptied=_is_there(connection, schema))
     if found < REVISION:
         raise SchemaTooOldError(where, found, REVISION)
     if found > REVISION:
@@ -111,6 +116,37 @@ def include_name(name: str | None, type_: str, parent_names: object) -> bool:
     return not (type_ == "table" and name is not None and name.startswith(PREFIX))
 
 
+def _is_there(connection: Connection, schema: str | None) -> bool:
+    """Whether there are tables of ours, whatever ``sqlmq_version`` says."""
+    return sa.inspect(connection).has_table(tables(schema).topic.name, schema=schema)
+
+
+def _write_revision(connection: Connection, schema: str | None) -> str:
+    """Write the revision of the tables that are there into ``sqlmq_version``, which was emptied, and return it.
+
+    Raises SchemaError if they are not those of this version, made by its migrations.
+    """
+    from alembic.runtime.migration import MigrationContext
+
+    inspector = sa.inspect(connection)
+    differing = [
+        table.name
+        for table in tables(schema).metadata.tables.values()
+        if not inspector.has_table(table.name, schema=schema)
+        or {column["name"] for column in inspector.get_columns(table.name, schema=schema)} != {*table.columns.keys()}
+    ]
+    differing += [view for view in _VIEWS if not inspector.has_table(view, schema=schema)]
+    if differing:
+        where = _where(connection, schema)
+        message = (
+            f"{VERSION_TABLE} in {where} names no revision, and the tables there are not those of revision {REVISION} "
+            f"({', '.join(differing)}). Write the right revision into it, or drop all tables of sqlmq."
+        )
+        raise SchemaError(message)
+    MigrationContext.configure(connection, opts=_options(schema)).stamp(_script(), REVISION)
+    return REVISION
+
+
 def _where(connection: Connection, schema: str | None) -> str:
     return f"schema {schema!r}" if schema else f"the database {connection.engine.url.database!r}"
 
@@ -137,19 +173,43 @@ def _run_revisions(context: MigrationContext, schema: str | None) -> None:
     from alembic.operations import Operations
 
     op = Operations(context)
-    # Without *schema*, the functions find their tables where they were created, whatever the caller's search path is.
-    quoted = '"{}".'.format(schema.replace('"', '""')) if schema else ""
-    search_path = "" if schema else " SET search_path FROM CURRENT"
 
     def run_sql(file: str) -> None:
-        text = (_directory() / "sql" / file).read_text(encoding="utf-8")
-        for statement in _STATEMENT.findall(text):
-            placed = statement.replace("{schema}", quoted).replace("{search_path}", search_path)
-            op.execute(sa.DDL(placed.replace("%", "%%")))  # type: ignore[no-untyped-call]
+        for statement in _statements(file, schema):
+            op.execute(statement)
 
     # Quoted, because alembic would take a dot in the name for the one between a database and a schema.
     whole = None if schema is None else sa.sql.quoted_name(schema, quote=True)
     context.run_migrations(op=op, schema=whole, run_sql=run_sql)
+
+
+def _statements(file: str, schema: str | None) -> Iterator[sa.DDL]:
+    """Yield the statements of a file in ``migrations/sql`` for the tables in *schema*."""
+    quoted = '"{}".'.format(schema.replace('"', '""')) if schema else ""
+    # As E'', because a backslash in any other literal depends on standard_conforming_strings.
+    home = "E'{}sqlmq_topic'".format(quoted.replace("\\", "\\\\").replace("'", "''"))
+    text = _FOLLOWING.sub(_following, (_directory() / "sql" / file).read_text(encoding="utf-8"))
+    for statement in _STATEMENT.findall(text):
+        placed = statement.replace("{home}", home).replace("{schema}", quoted)
+        yield sa.DDL(placed.replace("%", "%%"))  # type: ignore[no-untyped-call]
+
+
+@sa.event.listens_for(sa.Table, "before_drop")
+def _drop_what_depends(table: sa.Table, connection: Connection | None, **_: object) -> None:
+    """Drop our views and functions before the first of our tables, however SQLAlchemy is asked to drop that.
+
+    Fixtures of test suites drop what they have reflected, which is tables alone. Postgres refuses that while views depend
+    on them, and on SQLite the views would be left, so that the next migration could not create them.
+    """
+    is_ours = table.name in {own.name for own in tables(None).metadata.tables.values()}
+    if connection is None or not is_ours or not sa.inspect(connection).has_table(_VIEWS[0], schema=table.schema):
+        return
+    files = ["drop_views.sql"]
+    if dialect_of(connection, table.schema).has_functions:
+        files.append("postgresql/drop_functions.sql")
+    for file in files:
+        for statement in _statements(file, table.schema):
+            connection.execute(statement)
 
 
 def _options(schema: str | None) -> dict[str, object]:
@@ -166,6 +226,43 @@ def _directory() -> Path:
     here = Path(__file__).parent
     in_wheel, in_checkout = here / "_migrations", here.parent.parent / "migrations"
     return in_wheel if in_wheel.is_dir() else in_checkout
+
+
+_VIEWS = (
+    "sqlmq_lag",
+    "sqlmq_partition_stats",
+    "sqlmq_topic_stats",
+    "sqlmq_member_stats",
+    "sqlmq_parked_message",
+    "sqlmq_blocked_key",
+    "sqlmq_dead_letter",
+    "sqlmq_partition_barrier",
+)
+
+# Not from the text of `home`, which has more quotes under quote_all_identifiers.
+_SCHEMA_OF_HOME = (
+    "(SELECT c.relnamespace::regnamespace FROM pg_class c WHERE c.oid = home AND NOT pg_table_is_visible(home))"
+)
+
+_FOLLOWING = re.compile(r"    \{follow\}\n(.*?)    \{end\}\n", re.DOTALL)
+
+
+def _following(part: re.Match[str]) -> str:
+    """Return *part* of a function twice: by the names of now, and by bare names if the schema was renamed since.
+
+    The tables are where ``home`` is. Its schema is put before the caller's search_path, and taken away again at the end. An
+    error restores the path with the transaction.
+    """
+    body = re.sub("^(?=.)", "    ", part[1], flags=re.MULTILINE)
+    return (
+        f"    IF home = to_regclass({{home}}) THEN\n{body}"
+        "    ELSE\n"
+        "        path := current_setting('search_path');\n"
+        f"        PERFORM set_config('search_path', concat_ws(', ', {_SCHEMA_OF_HOME}, nullif(path, '')), true);\n"
+        f"{body.replace('{schema}', '')}"
+        "        PERFORM set_config('search_path', path, true);\n"
+        "    END IF;\n"
+    )
 
 
 # A statement with the comment before it. Bodies are quoted by $sqlmq$ and may contain semicolons.

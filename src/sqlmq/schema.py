@@ -8,6 +8,7 @@ locked unchanging row stays level. There are no foreign keys, because each row w
 
 from __future__ import annotations
 
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING
@@ -36,6 +37,10 @@ from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.expression import ColumnElement
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+    from contextlib import AbstractContextManager
+
+    from sqlalchemy import Connection, Engine
     from sqlalchemy.sql.compiler import SQLCompiler
 
 REVISION = "0001"
@@ -52,6 +57,37 @@ Id = BigInteger().with_variant(Integer, "sqlite")
 # Microseconds since 1970 on SQLite, which has no type for a moment.
 Moment = DateTime(timezone=True).with_variant(BigInteger, "sqlite")
 Json = postgresql.JSONB().with_variant(Text, "sqlite")
+
+
+_TRANSLATION = "schema_translate_map"
+
+
+def own_names(conn: Connection) -> AbstractContextManager[None]:
+    """Ignore the ``schema_translate_map`` of *conn*, an application's connection, for a block of statements of ours.
+
+    The map is meant for the application's tables. Each place that runs our statements on its connection uses this.
+    """
+    theirs = conn.get_execution_options().get(_TRANSLATION)
+    return _without(conn, theirs) if theirs else _NOTHING
+
+
+_NOTHING = nullcontext()
+
+
+@contextmanager
+def _without(conn: Connection, theirs: Mapping[str | None, str | None]) -> Iterator[None]:
+    conn.execution_options(schema_translate_map=None)
+    try:
+        yield
+    finally:
+        if not conn.closed:
+            conn.execution_options(schema_translate_map=theirs)
+
+
+def with_own_names(engine: Engine) -> Engine:
+    """Return *engine*, with the same pool, without its ``schema_translate_map``."""
+    has_map = engine.get_execution_options().get(_TRANSLATION)
+    return engine.execution_options(schema_translate_map=None) if has_map else engine
 
 
 class _DefaultByDialect(ColumnElement[object]):
@@ -76,6 +112,8 @@ _NOW = _DefaultByDialect(
 _APPENDED = _DefaultByDialect(on_postgresql="clock_timestamp()", on_sqlite=_NOW.sql["sqlite"])
 # 1970 for messages that are due at their commit: the id decides their order, and not a clock.
 _AT_ONCE = _DefaultByDialect(on_postgresql="to_timestamp(0)", on_sqlite="0")
+# Told apart by it, two rows that had the same id, before and after the tables were emptied.
+_TOKEN = _DefaultByDialect(on_postgresql="floor(random() * 16777216)::integer", on_sqlite="(random() & 16777215)")
 _ZERO = text("0")
 _WEEK = text("604800")
 
@@ -107,7 +145,7 @@ def tables(schema: str | None) -> Tables:
         topic=Table(
             "sqlmq_topic",
             metadata,
-            Column("id", Id, Identity(), primary_key=True),
+            Column("id", Id, primary_key=True, autoincrement=False),
             Column("name", String(50), nullable=False),
             Column("partitions", Integer, nullable=False),
             Column("partitioner", String(20), nullable=False),
@@ -119,13 +157,12 @@ def tables(schema: str | None) -> Tables:
             Column("retention_group_expiry_seconds", Float, nullable=False, server_default=_WEEK),
             Column("created_at", Moment, nullable=False, server_default=_NOW),
             UniqueConstraint("name", name="sqlmq_topic_name_key"),
-            sqlite_autoincrement=True,
         ),
         # A partition without a topic belonged to a deleted one, and stays until its messages are deleted.
         partition=Table(
             "sqlmq_partition",
             metadata,
-            Column("id", Id, Identity(), primary_key=True),
+            Column("id", Id, primary_key=True, autoincrement=False),
             Column("topic_id", BigInteger),
             Column("number", Integer, nullable=False),
             Column("topic_partitions", Integer, nullable=False, server_default=_ZERO),
@@ -134,7 +171,6 @@ def tables(schema: str | None) -> Tables:
             Column("measured_to", BigInteger),
             Column("measured_bytes", BigInteger),
             UniqueConstraint("topic_id", "number", name="sqlmq_partition_topic_id_number_key"),
-            sqlite_autoincrement=True,
         ),
         # The partitions whose keys an added partition took over, and the offset below which they must be read first.
         partition_parent=Table(
@@ -159,18 +195,17 @@ def tables(schema: str | None) -> Tables:
         group=Table(
             "sqlmq_group",
             metadata,
-            Column("id", Id, Identity(), primary_key=True),
+            Column("id", Id, primary_key=True, autoincrement=False),
             Column("topic_id", BigInteger, nullable=False),
             Column("name", String(100), nullable=False),
             Column("start_from", String(20), nullable=False),
             Column("created_at", Moment, nullable=False, server_default=_NOW),
             UniqueConstraint("topic_id", "name", name="sqlmq_group_topic_id_name_key"),
-            sqlite_autoincrement=True,
         ),
         member=Table(
             "sqlmq_member",
             metadata,
-            Column("id", Id, Identity(), primary_key=True),
+            Column("id", Id, primary_key=True, autoincrement=False),
             Column("group_id", BigInteger, nullable=False),
             Column("name", String(200), nullable=False),
             Column("lease_seconds", Float, nullable=False),
@@ -178,7 +213,6 @@ def tables(schema: str | None) -> Tables:
             Column("joined_at", Moment, nullable=False, server_default=_NOW),
             Column("heartbeat_at", Moment, nullable=False, server_default=_NOW),
             Index("sqlmq_member_group_id_idx", "group_id"),
-            sqlite_autoincrement=True,
         ),
         claim=Table(
             "sqlmq_claim",
@@ -211,6 +245,7 @@ def tables(schema: str | None) -> Tables:
             Column("headers", Json),
             Column("deliver_at", Moment, nullable=False, server_default=_AT_ONCE),
             Column("created_at", Moment, nullable=False, server_default=_NOW),
+            Column("token", Integer, nullable=False, server_default=_TOKEN),
             Index("sqlmq_staged_partition_id_deliver_at_id_idx", "partition_id", "deliver_at", "id"),
             Index("sqlmq_staged_deliver_at_idx", "deliver_at"),
             sqlite_autoincrement=True,

@@ -115,8 +115,8 @@ def test_a_member_that_is_not_heard_of_is_found(mq: MQ, engine: Engine, database
         # Another one, which nobody keeps alive.
         connection.execute(
             text(
-                f"INSERT INTO {table} (group_id, name, lease_seconds, wants_partitions, heartbeat_at, joined_at)"
-                f" SELECT group_id, 'gone', 0.0, false, heartbeat_at, joined_at FROM {table}"
+                f"INSERT INTO {table} (id, group_id, name, lease_seconds, wants_partitions, heartbeat_at, joined_at)"
+                f" SELECT id + 1, group_id, 'gone', 0.0, false, heartbeat_at, joined_at FROM {table}"
             )
         )
 

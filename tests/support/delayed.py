@@ -39,7 +39,8 @@ class Staged:
         earlier = (
             "deliver_at - interval '1000 years'" if self._is_postgres else f"deliver_at - {1_000 * 365 * 86_400}000000"
         )
-        which = f" WHERE id IN ({', '.join(map(str, ids))})" if ids else ""
+        # The upper part of a message's id is the id of its row.
+        which = f" WHERE id IN ({', '.join(str(id_ >> 24) for id_ in ids)})" if ids else ""
         self._state.execute(f"UPDATE sqlmq_staged SET deliver_at = {earlier}{which}")
 
     def now(self) -> datetime:

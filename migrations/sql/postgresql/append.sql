@@ -5,6 +5,9 @@
 -- written and the result says so: otherwise a key could continue in a partition that it has left. The result is a value
 -- and not an error, because an error would end the application's transaction.
 --
+-- `home` is one of the tables that these functions belong to: a default that Postgres keeps by the table's oid. What stands
+-- between `{follow}` and `{end}` uses their tables also after the schema was renamed (migrations/README.md).
+--
 -- For speed: rows come from set-returning functions side by side in the select list, because a function in FROM first
 -- stores its rows, in a file if they are large. Plans are generic, because the planner would make a new one for each
 -- short array, and use indexes even if the tables were empty when they were planned.
@@ -18,7 +21,7 @@ $sqlmq$;
 
 -- Raises an error that names the first partition of `wanted` that is not in `present`.
 CREATE FUNCTION {schema}sqlmq_raise_deleted(wanted bigint[], present bigint[]) RETURNS void
-LANGUAGE plpgsql{search_path} AS $sqlmq$
+LANGUAGE plpgsql AS $sqlmq$
 DECLARE
     gone bigint := (SELECT w.id FROM unnest(wanted) AS w (id) WHERE w.id <> ALL (coalesce(present, '{}')) ORDER BY w.id LIMIT 1);
 BEGIN
@@ -30,12 +33,15 @@ END
 $sqlmq$;
 
 -- Locks a partition and returns the offset of its next message; -1 if its topic does not have `known` partitions.
-CREATE FUNCTION {schema}sqlmq_next_offset(wanted bigint, known integer) RETURNS bigint
-LANGUAGE plpgsql SET enable_seqscan = off SET enable_bitmapscan = off{search_path} AS $sqlmq$
+CREATE FUNCTION {schema}sqlmq_next_offset(wanted bigint, known integer, home regclass DEFAULT {home}) RETURNS bigint
+LANGUAGE plpgsql SET enable_seqscan = off SET enable_bitmapscan = off AS $sqlmq$
 DECLARE
+    path text;
     oldest bigint;
     present integer;
+    base bigint;
 BEGIN
+    {follow}
     IF current_setting('transaction_isolation') <> 'read committed' THEN
         PERFORM {schema}sqlmq_raise_isolation();
     END IF;
@@ -49,58 +55,64 @@ BEGIN
         PERFORM {schema}sqlmq_raise_deleted(ARRAY[wanted], NULL);
     END IF;
     IF present <> known THEN
-        RETURN -1;
+        base := -1;
+    ELSE
+        -- A separate statement, which sees what was committed before the lock was taken. It searches from start_offset on:
+        -- index entries below it may be dead, and there may be very many.
+        base := coalesce((
+            SELECT m.msg_offset + 1 FROM {schema}sqlmq_message m
+            WHERE m.partition_id = wanted AND m.msg_offset >= oldest
+            ORDER BY m.msg_offset DESC LIMIT 1
+        ), oldest);
     END IF;
-
-    -- A separate statement, which sees what was committed before the lock was taken. It searches from start_offset on:
-    -- index entries below it may be dead, and there may be very many.
-    RETURN coalesce((
-        SELECT m.msg_offset + 1 FROM {schema}sqlmq_message m
-        WHERE m.partition_id = wanted AND m.msg_offset >= oldest
-        ORDER BY m.msg_offset DESC LIMIT 1
-    ), oldest);
+    {end}
+    RETURN base;
 END
 $sqlmq$;
 
 -- The same for several partitions. Their ids must ascend: every producer locks in one order, so no two can deadlock.
 -- Returns an empty array if one of the topics does not have `known` partitions.
-CREATE FUNCTION {schema}sqlmq_next_offsets(partition_ids bigint[], known integer[]) RETURNS bigint[]
-LANGUAGE plpgsql SET enable_seqscan = off SET enable_bitmapscan = off{search_path} AS $sqlmq$
+CREATE FUNCTION {schema}sqlmq_next_offsets(partition_ids bigint[], known integer[], home regclass DEFAULT {home}) RETURNS bigint[]
+LANGUAGE plpgsql SET enable_seqscan = off SET enable_bitmapscan = off AS $sqlmq$
 DECLARE
+    path text;
     locked bigint[];
     oldest bigint[];
     present integer[];
-    base bigint;
+    bases bigint[];
 BEGIN
+    {follow}
     IF cardinality(partition_ids) = 1 THEN
-        base := {schema}sqlmq_next_offset(partition_ids[1], known[1]);
-        RETURN CASE WHEN base < 0 THEN '{}' ELSE ARRAY[base] END;
-    END IF;
-    IF current_setting('transaction_isolation') <> 'read committed' THEN
-        PERFORM {schema}sqlmq_raise_isolation();
-    END IF;
+        bases := array_remove(ARRAY[{schema}sqlmq_next_offset(partition_ids[1], known[1])], -1::bigint);
+    ELSE
+        IF current_setting('transaction_isolation') <> 'read committed' THEN
+            PERFORM {schema}sqlmq_raise_isolation();
+        END IF;
 
-    SELECT array_agg(p.id), array_agg(p.start_offset), array_agg(p.topic_partitions) INTO locked, oldest, present FROM (
-        SELECT p.id, p.start_offset, p.topic_partitions
-        FROM unnest(partition_ids) AS w (id) JOIN {schema}sqlmq_partition p ON p.id = w.id AND p.topic_id IS NOT NULL
-        ORDER BY p.id
-        FOR NO KEY UPDATE OF p
-    ) p;
-    IF locked IS DISTINCT FROM partition_ids THEN
-        PERFORM {schema}sqlmq_raise_deleted(partition_ids, locked);
+        SELECT array_agg(p.id), array_agg(p.start_offset), array_agg(p.topic_partitions) INTO locked, oldest, present FROM (
+            SELECT p.id, p.start_offset, p.topic_partitions
+            FROM unnest(partition_ids) AS w (id) JOIN {schema}sqlmq_partition p ON p.id = w.id AND p.topic_id IS NOT NULL
+            ORDER BY p.id
+            FOR NO KEY UPDATE OF p
+        ) p;
+        IF locked IS DISTINCT FROM partition_ids THEN
+            PERFORM {schema}sqlmq_raise_deleted(partition_ids, locked);
+        END IF;
+        IF present <> known THEN
+            bases := '{}';
+        ELSE
+            bases := ARRAY(
+                SELECT coalesce((
+                    SELECT m.msg_offset + 1 FROM {schema}sqlmq_message m
+                    WHERE m.partition_id = p.id AND m.msg_offset >= p.oldest
+                    ORDER BY m.msg_offset DESC LIMIT 1
+                ), p.oldest)
+                FROM unnest(locked, oldest) AS p (id, oldest)
+            );
+        END IF;
     END IF;
-    IF present <> known THEN
-        RETURN '{}';
-    END IF;
-
-    RETURN ARRAY(
-        SELECT coalesce((
-            SELECT m.msg_offset + 1 FROM {schema}sqlmq_message m
-            WHERE m.partition_id = p.id AND m.msg_offset >= p.oldest
-            ORDER BY m.msg_offset DESC LIMIT 1
-        ), p.oldest)
-        FROM unnest(locked, oldest) AS p (id, oldest)
-    );
+    {end}
+    RETURN bases;
 END
 $sqlmq$;
 
@@ -108,25 +120,29 @@ $sqlmq$;
 -- so on. Returns the first offset in each partition; an empty array, and appends nothing, if one of the topics does not
 -- have `known` partitions.
 CREATE FUNCTION {schema}sqlmq_append(
-    partition_ids bigint[], counts integer[], keys bytea[], vals bytea[], headers text[], known integer[]
-) RETURNS bigint[] LANGUAGE plpgsql SET plan_cache_mode = force_generic_plan{search_path} AS $sqlmq$
+    partition_ids bigint[], counts integer[], keys bytea[], vals bytea[], headers text[], known integer[],
+    home regclass DEFAULT {home}
+) RETURNS bigint[] LANGUAGE plpgsql SET plan_cache_mode = force_generic_plan AS $sqlmq$
 DECLARE
-    bases bigint[] := {schema}sqlmq_next_offsets(partition_ids, known);
+    path text;
+    bases bigint[];
 BEGIN
-    IF cardinality(bases) = 0 THEN
-        RETURN bases;
+    {follow}
+    bases := {schema}sqlmq_next_offsets(partition_ids, known);
+    IF cardinality(bases) > 0 THEN
+        INSERT INTO {schema}sqlmq_message (partition_id, msg_offset, key, value, headers)
+        SELECT
+            unnest(ARRAY(SELECT p.id FROM (
+                SELECT p.id, generate_series(1, p.count) FROM unnest(partition_ids, counts) AS p (id, count)
+            ) p)),
+            unnest(ARRAY(SELECT p.base + p.place FROM (
+                SELECT p.base, generate_series(0, p.count - 1) AS place FROM unnest(bases, counts) AS p (base, count)
+            ) p)),
+            unnest(keys),
+            unnest(vals),
+            unnest(headers)::jsonb;
     END IF;
-    INSERT INTO {schema}sqlmq_message (partition_id, msg_offset, key, value, headers)
-    SELECT
-        unnest(ARRAY(SELECT p.id FROM (
-            SELECT p.id, generate_series(1, p.count) FROM unnest(partition_ids, counts) AS p (id, count)
-        ) p)),
-        unnest(ARRAY(SELECT p.base + p.place FROM (
-            SELECT p.base, generate_series(0, p.count - 1) AS place FROM unnest(bases, counts) AS p (base, count)
-        ) p)),
-        unnest(keys),
-        unnest(vals),
-        unnest(headers)::jsonb;
+    {end}
     RETURN bases;
 END
 $sqlmq$;
@@ -134,13 +150,15 @@ $sqlmq$;
 -- Appends one message; returns -1, and appends nothing, if the topic does not have `known` partitions. It repeats
 -- sqlmq_next_offset: calling it was a fifth of the server's work for a single message.
 CREATE FUNCTION {schema}sqlmq_append_one(
-    partition_id bigint, key bytea, value bytea, headers text, known integer
-) RETURNS bigint LANGUAGE plpgsql SET enable_seqscan = off SET enable_bitmapscan = off{search_path} AS $sqlmq$
+    partition_id bigint, key bytea, value bytea, headers text, known integer, home regclass DEFAULT {home}
+) RETURNS bigint LANGUAGE plpgsql SET enable_seqscan = off SET enable_bitmapscan = off AS $sqlmq$
 DECLARE
+    path text;
     oldest bigint;
     present integer;
     base bigint;
 BEGIN
+    {follow}
     IF current_setting('transaction_isolation') <> 'read committed' THEN
         PERFORM {schema}sqlmq_raise_isolation();
     END IF;
@@ -153,17 +171,18 @@ BEGIN
         PERFORM {schema}sqlmq_raise_deleted(ARRAY[partition_id], NULL);
     END IF;
     IF present <> known THEN
-        RETURN -1;
+        base := -1;
+    ELSE
+        -- A separate statement, which sees what was committed before the lock was taken.
+        SELECT m.msg_offset + 1 INTO base FROM {schema}sqlmq_message m
+        WHERE m.partition_id = sqlmq_append_one.partition_id AND m.msg_offset >= oldest
+        ORDER BY m.msg_offset DESC LIMIT 1;
+        base := coalesce(base, oldest);
+
+        INSERT INTO {schema}sqlmq_message (partition_id, msg_offset, key, value, headers)
+        VALUES (partition_id, base, key, value, headers::jsonb);
     END IF;
-
-    -- A separate statement, which sees what was committed before the lock was taken.
-    SELECT m.msg_offset + 1 INTO base FROM {schema}sqlmq_message m
-    WHERE m.partition_id = sqlmq_append_one.partition_id AND m.msg_offset >= oldest
-    ORDER BY m.msg_offset DESC LIMIT 1;
-    base := coalesce(base, oldest);
-
-    INSERT INTO {schema}sqlmq_message (partition_id, msg_offset, key, value, headers)
-    VALUES (partition_id, base, key, value, headers::jsonb);
+    {end}
     RETURN base;
 END
 $sqlmq$;
@@ -172,15 +191,19 @@ $sqlmq$;
 -- locked, so that producers do not wait for each other's commits. If all are locked, it waits for the first. Returns the
 -- partition and the offset of the first message; an empty array, and appends nothing, if the topic does not have `known`
 -- partitions.
-CREATE FUNCTION {schema}sqlmq_append_to_any(wanted bigint[], vals bytea[], headers text[], known integer) RETURNS bigint[]
-LANGUAGE plpgsql
-SET plan_cache_mode = force_generic_plan SET enable_seqscan = off SET enable_bitmapscan = off{search_path} AS $sqlmq$
+CREATE FUNCTION {schema}sqlmq_append_to_any(
+    wanted bigint[], vals bytea[], headers text[], known integer, home regclass DEFAULT {home}
+) RETURNS bigint[] LANGUAGE plpgsql
+SET plan_cache_mode = force_generic_plan SET enable_seqscan = off SET enable_bitmapscan = off AS $sqlmq$
 DECLARE
+    path text;
     free bigint;
     oldest bigint;
     present integer;
     base bigint;
+    result bigint[];
 BEGIN
+    {follow}
     IF current_setting('transaction_isolation') <> 'read committed' THEN
         PERFORM {schema}sqlmq_raise_isolation();
     END IF;
@@ -207,17 +230,19 @@ BEGIN
         PERFORM {schema}sqlmq_raise_deleted(wanted[1:1], NULL);
     END IF;
     IF present <> known THEN
-        RETURN '{}';
+        result := '{}';
+    ELSE
+        -- A separate statement, which sees what was committed before the lock was taken.
+        SELECT m.msg_offset + 1 INTO base FROM {schema}sqlmq_message m
+        WHERE m.partition_id = free AND m.msg_offset >= oldest
+        ORDER BY m.msg_offset DESC LIMIT 1;
+        base := coalesce(base, oldest);
+
+        INSERT INTO {schema}sqlmq_message (partition_id, msg_offset, value, headers)
+        SELECT free, generate_series(base, base + cardinality(vals) - 1), unnest(vals), unnest(headers)::jsonb;
+        result := ARRAY[free, base];
     END IF;
-
-    -- A separate statement, which sees what was committed before the lock was taken.
-    SELECT m.msg_offset + 1 INTO base FROM {schema}sqlmq_message m
-    WHERE m.partition_id = free AND m.msg_offset >= oldest
-    ORDER BY m.msg_offset DESC LIMIT 1;
-    base := coalesce(base, oldest);
-
-    INSERT INTO {schema}sqlmq_message (partition_id, msg_offset, value, headers)
-    SELECT free, generate_series(base, base + cardinality(vals) - 1), unnest(vals), unnest(headers)::jsonb;
-    RETURN ARRAY[free, base];
+    {end}
+    RETURN result;
 END
 $sqlmq$;

@@ -3,69 +3,87 @@
 
 -- Whether one of the topics does not have `known` partitions. In READ COMMITTED the answer holds until the transaction
 -- ends, because the partitions are locked.
-CREATE FUNCTION {schema}sqlmq_is_grown(partition_ids bigint[], known integer[]) RETURNS boolean
-LANGUAGE plpgsql{search_path} AS $sqlmq$
+CREATE FUNCTION {schema}sqlmq_is_grown(partition_ids bigint[], known integer[], home regclass DEFAULT {home}) RETURNS boolean
+LANGUAGE plpgsql AS $sqlmq$
+DECLARE
+    path text;
+    is_grown boolean;
 BEGIN
+    {follow}
     IF current_setting('transaction_isolation') = 'read committed' THEN
-        RETURN cardinality({schema}sqlmq_next_offsets(partition_ids, known)) = 0;
+        is_grown := cardinality({schema}sqlmq_next_offsets(partition_ids, known)) = 0;
+    ELSE
+        is_grown := EXISTS (
+            SELECT FROM unnest(partition_ids, known) AS w (id, known)
+            JOIN {schema}sqlmq_partition p ON p.id = w.id
+            WHERE p.topic_id IS NOT NULL AND p.topic_partitions <> w.known
+        );
     END IF;
-    RETURN EXISTS (
-        SELECT FROM unnest(partition_ids, known) AS w (id, known)
-        JOIN {schema}sqlmq_partition p ON p.id = w.id
-        WHERE p.topic_id IS NOT NULL AND p.topic_partitions <> w.known
-    );
+    {end}
+    RETURN is_grown;
 END
 $sqlmq$;
 
 -- Appends like sqlmq_append. Above READ COMMITTED it stages the messages instead and returns NULL. That takes no lock, and
 -- reads nothing that another such transaction writes.
 CREATE FUNCTION {schema}sqlmq_publish(
-    partition_ids bigint[], counts integer[], keys bytea[], vals bytea[], headers text[], known integer[]
-) RETURNS bigint[] LANGUAGE plpgsql{search_path} AS $sqlmq$
+    partition_ids bigint[], counts integer[], keys bytea[], vals bytea[], headers text[], known integer[],
+    home regclass DEFAULT {home}
+) RETURNS bigint[] LANGUAGE plpgsql AS $sqlmq$
 DECLARE
+    path text;
     present bigint[];
+    bases bigint[];
 BEGIN
+    {follow}
     IF current_setting('transaction_isolation') = 'read committed' THEN
-        RETURN {schema}sqlmq_append(partition_ids, counts, keys, vals, headers, known);
-    END IF;
-    IF {schema}sqlmq_is_grown(partition_ids, known) THEN
-        RETURN '{}';
-    END IF;
+        bases := {schema}sqlmq_append(partition_ids, counts, keys, vals, headers, known);
+    ELSIF {schema}sqlmq_is_grown(partition_ids, known) THEN
+        bases := '{}';
+    ELSE
+        SELECT array_agg(p.id) INTO present FROM {schema}sqlmq_partition p
+        WHERE p.id = ANY (partition_ids) AND p.topic_id IS NOT NULL;
+        IF present IS NULL OR NOT present @> partition_ids THEN
+            PERFORM {schema}sqlmq_raise_deleted(partition_ids, present);
+        END IF;
 
-    SELECT array_agg(p.id) INTO present FROM {schema}sqlmq_partition p
-    WHERE p.id = ANY (partition_ids) AND p.topic_id IS NOT NULL;
-    IF present IS NULL OR NOT present @> partition_ids THEN
-        PERFORM {schema}sqlmq_raise_deleted(partition_ids, present);
+        INSERT INTO {schema}sqlmq_staged (partition_id, topic_partitions, key, value, headers)
+        SELECT
+            unnest(ARRAY(SELECT p.id FROM (
+                SELECT p.id, generate_series(1, p.count) FROM unnest(partition_ids, counts) AS p (id, count)
+            ) p)),
+            unnest(ARRAY(SELECT p.known FROM (
+                SELECT p.known, generate_series(1, p.count) FROM unnest(known, counts) AS p (known, count)
+            ) p)),
+            unnest(keys),
+            unnest(vals),
+            unnest(headers)::jsonb;
     END IF;
-
-    INSERT INTO {schema}sqlmq_staged (partition_id, topic_partitions, key, value, headers)
-    SELECT
-        unnest(ARRAY(SELECT p.id FROM (
-            SELECT p.id, generate_series(1, p.count) FROM unnest(partition_ids, counts) AS p (id, count)
-        ) p)),
-        unnest(ARRAY(SELECT p.known FROM (
-            SELECT p.known, generate_series(1, p.count) FROM unnest(known, counts) AS p (known, count)
-        ) p)),
-        unnest(keys),
-        unnest(vals),
-        unnest(headers)::jsonb;
-    RETURN NULL;
+    {end}
+    RETURN bases;
 END
 $sqlmq$;
 
 -- The same for one message.
-CREATE FUNCTION {schema}sqlmq_publish_one(partition_id bigint, key bytea, value bytea, headers text, known integer)
-RETURNS bigint LANGUAGE plpgsql{search_path} AS $sqlmq$
+CREATE FUNCTION {schema}sqlmq_publish_one(
+    partition_id bigint, key bytea, value bytea, headers text, known integer, home regclass DEFAULT {home}
+) RETURNS bigint LANGUAGE plpgsql AS $sqlmq$
 DECLARE
+    path text;
     bases bigint[];
+    base bigint;
 BEGIN
+    {follow}
     IF current_setting('transaction_isolation') = 'read committed' THEN
-        RETURN {schema}sqlmq_append_one(partition_id, key, value, headers, known);
+        base := {schema}sqlmq_append_one(partition_id, key, value, headers, known);
+    ELSE
+        bases := {schema}sqlmq_publish(
+            ARRAY[partition_id], ARRAY[1], ARRAY[key], ARRAY[value], ARRAY[headers], ARRAY[known]
+        );
+        base := CASE WHEN cardinality(bases) = 0 THEN -1 END;
     END IF;
-    bases := {schema}sqlmq_publish(
-        ARRAY[partition_id], ARRAY[1], ARRAY[key], ARRAY[value], ARRAY[headers], ARRAY[known]
-    );
-    RETURN CASE WHEN cardinality(bases) = 0 THEN -1 END;
+    {end}
+    RETURN base;
 END
 $sqlmq$;
 
@@ -80,13 +98,16 @@ CREATE FUNCTION {schema}sqlmq_produce(
     value bytea,
     headers jsonb DEFAULT NULL,
     partition integer DEFAULT NULL,
+    home regclass DEFAULT {home},
     OUT partition_number integer,
     OUT message_offset bigint
-) LANGUAGE plpgsql{search_path} AS $sqlmq$
+) LANGUAGE plpgsql AS $sqlmq$
 DECLARE
+    path text;
     found_topic record;
     found_partition bigint;
 BEGIN
+    {follow}
     IF value IS NULL THEN
         RAISE EXCEPTION 'a message''s value can''t be NULL' USING ERRCODE = 'null_value_not_allowed',
             HINT = 'Produce an empty value, or none.';
@@ -121,6 +142,7 @@ BEGIN
         );
         EXIT WHEN message_offset IS DISTINCT FROM -1;
     END LOOP;
+    {end}
 END
 $sqlmq$;
 
@@ -131,8 +153,16 @@ CREATE FUNCTION {schema}sqlmq_produce(
     value text,
     headers jsonb DEFAULT NULL,
     partition integer DEFAULT NULL,
+    home regclass DEFAULT {home},
     OUT partition_number integer,
     OUT message_offset bigint
-) LANGUAGE sql{search_path} AS $sqlmq$
-    SELECT * FROM {schema}sqlmq_produce(topic, convert_to(key, 'UTF8'), convert_to(value, 'UTF8'), headers, partition)
+) LANGUAGE plpgsql AS $sqlmq$
+DECLARE
+    path text;
+BEGIN
+    {follow}
+    SELECT p.partition_number, p.message_offset INTO partition_number, message_offset
+    FROM {schema}sqlmq_produce(topic, convert_to(key, 'UTF8'), convert_to(value, 'UTF8'), headers, partition) p;
+    {end}
+END
 $sqlmq$;

@@ -22,10 +22,11 @@ from sqlmq.hooks.failpoints import failpoint
 from sqlmq.hooks.log_events import log_fields
 from sqlmq.operations import transaction
 from sqlmq.operations.transaction import BatchLimits
+from sqlmq.schema import own_names
 from sqlmq.store import claims
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from sqlalchemy import Engine, RootTransaction
     from sqlalchemy.orm import SessionTransaction
@@ -74,7 +75,7 @@ class TransactionContext:
         block = TransactionScope(self, group)
         try:
             block.begin(given)
-            with self.database.translating(), self.database.limit_silence(block.connection):
+            with block.own_statements():
                 theirs = claims.identity(block.connection, self.database.dialect, group)
         except DatabaseError as error:
             if type(error) is not DatabaseError:
@@ -213,7 +214,7 @@ class TransactionScope:
             options.lease_seconds,
             self._shared.on_evicted,
         )
-        with self._database.translating(), self._database.limit_silence(self.connection):
+        with self.own_statements():
             self.taken = transaction.lock_and_fetch(
                 self.connection, self._database.dialect, self._shared.topic, self._group, limits, last
             )
@@ -228,9 +229,15 @@ class TransactionScope:
             )
         return self.taken is not None
 
+    @contextlib.contextmanager
+    def own_statements(self) -> Iterator[None]:
+        """Run statements of ours in the transaction, for a block: by our names, with our errors, and a limited silence."""
+        with self._database.translating(), self._database.limit_silence(self.connection), own_names(self.connection):
+            yield
+
     def watch(self) -> None:
         """Take nothing, but detect in ``finish`` whether the transaction was ended in between."""
-        with self._database.translating(), self._database.limit_silence(self.connection):
+        with self.own_statements():
             lease_seconds = self._shared.options.lease_seconds
             self._guard = transaction.enter(self.connection, self._database.dialect, vanished_seconds=lease_seconds)
 
@@ -250,7 +257,7 @@ class TransactionScope:
                 nested.commit()
             self.session.flush()
         self._check_same()
-        with self._database.translating(), self._database.limit_silence(self.connection):
+        with self.own_statements():
             while (savepoint := self.connection.get_nested_transaction()) is not None:
                 savepoint.commit()
             if self.taken is not None:

@@ -34,7 +34,7 @@ from sqlmq.errors import (
 from sqlmq.hooks.clock import SYSTEM
 from sqlmq.hooks.failpoints import failpoint
 from sqlmq.hooks.log_hold import WITH_RECORDS, LogHold, emit_held_records, hold_records_of
-from sqlmq.schema import REVISION
+from sqlmq.schema import REVISION, with_own_names
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -107,9 +107,13 @@ class Database:
         if self._owns_engine:
             self.watchdog.watch_engine(self.engine, has_socket=self.dialect.has_socket)
         self.observer: Observer | None = None  # for everything made from the MQ
-        self._transactions = self.dialect.for_transactions(self.engine)
-        self._single_statements = self.dialect.for_single_statements(self.engine)
-        self._append_connection = AppendConnection(self.engine, self.dialect, self.watchdog, keeps=self._owns_engine)
+        self._own_engine = with_own_names(self.engine)
+        self._transactions = self.dialect.for_transactions(self._own_engine)
+        self._single_statements = self.dialect.for_single_statements(self._own_engine)
+        self._blocks = self.dialect.for_transactions(self.engine)
+        self._append_connection = AppendConnection(
+            self._own_engine, self.dialect, self.watchdog, keeps=self._owns_engine
+        )
         self._prepared = False
         self._appends_in_one_statement = False
         self._has_written = False
@@ -205,7 +209,7 @@ class Database:
 
     def connect(self) -> contextlib.AbstractContextManager[Connection]:
         """Open a connection for a block of the application, in no transaction yet."""
-        return self._connect(self._transactions, is_slow=True)
+        return self._connect(self._blocks, is_slow=True)
 
     def limit_silence(
         self, conn: Connection, seconds: float | None = None, *, committing: bool = False
@@ -277,7 +281,7 @@ class Database:
 
     def _prepare_once(self) -> None:
         if self.dialect.creates_schema_itself:
-            with self._connect(self.engine) as conn, self.translating():
+            with self._connect(self._own_engine) as conn, self.translating():
                 found = migrate.current(conn, schema=self.schema)
             if found is None or found < REVISION:
                 self._write_once(_MIGRATION, _upgrade, self.schema)
@@ -377,6 +381,7 @@ class Database:
             except SqlmqError as error:
                 if self._is_unusable_after(error):
                     connection.invalidate()
+                    self._forget_file()
                 raise
             finally:
                 with self.translating():
@@ -419,6 +424,13 @@ class Database:
         cause = error.__cause__
         is_lost = isinstance(cause, Exception) and self.dialect.is_disconnect(cause)
         return is_lost or isinstance(error, ReadOnlyDatabaseError | OutcomeUnknownError)
+
+    def _forget_file(self) -> None:
+        """Where a connection is a file, open it anew from now on: another one may be in its place, or none."""
+        if self.dialect.creates_schema_itself:
+            self._prepared = False
+            if self._owns_engine and not self.one_connection:
+                self.engine.dispose()
 
     def _make_locks(self) -> None:
         # The threads inside a block. A thread in nested blocks is listed several times.

@@ -29,6 +29,7 @@ from sqlmq.producer.session_binding import (
     connection_of,
     hidden_parameters,
 )
+from sqlmq.schema import own_names
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
@@ -159,8 +160,12 @@ class _Outbox:
         for one in waiting:
             by_schema.setdefault(one.producer.database.schema or "", []).append(one)
         try:
-            for schema in sorted(by_schema):
-                self._publish_schema(conn, transaction, by_schema[schema])
+            for database in self.checked:
+                with database.translating():
+                    database.dialect.check_in_place(conn)
+            with own_names(conn):
+                for schema in sorted(by_schema):
+                    self._publish_schema(conn, transaction, by_schema[schema])
         except BaseException:
             self._forget(conn)
             roll_back_in_driver(conn)
@@ -269,14 +274,15 @@ def schedule(
     Raises SessionError, UnknownTopicError, and SQLAlchemy's errors for those of the database.
     """
     conn, outbox = _outbox_of(session, producer.database)
-    with hidden_parameters():
+    with own_names(conn), hidden_parameters():
         return outbox.schedule(conn, producer, topic, routed, due)
 
 
 def cancel(session: SessionLike, database: Database, ids: Collection[int]) -> set[int]:
     """Delete those delayed messages of *ids* that still wait, in the transaction of *session*. Returns their ids."""
     conn, _ = _outbox_of(session, database)
-    return staging.cancel(conn, database.dialect, ids)
+    with own_names(conn):
+        return staging.cancel(conn, database.dialect, ids)
 
 
 def _outbox_of(session: SessionLike, database: Database) -> tuple[Connection, _Outbox]:
@@ -289,6 +295,7 @@ def _outbox_of(session: SessionLike, database: Database) -> tuple[Connection, _O
         outbox = _outboxes[conn] = _Outbox(conn, transaction)
     outbox.begin(conn, transaction)
     if database not in outbox.checked:
-        check_database(conn, database)
+        with own_names(conn):
+            check_database(conn, database)
         outbox.checked.append(database)
     return conn, outbox

@@ -89,6 +89,8 @@ class DatabaseStatus(NamedTuple):
 
     read_only: str | None = None
     """Why nothing can be written."""
+    has_moved: bool = False
+    """Whether the file was removed or replaced since this process opened it."""
     isolation: str | None = None
     is_pooled: bool = False
     off: tuple[str, ...] = ()
@@ -334,6 +336,12 @@ def _of_file(seen: DatabaseStatus, limits: DoctorLimits) -> Iterator[Problem]:
             "same time.",
             "Use a Python with SQLite 3.51.3 or later, and keep backups. https://www.sqlite.org/wal.html#walresetbug",
             details={"version": version},
+        )
+    if seen.has_moved:
+        yield Problem(
+            "file-moved",
+            "This process has a file open that was removed or replaced: what it reads is not what other programs see.",
+            "Its next write fails, and opens the file that is there then. Restore that first if it is the wrong one.",
         )
     if seen.file_system is not None:
         yield Problem(

@@ -24,6 +24,7 @@ PROBLEM_KINDS: Mapping[str, ProblemKind] = {
     "sqlite-version": ProblemKind(13, "error"),
     "network-file-system": ProblemKind(14, "error"),
     "not-durable": ProblemKind(15, "error"),
+    "file-moved": ProblemKind(16, "error"),
     "old-transaction": ProblemKind(20, "warning"),
     "prepared-transaction": ProblemKind(21, "warning"),
     "dead-rows": ProblemKind(22, "warning"),

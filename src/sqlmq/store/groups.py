@@ -59,14 +59,14 @@ def names(conn: Connection, dialect: Dialect, topic: Topic) -> list[str]:
 def create(conn: Connection, dialect: Dialect, topic: Topic, name: str, start_from: str) -> bool:
     """Create a group of *topic* unless one with that name exists, and return whether it was created."""
     g = dialect.tables.group
-    row = {"topic_id": topic.id, "name": name, "start_from": start_from}
+    row = {"id": dialect.new_id(g), "topic_id": topic.id, "name": name, "start_from": start_from}
     return conn.execute(dialect.insert_new(g, ["topic_id", "name"]).values(row).returning(g.c.id)).first() is not None
 
 
 def add_member(conn: Connection, dialect: Dialect, group: Group, name: str, lease_seconds: float) -> int:
     """Add a member and return its id."""
     m = dialect.tables.member
-    row = {"group_id": group.id, "name": name, "lease_seconds": lease_seconds}
+    row = {"id": dialect.new_id(m), "group_id": group.id, "name": name, "lease_seconds": lease_seconds}
     member_id: int = conn.execute(insert(m).values(row).returning(m.c.id)).scalar_one()
     return member_id
 

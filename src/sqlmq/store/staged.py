@@ -1,7 +1,8 @@
 """`sqlmq_staged`: committed messages that are not in the log yet. Each has its partition and a due time.
 
-Messages of 1970 are due as soon as they are committed. All others are delayed messages. Statements that run in an
-application's transaction ignore the connection's ``schema_translate_map``, which is meant for its own tables.
+Messages of 1970 are due as soon as they are committed. All others are delayed messages. An application may keep the id
+of a delayed message for long, so what it gets is the row's id and the row's random ``token`` in one number: after the
+tables were emptied, an id from before does not cancel another message.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from sqlalchemy import (
     ColumnElement,
     Float,
     Text,
+    and_,
     case,
     cast,
     delete,
@@ -40,8 +42,8 @@ _INSERT_MESSAGES = 500
 _INSERT_BYTES = 16 * 1024 * 1024
 """The most bytes that one statement inserts, except for a single message."""
 _DELETE_MESSAGES = 1_000
-
-_OWN_NAMES: dict[str, Any] = {"schema_translate_map": None}
+_TOKENS = 1 << 24
+"""How many different tokens there are."""
 
 
 class DueMessages(NamedTuple):
@@ -173,8 +175,7 @@ def slot(conn: Connection, dialect: Dialect, partition_ids: Collection[int], due
             (-dialect.age_seconds(moment.c.deliver_at)).label("wait_seconds"),
         )
         .select_from(p.join(moment, true()))
-        .where(p.c.id.in_(partition_ids), p.c.topic_id.is_not(None)),
-        execution_options=_OWN_NAMES,
+        .where(p.c.id.in_(partition_ids), p.c.topic_id.is_not(None))
     ).all()
     if not rows:
         return None
@@ -202,7 +203,7 @@ def add(
             }
             for place in range(first, end)
         ]
-        given = conn.execute(insert(s).values(rows).returning(s.c.id), execution_options=_OWN_NAMES).scalars()
+        given = conn.execute(insert(s).values(rows).returning(_public_id(dialect))).scalars()
         # Ids ascend in the order of the rows, but RETURNING promises no order.
         ids += sorted(given)
     return ids
@@ -212,7 +213,9 @@ def waiting(conn: Connection, dialect: Dialect, partition_ids: Sequence[int]) ->
     """Return the delayed messages of *partition_ids* in the order of their due times."""
     s = dialect.tables.staged
     rows = conn.execute(
-        select(s.c.id, s.c.partition_id, dialect.microseconds(s.c.deliver_at), s.c.key, func.length(s.c.value))
+        select(
+            _public_id(dialect), s.c.partition_id, dialect.microseconds(s.c.deliver_at), s.c.key, func.length(s.c.value)
+        )
         .where(s.c.partition_id.in_(partition_ids), _is_delayed(dialect))
         .order_by(s.c.deliver_at, s.c.id)
     )
@@ -252,10 +255,17 @@ def cancel(conn: Connection, dialect: Dialect, ids: Collection[int]) -> set[int]
     cancelled: set[int] = set()
     for first in range(0, len(wanted), _DELETE_MESSAGES):
         some = wanted[first : first + _DELETE_MESSAGES]
-        locked = select(s.c.id).where(s.c.id.in_(some), _is_delayed(dialect)).order_by(s.c.id).with_for_update()
-        statement = delete(s).where(s.c.id.in_(locked)).returning(s.c.id)
-        cancelled |= set(conn.execute(statement, execution_options=_OWN_NAMES).scalars())
+        is_wanted = and_(s.c.id.in_([id_ // _TOKENS for id_ in some]), _public_id(dialect).in_(some))
+        locked = select(s.c.id).where(is_wanted, _is_delayed(dialect)).order_by(s.c.id).with_for_update()
+        statement = delete(s).where(s.c.id.in_(locked)).returning(_public_id(dialect))
+        cancelled |= set(conn.execute(statement).scalars())
     return cancelled
+
+
+def _public_id(dialect: Dialect) -> ColumnElement[int]:
+    s = dialect.tables.staged
+    id_: ColumnElement[int] = s.c.id * _TOKENS + s.c.token
+    return id_
 
 
 def _is_delayed(dialect: Dialect) -> ColumnElement[bool]:

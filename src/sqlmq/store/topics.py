@@ -88,11 +88,11 @@ def create(
     """
     t = dialect.tables.topic
     row = {"name": name, "partitions": partitions, "partitioner": partitioner} | store_retention.columns(retention)
+    row["id"] = dialect.new_id(t)
     made = conn.execute(dialect.insert_new(t, ["name"]).values(row).returning(t.c.id)).scalar()
     if made is None:
         return False
-    numbers = [{"topic_id": made, "number": number, "topic_partitions": partitions} for number in range(partitions)]
-    conn.execute(insert(dialect.tables.partition), numbers)
+    _insert_partitions(conn, dialect, made, range(partitions), of=partitions)
     return True
 
 
@@ -102,11 +102,7 @@ def add_partitions(conn: Connection, dialect: Dialect, topic: Topic, partitions:
     *ends* are the next offsets, by partition number. The caller has locked the topic and its partitions.
     """
     t, p = dialect.tables.topic, dialect.tables.partition
-    new = [
-        {"topic_id": topic.id, "number": number, "topic_partitions": partitions}
-        for number in range(topic.partitions, partitions)
-    ]
-    conn.execute(insert(p), new)
+    _insert_partitions(conn, dialect, topic.id, range(topic.partitions, partitions), of=partitions)
     conn.execute(update(p).where(p.c.topic_id == topic.id).values(topic_partitions=partitions))
     conn.execute(update(t).where(t.c.id == topic.id).values(partitions=partitions))
     added = conn.execute(
@@ -173,9 +169,7 @@ def _find(conn: Connection, dialect: Dialect, which: ColumnElement[bool]) -> Top
         select(t.c.id, t.c.name, t.c.partitioner, p.c.id.label("partition_id"))
         .join(p, p.c.topic_id == t.c.id)
         .where(which)
-        .order_by(p.c.number),
-        # The connection may be an application's, whose schema translation is meant for its own tables.
-        execution_options={"schema_translate_map": None},
+        .order_by(p.c.number)
     ).all()
     return (
         Topic(rows[0].id, rows[0].name, rows[0].partitioner, tuple(row.partition_id for row in rows)) if rows else None
@@ -188,6 +182,17 @@ def _lock(conn: Connection, dialect: Dialect, topic: Topic, *, is_shared: bool) 
     is_there = conn.execute(row).first() is not None
     # Read after locking: the topic may have changed while this transaction waited for the lock.
     return _find(conn, dialect, t.c.id == topic.id) if is_there else None
+
+
+def _insert_partitions(conn: Connection, dialect: Dialect, topic_id: int, numbers: range, *, of: int) -> None:
+    """Insert the partitions *numbers* of a topic that has *of* partitions. Their ids ascend in that order."""
+    p = dialect.tables.partition
+    first: int = conn.execute(select(dialect.new_id(p))).scalar_one()
+    rows = [
+        {"id": first + place, "topic_id": topic_id, "number": number, "topic_partitions": of}
+        for place, number in enumerate(numbers)
+    ]
+    conn.execute(insert(p), rows)
 
 
 def _delete_groups(conn: Connection, dialect: Dialect, group_ids: list[int]) -> None:

@@ -2,8 +2,9 @@
 
 The functions are in ``migrations/sql/postgresql/append.sql``: lock, newest offset, insert.
 
-Through psycopg, arrays are sent in binary form, packed here, because psycopg takes twice the time for it. In an
-application's session, whose driver can be another, they are sent through SQLAlchemy, as lists.
+Through psycopg, arrays are sent in binary form, packed here: psycopg takes twice the time for it, gives a list of numbers
+the type that its largest one needs, and prepares a statement for each combination of types. In an application's session,
+whose driver can be another, they are sent through SQLAlchemy, as lists.
 """
 
 from __future__ import annotations
@@ -84,7 +85,7 @@ class AppendStatements:
         self, conn: Connection, part: PartitionSlice, others: Sequence[int], contents: RecordBatch
     ) -> tuple[int, int]:
         """Append as ``Dialect.append_to_any``, if *contents* fit into arrays."""
-        wanted = _array(_BIGINT, [_pack_bigint(id_) for id_ in (part.partition_id, *others)])
+        wanted = bigints((part.partition_id, *others))
         columns = _array(_BYTEA, contents.values), _array(_TEXT, contents.headers)
         parameters = (wanted, *columns, part.topic_partitions)
         chosen, base = _with_cursor(
@@ -107,7 +108,7 @@ class AppendStatements:
     def _run(self, cursor: psycopg.Cursor[Any], parts: Sequence[PartitionSlice], contents: RecordBatch) -> list[int]:
         if len(contents.values) == 1:
             return _base(_only(cursor.execute(self._append_one, _one(parts, contents))))
-        ids = _array(_BIGINT, [_pack_bigint(part.partition_id) for part in parts])
+        ids = bigints([part.partition_id for part in parts])
         if fits_arrays(contents):
             return _bases(_only(cursor.execute(self._append, (ids, *_columns(parts, contents)))))
         bases = _bases(_only(cursor.execute(self._next_offsets, (ids, _known(parts)))))
@@ -159,15 +160,11 @@ def _with_cursor(
     Creating a cursor takes a fifth of the driver's whole time. A kept cursor holds what it sent, so it is kept only if
     that is small.
     """
-    connection = conn.connection.driver_connection
-    assert isinstance(connection, psycopg.Connection)  # noqa: S101 - check_engine ensures it
-    if not (connection.autocommit or conn.in_transaction()):
-        conn.begin()  # SQLAlchemy does not see that the cursor begins a transaction, and would not commit it
+    connection = begun(conn)
     info = conn.info
     cursor: psycopg.Cursor[Any] | None = info.pop(_CURSOR, None)
     if cursor is None:
-        cursor = connection.cursor(binary=True)
-        cursor.adapters.register_dumper(_Array, _ArrayDumper)
+        cursor = array_cursor(connection)
     try:
         result = run(cursor)
     except psycopg.Error as error:
@@ -176,22 +173,6 @@ def _with_cursor(
     if sum(map(len, contents.values)) <= _KEPT_BYTES:
         info[_CURSOR] = cursor
     return result
-
-
-class _Array:
-    """A packed array. The statement casts it to its type."""
-
-    __slots__ = ("data",)
-
-    def __init__(self, data: bytes) -> None:
-        self.data = data
-
-
-class _ArrayDumper(Dumper):
-    format = Format.BINARY
-
-    def dump(self, obj: _Array) -> bytes:
-        return obj.data
 
 
 def _executed(conn: Connection, statement: str, parameters: tuple[object, ...], parts: Sequence[PartitionSlice]) -> Any:  # noqa: ANN401 - a column of any type
@@ -210,10 +191,10 @@ def fits_arrays(contents: RecordBatch) -> bool:
     return count == 1 or (count <= ARRAY_MESSAGES and sum(map(len, contents.values)) <= ARRAY_BYTES)
 
 
-def _columns(parts: Sequence[PartitionSlice], contents: RecordBatch) -> tuple[_Array | None, ...]:
+def _columns(parts: Sequence[PartitionSlice], contents: RecordBatch) -> tuple[Array | None, ...]:
     """Return the parameters: the number of messages of each of *parts*, and the columns."""
     return (
-        _array(_INTEGER, [_pack_integer(part.messages) for part in parts]),
+        integers([part.messages for part in parts]),
         _array(_BYTEA, contents.keys),
         _array(_BYTEA, contents.values),
         _array(_TEXT, contents.headers),
@@ -221,37 +202,8 @@ def _columns(parts: Sequence[PartitionSlice], contents: RecordBatch) -> tuple[_A
     )
 
 
-def _known(parts: Sequence[PartitionSlice]) -> _Array | None:
-    return _array(_INTEGER, [_pack_integer(part.topic_partitions) for part in parts])
-
-
-def _array(element_oid: int, column: Sequence[bytes | None]) -> _Array | None:
-    if not has_any(column):
-        return None
-    head = _pack_array_head(1, 1, element_oid, len(column), 1)
-    return _Array(b"".join([head, *_by_turns(*_measured(column))]))
-
-
-def _measured(column: Sequence[bytes | None]) -> tuple[list[bytes], Sequence[bytes]]:
-    """Return the packed lengths of the fields of *column*, and the fields."""
-    try:
-        fields = cast("Sequence[bytes]", column)
-        sizes = list(map(len, fields))
-    except TypeError:  # a field is null
-        lengths = [_NULL if field is None else _pack_integer(len(field)) for field in column]
-        return lengths, [field or b"" for field in column]
-    try:
-        return [_LENGTHS[size] for size in sizes], fields
-    except IndexError:
-        return list(map(_pack_integer, sizes)), fields
-
-
-def _by_turns(*columns: Sequence[bytes]) -> list[bytes]:
-    """Return the first field of each of *columns*, then the second of each, and so on."""
-    merged = [b""] * (len(columns[0]) * len(columns))
-    for number, column in enumerate(columns):
-        merged[number :: len(columns)] = column
-    return merged
+def _known(parts: Sequence[PartitionSlice]) -> Array | None:
+    return integers([part.topic_partitions for part in parts])
 
 
 def _one(parts: Sequence[PartitionSlice], contents: RecordBatch) -> tuple[object, ...]:
@@ -321,3 +273,75 @@ def _raise_if_unknown(error: BaseException | None, parts: Sequence[PartitionSlic
     if gone := _UNKNOWN_PARTITION.search(str(error)):
         topic = next(part.topic for part in parts if part.partition_id == int(gone[1]))
         raise UnknownTopicError(topic) from error
+
+
+class Array:
+    """A packed array. The statement casts it to its type."""
+
+    __slots__ = ("data",)
+
+    def __init__(self, data: bytes) -> None:
+        self.data = data
+
+
+class _ArrayDumper(Dumper):
+    format = Format.BINARY
+
+    def dump(self, obj: Array) -> bytes:
+        return obj.data
+
+
+def begun(conn: Connection) -> psycopg.Connection[Any]:
+    """Return the driver's connection of *conn*, which is one of ours, for statements that SQLAlchemy does not see."""
+    connection = conn.connection.driver_connection
+    assert isinstance(connection, psycopg.Connection)  # noqa: S101 - check_engine ensures it
+    if not (connection.autocommit or conn.in_transaction()):
+        conn.begin()  # or SQLAlchemy would not commit the transaction that the cursor begins
+    return connection
+
+
+def array_cursor(connection: psycopg.Connection[Any]) -> psycopg.Cursor[Any]:
+    """Return a new cursor that takes packed arrays, and fetches in binary form."""
+    cursor = connection.cursor(binary=True)
+    cursor.adapters.register_dumper(Array, _ArrayDumper)
+    return cursor
+
+
+def bigints(numbers: Sequence[int | None]) -> Array | None:
+    """Pack an array of bigint."""
+    return _array(_BIGINT, [None if number is None else _pack_bigint(number) for number in numbers])
+
+
+def integers(numbers: Sequence[int]) -> Array | None:
+    """Pack an array of integer."""
+    return _array(_INTEGER, [_pack_integer(number) for number in numbers])
+
+
+def _array(element_oid: int, column: Sequence[bytes | None]) -> Array | None:
+    """Pack the fields of *column*, each in its binary form. None if all are null."""
+    if not has_any(column):
+        return None
+    head = _pack_array_head(1, 1, element_oid, len(column), 1)
+    return Array(b"".join([head, *_by_turns(*_measured(column))]))
+
+
+def _measured(column: Sequence[bytes | None]) -> tuple[list[bytes], Sequence[bytes]]:
+    """Return the packed lengths of the fields of *column*, and the fields."""
+    try:
+        fields = cast("Sequence[bytes]", column)
+        sizes = list(map(len, fields))
+    except TypeError:  # a field is null
+        lengths = [_NULL if field is None else _pack_integer(len(field)) for field in column]
+        return lengths, [field or b"" for field in column]
+    try:
+        return [_LENGTHS[size] for size in sizes], fields
+    except IndexError:
+        return list(map(_pack_integer, sizes)), fields
+
+
+def _by_turns(*columns: Sequence[bytes]) -> list[bytes]:
+    """Return the first field of each of *columns*, then the second of each, and so on."""
+    merged = [b""] * (len(columns[0]) * len(columns))
+    for number, column in enumerate(columns):
+        merged[number :: len(columns)] = column
+    return merged

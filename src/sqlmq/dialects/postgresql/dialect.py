@@ -42,7 +42,7 @@ from sqlmq.dialects.base import (
 )
 from sqlmq.dialects.postgresql import errors, inspection, socket
 from sqlmq.dialects.postgresql import listen as postgresql_listen
-from sqlmq.dialects.postgresql.append import AppendStatements, fits_arrays
+from sqlmq.dialects.postgresql.append import AppendStatements, array_cursor, begun, bigints, fits_arrays
 from sqlmq.dialects.postgresql.pooler import detect_pooler
 from sqlmq.dialects.postgresql.read import POSTGRES_EPOCH_US, ReadStatements
 from sqlmq.errors import InvalidURLError, IsolationError
@@ -66,6 +66,7 @@ class Postgresql(Dialect):
     """Postgres 13 and later."""
 
     name: ClassVar[str] = "postgresql"
+    has_functions: ClassVar[bool] = True
     can_notify: ClassVar[bool] = True
     has_socket: ClassVar[bool] = True
     reads_in_parallel: ClassVar[bool] = True
@@ -228,6 +229,10 @@ class Postgresql(Dialect):
     def claim_holders(self, conn: Connection) -> list[ClaimHolder]:
         return inspection.claim_holders(conn, self._topic_table.removesuffix("topic") + "claim")
 
+    def random_bits(self, bits: int) -> ColumnElement[int]:
+        # Not random(): an application or a test suite may have called setseed(), and the same numbers would come again.
+        return literal_column(f"(uuid_hash_extended(gen_random_uuid(), 0) & {(1 << bits) - 1})", BigInteger)
+
     def age_seconds(self, moment: ColumnElement[object]) -> ColumnElement[float]:
         return func.date_part("epoch", func.clock_timestamp() - moment, type_=Float)
 
@@ -252,10 +257,10 @@ class Postgresql(Dialect):
         durably: bool,
         updating_in_flight: bool,
     ) -> set[int] | None:
-        columns = (list(column) for column in zip(*positions, strict=True))
-        parameters = (*columns, group_id, member_id, durably)
+        parameters = (*map(bigints, zip(*positions, strict=True)), group_id, member_id, durably)
         sql = self._commit_in_flight_sql if updating_in_flight else self._commit_sql
-        return set(conn.exec_driver_sql(sql, parameters).scalars())
+        with array_cursor(begun(conn)) as cursor:
+            return {partition_id for (partition_id,) in cursor.execute(sql.encode(), parameters)}
 
     def append(self, conn: Connection, parts: Sequence[PartitionSlice], contents: RecordBatch) -> list[int]:
         return self._appending.append(conn, parts, contents)

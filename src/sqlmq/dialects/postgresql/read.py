@@ -9,6 +9,7 @@ from psycopg.types.numeric import Int8BinaryLoader
 from sqlalchemy import text
 
 from sqlmq.dialects.base import Position, most_partitions
+from sqlmq.dialects.postgresql.append import array_cursor, bigints
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
@@ -91,14 +92,16 @@ class ReadStatements:
         connection = conn.connection.driver_connection
         if not isinstance(connection, psycopg.Connection):
             return self.within(conn, positions, limit, small * limit)
-        return _fetch(connection, self._small_sql, (*_columns(positions), most_partitions(limit), small, limit))
+        ids, offsets = map(bigints, _columns(positions))
+        return _fetch(connection, self._small_sql, (ids, offsets, most_partitions(limit), small, limit))
 
     def within(self, conn: Connection, positions: Sequence[Position], limit: int, max_bytes: int) -> list[LogRow]:
         """Read as ``Dialect.read_within``."""
         connection = conn.connection.driver_connection
         ids, offsets = _columns(positions)
         if isinstance(connection, psycopg.Connection):
-            return _fetch(connection, self._within_sql, (ids, offsets, most_partitions(limit), limit, max_bytes))
+            arrays = bigints(ids), bigints(offsets)
+            return _fetch(connection, self._within_sql, (*arrays, most_partitions(limit), limit, max_bytes))
         # In a user's session, whose driver is not psycopg.
         parameters = {
             "ids": ids,
@@ -118,7 +121,7 @@ def _columns(positions: Collection[Position]) -> tuple[list[int], list[int]]:
 
 
 def _fetch(connection: psycopg.Connection[Any], sql: str, parameters: tuple[object, ...]) -> list[LogRow]:
-    with connection.cursor(binary=True) as cursor:
+    with array_cursor(connection) as cursor:
         # Raw timestamps: a datetime for each would double the cost of a read.
         cursor.adapters.register_loader("timestamptz", Int8BinaryLoader)
         rows: list[LogRow] = cursor.execute(sql.encode(), parameters).fetchall()

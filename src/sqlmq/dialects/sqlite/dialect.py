@@ -9,6 +9,7 @@ from __future__ import annotations
 import sqlite3
 from contextlib import suppress
 from datetime import datetime
+from functools import partial
 from itertools import repeat
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -38,7 +39,7 @@ from sqlmq.dialects.base import (
     closed_on_error,
     most_partitions,
 )
-from sqlmq.dialects.sqlite import errors, health
+from sqlmq.dialects.sqlite import errors, file, health
 from sqlmq.dialects.sqlite.cursors import SqlalchemyCursor, driver_cursor
 from sqlmq.errors import InvalidURLError, MissingDependencyError, UnknownTopicError
 from sqlmq.hooks.failpoints import failpoint
@@ -50,6 +51,7 @@ if TYPE_CHECKING:
     from sqlalchemy import URL, Connection, Engine, Insert, Select, Table
     from sqlalchemy.engine.interfaces import DBAPIConnection, DBAPICursor
     from sqlalchemy.ext.asyncio import AsyncEngine
+    from sqlalchemy.pool import ConnectionPoolEntry
 
     from sqlmq.errors import SqlmqError
     from sqlmq.model.message import LogRow, RecordBatch
@@ -91,7 +93,7 @@ class Sqlite(Dialect):
             # A database in memory belongs to its connection, and every other connection is another database.
             **({"poolclass": StaticPool} if in_memory else {"max_overflow": 15}),
         )
-        event.listen(engine, "connect", _set_up_connection)
+        event.listen(engine, "connect", partial(_set_up_connection, url.database))
         self.release_invalidated(engine)
         return engine
 
@@ -107,7 +109,7 @@ class Sqlite(Dialect):
             )
         except ModuleNotFoundError as error:
             raise MissingDependencyError("aiosqlite", "aiosqlite") from error
-        event.listen(engine.sync_engine, "connect", _set_up_connection)
+        event.listen(engine.sync_engine, "connect", partial(_set_up_connection, url.database))
         self.release_invalidated(engine.sync_engine)
         return engine
 
@@ -139,8 +141,13 @@ class Sqlite(Dialect):
         if not conn.in_transaction():
             conn.begin()
         # An event of the user's engine may have begun a transaction. The UPDATE of an append makes that the writer.
-        if not _in_transaction(conn):
+        is_begun = _in_transaction(conn)
+        if not is_begun:
             _begin_immediately(conn)
+        file.check(conn, has_read=not is_begun)
+
+    def check_in_place(self, conn: Connection) -> None:
+        file.check(conn, has_read=False)
 
     def is_autocommit(self, conn: Connection) -> bool:
         # Many engines set the driver to autocommit and begin by an event. https://docs.sqlalchemy.org/en/20/dialects/sqlite.html
@@ -194,6 +201,9 @@ class Sqlite(Dialect):
     def moment_shown(self, shown: str | None) -> datetime | None:
         return None if shown is None else datetime.fromisoformat(shown)
 
+    def random_bits(self, bits: int) -> ColumnElement[int]:
+        return literal_column(f"(random() & {(1 << bits) - 1})", BigInteger)
+
     def age_seconds(self, moment: ColumnElement[object]) -> ColumnElement[float]:
         return type_coerce((literal_column(NOW_US) - type_coerce(moment, Float)) / 1e6, Float)
 
@@ -240,10 +250,10 @@ class Sqlite(Dialect):
         return bases
 
     def identify(self, conn: Connection) -> tuple[object, ...]:
-        files = conn.exec_driver_sql("PRAGMA database_list").all()
-        path = next(row[2] for row in files if row[1] == "main")
+        file.check(conn, has_read=False)
+        opened = file.of(conn)
         # A database in memory belongs to its connection.
-        return ("file", str(Path(path).resolve())) if path else ("memory", id(conn.connection.driver_connection))
+        return ("memory", id(conn.connection.driver_connection)) if opened is None else ("file", opened.number)
 
     def read_small(self, conn: Connection, positions: Sequence[Position], limit: int, small: int) -> list[LogRow]:
         rows: list[LogRow] = []
@@ -279,6 +289,7 @@ class Sqlite(Dialect):
         return found
 
     def change_token(self, conn: Connection) -> int:
+        file.check(conn, has_read=False)
         number: int = _connection(conn).execute("PRAGMA data_version").fetchone()[0]
         return number
 
@@ -289,8 +300,7 @@ class Sqlite(Dialect):
         return errors.is_transient(error)
 
     def is_disconnect(self, error: Exception) -> bool:
-        del error
-        return False
+        return errors.is_moved(error)
 
 
 _HELD = "sqlmq_held"
@@ -330,9 +340,10 @@ def is_in_memory(url: URL) -> bool:
     return url.database in (None, "", ":memory:") or "mode=memory" in (url.database or "")
 
 
-def _set_up_connection(connection: DBAPIConnection, _record: object) -> None:
+def _set_up_connection(path: str | None, connection: DBAPIConnection, record: ConnectionPoolEntry) -> None:
     with closed_on_error(connection):
         cursor = connection.cursor()
+        file.remember(record.info, cursor, path)
         # In WAL, readers and the writer do not block each other. The file keeps the mode, so the first connection sets it.
         cursor.execute("PRAGMA journal_mode")
         if cursor.fetchone() not in (("wal",), ("memory",)):
@@ -368,8 +379,8 @@ def _begin_immediately(conn: Connection) -> None:
         try:
             for attempts_left in reversed(range(max(1, timeout_ms // _BUSY_TIMEOUT_MS))):
                 try:
-                    conn.exec_driver_sql("BEGIN IMMEDIATE")
-                except DBAPIError as error:
+                    cursor.execute("BEGIN IMMEDIATE")
+                except sqlite3.Error as error:
                     if not attempts_left or not errors.is_busy(error):
                         raise
                 else:

@@ -18,6 +18,7 @@ from sqlmq.errors import (
 )
 
 _BUSY_ADVICE = "Another transaction has been writing for too long. Keep transactions short."
+_MOVED_ADVICE = "Nothing was written. The next call opens the file that is there then: restore it first if it was removed by mistake."
 _PERMISSION_ADVICE = "Allow the process to read and write the file."
 _TRANSLATIONS: dict[int, tuple[type[DatabaseError], str]] = {
     sqlite3.SQLITE_BUSY: (DatabaseBusyError, _BUSY_ADVICE),
@@ -43,6 +44,8 @@ def translate(error: Exception, where: str) -> SqlmqError | None:
     if driver_error is None:
         return None
     kind, advice = _TRANSLATIONS.get(_primary_code(driver_error), (DatabaseError, ""))
+    if is_moved(error):
+        kind, advice = DatabaseUnavailableError, _MOVED_ADVICE
     return kind(f"{where}: {driver_error}. {advice}".strip())
 
 
@@ -52,7 +55,13 @@ def is_transient(error: Exception) -> bool:
     return driver_error is not None and _primary_code(driver_error) in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
 
 
-def is_busy(error: DBAPIError) -> bool:
+def is_moved(error: Exception) -> bool:
+    """Whether the file was removed or replaced while it was open."""
+    driver_error = _driver_error(error)
+    return driver_error is not None and getattr(driver_error, "sqlite_errorcode", 0) == sqlite3.SQLITE_READONLY_DBMOVED
+
+
+def is_busy(error: Exception) -> bool:
     """Whether another connection held the writer's lock."""
     driver_error = _driver_error(error)
     return driver_error is not None and _primary_code(driver_error) == sqlite3.SQLITE_BUSY

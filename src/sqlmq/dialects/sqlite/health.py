@@ -7,6 +7,7 @@ import sqlite3
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from sqlmq.dialects.sqlite import file
 from sqlmq.reports.doctor import DatabaseStatus
 
 if TYPE_CHECKING:
@@ -18,15 +19,16 @@ _NETWORK = ("nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "afs", "ceph", "fuse.s
 
 def database_status(conn: Connection) -> DatabaseStatus:
     """Return the status of the connection's file, its settings and its write-ahead file."""
-    path = next(
-        (Path(row[2]) for row in conn.exec_driver_sql("PRAGMA database_list") if row[1] == "main" and row[2]), None
-    )
+    opened = file.of(conn)
+    has_moved = opened is not None and opened.has_moved()
+    path = None if opened is None or has_moved else Path(opened.opened)
     journal_mode = str(conn.exec_driver_sql("PRAGMA journal_mode").scalar_one())
     synchronous = conn.exec_driver_sql("PRAGMA synchronous").scalar_one()
     wal = None if path is None else path.with_name(f"{path.name}-wal")
     return DatabaseStatus(
         read_only=None if path is None or os.access(path, os.W_OK) else "this process may not write the file",
-        off=("synchronous is not FULL",) if synchronous < 2 and path is not None else (),
+        off=("synchronous is not FULL",) if synchronous < 2 and opened is not None else (),
+        has_moved=has_moved,
         sqlite_version=sqlite3.sqlite_version_info,
         journal_mode=journal_mode,
         file_system=None if path is None else _network_file_system(path.resolve()),
