@@ -51,6 +51,14 @@ async def note_soon(message):
     note(message)
 
 
+def note_in_disguise(message):
+    return note_soon(message)
+
+
+def note_lazily(message):
+    yield note(message)
+
+
 def note_trace(message):
     trace_id = trace.get_current_span().get_span_context().trace_id
     note(Message(f"{trace_id:032x}".encode()))
@@ -251,6 +259,22 @@ def test_a_message_that_fails_becomes_a_dead_letter_and_the_log_says_so_with_pla
     assert "1 dead letter," in result.stderr
 
 
+def test_a_coroutine_that_nothing_awaits_is_a_failure_that_says_so(
+    sqlmq: Sqlmq, mq: MQ, queue_state: QueueState, shop: Path
+) -> None:
+    fill(mq, "a")
+
+    result = run(sqlmq, "shop_handlers:note_in_disguise", "--max-attempts", "1")
+
+    assert result.exit_code == 0, result.output
+    assert queue_state.rows(DEAD_LETTERS) == [(0, 1, "TypeError")]
+    assert (
+        "TypeError: The handler returned a coroutine, which nothing awaits: use AsyncMQ, or `sqlmq run`"
+        in result.stderr
+    )
+    assert not (shop / "handled").exists()
+
+
 @pytest.mark.usefixtures("shop")
 def test_a_new_group_can_begin_with_the_next_message(sqlmq: Sqlmq, mq: MQ) -> None:
     fill(mq, "a")
@@ -272,6 +296,7 @@ NO_HANDLERS = {
     "no_such:handle": "Module 'no_such' was not found",
     "shop_handlers:missing": "Module 'shop_handlers' has no 'missing'",
     "shop_handlers:number": "shop_handlers:number must be a function, not int",
+    "shop_handlers:note_lazily": "a handler must not `yield`",
     "shop_handlers": "does not have the form MODULE:HANDLER",
     "shop_handlers:": "does not have the form MODULE:HANDLER",
 }

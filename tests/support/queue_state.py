@@ -162,6 +162,7 @@ class QueueState:
         )
         self._set_back(-seconds, member="joined_at", parked="due_at")
         self._set_back(-seconds, parked="last_failed_at", group="created_at")
+        self._set_back(-seconds, parked="parked_at")
 
     def _set_back(self, seconds: float, **columns: str) -> None:
         is_on_sqlite = self.engine.dialect.name == "sqlite"

@@ -65,8 +65,15 @@ class ParkedRow(NamedTuple):
 
 
 def load(conn: Connection, dialect: Dialect, group: Group, partition_ids: Sequence[int]) -> list[ParkedRow]:
-    """Return what *group* has parked in *partition_ids*, without dead letters, in order of offset."""
+    """Return what *group* has parked in *partition_ids*, without dead letters, in order of offset.
+
+    A failure that lies ahead of the clock is from before the clock was set back. The whole delay counts from now on then.
+    """
     k = dialect.tables.parked
+    due, failed = (
+        -dialect.age_seconds(k.c.due_at),
+        dialect.age_seconds(func.coalesce(k.c.last_failed_at, k.c.parked_at)),
+    )
     rows = conn.execute(
         select(
             k.c.partition_id,
@@ -74,7 +81,7 @@ def load(conn: Connection, dialect: Dialect, group: Group, partition_ids: Sequen
             k.c.key,
             k.c.state,
             k.c.attempts,
-            -dialect.age_seconds(k.c.due_at),
+            case((failed < 0, due + failed), else_=due),
             k.c.attempt_started_at.is_not(None),
         )
         .where(k.c.group_id == group.id, k.c.partition_id.in_(partition_ids), k.c.state != "dead")

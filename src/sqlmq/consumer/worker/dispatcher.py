@@ -220,8 +220,10 @@ class Dispatcher:
         )
 
     def _entry_of(self, row: ParkedRow, now: float) -> ParkedEntry:
-        # No attempt is further away than the longest delay, also if the clock was set back since its row was written.
-        due_at = -math.inf if row.attempt_open else now + min(row.due_seconds, self._config.retry.max_delay_seconds)
+        # No attempt is further away than the longest delay, and none without a failure before it waits at all: more is left
+        # of a clock that was set back.
+        longest_seconds = self._config.retry.max_delay_seconds if row.attempts else 0.0
+        due_at = -math.inf if row.attempt_open else now + min(row.due_seconds, longest_seconds)
         return ParkedEntry(
             row.offset, row.key, row.attempts, due_at, is_recorded=True, has_unknown_outcome=row.attempt_open
         )
