@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import click
 
 from docs.reference.markdown import anchor, code, escaped, inline, link, page, table
-from sqlmq.cli import main
+from sqlmq.cli.root import main
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

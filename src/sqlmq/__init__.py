@@ -21,50 +21,78 @@
 
 Imports point down only. ``sqlmq.migrate`` makes the tables, ``sqlmq.cli`` is the command. docs/architecture.md walks a
 message through all of it.
+
+Names are imported when they are first used. So the command hears signals before it imports the database's libraries, which
+takes some tenths of a second.
 """
 
-from importlib.metadata import version
+from typing import TYPE_CHECKING
 
-from sqlmq import errors, migrate
-from sqlmq.admin.admin import Admin
-from sqlmq.admin.parked import Parked
-from sqlmq.aio import AsyncAdmin, AsyncConsumer, AsyncMQ, AsyncParked, AsyncProducer, AsyncTransaction
-from sqlmq.consumer.consumer import Consumer
-from sqlmq.consumer.transaction import Transaction
-from sqlmq.consumer.worker.pool import RunSummary
-from sqlmq.errors import (
-    ClosedError,
-    DatabaseBusyError,
-    DatabaseUnavailableError,
-    EvictedError,
-    FencedError,
-    OutcomeUnknownError,
-    SqlmqError,
-    UnknownTopicError,
-)
-from sqlmq.hooks.observer import Observer
-from sqlmq.model.message import DelayedMessage, Message, ProducerResult, Publication, ReceivedMessage
-from sqlmq.model.retention import Retention
-from sqlmq.model.retry import Retry
-from sqlmq.mq import MQ
-from sqlmq.producer.producer import Producer
-from sqlmq.reports.descriptions import (
-    BlockedKey,
-    Eviction,
-    GroupDescription,
-    MemberDescription,
-    ParkedDetails,
-    ParkedMessage,
-    PartitionDescription,
-    PartitionLag,
-    PartitionReset,
-    RetentionResult,
-    TopicDescription,
-)
-from sqlmq.reports.doctor import DoctorLimits
-from sqlmq.reports.problem import Problem
+if TYPE_CHECKING:
+    from sqlmq import errors, migrate
+    from sqlmq.admin.admin import Admin
+    from sqlmq.admin.parked import Parked
+    from sqlmq.aio import AsyncAdmin, AsyncConsumer, AsyncMQ, AsyncParked, AsyncProducer, AsyncTransaction
+    from sqlmq.consumer.consumer import Consumer
+    from sqlmq.consumer.transaction import Transaction
+    from sqlmq.consumer.worker.pool import RunSummary
+    from sqlmq.errors import (
+        ClosedError,
+        DatabaseBusyError,
+        DatabaseUnavailableError,
+        EvictedError,
+        FencedError,
+        OutcomeUnknownError,
+        SqlmqError,
+        UnknownTopicError,
+    )
+    from sqlmq.hooks.observer import Observer
+    from sqlmq.model.message import DelayedMessage, Message, ProducerResult, Publication, ReceivedMessage
+    from sqlmq.model.retention import Retention
+    from sqlmq.model.retry import Retry
+    from sqlmq.mq import MQ
+    from sqlmq.producer.producer import Producer
+    from sqlmq.reports.descriptions import (
+        BlockedKey,
+        Eviction,
+        GroupDescription,
+        MemberDescription,
+        ParkedDetails,
+        ParkedMessage,
+        PartitionDescription,
+        PartitionLag,
+        PartitionReset,
+        RetentionResult,
+        TopicDescription,
+    )
+    from sqlmq.reports.doctor import DoctorLimits
+    from sqlmq.reports.problem import Problem
 
-__version__ = version("sqlmq")
+    __version__: str
+else:
+    from importlib import import_module
+    from importlib.util import find_spec
+
+    def __getattr__(name: str) -> object:
+        """Import the public *name*, or the module *name*, when it is first used."""
+        value: object
+        if name == "__version__":
+            from importlib.metadata import version
+
+            value = version("sqlmq")
+        elif name in _HOMES:
+            value = getattr(import_module(f"sqlmq.{_HOMES[name]}"), name)
+        elif not name.startswith("_") and find_spec(f"sqlmq.{name}") is not None:
+            value = import_module(f"sqlmq.{name}")
+        else:
+            message = f"module 'sqlmq' has no attribute {name!r}"
+            raise AttributeError(message)
+        globals()[name] = value
+        return value
+
+    def __dir__() -> list[str]:
+        return sorted({*globals(), *__all__, "__version__"})
+
 
 __all__ = [
     "MQ",
@@ -112,3 +140,49 @@ __all__ = [
     "errors",
     "migrate",
 ]
+
+_HOMES = {
+    "MQ": "mq",
+    "Admin": "admin.admin",
+    "AsyncAdmin": "aio",
+    "AsyncConsumer": "aio",
+    "AsyncMQ": "aio",
+    "AsyncParked": "aio",
+    "AsyncProducer": "aio",
+    "AsyncTransaction": "aio",
+    "BlockedKey": "reports.descriptions",
+    "ClosedError": "errors",
+    "Consumer": "consumer.consumer",
+    "DatabaseBusyError": "errors",
+    "DatabaseUnavailableError": "errors",
+    "DelayedMessage": "model.message",
+    "DoctorLimits": "reports.doctor",
+    "EvictedError": "errors",
+    "Eviction": "reports.descriptions",
+    "FencedError": "errors",
+    "GroupDescription": "reports.descriptions",
+    "MemberDescription": "reports.descriptions",
+    "Message": "model.message",
+    "Observer": "hooks.observer",
+    "OutcomeUnknownError": "errors",
+    "Parked": "admin.parked",
+    "ParkedDetails": "reports.descriptions",
+    "ParkedMessage": "reports.descriptions",
+    "PartitionDescription": "reports.descriptions",
+    "PartitionLag": "reports.descriptions",
+    "PartitionReset": "reports.descriptions",
+    "Problem": "reports.problem",
+    "Producer": "producer.producer",
+    "ProducerResult": "model.message",
+    "Publication": "model.message",
+    "ReceivedMessage": "model.message",
+    "Retention": "model.retention",
+    "RetentionResult": "reports.descriptions",
+    "Retry": "model.retry",
+    "RunSummary": "consumer.worker.pool",
+    "SqlmqError": "errors",
+    "TopicDescription": "reports.descriptions",
+    "Transaction": "consumer.transaction",
+    "UnknownTopicError": "errors",
+}
+"""The module of each public name that is no module itself."""

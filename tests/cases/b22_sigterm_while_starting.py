@@ -22,7 +22,12 @@ def handle(message):
 NAMESPACE = ("unshare", "--fork", "--pid", "--mount-proc", "--kill-child")
 """A namespace of process ids: its first process has the id 1, as in a container."""
 MOMENTS = (0.0, 0.4, None)
-"""Seconds after the start; None is during the import of the application."""
+"""Seconds after the start; None is during the import of the application.
+
+For process 1, the start is when it has a handler of the signal: the kernel drops what comes before, whatever the program.
+"""
+SETTLE_SECONDS = 5
+"""How long the start of Python may take."""
 END_SECONDS = 20
 
 
@@ -58,6 +63,12 @@ def terminate(case: Case, name: str, namespace: tuple[str, ...], seconds: float 
         text=True,
     )
     with program:
+        target = first_child(program.pid) if namespace else program.pid
+        if target is None:
+            program.kill()
+            return
+        if namespace and not until(lambda: has_handler(target), seconds=SETTLE_SECONDS * crowding()):
+            case.fault(f"{name}: it has no handler of SIGTERM after {SETTLE_SECONDS} s")
         if seconds is None:
             assert program.stdout is not None
             assert any(IMPORTING in line for line in program.stdout), (
@@ -66,10 +77,6 @@ def terminate(case: Case, name: str, namespace: tuple[str, ...], seconds: float 
             rest(0.5)
         else:
             rest(seconds)
-        target = first_child(program.pid) if namespace else program.pid
-        if target is None:
-            program.kill()
-            return
         os.kill(target, signal.SIGTERM)
         try:
             program.wait(END_SECONDS * crowding())
@@ -85,6 +92,13 @@ def first_child(pid: int) -> int | None:
     if not until(lambda: children.read_text() != "", seconds=1):
         return None
     return int(children.read_text().split()[0])
+
+
+def has_handler(pid: int) -> bool:
+    """Whether the process has set a handler of SIGTERM."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    caught = next(int(line.split()[1], 16) for line in status.splitlines() if line.startswith("SigCgt"))
+    return bool(caught >> (signal.SIGTERM - 1) & 1)
 
 
 if __name__ == "__main__":

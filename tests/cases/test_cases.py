@@ -95,12 +95,8 @@ KNOWN: dict[tuple[str, str], str] = {
     ("b04_client_encoding", "postgres"): "the client's encoding is not set, so headers are stored in another one",
     ("b06_sequences_not_replicated", "postgres"): "nothing looks at the sequences, and a duplicate id names no cause",
     ("b10_schema_names", "postgres"): "names of schemas are checked for neither their bytes nor dollar quotes",
-    ("b15_signals_of_a_web_server", "sqlite"): "run() in a web server takes signals and does not pass them on",
-    ("b15_signals_of_a_web_server", "postgres"): "run() in a web server takes signals and does not pass them on",
     ("b16_pool_starved_by_handlers", "postgres"): "heartbeats wait for a connection behind the handlers",
     ("b19_row_level_security", "postgres"): "no row is taken for no table, or no topic",
-    ("b22_sigterm_while_starting", "sqlite"): "the handlers of signals are set after the imports",
-    ("b22_sigterm_while_starting", "postgres"): "the handlers of signals are set after the imports",
     (
         "b23_command_line_surroundings",
         "sqlite",

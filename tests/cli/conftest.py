@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import pytest
 from click.testing import CliRunner, Result
 
-from sqlmq.cli import main
+from sqlmq.cli.root import main
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -81,11 +81,7 @@ def refusal(tmp_path: Path) -> Refusal:
 @pytest.fixture
 def sqlmq_process(settings: dict[str, str]) -> Iterator[SqlmqProcess]:
     # Whoever runs the tests in the background has Ctrl-C ignored, and so would what the tests start.
-    program = (
-        "import signal, sqlmq.cli;"
-        "signal.signal(signal.SIGINT, signal.default_int_handler);"
-        "sqlmq.cli.main(prog_name='sqlmq')"
-    )
+    program = "import signal, sqlmq.cli;signal.signal(signal.SIGINT, signal.default_int_handler);sqlmq.cli.main()"
     with ExitStack() as ending:
 
         def start(*arguments: str, cwd: Path | None = None) -> subprocess.Popen[bytes]:

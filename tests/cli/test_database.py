@@ -8,7 +8,7 @@ import pytest
 from click.testing import CliRunner
 from sqlalchemy import create_engine, inspect, text
 
-from sqlmq.cli import main
+from sqlmq.cli.root import main
 from sqlmq.schema import REVISION
 
 if TYPE_CHECKING:

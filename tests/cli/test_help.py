@@ -6,7 +6,7 @@ import click
 from click.testing import CliRunner
 
 import sqlmq
-from sqlmq.cli import main
+from sqlmq.cli.root import main
 
 DOCS = Path(__file__).parent.parent.parent / "docs"
 GUIDE = DOCS / "cli.md"

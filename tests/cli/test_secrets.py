@@ -9,7 +9,7 @@ from click.testing import CliRunner
 from sqlalchemy import NullPool, create_engine, make_url, text
 
 from sqlmq import MQ, Message, Retry
-from sqlmq.cli import main
+from sqlmq.cli.root import main
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -88,14 +88,22 @@ def test_every_public_function_has_complete_type_hints_without_any() -> None:
 
 def test_the_public_names_are_in_order_and_each_comes_from_one_place() -> None:
     assert len(set(sqlmq.__all__)) == len(sqlmq.__all__)
-    # Submodules that are public under their own name, and everything else that was imported by the package itself.
+    # Submodules that are public under their own name, and everything else that type checkers see imported.
     imported = {
-        alias.asname or alias.name
-        for node in tree(SOURCE / "__init__.py").body
+        alias.asname or alias.name: node.module
+        for node in ast.walk(tree(SOURCE / "__init__.py"))
         if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("sqlmq")
         for alias in node.names
     }
-    assert imported == set(sqlmq.__all__)
+    found = {name: getattr(sqlmq, name) for name in imported}
+
+    assert imported.keys() == set(sqlmq.__all__)
+    assert [
+        name
+        for name, module in imported.items()
+        if module != "sqlmq" and found[name] is not getattr(importlib.import_module(module or ""), name)
+    ] == []
+    assert not hasattr(sqlmq, "no_such_name")
 
 
 def test_every_error_is_in_the_module_of_errors_and_the_ones_to_catch_are_at_the_top() -> None:

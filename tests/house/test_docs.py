@@ -93,7 +93,7 @@ def commands_in(page: Path) -> list[str]:
 
 def check_command(words: list[str]) -> None:
     """Walk from the command `sqlmq` down *words*; fail at a command or option that is not there."""
-    from sqlmq.cli import main
+    from sqlmq.cli.root import main
 
     command: click.Command = main
     options = {name: option for option in main.params for name in option.opts}

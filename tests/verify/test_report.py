@@ -9,7 +9,7 @@ from xml.etree import ElementTree as ET
 import pytest
 from click.testing import CliRunner
 
-from sqlmq.cli import main
+from sqlmq.cli.root import main
 from sqlmq.verify import report
 from tests.verify.selftest.simulator import Simulation
 from tests.verify.stories import Story, got

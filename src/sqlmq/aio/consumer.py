@@ -180,7 +180,7 @@ class AsyncConsumer:
         executor = async_executor(core, handler, session, config, self._threads, self._engines)
         pool = WorkerPool(core, config, executor)
         await self._threads.run(partial(core.begin_run, pool))
-        with pool.taking_signals():
+        with pool.taking_signals(asyncio.current_task()):
             return await self._threads.run_apart(pool.work_and_close, name="sqlmq-run", shorten=pool.stop)
 
     def stop(self) -> None:

@@ -14,7 +14,7 @@ import threading
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, NoReturn, Self
 
-from sqlmq.consumer.worker import signals
+from sqlmq.consumer.worker.signals import SignalLink
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -39,7 +39,7 @@ class Stop:
     def __init__(self) -> None:
         self.signal_number: int | None = None
         self._action: Callable[[], None] | None = None
-        self._before: signals.Handlers = {}
+        self._link = SignalLink(self._arrive)
         self._wakeup_socket: socket.socket
         self._leaving = ExitStack()
 
@@ -96,8 +96,8 @@ class Stop:
             tells.setblocking(False)
             if threading.current_thread() is threading.main_thread():
                 leaving.callback(signal.set_wakeup_fd, signal.set_wakeup_fd(tells.fileno(), warn_on_full_buffer=False))
-            signals.install(self._arrive, self._before)
-            leaving.callback(signals.restore, self._before)
+            leaving.callback(self._link.remove)
+            self._link.install()
             self._leaving = leaving.pop_all()
         return self
 
@@ -106,8 +106,7 @@ class Stop:
 
     def _arrive(self, number: int, _frame: FrameType | None) -> None:
         self.signal_number = number
-        for taken in self._before:
-            signal.signal(taken, signal.SIG_DFL)
+        self._link.leave_next_to_system()
         if self._action is not None:
             self._action()
 

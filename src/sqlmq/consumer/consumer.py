@@ -159,7 +159,8 @@ class Consumer:
         - *stop_seconds*: how long handlers may go on after ``stop``. Messages that they have not finished are redelivered.
         - *idle_seconds*: return after so long without a message, and without one that waits for another attempt. With 0,
           what is there is handled.
-        - *handle_signals*: in the main thread, stop at SIGTERM and SIGINT; a second signal raises KeyboardInterrupt.
+        - *handle_signals*: in the main thread, stop at SIGTERM and SIGINT; a second signal raises KeyboardInterrupt. Handlers
+          of other owners, as a web server, are called too.
 
         Once the handlers have ended, raises the error of the topic or the database that ended the run, or what a handler
         raised that is no Exception, for example SystemExit.

@@ -229,8 +229,8 @@ def _run_in_threads(
         if arguments.instrument is not None:
             arguments.instrument(mq)
         consumer = mq.consumer(arguments.topic, arguments.group, start=arguments.start, on_evicted=arguments.on_evicted)
-        stop.check()
-        with _logged_when_interrupted():
+        # With the run's own handler above it, which has the signals then. This one has those before.
+        with stop.calling(consumer.stop), _logged_when_interrupted():
             return consumer.run(handler, **arguments.terms)
 
 
@@ -250,8 +250,8 @@ def _run_in_loop(
             consumer = await mq.consumer(
                 arguments.topic, arguments.group, start=arguments.start, on_evicted=arguments.on_evicted
             )
-            stop.check()
-            return await consumer.run(handler, **arguments.terms)
+            with stop.calling(consumer.stop):
+                return await consumer.run(handler, **arguments.terms)
 
     with _logged_when_interrupted():
         return asyncio.run(run_to_the_end())

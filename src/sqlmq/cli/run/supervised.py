@@ -30,4 +30,4 @@ def end_with_parent(seconds: float) -> None:
 
 if __name__ == "__main__":
     threading.Thread(target=end_with_parent, args=[float(sys.argv[1])], name="sqlmq-parent", daemon=True).start()
-    main(sys.argv[2:], prog_name="sqlmq")
+    main(sys.argv[2:])

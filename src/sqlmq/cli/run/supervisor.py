@@ -15,6 +15,7 @@ import time
 from typing import TYPE_CHECKING
 
 from sqlmq.cli.signals import SignalInterrupt
+from sqlmq.consumer.worker.signals import SignalLink
 from sqlmq.hooks.log_events import log_fields
 
 if TYPE_CHECKING:
@@ -143,14 +144,14 @@ class Supervisor:
 
     def run(self) -> int:
         """Run the processes and return the exit code. Raises SignalInterrupt for a second signal."""
-        before = {number: signal.signal(number, self._arrive) for number in (signal.SIGINT, signal.SIGTERM)}
+        link = SignalLink(self._arrive)
         try:
+            link.install()
             return self._keep() or self._end()
         finally:
             for child in self._children:
                 child.kill()
-            for number, handler in before.items():
-                signal.signal(number, handler)
+            link.remove()
 
     def _keep(self) -> int:
         while not self._signals and not all(child.is_done for child in self._children):

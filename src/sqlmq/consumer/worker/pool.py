@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from sqlmq.consumer.core import NO_DEADLINE
-from sqlmq.consumer.worker import signals
 from sqlmq.consumer.worker.attempts import AttemptRecorder
 from sqlmq.consumer.worker.dispatcher import Dispatcher
 from sqlmq.consumer.worker.executor import (
@@ -25,13 +24,15 @@ from sqlmq.consumer.worker.executor import (
     NotStarted,
     Succeeded,
 )
+from sqlmq.consumer.worker.signals import SignalLink
 from sqlmq.errors import ConsumerClosedError, DatabaseBusyError, DatabaseUnavailableError, FencedError
 from sqlmq.hooks.log_hold import LogHold
 from sqlmq.model.retry import next_batch_hint
 from sqlmq.model.timing import Deadline
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    import asyncio
+    from collections.abc import Callable, Iterator
     from types import FrameType
 
     from sqlalchemy import Connection
@@ -123,25 +124,22 @@ class WorkerPool:
 
     def stop(self) -> None:
         """Begin no other message. May be called by any thread, and by a signal handler."""
-        self.is_stopping = True
-        # In a thread of its own: the thread that a signal interrupts may hold the lock of a wake-up, or that of logging.
-        # If it can't be started, each waiting thread notices at its next look.
-        with contextlib.suppress(RuntimeError):
-            threading.Thread(target=self._announce_stop, name="sqlmq-stop", daemon=True).start()
+        self._stop(self._wake)
 
     @contextlib.contextmanager
-    def taking_signals(self) -> Iterator[None]:
+    def taking_signals(self, task: asyncio.Task[object] | None = None) -> Iterator[None]:
         """Stop at SIGTERM and SIGINT, unless ``handle_signals`` is False: at the first in good order, at the second at once.
 
-        SIGTERM means the end of this process, not of its work: another one is expected to take its place.
+        SIGTERM means the end of this process, not of its work: another one is expected to take its place. *task* is the
+        task that awaits the run. Handlers from before are called too.
         """
-        previous: signals.Handlers = {}
-        if self.config.handle_signals:
-            signals.install(self._on_signal, previous)
+        link = SignalLink(self._on_signal, task)
         try:
+            if self.config.handle_signals:
+                link.install()
             yield
         finally:
-            signals.restore(previous)
+            link.remove()
 
     def work(self) -> RunSummary:
         """Handle messages until ``stop``; return what was done.
@@ -445,7 +443,14 @@ class WorkerPool:
 
     # Stopping.
 
-    def _announce_stop(self) -> None:
+    def _stop(self, announce: Callable[[], None]) -> None:
+        self.is_stopping = True
+        # In a thread of its own: the thread that a signal interrupts may hold the lock of a wake-up, or that of logging.
+        # If it can't be started, each waiting thread notices at its next look.
+        with contextlib.suppress(RuntimeError):
+            threading.Thread(target=announce, name="sqlmq-stop", daemon=True).start()
+
+    def _announce_signal(self) -> None:
         self._wake()
         if self._signals == 1 and self._last_signal is not None:
             log.info(
@@ -465,7 +470,7 @@ class WorkerPool:
             return
         self._signals, self._signalled_at = self._signals + 1, now
         self._last_signal = signal.Signals(number)
-        self.stop()
+        self._stop(self._announce_signal)
 
 
 class _WorkerExecution:
