@@ -172,8 +172,8 @@ class GroupInUseError(SqlmqError):
         self.group = group
         self.members = members
         super().__init__(
-            f"Group {group!r} on topic {topic!r} has live members: {', '.join(members)}. Stop them first. Or use "
-            "force: then they lose their partitions and continue at the new positions."
+            f"Group {group!r} on topic {topic!r} has live members: {', '.join(members)}. Stop them first. Or pass "
+            "force=True (--force): then they lose their partitions and continue at the new positions."
         )
 
 

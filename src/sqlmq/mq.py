@@ -88,10 +88,10 @@ class BackgroundServices:
 class MQ:
     """A message queue in a SQL database. Thread-safe.
 
-    *database* is a URL (``sqlite:///file.db``, ``postgresql://user:password@host/name``), a SQLAlchemy URL, or an
-    Engine, which is used as it is and never disposed. *schema* is the schema of the tables on Postgres; by
-    default, the connection's default schema. The first call that needs the database connects; on SQLite it also creates
-    the tables.
+    *database* is a URL (``sqlite:///file.db``, ``postgresql://user:password@host/name``), a SQLAlchemy URL, or an Engine,
+    which is used as it is and never disposed. If a URL names a driver for asyncio, ours for the same database is used.
+    *schema* is the schema of the tables on Postgres; by default, the connection's default schema. The first call that
+    needs the database connects; on SQLite it also creates the tables.
 
     - *create_topics*: create a missing topic for a producer or consumer; if off, they raise UnknownTopicError.
     - *default_partitions*: the number of partitions of a topic that is created without a number.
@@ -183,20 +183,23 @@ class MQ:
     ) -> bool:
         """Create a topic with *partitions*, numbered from 0, and return whether it is new.
 
-        Without *partitions* it gets the MQ's ``default_partitions``. An existing topic stays unchanged; that is no error.
+        Without *partitions* it gets the MQ's ``default_partitions``. An existing topic stays unchanged; that is no error, but
+        a warning in the log if it has fewer partitions.
         *partitioner* decides which partition a key goes to: ``murmur2`` (the default; as Kafka's Java client), ``fnv1a``
         or ``crc32``. It is stored with the topic and can't change: another partitioner for an existing topic raises
         TopicConflictError. *retention* limits what the topic keeps: by default everything, see ``admin.set_retention``.
         """
-        if partitions is None:
-            partitions = self._config.default_partitions
+        wanted = self._config.default_partitions if partitions is None else partitions
         check_topic(topic)
-        check_partitions(partitions)
+        check_partitions(wanted)
         if partitioner is not None:
             check_partitioner(partitioner)
         if retention is not None:
             check_retention(retention)
-        return self._access.write(admin_topics.create_topic, topic, partitions, partitioner, retention)
+        is_new = self._access.write(admin_topics.create_topic, topic, wanted, partitioner, retention)
+        if not is_new and partitions is not None:
+            self._access.log_if_smaller(topic, partitions)
+        return is_new
 
     def delete_topics(self, *topics: str) -> list[str]:
         """Delete *topics* with their messages and groups, and return the names of those that existed.

@@ -97,14 +97,6 @@ KNOWN: dict[tuple[str, str], str] = {
     ("b10_schema_names", "postgres"): "names of schemas are checked for neither their bytes nor dollar quotes",
     ("b16_pool_starved_by_handlers", "postgres"): "heartbeats wait for a connection behind the handlers",
     ("b19_row_level_security", "postgres"): "no row is taken for no table, or no topic",
-    (
-        "b23_command_line_surroundings",
-        "sqlite",
-    ): "the command line trusts the encoding of the terminal and the text of SQLMQ_URL",
-    (
-        "b23_command_line_surroundings",
-        "postgres",
-    ): "the command line trusts the encoding of the terminal and the text of SQLMQ_URL",
     ("b25_migrations_by_other_drivers", "postgres"): "the first snapshot of a migration is older than its lock",
     (
         "b26_sqlite_transaction_control",

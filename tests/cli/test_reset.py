@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from sqlmq import Message
+from sqlmq import Message, Retention
 from tests.support.waiting import finish
 
 if TYPE_CHECKING:
@@ -40,12 +40,25 @@ def test_a_preview_is_shown_and_changes_nothing(sqlmq: Sqlmq, read: MQ) -> None:
     shown = sqlmq(*BILLING, "--to-earliest")
 
     assert [line.split() for line in shown.stdout.splitlines()] == [
-        ["partition", "from", "to", "end", "forgotten"],
-        ["0", "10", "0", "10", "0"],
-        ["1", "10", "0", "10", "0"],
+        ["partition", "from", "to", "start", "end", "forgotten"],
+        ["0", "10", "0", "0", "10", "0"],
+        ["1", "10", "0", "0", "10", "0"],
     ]
     assert "--execute" in shown.stderr
+    assert "20 messages to read again, 0 to skip." in shown.stderr
     assert positions(read) == [10, 10]
+
+
+def test_a_moment_whose_messages_retention_has_deleted_is_told(sqlmq: Sqlmq, read: MQ) -> None:
+    read.admin.set_retention("orders", Retention(max_messages=4))
+    read.admin.apply_retention("orders")
+
+    by_time = sqlmq(*BILLING, "--by-duration", "2h")
+    by_name = sqlmq(*BILLING, "--to-earliest")
+
+    assert "8 messages to read again" in by_time.stderr
+    assert "Retention has deleted the messages before the new position in partition 0, 1." in by_time.stderr
+    assert "Retention" not in by_name.stderr
 
 
 GOALS = {
@@ -115,4 +128,5 @@ def test_live_members_have_to_be_forced(sqlmq: Sqlmq, read: MQ) -> None:
         forced: Any = sqlmq(*BILLING, "--to-offset", "4", "--execute", "--force")
 
     assert "alice" in refused.stderr
+    assert "--force" in refused.stderr
     assert (forced.exit_code, positions(read)) == (0, [4, 4])

@@ -7,11 +7,13 @@ from typing import TYPE_CHECKING
 import pytest
 from click.testing import CliRunner
 
-from sqlmq.cli import main
+from sqlmq import Message, Retry
+from sqlmq.cli.root import main
 
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from sqlmq import MQ
     from tests.cli.conftest import Sqlmq
 
 
@@ -50,6 +52,60 @@ def test_without_a_url_a_file_is_used_and_named(here: Path) -> None:
     assert (here / "sqlmq.db").exists()
     assert "Using sqlite:///sqlmq.db" in result.stderr
     assert json.loads(result.stdout)["created"]
+
+
+@pytest.mark.parametrize("around", ["{}\n", "  {}", "\t{} \r\n"])
+@pytest.mark.parametrize("is_typed", [True, False], ids=["typed", "environment"])
+def test_blanks_and_newlines_around_a_url_are_none_of_its_parts(here: Path, around: str, *, is_typed: bool) -> None:
+    url = around.format("sqlite:///mine.db")
+
+    result = CliRunner().invoke(
+        main, [*(["--url", url] if is_typed else []), "topics", "list"], env={} if is_typed else {"SQLMQ_URL": url}
+    )
+
+    assert result.exit_code == 0, result.output
+    assert [file.name for file in here.iterdir()] == ["mine.db"]
+
+
+@pytest.mark.parametrize("empty", ["", " \n"])
+@pytest.mark.parametrize("is_typed", [True, False], ids=["typed", "environment"])
+def test_an_empty_url_does_not_mean_the_default_database(here: Path, empty: str, *, is_typed: bool) -> None:
+    result = CliRunner().invoke(
+        main, [*(["--url", empty] if is_typed else []), "topics", "list"], env={} if is_typed else {"SQLMQ_URL": empty}
+    )
+
+    assert result.exit_code == 2
+    assert ("--url is empty" if is_typed else "SQLMQ_URL is set, but empty") in result.stderr
+    assert list(here.iterdir()) == []
+
+
+def test_a_url_that_was_typed_is_used_whatever_the_environment_says(here: Path) -> None:
+    result = CliRunner().invoke(main, ["topics", "list", "--url", "sqlite:///mine.db"], env={"SQLMQ_URL": ""})
+
+    assert result.exit_code == 0, result.output
+    assert [file.name for file in here.iterdir()] == ["mine.db"]
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "utf-8"])
+def test_a_text_that_the_terminal_cannot_encode_ends_no_command(
+    mq: MQ, settings: dict[str, str], encoding: str
+) -> None:
+    shown = "Zoë\U0001f600"
+    mq.create_topic("orders", 1)
+    mq.producer("orders").produce(Message(b"x", headers={"name": shown}))
+
+    def fail(_message: Message) -> None:
+        raise ValueError(shown)
+
+    mq.consumer("orders", "billing").run(fail, retry=Retry(max_attempts=1), idle_seconds=0, handle_signals=False)
+    as_table, one, as_json = (
+        CliRunner(charset=encoding).invoke(main, ["parked", *arguments, "--group", "billing"], env=settings)
+        for arguments in (["list", "orders"], ["show", "orders", "0", "0"], ["list", "orders", "--json"])
+    )
+
+    assert [result.exit_code for result in (as_table, one, as_json)] == [0, 0, 0]
+    assert shown.encode(encoding, errors="backslashreplace").decode(encoding) in as_table.stdout
+    assert json.loads(as_json.stdout)["error"] == shown
 
 
 @pytest.mark.usefixtures("here")

@@ -268,7 +268,7 @@ def test_a_file_that_is_no_database_is_refused_and_left_alone(tmp_path: Path) ->
         f"postgresql://user:{CANARY}@host:port/name",
         f"postgresql://user@127.0.0.1:1/name?password={CANARY}",
         f"postgresql://user:{CANARY}@127.0.0.1:1/name?nonsense={CANARY}",
-        f"postgresql+psycopg2://user:{CANARY}@host/name",
+        f"postgresql+pg8000://user:{CANARY}@host/name",
         f"mysql://user:{CANARY}@host/name",
         f"user:{CANARY}@host/name",
         f"sqlite+nonsense://user:{CANARY}@host/name",

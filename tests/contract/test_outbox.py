@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import logging
 import weakref
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
@@ -66,6 +67,20 @@ def test_a_message_is_never_in_the_log_when_its_transaction_failed(shop: Shop, t
 
     assert publication.result is None
     assert shop.events == shop.orders == ["b"]
+
+
+def test_a_session_that_ends_without_a_commit_is_told_at_debug_level(
+    shop: Shop, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.DEBUG, "sqlmq.producer"):
+        with shop.app.session() as session:
+            shop.sell(session, "a")
+        with shop.app.session() as session:
+            shop.sell(session, "b")
+            session.commit()
+
+    told = [record for record in caplog.records if getattr(record, "sqlmq_event", "") == "publication dropped"]
+    assert [record.getMessage()[:30] for record in told] == ["1 message(s) are not published"]
 
 
 @EACH_SHAPE

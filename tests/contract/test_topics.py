@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING
 
 import pytest
@@ -53,6 +54,20 @@ def test_creating_a_topic_again_is_no_error_and_changes_nothing(mq: MQ) -> None:
 
     assert numbers(mq, "orders") == [0, 1, 2, 3, 4]
     assert mq.admin.describe_topic("orders").messages == 1
+
+
+@pytest.mark.parametrize(("wanted", "warned"), [(7, True), (5, False), (3, False), (None, False)])
+def test_a_topic_that_exists_with_fewer_partitions_than_asked_for_is_told(
+    mq: MQ, caplog: pytest.LogCaptureFixture, wanted: int | None, *, warned: bool
+) -> None:
+    mq.create_topic("orders", 5)
+
+    with caplog.at_level(logging.WARNING, "sqlmq"):
+        mq.create_topic("orders", wanted)
+
+    told = [record.getMessage() for record in caplog.records if getattr(record, "sqlmq_event", "") == "topic smaller"]
+    assert len(told) == warned
+    assert all("with 5 partition(s), not 7" in text for text in told)
 
 
 def test_creating_tells_whether_the_topic_was_made(mq: MQ) -> None:

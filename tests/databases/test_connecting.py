@@ -9,13 +9,15 @@ from typing import TYPE_CHECKING
 
 import psycopg
 import pytest
-from sqlalchemy import make_url
+from sqlalchemy import create_engine, make_url
 from sqlalchemy.exc import DatabaseError, OperationalError
+from sqlalchemy.pool import NullPool
 
-from sqlmq import MQ
+from sqlmq import MQ, Message
 from sqlmq.dialects import dialect_named
 from sqlmq.dialects.postgresql import pooler
 from sqlmq.errors import DatabaseDamagedError
+from tests.support.postgres_databases import APPLICATION_NAME
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -74,6 +76,63 @@ def test_a_connection_for_asyncio_to_a_file_that_is_no_database_is_closed(
     asyncio.run(connect())
 
     assert open_connections == set()
+
+
+NAMES = "SELECT DISTINCT application_name FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
+
+
+def names(database: DatabaseUnderTest) -> set[str]:
+    """The names that the server's list of connections has for those of this test's database."""
+    engine = create_engine(database.url, poolclass=NullPool)
+    with engine.connect() as connection:
+        return set(connection.exec_driver_sql(NAMES).scalars())
+
+
+@pytest.mark.parametrize("database", ["postgres"], indirect=True)
+@pytest.mark.parametrize(
+    ("query", "variable", "expected"),
+    [
+        ({}, None, "sqlmq"),
+        ({"fallback_application_name": "orders"}, None, "orders"),
+        ({"application_name": "orders"}, None, "orders"),
+        ({}, "orders", "orders"),
+    ],
+    ids=["of ours", "a fallback of the URL", "of the URL", "of the environment"],
+)
+def test_every_connection_has_a_name_unless_it_has_one_already(
+    database: DatabaseUnderTest,
+    monkeypatch: pytest.MonkeyPatch,
+    query: dict[str, str],
+    variable: str | None,
+    expected: str,
+) -> None:
+    if variable is not None:
+        monkeypatch.setenv("PGAPPNAME", variable)
+    with MQ(make_url(database.url).update_query_dict(query)) as mq:
+        mq.producer("orders").produce(Message(b"x"))
+        consumer = mq.consumer("orders", "billing")
+        assert consumer.poll(timeout=10) != []
+        consumer.poll(timeout=0.05)  # it waits, so it listens
+
+        found = names(database)
+
+    assert found - {APPLICATION_NAME} == {expected}
+
+
+@pytest.mark.parametrize(
+    ("database", "driver"),
+    [("postgres", "asyncpg"), ("postgres", "psycopg_async"), ("postgres", "psycopg2"), ("sqlite", "aiosqlite")],
+    indirect=["database"],
+)
+def test_the_url_of_an_application_with_another_driver_names_the_same_database(
+    database: DatabaseUnderTest, driver: str
+) -> None:
+    url = make_url(database.url)
+
+    with MQ(url.set(drivername=f"{url.get_backend_name()}+{driver}")) as mq, MQ(database.url) as other:
+        mq.create_topic("orders")
+
+        assert other.admin.topics() == ["orders"]
 
 
 @pytest.mark.parametrize("database", ["postgres"], indirect=True)

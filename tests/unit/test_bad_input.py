@@ -408,20 +408,13 @@ BAD_URLS = [
     ("oracle://user@host/name", "not on 'oracle'"),
     ("nonsense://user@host/name", "not on 'nonsense'"),
     ("postgresql+pg8000://host/name", r"postgresql\+psycopg://"),
-    ("postgresql+psycopg2://user@host/name", r"postgresql\+psycopg://"),
     ("sqlite+pysqlcipher:///queue.db", "sqlite:///file.db"),
-]
-SYNC_ONLY_BAD_URLS = [
-    ("postgresql+asyncpg://user@host/name", r"postgresql\+psycopg://"),
-    ("sqlite+aiosqlite:///queue.db", "sqlite:///file.db"),
 ]
 
 
 @each_face
 def test_a_wrong_url_is_refused_with_a_hint(face: type[MQ | AsyncMQ]) -> None:
-    urls = BAD_URLS + (SYNC_ONLY_BAD_URLS if face is MQ else [])
-
-    assert [url for url, hint in urls if not is_refused(InvalidURLError, hint, face, url)] == []
+    assert [url for url, hint in BAD_URLS if not is_refused(InvalidURLError, hint, face, url)] == []
 
 
 @each_face

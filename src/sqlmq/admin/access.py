@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
 from sqlmq.errors import DatabaseUnavailableError, MQClosedError, UnknownTopicError
+from sqlmq.hooks.log_events import log_fields
 from sqlmq.model.validation import check_topic
 from sqlmq.operations.admin import topics
 
@@ -15,6 +17,8 @@ if TYPE_CHECKING:
     from sqlmq.database.database import Database, Operation
     from sqlmq.model.config import MQConfig
     from sqlmq.store.topics import Topic
+
+log = logging.getLogger("sqlmq.admin")
 
 T = TypeVar("T")
 P = ParamSpec("P")
@@ -62,6 +66,19 @@ class DatabaseAccess:
                 raise
         self.write(topics.create_topic, name, self.config.default_partitions, None)
         return self.read(topics.find_topic, name)
+
+    def log_if_smaller(self, name: str, wanted: int) -> None:
+        """Log a warning if topic *name* exists with fewer than *wanted* partitions."""
+        with contextlib.suppress(UnknownTopicError):  # it was deleted meanwhile
+            found = self.read(topics.find_topic, name).partitions
+            if found < wanted:
+                log.warning(
+                    "Topic %r exists with %d partition(s), not %d. admin.add_partitions makes it grow.",
+                    name,
+                    found,
+                    wanted,
+                    extra=log_fields("topic smaller", topic=name),
+                )
 
     @contextlib.contextmanager
     def _while_open(self) -> Iterator[None]:

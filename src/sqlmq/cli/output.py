@@ -25,8 +25,22 @@ _WIDE = 10_000
 
 
 def line(facts: Mapping[str, object]) -> str:
-    """Return *facts* as one line of JSON, without the newline."""
-    return json.dumps(facts, ensure_ascii=False, separators=(",", ":"))
+    """Return *facts* as one line of JSON, without the newline.
+
+    Its letters are written as they are if stdout can encode all that there are.
+    """
+    return json.dumps(facts, ensure_ascii=not _encodes_all(sys.stdout), separators=(",", ":"))
+
+
+def escape_what_stdout_cannot_encode() -> None:
+    """Write an escape for each letter that the encoding of stdout lacks, as stderr does: terminals may have ASCII only."""
+    reconfigure = getattr(sys.stdout, "reconfigure", None)
+    if reconfigure is not None and not _encodes_all(sys.stdout):
+        reconfigure(errors="backslashreplace")
+
+
+def _encodes_all(stream: IO[str]) -> bool:
+    return (getattr(stream, "encoding", None) or "utf-8").lower().replace("-", "").startswith("utf")
 
 
 def show(rows: Iterable[Mapping[str, object]], columns: Sequence[str], *, as_json: bool, empty: str = "") -> None:

@@ -25,7 +25,7 @@ from sqlmq.cli.commands.top import top as top_command
 from sqlmq.cli.commands.topics import topics as topics_command
 from sqlmq.cli.commands.verify import verify as verify_command
 from sqlmq.cli.demo.command import demo as demo_command
-from sqlmq.cli.output import forget_stdout
+from sqlmq.cli.output import escape_what_stdout_cannot_encode, forget_stdout
 from sqlmq.cli.run.command import run as run_command
 from sqlmq.cli.settings import Settings, database_options, example
 from sqlmq.errors import SqlmqError
@@ -36,6 +36,7 @@ class Commands(click.Group):
 
     def invoke(self, ctx: click.Context) -> Any:  # noqa: ANN401 - click's own signature
         """Run the command. A SqlmqError ends it with exit code 1."""
+        escape_what_stdout_cannot_encode()
         try:
             result = super().invoke(ctx)
             sys.stdout.flush()

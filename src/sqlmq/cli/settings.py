@@ -7,18 +7,23 @@ rightmost one wins, and the command line wins over the environment.
 from __future__ import annotations
 
 import logging
+import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 from click.core import ParameterSource
 
+from sqlmq.database.engines import read_url
+from sqlmq.dialects import with_application_name
 from sqlmq.errors import SqlmqError
 from sqlmq.model.config import MQConfig
 from sqlmq.mq import MQ
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from sqlalchemy import URL
 
 DEFAULT_URL = "sqlite:///sqlmq.db"
 """A file in the current directory, for first tries."""
@@ -36,12 +41,25 @@ class Settings:
     is_url_on_command_line: bool = False
     log_handler: logging.Handler | None = None
 
+    def given_url(self) -> str | None:
+        """Return the URL that was given; None if none was. Raises click.UsageError for an empty one."""
+        if self.url == "":
+            fact = "--url is empty" if self.is_url_on_command_line else "SQLMQ_URL is set, but empty"
+            message = f"{fact}. Give the URL of the database, or none: then it is {DEFAULT_URL}."
+            raise click.UsageError(message)
+        return self.url
+
     def database_url(self) -> str:
         """Return the URL of the database. If none was given, use the default and name it on stderr."""
-        if self.url is None:
+        url = self.given_url()
+        if url is None:
             click.echo(f"Using {DEFAULT_URL}; name another database with --url or SQLMQ_URL.", err=True)
-            self.url = DEFAULT_URL
-        return self.url
+            url = self.url = DEFAULT_URL
+        return url
+
+    def named_url(self) -> URL:
+        """Return the URL of the database, with the name of this command for the server's list of connections."""
+        return with_application_name(read_url(self.database_url()), _command_name(click.get_current_context()))
 
     def environment(self) -> dict[str, str]:
         """Return the settings as environment variables for a child process.
@@ -60,7 +78,7 @@ class Settings:
 
     def open(self, **options: Any) -> MQ:  # noqa: ANN401 - passed on to MQ as they are
         """Open the MQ with the keyword arguments *options*. The caller closes it."""
-        url = self.database_url()
+        url = self.named_url()
         try:
             return MQ(url, schema=self.schema, **options)
         except SqlmqError:
@@ -129,11 +147,24 @@ def _keep(ctx: click.Context, option: click.Parameter, value: str | None) -> Non
     settings = ctx.ensure_object(Settings)
     name = str(option.name)
     is_typed = ctx.get_parameter_source(name) is ParameterSource.COMMANDLINE
+    if name == "url":
+        # Click takes an empty variable for none. But the variable was meant to name a database, and would name another one.
+        value = os.environ.get("SQLMQ_URL") if value is None else value
+    # What a shell has written, as into a secret, often ends in a newline.
+    value = None if value is None else value.strip()
+    if name == "schema" and not is_typed:
+        value = value or None
     if value is None or (getattr(settings, name) is not None and not is_typed):
         return
     setattr(settings, name, value)
     if name == "url":
         settings.is_url_on_command_line = is_typed
+
+
+def _command_name(ctx: click.Context) -> str:
+    """Return the words of the command and the group it reads as: ``sqlmq run billing``."""
+    group = ctx.params.get("group")
+    return f"{ctx.command_path} {group}" if isinstance(group, str) else ctx.command_path
 
 
 def _keep_verbosity(ctx: click.Context, _option: click.Parameter, value: int) -> None:

@@ -337,7 +337,7 @@ class Coordinator:
         for new in taken:
             self._assign(new)
         self._update_partition_numbers()
-        log.debug(
+        log.info(
             "%s took %d partition(s) and released %d",
             self._subscription.member_name,
             len(taken),

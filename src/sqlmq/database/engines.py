@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from sqlalchemy import URL, make_url
 from sqlalchemy import exc as sa_exc
 
-from sqlmq.dialects import canonical, dialect_named, without_secrets
+from sqlmq.dialects import blocking, canonical, dialect_named, without_secrets
 from sqlmq.errors import InvalidURLError, SqlmqError
 
 if TYPE_CHECKING:
@@ -17,9 +17,12 @@ if TYPE_CHECKING:
 
 
 def read_url(target: str | URL) -> URL:
-    """Return *target* with SQLAlchemy's name of the database. Raises InvalidURLError."""
+    """Return *target* with SQLAlchemy's name of the database. Raises InvalidURLError.
+
+    Blanks and newlines around a URL are none of its parts. They come with secrets and variables that a shell has written.
+    """
     try:
-        return canonical(make_url(target))
+        return canonical(make_url(target.strip() if isinstance(target, str) else target))
     except (sa_exc.ArgumentError, ValueError):
         message = (
             "Not a database URL. Expected sqlite:///file.db or postgresql://user:password@host/database. Special "
@@ -31,9 +34,10 @@ def read_url(target: str | URL) -> URL:
 def open_engine(target: object, schema: str | None) -> tuple[Dialect, Engine]:
     """Create the engine for the URL *target*, with its dialect. Raises TypeError or InvalidURLError."""
     if not isinstance(target, str | URL):
-        message = f"MQ takes a database URL or a SQLAlchemy Engine, not {type(target).__name__}."
+        hint = "; AsyncMQ takes it" if hasattr(target, "sync_engine") else ""
+        message = f"MQ takes a database URL or a SQLAlchemy Engine, not {type(target).__name__}{hint}."
         raise TypeError(message)
-    url = read_url(target)
+    url = blocking(read_url(target), is_made=False)
     dialect = dialect_named(url.get_backend_name(), schema)
     try:
         return dialect, dialect.create_engine(url)

@@ -46,6 +46,7 @@ __all__ = [
     "canonical",
     "dialect_named",
     "dialect_of",
+    "with_application_name",
     "without_secrets",
 ]
 
@@ -77,7 +78,7 @@ def canonical(url: URL) -> URL:
 
 
 def blocking(url: URL, *, is_made: bool) -> URL:
-    """Return *url*, which may name an asyncio driver, with our driver for the same database.
+    """Return *url*, which may name the driver of an application, with our driver for the same database.
 
     *is_made* means that an engine for it exists. Raises InvalidURLError if only that engine can see its database.
     """
@@ -87,6 +88,11 @@ def blocking(url: URL, *, is_made: bool) -> URL:
         message = "Only its own engine sees a database in memory. Use a file, or give the URL instead of the engine."
         raise InvalidURLError(message)
     return dialect.blocking_url(url)
+
+
+def with_application_name(url: URL, name: str) -> URL:
+    """Return *url* so that its connections have *name* where the database lists them, if neither URL nor environment has one."""
+    return dialect_named(url.get_backend_name(), None).with_application_name(url, name)
 
 
 def dialect_of(conn: Connection, schema: str | None) -> Dialect:

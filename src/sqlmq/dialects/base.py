@@ -170,7 +170,12 @@ class Dialect(ABC):
 
     @abstractmethod
     def blocking_url(self, url: URL) -> URL:
-        """Return *url* with our driver if it names an asyncio driver. Other drivers are refused later."""
+        """Return *url* with our driver if it names one whose options can be translated. Other drivers are refused later."""
+
+    def with_application_name(self, url: URL, name: str) -> URL:
+        """Return *url* so that its connections have *name* where the database lists them, unless they have one."""
+        del name
+        return url
 
     def is_private(self, url: URL) -> bool:
         """Whether only the engine made from *url* can see that database."""

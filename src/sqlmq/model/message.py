@@ -371,7 +371,11 @@ def _as_bytes(part: str, given: object) -> bytes:
         return given
     if isinstance(given, bytearray | memoryview):
         return bytes(given)
-    hint = "; encode it, as in text.encode()" if isinstance(given, str) else ""
+    hint = ""
+    if isinstance(given, str):
+        hint = "; encode it, as in text.encode()"
+    elif isinstance(given, dict | list):
+        hint = "; encode it, as in json.dumps(value).encode()"
     message = f"A message's {part} must be bytes, not {type(given).__name__}{hint}."
     raise TypeError(message)
 

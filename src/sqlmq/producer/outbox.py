@@ -8,6 +8,7 @@ application's own, stored and cancelled at the call.
 
 from __future__ import annotations
 
+import logging
 import math
 from typing import TYPE_CHECKING, NamedTuple
 from weakref import WeakKeyDictionary, ref
@@ -18,6 +19,7 @@ from sqlalchemy.sql.expression import SavepointClause
 from sqlmq.database.retrying import roll_back_in_driver
 from sqlmq.dialects import TopicGrownError
 from sqlmq.errors import SessionError, UnknownTopicError
+from sqlmq.hooks.log_events import log_fields
 from sqlmq.model.message import Publication
 from sqlmq.operations import produce, staging
 from sqlmq.operations.admin import topics
@@ -44,6 +46,8 @@ if TYPE_CHECKING:
     from sqlmq.producer.core import ProducerCore
     from sqlmq.producer.session_binding import SessionLike
     from sqlmq.store.topics import Topic
+
+log = logging.getLogger("sqlmq.producer")
 
 
 class _Waiting(NamedTuple):
@@ -197,6 +201,12 @@ class _Outbox:
         del conn
         for one in self._published:
             one.publication.set_result(None)
+        if self._waiting or self._published:
+            log.debug(
+                "%d message(s) are not published: their transaction was rolled back, or ended without commit().",
+                len(self._waiting) + len(self._published),
+                extra=log_fields("publication dropped", messages=len(self._waiting) + len(self._published)),
+            )
         self._waiting.clear()
         self._published.clear()
         self._savepoints.clear()

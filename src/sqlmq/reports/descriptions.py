@@ -182,6 +182,8 @@ class PartitionReset:
     """The group's position before the reset."""
     to_offset: int
     """The offset that it reads next after the reset."""
+    start_offset: int
+    """The offset of the oldest message in the log: retention has deleted those before it."""
     end_offset: int
     """The offset of the next message to be appended."""
     forgotten: int

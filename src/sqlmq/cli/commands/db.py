@@ -208,7 +208,7 @@ def roles(
 
 @contextmanager
 def _open(settings: Settings) -> Iterator[Database]:
-    opened = Database(settings.database_url(), settings.schema)
+    opened = Database(settings.named_url(), settings.schema)
     try:
         with _unknown_revisions_explained():
             yield opened

@@ -30,7 +30,7 @@ groups.add_command(reset)
 
 
 @groups.command("list", epilog=example("sqlmq groups list", "sqlmq groups list --topic orders --json"))
-@click.option("--topic", metavar="NAME", help="Only the groups of this topic.")
+@click.option("-t", "--topic", metavar="NAME", help="Only the groups of this topic.")
 @json_option
 @database_options
 @pass_settings
@@ -54,7 +54,7 @@ def list_groups(settings: Settings, topic: str | None, *, as_json: bool) -> None
 
 @groups.command(epilog=example("sqlmq groups describe billing --topic orders", "sqlmq groups describe billing --json"))
 @click.argument("group")
-@click.option("--topic", metavar="NAME", help="Topic that the group reads. Default: all its topics.")
+@click.option("-t", "--topic", metavar="NAME", help="Topic that the group reads. Default: all its topics.")
 @click.option(
     "--stuck-seconds",
     type=click.FloatRange(min=0, min_open=True),
@@ -116,7 +116,7 @@ def describe(settings: Settings, group: str, topic: str | None, stuck_seconds: f
 
 @groups.command(epilog=example("sqlmq groups members billing --topic orders"))
 @click.argument("group")
-@click.option("--topic", required=True, metavar="NAME", help="Topic that the group reads.")
+@click.option("-t", "--topic", required=True, metavar="NAME", help="Topic that the group reads.")
 @json_option
 @database_options
 @pass_settings

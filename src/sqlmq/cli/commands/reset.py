@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import json
-from datetime import timedelta
+from datetime import datetime, timedelta
 from io import TextIOBase
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from sqlmq.cli.options import read_delay, read_moment
-from sqlmq.cli.output import json_option, show
+from sqlmq.cli.output import count, json_option, show
 from sqlmq.cli.settings import Settings, database_options, example, pass_settings
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    from sqlmq.reports.descriptions import PartitionReset
 
 
 @click.command(
@@ -26,7 +28,7 @@ if TYPE_CHECKING:
     )
 )
 @click.argument("group")
-@click.option("--topic", required=True, metavar="NAME", help="Topic that the group reads.")
+@click.option("-t", "--topic", required=True, metavar="NAME", help="Topic that the group reads.")
 @click.option("--to-earliest", is_flag=True, help="To the oldest message.")
 @click.option("--to-latest", is_flag=True, help="After the newest message: skip all messages.")
 @click.option("--to-offset", type=click.IntRange(min=0), metavar="OFFSET", help="To this offset, in each partition.")
@@ -106,15 +108,36 @@ def reset(
             "partition": change.partition,
             "from": change.from_offset,
             "to": change.to_offset,
+            "start": change.start_offset,
             "end": change.end_offset,
             "forgotten": change.forgotten,
             "executed": execute,
         }
         for change in changes
     ]
-    show(rows, ["partition", "from", "to", "end", "forgotten"], as_json=as_json)
+    show(rows, ["partition", "from", "to", "start", "end", "forgotten"], as_json=as_json)
+    if not as_json:
+        click.echo(_counts(changes), err=True)
+        # A named place is there, or an error. Others are moved to where the log begins.
+        if (to is None or isinstance(to, datetime | timedelta)) and (note := _note_on_retention(changes)) is not None:
+            click.echo(note, err=True)
     if not execute and not as_json:
         click.echo("Nothing was changed. To reset the group, add --execute.", err=True)
+
+
+def _counts(changes: Sequence[PartitionReset]) -> str:
+    """Return in words how many messages are read again, and how many are skipped."""
+    again = sum(max(0, change.from_offset - change.to_offset) for change in changes)
+    skipped = sum(max(0, change.to_offset - change.from_offset) for change in changes)
+    return f"{count(again, 'message')} to read again, {skipped:,} to skip."
+
+
+def _note_on_retention(changes: Sequence[PartitionReset]) -> str | None:
+    """Return a sentence about the partitions whose log begins at the new position, perhaps later than asked for."""
+    cut = [change.partition for change in changes if change.start_offset == change.to_offset > 0]
+    if not cut:
+        return None
+    return f"Retention has deleted the messages before the new position in partition {', '.join(map(str, cut))}."
 
 
 def _goal(goals: dict[str, object]) -> tuple[Any, int | None]:

@@ -12,6 +12,8 @@ import click
 
 from sqlmq.cli.output import json_option, say
 from sqlmq.cli.settings import Settings, database_options, example, pass_settings
+from sqlmq.database.engines import read_url
+from sqlmq.dialects import blocking
 from sqlmq.verify import history, report
 from sqlmq.verify.judge.verdict import judge
 from sqlmq.verify.plan import FAULTS, MODES, Plan
@@ -184,7 +186,10 @@ def run(
         raise click.UsageError(message)
     check_system()
     chosen = secrets.randbelow(1_000_000) if seed is None else seed
-    plan = Plan.of(settings.url, settings.schema, name, directory, seed=chosen, **options)
+    url = settings.given_url()
+    if url is not None:
+        url = blocking(read_url(url), is_made=False).render_as_string(hide_password=False)
+    plan = Plan.of(url, settings.schema, name, directory, seed=chosen, **options)
     click.echo(f"Run {name} with seed {chosen}; history and report are written to {directory}.", err=True)
     outcome = workload_run.perform(plan, keep=keep, say=lambda line: click.echo(line, err=True))
     verdict = judge(*history.read_directory(directory))

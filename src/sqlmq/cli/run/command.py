@@ -62,7 +62,7 @@ def _check_attempts(_ctx: click.Context, _param: click.Parameter, value: str) ->
     default=1,
     show_default=True,
     metavar="N",
-    help="Run N processes, each a member of the group. A process that dies is restarted.",
+    help="Run N processes, each a member of the group. Of 2 or more, one that dies is restarted.",
 )
 @click.option(
     "--concurrency",
@@ -243,8 +243,8 @@ def _run_in_loop(
     from sqlmq.aio import AsyncMQ
 
     async def run_to_the_end() -> RunSummary:
-        url, schema, lease_seconds = settings.database_url(), settings.schema, arguments.lease_seconds
-        async with AsyncMQ(url, schema=schema, lease_seconds=lease_seconds) as mq:
+        url, lease_seconds = settings.named_url(), arguments.lease_seconds
+        async with AsyncMQ(url, schema=settings.schema, lease_seconds=lease_seconds) as mq:
             if arguments.instrument is not None:
                 arguments.instrument(mq)
             consumer = await mq.consumer(

@@ -59,6 +59,11 @@ if TYPE_CHECKING:
     from sqlmq.reports.doctor import DatabaseStatus
 
 _CONNECT_TIMEOUT_SECONDS = 10
+_FALLBACK_NAME = "fallback_application_name"
+"""The name of connections in ``pg_stat_activity``, unless ``application_name`` or PGAPPNAME gives one.
+
+https://www.postgresql.org/docs/current/libpq-connect.html#LIBPQ-CONNECT-FALLBACK-APPLICATION-NAME
+"""
 _TCP_USER_TIMEOUT_MS = 30_000
 
 
@@ -123,7 +128,7 @@ class Postgresql(Dialect):
 
     def blocking_url(self, url: URL) -> URL:
         driver = url.drivername.partition("+")[2]
-        if driver == "psycopg_async":
+        if driver in {"psycopg_async", "psycopg2"}:  # the options are libpq's
             return url.set(drivername="postgresql+psycopg")
         if driver != "asyncpg":
             return url
@@ -132,6 +137,9 @@ class Postgresql(Dialect):
             drivername="postgresql+psycopg",
             query={name: value for name, value in query.items() if not name.startswith("prepared_statement_")},
         )
+
+    def with_application_name(self, url: URL, name: str) -> URL:
+        return url if _FALLBACK_NAME in url.query else url.update_query_dict({_FALLBACK_NAME: name})
 
     def check_engine(self, engine: Engine) -> None:
         if engine.dialect.driver != "psycopg":
@@ -357,10 +365,14 @@ def _lower(setting: str, value: int, unit: str) -> str:
 
 
 def _engine_options(url: URL) -> dict[str, Any]:
-    timeouts = {"connect_timeout": _CONNECT_TIMEOUT_SECONDS, "tcp_user_timeout": _TCP_USER_TIMEOUT_MS}
+    options = {
+        "connect_timeout": _CONNECT_TIMEOUT_SECONDS,
+        "tcp_user_timeout": _TCP_USER_TIMEOUT_MS,
+        _FALLBACK_NAME: "sqlmq",
+    }
     # A value in the user's URL wins over ours.
-    asked_for = {name: url.query[name] for name in timeouts if name in url.query}
-    return {"hide_parameters": True, "max_overflow": 15, "connect_args": timeouts | asked_for}
+    asked_for = {name: url.query[name] for name in options if name in url.query}
+    return {"hide_parameters": True, "max_overflow": 15, "connect_args": options | asked_for}
 
 
 def _wrong_driver(driver: str) -> str:

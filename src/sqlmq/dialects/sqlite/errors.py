@@ -17,7 +17,10 @@ from sqlmq.errors import (
     SqlmqError,
 )
 
-_BUSY_ADVICE = "Another transaction has been writing for too long. Keep transactions short."
+_BUSY_ADVICE = (
+    "Another transaction has been writing for too long. If this thread has begun it, join it with session=; otherwise keep "
+    "transactions short."
+)
 _MOVED_ADVICE = "Nothing was written. The next call opens the file that is there then: restore it first if it was removed by mistake."
 _PERMISSION_ADVICE = "Allow the process to read and write the file."
 _TRANSLATIONS: dict[int, tuple[type[DatabaseError], str]] = {

@@ -143,7 +143,7 @@ def _changes(
     goals = _goals(conn, dialect, topic, target, positions, bounds)
     forgotten = parked.count_forgotten(conn, dialect, group, goals)
     return [
-        PartitionReset(number, positions[id_], goals[id_], bounds[id_][1], forgotten.get(id_, 0))
+        PartitionReset(number, positions[id_], goals[id_], *bounds[id_], forgotten.get(id_, 0))
         for number, id_ in zip(numbers, ids, strict=True)
     ]
 
