@@ -1,6 +1,7 @@
 """A message queue that lives in the SQL database you already have.
 
     mq            MQ: one database, its topics, and what is made from it
+    resources     what an MQ has opened, and how it is closed
     producer      messages in
     consumer      messages out, for a group
     admin         what an operator does and sees

@@ -5,31 +5,21 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
-import threading
 from typing import TYPE_CHECKING, Self, get_args
 
 from sqlmq.admin.access import DatabaseAccess
 from sqlmq.admin.admin import Admin
-from sqlmq.background.heartbeat import Heartbeat, Housekeeping
-from sqlmq.background.listener import Listener
-from sqlmq.background.notifier import Notifier
-from sqlmq.background.poller import SharedPoller
-from sqlmq.background.registry import MemberRegistry
-from sqlmq.background.retention import RetentionService
-from sqlmq.background.scheduler import Scheduler
 from sqlmq.consumer.consumer import Consumer
 from sqlmq.consumer.coordinator import Subscription
 from sqlmq.consumer.core import Ack, ConsumerCore
-from sqlmq.database.close_once import CloseOnce
 from sqlmq.database.database import Database
-from sqlmq.errors import InvalidTopicError, MQClosedError
+from sqlmq.errors import InvalidTopicError
 from sqlmq.hooks.clock import check_clock
 from sqlmq.hooks.failpoints import arm_by_environment
 from sqlmq.model import validation
 from sqlmq.model.config import MQConfig, OnEvicted
 from sqlmq.model.positions import check_start
 from sqlmq.model.retention import Retention, check_retention
-from sqlmq.model.timing import heartbeat_interval
 from sqlmq.model.validation import (
     check_group,
     check_member_name,
@@ -39,50 +29,19 @@ from sqlmq.model.validation import (
     check_topic,
 )
 from sqlmq.operations.admin import topics as admin_topics
+from sqlmq.producer.batcher import Batcher
 from sqlmq.producer.core import ProducerCore
 from sqlmq.producer.producer import Producer
+from sqlmq.resources import Resources
 
 if TYPE_CHECKING:
     from types import TracebackType
-    from typing import TypeVar
 
     from sqlalchemy import URL, Engine
 
     from sqlmq.hooks.clock import Clock
     from sqlmq.hooks.observer import Observer
     from sqlmq.model.positions import Start
-
-    T = TypeVar("T")
-    Made = TypeVar("Made", Producer, Consumer)
-
-
-class BackgroundServices:
-    """The background threads of one MQ, built in the order in which they need each other. Each starts when needed."""
-
-    def __init__(self, database: Database, config: MQConfig) -> None:
-        housekeeping_seconds = min(config.commit_interval_seconds, heartbeat_interval(config.lease_seconds))
-        can_notify = config.notify and database.can_notify
-        self.registry = MemberRegistry()
-        self.heartbeat = Heartbeat(database, self.registry, lease_seconds=config.lease_seconds)
-        self.housekeeping = Housekeeping(database.clock, self.registry, interval_seconds=housekeeping_seconds)
-        self.poller = SharedPoller(database, self.registry, poll_max_seconds=config.poll_max_seconds)
-        self.notifier = Notifier(database, self.registry, reaches_other_processes=can_notify)
-        self.listener = Listener(database, self.registry, self.notifier)
-        self.scheduler = Scheduler(database, self.notifier, poll_max_seconds=config.poll_max_seconds)
-        self.retention = RetentionService(database)
-        self.registry.wake_through(self.poller)
-        self.registry.start_with_members(self.heartbeat, self.housekeeping)
-        self.registry.start_with_waits(*([self.poller, self.listener] if can_notify else [self.poller]))
-
-    def close(self) -> None:
-        """End all threads. A thread ends before the threads that it needs for its last work."""
-        self.retention.close()
-        self.scheduler.close()
-        self.listener.close()
-        self.notifier.close()
-        self.poller.close()
-        self.heartbeat.stop()
-        self.housekeeping.stop()
 
 
 class MQ:
@@ -92,6 +51,9 @@ class MQ:
     which is used as it is and never disposed. If a URL names a driver for asyncio, ours for the same database is used.
     *schema* is the schema of the tables on Postgres; by default, the connection's default schema. The first call that
     needs the database connects; on SQLite it also creates the tables.
+
+    Close it, or use it in a ``with`` statement. One is enough for a program. An MQ that was dropped, with all that was made
+    from it, closes itself and emits a ResourceWarning.
 
     - *create_topics*: create a missing topic for a producer or consumer; if off, they raise UnknownTopicError.
     - *default_partitions*: the number of partitions of a topic that is created without a number.
@@ -149,14 +111,13 @@ class MQ:
     def _open(self, database: Database, config: MQConfig) -> None:
         self._database = database
         self._config = config
-        self._access = DatabaseAccess(database, config)
-        self._background = BackgroundServices(database, config)
+        self._resources = Resources(database, config)
+        self._in_use = self._resources.new_handle()
+        self._background = self._resources.background
+        self._access = DatabaseAccess(database, config, self._in_use)
         self._admin = Admin(
             self._access, self._background.registry, self._background.retention, self._background.notifier
         )
-        self._made: list[Producer | Consumer] = []
-        self._made_lock = threading.RLock()  # a finalizer may make or close something in the middle of these steps
-        self._closing = CloseOnce()
 
     @property
     def engine(self) -> Engine:
@@ -221,17 +182,17 @@ class MQ:
     def producer(self, topic: str) -> Producer:
         """Create a producer for *topic*. A missing topic is created, unless ``create_topics`` is off."""
         found = self._access.find_or_create_topic(topic)
-        return self._keep(
-            Producer(
-                ProducerCore(
-                    self._database,
-                    found,
-                    max_message_bytes=self._config.max_message_bytes,
-                    notifier=self._background.notifier,
-                    scheduler=self._background.scheduler,
-                )
-            )
+        core = ProducerCore(
+            self._database,
+            found,
+            max_message_bytes=self._config.max_message_bytes,
+            notifier=self._background.notifier,
+            scheduler=self._background.scheduler,
         )
+        batcher = Batcher(core)
+        producer = Producer(core, batcher, self._in_use)
+        self._resources.add_producer(producer, batcher)
+        return producer
 
     def consumer(
         self,
@@ -268,7 +229,8 @@ class MQ:
         self._background.scheduler.watch()
         self._background.retention.start()
         core = ConsumerCore(self._database, self._background.registry, subscription, self._config, ack)
-        return self._keep(Consumer(core))
+        self._resources.add_consumer(core)
+        return Consumer(core, self._in_use)
 
     def observe(self, observer: Observer | None) -> None:
         """Call *observer* around every send and every handler from now on; None removes it. There is one at a time.
@@ -284,7 +246,8 @@ class MQ:
         not respond, closing ends after five seconds.
         """
         self._database.check_outside_block("close its MQ")
-        self._closing.run(self._close)
+        self._access.close()
+        self._resources.close()
 
     def __enter__(self) -> Self:
         return self
@@ -297,31 +260,6 @@ class MQ:
     def __repr__(self) -> str:
         schema = f", schema {self.schema!r}" if self.schema else ""
         return f"<MQ on {self._database.where}{schema}{' (closed)' if self._access.closed else ''}>"
-
-    def _close(self) -> None:
-        with self._made_lock:
-            self._access.close()
-        self._database.watchdog.shorten()
-        errors: list[Exception] = []
-        for made in self._made:
-            try:
-                made.close()
-            except Exception as error:  # noqa: BLE001 - raised below, with the others
-                errors.append(error)
-        self._background.close()
-        self._database.close()
-        if errors:
-            message = "Some objects of the MQ could not be closed; everything else is closed."
-            raise ExceptionGroup(message, errors)
-
-    def _keep(self, made: Made) -> Made:
-        with self._made_lock:
-            if not self._access.closed:
-                self._made = [other for other in self._made if not other.closed]
-                self._made.append(made)
-                return made
-        made.close()
-        raise MQClosedError
 
 
 def open_database(database: str | URL | Engine, schema: str | None, config: MQConfig, clock: Clock | None) -> Database:

@@ -156,7 +156,7 @@ async def test_a_call_on_the_mq_that_is_cancelled_leaves_nothing_behind(mq: Asyn
         await mq.delete_topics("orders")
 
     async for _result in cancelled_everywhere(make_and_use):
-        assert [made for made in mq._sync._made if not made.closed] == []
+        assert [made for made in mq._sync._resources.made if not made.closed] == []
 
     await log_of(mq)
 

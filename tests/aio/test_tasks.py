@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import math
 import multiprocessing
 import sys
@@ -111,6 +112,85 @@ async def test_the_message_at_which_a_loop_was_left_can_be_committed(mq: AsyncMQ
     await consumer.commit()
 
     assert await position(mq) == 1
+
+
+async def in_a_task_of_its_own(call: Callable[[], Awaitable[object]]) -> object:
+    """Await *call* in a task, as a notebook does with each cell."""
+
+    async def cell() -> object:
+        return await call()
+
+    return await asyncio.create_task(cell())
+
+
+async def test_what_a_cell_of_a_notebook_got_can_be_committed_in_the_next(mq: AsyncMQ) -> None:
+    await send(mq, 3)
+    consumer = await mq.consumer("orders", "billing")
+
+    taken = []
+    for _ in range(2):
+        taken.append(await in_a_task_of_its_own(lambda: take(consumer)))
+        await in_a_task_of_its_own(consumer.commit)
+
+    assert taken == [b"0", b"1"]
+    assert await position(mq) == 2
+
+
+async def fail_after(call: Awaitable[object]) -> None:
+    await call
+    raise ArithmeticError("told to fail")
+
+
+async def leave_loop(consumer: AsyncConsumer) -> None:
+    async for _message in consumer:
+        break
+
+
+@pytest.mark.parametrize("way", ["error", "loop"])
+async def test_what_a_task_left_unfinished_is_not_committed_by_the_next(mq: AsyncMQ, way: str) -> None:
+    await send(mq, 2)
+    consumer = await mq.consumer("orders", "billing")
+    with contextlib.suppress(ArithmeticError):
+        await in_a_task_of_its_own(lambda: fail_after(take(consumer)) if way == "error" else leave_loop(consumer))
+
+    await in_a_task_of_its_own(consumer.commit)
+
+    assert await position(mq) == 0
+    assert await in_a_task_of_its_own(lambda: take(consumer)) == b"0"
+
+
+@pytest.mark.parametrize("first", ["commit", "poll"])
+async def test_a_task_that_used_the_consumer_before_commits_only_what_it_got_itself(mq: AsyncMQ, first: str) -> None:
+    await send(mq, 2)
+    consumer = await mq.consumer("orders", "billing")
+    await (consumer.commit() if first == "commit" else consumer.poll(timeout=PATIENCE_SECONDS))
+    await consumer.commit()
+    done = await position(mq)
+
+    if first == "commit":
+        await in_a_task_of_its_own(lambda: take(consumer))
+        await consumer.commit()
+
+    assert await position(mq) == done
+
+
+async def test_an_error_that_nobody_looked_at_is_still_complained_about_after_a_commit(mq: AsyncMQ) -> None:
+    await send(mq, 1)
+    complaints: list[object] = []
+    loop = asyncio.get_running_loop()
+    handler = loop.get_exception_handler()
+    loop.set_exception_handler(lambda _loop, context: complaints.append(context["exception"]))
+    consumer = await mq.consumer("orders", "billing")
+    failing = asyncio.create_task(fail_after(take(consumer)))
+    await asyncio.wait([failing])
+
+    await in_a_task_of_its_own(consumer.commit)
+    await in_a_task_of_its_own(lambda: consumer.poll(timeout=PATIENCE_SECONDS))  # its message comes again
+    del failing
+    gc.collect()
+    loop.set_exception_handler(handler)
+
+    assert [type(error) for error in complaints] == [ArithmeticError]
 
 
 async def test_tasks_that_share_a_consumer_get_each_message_once(mq: AsyncMQ) -> None:
@@ -288,7 +368,7 @@ async def test_a_handler_that_blocks_the_loop_for_longer_than_a_lease_keeps_its_
     stolen: list[Message] = []
 
     def rival_has_asked_for_three_leases() -> bool:
-        stolen.extend(Consumer(rival._core).poll(timeout=0))
+        stolen.extend(Consumer(rival._core, rival).poll(timeout=0))
         return time.monotonic() - began > 3
 
     assert await take(consumer) == b"0"

@@ -164,7 +164,7 @@ def test_closing_a_consumer_whose_first_close_failed_fails_the_same_way_again(
         assert caught.value is error
     with pytest.raises(ExceptionGroup):
         mq.close()
-    mq._closing._error = None  # the fixture closes it once more
+    mq._resources._closing._error = None  # the fixture closes it once more
 
 
 def test_an_error_in_a_with_block_is_not_hidden_by_one_of_closing(
@@ -191,10 +191,13 @@ def test_an_error_in_a_with_block_is_not_hidden_by_one_of_closing(
 def test_producers_and_consumers_that_were_closed_are_not_kept(mq: MQ) -> None:
     for _ in range(5):
         mq.producer("orders").close()
+        mq.consumer("orders", "billing").close()
 
-    mq.producer("orders")
+    producer, consumer = mq.producer("orders"), mq.consumer("orders", "billing")
 
-    assert len(mq._made) == 1
+    assert len(mq._resources.made) == 2
+    assert not producer.closed
+    assert not consumer.closed
 
 
 def test_a_producer_made_while_the_mq_closes_is_refused_or_closed(make_mq: MakeMQ) -> None:

@@ -27,9 +27,10 @@ P = ParamSpec("P")
 class DatabaseAccess:
     """Runs operations in transactions of their own. Raises MQClosedError once the MQ is closed. Shared by threads."""
 
-    def __init__(self, database: Database, config: MQConfig) -> None:
+    def __init__(self, database: Database, config: MQConfig, in_use: object) -> None:
         self.database = database
         self.config = config
+        self._in_use = in_use
         self._closed = False
 
     @property

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from sqlmq.aio.engines import Engines
     from sqlmq.aio.threads import Threads
     from sqlmq.aio.transaction import AsyncSessionSource
+    from sqlmq.consumer.buffer import Receiver
     from sqlmq.consumer.core import ConsumerCore
     from sqlmq.consumer.partition import Delivery
     from sqlmq.consumer.worker.pool import RunSummary
@@ -53,11 +54,12 @@ class AsyncConsumer:
     what it may have got.
     """
 
-    def __init__(self, core: ConsumerCore, threads: Threads, engines: Engines) -> None:
+    def __init__(self, core: ConsumerCore, in_use: object, threads: Threads, engines: Engines) -> None:
         self._core = core
+        self._in_use = in_use
         self._threads = threads
         self._engines = engines
-        self._fetcher = AsyncFetcher(core, threads)
+        self._fetcher = AsyncFetcher(core, in_use, threads)
 
     @property
     def topic(self) -> str:
@@ -132,6 +134,7 @@ class AsyncConsumer:
         """
         return AsyncTransaction(
             self._core,
+            self._in_use,
             TaskReceiver(_current_task()),
             self._threads,
             self._engines,
@@ -196,9 +199,13 @@ class AsyncConsumer:
         Raises FencedError if another consumer has taken over one of the partitions, UnknownTopicError if the topic was
         deleted. The positions in the other partitions are committed all the same. Raises RuntimeError in a task made of
         this call alone, which has got nothing. A cancelled call has finished and committed, or neither.
+
+        If this is the task's first call, it also finishes what tasks got that have ended without an error: cells of a
+        notebook are such tasks. A message at which one has left a loop is delivered again.
         """
+        is_first_call = self._fetcher.is_first_call()
         receiver = self._fetcher.receiver()
-        await self._threads.run(lambda: self._core.commit(receiver))
+        await self._threads.run(lambda: self._core.commit(receiver, _has_succeeded if is_first_call else None))
 
     async def seek(self, partition: int, to: SeekTo) -> None:
         """Move the group in *partition*, which this consumer owns. See ``Consumer.seek``.
@@ -230,10 +237,15 @@ class AsyncConsumer:
 class AsyncFetcher:
     """Fetches for the tasks that share one consumer: the steps run in threads, the waiting in the event loop."""
 
-    def __init__(self, core: ConsumerCore, threads: Threads) -> None:
+    def __init__(self, core: ConsumerCore, in_use: object, threads: Threads) -> None:
         self._core = core
+        self._in_use = in_use
         self._threads = threads
         self._turns: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Lock] = weakref.WeakKeyDictionary()
+        self._callers: weakref.WeakSet[asyncio.Task[object]] = weakref.WeakSet()
+        """The tasks that have asked for messages, or have committed."""
+        self._last_caller: Callable[[], asyncio.Task[object] | None] = lambda: None
+        """The last of them, weakly: a look at the set takes six times as long."""
         self._yield_at = 0.0
 
     async def poll(self, at_most: int, timeout: float | None) -> list[ReceivedMessage]:
@@ -284,7 +296,18 @@ class AsyncFetcher:
                 "not with asyncio.wait_for(), create_task() or gather()."
             )
             raise RuntimeError(message)
+        if self._last_caller() is not task:
+            self._callers.add(task)
+            self._last_caller = weakref.ref(task)
         return TaskReceiver(task)
+
+    def is_first_call(self) -> bool:
+        """Whether the calling task has asked for nothing yet, and committed nothing.
+
+        What other tasks left unfinished is nothing to a task that was there before: it may be one that commits from time to
+        time, and the others may have caught their errors.
+        """
+        return _current_task() not in self._callers
 
     async def _let_other_tasks_run(self) -> None:
         """Yield to the event loop now and then: a poll that finds messages in the buffer awaits nothing else."""
@@ -358,6 +381,13 @@ class TaskReceiver:
         """Whether the task can go on."""
         return not self.task.done() and not self.task.get_loop().is_closed()
 
+    def has_succeeded(self) -> bool:
+        """Whether the task has ended, and not by an error or a cancellation."""
+        if not self.task.done() or self.task.cancelled():
+            return False
+        # `exception()` would count as a look at the error, and asyncio would not log it any more.
+        return self.task._exception is None  # noqa: SLF001
+
 
 class _Messages:
     """Iterates over a consumer's messages.
@@ -420,6 +450,10 @@ class _Messages:
         task, self._task = self._task, None
         if task is not None:
             self._core.mark_interrupted(TaskReceiver(task))
+
+
+def _has_succeeded(receiver: Receiver) -> bool:
+    return isinstance(receiver, TaskReceiver) and receiver.has_succeeded()
 
 
 def _is_one_call(running: object) -> bool:

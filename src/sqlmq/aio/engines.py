@@ -50,6 +50,10 @@ class Engines:
             engine = self._made[loop] = self._for_transactions(made)
         return engine
 
+    def provide_for_handlers(self, handlers: int) -> None:
+        """Expect *handlers* of one run in transactions at the same time. Raises as ``get``."""
+        self._database.provide_for_handlers(handlers, beside=self.get().sync_engine, is_ours=self._given is None)
+
     def _for_transactions(self, engine: AsyncEngine) -> AsyncEngine:
         return type(engine)(self._database.dialect.for_transactions(engine.sync_engine))
 

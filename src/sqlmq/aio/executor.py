@@ -9,12 +9,15 @@ from functools import partial
 from types import CoroutineType
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
+from sqlalchemy import Engine
+
 from sqlmq.aio.engines import check_greenlet
 from sqlmq.aio.threads import to_the_end
 from sqlmq.consumer.transaction_scope import JOIN_MODE, TransactionScope
 from sqlmq.consumer.worker.executor import (
     NotStarted,
     Succeeded,
+    bind_of,
     check_function,
     check_no_session,
     direct_executor,
@@ -236,7 +239,9 @@ def async_executor(
         check_greenlet()
         make_session = async_session_maker(session)
         if make_session is None:
-            engines.get()  # raises now, and not when a message arrives
+            engines.provide_for_handlers(config.concurrency)  # raises now, and not when a message arrives
+        elif isinstance(bind := getattr(bind_of(make_session), "sync_engine", None), Engine):
+            core.database.provide_for_handlers(config.concurrency, beside=bind)
         return AsyncTransactionalExecutor(awaited, core, threads, engines, make_session, in_batches=config.has_batches)
     check_no_session(session)
     return AsyncExecutor(awaited, in_batches=config.has_batches)

@@ -135,7 +135,8 @@ class AsyncMQ:
             lambda: self._sync.consumer(topic, group, start=start, ack=ack, name=name, on_evicted=on_evicted),
             lambda made: made.close(),
         )
-        return AsyncConsumer(made._core, self._threads, self._engines)  # noqa: SLF001 - both faces have one core
+        # Both faces have one core. The other one also keeps the MQ from being closed while this one is used.
+        return AsyncConsumer(made._core, made, self._threads, self._engines)  # noqa: SLF001
 
     def observe(self, observer: Observer | None) -> None:
         """Call *observer* around every send and every handler from now on; None removes it. See ``MQ.observe``."""

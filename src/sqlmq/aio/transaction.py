@@ -51,6 +51,7 @@ class AsyncTransaction:
     def __init__(
         self,
         core: ConsumerCore,
+        in_use: object,
         receiver: Receiver,
         threads: Threads,
         engines: Engines,
@@ -59,6 +60,7 @@ class AsyncTransaction:
         source: AsyncSessionSource | None,
     ) -> None:
         self._core = core
+        self._in_use = in_use
         self._context = core.transactions
         self._clock = core.clock
         self._receiver = receiver

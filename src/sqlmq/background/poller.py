@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from sqlmq.background.registry import FEW_MEMBERS
 from sqlmq.background.thread import BackgroundThread
+from sqlmq.database.engines import BesidePool
 from sqlmq.errors import SqlmqError
 from sqlmq.hooks.log_events import log_fields
 from sqlmq.model.timing import poll_pause, watch_interval
@@ -240,14 +241,16 @@ class _ChangeCounter:
     """Tells whether another connection has written since the last question, on a connection of its own."""
 
     def __init__(self, database: Database) -> None:
-        self._database = database
+        self._dialect = database.dialect
+        # Kept for good, so it may be none of a pool, in which the application may have a single one.
+        self._pool = BesidePool(database.engine)
         self._conn: Connection | None = None
         self._token: int | None = None
 
     def has_changed(self) -> bool:
         if self._conn is None:
-            self._conn = self._database.engine.connect()
-        before, self._token = self._token, self._database.dialect.change_token(self._conn)
+            self._conn = self._pool.engine().connect()
+        before, self._token = self._token, self._dialect.change_token(self._conn)
         return before != self._token
 
     def reconnect(self) -> None:
@@ -260,3 +263,4 @@ class _ChangeCounter:
         conn, self._conn = self._conn, None
         if conn is not None:
             conn.close()
+        self._pool.dispose()

@@ -14,7 +14,7 @@ from sqlmq.errors import OffsetGapError
 from sqlmq.operations import consume
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
     from sqlmq.consumer.coordinator import Coordinator
     from sqlmq.consumer.partition import AssignedPartition, Delivery
@@ -175,6 +175,11 @@ class FetchBuffer:
             else:
                 delivery.assigned.acknowledge(delivery)
                 self._add_buffered(delivery.assigned)  # has what a lazy delivery had left
+
+    def acknowledge_all(self, chosen: Callable[[Receiver], bool]) -> None:
+        """Acknowledge what the *chosen* receivers got, but for the messages at which they left a loop."""
+        for receiver in filter(chosen, list(self._in_flight)):
+            self.acknowledge(receiver, include_interrupted=False)
 
     def requeue(self, receiver: Receiver) -> None:
         """Requeue what *receiver* got and will not finish: the next receiver that asks gets it."""

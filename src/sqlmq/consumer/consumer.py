@@ -44,8 +44,9 @@ class Consumer:
     of a partition in order, one at a time, give each thread its own consumer.
     """
 
-    def __init__(self, core: ConsumerCore) -> None:
+    def __init__(self, core: ConsumerCore, in_use: object) -> None:
         self._core = core
+        self._in_use = in_use
 
     @property
     def topic(self) -> str:
@@ -125,7 +126,11 @@ class Consumer:
         Raises SessionError, TransactionEndedError, IsolationError for a session above READ COMMITTED, OutcomeUnknownError.
         """
         return Transaction(
-            self._core, validation.integer("max_messages", max_messages), check_timeout(timeout), session
+            self._core,
+            self._in_use,
+            validation.integer("max_messages", max_messages),
+            check_timeout(timeout),
+            session,
         )
 
     def run(

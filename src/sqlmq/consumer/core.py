@@ -316,14 +316,19 @@ class ConsumerCore:
 
     # What else an application does with a consumer.
 
-    def commit(self, receiver: Receiver) -> None:
-        """Finish what *receiver* got, also where it left a loop, and commit everything that is done."""
+    def commit(self, receiver: Receiver, has_ended: Callable[[Receiver], bool] | None = None) -> None:
+        """Finish what *receiver* got, also where it left a loop, and commit everything that is done.
+
+        Finish too what receivers got of which *has_ended* says that they have handled it.
+        """
         if self._is_inside():
             raise self._interrupted_error()
         try:
             with self.lock:
                 self.check_usable()
                 self.buffer.acknowledge(receiver, include_interrupted=True)
+                if has_ended is not None:
+                    self.buffer.acknowledge_all(has_ended)
                 fenced = self.coordinator.commit_due()
         finally:
             self._end_call()

@@ -39,11 +39,13 @@ class Transaction:
     def __init__(
         self,
         core: ConsumerCore,
+        in_use: object,
         max_messages: int,
         timeout: float | None,
         source: SessionSource | None,
     ) -> None:
         self._core = core
+        self._in_use = in_use
         self._context = core.transactions
         self._database = core.database
         self._clock = core.clock

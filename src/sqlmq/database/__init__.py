@@ -1,7 +1,7 @@
 """Where our own transactions begin, end and are retried.
 
 database           `Database`: the transactions of one MQ, on one engine
-engines            engines, made from a URL
+engines            engines, made from a URL, and what their pools lend
 retrying           which errors are transient, and how a transaction is tried again
 watchdog           cuts off connections on which the database has been silent for too long
 writer_lock        one writer at a time on SQLite; heartbeats go first

@@ -18,7 +18,7 @@ from sqlmq import migrate
 from sqlmq.database import fork_hooks, retrying
 from sqlmq.database.append_connection import AppendConnection
 from sqlmq.database.drain import DrainGate
-from sqlmq.database.engines import open_engine
+from sqlmq.database.engines import BesidePool, open_engine, provide_for_handlers
 from sqlmq.database.watchdog import Watchdog, gone
 from sqlmq.database.writer_lock import WriterLock
 from sqlmq.dialects import dialect_named, without_secrets
@@ -111,6 +111,7 @@ class Database:
         self._transactions = self.dialect.for_transactions(self._own_engine)
         self._single_statements = self.dialect.for_single_statements(self._own_engine)
         self._blocks = self.dialect.for_transactions(self.engine)
+        self._beside_pool = BesidePool(self._transactions)
         self._append_connection = AppendConnection(
             self._own_engine, self.dialect, self.watchdog, keeps=self._owns_engine
         )
@@ -148,7 +149,10 @@ class Database:
         return self._write_once(_ORDINARY, operation, *args, **kwargs)
 
     def write_with_priority(self, operation: Operation[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """Run *operation* like ``write``, before other waiting threads where the database has one writer."""
+        """Run *operation* like ``write``, before other threads: those that wait for the only writer, or for the pool.
+
+        For one thread at a time, which is that of heartbeats.
+        """
         self.prepare()
         return self._retry(partial(self._write_once, _WITH_PRIORITY, operation, *args, **kwargs))
 
@@ -211,6 +215,18 @@ class Database:
         """Open a connection for a block of the application, in no transaction yet."""
         return self._connect(self._blocks, is_slow=True)
 
+    def provide_for_handlers(self, handlers: int, *, beside: Engine | None = None, is_ours: bool = False) -> None:
+        """Expect *handlers* in transactions at the same time, each with a connection of the engine's pool.
+
+        Their sessions may have another engine, *beside* that of the MQ. *is_ours* is whether we have made that one.
+        """
+        if self.dialect.one_writer:
+            return  # they take turns
+        if beside is None:
+            provide_for_handlers(self.engine, handlers, is_ours=self._owns_engine)
+        else:
+            provide_for_handlers(beside, handlers, is_ours=is_ours)
+
     def limit_silence(
         self, conn: Connection, seconds: float | None = None, *, committing: bool = False
     ) -> contextlib.AbstractContextManager[None]:
@@ -260,6 +276,11 @@ class Database:
                 self._prepared = True
 
     @property
+    def was_used(self) -> bool:
+        """Whether it has connected to the database, and may have connections."""
+        return self._prepared
+
+    @property
     def knows_identity(self) -> bool:
         """Whether ``identity`` is cached."""
         return self._identity is not None
@@ -275,6 +296,7 @@ class Database:
         left = _CLOSE_SECONDS - self.watchdog.shorten()
         self._drain_gate.drain(max(0.0, left), self._note_closed)
         self._append_connection.close()
+        self._beside_pool.dispose()
         self.watchdog.close()
         if self._owns_engine and not self._forked:
             self.engine.dispose()
@@ -318,7 +340,8 @@ class Database:
                 emit_held_records()
 
     def _transact(self, mode: _Mode, operation: Operation[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        with self._connect(self._transactions, is_slow=mode.is_slow, committing=not mode.is_idempotent) as conn:
+        engine = self._beside_pool.engine() if mode.has_priority else self._transactions
+        with self._connect(engine, is_slow=mode.is_slow, committing=not mode.is_idempotent) as conn:
             with self.translating():
                 failpoint("begin.before")
                 self.dialect.begin(conn)
@@ -475,6 +498,7 @@ class Database:
         was_writing = self.dialect.one_writer and bool(self._in_block)
         self._make_locks()
         self.watchdog.start_over()
+        self._beside_pool.leave_fork()
         if not self._owns_engine or self.one_connection:
             self._forked = True
             return

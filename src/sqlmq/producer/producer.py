@@ -9,7 +9,6 @@ from sqlmq.database.close_once import CloseOnce
 from sqlmq.hooks.observer import observe_send, observe_submit
 from sqlmq.model.validation import check_due, check_no_timeout, check_partition_number, check_timeout
 from sqlmq.operations.produce import RoutedMessage
-from sqlmq.producer.batcher import Batcher
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -18,6 +17,7 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from sqlmq.model.message import DelayedMessage, Message, ProducerResult, Publication
+    from sqlmq.producer.batcher import Batcher
     from sqlmq.producer.core import ProducerCore
     from sqlmq.producer.session_binding import SessionLike
 
@@ -30,9 +30,10 @@ class Producer:
     threads that share a producer are much faster than one producer each.
     """
 
-    def __init__(self, core: ProducerCore) -> None:
+    def __init__(self, core: ProducerCore, batcher: Batcher, in_use: object) -> None:
         self._core = core
-        self._batcher = Batcher(core)
+        self._batcher = batcher
+        self._in_use = in_use
         self._closing = CloseOnce()
 
     @property

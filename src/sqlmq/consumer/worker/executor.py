@@ -8,7 +8,7 @@ import inspect
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol, TypeAlias, cast
 
-from sqlalchemy import Connection
+from sqlalchemy import Connection, Engine
 from sqlalchemy.orm import Session, scoped_session
 
 from sqlmq.consumer.transaction_scope import TransactionScope
@@ -239,6 +239,10 @@ def direct_executor(
     handler = observed(handler, core.database.observer, core.group.name, finisher)
     if config.transaction:
         make_session = session_maker(session)
+        if make_session is None:
+            core.database.provide_for_handlers(config.concurrency)
+        elif isinstance(bind := bind_of(make_session), Engine):
+            core.database.provide_for_handlers(config.concurrency, beside=bind)
         return TransactionalExecutor(handler, finisher, core, make_session, in_batches=config.has_batches)
     check_no_session(session)
     return DirectExecutor(handler, finisher, in_batches=config.has_batches)
@@ -258,6 +262,11 @@ def observed(
                 finisher.finish(result)
 
     return call
+
+
+def bind_of(make_session: Callable[[], object]) -> object:
+    """Return what the sessions of a sessionmaker are bound to; None if that is not known before there is one."""
+    return getattr(make_session, "kw", {}).get("bind")
 
 
 def session_maker(source: object) -> Callable[[], Session] | None:

@@ -84,7 +84,7 @@ class SignalLink:
                 signal.signal(number, self.nearest_before(number))
 
     def leave_next_to_system(self) -> None:
-        """Let the next signal end the process at once, also while Python runs no handlers. Not where others stand above."""
+        """Make the next signal end the process at once, also while Python runs no handlers. Not where others stand above."""
         for number, standing in self._standing.items():
             if signal.getsignal(number) is standing:
                 self._put(number, default_action())
