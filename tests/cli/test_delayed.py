@@ -97,14 +97,14 @@ def test_what_waits_is_listed(sqlmq: Sqlmq, mq: MQ) -> None:
     mq.create_topic("orders", 1)
     producer = mq.producer("orders")
     later = producer.schedule(Message(b"later"), deliver_at=FUTURE)
-    producer.schedule(Message(b"sooner", "k\u00e4y".encode()), delay_seconds=LONG)
-    producer.schedule(Message(b"", b"\xff"), delay_seconds=2 * LONG)
+    sooner = producer.schedule(Message(b"sooner", "k\u00e4y".encode()), delay_seconds=LONG)
+    between = producer.schedule(Message(b"", b"\xff"), delay_seconds=2 * LONG)
 
     table = sqlmq("delayed", "list", "orders").stdout.splitlines()
     facts = lines(sqlmq("delayed", "list", "orders", "--json").stdout)
 
-    assert [row.split()[0] for row in table] == ["id", "2", "3", "1"]
-    assert table[3].split() == ["1", "0", "2100-01-01T00:00:00+00:00", "-", "5"]
+    assert [row.split()[0] for row in table] == ["id", str(sooner.id), str(between.id), str(later.id)]
+    assert table[3].split() == [str(later.id), "0", "2100-01-01T00:00:00+00:00", "-", "5"]
     assert "k\u00e4y" in table[1]
     assert facts[2] == {
         "id": later.id,

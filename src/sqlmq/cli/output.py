@@ -22,6 +22,8 @@ json_option = click.option(
 
 _WIDE = 10_000
 """The width in columns if stdout is not a terminal."""
+_NAMES = frozenset(("end", "first_offset", "from", "id", "offset", "partition", "position", "start", "to"))
+"""Columns with numbers that name something. They are printed as a command takes them, without separators of thousands."""
 
 
 def line(facts: Mapping[str, object]) -> str:
@@ -94,7 +96,7 @@ def table(rows: Sequence[Mapping[str, object]], columns: Sequence[str]) -> Table
         is_number = all(isinstance(row[column], int | float | None) for row in rows)
         made.add_column(column.replace("_", " "), justify="right" if is_number else "left", overflow="fold")
     for row in rows:
-        made.add_row(*(Text(_cell(row[column])) for column in columns))
+        made.add_row(*(Text(_cell(row[column], is_name=column in _NAMES)) for column in columns))
     return made
 
 
@@ -106,15 +108,15 @@ def put(*parts: Table | str) -> None:
     console.print(*parts, sep="\n")
 
 
-def _cell(value: object) -> str:
+def _cell(value: object, *, is_name: bool) -> str:
     if value is None:
         return "-"
     if isinstance(value, int) and not isinstance(value, bool):
-        return f"{value:,}"
+        return str(value) if is_name else f"{value:,}"
     if isinstance(value, float):
         return f"{value:,.1f}"
     if isinstance(value, list | tuple):
-        return ", ".join(map(_cell, value)) or "-"
+        return ", ".join(_cell(one, is_name=True) for one in value) or "-"
     return printable(str(value))
 
 
