@@ -15,6 +15,7 @@ import subprocess
 import sys
 import textwrap
 import threading
+import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -22,7 +23,7 @@ from sqlalchemy import create_engine, event, make_url, text
 from sqlalchemy.ext.asyncio import create_async_engine
 
 from sqlmq import MQ, AsyncMQ, Message
-from sqlmq.errors import SessionError
+from sqlmq.errors import DatabaseBusyError, ForkedError, SessionError, SqlmqError
 from tests.support.processes import forks
 from tests.support.waiting import PATIENCE_SECONDS, until
 
@@ -147,7 +148,7 @@ class ToQueue(logging.Handler):
         super().__init__()
         self._producer = producer
         self._inside = threading.local()
-        self.sent = 0
+        self.sent = self.refused = 0
 
     def emit(self, record: logging.LogRecord) -> None:
         if getattr(self._inside, "is_sending", False):
@@ -156,26 +157,32 @@ class ToQueue(logging.Handler):
         try:
             self._producer.produce(Message(record.getMessage().encode()))
             self.sent += 1
+        except SqlmqError:
+            self.refused += 1
         finally:
             self._inside.is_sending = False
 
 
 @pytest.fixture
-def echoing(database: DatabaseUnderTest) -> Iterator[tuple[Producer, ToQueue]]:
-    """A producer whose engine logs each statement, and a handler that sends the records by that producer."""
+def echoing_mq(database: DatabaseUnderTest) -> Iterator[MQ]:
+    """An MQ whose engine logs each statement."""
     engine = create_engine(database.url, echo=True)
-    if database.schema is not None:
-        engine.dispose()
     with MQ(engine, schema=database.schema) as mq:
         mq.create_topic("orders", 1)
-        producer = mq.producer("orders")
-        handler = ToQueue(producer)
-        logging.getLogger().addHandler(handler)
-        try:
-            yield producer, handler
-        finally:
-            logging.getLogger().removeHandler(handler)
+        yield mq
     engine.dispose()
+
+
+@pytest.fixture
+def echoing(echoing_mq: MQ) -> Iterator[tuple[Producer, ToQueue]]:
+    """A producer of that MQ, and a handler that sends all records by that producer."""
+    producer = echoing_mq.producer("orders")
+    handler = ToQueue(producer)
+    logging.getLogger().addHandler(handler)
+    try:
+        yield producer, handler
+    finally:
+        logging.getLogger().removeHandler(handler)
 
 
 def test_a_log_handler_may_send_into_the_queue_what_arises_while_it_is_sent_to(
@@ -188,6 +195,24 @@ def test_a_log_handler_may_send_into_the_queue_what_arises_while_it_is_sent_to(
 
     # On Postgres an append is not a statement of SQLAlchemy's, so it logs none.
     assert handler.sent > 0 or not producer._core.database.dialect.one_writer
+
+
+def test_a_log_handler_may_send_into_the_queue_what_the_commit_of_a_block_logs(
+    echoing_mq: MQ, echoing: tuple[Producer, ToQueue]
+) -> None:
+    """The block has locked the partition then. The handler would wait for it until the database gives up, after 30 seconds."""
+    producer, _handler = echoing
+    producer.produce(Message(b"first"))
+    began = time.monotonic()
+
+    with (
+        echoing_mq.consumer("orders", "billing") as consumer,
+        consumer.transaction(timeout=PATIENCE_SECONDS) as tx,
+    ):
+        publication = producer.produce(Message(b"of the block"), session=tx.session)
+
+    assert time.monotonic() - began < 15.0
+    assert publication.result is not None
 
 
 def test_threads_that_log_into_the_queue_do_not_wait_for_each_other(echoing: tuple[Producer, ToQueue]) -> None:
@@ -293,6 +318,31 @@ def test_what_interrupts_a_send_may_close_the_producer(
     assert count(mq) == 1
 
 
+@sqlite_only
+def test_an_event_that_does_not_end_keeps_no_other_thread_for_ever(
+    mq: MQ, interrupted: Callable[[Callable[[], object]], list[object]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sqlmq.database.database._BLOCK_SECONDS", 0.01)
+    monkeypatch.setattr("sqlmq.database.database._TURN_SECONDS", 0.02)
+    has_begun, may_end = threading.Event(), threading.Event()
+
+    def wait() -> bool:
+        has_begun.set()
+        return may_end.wait(PATIENCE_SECONDS)
+
+    interrupted(wait)
+    stuck = threading.Thread(target=mq.producer("orders").produce, args=[Message(b"42")], daemon=True)
+    stuck.start()
+    assert has_begun.wait(PATIENCE_SECONDS)
+
+    with pytest.raises(DatabaseBusyError, match="Other threads have kept"):
+        mq.producer("orders").produce(Message(b"43"))
+    may_end.set()
+    stuck.join(PATIENCE_SECONDS)
+
+    assert count(mq) == 1
+
+
 @pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="needs POSIX signals")
 def test_a_signal_handler_may_submit_at_any_moment(mq: MQ) -> None:
     producer = mq.producer("orders")
@@ -333,9 +383,9 @@ def during_commit(
                     except Exception as error:  # noqa: BLE001 - the test looks at it
                         outcomes[0] = error
 
-            event.listen(engine, "before_cursor_execute", interrupt)
+            event.listen(engine, "checkout", interrupt)
             consumer.commit()
-            event.remove(engine, "before_cursor_execute", interrupt)
+            event.remove(engine, "checkout", interrupt)
             return outcomes[0]
 
         yield run
@@ -418,6 +468,74 @@ def test_a_fork_beside_a_transaction_waits_a_second_at_most(mq: MQ) -> None:
     holder.join(PATIENCE_SECONDS)
 
     assert seconds < 4.0  # one second is the limit, on a machine that is not busy
+
+
+@forks
+def test_a_child_that_was_forked_in_the_middle_of_a_call_sends_or_gets_an_error(
+    mq: MQ, interrupted: Callable[[Callable[[], object]], list[object]]
+) -> None:
+    """As by a log handler or an event that starts a process. On SQLite the library has locks that are the parent's."""
+    producer = mq.producer("orders")
+
+    def fork() -> int:
+        child = os.fork()
+        if child == 0:
+            status = 2
+            try:
+                producer.produce(Message(b"of the child"))
+                status = 0
+            except ForkedError:
+                status = 1
+            finally:
+                os._exit(status)
+        return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+    results = interrupted(fork)
+    in_thread(lambda: producer.produce(Message(b"outer")))
+
+    is_refused = mq._database.dialect.one_writer
+    assert results == [int(is_refused)]
+    assert count(mq) == (1 if is_refused else 2)
+
+
+@forks
+@pytest.mark.parametrize("is_first", [True, False], ids=["registered before ours", "registered after ours"])
+def test_a_hook_of_a_fork_uses_no_connection_of_another_process(
+    mq: MQ, database: DatabaseUnderTest, *, is_first: bool
+) -> None:
+    """Hooks that were registered before ours run in the child while the connections are still the parent's."""
+    program = f"""
+import os, sys
+producer = None
+def hook():
+    try:
+        producer.produce(Message(b"of the hook"))
+        outcome = "sent"
+    except Exception as error:
+        outcome = type(error).__name__
+    os.write(1, f"{{outcome}}\\n".encode())
+hooks = dict(before=hook, after_in_parent=hook, after_in_child=hook)
+if {is_first}:
+    os.register_at_fork(**hooks)
+from sqlmq import MQ, Message
+if not {is_first}:
+    os.register_at_fork(**hooks)
+mq = MQ({database.url!r}, schema={database.schema!r})
+producer = mq.producer("orders")
+producer.produce(Message(b"before"))
+child = os.fork()
+if child == 0:
+    os._exit(0)
+os.waitpid(child, 0)
+producer.produce(Message(b"after"))
+mq.close()
+"""
+
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False)
+
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.split() == ["SessionError" if is_first else "sent"] * 3
+    assert count(mq) == (2 if is_first else 5)
 
 
 # --- What a cancellation leaves behind ---

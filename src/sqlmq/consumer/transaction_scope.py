@@ -20,6 +20,7 @@ from sqlmq.database.retrying import roll_back_in_driver
 from sqlmq.errors import DatabaseError, DatabaseUnavailableError, SessionError, TransactionEndedError
 from sqlmq.hooks.failpoints import failpoint
 from sqlmq.hooks.log_events import log_fields
+from sqlmq.hooks.log_hold import LogHold
 from sqlmq.operations import transaction
 from sqlmq.operations.transaction import BatchLimits
 from sqlmq.schema import own_names
@@ -270,7 +271,10 @@ class TransactionScope:
     def commit(self) -> None:
         """Commit. Raises OutcomeUnknownError if the connection breaks meanwhile."""
         failpoint("commit.before")
+        # The outbox locks partitions now, and a log handler may send to them. In an event loop, other tasks log as well.
+        hold = contextlib.nullcontext() if self.connection.dialect.is_async else LogHold()
         with (
+            hold,
             self._database.translating(committing=True),
             self._database.limit_silence(self.connection, committing=True),
         ):

@@ -60,6 +60,9 @@ _FORK_SECONDS = 1.0
 _BLOCK_SECONDS = 10.0
 """How long a thread waits for a block of another one: as long as the busy timeout for another process."""
 
+_TURN_SECONDS = 60.0
+"""How long a thread waits for others to write, each of which needs milliseconds."""
+
 
 class _Mode(NamedTuple):
     """How a transaction is run."""
@@ -119,6 +122,8 @@ class Database:
         self._appends_in_one_statement = False
         self._has_written = False
         self._forked = False
+        self._forking = 0
+        """The thread that forks; 0 if none does."""
         self._is_closed = False
         self._identity: tuple[object, ...] | None = None
         self._make_locks()
@@ -271,6 +276,7 @@ class Database:
         if self._prepared:
             return
         with LogHold(), self._preparing:
+            self._check_not_forking()
             if not self._prepared:
                 self._retry(self._prepare_once)
                 self._prepared = True
@@ -293,6 +299,7 @@ class Database:
 
     def close(self) -> None:
         """Close the connections of an engine of ours, after transactions of other threads have ended."""
+        self._check_not_forking()
         left = _CLOSE_SECONDS - self.watchdog.shorten()
         self._drain_gate.drain(max(0.0, left), self._note_closed)
         self._append_connection.close()
@@ -383,6 +390,10 @@ class Database:
         self._has_written = True
         return result
 
+    def _check_not_forking(self) -> None:
+        if self._forking == threading.get_ident():
+            raise SessionError(_IN_FORK)
+
     def _note_closed(self) -> None:
         self._is_closed = True
 
@@ -426,10 +437,14 @@ class Database:
                 pass
 
     def _wait_for_turn(self, *, priority: bool = False) -> None:
-        """Acquire the writer's lock. Raises DatabaseBusyError if a block of another thread keeps it."""
+        """Acquire the writer's lock. Raises DatabaseBusyError if another thread, or its block, keeps it."""
+        waited = 0.0
         while not self._writer_lock.acquire(_BLOCK_SECONDS, priority=priority):
             if self._in_block:
                 raise DatabaseBusyError(_BLOCKED)
+            waited += _BLOCK_SECONDS
+            if waited >= _TURN_SECONDS:
+                raise DatabaseBusyError(_STALLED)
 
     def _retry(self, attempt: Callable[[], T]) -> T:
         return retrying.retry(attempt, self._is_transient, self.clock)
@@ -472,37 +487,53 @@ class Database:
 
         The child inherits this process's record of its own locks on the file, and would wait for them without end. It
         also inherits mutexes of the SQLite library, which readers and new connections need too.
+
+        Hooks of the application that were registered before ours run after this, and in the child before ``after_fork``,
+        when the connections are still the parent's. They get SessionError.
         """
-        if not self.dialect.one_writer:
-            return fork_hooks.ForkHold(has_turn=False, has_gate=False)
-        # At once in the thread that has the turn.
-        is_others = bool(self._in_block) and not self._writer_lock.is_mine
-        seconds = _FORK_SECONDS if is_others else _CLOSE_SECONDS
-        has_turn = self._writer_lock.acquire(seconds, priority=True)
-        has_gate = self._drain_gate.close_and_wait(_CLOSE_SECONDS if has_turn else 0.0)
-        return fork_hooks.ForkHold(has_turn, has_gate)
+        has_turn = has_gate = False
+        if self.dialect.one_writer:
+            # At once in the thread that has the turn.
+            is_others = bool(self._in_block) and not self._writer_lock.is_mine
+            seconds = _FORK_SECONDS if is_others else _CLOSE_SECONDS
+            has_turn = self._writer_lock.acquire(seconds, priority=True)
+            has_gate = self._drain_gate.close_and_wait(_CLOSE_SECONDS if has_turn else 0.0)
+        has_barrier = self._prepared and self._preparing.acquire(timeout=_FORK_SECONDS)
+        if has_barrier:
+            self._forking = threading.get_ident()
+            self._prepared = False  # so that every call asks
+        return fork_hooks.ForkHold(has_turn, has_gate, has_barrier)
 
     def after_fork_in_parent(self, held: fork_hooks.ForkHold) -> None:
         """Release the locks of ``before_fork``."""
+        self._end_fork(held)
         if held.has_gate:
             self._drain_gate.release()
         if held.has_turn:
             self._writer_lock.release()
 
-    def after_fork(self) -> None:
+    def _end_fork(self, held: fork_hooks.ForkHold) -> None:
+        if held.has_barrier:
+            self._forking = 0
+            self._prepared = True
+            self._preparing.release()
+
+    def after_fork(self, held: fork_hooks.ForkHold) -> None:
         """Leave the parent's connections alone in a forked child, which opens new ones when it needs them.
 
         An engine that the user made keeps its connections, and a database in memory has no others: every later call
-        raises ForkedError. So it does if a transaction was writing: the library of SQLite would go on waiting for its end.
+        raises ForkedError. So it does if a thread was using SQLite, as that of a log handler or an event that forks: the
+        library goes on waiting for its end, or takes its locks for its own.
         """
-        was_writing = self.dialect.one_writer and bool(self._in_block)
+        self._end_fork(held)
+        was_used = self.dialect.one_writer and (bool(self._in_block) or not self._drain_gate.is_empty)
         self._make_locks()
         self.watchdog.start_over()
         self._beside_pool.leave_fork()
         if not self._owns_engine or self.one_connection:
             self._forked = True
             return
-        self._forked = was_writing
+        self._forked = self._forked or was_used
         # Keep the objects alive: closing the copy of a SQLite connection can damage the file.
         # https://www.sqlite.org/howtocorrupt.html#_carrying_an_open_database_connection_across_a_fork_
         self._append_connection.leave_fork()
@@ -527,9 +558,17 @@ _IN_WRITE = (
     "event of the engine, and would wait for itself: the database has one writer. Do it later, in another thread, or use "
     "submit(), which does not wait."
 )
+_IN_FORK = (
+    "This is a hook of os.register_at_fork, where the connections are still those of the parent. Import sqlmq before you "
+    "register the hook, or do it after the fork."
+)
 _BLOCKED = (
     f"A block of consumer.transaction() in another thread has held the database's only writer for {_BLOCK_SECONDS:.0f} "
     "seconds. Keep such blocks short."
+)
+_STALLED = (
+    f"Other threads have kept the database's only writer for {_TURN_SECONDS:.0f} seconds. One of them may be waiting in an event "
+    "of the engine, or in a log handler."
 )
 
 _ABANDONED: list[Pool] = []

@@ -67,6 +67,11 @@ class DrainGate:
         """Allow blocks to begin again."""
         self._changed.release()
 
+    @property
+    def is_empty(self) -> bool:
+        """Whether no thread is in a block."""
+        return not self._inside
+
     def is_unused(self) -> bool:
         """Whether no other thread is in a block."""
         me = get_ident()

@@ -15,6 +15,8 @@ class ForkHold(NamedTuple):
     """Whether no other thread writes."""
     has_gate: bool
     """Whether no other thread can begin to use the object."""
+    has_barrier: bool
+    """Whether other hooks of the fork are kept from using the object, and other threads wait for its end."""
 
 
 class Forkable(Protocol):
@@ -29,7 +31,7 @@ class Forkable(Protocol):
     def after_fork_in_parent(self, held: ForkHold) -> None:
         """Admit threads again."""
 
-    def after_fork(self) -> None:
+    def after_fork(self, held: ForkHold) -> None:
         """Leave the parent's connections alone. Called in the child."""
 
     def __hash__(self) -> int: ...
@@ -67,8 +69,8 @@ def _after_in_parent() -> None:
 
 def _after_in_child() -> None:
     while _forking.objects:
-        forkable, _ = _forking.objects.pop()
-        forkable.after_fork()
+        forkable, held = _forking.objects.pop()
+        forkable.after_fork(held)
 
 
 if hasattr(os, "register_at_fork"):
