@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import sqlite3
 import threading
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 from sqlalchemy import NullPool, create_engine, text
-from sqlalchemy.exc import OperationalError
 
 from sqlmq import Message
 from sqlmq.dialects import Position, dialect_named
@@ -50,8 +50,8 @@ class Raw:
         while True:
             try:
                 self.dialect.begin(connection)
-            except OperationalError as error:
-                if "locked" not in str(error.orig) or time.monotonic() > deadline:
+            except sqlite3.OperationalError as error:
+                if "locked" not in str(error) or time.monotonic() > deadline:
                     raise
                 if refused is not None:
                     refused.set()
