@@ -83,6 +83,32 @@ def test_the_connection_beside_the_pool_has_the_options_and_events_of_the_engine
 
 
 @on_postgres
+def test_a_connection_of_the_pool_will_do_if_the_server_gives_no_more(database: DatabaseUnderTest) -> None:
+    engine = create_engine(database.url, poolclass=QueuePool)
+    beside = BesidePool(engine)
+    with engine.connect():
+        pass
+    is_refused = True
+
+    def refuse(*_: object) -> None:
+        if is_refused:
+            message = "sorry, too many clients already"
+            raise engine.dialect.loaded_dbapi.OperationalError(message)
+
+    event.listen(engine, "do_connect", refuse)
+    with beside.engine().connect() as connection:
+        found = connection.execute(text("SELECT 1")).scalar_one()
+        borrowed = engine.pool.checkedout()  # type: ignore[attr-defined]  # of QueuePool
+    is_refused = False
+    with beside.engine().connect():
+        borrowed_then = engine.pool.checkedout()  # type: ignore[attr-defined]  # of QueuePool
+    beside.dispose()
+    engine.dispose()
+
+    assert (found, borrowed, borrowed_then) == (1, 1, 0)
+
+
+@on_postgres
 def test_each_handler_of_a_run_in_transactions_gets_a_connection(database: DatabaseUnderTest) -> None:
     handlers = 23  # more than the pool of our own engine has
     all_in = threading.Barrier(handlers)

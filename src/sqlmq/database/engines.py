@@ -15,6 +15,8 @@ from sqlmq.errors import InvalidURLError, SqlmqError
 from sqlmq.hooks.log_events import log_fields
 
 if TYPE_CHECKING:
+    from sqlalchemy import Connection
+
     from sqlmq.dialects import Dialect
 
 log = logging.getLogger("sqlmq.database")
@@ -124,8 +126,16 @@ class _BesideEngine(OptionEngine):
     """
 
     def __init__(self, engine: Engine) -> None:
+        self._beside = engine
         self._own_pool = engine.pool.recreate()
         super().__init__(engine, {})
+
+    def connect(self) -> Connection:
+        """Return the connection beside the pool, or one of the pool if the server gives no more."""
+        try:
+            return super().connect()
+        except sa_exc.OperationalError:
+            return self._beside.connect()
 
     @property
     def pool(self) -> Pool:  # type: ignore[override]  # as SQLAlchemy does it, which hides it from checkers
