@@ -46,6 +46,11 @@ error names the fact and the next step. It never holds a password, a key or a va
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
 
 class SqlmqError(Exception):
     """The root of every error that sqlmq raises on purpose."""
@@ -316,14 +321,23 @@ class SchemaError(SqlmqError):
 class SchemaMissingError(SchemaError):
     """The database has no sqlmq tables, or all of them were emptied, ``sqlmq_version`` too."""
 
-    def __init__(self, where: str, *, is_emptied: bool = False) -> None:
+    def __init__(self, where: str, *, is_emptied: bool = False, elsewhere: Sequence[str] = ()) -> None:
         self.is_emptied = is_emptied
-        super().__init__(
-            f"The table sqlmq_version in {where} is empty, as after a TRUNCATE of all tables. `sqlmq db upgrade` writes "
-            "the revision into it again."
-            if is_emptied
-            else f"{where} has no tables of sqlmq. Create them with `sqlmq db upgrade`."
-        )
+        self.elsewhere: tuple[str, ...] = tuple(elsewhere)
+        """Schemas of the same database that have tables of sqlmq, which the search_path of the connection does not name."""
+        message = f"{where} has no tables of sqlmq. Create them with `sqlmq db upgrade`."
+        if is_emptied:
+            message = (
+                f"The table sqlmq_version in {where} is empty, as after a TRUNCATE of all tables. `sqlmq db upgrade` writes "
+                "the revision into it again."
+            )
+        elif elsewhere:
+            names = ", ".join(map(repr, elsewhere))
+            message = (
+                f"{where} has no tables of sqlmq where the connection's search_path leads, but has some in schema {names}. "
+                "Give that schema (schema=, or --schema), or create others with `sqlmq db upgrade`."
+            )
+        super().__init__(message)
 
 
 class SchemaTooOldError(SchemaError):

@@ -19,6 +19,7 @@ import sqlalchemy as sa
 
 from sqlmq.dialects import dialect_of
 from sqlmq.errors import SchemaError, SchemaMissingError, SchemaTooNewError, SchemaTooOldError
+from sqlmq.model.validation import check_postgresql_name
 from sqlmq.schema import PREFIX, REVISION, VERSION_TABLE, own_names, tables
 
 if TYPE_CHECKING:
@@ -34,11 +35,13 @@ def upgrade(connection: Connection, *, schema: str | None = None, revision: str 
     """Upgrade the tables to *revision*, inside the caller's transaction.
 
     Creates a missing *schema*. If several connections upgrade at once, one does it, and the others wait and find it
-    done. If the tables are there but ``sqlmq_version`` was emptied, their revision is written again.
+    done: on Postgres, a transaction that begins with it becomes READ COMMITTED. Raises IsolationError if the transaction has
+    an older snapshot than what another migration has changed. If the tables are there but ``sqlmq_version`` was emptied, their revision is written again.
     """
     dialect = dialect_of(connection, schema)
+    dialect.check_session(connection)
     with own_names(connection):
-        dialect.lock_schema(connection)
+        dialect.lock_schema(connection, VERSION_TABLE)
         if schema is not None and not sa.inspect(connection).has_schema(schema):
             connection.execute(sa.schema.CreateSchema(schema))
         found = current(connection, schema=schema)
@@ -55,13 +58,14 @@ def upgrade(connection: Connection, *, schema: str | None = None, revision: str 
 def downgrade(connection: Connection, *, schema: str | None = None, revision: str = "base") -> None:
     """Downgrade the tables to *revision*, inside the caller's transaction. ``base`` drops them with their contents."""
     with own_names(connection):
-        dialect_of(connection, schema).lock_schema(connection)
+        dialect_of(connection, schema).lock_schema(connection, VERSION_TABLE)
         script = _script()
         _run(connection, schema, lambda heads, _: script._downgrade_revs(revision, heads))  # type: ignore[arg-type]  # noqa: SLF001 - see _run
 
 
 def current(connection: Connection, *, schema: str | None = None) -> str | None:
     """Return the revision of the tables; None if there are none."""
+    dialect_of(connection, schema).check_session(connection)
     if not sa.inspect(connection).has_table(VERSION_TABLE, schema=schema):
         return None
     version = sa.table(VERSION_TABLE, sa.column("version_num"), schema=schema)
@@ -75,7 +79,9 @@ def check(connection: Connection, *, schema: str | None = None) -> None:
     found = current(connection, schema=schema)
     where = _where(connection, schema)
     if found is None:
-        raise SchemaMissingError(where, is_emptied=_is_there(connection, schema))
+        is_emptied = _is_there(connection, schema)
+        elsewhere = [] if is_emptied or schema is not None else _schemas_with_tables(connection)
+        raise SchemaMissingError(where, is_emptied=is_emptied, elsewhere=elsewhere)
     if found < REVISION:
         raise SchemaTooOldError(where, found, REVISION)
     if found > REVISION:
@@ -86,6 +92,8 @@ def sql(database: str, *, schema: str | None = None, start: str = "base", revisi
     """Return the SQL that brings *database* ("postgresql" or "sqlite") from revision *start* to *revision*."""
     from alembic.runtime.migration import MigrationContext
 
+    if schema is not None:
+        check_postgresql_name(schema)
     script = _script()
     text = io.StringIO()
     context = MigrationContext.configure(
@@ -102,7 +110,7 @@ def sql(database: str, *, schema: str | None = None, start: str = "base", revisi
     )
     with context.begin_transaction():
         if schema is not None:
-            context.impl.static_output(f"{sa.schema.CreateSchema(schema, if_not_exists=True)};")
+            context.impl.static_output(_create_schema(schema))
         _run_revisions(context, schema)
     return text.getvalue()
 
@@ -119,6 +127,12 @@ def include_name(name: str | None, type_: str, parent_names: object) -> bool:
 def _is_there(connection: Connection, schema: str | None) -> bool:
     """Whether there are tables of ours, whatever ``sqlmq_version`` says."""
     return sa.inspect(connection).has_table(tables(schema).topic.name, schema=schema)
+
+
+def _schemas_with_tables(connection: Connection) -> list[str]:
+    """Return the schemas of the database that have tables of ours."""
+    inspector = sa.inspect(connection)
+    return [name for name in inspector.get_schema_names() if inspector.has_table(VERSION_TABLE, schema=name)]
 
 
 def _write_revision(connection: Connection, schema: str | None) -> str:
@@ -185,13 +199,42 @@ def _run_revisions(context: MigrationContext, schema: str | None) -> None:
 
 def _statements(file: str, schema: str | None) -> Iterator[sa.DDL]:
     """Yield the statements of a file in ``migrations/sql`` for the tables in *schema*."""
-    quoted = '"{}".'.format(schema.replace('"', '""')) if schema else ""
-    # As E'', because a backslash in any other literal depends on standard_conforming_strings.
-    home = "E'{}sqlmq_topic'".format(quoted.replace("\\", "\\\\").replace("'", "''"))
+    prefix = f"{_quoted(schema)}." if schema else ""
+    found = {"{home}": _literal(f"{prefix}sqlmq_topic"), "{schema}": prefix, "$sqlmq$": _dollar_quotes(prefix)}
     text = _FOLLOWING.sub(_following, (_directory() / "sql" / file).read_text(encoding="utf-8"))
     for statement in _STATEMENT.findall(text):
-        placed = statement.replace("{home}", home).replace("{schema}", quoted)
+        # All at once, because a name may look like a place.
+        placed = _PLACES.sub(lambda place: found[place[0]], statement)
         yield sa.DDL(placed.replace("%", "%%"))  # type: ignore[no-untyped-call]
+
+
+def _create_schema(schema: str) -> str:
+    """Return the SQL that creates *schema* where it is missing.
+
+    Not IF NOT EXISTS: for that, Postgres demands the right to create schemas, also where there is nothing to create.
+    """
+    quotes = _dollar_quotes(schema)
+    return (
+        f"DO {quotes}\nBEGIN\n    IF to_regnamespace({_literal(_quoted(schema))}) IS NULL THEN\n"
+        f"        CREATE SCHEMA {_quoted(schema)};\n    END IF;\nEND\n{quotes};"
+    )
+
+
+def _quoted(schema: str) -> str:
+    return '"{}"'.format(schema.replace('"', '""'))
+
+
+def _literal(text: str) -> str:
+    # As E'', because a backslash in any other literal depends on standard_conforming_strings.
+    return "E'{}'".format(text.replace("\\", "\\\\").replace("'", "''"))
+
+
+def _dollar_quotes(name: str) -> str:
+    """Return quotes for the body of a function in which *name* stands."""
+    quotes = "$sqlmq$"
+    while quotes in name:
+        quotes = f"{quotes[:-1]}_$"
+    return quotes
 
 
 @sa.event.listens_for(sa.Table, "before_drop")
@@ -243,6 +286,8 @@ _VIEWS = (
 _SCHEMA_OF_HOME = (
     "(SELECT c.relnamespace::regnamespace FROM pg_class c WHERE c.oid = home AND NOT pg_table_is_visible(home))"
 )
+
+_PLACES = re.compile(r"\{home\}|\{schema\}|\$sqlmq\$")
 
 _FOLLOWING = re.compile(r"    \{follow\}\n(.*?)    \{end\}\n", re.DOTALL)
 

@@ -10,8 +10,9 @@ from __future__ import annotations
 
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from datetime import datetime
 from functools import lru_cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import (
     BigInteger,
@@ -24,21 +25,30 @@ from sqlalchemy import (
     Integer,
     LargeBinary,
     MetaData,
+    Numeric,
     String,
     Table,
     Text,
+    TypeDecorator,
     UniqueConstraint,
+    cast,
+    extract,
     false,
+    literal_column,
     text,
     true,
+    type_coerce,
 )
 from sqlalchemy.dialects import postgresql
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.expression import ColumnElement
 
+from sqlmq.model.message import moment_at
+
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
     from contextlib import AbstractContextManager
+    from decimal import Decimal
 
     from sqlalchemy import Connection, Engine
     from sqlalchemy.sql.compiler import SQLCompiler
@@ -54,8 +64,40 @@ PREFIX = "sqlmq_"
 
 # SQLite generates a primary key only if its type is called INTEGER.
 Id = BigInteger().with_variant(Integer, "sqlite")
+
+
+class _Moment(TypeDecorator[datetime]):
+    """A moment on Postgres, which is read as microseconds: its text depends on the session's DateStyle and TimeZone."""
+
+    impl = DateTime(timezone=True)
+    cache_ok = True
+
+    def column_expression(self, column: ColumnElement[Any]) -> ColumnElement[Any]:
+        microseconds = cast(extract("epoch", column) * literal_column("1000000"), BigInteger)
+        return type_coerce(microseconds, self)
+
+    def process_result_value(self, value: int | None, dialect: object) -> datetime | None:
+        del dialect
+        return None if value is None else moment_at(value)
+
+
+class _Number(TypeDecorator[float]):
+    """A float on Postgres, which is read as numeric: its text depends on the session's extra_float_digits."""
+
+    impl = Float
+    cache_ok = True
+
+    def column_expression(self, column: ColumnElement[Any]) -> ColumnElement[Any]:
+        return type_coerce(cast(column, Numeric), self)
+
+    def process_result_value(self, value: Decimal | None, dialect: object) -> float | None:
+        del dialect
+        return None if value is None else float(value)
+
+
 # Microseconds since 1970 on SQLite, which has no type for a moment.
-Moment = DateTime(timezone=True).with_variant(BigInteger, "sqlite")
+Moment = _Moment().with_variant(BigInteger, "sqlite")
+Number = _Number().with_variant(Float, "sqlite")
 Json = postgresql.JSONB().with_variant(Text, "sqlite")
 
 
@@ -149,12 +191,12 @@ def tables(schema: str | None) -> Tables:
             Column("name", String(50), nullable=False),
             Column("partitions", Integer, nullable=False),
             Column("partitioner", String(20), nullable=False),
-            Column("retention_max_age_seconds", Float),
+            Column("retention_max_age_seconds", Number),
             Column("retention_max_bytes", BigInteger),
             Column("retention_max_messages", BigInteger),
             Column("retention_protect_groups", Boolean, nullable=False, server_default=true()),
-            Column("retention_protect_max_seconds", Float),
-            Column("retention_group_expiry_seconds", Float, nullable=False, server_default=_WEEK),
+            Column("retention_protect_max_seconds", Number),
+            Column("retention_group_expiry_seconds", Number, nullable=False, server_default=_WEEK),
             Column("created_at", Moment, nullable=False, server_default=_NOW),
             UniqueConstraint("name", name="sqlmq_topic_name_key"),
         ),
@@ -208,7 +250,7 @@ def tables(schema: str | None) -> Tables:
             Column("id", Id, primary_key=True, autoincrement=False),
             Column("group_id", BigInteger, nullable=False),
             Column("name", String(200), nullable=False),
-            Column("lease_seconds", Float, nullable=False),
+            Column("lease_seconds", Number, nullable=False),
             Column("wants_partitions", Boolean, nullable=False, server_default=false()),
             Column("joined_at", Moment, nullable=False, server_default=_NOW),
             Column("heartbeat_at", Moment, nullable=False, server_default=_NOW),

@@ -12,12 +12,13 @@ MUTATIONS = (
         (
             Edit(
                 "src/sqlmq/database/database.py",
-                "        if not self._appends_in_one_statement:\n",
+                "        if self._appends_in_one_statement:\n",
                 "        if not self._appends_in_one_statement:\n"
                 "            if self.clock.random.random() < 0.1:\n"
                 "                with self._exclusive(writing=True), self._connect(self._transactions) as conn:\n"
                 "                    self.dialect.begin(conn)\n"
-                "                    return operation(conn, self.dialect, *args, **kwargs)\n",
+                "                    return operation(conn, self.dialect, *args, **kwargs)\n"
+                "        else:\n",
             ),
             Edit(
                 "src/sqlmq/database/database.py",

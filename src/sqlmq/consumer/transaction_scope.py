@@ -77,6 +77,7 @@ class TransactionContext:
         try:
             block.begin(given)
             with block.own_statements():
+                self.database.dialect.check_session(block.connection)
                 theirs = claims.identity(block.connection, self.database.dialect, group)
         except DatabaseError as error:
             if type(error) is not DatabaseError:

@@ -26,6 +26,7 @@ from sqlmq.errors import (
     DatabaseBusyError,
     DatabaseUnavailableError,
     ForkedError,
+    IsolationError,
     OutcomeUnknownError,
     ReadOnlyDatabaseError,
     SessionError,
@@ -366,8 +367,15 @@ class Database:
             return result
 
     def _append_once(self, mode: _Mode, operation: Operation[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        if not self._appends_in_one_statement:
-            return self._write_once(_ORDINARY, operation, *args, **kwargs)
+        if self._appends_in_one_statement:
+            try:
+                return self._append_in_one_statement(mode, operation, *args, **kwargs)
+            except IsolationError:
+                # The default level of new sessions was raised since. A transaction names its own.
+                self._appends_in_one_statement = False
+        return self._write_once(_ORDINARY, operation, *args, **kwargs)
+
+    def _append_in_one_statement(self, mode: _Mode, operation: Operation[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         committing = not mode.is_idempotent
         with self._drain_gate:
             with self.translating():

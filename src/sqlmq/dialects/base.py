@@ -250,9 +250,15 @@ class Dialect(ABC):
     def limit_lock_wait(self, conn: Connection, seconds: float) -> None:  # noqa: B027 - some have a limit of their own
         """Limit how long statements of this transaction wait for a lock. They fail with a transient error."""
 
+    def check_session(self, conn: Connection) -> None:  # noqa: B027 - most databases agree on nothing
+        """Raise SessionError if *conn*, an application's, is set up so that nothing of ours can work on it."""
+
     @abstractmethod
-    def lock_schema(self, conn: Connection) -> None:
-        """Allow one migration at a time, until the transaction ends."""
+    def lock_schema(self, conn: Connection, version_table: str) -> None:
+        """Allow one migration at a time, until the transaction ends. What follows sees what the one before has committed.
+
+        Raises IsolationError if that is impossible because the transaction has an older snapshot.
+        """
 
     @abstractmethod
     def now(self) -> ColumnElement[object]:

@@ -12,7 +12,7 @@ import sys
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, TypeAlias, TypeVar, cast
 
-from sqlmq.errors import InvalidGroupError, InvalidPartitionError, InvalidTopicError
+from sqlmq.errors import InvalidGroupError, InvalidPartitionError, InvalidTopicError, InvalidURLError
 from sqlmq.model.partitioner import PARTITIONERS
 
 if TYPE_CHECKING:
@@ -26,6 +26,8 @@ Due: TypeAlias = float | datetime
 MAX_PARTITIONS = 10_000
 """Every membership decision reads one claim for each partition, so their number has a limit."""
 
+_NAME_BYTES = 63
+"""https://www.postgresql.org/docs/current/limits.html"""
 _MEMBER_NAME_LENGTH = 200
 _ENDLESS_SECONDS = 1e9
 _MOST_DELAY_SECONDS = 9.5e9
@@ -186,6 +188,13 @@ def check_schema(name: object) -> str | None:
         message = "schema must not have a NUL character."
         raise ValueError(message)
     return cast("str | None", name)
+
+
+def check_postgresql_name(name: str) -> None:
+    """Raise InvalidURLError if Postgres would cut off the end of *name*, so that it is another one's name, too."""
+    if len(name.encode()) > _NAME_BYTES:
+        message = f"The name of the schema is too long: {name!r}. Postgres keeps {_NAME_BYTES} bytes of a name."
+        raise InvalidURLError(message)
 
 
 def check_key(key: object) -> bytes | None:

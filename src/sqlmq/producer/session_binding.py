@@ -87,6 +87,8 @@ def check_database(conn: Connection, database: Database) -> None:
             "Use a file for the database."
         )
         raise SessionError(message)
+    if conn.dialect.name == dialect.name:
+        dialect.check_session(conn)
     if conn.dialect.name != dialect.name or not _is_same_database(conn, database):
         message = (
             f"The session is on another database than the MQ ({database.where}), or finds other tables there, so the "

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sqlalchemy import (
     BigInteger,
+    Numeric,
     and_,
     bindparam,
     case,
@@ -21,7 +22,7 @@ from sqlalchemy import (
     delete,
     func,
     insert,
-    literal,
+    literal_column,
     null,
     nulls_first,
     or_,
@@ -394,8 +395,8 @@ def _free_seconds(dialect: Dialect) -> ColumnElement[float]:
     """How long a claim has had no live owner, for claims joined to their members; 0 while it has one."""
     c, m = dialect.tables.claim, dialect.tables.member
     return case(
-        (_has_live_member(dialect), literal(0.0)),
-        (m.c.id.is_not(None), dialect.age_seconds(m.c.heartbeat_at) - m.c.lease_seconds),
+        (_has_live_member(dialect), literal_column("0")),
+        (m.c.id.is_not(None), dialect.age_seconds(m.c.heartbeat_at) - cast(m.c.lease_seconds, Numeric)),
         else_=dialect.age_seconds(c.c.changed_at),
     )
 

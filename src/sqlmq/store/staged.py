@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sqlalchemy import (
     ColumnElement,
-    Float,
+    Numeric,
     Text,
     and_,
     case,
@@ -23,11 +23,12 @@ from sqlalchemy import (
     null,
     select,
     true,
+    type_coerce,
     union_all,
 )
 
 from sqlmq.model.message import RecordBatch, moment_at
-from sqlmq.schema import Json
+from sqlmq.schema import Json, Number
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Sequence
@@ -102,7 +103,7 @@ def find_due(conn: Connection, dialect: Dialect, at_most: int, passing_over: Col
     now_value = select(now.c.now).scalar_subquery()
     is_wanted = s.c.partition_id.not_in(passing_over) if passing_over else true()
     due = (
-        select(s.c.partition_id, cast(null(), Float).label("seconds"))
+        select(s.c.partition_id, cast(null(), Numeric(asdecimal=False)).label("seconds"))
         .where(s.c.deliver_at <= now_value, is_wanted)
         .order_by(s.c.deliver_at)
         .limit(at_most)
@@ -237,8 +238,9 @@ def overdue(conn: Connection, dialect: Dialect, at_most: int) -> Sequence[Row[An
         .limit(at_most)
         .subquery("due")
     )
+    longest = type_coerce(func.max(due.c.seconds), Number)
     return conn.execute(
-        select(t.c.name, func.count().label("messages"), func.max(due.c.seconds).label("seconds"))
+        select(t.c.name, func.count().label("messages"), longest.label("seconds"))
         .select_from(due.join(p, p.c.id == due.c.partition_id).join(t, t.c.id == p.c.topic_id))
         .group_by(t.c.name)
         .order_by(t.c.name)

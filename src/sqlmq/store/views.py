@@ -6,10 +6,13 @@ from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import column, select, table
 
-if TYPE_CHECKING:
-    from collections.abc import Sequence
+from sqlmq.schema import Moment, Number
 
-    from sqlalchemy import Connection, Row
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from sqlalchemy import ColumnClause, Connection, Row
+    from sqlalchemy.types import TypeEngine
 
     from sqlmq.dialects import Dialect
 
@@ -25,6 +28,16 @@ _LAG = (
     "waiting",
     "dead",
 )
+_TYPES: dict[str, TypeEngine[Any]] = {
+    "committed_at": Moment,
+    "newest_at": Moment,
+    "joined_at": Moment,
+    "lag_seconds": Number,
+    "messages_per_second": Number,
+    "heartbeat_seconds": Number,
+    "heartbeat_ahead_seconds": Number,
+    "lease_seconds": Number,
+}
 _PARTITIONS = ("partition", "start_offset", "end_offset", "messages_per_second", "estimated_bytes", "newest_at")
 _MEMBERS = (
     "member",
@@ -40,7 +53,7 @@ _MEMBERS = (
 
 def lag(conn: Connection, dialect: Dialect, topic: str | None, group: str | None) -> Sequence[Row[Any]]:
     """Return the lag of groups in each partition, in order of topic, group and partition, by one statement."""
-    seen = table("sqlmq_lag", *map(column, _LAG), schema=dialect.schema)
+    seen = table("sqlmq_lag", *_columns(_LAG), schema=dialect.schema)
     wanted = {"topic": topic, "group_name": group}
     return conn.execute(
         select(seen)
@@ -51,7 +64,7 @@ def lag(conn: Connection, dialect: Dialect, topic: str | None, group: str | None
 
 def partitions(conn: Connection, dialect: Dialect, topic: str) -> Sequence[Row[Any]]:
     """Return what each partition of *topic* holds, and how fast it grows, in order."""
-    seen = table("sqlmq_partition_stats", *map(column, ("topic", *_PARTITIONS)), schema=dialect.schema)
+    seen = table("sqlmq_partition_stats", *_columns(("topic", *_PARTITIONS)), schema=dialect.schema)
     return conn.execute(
         select(*(seen.c[name] for name in _PARTITIONS)).where(seen.c.topic == topic).order_by(seen.c.partition)
     ).all()
@@ -59,9 +72,13 @@ def partitions(conn: Connection, dialect: Dialect, topic: str) -> Sequence[Row[A
 
 def members(conn: Connection, dialect: Dialect, topic: str, group: str) -> Sequence[Row[Any]]:
     """Return the members of a group, in the order of joining. Some may have a row although their lease is over."""
-    seen = table("sqlmq_member_stats", *map(column, ("topic", "group_name", *_MEMBERS)), schema=dialect.schema)
+    seen = table("sqlmq_member_stats", *_columns(("topic", "group_name", *_MEMBERS)), schema=dialect.schema)
     return conn.execute(
         select(*(seen.c[name] for name in _MEMBERS))
         .where(seen.c.topic == topic, seen.c.group_name == group)
         .order_by(seen.c.joined_at, seen.c.member)
     ).all()
+
+
+def _columns(names: Sequence[str]) -> Iterator[ColumnClause[Any]]:
+    return (column(name, _TYPES.get(name)) for name in names)

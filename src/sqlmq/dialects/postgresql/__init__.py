@@ -6,7 +6,6 @@ read        the read of the log, in binary
 errors      SQLSTATEs, translated to errors of ours
 inspection  settings, sessions, locks and tables, as the server reports them
 listen      LISTEN and NOTIFY
-pooler      a pooler such as PgBouncer: detected, and nothing prepared
-socket      the socket of a connection: how long it has been silent; shutting it down
+session     one session: its conventions, its login, its socket, a pooler before it
 roles       which rights a monitor, a producer, a consumer and an admin need
 """

@@ -20,6 +20,7 @@ from psycopg.pq import Format
 from sqlalchemy.exc import DBAPIError
 
 from sqlmq.dialects.base import PartitionSlice, TopicGrownError
+from sqlmq.dialects.postgresql.session.conventions import cannot_encode, encoded
 from sqlmq.errors import UnknownTopicError
 from sqlmq.model.message import has_any
 
@@ -79,14 +80,16 @@ class AppendStatements:
 
     def append(self, conn: Connection, parts: Sequence[PartitionSlice], contents: RecordBatch) -> list[int]:
         """Append as ``Dialect.append``, on a connection of psycopg, which our own transactions have."""
-        return _with_cursor(conn, parts, contents, lambda cursor: self._run(cursor, parts, contents))
+        # One message is sent as text, which the driver encodes.
+        sent = contents if len(contents.values) == 1 else encoded(begun(conn), contents)
+        return _with_cursor(conn, parts, sent, lambda cursor: self._run(cursor, parts, sent))
 
     def append_to_any(
         self, conn: Connection, part: PartitionSlice, others: Sequence[int], contents: RecordBatch
     ) -> tuple[int, int]:
         """Append as ``Dialect.append_to_any``, if *contents* fit into arrays."""
         wanted = bigints((part.partition_id, *others))
-        columns = _array(_BYTEA, contents.values), _array(_TEXT, contents.headers)
+        columns = _array(_BYTEA, contents.values), _array(_TEXT, encoded(begun(conn), contents).headers)
         parameters = (wanted, *columns, part.topic_partitions)
         chosen, base = _with_cursor(
             conn, [part], contents, lambda cursor: _bases(_only(cursor.execute(self._append_to_any, parameters)))
@@ -170,6 +173,8 @@ def _with_cursor(
     except psycopg.Error as error:
         _raise_if_unknown(error, parts)
         raise
+    except UnicodeEncodeError as error:
+        raise cannot_encode(error) from None
     if sum(map(len, contents.values)) <= _KEPT_BYTES:
         info[_CURSOR] = cursor
     return result
@@ -183,6 +188,8 @@ def _executed(conn: Connection, statement: str, parameters: tuple[object, ...], 
         error.hide_parameters = True
         _raise_if_unknown(error.orig, parts)
         raise
+    except UnicodeEncodeError as error:
+        raise cannot_encode(error) from None
 
 
 def fits_arrays(contents: RecordBatch) -> bool:

@@ -7,16 +7,15 @@ messages on. Append, read, errors, listening and inspection have modules of thei
 from __future__ import annotations
 
 import contextlib
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import psycopg
 from sqlalchemy import (
     BigInteger,
     ColumnElement,
-    DateTime,
     Float,
     Interval,
+    Numeric,
     String,
     cast,
     create_engine,
@@ -27,6 +26,7 @@ from sqlalchemy import (
     select,
     text,
     true,
+    type_coerce,
 )
 from sqlalchemy.dialects import postgresql
 
@@ -40,12 +40,15 @@ from sqlmq.dialects.base import (
     PartitionSlice,
     Position,
 )
-from sqlmq.dialects.postgresql import errors, inspection, socket
+from sqlmq.dialects.postgresql import errors, inspection
 from sqlmq.dialects.postgresql import listen as postgresql_listen
 from sqlmq.dialects.postgresql.append import AppendStatements, array_cursor, begun, bigints, fits_arrays
-from sqlmq.dialects.postgresql.pooler import detect_pooler
 from sqlmq.dialects.postgresql.read import POSTGRES_EPOCH_US, ReadStatements
+from sqlmq.dialects.postgresql.session import conventions, socket
+from sqlmq.dialects.postgresql.session.pooler import detect_pooler
 from sqlmq.errors import InvalidURLError, IsolationError
+from sqlmq.model.validation import check_postgresql_name
+from sqlmq.schema import Moment, Number
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator, Sequence
@@ -82,6 +85,8 @@ class Postgresql(Dialect):
         if schema == "":
             message = "schema must be a name; leave it out for the connection's default schema."
             raise InvalidURLError(message)
+        if schema is not None:
+            check_postgresql_name(schema)
         prefix = f'"{schema.replace(chr(34), chr(34) * 2)}".' if schema else ""
         self._topic_table = f"{prefix}sqlmq_topic"
         self._appending = AppendStatements(prefix)
@@ -145,6 +150,9 @@ class Postgresql(Dialect):
         if engine.dialect.driver != "psycopg":
             raise InvalidURLError(_wrong_driver(engine.dialect.driver))
 
+    def check_session(self, conn: Connection) -> None:
+        conventions.check(conn)
+
     def for_transactions(self, engine: Engine) -> Engine:
         return engine.execution_options(isolation_level="READ COMMITTED")
 
@@ -203,30 +211,40 @@ class Postgresql(Dialect):
     def limit_lock_wait(self, conn: Connection, seconds: float) -> None:
         conn.exec_driver_sql(f"SET LOCAL lock_timeout = {int(seconds * 1000)}")
 
-    def lock_schema(self, conn: Connection) -> None:
+    def lock_schema(self, conn: Connection, version_table: str) -> None:
+        # Asked before the first statement, which would change the answer.
+        is_idle = conventions.is_idle(conn)
+        # SHOW and SET take no snapshot.
+        sees_newest = conn.exec_driver_sql("SHOW transaction_isolation").scalar_one() == "read committed"
+        if not sees_newest and is_idle:
+            conn.exec_driver_sql("SET TRANSACTION ISOLATION LEVEL READ COMMITTED")
+            sees_newest = True
         # The number is "sqlmq" in ASCII. The lock ends with the transaction, so it is safe behind a pooler.
         conn.exec_driver_sql("SELECT pg_advisory_xact_lock(495874403697)")
+        if not sees_newest:
+            conventions.check_snapshot(conn, self._topic_table.removesuffix("sqlmq_topic") + version_table)
 
     def now(self) -> ColumnElement[object]:
-        return func.clock_timestamp(type_=DateTime(timezone=True))
+        return func.clock_timestamp(type_=Moment)
 
     def began_at(self) -> ColumnElement[object]:
-        return func.transaction_timestamp(type_=DateTime(timezone=True))
+        return func.transaction_timestamp(type_=Moment)
 
     def seconds_from_now(self, seconds: float) -> ColumnElement[object]:
-        return self.now() + literal(seconds, Float) * literal_column("interval '1 second'", Interval)
+        later = func.clock_timestamp() + literal(seconds, Float) * literal_column("interval '1 second'", Interval)
+        return type_coerce(later, Moment)
 
     def moment(self, at: datetime) -> ColumnElement[object]:
-        return literal(at, DateTime(timezone=True))
+        return literal(at, Moment)
 
     def microseconds(self, moment: ColumnElement[object]) -> ColumnElement[int]:
         return cast(extract("epoch", moment) * literal_column("1000000"), BigInteger)
 
     def moment_of(self, stored: datetime) -> datetime:
-        return stored.astimezone(UTC)
+        return stored
 
     def moment_shown(self, shown: datetime | None) -> datetime | None:
-        return None if shown is None else shown.astimezone(UTC)
+        return shown
 
     def database_status(self, conn: Connection) -> DatabaseStatus:
         return inspection.database_status(conn, self._topic_table)
@@ -242,7 +260,9 @@ class Postgresql(Dialect):
         return literal_column(f"(uuid_hash_extended(gen_random_uuid(), 0) & {(1 << bits) - 1})", BigInteger)
 
     def age_seconds(self, moment: ColumnElement[object]) -> ColumnElement[float]:
-        return func.date_part("epoch", func.clock_timestamp() - moment, type_=Float)
+        # Numeric, because the text of a float depends on extra_float_digits.
+        seconds = cast(func.date_part("epoch", func.clock_timestamp() - moment), Numeric)
+        return type_coerce(seconds, Number)
 
     def insert_new(self, table: Table, unique: Sequence[str]) -> Insert:
         return postgresql.insert(table).on_conflict_do_nothing(index_elements=unique)
@@ -286,7 +306,8 @@ class Postgresql(Dialect):
     def identify(self, conn: Connection) -> tuple[object, ...]:
         # Includes the table: without a schema, the search path finds it, and that can differ inside one database.
         query = text(
-            "SELECT CAST(current_database() AS text), CAST(date_part('epoch', pg_postmaster_start_time()) AS text),"
+            "SELECT CAST(current_database() AS text),"
+            " CAST(CAST(date_part('epoch', pg_postmaster_start_time()) * 1000000 AS bigint) AS text),"
             " CAST(CAST(to_regclass(CAST(:topics AS text)) AS oid) AS text)"
         )
         return tuple(conn.execute(query, {"topics": self._topic_table}).one())
@@ -372,7 +393,8 @@ def _engine_options(url: URL) -> dict[str, Any]:
     }
     # A value in the user's URL wins over ours.
     asked_for = {name: url.query[name] for name in options if name in url.query}
-    return {"hide_parameters": True, "max_overflow": 15, "connect_args": options | asked_for}
+    connect_args = {**options, **asked_for, **conventions.SETTINGS}
+    return {"hide_parameters": True, "max_overflow": 15, "connect_args": connect_args}
 
 
 def _wrong_driver(driver: str) -> str:

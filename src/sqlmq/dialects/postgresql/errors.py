@@ -5,6 +5,7 @@ from __future__ import annotations
 import psycopg
 from sqlalchemy.exc import DBAPIError
 
+from sqlmq.dialects.postgresql.session.login import state_of_refusal
 from sqlmq.errors import (
     DatabaseBusyError,
     DatabaseDamagedError,
@@ -38,6 +39,7 @@ _STATES_OF_TEXTS = (
     ("idle-in-transaction timeout", "25P03"),
     ("due to transaction timeout", "25P04"),
 )
+_NO_DATABASE_TEXT = ('database "', "does not exist")
 
 _CUT_OFF = (DatabaseUnavailableError, "Is the server running, and reachable from here?")
 _TOO_LONG = "The transaction took too long, or was quiet for too long: nothing of it was written. See max_poll_seconds."
@@ -131,9 +133,12 @@ def _state(error: psycopg.Error) -> str:
     if error.sqlstate:
         return error.sqlstate
     said = str(error)
-    if 'database "' in said and "does not exist" in said:
+    if all(words in said for words in _NO_DATABASE_TEXT):
         return "3D000"
-    return next((state for words, state in _STATES_OF_TEXTS if words in said), "")
+    state = next((state for words, state in _STATES_OF_TEXTS if words in said), "")
+    if not state and (state := state_of_refusal(error)):
+        error.sqlstate = state
+    return state
 
 
 def _first_line(error: psycopg.Error) -> str:

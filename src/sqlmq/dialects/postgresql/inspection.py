@@ -11,7 +11,7 @@ from sqlmq.dialects.base import ClaimHolder
 from sqlmq.reports.doctor import DatabaseStatus, IdleSlot, OpenTransaction, TableHealth
 
 if TYPE_CHECKING:
-    from sqlalchemy import Connection
+    from sqlalchemy import Connection, TextClause
 
 _SETTINGS = text("""
     SELECT pg_is_in_recovery(), current_setting('default_transaction_read_only')::boolean,
@@ -22,9 +22,10 @@ _SETTINGS = text("""
         current_setting('max_connections')::integer, pg_backend_pid(), pg_has_role('pg_read_all_stats', 'USAGE')
 """)
 # Only members of pg_monitor see the state, and its time, of another user's session.
+# Seconds are numeric, because the text of a float depends on extra_float_digits.
 _TRANSACTIONS = text("""
     SELECT concat_ws(', ', 'process ' || pid, nullif(application_name, ''), state),
-        date_part('epoch', clock_timestamp() - xact_start)
+        CAST(date_part('epoch', clock_timestamp() - xact_start) AS numeric)
     FROM pg_stat_activity
     WHERE datname = current_database() AND xact_start IS NOT NULL AND pid <> pg_backend_pid()
         AND backend_type = 'client backend'
@@ -33,7 +34,7 @@ _TRANSACTIONS = text("""
 # Before Postgres 16, the oldest snapshot of the whole server decides whether an empty index page can be reused.
 _ELSEWHERE = text("""
     SELECT concat_ws(', ', 'process ' || pid || ' in database ' || datname, nullif(application_name, ''), state),
-        date_part('epoch', clock_timestamp() - xact_start)
+        CAST(date_part('epoch', clock_timestamp() - xact_start) AS numeric)
     FROM pg_stat_activity
     WHERE datname <> current_database() AND xact_start IS NOT NULL AND backend_type = 'client backend'
         AND (backend_xmin IS NOT NULL OR backend_xid IS NOT NULL)
@@ -47,10 +48,10 @@ _IDLE_SLOTS = text("""
     FROM pg_replication_slots WHERE NOT active AND restart_lsn IS NOT NULL ORDER BY slot_name
 """)
 _PREPARED = text("""
-    SELECT gid, date_part('epoch', clock_timestamp() - prepared) FROM pg_prepared_xacts
+    SELECT gid, CAST(date_part('epoch', clock_timestamp() - prepared) AS numeric) FROM pg_prepared_xacts
     WHERE database = current_database() ORDER BY prepared
 """)
-_TABLES = text(r"""
+_TABLES = text("""
     SELECT c.oid::regclass::text, coalesce(s.n_live_tup, 0), coalesce(s.n_dead_tup, 0),
         -- Options are kept as they were written: off, 0, no, f, ...
         current_setting('autovacuum')::boolean AND coalesce((
@@ -58,14 +59,14 @@ _TABLES = text(r"""
         ), true),
         age(c.relfrozenxid)
     FROM pg_class c LEFT JOIN pg_stat_all_tables s ON s.relid = c.oid
-    WHERE c.relkind = 'r' AND c.relname LIKE 'sqlmq\_%'
+    WHERE c.relkind = 'r' AND starts_with(c.relname, 'sqlmq_')
         AND c.relnamespace = (SELECT relnamespace FROM pg_class WHERE oid = to_regclass(:topic))
     ORDER BY c.relname
 """)
 # pg_locks has no row locks, but a transaction that took one has this lock on the table until it ends.
 _HOLDERS_SQL = text("""
     SELECT DISTINCT a.pid, coalesce(a.application_name, '') AS application, coalesce(a.state, '') AS state,
-        coalesce(date_part('epoch', clock_timestamp() - a.xact_start), 0) AS seconds
+        CAST(coalesce(date_part('epoch', clock_timestamp() - a.xact_start), 0) AS numeric) AS seconds
     FROM pg_locks l
     JOIN pg_stat_activity a ON a.pid = l.pid
     WHERE l.locktype = 'relation' AND l.mode = 'RowShareLock' AND l.granted
@@ -84,9 +85,9 @@ def database_status(conn: Connection, topic_table: str) -> DatabaseStatus:
         isolation=isolation,
         is_pooled=pid != _connected_pid(conn),
         off=tuple(off),
-        transactions=tuple(OpenTransaction(*row) for row in conn.execute(_TRANSACTIONS)),
-        prepared=tuple(OpenTransaction(*row) for row in conn.execute(_PREPARED)),
-        transactions_elsewhere=tuple(OpenTransaction(*row) for row in conn.execute(_ELSEWHERE)),
+        transactions=_open_transactions(conn, _TRANSACTIONS),
+        prepared=_open_transactions(conn, _PREPARED),
+        transactions_elsewhere=_open_transactions(conn, _ELSEWHERE),
         idle_slots=tuple(IdleSlot(*row) for row in conn.execute(_IDLE_SLOTS)),
         tables=tuple(TableHealth(*row) for row in conn.execute(_TABLES, {"topic": topic_table})),
         connections=(used, most),
@@ -105,7 +106,14 @@ def claim_holders(conn: Connection, claim_table: str) -> list[ClaimHolder]:
 
     Only members of ``pg_monitor`` see what another user's session does. Others see that it exists.
     """
-    return [ClaimHolder(*row) for row in conn.execute(_HOLDERS_SQL, {"claim": claim_table})]
+    return [
+        ClaimHolder(pid, application, state, float(seconds))
+        for pid, application, state, seconds in conn.execute(_HOLDERS_SQL, {"claim": claim_table})
+    ]
+
+
+def _open_transactions(conn: Connection, statement: TextClause) -> tuple[OpenTransaction, ...]:
+    return tuple(OpenTransaction(what, float(seconds)) for what, seconds in conn.execute(statement))
 
 
 def _connected_pid(conn: Connection) -> int:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from sqlalchemy import Connection, Engine
 
+_FIRST_WITH_IDLE_TIMEOUT = 140_000
 _CHANNEL = "'sqlmq_' || CAST(CAST(to_regclass(%s) AS oid) AS text)"
 
 
@@ -48,6 +49,9 @@ class PostgresListening(Listening):
             self._selector.register(self._wake_receiver, selectors.EVENT_READ)
             self._selector.register(self._connection.fileno(), selectors.EVENT_READ)
             with awaited(self._connection):
+                if self._connection.info.server_version >= _FIRST_WITH_IDLE_TIMEOUT:
+                    # It is idle by nature, and has no transaction.
+                    self._connection.execute(b"SET idle_session_timeout = 0")
                 row = self._connection.execute(f"SELECT {_CHANNEL}".encode(), (topic_table,)).fetchone()
                 self._connection.execute(f"LISTEN {row[0] if row else None}".encode())
         except BaseException:

@@ -179,7 +179,8 @@ class Sqlite(Dialect):
             raise
         return True
 
-    def lock_schema(self, conn: Connection) -> None:
+    def lock_schema(self, conn: Connection, version_table: str) -> None:
+        del version_table
         self.begin(conn)
 
     def now(self) -> ColumnElement[object]:
