@@ -182,6 +182,7 @@ def consuming(life: Life) -> None:
     """Read by lease, with a second consumer that gets a part of the partitions, until all is committed."""
     with life.open() as mq:
         _send(life, mq, 6)
+        mq._background.heartbeat._interval_seconds = 0.05
         first = mq.consumer(TOPIC, GROUP)
         _handle_some(life, first)
         second = mq.consumer(TOPIC, GROUP)
@@ -192,6 +193,8 @@ def consuming(life: Life) -> None:
             return mq.admin.describe_group(TOPIC, GROUP).lag == 0 and len(second.partitions) == 1
 
         until(is_done, "everything committed, and the partitions shared out")
+        state = QueueState(mq.engine, mq.schema)
+        until(lambda: state.count("SELECT count(*) FROM sqlmq_member WHERE heartbeat_at > joined_at"), "a heartbeat")
         if mq._background.notifier.reaches_other_processes:
             until(
                 lambda: not second.poll(1, timeout=0.1) and mq._background.listener.is_receiving, "a notice to oneself"

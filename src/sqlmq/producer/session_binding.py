@@ -87,9 +87,12 @@ def check_database(conn: Connection, database: Database) -> None:
             "Use a file for the database."
         )
         raise SessionError(message)
+    is_same = False
     if conn.dialect.name == dialect.name:
-        dialect.check_session(conn)
-    if conn.dialect.name != dialect.name or not _is_same_database(conn, database):
+        with database.translating():
+            dialect.check_session(conn)
+            is_same = _is_same_database(conn, database)
+    if not is_same:
         message = (
             f"The session is on another database than the MQ ({database.where}), or finds other tables there, so the "
             "message could not commit with it. If the session has several databases, give session= the Connection of "
