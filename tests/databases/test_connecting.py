@@ -15,7 +15,7 @@ from sqlalchemy.pool import NullPool
 
 from sqlmq import MQ, Message
 from sqlmq.dialects import dialect_named
-from sqlmq.dialects.postgresql import pooler
+from sqlmq.dialects.postgresql.session import pooler
 from sqlmq.errors import DatabaseDamagedError
 from tests.support.postgres_databases import APPLICATION_NAME
 
