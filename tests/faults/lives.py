@@ -194,7 +194,9 @@ def consuming(life: Life) -> None:
 
         until(is_done, "everything committed, and the partitions shared out")
         state = QueueState(mq.engine, mq.schema)
-        until(lambda: state.count("SELECT count(*) FROM sqlmq_member WHERE heartbeat_at > joined_at") > 0, "a heartbeat")
+        until(
+            lambda: state.count("SELECT count(*) FROM sqlmq_member WHERE heartbeat_at > joined_at") > 0, "a heartbeat"
+        )
         if mq._background.notifier.reaches_other_processes:
             until(
                 lambda: not second.poll(1, timeout=0.1) and mq._background.listener.is_receiving, "a notice to oneself"
