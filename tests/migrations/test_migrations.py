@@ -7,6 +7,7 @@ import shutil
 import sqlite3
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -536,7 +537,7 @@ def test_an_mq_on_sqlite_goes_on_with_tables_that_were_all_emptied(tmp_path: Pat
     url = f"sqlite:///{tmp_path / 'queue.db'}"
     with MQ(url) as mq:
         mq.create_topic("gone")
-    with sqlite3.connect(tmp_path / "queue.db") as connection:
+    with closing(sqlite3.connect(tmp_path / "queue.db")) as connection, connection:
         names = connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'").fetchall()
         for (name,) in names:
             connection.execute(f"DELETE FROM {name}")
