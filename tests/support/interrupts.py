@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
 _CHECKS = {"CALL", "CALL_FUNCTION_EX", "CALL_KW", "RESUME", "JUMP_BACKWARD"}
 """The instructions after which Python looks for signals."""
+_SWALLOWED_IN = {"__del__", "_forget_lock"}
+"""Finalizers and callbacks of weak references: Python only prints what is raised there, and the call goes on."""
 
 
 class Interrupter:
@@ -37,7 +39,8 @@ class Interrupter:
             return step
 
         def enter(frame: FrameType, kind: str, _argument: Any) -> Any:
-            if kind != "call" or not frame.f_code.co_filename.endswith(self._files):
+            code = frame.f_code
+            if kind != "call" or not code.co_filename.endswith(self._files) or code.co_name in _SWALLOWED_IN:
                 return None
             frame.f_trace_opcodes, frame.f_trace_lines = True, False
             return step
