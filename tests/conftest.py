@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 import pytest
+from hypothesis import HealthCheck, settings
 from sqlalchemy import Connection, Engine, create_engine, event, make_url
 
 from sqlmq import MQ
@@ -28,6 +29,10 @@ if TYPE_CHECKING:
 KINDS = ("sqlite", "postgres", "postgres-schema", "pgbouncer")
 SCHEMA = "mq_schema"
 SERVER = pytest.StashKey[TestPostgres]()
+
+# How long an example takes is a matter of the machine's load.
+settings.register_profile("any-load", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("any-load")
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     # A shell starts background jobs so, and programs inherit it: those that tests start could not be interrupted.

@@ -150,7 +150,9 @@ acts = st.lists(
 
 @pytest.mark.slow
 @given(acts=acts)
-@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+)
 @BOTH
 def test_whatever_is_done_each_message_waits_or_is_in_the_log_or_was_cancelled(
     mq: MQ, make_mq: MakeMQ, engine: Engine, database: DatabaseUnderTest, staged: Staged, acts: list[Act]

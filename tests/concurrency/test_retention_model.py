@@ -164,7 +164,9 @@ def read(topic: AgedTopic, model: Model, act: Read, name: str) -> None:
 @pytest.mark.slow
 @BOTH
 @given(todo=acts)
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+)
 def test_whatever_happens_what_remains_and_what_is_lost_is_as_in_the_model(
     mq: MQ, database: DatabaseUnderTest, todo: list[Act]
 ) -> None:

@@ -118,7 +118,9 @@ def test_a_forked_or_second_mq_on_the_same_engine_stores_for_itself(shop: Shop, 
 
 
 @given(tree=savepoint_trees)
-@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+)
 @BOTH
 def test_savepoints_decide_as_they_decide_for_rows(shop: Shop, database: DatabaseUnderTest, tree: list[Any]) -> None:
     with shop.engine.begin() as connection:

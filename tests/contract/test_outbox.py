@@ -385,7 +385,9 @@ def act(shop: Shop, session: Session | Connection, todo: Sequence[Any], name: st
 
 
 @pytest.mark.each_driver
-@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+)
 @given(transactions=st.lists(st.tuples(st.booleans(), savepoint_trees), min_size=1, max_size=3))
 def test_any_tree_of_savepoints_publishes_what_is_kept_of_it(
     nesting: Shop, nestable: Session | Connection, transactions: list[tuple[bool, list[Any]]]
