@@ -275,12 +275,15 @@ def test_a_producer_goes_on_when_the_default_isolation_is_raised(make_mq: MakeMQ
     with engine.begin() as connection:
         name = connection.execute(text("SELECT current_database()")).scalar_one()
         connection.exec_driver_sql(f"ALTER DATABASE {name} SET default_transaction_isolation = 'serializable'")
+    pool = mq.engine.pool
     mq.engine.dispose()
 
     producer.produce(Message(b"2"))
     producer.produce(Message(b"3"))
 
     assert mq.admin.describe_topic("orders").messages == 3
+    mq.close()
+    pool.dispose()  # what a background thread had taken before, it gave back to this one
 
 
 # Names.
