@@ -20,7 +20,16 @@ import sqlalchemy as sa
 from sqlmq.dialects import dialect_of
 from sqlmq.errors import SchemaError, SchemaMissingError, SchemaTooNewError, SchemaTooOldError
 from sqlmq.model.validation import check_postgresql_name
-from sqlmq.schema import PREFIX, REVISION, VERSION_TABLE, own_names, tables
+from sqlmq.schema import (
+    DETAILED_VIEWS,
+    PREFIX,
+    REVISION,
+    VERSION_TABLE,
+    VIEWS_WITHOUT_CONTENT,
+    own_names,
+    quoted,
+    tables,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -199,7 +208,7 @@ def _run_revisions(context: MigrationContext, schema: str | None) -> None:
 
 def _statements(file: str, schema: str | None) -> Iterator[sa.DDL]:
     """Yield the statements of a file in ``migrations/sql`` for the tables in *schema*."""
-    prefix = f"{_quoted(schema)}." if schema else ""
+    prefix = f"{quoted(schema)}." if schema else ""
     found = {"{home}": _literal(f"{prefix}sqlmq_topic"), "{schema}": prefix, "$sqlmq$": _dollar_quotes(prefix)}
     text = _FOLLOWING.sub(_following, (_directory() / "sql" / file).read_text(encoding="utf-8"))
     for statement in _STATEMENT.findall(text):
@@ -215,13 +224,9 @@ def _create_schema(schema: str) -> str:
     """
     quotes = _dollar_quotes(schema)
     return (
-        f"DO {quotes}\nBEGIN\n    IF to_regnamespace({_literal(_quoted(schema))}) IS NULL THEN\n"
-        f"        CREATE SCHEMA {_quoted(schema)};\n    END IF;\nEND\n{quotes};"
+        f"DO {quotes}\nBEGIN\n    IF to_regnamespace({_literal(quoted(schema))}) IS NULL THEN\n"
+        f"        CREATE SCHEMA {quoted(schema)};\n    END IF;\nEND\n{quotes};"
     )
-
-
-def _quoted(schema: str) -> str:
-    return '"{}"'.format(schema.replace('"', '""'))
 
 
 def _literal(text: str) -> str:
@@ -271,16 +276,7 @@ def _directory() -> Path:
     return in_wheel if in_wheel.is_dir() else in_checkout
 
 
-_VIEWS = (
-    "sqlmq_lag",
-    "sqlmq_partition_stats",
-    "sqlmq_topic_stats",
-    "sqlmq_member_stats",
-    "sqlmq_parked_message",
-    "sqlmq_blocked_key",
-    "sqlmq_dead_letter",
-    "sqlmq_partition_barrier",
-)
+_VIEWS = (*VIEWS_WITHOUT_CONTENT, *DETAILED_VIEWS)
 
 # Not from the text of `home`, which has more quotes under quote_all_identifiers.
 _SCHEMA_OF_HOME = (

@@ -62,8 +62,23 @@ VERSION_TABLE = "sqlmq_version"
 PREFIX = "sqlmq_"
 """The prefix of the names of all our tables."""
 
+VIEWS_WITHOUT_CONTENT = (
+    "sqlmq_lag",
+    "sqlmq_partition_stats",
+    "sqlmq_topic_stats",
+    "sqlmq_member_stats",
+    "sqlmq_partition_barrier",
+)
+"""Views without keys, error texts or any other part of a message."""
+DETAILED_VIEWS = ("sqlmq_parked_message", "sqlmq_dead_letter", "sqlmq_blocked_key")
+
 # SQLite generates a primary key only if its type is called INTEGER.
 Id = BigInteger().with_variant(Integer, "sqlite")
+
+
+def epoch_microseconds(moment: ColumnElement[Any]) -> ColumnElement[int]:
+    """Return the microseconds since 1970 of *moment* on Postgres."""
+    return cast(extract("epoch", moment) * literal_column("1000000"), BigInteger)
 
 
 class _Moment(TypeDecorator[datetime]):
@@ -73,8 +88,7 @@ class _Moment(TypeDecorator[datetime]):
     cache_ok = True
 
     def column_expression(self, column: ColumnElement[Any]) -> ColumnElement[Any]:
-        microseconds = cast(extract("epoch", column) * literal_column("1000000"), BigInteger)
-        return type_coerce(microseconds, self)
+        return type_coerce(epoch_microseconds(column), self)
 
     def process_result_value(self, value: int | None, dialect: object) -> datetime | None:
         del dialect
@@ -130,6 +144,11 @@ def with_own_names(engine: Engine) -> Engine:
     """Return *engine*, with the same pool, without its ``schema_translate_map``."""
     has_map = engine.get_execution_options().get(_TRANSLATION)
     return engine.execution_options(schema_translate_map=None) if has_map else engine
+
+
+def quoted(name: str) -> str:
+    """Return *name* as an identifier of SQL, in quotes."""
+    return '"' + name.replace('"', '""') + '"'
 
 
 class _DefaultByDialect(ColumnElement[object]):

@@ -22,6 +22,10 @@ async def send(mq: AsyncMQ, count: int) -> None:
     await (await mq.producer("orders")).produce_many([Message(b"%d" % number) for number in range(count)])
 
 
+async def raise_sigint(_message: Message) -> None:
+    signal.raise_signal(signal.SIGINT)
+
+
 @pytest.fixture
 def _signal_handlers() -> Iterator[None]:
     """The handlers before the test are those after it."""
@@ -89,10 +93,7 @@ async def test_a_signal_handler_of_the_event_loop_hears_the_signal_too(mq: Async
 async def test_ctrl_c_ends_a_run_of_the_main_task_with_its_summary(mq: AsyncMQ) -> None:
     await send(mq, 2)
 
-    async def handler(_message: Message) -> None:
-        signal.raise_signal(signal.SIGINT)
-
-    summary = await (await mq.consumer("orders", "billing")).run(handler, retry=SOON)
+    summary = await (await mq.consumer("orders", "billing")).run(raise_sigint, retry=SOON)
 
     assert summary.handled == 1
 
@@ -102,10 +103,7 @@ async def test_ctrl_c_ends_a_run_of_the_main_task_with_its_summary(mq: AsyncMQ) 
 async def test_ctrl_c_cancels_the_main_task_that_only_waits_beside_a_run(mq: AsyncMQ) -> None:
     await send(mq, 2)
 
-    async def handler(_message: Message) -> None:
-        signal.raise_signal(signal.SIGINT)
-
-    running = asyncio.create_task((await mq.consumer("orders", "billing")).run(handler, retry=SOON))
+    running = asyncio.create_task((await mq.consumer("orders", "billing")).run(raise_sigint, retry=SOON))
     with pytest.raises(asyncio.CancelledError):
         await asyncio.wait_for(asyncio.Event().wait(), PATIENCE_SECONDS)
     main = asyncio.current_task()

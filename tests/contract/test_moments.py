@@ -12,14 +12,14 @@ from sqlalchemy import text
 from sqlmq import Message, ReceivedMessage, Retention, Retry
 from sqlmq.operations.admin import reset
 from tests.support.handlers import Recorder, drain, numbered, parked_rows, send
-from tests.support.retention import DAY, AgedTopic
+from tests.support.retention import DAY, AgedTopic, aged_topic
 from tests.support.waiting import finish, receive, until, values
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Sequence
 
     from sqlmq import MQ, Consumer
-    from tests.conftest import DatabaseUnderTest, MakeMQ
+    from tests.conftest import MakeMQ
     from tests.support.application import Application
     from tests.support.queue_state import QueueState
 
@@ -275,11 +275,7 @@ def test_doctor_says_that_the_clock_was_set_back(make_mq: MakeMQ, queue_state: Q
 # --- Retention ---
 
 
-@pytest.fixture
-def topic(mq: MQ, database: DatabaseUnderTest) -> Iterator[AgedTopic]:
-    topic = AgedTopic(database, mq)
-    yield topic
-    topic.close()
+topic = pytest.fixture(aged_topic)
 
 
 def test_a_message_of_the_future_keeps_none_behind_it_that_is_too_old(topic: AgedTopic) -> None:

@@ -13,7 +13,7 @@ from sqlmq import EvictedError, Message, ReceivedMessage, Retention, UnknownTopi
 from sqlmq.errors import MQClosedError, OffsetGapError
 from sqlmq.operations import retention as operations_retention
 from tests.support.failing import AT_ONCE, MUCH_LATER, GroupRunner, Handler, produce
-from tests.support.retention import DAY, AgedTopic, take
+from tests.support.retention import DAY, AgedTopic, aged_topic, take
 from tests.support.waiting import at_once, until
 
 if TYPE_CHECKING:
@@ -25,11 +25,7 @@ if TYPE_CHECKING:
 WEEK = Retention(max_age_seconds=7 * DAY)
 
 
-@pytest.fixture
-def topic(database: DatabaseUnderTest, mq: MQ) -> Iterator[AgedTopic]:
-    topic = AgedTopic(database, mq)
-    yield topic
-    topic.close()
+topic = pytest.fixture(aged_topic)
 
 
 # --- Limits ---

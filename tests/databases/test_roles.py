@@ -11,8 +11,9 @@ from sqlalchemy.exc import ProgrammingError
 from sqlalchemy.orm import Session
 
 from sqlmq import MQ, Message, Retention, Retry
-from sqlmq.dialects.postgresql.roles import APPENDING, DETAILED_VIEWS, FUNCTIONS, ROLES, VIEWS_WITHOUT_CONTENT, grants
+from sqlmq.dialects.postgresql.roles import APPENDING, FUNCTIONS, ROLES, grants
 from sqlmq.errors import PermissionDeniedError
+from sqlmq.schema import DETAILED_VIEWS, VIEWS_WITHOUT_CONTENT
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

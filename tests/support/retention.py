@@ -11,12 +11,21 @@ from sqlmq.dialects import dialect_named
 from tests.support.queue_state import QueueState
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from sqlalchemy import ColumnElement
 
     from sqlmq import MQ, Consumer, Retention
     from tests.conftest import DatabaseUnderTest
 
 DAY = 86_400.0
+
+
+def aged_topic(database: DatabaseUnderTest, mq: MQ) -> Iterator[AgedTopic]:
+    """Yield a topic, and close it: the function of a fixture."""
+    topic = AgedTopic(database, mq)
+    yield topic
+    topic.close()
 
 
 class AgedTopic:

@@ -86,7 +86,7 @@ class AwaitingFinisher:
         self._caller = LoopCaller()
 
     def finish(self, result: object) -> None:
-        """Await *result* if it is awaitable. Raises what that raises, and TypeError for other work still to be done."""
+        """Await *result* if it is awaitable. Raises its error, and TypeError for other unfinished work."""
         if is_awaitable(result):
             error = self._caller.run(_error_of(result))
             if error is not None:

@@ -479,7 +479,7 @@ class ConsumerCore:
         self._members.recheck_group_soon(self.group_id, but=self)
 
     def _end_call(self) -> None:
-        """Do what could not be done under the lock: emit log records, and leave the group if the call was interrupted by a close."""
+        """Emit the log records that arose under the lock, and leave the group if a close has interrupted the call."""
         emit_held_records()
         if self._has_to_leave and not self._is_inside():
             self._has_to_leave = False

@@ -18,7 +18,7 @@ from sqlmq import migrate
 from sqlmq.database import fork_hooks, retrying
 from sqlmq.database.append_connection import AppendConnection
 from sqlmq.database.drain import DrainGate
-from sqlmq.database.engines import BesidePool, open_engine, provide_for_handlers
+from sqlmq.database.engines import BesidePool, keep_open, open_engine, provide_for_handlers
 from sqlmq.database.watchdog import Watchdog, gone
 from sqlmq.database.writer_lock import WriterLock
 from sqlmq.dialects import dialect_named, without_secrets
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from typing import Concatenate, ParamSpec, TypeAlias, TypeVar
 
-    from sqlalchemy import Connection, Pool
+    from sqlalchemy import Connection
 
     from sqlmq.dialects import Dialect, Listening
     from sqlmq.hooks.clock import Clock
@@ -103,6 +103,8 @@ class Database:
         self.schema = schema
         self.one_connection = isinstance(self.engine.pool, StaticPool)
         """Whether all threads share one connection, as a database in memory requires."""
+        self._takes_turns = self.one_connection or self.dialect.one_writer
+        """Whether one thread writes at a time."""
         self.where = without_secrets(self.engine.url)
         self.watchdog = Watchdog(self.dialect.connection_socket, self.where, response_timeout_seconds)
         self._translating = retrying.TranslateErrors(self.dialect, self.where, committing=False)
@@ -207,7 +209,7 @@ class Database:
         """
         self.prepare()
         with contextlib.ExitStack() as stack:
-            if self.one_connection or self.dialect.one_writer:
+            if self._takes_turns:
                 stack.enter_context(self._exclusive())
             stack.enter_context(self._drain_gate)
             me = threading.get_ident()
@@ -246,14 +248,14 @@ class Database:
 
     def check_may_write(self) -> None:
         """Raise SessionError if this thread, inside a block or interrupted while it writes, would wait for itself."""
-        if self.one_connection or self.dialect.one_writer:
+        if self._takes_turns:
             self.check_may_submit()
             if self._writer_lock.is_mine:
                 raise SessionError(_IN_WRITE)
 
     def check_may_submit(self) -> None:
         """Raise SessionError if this thread is inside a block, for whose end another thread would wait with its write."""
-        if (self.one_connection or self.dialect.one_writer) and self._is_in_block():
+        if self._takes_turns and self._is_in_block():
             raise SessionError(_IN_BLOCK)
 
     def check_outside_block(self, what: str) -> None:
@@ -330,7 +332,7 @@ class Database:
             return operation(conn, self.dialect, *args, **kwargs)
 
     def _write_once(self, mode: _Mode, operation: Operation[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        if not (self.one_connection or self.dialect.one_writer):
+        if not self._takes_turns:
             with LogHold():  # rows are locked
                 return self._transact(mode, operation, *args, **kwargs)
         # As `_exclusive`, which would take 1 us more of each message.
@@ -542,10 +544,8 @@ class Database:
             self._forked = True
             return
         self._forked = self._forked or was_used
-        # Keep the objects alive: closing the copy of a SQLite connection can damage the file.
-        # https://www.sqlite.org/howtocorrupt.html#_carrying_an_open_database_connection_across_a_fork_
         self._append_connection.leave_fork()
-        _ABANDONED.append(self.engine.pool)
+        keep_open(self.engine.pool)
         self.engine.dispose(close=False)
 
 
@@ -578,5 +578,3 @@ _STALLED = (
     f"Other threads have kept the database's only writer for {_TURN_SECONDS:.0f} seconds. One of them may be waiting in an event "
     "of the engine, or in a log handler."
 )
-
-_ABANDONED: list[Pool] = []

@@ -115,7 +115,7 @@ class BesidePool:
     def leave_fork(self) -> None:
         """Leave the parent's connection alone. Called in a forked child."""
         if self._made is not None:
-            _ABANDONED.append(self._made.pool)
+            keep_open(self._made.pool)
             self._made = None
 
 
@@ -143,5 +143,12 @@ class _BesideEngine(OptionEngine):
         return self._own_pool
 
 
+def keep_open(pool: Pool) -> None:
+    """Keep *pool*, which is the parent's, alive in a forked child: closing the copy of a SQLite connection can damage the file.
+
+    https://www.sqlite.org/howtocorrupt.html#_carrying_an_open_database_connection_across_a_fork_
+    """
+    _ABANDONED.append(pool)
+
+
 _ABANDONED: list[Pool] = []
-"""Pools of the parent, kept alive in a forked child: to close the copy of a SQLite connection can damage the file."""

@@ -1,7 +1,7 @@
 """Where the library meets its surroundings: the process, the log, tests and telemetry.
 
 clock         time, waits and random numbers: of the system, or of a test
-task_threads  threads for tasks, which need nobody to end them
+task_threads  threads for tasks; idle ones end by themselves
 failpoints    named places where a test can stop, fail or kill a program
 error_text    names and texts of exceptions that may have none
 log_events    the structured fields of log records

@@ -61,24 +61,14 @@ def observe_send(
     observer: Observer, topic: str, messages: Sequence[Message], send: Callable[[Sequence[Message]], list[Sent]]
 ) -> list[Sent]:
     """Send *messages* by *send*, wrapped by *observer*. Returns what *send* returned, or raises what it raised."""
-    call = _Call(send)
-    try:
-        observer.send(topic, messages, call)
-    except Exception as error:  # noqa: BLE001 - the observer's own, or what `send` raised
-        call.log_unless_own(error)
-    return call.outcome(messages)
+    return _observed(observer.send, topic, messages, send)
 
 
 def observe_submit(
     observer: Observer, topic: str, message: Message, submit: Callable[[Message], Future[ProducerResult]]
 ) -> Future[ProducerResult]:
     """Submit *message* by *submit*, wrapped by *observer*. Returns what *submit* returned, or raises what it raised."""
-    call = _Call(submit)
-    try:
-        observer.submit(topic, message, call)
-    except Exception as error:  # noqa: BLE001 - the observer's own, or what `submit` raised
-        call.log_unless_own(error)
-    return call.outcome(message)
+    return _observed(observer.submit, topic, message, submit)
 
 
 class ObservedHandling:
@@ -143,6 +133,20 @@ class _Call(Generic[Given, Result]):
         """Log *error* unless the function has raised it."""
         if error is not self._error:
             _log(error)
+
+
+def _observed(
+    observe: Callable[[str, Given, Callable[[Given], Result]], object],
+    topic: str,
+    given: Given,
+    function: Callable[[Given], Result],
+) -> Result:
+    call = _Call(function)
+    try:
+        observe(topic, given, call)
+    except Exception as error:  # noqa: BLE001 - the observer's own, or what *function* raised
+        call.log_unless_own(error)
+    return call.outcome(given)
 
 
 def _log(error: Exception) -> None:

@@ -84,7 +84,7 @@ class TaskThreads:
         threads = self._threads.copy() - {threading.current_thread()}
         for _ in range(len(self._threads)):
             self._tasks.put(None)
-        self._idle.clear()  # nobody may count on a thread that ends
+        self._idle.clear()  # a task must not be left to a thread that ends
         deadline = time.monotonic() + seconds
         for thread in threads:
             if thread.is_alive():

@@ -10,7 +10,7 @@ arises anywhere (docs/design/strange-code.md). So
 
 - the lead is a lock that knows its thread: whatever ends the leader, an interrupt included, gives it back;
 - a message stays in the queue until its outcome is known, so the next leader sees what an interrupted one has left;
-- who waits for a message looks for itself once a second: a wake-up may be lost, but not for long;
+- a caller that waits looks for itself once a second: a wake-up may be lost, but not for long;
 - callbacks and log records wait until the lead was given back, and futures are completed by a thread that may be missed.
 """
 
@@ -45,7 +45,7 @@ log = logging.getLogger("sqlmq.producer")
 MOST_TOGETHER = 1_000
 """How many messages go in one transaction at most, so that the first do not wait for a crowd behind them."""
 _LOOK_SECONDS = 1.0
-"""How often who waits looks for itself, in case that it was not woken."""
+"""How often a waiting caller looks for itself, in case it was not woken."""
 _CLOSE_SECONDS = 10.0
 """How long closing waits for a batch that does not end. The database has less time than that to respond."""
 _CALLBACK_SECONDS = 5.0
@@ -61,7 +61,7 @@ class Appends(Protocol):
 
     @property
     def batch_seconds(self) -> float:
-        """How long a batch may take at the very most: after that, who waits for it gives up."""
+        """How long a batch may take at the very most: after that, its callers give up."""
 
     def append_batch(self, routed: Sequence[RoutedMessage]) -> list[ProducerResult]:
         """Append *routed* in one transaction. Returns their places in the same order."""
@@ -93,7 +93,6 @@ class _WaitingCall:
     __slots__ = ("_asleep", "batch", "index", "is_withdrawn", "routed")
 
     has_future: ClassVar[bool] = False
-    has_no_message: ClassVar[bool] = False
     index: int
 
     def __init__(self, routed: RoutedMessage | None) -> None:
@@ -152,8 +151,6 @@ class _Flush(_WaitingCall):
 
     __slots__ = ("has_passed",)
 
-    has_no_message: ClassVar[bool] = True
-
     def __init__(self) -> None:
         super().__init__(None)
         self.has_passed = False
@@ -178,7 +175,6 @@ class _WaitingFuture:
 
     has_future: ClassVar[bool] = True
     is_withdrawn: ClassVar[bool] = False
-    has_no_message: ClassVar[bool] = False
     index: int
 
     def __init__(self, routed: RoutedMessage, future: _SubmittedFuture) -> None:
@@ -384,7 +380,7 @@ class Batcher:
         return self._lead._is_owned()  # type: ignore[attr-defined, no-any-return]  # noqa: SLF001 - see above
 
     def _is_first(self, waiting: _WaitingCall) -> bool:
-        """Whether nobody before *waiting* in the queue is about to lead. Others may have been left by an interrupt."""
+        """Whether no caller before *waiting* in the queue is about to lead. Others may have been left by an interrupt."""
         for index in range(len(self._waiting)):
             try:
                 one = self._waiting[index]
@@ -526,7 +522,7 @@ class Batcher:
     # The threads that send what was submitted, and call callbacks.
 
     def _has_sender(self) -> bool:
-        """Whether a thread will look at the queue before it ends. Who asks has queued its message before."""
+        """Whether a thread will look at the queue before it ends. The caller has queued its message before it asks."""
         sender = self._sender
         return sender is not None and not sender.is_away
 
@@ -565,7 +561,7 @@ class Batcher:
                             return
                         if self._callbacks or hold.has_records:
                             break
-                    # First this, then the last look: who has counted on this thread has queued a message before.
+                    # First this, then the last look: a caller that has counted on this thread has queued a message before.
                     sender.is_away = True
                 self._call_back()
                 if not self._waiting:
@@ -703,7 +699,7 @@ class Batcher:
 
 def _has_left(waiting: _WaitingCall | _WaitingFuture) -> bool:
     """Whether a message need not stay in the queue."""
-    return waiting.has_no_message or (waiting.is_withdrawn if waiting.batch is None else waiting.batch.is_over)
+    return waiting.routed is None or (waiting.is_withdrawn if waiting.batch is None else waiting.batch.is_over)
 
 
 def result_or_timeout(future: Future[ProducerResult], timeout: float | None) -> ProducerResult:

@@ -5,7 +5,7 @@ dispatcher   which message to handle next: a parked one that is due, else one fr
 attempts     one attempt: counted before it begins, its outcome recorded
 failures     what happens to a message whose attempt has failed
 executor     calls the handler, directly or in a transaction, and says how that ended
-results      what a handler returned: work that is still to be done fails the attempt
+results      what a handler returned: unfinished work fails the attempt
 parked_keys  the parked messages of one partition, by key
 config       the options of `run`
 signals      SIGINT and SIGTERM stop the run

@@ -58,7 +58,7 @@ class Succeeded:
 
 @dataclass(frozen=True, slots=True)
 class Failed:
-    """The handler has raised *error*, or returned work that is still to be done: the attempt counts."""
+    """The handler has raised *error*, or returned unfinished work: the attempt counts."""
 
     error: BaseException
 

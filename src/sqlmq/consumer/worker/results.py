@@ -1,4 +1,4 @@
-"""What a handler returned. Work that is still to be done fails the attempt, whatever the handler looks like.
+"""What a handler returned. Unfinished work fails the attempt, whatever the handler looks like.
 
 A decorator, a lambda or an object can hide that a handler is a coroutine function or a generator function. Calling it
 then does nothing, and its message must not count as handled.
@@ -24,14 +24,14 @@ class Finisher(Protocol):
     """Finishes what a handler returned."""
 
     def finish(self, result: object) -> None:
-        """Do what is still to be done for *result*, which is not None. Raises TypeError if that can't be done."""
+        """Finish the work of *result*, which is not None. Raises TypeError if that is impossible."""
 
     def cancel(self, worker: Receiver) -> None:
         """Cancel what *worker* waits for, if that is possible."""
 
 
 class ResultCheck:
-    """Refuses results with work that is still to be done, because nothing here does it."""
+    """Refuses results with unfinished work, because nothing here finishes it."""
 
     def __init__(
         self, advice: str = "use AsyncMQ, or `sqlmq run`, with a handler that is defined by `async def`"
@@ -39,7 +39,7 @@ class ResultCheck:
         self._advice = advice
 
     def finish(self, result: object) -> None:
-        """Raise TypeError for a *result* with work that is still to be done."""
+        """Raise TypeError for a *result* with unfinished work."""
         check_done(result, self._advice)
 
     def cancel(self, worker: Receiver) -> None:
@@ -55,7 +55,7 @@ def is_awaitable(result: object) -> bool:
 
 
 def check_done(result: object, advice: str) -> None:
-    """Raise TypeError for a *result* with work that is still to be done, with *advice* if it has to be awaited."""
+    """Raise TypeError for a *result* with unfinished work, with *advice* if it has to be awaited."""
     kind = type(result)
     if kind in _DONE:
         return
@@ -72,7 +72,7 @@ def check_done(result: object, advice: str) -> None:
     elif issubclass(kind, AsyncGenerator):
         message = "The handler returned an asynchronous generator, whose body has not run: a handler must not `yield`."
     elif issubclass(kind, Future):
-        message = "The handler returned a Future, whose work may not be done: wait for its result() in the handler."
+        message = "The handler returned a Future, whose work may be unfinished: wait for its result() in the handler."
     elif kind in (map, filter):
         message = f"The handler returned a {kind.__name__} object, which has called nothing yet: use a loop."
     else:

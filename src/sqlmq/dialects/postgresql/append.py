@@ -80,20 +80,19 @@ class AppendStatements:
 
     def append(self, conn: Connection, parts: Sequence[PartitionSlice], contents: RecordBatch) -> list[int]:
         """Append as ``Dialect.append``, on a connection of psycopg, which our own transactions have."""
-        # One message is sent as text, which the driver encodes.
-        sent = contents if len(contents.values) == 1 else encoded(begun(conn), contents)
-        return _with_cursor(conn, parts, sent, lambda cursor: self._run(cursor, parts, sent))
+        return _with_cursor(conn, parts, contents, lambda cursor: self._run(cursor, parts, contents))
 
     def append_to_any(
         self, conn: Connection, part: PartitionSlice, others: Sequence[int], contents: RecordBatch
     ) -> tuple[int, int]:
         """Append as ``Dialect.append_to_any``, if *contents* fit into arrays."""
         wanted = bigints((part.partition_id, *others))
-        columns = _array(_BYTEA, contents.values), _array(_TEXT, encoded(begun(conn), contents).headers)
-        parameters = (wanted, *columns, part.topic_partitions)
-        chosen, base = _with_cursor(
-            conn, [part], contents, lambda cursor: _bases(_only(cursor.execute(self._append_to_any, parameters)))
-        )
+
+        def run(cursor: psycopg.Cursor[Any]) -> list[int]:
+            columns = _array(_BYTEA, contents.values), _array(_TEXT, encoded(cursor.connection, contents).headers)
+            return _bases(_only(cursor.execute(self._append_to_any, (wanted, *columns, part.topic_partitions))))
+
+        chosen, base = _with_cursor(conn, [part], contents, run)
         return chosen, base
 
     def publish(self, conn: Connection, parts: Sequence[PartitionSlice], contents: RecordBatch) -> list[int] | None:
@@ -109,8 +108,9 @@ class AppendStatements:
         return [found[part.partition_id] for part in parts] if found else None
 
     def _run(self, cursor: psycopg.Cursor[Any], parts: Sequence[PartitionSlice], contents: RecordBatch) -> list[int]:
-        if len(contents.values) == 1:
+        if len(contents.values) == 1:  # sent as text, which the driver encodes
             return _base(_only(cursor.execute(self._append_one, _one(parts, contents))))
+        contents = encoded(cursor.connection, contents)
         ids = bigints([part.partition_id for part in parts])
         if fits_arrays(contents):
             return _bases(_only(cursor.execute(self._append, (ids, *_columns(parts, contents)))))

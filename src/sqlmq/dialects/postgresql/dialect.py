@@ -19,7 +19,6 @@ from sqlalchemy import (
     String,
     cast,
     create_engine,
-    extract,
     func,
     literal,
     literal_column,
@@ -48,7 +47,7 @@ from sqlmq.dialects.postgresql.session import conventions, socket
 from sqlmq.dialects.postgresql.session.pooler import detect_pooler
 from sqlmq.errors import InvalidURLError, IsolationError
 from sqlmq.model.validation import check_postgresql_name
-from sqlmq.schema import Moment, Number
+from sqlmq.schema import Moment, Number, epoch_microseconds, quoted
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator, Sequence
@@ -87,10 +86,10 @@ class Postgresql(Dialect):
             raise InvalidURLError(message)
         if schema is not None:
             check_postgresql_name(schema)
-        prefix = f'"{schema.replace(chr(34), chr(34) * 2)}".' if schema else ""
-        self._topic_table = f"{prefix}sqlmq_topic"
-        self._appending = AppendStatements(prefix)
-        prefix = prefix.replace("%", "%%")
+        self._prefix = f"{quoted(schema)}." if schema else ""
+        self._topic_table = f"{self._prefix}sqlmq_topic"
+        self._appending = AppendStatements(self._prefix)
+        prefix = self._prefix.replace("%", "%%")
         self._reading = ReadStatements(prefix)
         # If another member took the claim over while this statement waited for the lock, Postgres evaluates the
         # conditions again on the new row, and the claim is not ours.
@@ -222,7 +221,7 @@ class Postgresql(Dialect):
         # The number is "sqlmq" in ASCII. The lock ends with the transaction, so it is safe behind a pooler.
         conn.exec_driver_sql("SELECT pg_advisory_xact_lock(495874403697)")
         if not sees_newest:
-            conventions.check_snapshot(conn, self._topic_table.removesuffix("sqlmq_topic") + version_table)
+            conventions.check_snapshot(conn, f"{self._prefix}{version_table}")
 
     def now(self) -> ColumnElement[object]:
         return func.clock_timestamp(type_=Moment)
@@ -238,7 +237,7 @@ class Postgresql(Dialect):
         return literal(at, Moment)
 
     def microseconds(self, moment: ColumnElement[object]) -> ColumnElement[int]:
-        return cast(extract("epoch", moment) * literal_column("1000000"), BigInteger)
+        return epoch_microseconds(moment)
 
     def moment_of(self, stored: datetime) -> datetime:
         return stored
@@ -250,10 +249,10 @@ class Postgresql(Dialect):
         return inspection.database_status(conn, self._topic_table)
 
     def may_read(self, conn: Connection, table: str, column: str) -> bool:
-        return inspection.may_read(conn, self._topic_table.removesuffix("sqlmq_topic") + table, column)
+        return inspection.may_read(conn, f"{self._prefix}{table}", column)
 
     def claim_holders(self, conn: Connection) -> list[ClaimHolder]:
-        return inspection.claim_holders(conn, self._topic_table.removesuffix("topic") + "claim")
+        return inspection.claim_holders(conn, f"{self._prefix}sqlmq_claim")
 
     def random_bits(self, bits: int) -> ColumnElement[int]:
         # Not random(): an application or a test suite may have called setseed(), and the same numbers would come again.

@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TypeAlias
 
+from sqlmq.schema import DETAILED_VIEWS, VIEWS_WITHOUT_CONTENT, quoted
+
 Rights: TypeAlias = Mapping[str, str]
 """The privileges, as in GRANT, for each table or view."""
 
@@ -25,16 +27,6 @@ ALL_TABLES = (
     "sqlmq_parked",
     "sqlmq_eviction",
 )
-VIEWS_WITHOUT_CONTENT = (
-    "sqlmq_lag",
-    "sqlmq_partition_stats",
-    "sqlmq_topic_stats",
-    "sqlmq_member_stats",
-    "sqlmq_partition_barrier",
-)
-"""Views without keys, error texts or any other part of a message."""
-DETAILED_VIEWS = ("sqlmq_parked_message", "sqlmq_dead_letter", "sqlmq_blocked_key")
-
 FUNCTIONS = (
     "sqlmq_append(bigint[], integer[], bytea[], bytea[], text[], integer[], regclass)",
     "sqlmq_append_to_any(bigint[], bytea[], text[], integer, regclass)",
@@ -106,10 +98,10 @@ def grants(kind: str, role: str, *, schema: str | None = None) -> list[str]:
 
     They revoke what the role could do before, so they can run again, also after an upgrade.
     """
-    prefix = "" if schema is None else f"{_quoted(schema)}."
-    to = _quoted(role)
+    prefix = "" if schema is None else f"{quoted(schema)}."
+    to = quoted(role)
     everything = ", ".join(prefix + name for name in (*ALL_TABLES, *VIEWS_WITHOUT_CONTENT, *DETAILED_VIEWS))
-    statements = [] if schema is None else [f"GRANT USAGE ON SCHEMA {_quoted(schema)} TO {to}"]
+    statements = [] if schema is None else [f"GRANT USAGE ON SCHEMA {quoted(schema)} TO {to}"]
     statements.append(f"REVOKE ALL ON {everything} FROM {to}")
     functions = ", ".join(prefix + signature for signature in FUNCTIONS)
     statements.append(f"REVOKE ALL ON FUNCTION {functions} FROM {to}")
@@ -117,7 +109,3 @@ def grants(kind: str, role: str, *, schema: str | None = None) -> list[str]:
     if kind in APPENDING:
         statements.append(f"GRANT EXECUTE ON FUNCTION {functions} TO {to}")
     return statements
-
-
-def _quoted(name: str) -> str:
-    return '"' + name.replace('"', '""') + '"'
